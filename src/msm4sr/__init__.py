@@ -1,0 +1,1 @@
+"""msm4sr: pictures, texts and order, from a folder to recommendations."""

@@ -1,0 +1,1 @@
+"""Prepared folders, the splits and batches made of them, and a generated catalogue."""

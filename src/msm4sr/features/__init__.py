@@ -1,0 +1,1 @@
+"""Frozen encoders: what an item's texts and pictures look like as vectors, extracted once."""
