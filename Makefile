@@ -1,0 +1,49 @@
+# Everything a developer does here, by name. `make` alone prints this list.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint format test test-all clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python on PATH that runs and is new enough; the pinned versions were tested with 3.11.
+# (A name on PATH may be a shim that does not run.) Another one: make setup PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Two workers of one thread each: on few cores, threads of several workers only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## create .venv and install, once (again only when pyproject.toml or constraints.txt changed)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@[[ -n "$(PYTHON)" ]] || { echo "error: no Python 3.11 or newer (with venv) on PATH; name one: make setup PYTHON=..." >&2; exit 2; }
+	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## make a toy shop, train on it and write its report to demo/
+	$(BIN)/msm4sr demo --out demo
+
+lint: setup ## style, types and the rule of the arrows
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## let ruff repair what it can
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+test: lint ## lint, then all tests but the slow ones
+	$(PYTEST) -m 'not slow'
+
+test-all: lint ## lint, then all tests
+	$(PYTEST)
+
+clean: ## remove caches, built packages and the demo (.venv stays)
+	rm -rf demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
