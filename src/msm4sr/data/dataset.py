@@ -1,0 +1,234 @@
+"""From a prepared folder to integer histories, and their leave-one-out parts.
+
+The rules, each of them counted in `Dataset.dropped` where it drops something:
+
+1. An interaction with an item that `items.parquet` lacks is an error, or dropped (`unknown_items: drop`).
+2. A user's history is sorted by `timestamp` (else `position`); **ties keep the file's order**.
+3. **Duplicates**: rows with the same user, item and time are one event, the first is kept. The same item at
+   another time is a repeat and stays.
+4. k-core: users under `user_core` and items under `item_core` interactions (repeats count) leave, again and
+   again until all that remain satisfy both; such items leave the catalogue too.
+5. A user with fewer than 3 interactions cannot be split into training, validation and test, and leaves.
+   Where that takes an item under `item_core`, rule 4 is applied again.
+
+Last item = test, the one before = validation, the rest = training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
+from msm4sr.errors import InputError
+
+MIN_HISTORY = 3  # one item each to train on, to validate and to test
+
+Ints = npt.NDArray[Any]
+
+
+class DataSettings(BaseModel):
+    """How a prepared folder becomes a `Dataset`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user_core: int = Field(0, ge=0)
+    """Users with fewer interactions leave; 0 keeps all (that can be split)."""
+    item_core: int = Field(0, ge=0)
+    """Items with fewer interactions leave, the catalogue too; 0 keeps all, items nobody took included."""
+    unknown_items: Literal["error", "drop"] = "error"
+    """What an interaction with an item that the catalogue lacks is: an error, or dropped and counted."""
+
+
+DEFAULTS = DataSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Users, items and histories, numbered from 0; user u took `values[offsets[u]:offsets[u + 1]]`."""
+
+    folder: Path
+    user_ids: list[str]
+    """User u's name; users in order of first appearance in the file."""
+    item_ids: list[str]
+    """Item i's name, in row order of `items.parquet`; every item of the catalogue, taken or not."""
+    offsets: Ints
+    """int64 [users + 1]."""
+    values: Ints
+    """int32 [interactions], the items of user 0, of user 1, ..., oldest first."""
+    items: pl.DataFrame
+    """Row i describes item i: item_id, title, text, categories, image (see `read_items`)."""
+    dropped: dict[str, int]
+    """Reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0."""
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def n_interactions(self) -> int:
+        return len(self.values)
+
+    def history(self, user: int) -> Ints:
+        """User number `user`'s items, oldest first: int32 [length]."""
+        return Histories(self.values, self.offsets)[user]
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """Sequences of any lengths, oldest first: sequence u is `values[offsets[u]:offsets[u + 1]]`."""
+
+    values: Ints
+    """int32 [items of all sequences]."""
+    offsets: Ints
+    """int64 [sequences + 1]."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, user: int) -> Ints:
+        # IndexError past the end also lets `for history in histories` stop.
+        if not 0 <= user < len(self):
+            raise IndexError(f"sequence {user} of {len(self)}")
+        return self.values[self.offsets[user] : self.offsets[user + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What to rank: item `targets[u]` (int64 [users]) given `histories[u]`."""
+
+    histories: Histories
+    targets: Ints
+
+
+def load_dataset(folder: str | Path, settings: DataSettings = DEFAULTS) -> Dataset:
+    """Read a prepared folder by the rules of this module.
+
+    Raises InputError: everything that `read_interactions` and `read_items` raise, an item that the catalogue
+    lacks, nothing left after the filters.
+    """
+    folder = Path(folder)
+    log = read_interactions(folder)
+    items = read_items(folder)
+    dropped: Counter[str] = Counter()
+
+    item, known = _numbers(log["item_id"], items["item_id"])
+    if not known.all():
+        _unknown(folder, log, known, settings)
+        dropped["interactions: unknown items"] = int((~known).sum())
+    user_names = log["user_id"].unique(maintain_order=True)
+    user, _ = _numbers(log["user_id"], user_names)
+
+    events = pl.DataFrame({"user": user, "item": item, "order": log["order"]}).filter(pl.Series(known))
+    distinct = events.unique(maintain_order=True, keep="first")
+    dropped["interactions: exact duplicates"] = len(events) - len(distinct)
+    user, item, order = (distinct[name].to_numpy() for name in ("user", "item", "order"))
+    by_time = np.lexsort((order, user))  # stable: ties keep the file's order
+    user, item = user[by_time], item[by_time]
+
+    user, item, keep_user, keep_item = _filter(user, item, len(user_names), len(items), settings, dropped)
+    if not len(user):
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items() if count)
+        raise InputError(
+            f"{folder}: nothing left of {len(log)} interactions ({reasons}); a user needs at least "
+            f"{MIN_HISTORY}, and user_core is {settings.user_core}, item_core {settings.item_core}"
+        )
+    items = items.filter(pl.Series(keep_item))
+    lengths = np.bincount(user, minlength=len(user_names))[keep_user]
+    return Dataset(
+        folder=folder,
+        user_ids=user_names.filter(pl.Series(keep_user)).to_list(),
+        item_ids=items["item_id"].to_list(),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        values=(np.cumsum(keep_item) - 1)[item].astype(np.int32),
+        items=items,
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def training_histories(dataset: Dataset) -> Histories:
+    """Each user's items but the last two."""
+    return _without_last(dataset, 2)
+
+
+def validation_targets(dataset: Dataset) -> Targets:
+    """Each user's second last item, to be ranked given all before it."""
+    return Targets(_without_last(dataset, 2), dataset.values[dataset.offsets[1:] - 2].astype(np.int64))
+
+
+def test_targets(dataset: Dataset) -> Targets:
+    """Each user's last item, to be ranked given all before it (training and validation part)."""
+    return Targets(_without_last(dataset, 1), dataset.values[dataset.offsets[1:] - 1].astype(np.int64))
+
+
+# The name starts with `test_`; pytest must not collect it where a test module imports it.
+test_targets.__test__ = False  # type: ignore[attr-defined]
+
+
+def _without_last(dataset: Dataset, count: int) -> Histories:
+    """Every history without its last `count` items (every history is longer than that)."""
+    kept = np.ones(len(dataset.values), dtype=bool)
+    for back in range(1, count + 1):
+        kept[dataset.offsets[1:] - back] = False
+    return Histories(dataset.values[kept], dataset.offsets - count * np.arange(len(dataset.offsets)))
+
+
+def _numbers(names: pl.Series, index: pl.Series) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """The place of each name in `index` (int64, 0 where it has none), and whether it has one."""
+    places = pl.DataFrame({"name": index, "place": np.arange(len(index))})
+    found = pl.DataFrame({"name": names}).join(places, on="name", how="left", maintain_order="left")["place"]
+    return found.fill_null(0).to_numpy(), found.is_not_null().to_numpy()
+
+
+def _unknown(folder: Path, log: pl.DataFrame, known: npt.NDArray[np.bool_], settings: DataSettings) -> None:
+    if settings.unknown_items == "error":
+        row = int(np.argmin(known))
+        raise InputError(
+            f"{folder / INTERACTIONS}: column 'item_id', row {row + 1}: item {log['item_id'][row]!r} "
+            f"is not in {ITEMS} ({int((~known).sum())} such rows); add the item, or set unknown_items: drop"
+        )
+
+
+def _filter(
+    user: Ints, item: Ints, n_users: int, n_items: int, settings: DataSettings, dropped: Counter[str]
+) -> tuple[Ints, Ints, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Rules 4 and 5, until nothing more falls out: remaining events, and who remains of users and items."""
+    keep_user = np.ones(n_users, dtype=bool)
+    keep_item = np.ones(n_items, dtype=bool)
+
+    def drop(users: npt.NDArray[np.bool_], items: npt.NDArray[np.bool_], reason: str) -> bool:
+        """Take these users and items out, with their interactions; False when there were none."""
+        nonlocal user, item
+        users, items = users & keep_user, items & keep_item
+        if not (users.any() or items.any()):
+            return False
+        keep_user[users], keep_item[items] = False, False
+        gone = users[user] | items[item]
+        user, item = user[~gone], item[~gone]
+        dropped[f"users: {reason}"] += int(users.sum())
+        dropped[f"items: {reason}"] += int(items.sum())
+        dropped[f"interactions: {reason}"] += int(gone.sum())
+        return True
+
+    changed = True
+    while changed:
+        while drop(
+            np.bincount(user, minlength=n_users) < settings.user_core,
+            np.bincount(item, minlength=n_items) < settings.item_core,
+            "k-core",
+        ):
+            pass
+        short = np.bincount(user, minlength=n_users) < MIN_HISTORY
+        changed = drop(short, np.zeros(n_items, dtype=bool), f"fewer than {MIN_HISTORY} interactions")
+    return user, item, keep_user, keep_item

@@ -1,0 +1,221 @@
+"""The prepared folder: which columns it has, and what is said when they are wrong.
+
+    folder/
+      interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32
+      items.parquet          item_id str, title str?, text str?, categories list[str]?,
+                             image str? or list[str]?
+      images/                whatever `image` points at, relative to the folder
+
+Both readers keep the file's row order and never repair: a wrong value is an `InputError` that names the
+file, the column and the row (counted from 1). Two things are taken as they come: IDs that are integers
+become strings, and an empty string or list in `title`, `text`, `categories` or `image` means "none", null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import polars as pl
+
+from msm4sr.errors import InputError
+
+INTERACTIONS = "interactions.parquet"
+ITEMS = "items.parquet"
+ITEM_COLUMNS: dict[str, pl.DataType] = {
+    "item_id": pl.String(),
+    "title": pl.String(),
+    "text": pl.String(),
+    "categories": pl.List(pl.String()),
+    "image": pl.List(pl.String()),
+}
+ORDER_COLUMNS = {"timestamp": "int64, seconds since 1970", "position": "int32, 0, 1, 2 ... within the user"}
+
+
+def read_interactions(folder: Path) -> pl.DataFrame:
+    """The log: `user_id` str, `item_id` str, `order` int64, one row per row of the file, in file order.
+
+    `order` is `timestamp` where the file has that column, else `position`. Other columns are dropped.
+
+    Raises InputError: folder or file missing, not a parquet file, no rows, column missing, wrong type, null
+    or empty ID, null or negative order.
+    """
+    path = _existing(folder, INTERACTIONS)
+    schema = _schema(path)
+    for column in ("user_id", "item_id"):
+        if column not in schema:
+            raise missing_column(path, column, schema)
+    order = next((column for column in ORDER_COLUMNS if column in schema), None)
+    if order is None:
+        raise InputError(
+            f"{path}: no column 'timestamp' (seconds) nor 'position' (place within the user); "
+            f"the file has: {', '.join(schema)}"
+        )
+    frame = _read(path, ["user_id", "item_id", order])
+    if frame.is_empty():
+        raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
+    return pl.DataFrame(
+        [
+            _ids(frame["user_id"], path),
+            _ids(frame["item_id"], path),
+            _order(frame[order], path).rename("order"),
+        ]
+    )
+
+
+def read_items(folder: Path) -> pl.DataFrame:
+    """The catalogue in file order: `item_id`, `title`, `text` (str), `categories`, `image` (list[str]).
+
+    Every column is there, null where nothing is known or the file lacks it. A single image becomes a list
+    of one; paths stay as written, relative to the folder. Without an `items.parquet` (a data set of IDs only)
+    the items are those of the log, by first appearance, with nothing known about them.
+
+    Raises InputError: folder missing, not a parquet file, no rows, `item_id` missing, wrong type, null,
+    empty or repeated `item_id`.
+    """
+    if folder.is_dir() and not (folder / ITEMS).exists():
+        ids = read_interactions(folder)["item_id"].unique(maintain_order=True)
+        return _complete(pl.DataFrame([ids]))
+    path = _existing(folder, ITEMS)
+    schema = _schema(path)
+    if "item_id" not in schema:
+        raise missing_column(path, "item_id", schema)
+    frame = _read(path, [column for column in ITEM_COLUMNS if column in schema])
+    if frame.is_empty():
+        raise InputError(f"{path}: no rows; leave the file out, and the log's items are the catalogue")
+    ids = _ids(frame["item_id"], path)
+    _check_unique(ids, path)
+    content = [_content(frame[column], path) for column in frame.columns if column != "item_id"]
+    return _complete(pl.DataFrame([ids, *content]))
+
+
+def missing_column(path: Path, column: str, existing: Iterable[str]) -> InputError:
+    """The error for a column that is not there: names the file, what it has, and the nearest name."""
+    names = list(existing)
+    lower = {name.lower(): name for name in names}
+    near = get_close_matches(column.lower(), list(lower), n=1)
+    hint = f"; did you mean '{lower[near[0]]}'?" if near else ""
+    return InputError(f"{path}: no column '{column}'; the file has: {', '.join(names)}{hint}")
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; a prepared folder holds {INTERACTIONS} and {ITEMS}")
+    path = folder / name
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; a prepared folder holds {INTERACTIONS} and {ITEMS} "
+            "(`msm4sr prepare csv` makes one from CSV files)"
+        )
+    return path
+
+
+def _schema(path: Path) -> pl.Schema:
+    try:
+        return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path, columns: list[str]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False).select(columns)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"{path}: cannot be read as a parquet file ({first_line})")
+
+
+def _first_row(mask: pl.Series) -> int | None:
+    """0-based index of the first true value, or None."""
+    return mask.arg_max() if mask.any() else None
+
+
+def _ids(column: pl.Series, path: Path) -> pl.Series:
+    """The column as strings, after checking that no ID is null or empty."""
+    dtype = column.dtype
+    if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+        raise InputError(f"{path}: column '{column.name}' is {dtype}; an ID is a string (or an integer)")
+    row = _first_row(column.is_null())
+    if row is not None:
+        raise InputError(f"{path}: column '{column.name}', row {row + 1}: null; every row needs an ID")
+    ids = column.cast(pl.String)
+    row = _first_row(ids == "")
+    if row is not None:
+        raise InputError(f"{path}: column '{column.name}', row {row + 1}: empty; every row needs an ID")
+    return ids
+
+
+def _order(column: pl.Series, path: Path) -> pl.Series:
+    """The column as int64, after checking that it holds integers of 0 or more."""
+    name, dtype = column.name, column.dtype
+    if not (dtype.is_integer() or dtype == pl.Null):
+        why = _why_not_integers(column)
+        raise InputError(f"{path}: column '{name}' is {dtype}; it should be {ORDER_COLUMNS[name]}{why}")
+    integers = column.cast(pl.Int64, strict=False)  # null for an unsigned number beyond int64
+    row = _first_row(integers.is_null() | (integers < 0))
+    if row is not None:
+        found = "null" if column[row] is None else column[row]
+        raise InputError(
+            f"{path}: column '{name}', row {row + 1}: {found}; it should be 0 or more ({ORDER_COLUMNS[name]})"
+        )
+    return integers
+
+
+def _why_not_integers(column: pl.Series) -> str:
+    """For the message about a wrong type: the first row that is no integer, or that every row is one."""
+    if not (column.dtype.is_float() or column.dtype == pl.String):
+        return ""
+    numbers = column.cast(pl.Int64, strict=False)
+    failed = numbers.is_null()
+    if column.dtype.is_float():
+        failed |= column != numbers.cast(pl.Float64)
+    row = _first_row(failed)
+    if row is None:
+        return "; every row would convert, so cast the column and write the file again"
+    return f"; the first row that does not convert is row {row + 1}: {column[row]!r}"
+
+
+def _content(column: pl.Series, path: Path) -> pl.Series:
+    """The column in its type of `ITEM_COLUMNS`, with null for what is empty."""
+    name, dtype, wanted = column.name, column.dtype, ITEM_COLUMNS[column.name]
+    text = pl.String()
+    if dtype in (pl.Categorical, pl.Enum):
+        column, dtype = column.cast(text), text
+    if dtype == pl.Null:
+        return column.cast(wanted)
+    frame = pl.DataFrame([column])
+    if dtype == pl.String and wanted == text:
+        return frame.select(pl.when(pl.col(name) != "").then(pl.col(name)))[name]
+    if dtype == pl.String and name == "image":
+        return frame.select(pl.when(pl.col(name) != "").then(pl.concat_list(name)))[name]
+    if dtype in (pl.List(pl.String), pl.List(pl.Null)) and wanted == pl.List(pl.String):
+        named = pl.col(name).cast(wanted).list.eval(pl.element().filter(pl.element() != ""))
+        return frame.select(pl.when(named.list.len() > 0).then(named).alias(name))[name]
+    kinds = {"image": "a string or a list of strings", "categories": "a list of strings"}
+    kind = kinds.get(name, "a string")
+    raise InputError(f"{path}: column '{name}' is {dtype}; it should be {kind} (or null)")
+
+
+def _check_unique(ids: pl.Series, path: Path) -> None:
+    repeated = _first_row(~ids.is_first_distinct())
+    if repeated is not None:
+        first = _first_row(ids == ids[repeated])
+        assert first is not None
+        raise InputError(
+            f"{path}: column 'item_id', rows {first + 1} and {repeated + 1}: both are {ids[repeated]!r}; "
+            "an item has one row"
+        )
+
+
+def _complete(frame: pl.DataFrame) -> pl.DataFrame:
+    """All columns of `ITEM_COLUMNS` in their order, null where `frame` lacks them."""
+    return frame.select(
+        pl.col(name) if name in frame.columns else pl.lit(None, dtype).alias(name)
+        for name, dtype in ITEM_COLUMNS.items()
+    )
