@@ -22,7 +22,8 @@ setup: $(VENV)/.installed ## create .venv and install, once (again only when pyp
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@[[ -n "$(PYTHON)" ]] || { echo "error: no Python 3.11 or newer (with venv) on PATH; name one: make setup PYTHON=..." >&2; exit 2; }
 	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo 'installing into $(VENV): about 2 GB, some minutes'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup ## make a toy shop, train on it and write its report to demo/
