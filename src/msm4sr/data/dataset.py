@@ -47,9 +47,6 @@ class DataSettings(BaseModel):
     """What an interaction with an item that the catalogue lacks is: an error, or dropped and counted."""
 
 
-DEFAULTS = DataSettings()
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Users, items and histories, numbered from 0; user u took `values[offsets[u]:offsets[u + 1]]`."""
@@ -112,7 +109,7 @@ class Targets:
     targets: Ints
 
 
-def load_dataset(folder: str | Path, settings: DataSettings = DEFAULTS) -> Dataset:
+def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
     """Read a prepared folder by the rules of this module.
 
     Raises InputError: everything that `read_interactions` and `read_items` raise, an item that the catalogue
