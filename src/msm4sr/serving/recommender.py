@@ -1,0 +1,206 @@
+"""From a history to the next items: the ranking that the command line and the pages share."""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from msm4sr.data.dataset import Dataset
+from msm4sr.errors import InputError
+
+# difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
+CLOSE_CANDIDATES = 5_000
+
+
+class SequenceModel(Protocol):
+    """What a model must offer to be served: items and histories as vectors whose dot product is the score."""
+
+    @property
+    def max_history(self) -> int:
+        """The most items of a history that the model reads; older ones are cut off."""
+        ...
+
+    def encode_items(self) -> Tensor:
+        """All items, [N, D]."""
+        ...
+
+    def encode_histories(self, items: Tensor, encoded: Tensor) -> Tensor:
+        """Histories [B, L] (int64 item rows, right-padded) over encoded items [N, D] -> [B, L, D], causal."""
+        ...
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """What people see of the catalogue; row i of every list is item i of the model.
+
+    `images` holds each item's picture paths relative to `folder`. Leave both out where there are no pictures.
+    """
+
+    item_ids: list[str]
+    titles: list[str]
+    images: list[list[str]] | None = None
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.item_ids), len(self.titles), len(self.images or self.item_ids)}
+        if len(lengths) > 1:
+            raise ValueError("item_ids, titles and images must have one entry per item")
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> ItemTable:
+        """The items of a data set; an item without a title goes by its id."""
+        titles: list[str | None] = dataset.items["title"].to_list()
+        images: list[list[str] | None] = dataset.items["image"].to_list()
+        return cls(
+            item_ids=list(dataset.item_ids),
+            titles=[
+                title if title and title.strip() else item_id
+                for title, item_id in zip(titles, dataset.item_ids, strict=True)
+            ],
+            images=[[path for path in paths or [] if path] for paths in images],
+            folder=dataset.folder,
+        )
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """Item id -> row."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item: its row, its id and title, its score, and its rank from 1."""
+
+    item: int
+    item_id: str
+    title: str
+    score: float
+    rank: int
+
+
+def recommend(
+    model: SequenceModel,
+    items: ItemTable,
+    history: Sequence[str],
+    k: int = 10,
+    exclude_history: bool = True,
+    *,
+    encoded: Tensor | None = None,
+) -> list[Recommendation]:
+    """The `k` items with the highest scores after `history` (item ids, oldest first), best first.
+
+    The score is the dot product of the history's vector with the item's, equation (12). Equal scores rank by
+    item row. The model reads the last `max_history` items; `exclude_history` (default) keeps the whole
+    history out of the list, older items too. Fewer than `k` come back only where the catalogue has no more.
+    `encoded` is `model.encode_items()` if the caller already has it, so that many histories share it.
+
+    Raises InputError for an unknown item id (with the nearest ones), an empty history, k < 1, a model whose
+    items are not those of `items`, and scores that are not finite.
+    """
+    if k < 1:
+        raise InputError(f"k is {k}: ask for at least 1 recommendation")
+    rows = history_rows(items, history)
+    scores = score_items(model, rows, encoded)
+    if len(scores) != len(items):
+        raise InputError(
+            f"the model knows {len(scores)} items, the item table has {len(items)}: they are not of one run"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(
+            "the model's scores are not finite: its weights are damaged or its training diverged"
+        )
+
+    hidden = set(rows) if exclude_history else set()
+    order: list[int] = torch.sort(scores, descending=True, stable=True).indices[: k + len(hidden)].tolist()
+    best = [item for item in order if item not in hidden][:k]
+    return [
+        Recommendation(item, items.item_ids[item], items.titles[item], float(scores[item]), rank)
+        for rank, item in enumerate(best, start=1)
+    ]
+
+
+def score_items(model: SequenceModel, rows: Sequence[int], encoded: Tensor | None = None) -> Tensor:
+    """Every item's score [N], float32 on the CPU, after a history of item rows, oldest first."""
+    with torch.inference_mode(), _evaluating(model):
+        if encoded is None:
+            encoded = model.encode_items()  # [N, D]
+        batch = torch.tensor([rows[-model.max_history :]], dtype=torch.int64, device=encoded.device)  # [1, L]
+        vector = model.encode_histories(batch, encoded)[0, -1]  # [D]; nothing is padded: the last is real
+        return (encoded @ vector).float().cpu()
+
+
+def history_rows(items: ItemTable, history: Sequence[str]) -> list[int]:
+    """The rows of a history's item ids. Raises InputError for an empty history and for unknown ids."""
+    if not history:
+        raise InputError("the history is empty: give at least one item id")
+    unknown = [item_id for item_id in dict.fromkeys(history) if item_id not in items.rows]
+    if unknown:
+        raise InputError("\n".join(_unknown_item(items, item_id) for item_id in unknown))
+    return [items.rows[item_id] for item_id in history]
+
+
+def user_history(dataset: Dataset, user_id: str) -> list[str]:
+    """The item ids that a user took, oldest first. Raises InputError for an unknown user."""
+    try:
+        user = dataset.user_ids.index(user_id)
+    except ValueError:
+        near = _nearest(user_id, dataset.user_ids)
+        hint = (
+            f"did you mean {', '.join(map(repr, near))}?"
+            if near
+            else f"ids look like {dataset.user_ids[0]!r}"
+        )
+        where = f"the {dataset.n_users} users of {dataset.folder}"
+        raise InputError(f"no user {user_id!r} among {where}: {hint}") from None
+    return [dataset.item_ids[item] for item in dataset.history(user)]
+
+
+def _unknown_item(items: ItemTable, item_id: str) -> str:
+    near = [items.rows[name] for name in _nearest(item_id, items.item_ids)]
+    # People type titles where ids are asked for: show which id such a title has.
+    wanted = set(_nearest(item_id, items.titles))
+    near += [row for row, title in enumerate(items.titles) if title in wanted][:3]
+    names = [
+        repr(name) if title == name else f"{name!r} ({title})"
+        for name, title in ((items.item_ids[row], items.titles[row]) for row in dict.fromkeys(near))
+    ]
+    hint = f"did you mean {', '.join(names)}?" if names else f"ids look like {items.item_ids[0]!r}"
+    return f"no item {item_id!r} in the catalogue of {len(items)}: {hint}"
+
+
+def _nearest(name: str, candidates: Sequence[str], n: int = 3) -> list[str]:
+    """The `n` candidates most like `name`, letter case aside; none where none is much like it."""
+    folded = name.casefold()
+    by_folded: dict[str, str] = {}
+    for candidate in candidates:
+        by_folded.setdefault(candidate.casefold(), candidate)
+    pool = list(by_folded)
+    if len(pool) > CLOSE_CANDIDATES:
+        letters = set(folded)
+        pool = heapq.nsmallest(CLOSE_CANDIDATES, pool, key=lambda other: len(letters ^ set(other)))
+    return [by_folded[near] for near in difflib.get_close_matches(folded, pool, n=n, cutoff=0.6)]
+
+
+@contextmanager
+def _evaluating(model: SequenceModel) -> Iterator[None]:
+    """Dropout off while recommending, and the model left as it was."""
+    if isinstance(model, nn.Module) and model.training:
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train()
+    else:
+        yield

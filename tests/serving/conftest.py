@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from msm4sr.serving.recommender import ItemTable
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> ItemTable:
+    """Six items; item 0 has a red picture, item 1 a broken file, item 2 a tall picture, the others none."""
+    Image.new("RGB", (64, 60), "red").save(tmp_path / "red.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture at all")
+    Image.new("RGB", (400, 900), "blue").save(tmp_path / "tall.png")
+    return ItemTable(
+        item_ids=["cup-1", "cup-2", "pot-1", "pan-1", "jar-1", "x"],
+        titles=["Red cup", "Blue cup", "Tea pot", "Frying pan", "<script>alert('jar')</script>", "x"],
+        images=[["red.png"], ["broken.jpg"], ["tall.png"], [], [], []],
+        folder=tmp_path,
+    )
