@@ -115,7 +115,7 @@ def _existing(folder: Path, name: str) -> Path:
 def _schema(path: Path) -> pl.Schema:
     try:
         return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _unreadable(path, error) from error
 
 
