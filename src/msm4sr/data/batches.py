@@ -1,0 +1,149 @@
+"""From ragged histories to batches of tensors. A batch is counted in pairs (prefix, next item), not in histories.
+
+A training history x_1 ... x_T has the pairs (x_1 ... x_p, x_{p+1}). With `pairs: all` one row of a batch is a window
+of the history, and every position in it is a pair: a causal Transformer encodes all prefixes in one pass. A history
+longer than `max_history` is cut into windows that do not overlap, at places drawn anew every epoch. With
+`pairs: last`, the paper's way, one row is one prefix (its latest `max_history` items) and only its end is a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msm4sr.data.dataset import Histories
+
+BUCKET = 64  # batches among which windows are sorted by length, so that a batch has little padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of history windows, padded on the right with item 0.
+
+    Attributes:
+        items: int64 [B, L].
+        targets: int64 [B, L], the item that followed each position in the full history.
+        mask: bool [B, L], True where (prefix up to here, target) is a pair of the loss.
+    """
+
+    items: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.items.to(device), self.targets.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of the flat array of items: inputs are values[start:start + length], targets one further."""
+
+    start: np.ndarray  # int64 [W]
+    length: np.ndarray  # int64 [W]
+
+
+def cut_windows(
+    histories: Histories, max_history: int, pairs: Literal["all", "last"], rng: np.random.Generator
+) -> Windows:
+    """The windows of one epoch. Every pair of every history is in exactly one of them."""
+    first = histories.offsets[:-1].astype(np.int64)
+    n_pairs = np.maximum(histories.offsets[1:] - first - 1, 0).astype(np.int64)  # [users]
+    if pairs == "last":
+        user = np.repeat(np.arange(len(first)), n_pairs)
+        end = np.arange(len(user)) - np.repeat(n_pairs.cumsum() - n_pairs, n_pairs) + 1  # prefix length
+        length = np.minimum(end, max_history)
+        return Windows(first[user] + end - length, length)
+    # where the first cut falls: anywhere in a long history; a history that fits into one window stays whole
+    head = np.where(n_pairs > max_history, rng.integers(1, max_history + 1, len(first)), n_pairs)
+    n_windows = np.where(n_pairs > 0, 1 + -(-(n_pairs - head) // max_history), 0)
+    user = np.repeat(np.arange(len(first)), n_windows)
+    nth = np.arange(len(user)) - np.repeat(n_windows.cumsum() - n_windows, n_windows)
+    begin = np.where(nth == 0, 0, head[user] + (nth - 1) * max_history)
+    end = np.minimum(head[user] + nth * max_history, n_pairs[user])
+    return Windows(first[user] + begin, end - begin)
+
+
+def epoch_batches(
+    histories: Histories,
+    *,
+    max_history: int,
+    batch_pairs: int,
+    pairs: Literal["all", "last"] = "all",
+    drop: float = 0.0,
+    rng: np.random.Generator,
+) -> Iterator[Batch]:
+    """All pairs of `histories` once, in random order, in batches of about `batch_pairs` pairs.
+
+    Args:
+        histories: the training parts.
+        max_history: the longest row.
+        batch_pairs: pairs in a batch; rows stay whole, so that a batch may have up to a row more or less.
+        pairs: `all` or `last`, see the module.
+        drop: sequence random drop (pre-training): each row draws a probability from U(0, drop), and loses each of
+            its items with it; at least one stays. A kept position's next item stays the one that followed it in
+            the full history.
+        rng: draws cuts, order and drops.
+    """
+    windows = cut_windows(histories, max_history, pairs, rng)
+    weight = windows.length if pairs == "all" else np.ones_like(windows.length)
+    for rows in _bucketed(windows.length, weight, batch_pairs, rng):
+        yield _batch(histories.values, windows.start[rows], windows.length[rows], pairs, drop, rng)
+
+
+def count_batches(histories: Histories, batch_pairs: int) -> int:
+    """About how many batches an epoch has."""
+    pairs = np.maximum(np.diff(histories.offsets) - 1, 0).sum()
+    return max(1, -(-int(pairs) // batch_pairs))
+
+
+def _bucketed(
+    length: np.ndarray, weight: np.ndarray, batch_pairs: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Rows of each batch: shuffled, sorted by length within stretches of BUCKET batches, cut, shuffled again."""
+    order = rng.permutation(len(length))
+    stretch = (weight[order].cumsum() - 1) // (BUCKET * batch_pairs)
+    order = order[np.lexsort((length[order], stretch))]
+    batch = (weight[order].cumsum() - 1) // batch_pairs
+    batches = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+    return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i])]
+
+
+def _batch(
+    values: np.ndarray,
+    start: np.ndarray,
+    length: np.ndarray,
+    pairs: Literal["all", "last"],
+    drop: float,
+    rng: np.random.Generator,
+) -> Batch:
+    slot = np.arange(length.max())
+    kept = slot < length[:, None]  # [B, L]
+    place = np.where(kept, start[:, None] + slot, start[:, None])
+    if drop > 0:
+        draw = rng.random(kept.shape)
+        stays = kept & (draw >= rng.uniform(0, drop, (len(length), 1)))
+        safe = np.where(kept, draw, -1).argmax(axis=1)  # the item that would be dropped last
+        stays[np.arange(len(length)), safe] = True
+        front = np.argsort(~stays, axis=1, kind="stable")  # kept items move to the front, in order
+        place, kept = np.take_along_axis(place, front, 1), np.take_along_axis(stays, front, 1)
+        width = kept.sum(axis=1).max()
+        place, kept, slot = place[:, :width], kept[:, :width], slot[:width]
+    mask = kept if pairs == "all" else slot == kept.sum(axis=1, keepdims=True) - 1
+    items = np.where(kept, values[place], 0).astype(np.int64)
+    targets = np.where(mask, values[place + 1], 0).astype(np.int64)
+    return Batch(torch.from_numpy(items), torch.from_numpy(targets), torch.from_numpy(mask))
+
+
+def pad_histories(histories: list[np.ndarray], max_history: int) -> tuple[Tensor, Tensor]:
+    """The latest `max_history` items of each: int64 [B, L], padded on the right with 0, and lengths [B]."""
+    latest = [h[-max_history:] for h in histories]
+    lengths = np.array([len(h) for h in latest], dtype=np.int64)
+    items = np.zeros((len(latest), max(1, lengths.max(initial=1))), dtype=np.int64)
+    for row, history in zip(items, latest, strict=True):
+        row[: len(history)] = history
+    return torch.from_numpy(items), torch.from_numpy(lengths)

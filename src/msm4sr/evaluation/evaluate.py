@@ -1,0 +1,45 @@
+"""A model's metrics on the validation or the test items of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from msm4sr.data.dataset import Dataset, test_targets, validation_targets
+from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.ranking import rank_targets
+
+
+class EvaluationSettings(BaseModel):
+    """The protocol, the same for every row of a comparison."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    exclude_history: bool = Field(False, description="never rank items that the user already took")
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    part: Literal["validation", "test"],
+    settings: EvaluationSettings = EvaluationSettings(),
+    on_progress: Callable[[int], object] = lambda users: None,
+) -> dict[str, float]:
+    """Recall, NDCG at 5, 10, 20, 50 and MRR, means over users, ranking all items.
+
+    Validation ranks each user's second-last item given the training part, test the last item given all before it.
+    """
+    targets = validation_targets(dataset) if part == "validation" else test_targets(dataset)
+    was_training = model.training
+    model.eval()
+    ranks = rank_targets(
+        model,  # type: ignore[arg-type]  # a module that has the methods of a SequenceModel
+        targets,
+        exclude_history=settings.exclude_history,
+        on_progress=on_progress,
+    )
+    model.train(was_training)
+    return mean_metrics(ranks)

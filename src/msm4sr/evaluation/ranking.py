@@ -1,0 +1,83 @@
+"""Full ranking: where each user's next item stands among all items of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from msm4sr.data.batches import pad_histories
+from msm4sr.data.dataset import Targets
+from msm4sr.models.base import SequenceModel
+
+SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32: scores of a chunk of users times all items
+TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
+
+
+@torch.inference_mode()
+def rank_targets(
+    model: SequenceModel,
+    targets: Targets,
+    *,
+    exclude_history: bool = False,
+    on_progress: Callable[[int], object] = lambda users: None,
+) -> npt.NDArray[np.float64]:
+    """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items: float64 [users].
+
+    Rank 1 is the best; items with the target's score rank at their mean. Users are taken in chunks, so that memory
+    grows with N alone, not with users times items.
+
+    Args:
+        model: put into evaluation mode by the caller.
+        targets: histories and what to rank.
+        exclude_history: rank the items of the history last. A target that is among them is then a miss.
+        on_progress: told how many users were ranked since the last call.
+
+    Raises:
+        FloatingPointError: the model gave a score that is no number.
+    """
+    catalogue = model.encode_items()
+    keys = model.scoring_vectors(catalogue)
+    ranks = np.empty(len(targets.targets), dtype=np.float64)
+    lengths = np.minimum(np.diff(targets.histories.offsets), model.max_history)
+    by_length = np.argsort(lengths, kind="stable")
+    users_at_once = max(1, min(SCORES_AT_ONCE // len(keys), TOKENS_AT_ONCE // max(1, int(lengths.max()))))
+    for start in range(0, len(by_length), users_at_once):
+        users = by_length[start : start + users_at_once]
+        histories = [targets.histories[int(u)] for u in users]
+        scores = score_histories(model, histories, catalogue, keys)
+        if exclude_history:
+            seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
+            row = torch.repeat_interleave(
+                torch.arange(len(users)), torch.tensor([len(history) for history in histories])
+            )
+            scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
+        ranks[users] = ranks_of(scores, torch.from_numpy(targets.targets[users]).to(scores.device)).cpu().numpy()
+        on_progress(len(users))
+    return ranks
+
+
+def score_histories(
+    model: SequenceModel, histories: list[npt.NDArray[np.int32]], catalogue: Tensor, keys: Tensor
+) -> Tensor:
+    """Every item's score for each history: float32 [len(histories), N]."""
+    items, length = pad_histories(histories, model.max_history)
+    prefixes = model.encode_histories(items.to(keys.device), catalogue)  # [B, L, Q]
+    last = prefixes[torch.arange(len(items), device=keys.device), (length - 1).to(keys.device)]
+    return (last @ keys.T).float()
+
+
+def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
+    """Rank of one item a row: scores [B, N], targets int64 [B] to float64 [B]; ties at their mean.
+
+    Raises FloatingPointError for a score that is no number, which would otherwise rank as the best.
+    """
+    if scores.isnan().any():
+        raise FloatingPointError("a score is not a number: the training has diverged; try a lower learning rate")
+    own = scores.gather(1, targets.unsqueeze(1))
+    better = (scores > own).sum(dim=1)
+    equal = (scores == own).sum(dim=1)  # itself included
+    return better.double() + (equal.double() + 1) / 2

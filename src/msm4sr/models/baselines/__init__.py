@@ -1,0 +1,1 @@
+"""The systems that the method is compared with: one file each."""

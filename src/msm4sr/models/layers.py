@@ -1,0 +1,204 @@
+"""The blocks of the sequence encoder, in the order in which data meets them (DESIGN section 2, M2SE).
+
+Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder width, K experts,
+D model width, B histories, L positions of a history.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ItemFeatures(nn.Module):
+    """What a frozen encoder said of every item in one modality: a ragged table, never trained.
+
+    Args:
+        vectors: float [R_all, D_in], the sentences (or images) of all items, item after item.
+        offsets: int64 [N_all + 1]; item i has rows `offsets[i]:offsets[i + 1]`. No row: the item lacks the modality.
+    """
+
+    vectors: Tensor
+    offsets: Tensor
+
+    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("offsets", offsets)
+
+    @property
+    def dim(self) -> int:
+        return self.vectors.shape[1]
+
+    def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The rows of `items` [N] (all when None): vectors [R, D_in] and how many belong to each item [N]."""
+        if items is None:
+            return self.vectors, self.offsets.diff()
+        first, lengths = self.offsets[items], self.offsets[items + 1] - self.offsets[items]
+        shift = first - (lengths.cumsum(0) - lengths)  # from the place in the result to the place in the table
+        rows = torch.repeat_interleave(shift, lengths) + torch.arange(int(lengths.sum()), device=first.device)
+        return self.vectors[rows], lengths
+
+
+class AttentionPooling(nn.Module):
+    """One vector for an item out of its sentences or images (equation 3).
+
+    alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j. The rows come ragged, so
+    that there is no padded slot which could receive a weight.
+
+    Args:
+        dim: width of the rows.
+        hidden: width between W1 and W2.
+        activation: `none` as the paper prints it, `relu` between the two maps as its code has it. With `none` the
+            two maps are one linear map, and are applied as one: x (W1 W2) costs a hidden-th of (x W1) W2.
+    """
+
+    def __init__(self, dim: int, hidden: int, activation: Literal["none", "relu"] = "none") -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden)  # W1, b1
+        self.outer = nn.Linear(hidden, 1)  # W2, b2
+        self.activation = activation
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Pool rows [R, D_in], `lengths` [N] (all >= 1) of them an item, into [N, D_in]."""
+        if self.activation == "relu":
+            scores = self.outer(self.inner(rows).relu()).squeeze(1)  # [R]
+        else:
+            weight = self.outer.weight @ self.inner.weight  # [1, D_in]
+            scores = F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)  # [R]
+        ends = lengths.cumsum(0)
+        item = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)  # [R]
+        slot = torch.arange(len(rows), device=rows.device) - (ends - lengths)[item]  # [R]
+        table = scores.new_full((len(lengths), int(lengths.max())), -torch.inf).index_put((item, slot), scores)
+        alpha = table.softmax(dim=1)[item, slot]  # [R]
+        return F.embedding_bag(
+            torch.arange(len(rows), device=rows.device),
+            rows,
+            ends - lengths,
+            mode="sum",
+            per_sample_weights=alpha.to(rows.dtype),
+        )
+
+
+class MixtureOfExperts(nn.Module):
+    """From the encoder's space into the model's (equations 4 and 5).
+
+    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). All experts are one product.
+    """
+
+    def __init__(self, dim_in: int, dim: int, experts: int, dropout: float) -> None:
+        super().__init__()
+        self.shape = (experts, dim)
+        self.weight = nn.Linear(dim_in, experts * dim, bias=False)  # W_1 ... W_K side by side
+        self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
+        self.scale = nn.Parameter(torch.ones(experts, dim))
+        self.shift = nn.Parameter(torch.zeros(experts, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[N, D_in] to [N, D]."""
+        experts = self.dropout(self.weight(pooled)).unflatten(1, self.shape)  # [N, K, D]
+        experts = F.layer_norm(experts, self.shape[1:]) * self.scale + self.shift
+        gates = self.gate(pooled).softmax(dim=1)  # [N, K]
+        return torch.einsum("nk,nkd->nd", gates, experts)
+
+
+class ItemEncoder(nn.Module):
+    """Attention pooling, then experts; an item without this modality has a learned stand-in."""
+
+    def __init__(
+        self, dim_in: int, dim: int, experts: int, dropout: float, activation: Literal["none", "relu"]
+    ) -> None:
+        super().__init__()
+        self.pooling = AttentionPooling(dim_in, dim, activation)
+        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout)
+        # as long as what it stands for: a mean of `experts` independent normalised vectors
+        self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Rows [R, D_in], `lengths` [N] of them an item (0: missing), to item vectors [N, D]."""
+        present = lengths.nonzero().squeeze(1)
+        stand_in = self.missing.expand(len(lengths), -1)
+        if len(present) == 0:
+            return stand_in
+        encoded = self.experts(self.pooling(rows, lengths[present]))
+        return stand_in.to(encoded.dtype).index_copy(0, present, encoded)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention in which a position sees itself and what came before it."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then a feed-forward net, each added to its input and normalised after."""
+
+    def __init__(self, dim: int, heads: int, inner_dim: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.attention = CausalAttention(dim, heads, attention_dropout)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, dim))
+        self.attention_norm = nn.LayerNorm(dim)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        x = self.attention_norm(x + self.dropout(self.attention(x)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class CausalTransformer(nn.Module):
+    """Position embedding and L layers; the output at a position is the encoding of the prefix that ends there.
+
+    Histories are padded on the right. A padded slot comes after every real one, so the causal mask alone keeps it
+    out of everything that is read.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layers: int,
+        heads: int,
+        inner_dim: int,
+        dropout: float,
+        attention_dropout: float,
+        max_history: int,
+    ) -> None:
+        super().__init__()
+        self.position = nn.Embedding(max_history, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, heads, inner_dim, dropout, attention_dropout) for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D]."""
+        x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), biases 0, as the method's code and SASRec's do. Apply with `model.apply(initialise)`."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

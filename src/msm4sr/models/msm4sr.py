@@ -1,0 +1,167 @@
+"""MSM4SR: multimodal pre-training for sequential recommendation (Zhang, Zhou, Zeng, Shen; arXiv 2303.11879).
+
+The model of both stages. In pre-training an item is what its texts and pictures say; fine-tuning adds an ID
+embedding. The objectives are in `msm4sr.objectives`, the stages in `msm4sr.training`.
+
+Shape letters: N items, M modalities, D width, B histories, L positions, P pairs (prefix, next item).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from msm4sr.errors import InputError
+from msm4sr.models.base import read_model, write_model
+from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, initialise
+
+
+class MSM4SRConfig(BaseModel):
+    """The settings of the model; defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["msm4sr"] = "msm4sr"
+    dim: int = Field(64, ge=1, description="width of item and history vectors")
+    layers: int = Field(2, ge=1, description="Transformer layers")
+    heads: int = Field(2, ge=1, description="attention heads; must divide dim")
+    inner_dim: int = Field(256, ge=1, description="width inside the feed-forward net")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout in experts and Transformer")
+    attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
+    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
+    experts: int = Field(8, ge=1, description="experts in the item encoder (equation 4)")
+    pooling_activation: Literal["none", "relu"] = Field(
+        "none", description="between W1 and W2 of equation 3: none as printed, relu as released"
+    )
+    temperature: float = Field(0.07, gt=0, description="tau of the contrastive losses and of cosine scoring")
+    similarity: Literal["dot", "cosine"] = Field("dot", description="of equation 12; cosine is divided by tau")
+    id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
+    score_with: tuple[str, ...] = Field(
+        (), description="modalities in equation 12; empty: all. (text,) is MSM4SR-T, (visual,) is MSM4SR-V"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads: {self.dim} is not a multiple of {self.heads}")
+        return self
+
+
+class MSM4SR(nn.Module):
+    """The method's model over a fixed catalogue.
+
+    Args:
+        config: its settings.
+        features: for each modality (text, visual, or any other name) the ragged rows of all items: vectors
+            float [R, D_in] and offsets int64 [N + 1].
+        n_items: N.
+
+    Raises:
+        InputError: no modality at all, features of another number of items, or `score_with` names a modality that
+            is not there.
+    """
+
+    def __init__(
+        self, config: MSM4SRConfig, features: Mapping[str, tuple[Tensor, Tensor]], n_items: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.max_history = config.max_history
+        self.modalities = tuple(features)
+        self.scored = tuple(a for a in self.modalities if a in config.score_with or not config.score_with)
+        if not features:
+            raise InputError("MSM4SR needs features of at least one modality: the catalogue has no text and no picture")
+        if unknown := set(config.score_with) - set(features):
+            raise InputError(f"model.score_with: no modality {sorted(unknown)}; there are {sorted(features)}")
+        for name, (_, offsets) in features.items():
+            if len(offsets) != n_items + 1:
+                raise InputError(f"features of {name} describe {len(offsets) - 1} items, the catalogue has {n_items}")
+        self.features = nn.ModuleDict({a: ItemFeatures(*rows) for a, rows in features.items()})
+        self.encoders = nn.ModuleDict(
+            {
+                a: ItemEncoder(
+                    rows[0].shape[1], config.dim, config.experts, config.dropout, config.pooling_activation
+                )
+                for a, rows in features.items()
+            }
+        )
+        self.transformer = CausalTransformer(
+            config.dim,
+            config.layers,
+            config.heads,
+            config.inner_dim,
+            config.dropout,
+            config.attention_dropout,
+            config.max_history,
+        )
+        self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in features})  # W_t, W_v
+        self.item_embedding = nn.Embedding(n_items, config.dim)  # E
+        self.apply(initialise)
+
+    # -- the item encoder and the sequence encoder: both stages ----------------------------------------------------
+
+    def encode_content(self, modality: str, items: Tensor | None = None) -> Tensor:
+        """z of `items` [N] (all when None) in one modality: [N, D] (equations 3 to 5)."""
+        rows, lengths = self.features[modality](items)
+        return self.encoders[modality](rows, lengths)  # type: ignore[no-any-return]
+
+    def encode_sequences(self, inputs: Tensor) -> Tensor:
+        """One Transformer, shared by all modalities, in one call: [M, B, L, D] to [M, B, L, D]."""
+        return self.transformer(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # type: ignore[no-any-return]
+
+    # -- pre-training --------------------------------------------------------------------------------------------
+
+    def project(self, hidden: Tensor, modality: str) -> Tensor:
+        """Into the space of a modality (equation 6): [..., D] to [..., D]."""
+        return self.projections[modality](hidden)  # type: ignore[no-any-return]
+
+    # -- fine-tuning, evaluation, serving (equation 12 as one product) --------------------------------------------
+
+    def encode_items(self) -> Tensor:
+        """F, the content of the whole catalogue in the modalities that score: [N, M, D]."""
+        return torch.stack([self.encode_content(a) for a in self.scored], dim=1)
+
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        """Item rows [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
+        inputs = catalogue[histories]  # [B, L, M, D]
+        if self.config.id_in_input:
+            inputs = inputs + self.item_embedding(histories).unsqueeze(2)
+        hidden = self.encode_sequences(inputs.permute(2, 0, 1, 3))  # [M, B, L, D]
+        if self.config.similarity == "cosine":
+            hidden = F.normalize(hidden, dim=-1) / self.config.temperature
+        return hidden.permute(1, 2, 0, 3).flatten(2)
+
+    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+        """[F^t + E; F^v + E]: [N, M * D]."""
+        vectors = catalogue + self.item_embedding.weight.unsqueeze(1)
+        if self.config.similarity == "cosine":
+            vectors = F.normalize(vectors, dim=-1)
+        return vectors.flatten(1)
+
+    # -- storing -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (weights and the frozen features): whole without the data."""
+        stored = {
+            "config": self.config.model_dump(mode="json"),
+            "modalities": self.modalities,
+            "n_items": self.item_embedding.num_embeddings,
+        }
+        write_model(self, stored, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
+        stored, state = read_model(Path(folder))
+        features = {
+            a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in stored["modalities"]
+        }
+        model = cls(MSM4SRConfig.model_validate(stored["config"]), features, stored["n_items"])
+        model.load_state_dict(state)
+        return model.eval()

@@ -1,0 +1,89 @@
+"""The losses, as pure functions of tensors. All are means over the pairs of a batch, so that a learning rate means
+the same at every batch size.
+
+Shape letters: P pairs (prefix, next item) of the batch, C distinct next items among them, N items, D width.
+f(a, b) = exp(cos(a, b) / temperature).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def next_item_prediction(
+    views: Sequence[Tensor], items: Tensor, target: Tensor, counts: Tensor, temperature: float
+) -> Tensor:
+    """L_NIP in one modality (equation 7): tell the next item from those of the other pairs, content against content.
+
+    -mean_j log [ sum_v f(v_j, z_j) / sum_j' sum_v f(v_j, z_j') ], v over the views m, m~ of the history.
+    Pairs with the same next item are no negatives of each other. The sum over pairs j' is taken over the distinct
+    items, each as often as it occurs: the same number, from C columns in place of P.
+
+    Args:
+        views: the history encodings projected into this modality's space, [P, D] each: m, m~ (or only m, or more).
+        items: content vectors z of the distinct next items [C, D].
+        target: int64 [P], each pair's next item as a row of `items`.
+        counts: [C], how many pairs have this next item.
+        temperature: tau.
+
+    Reference: MSM4SR, equation 7. The denominators are those of InfoNCE with in-batch negatives.
+    """
+    items = F.normalize(items, dim=1)
+    logits = [F.normalize(view, dim=1) @ items.T / temperature for view in views]  # each [P, C]
+    combined = logits[0] if len(logits) == 1 else torch.logsumexp(torch.stack(logits), dim=0)
+    log_counts = counts.to(combined.dtype).log()
+    own = -log_counts[target].unsqueeze(1)  # a pair's own item counts once
+    return F.cross_entropy((combined + log_counts).scatter_add(1, target.unsqueeze(1), own), target)
+
+
+def cross_modality_contrast(
+    own: Tensor,
+    other: Tensor,
+    next_item: Tensor,
+    temperature: float,
+    negatives: Literal["cross", "within"] = "cross",
+) -> Tensor:
+    """L_CMCL in one modality (equation 9): a history seen through one modality is itself seen through another.
+
+    -1/2 mean_j (l(m_j, m~_j) + l(m~_j, m_j)), with, for `cross`, as printed,
+    l(a_j, b_j) = log [ f(a_j, b_j) / (sum_j' f(a_j, b_j') + sum_{j' != j} f(b_j, a_j')) ],
+    which is symmetric in a and b; and for `within`, as in the released code, f(a_j, a_j') in the last sum.
+    Pairs with the same next item are no negatives of each other.
+
+    Args:
+        own: m, [P, D].
+        other: m~, [P, D].
+        next_item: int64 [P].
+        temperature: tau.
+        negatives: `cross` or `within`.
+    """
+    own, other = F.normalize(own, dim=1), F.normalize(other, dim=1)
+    same_item = next_item.unsqueeze(0) == next_item.unsqueeze(1)
+    itself = torch.eye(len(next_item), dtype=torch.bool, device=own.device)
+    across = own @ other.T / temperature  # [P, P]
+    positive = across.diagonal()
+    across = across.masked_fill(same_item & ~itself, -torch.inf)
+    if negatives == "cross":
+        log_sum = torch.logsumexp(torch.cat([across, across.T.masked_fill(itself, -torch.inf)], dim=1), dim=1)
+        return (log_sum - positive).mean()
+    losses = []
+    for anchors, table in ((own, across), (other, across.T)):
+        within = (anchors @ anchors.T / temperature).masked_fill(same_item, -torch.inf)
+        losses.append(torch.logsumexp(torch.cat([table, within], dim=1), dim=1) - positive)
+    return (losses[0] + losses[1]).mean() / 2
+
+
+def next_item_cross_entropy(prefixes: Tensor, items: Tensor, target: Tensor) -> Tensor:
+    """Softmax over the whole catalogue (equations 12 and 13): -mean log y(next item).
+
+    Args:
+        prefixes: [P, Q], a vector for each prefix.
+        items: [N, Q], what it is multiplied with.
+        target: int64 [P], the next item's row.
+    """
+    return F.cross_entropy(prefixes @ items.T, target)

@@ -1,0 +1,162 @@
+"""Pre-training: content alone, with drop, mixup, next-item prediction and cross-modality contrast (equation 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from msm4sr.data.batches import Batch, count_batches, epoch_batches
+from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.models.msm4sr import MSM4SR
+from msm4sr.objectives import cross_modality_contrast, next_item_prediction
+from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, fit
+
+
+class PretrainSettings(StageSettings):
+    """The first stage; defaults are the paper's."""
+
+    nip_weight: float = Field(1.0, ge=0, description="weight of next-item prediction; 0: without NIP")
+    cmcl_weight: float = Field(0.01, ge=0, description="lambda of equation 11; 0: without CMCL")
+    negatives: Literal["cross", "within"] = Field("cross", description="of CMCL: as printed, or as released")
+    drop: float = Field(0.2, ge=0, lt=1, description="sequence random drop: each row's probability is U(0, drop)")
+    mixup: float = Field(0.5, ge=0, le=0.5, description="complementary mixup: each batch's rho is U(0, mixup)")
+
+
+def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
+    """Complementary mixup: at each position, with probability `rho`, the sequences exchange their vectors.
+
+    Two modalities swap. With more, each takes that of the next one (or the one after, ...: the same rotation for
+    all at a position, so that no vector is lost or doubled). Inputs and result [M, B, L, D].
+    """
+    modalities, rows, length = inputs.shape[:3]
+    swapped = torch.rand(rows, length, generator=generator, device=inputs.device) < rho
+    if modalities == 1:
+        return inputs
+    if modalities == 2:
+        return torch.where(swapped[..., None], inputs.flip(0), inputs)
+    turn = torch.randint(1, modalities, (rows, length), generator=generator, device=inputs.device) * swapped
+    source = (torch.arange(modalities, device=inputs.device)[:, None, None] + turn) % modalities  # [M, B, L]
+    return inputs.gather(0, source.unsqueeze(-1).expand_as(inputs))
+
+
+def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
+    """L = sum over modalities of NIP + lambda CMCL (equation 11).
+
+    Each distinct item of the batch is encoded once. With a single modality there is nothing to mix or to contrast:
+    what remains is NIP.
+    """
+    next_item = batch.targets[batch.mask]  # [P]
+    everything, place = torch.unique(torch.cat([batch.items.flatten(), next_item]), return_inverse=True)
+    content = torch.stack([model.encode_content(a, everything) for a in model.modalities])  # [M, n, D]
+    inputs = content[:, place[: batch.items.numel()].view_as(batch.items)]  # [M, B, L, D]
+    rho = settings.mixup * float(torch.rand((), generator=generator, device=inputs.device))
+    hidden = model.encode_sequences(mix_up(inputs, rho, generator))[:, batch.mask]  # [M, P, D]
+    columns, target, counts = torch.unique(
+        place[batch.items.numel() :], return_inverse=True, return_counts=True
+    )  # the distinct next items: [C], [P], [C]
+
+    loss = hidden.new_zeros(())
+    for i, modality in enumerate(model.modalities):
+        views = list(model.project(hidden, modality))  # [P, D] each: the history through every modality
+        own = views.pop(i)
+        if settings.nip_weight:
+            items = content[i, columns]
+            loss = loss + settings.nip_weight * next_item_prediction(
+                [own, *views], items, target, counts, model.config.temperature
+            )
+        if settings.cmcl_weight and views:
+            contrasts = [
+                cross_modality_contrast(own, other, next_item, model.config.temperature, settings.negatives)
+                for other in views
+            ]
+            loss = loss + settings.cmcl_weight * torch.stack(contrasts).mean()
+    return loss
+
+
+class PretrainTask(nn.Module):
+    """The loss of a batch as a module, which is what Lightning Fabric wraps."""
+
+    def __init__(self, model: MSM4SR, settings: PretrainSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return pretrain_loss(self.model, batch, self.settings, generator)
+
+
+class ContentMatcher(nn.Module):
+    """The pre-trained model as a recommender without IDs: sum over modalities and views of cos(m, z).
+
+    It ranks by what NIP trains, so that pre-training can stop by a validation metric; and any catalogue that has
+    features, brand-new items included, can be ranked by it.
+    """
+
+    def __init__(self, model: MSM4SR) -> None:
+        super().__init__()
+        self.model = model
+        self.max_history = model.max_history
+
+    def encode_items(self) -> Tensor:
+        """[N, M, D]."""
+        return torch.stack([self.model.encode_content(a) for a in self.model.modalities], dim=1)
+
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        """Item rows [B, L] to [B, L, M * D]: in each modality's space the sum of the normalised views."""
+        hidden = self.model.encode_sequences(catalogue[histories].permute(2, 0, 1, 3))  # [M, B, L, D]
+        spaces = [F.normalize(self.model.project(hidden, a), dim=-1).sum(0) for a in self.model.modalities]
+        return torch.cat(spaces, dim=-1)
+
+    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+        """[N, M * D]."""
+        return F.normalize(catalogue, dim=-1).flatten(1)
+
+
+def pretrain(
+    model: MSM4SR,
+    dataset: Dataset,
+    settings: PretrainSettings = PretrainSettings(),
+    *,
+    seed: int = 0,
+    evaluation: EvaluationSettings = EvaluationSettings(),
+    device: Device = Device(),
+    monitor: Monitor = Silent(),
+    on_best: Callable[[dict[str, Tensor], EpochRecord], object] = lambda weights, record: None,
+) -> list[EpochRecord]:
+    """Train the item and sequence encoders on the training parts of the histories; the best epoch's weights remain.
+
+    See `fit` for the arguments and what is raised.
+    """
+    histories = training_histories(dataset)
+    matcher = ContentMatcher(model)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        return epoch_batches(
+            histories,
+            max_history=model.max_history,
+            batch_pairs=settings.batch_pairs,
+            pairs=settings.pairs,
+            drop=settings.drop,
+            rng=np.random.default_rng([seed, epoch]),
+        )
+
+    return fit(
+        PretrainTask(model, settings),
+        model,
+        stage="pretrain",
+        settings=settings,
+        batches=batches,
+        steps_per_epoch=count_batches(histories, settings.batch_pairs),
+        validate=lambda: evaluate(matcher, dataset, "validation", evaluation),
+        seed=seed,
+        device=device,
+        monitor=monitor,
+        on_best=on_best,
+    )
