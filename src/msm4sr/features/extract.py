@@ -1,4 +1,4 @@
-"""From a data set to features: texts and pictures through frozen encoders, once, and stored (equations 1 and 2)."""
+"""From a data set to features: texts and pictures through frozen encoders, once, stored (equations 1, 2)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import polars as pl
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from msm4sr.data.dataset import Dataset
+    from msm4sr.features.keywords import ClipTagger, ImageTagger
     from msm4sr.features.text import SentenceEncoder
-    from msm4sr.features.visual import ImageEncoder
+    from msm4sr.features.visual import EfficientNetLite0, ImageEncoder
+
+T = TypeVar("T")
 
 
 class TextSettings(BaseModel):
@@ -36,7 +40,9 @@ class TextSettings(BaseModel):
         min_length=1,
         description="Sentence encoder: 'minilm' (needs no network), a local model folder, or a hub name.",
     )
-    max_sentences: int = Field(10, ge=1, description="Sentences kept of an item, the title counted as the first.")
+    max_sentences: int = Field(
+        10, ge=1, description="Sentences kept of an item, the title counted as the first."
+    )
     max_characters: int = Field(
         4000, ge=1, le=20000, description="Characters of a text that are read; the rest is left out."
     )
@@ -50,20 +56,24 @@ class VisualSettings(BaseModel):
 
     kind: Literal["keywords", "pooled"] = Field(
         "keywords",
-        description="'keywords': a picture's words through the text encoder (equation 2). 'pooled': the pooled layer "
-        "of a vision network.",
+        description="'keywords': a picture's words through the text encoder (equation 2). 'pooled': the "
+        "pooled layer of a vision network.",
     )
     tagger: str = Field(
         "offline",
         min_length=1,
-        description="What finds the words: 'offline' (learned from the catalogue's own texts, out of fold), or the "
-        "folder or hub name of a CLIP model.",
+        description="What finds the words: 'offline' (learned from the catalogue's own texts, out of fold), "
+        "or the folder or hub name of a CLIP model.",
     )
     words: int = Field(15, ge=1, description="Words kept of a picture, N in the paper.")
     min_texts: int = Field(
-        500, ge=10, description="Fewer items with both text and picture than this: ImageNet's labels are the words."
+        500,
+        ge=10,
+        description="Fewer items with both text and picture than this: ImageNet's labels are the words.",
     )
-    vocabulary_size: int = Field(4000, ge=1, description="Words of the vocabulary at most, the most widespread first.")
+    vocabulary_size: int = Field(
+        4000, ge=1, description="Words of the vocabulary at most, the most widespread first."
+    )
     vocabulary_min_items: int = Field(3, ge=1, description="Items that must use a word for it to count.")
     vocabulary_max_share: float = Field(
         0.2, gt=0, le=1, description="Share of the items above which a word says nothing and is left out."
@@ -82,12 +92,14 @@ class FeatureSettings(BaseModel):
 def extract_features(
     dataset: Dataset, settings: FeatureSettings, out: Path, progress: Progress | None = None
 ) -> dict[str, Features]:
-    """Features of every item of `dataset`, as {"text": ..., "visual": ...}; row i is item `dataset.item_ids[i]`.
+    """Features of every item of `dataset`, as {"text": ..., "visual": ...}; row i is item
+    `dataset.item_ids[i]`.
 
-    Stored under `out`: `text/`, `visual-pooled/` (or `visual-clip/`), `visual-keywords/`. What is there is used again
-    when its manifest agrees in settings, item ids and content; else it is made anew, and a line says why. An item
-    without text (or without a readable picture) has no row. Pictures that cannot be used are listed in the manifest
-    under "missing", as {"item", "image", "reason"}. A modality that no item has is returned with no rows.
+    Stored under `out`: `text/`, `visual-pooled/` (or `visual-clip/`), `visual-keywords/`. What is there is
+    used again when its manifest agrees in settings, item ids and content; else it is made anew, and a line
+    says why. An item without text (or without a readable picture) has no row. Pictures that cannot be used
+    are listed in the manifest under "missing", as {"item", "image", "reason"}. A modality that no item has is
+    returned with no rows.
 
     Raises `InputError` for an encoder or tagger that cannot be loaded.
     """
@@ -95,7 +107,7 @@ def extract_features(
     encoders = _Encoders(settings)
     text = _extract_text(dataset, settings, out / "text", encoders, progress)
     if settings.visual.kind == "pooled":
-        visual = _extract_pictures(dataset, "pooled", out, encoders, progress)
+        visual = _extract_pictures(dataset, settings, "pooled", out, encoders, progress)
     else:
         visual = _extract_keywords(dataset, settings, out, encoders, text, progress)
     return {"text": text, "visual": visual}
@@ -114,20 +126,21 @@ class _Encoders:
         text = self._settings.text
         return self._once("sentences", lambda: TransformerSentenceEncoder(text.encoder, text.max_tokens))
 
-    def pooled(self) -> ImageEncoder:
+    def pooled(self) -> EfficientNetLite0:
         from msm4sr.features.visual import EfficientNetLite0
 
         return self._once("pooled", EfficientNetLite0)
 
-    def clip(self) -> ImageEncoder:
+    def clip(self) -> ClipTagger:
         from msm4sr.features.keywords import ClipTagger
 
         return self._once("clip", lambda: ClipTagger(self._settings.visual.tagger))
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+    def _once(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._loaded:
             self._loaded[name] = make()
-        return self._loaded[name]
+        encoder: T = self._loaded[name]
+        return encoder
 
 
 # --- texts
@@ -183,7 +196,12 @@ def _encode_distinct(
 
 
 def _extract_pictures(
-    dataset: Dataset, kind: Literal["pooled", "clip"], out: Path, encoders: _Encoders, progress: Progress | None
+    dataset: Dataset,
+    settings: FeatureSettings,
+    kind: str,
+    out: Path,
+    encoders: _Encoders,
+    progress: Progress | None,
 ) -> Features:
     """Vectors of all readable pictures, from the pooled layer or from CLIP's image side."""
     from msm4sr.features.text import model_fingerprint
@@ -201,7 +219,7 @@ def _extract_pictures(
     if kind == "pooled":
         expected: dict[str, Any] = {"settings": {}, "encoder": EfficientNetLite0.fingerprint}
     else:
-        tagger = encoders._settings.visual.tagger
+        tagger = settings.visual.tagger
         expected = {"settings": {"tagger": tagger}, "encoder": model_fingerprint(tagger)}
     expected["content"] = _digest(zip(owners, paths, digests, strict=True))
     stored = _reuse(folder, expected, dataset.item_ids, progress)
@@ -215,7 +233,7 @@ def _extract_pictures(
             first.setdefault(digest, index)
     outcome: dict[str, np.ndarray | BrokenImage] = {}
     if first:
-        encoder = encoders.pooled() if kind == "pooled" else encoders.clip()
+        encoder: ImageEncoder = encoders.pooled() if kind == "pooled" else encoders.clip()
         decoded = load_images(dataset.folder, [paths[index] for index in first.values()], encoder.size)
         with _task(progress, "encoding pictures", len(first)) as advance:
             outcome = dict(zip(first, encode_pictures(encoder, decoded, advance=advance), strict=True))
@@ -252,7 +270,7 @@ def _extract_keywords(
     chosen = settings.visual
     offline = chosen.tagger == "offline"
     source = "pooled" if offline else "clip"
-    pictures = _extract_pictures(dataset, "pooled" if offline else "clip", out, encoders, progress)
+    pictures = _extract_pictures(dataset, settings, source, out, encoders, progress)
     below = [read_manifest(out / name) or {} for name in ("text", f"visual-{source}")]
     folder = out / "visual-keywords"
     expected = {
@@ -278,10 +296,10 @@ def _extract_keywords(
     )
     enough = len(vocabulary) >= chosen.words
     with _task(progress, "tagging pictures", None):
-        tagger: keywords.ImageTagger
+        tagger: ImageTagger
         images = np.asarray(pictures.vectors)
         if not offline:
-            tagger = encoders.clip()  # type: ignore[assignment]  # a ClipTagger is both
+            tagger = encoders.clip()
         else:
             has_both = int(np.count_nonzero((np.diff(text.offsets) > 0) & (np.diff(pictures.offsets) > 0)))
             enough = enough and has_both >= chosen.min_texts
@@ -290,19 +308,21 @@ def _extract_keywords(
                 tagger = keywords.TextSpaceTagger(encoders.sentences())
                 record |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
             else:
-                tagger = keywords.LabelTagger(*encoders.pooled().label_weights())  # type: ignore[attr-defined]
+                tagger = keywords.LabelTagger(*encoders.pooled().label_weights())
         if not enough:
             vocabulary = list(dict.fromkeys(keywords.imagenet_labels()))
         words = keywords.best_words(tagger, images, vocabulary, chosen.words)
     record |= {"tagger": tagger.name, "vocabulary": "catalogue" if enough else "imagenet labels"}
     record["vocabulary_words"] = len(vocabulary)
-    vectors = _encode_distinct(encoders.sentences(), [" ".join(row) for row in words], "encoding keywords", progress)
+    vectors = _encode_distinct(
+        encoders.sentences(), [" ".join(row) for row in words], "encoding keywords", progress
+    )
     bounds = pictures.offsets.tolist()
     features = Features(
         vectors,
         np.asarray(pictures.offsets),
         list(dataset.item_ids),
-        [words[start:end] for start, end in zip(bounds, bounds[1:], strict=False)],
+        [words[start:end] for start, end in pairwise(bounds)],
     )
     return _store(features, folder, record, progress)
 
@@ -318,7 +338,7 @@ def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndar
     groups = keywords.group_near_duplicates(
         [(np.flatnonzero(has_text), means[has_text]), (owners, np.asarray(pictures.vectors))], n_items
     )
-    # Balanced over the items that the map is fitted or used on; the others have a group too, but no part in it.
+    # Balanced over the items that the map is fitted or used on; items without a picture have no part in it.
     taking_part = np.unique(owners)
     folds = np.zeros(n_items, np.int64)
     folds[taking_part] = keywords.assign_folds(groups[taking_part])
@@ -355,11 +375,12 @@ def _reuse(
         if manifest is None:
             return None
         wanted = {**expected, "item_ids": list(item_ids)}
-        names = {"item_ids": "the items", "content": "the content", "settings": "the settings", "encoder": "the encoder"}
-        changed = [names[key] for key in names if manifest.get(key) != json.loads(json.dumps(wanted[key]))]
+        names = {"item_ids": "items", "content": "content", "settings": "settings", "encoder": "encoder"}
+        changed = [name for key, name in names.items() if manifest.get(key) != wanted[key]]
         if not changed:
             return load_features(folder)
-        _say(progress, f"{folder}: {' and '.join(changed)} changed since this was extracted; extracting again")
+        what = " and ".join(changed)
+        _say(progress, f"{folder}: {what} changed since this was extracted; extracting again")
     except InputError as error:
         _say(progress, f"{error}; extracting again")
     return None
@@ -367,7 +388,8 @@ def _reuse(
 
 def _store(features: Features, folder: Path, record: dict[str, Any], progress: Progress | None) -> Features:
     save_features(features, folder, record)
-    line = f"{folder.name}: {features.n_items_with_rows:,} of {len(features.item_ids):,} items, {features.n_rows:,} rows"
+    n_items = len(features.item_ids)
+    line = f"{folder.name}: {features.n_items_with_rows:,} of {n_items:,} items, {features.n_rows:,} rows"
     broken = sum("image" in entry for entry in record["missing"])
     if broken:
         line += f"; {broken:,} pictures cannot be used, listed in {folder / 'manifest.json'}"
@@ -382,7 +404,7 @@ def _say(progress: Progress | None, line: str) -> None:
 
 @contextmanager
 def _task(progress: Progress | None, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A line of `progress` for the time of a `with` block; yields what to call with the number of things done."""
+    """A line of `progress` for the time of a `with` block; yields what to call with the number done."""
     if progress is None:
         yield lambda n: None
         return

@@ -1,7 +1,8 @@
 """Pictures from disk, as RGB, with every hazard of a stranger's file turned into one exception.
 
-A path comes from data, so it may not leave the data set's folder; a file may be cut short, no image at all, or a
-few kilobytes that unpack to gigabytes. All of these raise `BrokenImage`; extraction counts and lists them.
+A path comes from data, so it may not leave the data set's folder; a file may be cut short, no image at all,
+or a few kilobytes that unpack to gigabytes. All of these raise `BrokenImage`; extraction counts and lists
+them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
@@ -49,14 +50,14 @@ def load_image(folder: Path, relative: str, size_hint: int | None = None) -> Ima
     decoded at a half, a quarter or an eighth of its size, which is faster and makes no visible difference.
     Default None: full size.
 
-    Raises `BrokenImage`: path outside the folder, no such file, over 64 MiB, over 50 megapixels or 20,000 pixels
-    a side (both refused by the header, before decoding), not an image, or cut short.
+    Raises `BrokenImage`: path outside the folder, no such file, over 64 MiB, over 50 megapixels or 20,000
+    pixels a side (both refused by the header, before decoding), not an image, or cut short.
     """
     return decode_image(read_image(folder, relative), size_hint)
 
 
 def read_image(folder: Path, relative: str) -> bytes:
-    """The file's bytes, if it lies inside `folder` once all symbolic links are followed. Raises `BrokenImage`."""
+    """The file's bytes, if it lies inside `folder` after all symbolic links. Raises `BrokenImage`."""
     try:
         root = folder.resolve()
         path = (root / relative).resolve()
@@ -86,11 +87,13 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
         return picture if turn is None else picture.transpose(turn)
     except BrokenImage:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BrokenImage(f"not an image ({', '.join(FORMATS)} can be read)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenImage(f"more than {MAX_PIXELS // 10**6} megapixels") from error
-    except Exception as error:  # decoders raise whatever they like on a damaged file; none of it may end a run
+    except (
+        Exception
+    ) as error:  # decoders raise whatever they like on a damaged file; none of it may end a run
         raise BrokenImage(f"damaged or cut short ({type(error).__name__})") from error
 
 

@@ -1,10 +1,10 @@
 """A picture's words (equation 2): score a vocabulary against each picture, keep the best N.
 
-Three taggers, one protocol. `ClipTagger` is the paper's. Without a CLIP at hand, `TextSpaceTagger` needs nothing but
-the catalogue: a ridge map, learned from the items that have both, takes a picture's pooled vector to where its item's
-text would lie, and the words nearest to that place are its tags. It is supervised by the catalogue's own texts, so it
-is fitted out of fold: no item's text, nor that of a near-duplicate, ever tags its own picture. A catalogue with few
-texts gets ImageNet's labels instead (`LabelTagger`).
+Three taggers, one protocol. `ClipTagger` is the paper's. Without a CLIP at hand, `TextSpaceTagger` needs
+nothing but the catalogue: a ridge map, learned from the items that have both, takes a picture's pooled vector
+to where its item's text would lie, and the words nearest to that place are its tags. It is supervised by the
+catalogue's own texts, so it is fitted out of fold: no item's text, nor that of a near-duplicate, ever tags
+its own picture. A catalogue with few texts gets ImageNet's labels instead (`LabelTagger`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from msm4sr.errors import InputError
-from msm4sr.features.text import SentenceEncoder, model_fingerprint
+from msm4sr.features.text import SentenceEncoder, model_fingerprint, quiet_loading
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -31,8 +32,8 @@ def build_vocabulary(
     """The content words of a catalogue, most widespread first (ties in alphabetical order).
 
     `texts` has one string an item. A word is three letters or more, lower-cased, no English stop word
-    (scikit-learn's list), in at least `min_items` items and at most the share `max_share` of them; `size` caps the
-    list.
+    (scikit-learn's list), in at least `min_items` items and at most the share `max_share` of them; `size`
+    caps the list.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
@@ -117,24 +118,29 @@ def imagenet_labels() -> list[str]:
 class ClipTagger:
     """Words by cosine in a CLIP model's common space. It is an `ImageEncoder` as well, for its image side.
 
-    `name` is a hub name or the folder of a transformers CLIP model. Raises `InputError` when it cannot be loaded.
+    `name` is a hub name or the folder of a transformers CLIP model. Raises `InputError` when it cannot be
+    loaded.
     """
 
     def __init__(self, name: str, batch_size: int = 256) -> None:
         local = Path(name).is_dir()
         try:
+            import torch
             from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
             model: Any = CLIPModel
-            self._model = model.from_pretrained(name, local_files_only=local).eval()
+            self._device = "cuda" if torch.cuda.is_available() else "cpu"
+            with quiet_loading():
+                self._model = model.from_pretrained(name, local_files_only=local).eval().to(self._device)
             self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
             processor: Any = CLIPImageProcessor
             # The default back end of transformers 5 needs torchvision.
             self._processor = processor.from_pretrained(name, local_files_only=local, backend="pil")
         except (OSError, ValueError) as error:
             raise InputError(
-                f"image tagger {name!r} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}. Give 'offline' "
-                "(built in), a folder that holds a transformers CLIP model, or a hub name (needs the network)"
+                f"image tagger {name!r} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}. Give "
+                "'offline' (built in), a folder that holds a transformers CLIP model, or a hub name (needs the "
+                "network)"
             ) from error
         self.name = name
         self.fingerprint = model_fingerprint(name)
@@ -148,7 +154,7 @@ class ClipTagger:
         """RGB pictures of any size -> float32 [pictures, dim], unit length."""
         import torch
 
-        inputs = self._processor(images=list(pictures), return_tensors="pt")
+        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
         with torch.inference_mode():
             output = self._model.get_image_features(**inputs)
         return _unit(_projected(output))
@@ -168,7 +174,7 @@ class ClipTagger:
         for start in range(0, len(words), self._batch_size):
             inputs = self._tokenizer(
                 words[start : start + self._batch_size], padding=True, truncation=True, return_tensors="pt"
-            )
+            ).to(self._device)
             with torch.inference_mode():
                 output = self._model.get_text_features(
                     input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
@@ -189,8 +195,8 @@ def group_near_duplicates(
 ) -> np.ndarray:
     """A group number for each item, int [n_items]: items that look or read almost alike share one.
 
-    Each view is (items int [rows], vectors [rows, dim]); two items whose vectors have a cosine of `threshold` or
-    more in any view are joined, and so are the friends of their friends. Time grows with rows squared.
+    Each view is (items int [rows], vectors [rows, dim]); two items whose vectors have a cosine of `threshold`
+    or more in any view are joined, and so are the friends of their friends. Time grows with rows squared.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -224,8 +230,9 @@ def assign_folds(groups: np.ndarray, n_folds: int = 5, seed: int = 0) -> np.ndar
     return fold_of_group[np.searchsorted(names, groups)]
 
 
-# The ridge as a share of the pooled layer's mean variance; see `map_pictures`.
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+# Ridges tried, as a share of the pooled layer's mean variance; see `map_pictures`. Product photos want
+# little; film posters, which say little about the film, a lot.
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 def map_pictures(
@@ -237,44 +244,74 @@ def map_pictures(
 ) -> tuple[np.ndarray, float]:
     """Each picture's place in the text space, as the pictures and texts of the other folds have it.
 
-    pooled float [pictures, p]; texts float [pictures, d], the text embedding of each picture's item (any value
-    where has_text is False); has_text bool [pictures]; folds int [pictures]. Returns float32 [pictures, d] relative
-    to the training texts' mean (so "average" lies at the origin), and the ridge chosen: that with the least squared
-    error over the held-out texts.
+    pooled float [pictures, p]; texts float [pictures, d], the text embedding of each picture's item (any
+    value where has_text is False); has_text bool [pictures]; folds int [pictures]. Returns float32 [pictures,
+    d] relative to the training texts' mean (so "average" lies at the origin), and the ridge chosen: that with
+    the least squared error over the held-out texts.
 
-    For each fold: W = (X'X / n + r v I)^-1 X'Y / n with X, Y centred on the training rows, v the mean variance of
-    X's columns. Only X'X and X'Y are kept, summed fold by fold, so a catalogue of any size fits.
+    For each fold: W = (X'X / n + r v I)^-1 X'Y / n with X, Y centred on the training rows, v the mean
+    variance of X's columns. Only X'X and X'Y are kept, summed fold by fold, so that a catalogue of any size
+    fits. Raises ValueError when all texts are in one fold.
     """
-    p, d = pooled.shape[1], texts.shape[1]
-    moments = [_moments(pooled, texts, np.flatnonzero(has_text & (folds == fold))) for fold in np.unique(folds)]
-    total = [sum(parts) for parts in zip(*moments, strict=True)]
-    mapped = np.zeros((len(ridges), len(pooled), d), np.float32)
+    maps = _fit_folds(pooled, texts, has_text, folds)
     error = np.zeros(len(ridges))
-    for fold, own in zip(np.unique(folds), moments, strict=True):
+    for fold, fitted in maps.items():
+        for rows in _blocks(np.flatnonzero(has_text & (folds == fold))):
+            rotated = (pooled[rows] - fitted.mean_x) @ fitted.axes
+            wanted = texts[rows] - fitted.mean_y
+            for index, ridge in enumerate(ridges):
+                error[index] += float(((rotated @ fitted.weights(ridge) - wanted) ** 2).sum())
+    ridge = ridges[int(np.argmin(error))]
+    mapped = np.zeros((len(pooled), texts.shape[1]), np.float32)
+    for fold, fitted in maps.items():
+        weights = fitted.axes @ fitted.weights(ridge)  # [p, d]
+        for rows in _blocks(np.flatnonzero(folds == fold)):
+            mapped[rows] = (pooled[rows] - fitted.mean_x) @ weights
+    return mapped, ridge
+
+
+@dataclass(frozen=True)
+class _FoldMap:
+    """What was learned outside one fold, in the axes of X'X, where every ridge is a division."""
+
+    mean_x: np.ndarray  # [p]
+    mean_y: np.ndarray  # [d]
+    axes: np.ndarray  # [p, p], eigenvectors in columns
+    spread: np.ndarray  # [p], eigenvalues
+    cross: np.ndarray  # [p, d], axes' X'Y / n
+
+    def weights(self, ridge: float) -> np.ndarray:
+        scaled = max(ridge * float(self.spread.mean()), 1e-12)
+        weights: np.ndarray = self.cross / (self.spread + scaled)[:, None]
+        return weights
+
+
+def _fit_folds(x: np.ndarray, y: np.ndarray, has_text: np.ndarray, folds: np.ndarray) -> dict[int, _FoldMap]:
+    names = [int(fold) for fold in np.unique(folds)]
+    moments = [_moments(x, y, np.flatnonzero(has_text & (folds == fold))) for fold in names]
+    total = [sum(parts) for parts in zip(*moments, strict=True)]
+    maps = {}
+    for fold, own in zip(names, moments, strict=True):
         n, sum_x, sum_y, xx, xy = (whole - part for whole, part in zip(total, own, strict=True))
         if n == 0:
-            raise ValueError("every text is in one fold: nothing to fit on")
+            raise ValueError("all texts are in one fold: nothing to fit on")
         mean_x, mean_y = sum_x / n, sum_y / n
-        values, vectors = np.linalg.eigh(xx / n - np.outer(mean_x, mean_x))
-        rotated = vectors.T @ (xy / n - np.outer(mean_x, mean_y))  # [p, d]
-        scale = max(float(values.sum()) / p, 1e-12)
-        rows = np.flatnonzero(folds == fold)
-        inputs = (pooled[rows] - mean_x) @ vectors
-        wanted = texts[rows] - mean_y
-        for index, ridge in enumerate(ridges):
-            guess = inputs @ (rotated / (values.clip(min=0) + ridge * scale)[:, None])
-            mapped[index, rows] = guess
-            error[index] += float(((guess - wanted)[has_text[rows]] ** 2).sum())
-    best = int(np.argmin(error))
-    return mapped[best], ridges[best]
+        spread, axes = np.linalg.eigh(xx / n - np.outer(mean_x, mean_x))
+        cross = axes.T @ (xy / n - np.outer(mean_x, mean_y))
+        maps[fold] = _FoldMap(mean_x, mean_y, axes, spread.clip(min=0), cross)
+    return maps
 
 
-def _moments(x: np.ndarray, y: np.ndarray, rows: np.ndarray, block: int = 8192) -> list[Any]:
+def _blocks(rows: np.ndarray, block: int = 8192) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), block):
+        yield rows[start : start + block]
+
+
+def _moments(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> list[Any]:
     """[n, sum of x, sum of y, x'x, x'y] over `rows`, in float64."""
     p, d = x.shape[1], y.shape[1]
     sums: list[Any] = [len(rows), np.zeros(p), np.zeros(d), np.zeros((p, p)), np.zeros((p, d))]
-    for start in range(0, len(rows), block):
-        part = rows[start : start + block]
+    for part in _blocks(rows):
         a, b = x[part].astype(np.float64), y[part].astype(np.float64)
         for place, addend in enumerate((a.sum(axis=0), b.sum(axis=0), a.T @ a, a.T @ b), start=1):
             sums[place] += addend

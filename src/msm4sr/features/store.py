@@ -1,7 +1,7 @@
 """Extracted features on disk: vectors, which rows belong to which item, and a manifest of how they were made.
 
-A folder holds `vectors.safetensors` (vectors, offsets), `manifest.json`, and `words.json` for keyword features.
-It appears whole or not at all: it is written beside its place and then renamed.
+A folder holds `vectors.safetensors` (vectors, offsets), `manifest.json`, and `words.json` for keyword
+features. It appears whole or not at all: it is written beside its place and then renamed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from msm4sr.errors import InputError
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """One modality's vectors for n items.
 
     vectors: float32 [rows, dim], memory-mapped when loaded. offsets: int64 [n + 1]; item i's rows are
-    vectors[offsets[i]:offsets[i+1]], and no row means that the item lacks this modality. words: keyword features
-    only; words[i][j] are the words of item i's j-th row, best first.
+    vectors[offsets[i]:offsets[i+1]], and no row means that the item lacks this modality. words: keyword
+    features only; words[i][j] are the words of item i's j-th row, best first.
     """
 
     vectors: np.ndarray
@@ -38,11 +38,11 @@ class Features:
     words: list[list[list[str]]] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.offsets) != len(self.item_ids) + 1 or int(self.offsets[-1]) != len(self.vectors):
-            raise ValueError(
-                f"{len(self.item_ids)} items need {len(self.item_ids) + 1} offsets that end at the number of rows; "
-                f"got {len(self.offsets)} offsets ending at {int(self.offsets[-1])} and {len(self.vectors)} rows"
-            )
+        n, rows = len(self.item_ids), len(self.vectors)
+        if len(self.offsets) != n + 1:
+            raise ValueError(f"{n} items need {n + 1} offsets, not {len(self.offsets)}")
+        if self.offsets[0] != 0 or self.offsets[-1] != rows or np.any(np.diff(self.offsets) < 0):
+            raise ValueError(f"offsets must rise from 0 to the {rows} rows")
 
     @property
     def n_rows(self) -> int:
@@ -58,7 +58,7 @@ def save_features(features: Features, folder: Path, manifest: Mapping[str, Any] 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "vectors": np.ascontiguousarray(features.vectors, dtype=np.float32),
             "offsets": np.ascontiguousarray(features.offsets, dtype=np.int64),
         }
@@ -96,8 +96,9 @@ def load_features(folder: Path) -> Features:
             words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         return Features(arrays["vectors"], arrays["offsets"], manifest["item_ids"], words)
     except (OSError, ValueError, KeyError, IndexError) as error:
+        why = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{folder}: damaged features ({type(error).__name__}: {error}); delete the folder and extract again"
+            f"{folder}: damaged features ({why}); delete the folder and extract again"
         ) from error
 
 
@@ -130,7 +131,7 @@ def _replace_folder(new: Path, place: Path) -> None:
         os.replace(new, place)
 
 
-_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 def _map_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from msm4sr.errors import InputError
 
-# pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take 0.4 s),
-# and ten sentences rarely need more.
+# pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
+# 0.4 s), and ten sentences rarely need more.
 MAX_CHARACTERS = 4_000
 # Control characters but for line ends, lone surrogates, non-characters: no encoder or file takes them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -25,7 +26,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\uff
 def item_sentences(
     title: str | None, text: str | None, max_sentences: int = 10, max_characters: int = MAX_CHARACTERS
 ) -> list[str]:
-    """The title, then the text's sentences, in order, `max_sentences` at most; empty for an item without words.
+    """The title, then the text's sentences, in order, `max_sentences` at most; empty for no words.
 
     Title and text are each cut at `max_characters` before anything else. White space is collapsed, control
     characters and lone surrogates are taken out, fragments without a letter or digit are left out.
@@ -47,7 +48,7 @@ def _clean(text: str | None, max_characters: int) -> str:
     return _UNPRINTABLE.sub(" ", (text or "")[:max_characters])
 
 
-def _segmenter():  # type: ignore[no-untyped-def]  # pysbd has no types
+def _segmenter() -> Any:
     import pysbd
 
     return pysbd.Segmenter(language="en", clean=False)
@@ -60,9 +61,7 @@ class SentenceEncoder(Protocol):
     fingerprint: str
     dim: int
 
-    def encode(
-        self, sentences: Sequence[str], advance: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [sentences, dim]; `advance(n)` is called after each n sentences."""
         ...
 
@@ -70,8 +69,8 @@ class SentenceEncoder(Protocol):
 class TransformerSentenceEncoder:
     """Any sentence-transformers or BERT-like model, by hub name or local folder; "minilm" needs no network.
 
-    Vectors are scaled to unit length whatever the model, so that encoders can be swapped under the same settings.
-    Raises `InputError` when the model cannot be loaded.
+    Vectors are scaled to unit length whatever the model, so that encoders can be swapped under the same
+    settings. Raises `InputError` when the model cannot be loaded.
     """
 
     def __init__(self, name: str = "minilm", max_tokens: int = 128, batch_size: int = 64) -> None:
@@ -79,23 +78,22 @@ class TransformerSentenceEncoder:
         try:
             from sentence_transformers import SentenceTransformer
 
-            self._model = SentenceTransformer(source, local_files_only=Path(source).is_dir())
+            with quiet_loading():
+                self._model = SentenceTransformer(source, local_files_only=Path(source).is_dir())
         except (OSError, ValueError) as error:
             raise InputError(
-                f"text encoder {name!r} cannot be loaded: {_first_line(error)}. Give 'minilm' (built in), a folder "
-                "that holds a sentence-transformers or transformers model, or a hub name (needs the network)"
+                f"text encoder {name!r} cannot be loaded: {_first_line(error)}. Give 'minilm' "
+                "(built in), a folder that holds a sentence-transformers or transformers model, or a hub name (needs the network)"
             ) from error
         known = self._model.max_seq_length
         self._model.max_seq_length = max_tokens if known is None else min(max_tokens, known)
         self.name = name
         self.fingerprint = model_fingerprint(source)
-        self.dim = int(self._model.get_sentence_embedding_dimension() or 0)
+        self.dim = self._model.encode(["one"], show_progress_bar=False).shape[1]
         self._batch_size = batch_size
 
-    def encode(
-        self, sentences: Sequence[str], advance: Callable[[int], None] | None = None
-    ) -> np.ndarray:
-        """float32 [sentences, dim], unit length. Sentences of like length share a batch, so little is padding."""
+    def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """float32 [sentences, dim], unit length. Sentences of like length share a batch: little padding."""
         vectors = np.zeros((len(sentences), self.dim), dtype=np.float32)
         order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]), reverse=True)
         for start in range(0, len(order), self._batch_size):
@@ -110,6 +108,20 @@ class TransformerSentenceEncoder:
             if advance is not None:
                 advance(len(rows))
         return vectors
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """transformers draws a progress bar of its own for every model; not within this block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def resolve_model(name: str) -> str:

@@ -29,7 +29,7 @@ class ImageEncoder(Protocol):
 
 
 class EfficientNetLite0:
-    """The pooled layer, 1,280 numbers a picture: bicubic to 224 x 224 of the whole picture, (x - 127) / 128."""
+    """The pooled layer, 1,280 numbers a picture: the whole of it, bicubic to 224 x 224, (x - 127) / 128."""
 
     name = "efficientnet-lite0"
     fingerprint = "efficientnet-lite0-57934424"
@@ -67,7 +67,7 @@ class EfficientNetLite0:
 
 
 def prepare(picture: Image.Image, size: int) -> np.ndarray:
-    """RGB picture -> float32 [size, size, 3] of about -1 .. 1. The whole picture, its aspect ratio given up."""
+    """RGB picture -> float32 [size, size, 3] of about -1 .. 1. The whole of it, aspect ratio given up."""
     small = picture.resize((size, size), Image.Resampling.BICUBIC)
     return (np.asarray(small, dtype=np.float32) - 127.0) / 128.0
 
