@@ -21,7 +21,7 @@ from msm4sr.data.dataset import Histories
 BUCKET = 64  # batches among which windows are sorted by length, so that a batch has little padding
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning Fabric refuses to pass frozen ones on in mixed precision
 class Batch:
     """Rows of history windows, padded on the right with item 0.
 

@@ -143,7 +143,7 @@ class CausalAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
@@ -160,7 +160,7 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] to [B, L, D]."""
         x = self.attention_norm(x + self.dropout(self.attention(x)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 
 class CausalTransformer(nn.Module):
