@@ -204,7 +204,7 @@ def _extract_pictures(
     progress: Progress | None,
 ) -> Features:
     """Vectors of all readable pictures, from the pooled layer or from CLIP's image side."""
-    from msm4sr.features.text import model_fingerprint
+    from msm4sr.features.text import model_fingerprint, resolve_model
     from msm4sr.features.visual import EfficientNetLite0, encode_pictures
 
     folder = out / f"visual-{kind}"
@@ -220,7 +220,7 @@ def _extract_pictures(
         expected: dict[str, Any] = {"settings": {}, "encoder": EfficientNetLite0.fingerprint}
     else:
         tagger = settings.visual.tagger
-        expected = {"settings": {"tagger": tagger}, "encoder": model_fingerprint(tagger)}
+        expected = {"settings": {"tagger": tagger}, "encoder": model_fingerprint(resolve_model(tagger))}
     expected["content"] = _digest(zip(owners, paths, digests, strict=True))
     stored = _reuse(folder, expected, dataset.item_ids, progress)
     if stored is not None:

