@@ -8,11 +8,13 @@ f(a, b) = exp(cos(a, b) / temperature).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SCORES_AT_ONCE = 1 << 20  # 4 MiB of float32: a chunk of the softmax that stays in cache
 
 
 def next_item_prediction(
@@ -81,9 +83,46 @@ def cross_modality_contrast(
 def next_item_cross_entropy(prefixes: Tensor, items: Tensor, target: Tensor) -> Tensor:
     """Softmax over the whole catalogue (equations 12 and 13): -mean log y(next item).
 
+    The [P, N] matrix of scores exists only a chunk of pairs at a time, in cache, and is turned into the gradient
+    where it stands.
+
     Args:
         prefixes: [P, Q], a vector for each prefix.
         items: [N, Q], what it is multiplied with.
         target: int64 [P], the next item's row.
     """
-    return F.cross_entropy(prefixes @ items.T, target)
+    return _SoftmaxOverCatalogue.apply(prefixes, items, target)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SoftmaxOverCatalogue(torch.autograd.Function):
+    """Cross-entropy of prefixes @ items.T; the gradient is made on the way forward, while the scores are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, prefixes: Tensor, items: Tensor, target: Tensor) -> Tensor:
+        prefixes, items = prefixes.detach(), items.detach()
+        pairs = max(1, SCORES_AT_ONCE // len(items))
+        # in float32 at least, whatever the products are computed in (bfloat16 under autocast)
+        total = prefixes.new_zeros((), dtype=torch.promote_types(prefixes.dtype, torch.float32))
+        to_prefixes, to_items = torch.empty_like(prefixes), torch.zeros_like(items)
+        for start in range(0, len(prefixes), pairs):
+            chunk = slice(start, start + pairs)
+            wanted = target[chunk].unsqueeze(1)
+            scores = (prefixes[chunk] @ items.T).to(total.dtype)  # [pairs, N]
+            scores -= scores.amax(dim=1, keepdim=True)
+            total -= scores.gather(1, wanted).sum()
+            scores.exp_()
+            normaliser = scores.sum(dim=1, keepdim=True)
+            total += normaliser.log().sum()
+            scores /= normaliser  # y
+            scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=scores.dtype))  # dL/dscores
+            to_prefixes[chunk] = scores @ items  # not in place: autocast leaves such products alone
+            to_items += scores.T @ prefixes[chunk]
+        ctx.save_for_backward(to_prefixes, to_items)
+        ctx.pairs = len(prefixes)
+        return total / len(prefixes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        to_prefixes, to_items = ctx.saved_tensors
+        scale = gradients[0] / ctx.pairs
+        return to_prefixes * scale, to_items * scale, None

@@ -101,9 +101,7 @@ def count_batches(histories: Histories, batch_pairs: int) -> int:
     return max(1, -(-int(pairs) // batch_pairs))
 
 
-def _bucketed(
-    length: np.ndarray, weight: np.ndarray, batch_pairs: int, rng: np.random.Generator
-) -> list[np.ndarray]:
+def _bucketed(length: np.ndarray, weight: np.ndarray, batch_pairs: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Rows of each batch: shuffled, sorted by length within stretches of BUCKET batches, cut, shuffled again."""
     order = rng.permutation(len(length))
     stretch = (weight[order].cumsum() - 1) // (BUCKET * batch_pairs)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Protocol, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,16 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.models.base import read_model, write_model
 from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, initialise
+from msm4sr.presets import load_preset
+
+
+class Rows(Protocol):
+    """Features of one modality: float32 vectors [R, D_in]; item i has the rows offsets[i]:offsets[i + 1]."""
+
+    @property
+    def vectors(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
 
 
 class MSM4SRConfig(BaseModel):
@@ -67,9 +78,7 @@ class MSM4SR(nn.Module):
             is not there.
     """
 
-    def __init__(
-        self, config: MSM4SRConfig, features: Mapping[str, tuple[Tensor, Tensor]], n_items: int
-    ) -> None:
+    def __init__(self, config: MSM4SRConfig, features: Mapping[str, tuple[Tensor, Tensor]], n_items: int) -> None:
         super().__init__()
         self.config = config
         self.max_history = config.max_history
@@ -85,9 +94,7 @@ class MSM4SR(nn.Module):
         self.features = nn.ModuleDict({a: ItemFeatures(*rows) for a, rows in features.items()})
         self.encoders = nn.ModuleDict(
             {
-                a: ItemEncoder(
-                    rows[0].shape[1], config.dim, config.experts, config.dropout, config.pooling_activation
-                )
+                a: ItemEncoder(rows[0].shape[1], config.dim, config.experts, config.dropout, config.pooling_activation)
                 for a, rows in features.items()
             }
         )
@@ -144,7 +151,29 @@ class MSM4SR(nn.Module):
             vectors = F.normalize(vectors, dim=-1)
         return vectors.flatten(1)
 
-    # -- storing -------------------------------------------------------------------------------------------------
+    # -- making, storing -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_features(cls, config: MSM4SRConfig, features: Mapping[str, Rows], seed: int = 0) -> Self:
+        """A new model over the items that `features` describe (`extract_features` makes them).
+
+        A modality that no item has is left out. `seed` draws the first weights; the global random state stays.
+        """
+        tensors = {
+            a: (torch.from_numpy(np.array(rows.vectors)), torch.from_numpy(np.array(rows.offsets)))
+            for a, rows in features.items()
+            if len(rows.vectors)
+        }
+        n_items = max((len(rows.offsets) - 1 for rows in features.values()), default=0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, tensors, n_items)
+
+    @classmethod
+    def from_preset(cls, name: str, features: Mapping[str, Rows], seed: int = 0, **changes: Any) -> Self:
+        """A new model with the settings of a preset, `changes` apart: `from_preset("seed", features, dim=128)`."""
+        config = load_preset(name)["model"] | changes
+        return cls.from_features(MSM4SRConfig.model_validate(config), features, seed)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (weights and the frozen features): whole without the data."""
@@ -159,9 +188,7 @@ class MSM4SR(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
         stored, state = read_model(Path(folder))
-        features = {
-            a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in stored["modalities"]
-        }
+        features = {a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in stored["modalities"]}
         model = cls(MSM4SRConfig.model_validate(stored["config"]), features, stored["n_items"])
         model.load_state_dict(state)
         return model.eval()

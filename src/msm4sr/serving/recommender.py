@@ -118,9 +118,7 @@ def recommend(
             f"the model knows {len(scores)} items, the item table has {len(items)}: they are not of one run"
         )
     if not bool(torch.isfinite(scores).all()):
-        raise InputError(
-            "the model's scores are not finite: its weights are damaged or its training diverged"
-        )
+        raise InputError("the model's scores are not finite: its weights are damaged or its training diverged")
 
     hidden = set(rows) if exclude_history else set()
     order: list[int] = torch.sort(scores, descending=True, stable=True).indices[: k + len(hidden)].tolist()
@@ -157,11 +155,7 @@ def user_history(dataset: Dataset, user_id: str) -> list[str]:
         user = dataset.user_ids.index(user_id)
     except ValueError:
         near = _nearest(user_id, dataset.user_ids)
-        hint = (
-            f"did you mean {', '.join(map(repr, near))}?"
-            if near
-            else f"ids look like {dataset.user_ids[0]!r}"
-        )
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"ids look like {dataset.user_ids[0]!r}"
         where = f"the {dataset.n_users} users of {dataset.folder}"
         raise InputError(f"no user {user_id!r} among {where}: {hint}") from None
     return [dataset.item_ids[item] for item in dataset.history(user)]

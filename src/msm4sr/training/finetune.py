@@ -1,4 +1,4 @@
-"""Fine-tuning: the next item by softmax over the whole catalogue (equations 12 and 13). It also trains the baselines."""
+"""Fine-tuning: the next item by softmax over the whole catalogue (equations 12 and 13). Baselines too."""
 
 from __future__ import annotations
 

@@ -29,15 +29,20 @@ class StageSettings(BaseModel):
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="cosine: warm up over the first 5 % of all steps, then fall to 0 at the last epoch"
+        "constant",
+        description="cosine: warm up over the first 5 % of all steps, then fall to 0 at the last epoch",
     )
     batch_pairs: int = Field(1024, ge=1, description="pairs (prefix, next item) in a batch")
-    pairs: Literal["all", "last"] = Field("all", description="all prefixes of a window in one pass, or one prefix a row")
+    pairs: Literal["all", "last"] = Field(
+        "all", description="all prefixes of a window in one pass, or one prefix a row"
+    )
     max_gradient_norm: float = Field(5.0, gt=0, description="longer gradients are scaled down to this norm")
     patience: int = Field(20, ge=1, description="stop after so many validations without a better one")
     validate_every: int = Field(1, ge=1, description="epochs between two validations; the last epoch always has one")
     select: str = Field(
-        "recall@20", pattern=r"^((recall|ndcg)@(5|10|20|50)|mrr)$", description="the validation metric that chooses"
+        "recall@20",
+        pattern=r"^((recall|ndcg)@(5|10|20|50)|mrr)$",
+        description="the validation metric that chooses",
     )
 
 
@@ -54,7 +59,8 @@ class EpochRecord:
 
     def as_row(self) -> dict[str, Any]:
         row = asdict(self)
-        return row | row.pop("validation")
+        validation: dict[str, float] = row.pop("validation")
+        return row | validation
 
 
 class Monitor(Protocol):
@@ -75,12 +81,15 @@ class Silent:
     def finish(self, stage: str) -> None: ...
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(BaseModel):
     """Where and how precisely to compute; handed to Lightning Fabric."""
 
-    accelerator: str = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto takes a GPU where there is one"
+    )
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the products; weights stay float32")
 
 
 def fit(
@@ -123,9 +132,7 @@ def fit(
     fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
     task.to(fabric.device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(
-        trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = torch.optim.Adam(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, _schedule(settings.schedule, settings.epochs * steps_per_epoch)
     )
@@ -189,7 +196,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _finite(loss: Tensor, stage: str, epoch: int, step: int) -> float:
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(
             f"{stage}: the loss became {value} in epoch {epoch}, step {step}; try a lower {stage}.learning_rate"

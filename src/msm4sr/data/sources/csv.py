@@ -190,8 +190,7 @@ def prepare_csv(
             )
         settings = columns.model_dump(mode="json")
         (unfinished / "prepare.json").write_text(
-            json.dumps({**asdict(report), "out": str(out), "columns": settings}, indent=2, ensure_ascii=False)
-            + "\n",
+            json.dumps({**asdict(report), "out": str(out), "columns": settings}, indent=2, ensure_ascii=False) + "\n",
             encoding="utf-8",
         )
         if out.exists():
@@ -238,9 +237,7 @@ def _read_interactions(
         conditions.append((known, "interactions with an item that ITEMS lacks", "item_id"))
     kept = _keep(frame, path, report, conditions).arg_true()
     if kept.is_empty():
-        reasons = (
-            "; ".join(f"{drop.count} {drop.reason}" for drop in report.dropped) or "the file has no rows"
-        )
+        reasons = "; ".join(f"{drop.count} {drop.reason}" for drop in report.dropped) or "the file has no rows"
         raise InputError(f"{path}: no interaction is left of {len(table)} ({reasons})")
 
     log = frame[kept]
@@ -274,9 +271,7 @@ def _keep(frame: pl.DataFrame, path: Path, report: PrepareReport, conditions: li
     return kept
 
 
-def _with_time(
-    log: pl.DataFrame, column: pl.Series, path: Path, columns: CsvColumns
-) -> tuple[pl.DataFrame, str]:
+def _with_time(log: pl.DataFrame, column: pl.Series, path: Path, columns: CsvColumns) -> tuple[pl.DataFrame, str]:
     """`log` with `time`, int64 microseconds since 1970, and the unit in which the column was read."""
     column, unit = _stripped(column), columns.time_unit
     numbers = column.cast(pl.Float64, strict=False) if not column.dtype.is_temporal() else None
@@ -319,9 +314,7 @@ def _iso_seconds(column: pl.Series, path: Path) -> pl.Series:
     if column.dtype in (pl.Date, pl.Datetime):
         return column.dt.epoch("us") / 1e6
     if column.dtype != pl.String:
-        raise InputError(
-            f"{path}: column '{column.name}' is {column.dtype}; time_unit iso needs dates or texts"
-        )
+        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; time_unit iso needs dates or texts")
 
     def seconds(text: str) -> float | None:
         try:
@@ -331,9 +324,7 @@ def _iso_seconds(column: pl.Series, path: Path) -> pl.Series:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
     texts = column.drop_nulls().unique()
-    known = pl.DataFrame(
-        {"text": texts, "seconds": pl.Series([seconds(text) for text in texts], dtype=pl.Float64)}
-    )
+    known = pl.DataFrame({"text": texts, "seconds": pl.Series([seconds(text) for text in texts], dtype=pl.Float64)})
     return pl.DataFrame({"text": column}).join(known, on="text", how="left", maintain_order="left")["seconds"]
 
 
@@ -422,9 +413,7 @@ def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
     parts = column.cast(pl.List(pl.String)) if isinstance(column.dtype, pl.List) else None
     if parts is None:
         parts = _text(column, path).str.split(separator)
-    stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(
-        pl.element().filter(pl.element() != "")
-    )
+    stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
     return _null_if_empty(stripped)
 
 
@@ -449,9 +438,7 @@ def _find_images(
         if "image" in catalogue.columns:
             if "image" in columns.model_fields_set:
                 raise InputError(f"column '{columns.image}' holds images: name their folder (--images)")
-            report.notes.append(
-                f"column '{columns.image}' is not used: no folder of images was named (--images)"
-            )
+            report.notes.append(f"column '{columns.image}' is not used: no folder of images was named (--images)")
         return [[] for _ in ids]
     root = Path(os.path.realpath(images))
     found: list[list[Path]] = []
@@ -464,9 +451,7 @@ def _find_images(
         reason = "images that are not there, or are no " + ", ".join(IMAGE_SUFFIXES)
     else:
         # Looked up in a listing: an ID never becomes a path.
-        listed = {
-            (path.stem, path.suffix.lower()): path.name for path in sorted(root.iterdir(), reverse=True)
-        }
+        listed = {(path.stem, path.suffix.lower()): path.name for path in sorted(root.iterdir(), reverse=True)}
         for item_id in ids:
             names = [listed[item_id, suffix] for suffix in IMAGE_SUFFIXES if (item_id, suffix) in listed]
             path = _inside(root, names[0], f"item {item_id!r}") if names else None
@@ -537,9 +522,7 @@ def _read_table(path: Path, columns: CsvColumns) -> pl.DataFrame:
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise InputError(f"{path}: cannot be read as a parquet file ({_first_line(error)})") from error
     if suffix not in DELIMITERS:
-        raise InputError(
-            f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet"
-        )
+        raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
     delimiter = columns.delimiter or DELIMITERS[suffix]
     try:
         table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)

@@ -69,7 +69,10 @@ class SASRec(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`."""
-        stored = {"config": self.config.model_dump(mode="json"), "n_items": self.item_embedding.num_embeddings}
+        stored = {
+            "config": self.config.model_dump(mode="json"),
+            "n_items": self.item_embedding.num_embeddings,
+        }
         write_model(self, stored, Path(folder))
 
     @classmethod

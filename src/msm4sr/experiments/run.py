@@ -1,0 +1,296 @@
+"""A run is a folder; its stages read what the one before left there: extract, pretrain, finetune, evaluate.
+
+config.yaml           data folder, features folder, preset, all settings
+features/             what the frozen encoders made of the items (unless the features folder is another)
+metrics.jsonl         a line an epoch
+metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, ...}
+checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage
+model/                config.json, model.safetensors, items.json, README.md: whole without the rest
+report.html           for people
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from msm4sr.data.dataset import Dataset, load_dataset, training_histories
+from msm4sr.errors import InputError
+from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.experiments.settings import RunSettings, validate_settings
+from msm4sr.features.extract import extract_features
+from msm4sr.features.store import Features
+from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
+from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.training.checkpoint import read_weights, save_weights, set_weights
+from msm4sr.training.finetune import finetune
+from msm4sr.training.loop import EpochRecord, Monitor, Silent
+from msm4sr.training.pretrain import pretrain
+
+Note = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its config.yaml says."""
+
+    folder: Path
+    data: Path
+    features: Path
+    preset: str
+    settings: RunSettings
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.json"
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.folder / "checkpoints" / f"{stage}.safetensors"
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        file = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def new_run(
+    data: Path,
+    folder: Path,
+    settings: RunSettings,
+    preset: str,
+    features: Path | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Make the run folder and its config.yaml.
+
+    Raises:
+        InputError: the folder holds a run (and `overwrite` is off) or something else, or cannot be made.
+    """
+    if (folder / "config.yaml").exists():
+        if not overwrite:
+            raise InputError(
+                f"{folder}: there is a run already; go on with it by `msm4sr finetune {folder}` (or pretrain, "
+                "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
+            )
+        for name in ("metrics.jsonl", "metrics.json", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "model"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    elif folder.is_dir() and any(entry.name != "features" for entry in folder.iterdir()):
+        raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
+    features = features or folder / "features"
+    run = Run(folder, data.absolute(), features.absolute(), preset, settings)
+    config = {"data": str(run.data), "features_folder": str(run.features), "preset": preset}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.yaml", yaml.safe_dump(config | settings.model_dump(mode="json"), sort_keys=False))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """Read the run that stands in `folder`. InputError when there is none or its config.yaml is damaged."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise InputError(f"{folder}: there is no run here (no config.yaml); `msm4sr run DATA --out {folder}` makes one")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data, features, preset = (config.pop(key) for key in ("data", "features_folder", "preset"))
+    except OSError as error:
+        raise InputError(f"{file}: not readable ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError) as error:
+        raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
+    return Run(folder, Path(data), Path(features), preset, validate_settings(config, str(file)))
+
+
+def load_run_data(run: Run, note: Note = lambda line: None) -> Dataset:
+    """The run's data set; tells `note` what was dropped and why."""
+    dataset = load_dataset(run.data, run.settings.dataset)
+    note(
+        f"{dataset.folder.name}: {dataset.n_users:,} users, {dataset.n_items:,} items, "
+        f"{dataset.n_interactions:,} interactions"
+    )
+    for reason, count in dataset.dropped.items():
+        note(f"dropped {count:,} {reason}")
+    return dataset
+
+
+# -- the stages ------------------------------------------------------------------------------------------------------
+
+
+def extract_stage(
+    run: Run, dataset: Dataset, progress: Progress | None = None, note: Note = lambda line: None
+) -> dict[str, Features]:
+    """Features of all items, computed or read again; empty for a model that reads none."""
+    if not isinstance(run.settings.model, MSM4SRConfig):
+        return {}
+    features = extract_features(dataset, run.settings.features, run.features, progress)
+    for modality, rows in features.items():
+        if rows.n_items_with_rows:
+            note(f"{modality}: {rows.n_items_with_rows:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")
+        else:
+            note(f"[yellow]{modality}: missing for every item; the model is trained without it[/yellow]")
+    return features
+
+
+def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> nn.Module:
+    """A new model with the weights that the seed draws."""
+    config = settings.model
+    if isinstance(config, MSM4SRConfig):
+        return MSM4SR.from_features(config, features, settings.seed)
+    if isinstance(config, PopularityConfig):
+        taken = training_histories(dataset).values
+        return Popularity(torch.from_numpy(np.bincount(taken, minlength=dataset.n_items)))
+    assert isinstance(config, SASRecConfig)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return SASRec(config, dataset.n_items)
+
+
+def pretrain_stage(
+    run: Run, dataset: Dataset, model: nn.Module, monitor: Monitor = Silent(), note: Note = lambda line: None
+) -> None:
+    """Pre-train `model` in place and keep its best weights; nothing for a model or settings without this stage."""
+    if not isinstance(model, MSM4SR) or run.settings.pretrain.epochs == 0:
+        return
+    if len(model.modalities) == 1:
+        note(f"pre-training on {model.modalities[0]} alone: nothing to mix or to contrast")
+    keep = _Keeper(run, "pretrain", monitor)
+    pretrain(
+        model,
+        dataset,
+        run.settings.pretrain,
+        seed=run.settings.seed,
+        evaluation=run.settings.evaluation,
+        device=run.settings.device,
+        monitor=keep,
+        on_best=keep.weights,
+    )
+
+
+def finetune_stage(run: Run, dataset: Dataset, model: nn.Module, monitor: Monitor = Silent()) -> None:
+    """Fine-tune `model` in place and keep its best weights; the model folder is written too."""
+    if not isinstance(model, Popularity):
+        keep = _Keeper(run, "finetune", monitor)
+        finetune(
+            model,
+            dataset,
+            run.settings.finetune,
+            seed=run.settings.seed,
+            evaluation=run.settings.evaluation,
+            device=run.settings.device,
+            monitor=keep,
+            on_best=keep.weights,
+        )
+
+
+def evaluate_stage(run: Run, dataset: Dataset, model: nn.Module) -> dict[str, Any]:
+    """Validation and test metrics into metrics.json, and the model folder."""
+    settings = run.settings
+    epochs = run.epochs()
+    result: dict[str, Any] = {
+        part: evaluate(model, dataset, part, settings.evaluation)
+        for part in ("validation", "test")
+    }
+    result["run"] = {
+        "data": dataset.folder.name,
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "interactions": dataset.n_interactions,
+        "model": settings.model.name,
+        "preset": run.preset,
+        "seed": settings.seed,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "protocol": "leave-one-out, full ranking, "
+        + ("history never ranked" if settings.evaluation.exclude_history else "history ranked like any item"),
+        "training_seconds": {
+            stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1)
+            for stage in ("pretrain", "finetune")
+        },
+    }
+    _write(run.metrics_file, json.dumps(result, indent=2) + "\n")
+    save_model(run, dataset, model, result)
+    return result
+
+
+def save_model(run: Run, dataset: Dataset, model: nn.Module, result: Mapping[str, Any]) -> None:
+    """The model folder: weights, settings, the items in row order, and a card that says what it is."""
+    folder = run.folder / "model"
+    model.save_pretrained(folder)  # type: ignore[operator]
+    titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
+    _write(
+        folder / "items.json",
+        json.dumps({"item_ids": dataset.item_ids, "titles": titles}, ensure_ascii=False),
+    )
+    rows = "\n".join(
+        f"| {name} | {result['validation'][name]:.4f} | {result['test'][name]:.4f} |" for name in result["test"]
+    )
+    about, kind = result["run"], type(model).__name__
+    _write(
+        folder / "README.md",
+        f"# {about['model']} on {about['data']}\n\nTrained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
+        f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
+        f"{about['parameters']:,} weights. Protocol: {about['protocol']}.\n\n"
+        f"| metric | validation | test |\n|---|---|---|\n{rows}\n\n"
+        f"`from msm4sr import {kind}; {kind}.from_pretrained(folder)` reads it. "
+        "`items.json` names the items in row order.\n",
+    )
+
+
+def restore(run: Run, model: nn.Module, stage: str) -> None:
+    """Put the best weights of a finished stage into the model. InputError when the stage has left none."""
+    file = run.checkpoint(stage)
+    if not file.exists():
+        raise InputError(f"{run.folder}: {stage} has left nothing here; `msm4sr {stage} {run.folder}` comes first")
+    set_weights(model, read_weights(file))
+
+
+class _Keeper:
+    """Writes the lines of metrics.jsonl and the best weights of a stage as they come, and passes all on."""
+
+    def __init__(self, run: Run, stage: str, monitor: Monitor) -> None:
+        self._checkpoint, self._log, self._monitor = (
+            run.checkpoint(stage),
+            run.folder / "metrics.jsonl",
+            monitor,
+        )
+        others = [row for row in run.epochs() if row["stage"] != stage]  # a stage that is run again starts anew
+        _write(self._log, "".join(json.dumps(row) + "\n" for row in others))
+        self._checkpoint.unlink(missing_ok=True)
+
+    def weights(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+        save_weights(weights, self._checkpoint)
+
+    def start(self, stage: str, epochs: int, steps: int) -> None:
+        self._monitor.start(stage, epochs, steps)
+
+    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None:
+        self._monitor.step(stage, epoch, loss, steps)
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        with self._log.open("a") as file:
+            file.write(json.dumps(record.as_row()) + "\n")
+        self._monitor.epoch(record, best)
+
+    def finish(self, stage: str) -> None:
+        self._monitor.finish(stage)
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)

@@ -1,0 +1,111 @@
+"""All settings of a run: typed, validated once, from a preset and the changes a user makes to it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from msm4sr.data.dataset import DataSettings
+from msm4sr.errors import InputError
+from msm4sr.evaluation.evaluate import EvaluationSettings
+from msm4sr.features.extract import FeatureSettings
+from msm4sr.models.msm4sr import MSM4SRConfig
+from msm4sr.models.registry import CONFIGS, ModelConfig
+from msm4sr.presets import load_preset
+from msm4sr.training.finetune import FinetuneSettings
+from msm4sr.training.loop import Device
+from msm4sr.training.pretrain import PretrainSettings
+
+
+class RunSettings(BaseModel):
+    """Everything that decides what a run computes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0, description="of every random draw")
+    dataset: DataSettings = DataSettings()
+    features: FeatureSettings = FeatureSettings()
+    model: ModelConfig = MSM4SRConfig()
+    pretrain: PretrainSettings = PretrainSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    device: Device = Device()
+
+
+def resolve_settings(
+    preset: str = "best", model: str = "msm4sr", changes: Sequence[str] = (), seed: int | None = None
+) -> RunSettings:
+    """The settings of a preset for a model, with `key=value` changes such as `finetune.learning_rate=1e-4`.
+
+    Another model than MSM4SR takes over what it shares with the preset (widths, layers, dropout, the second stage),
+    so that rows of a comparison stand on the same footing.
+
+    Raises:
+        InputError: an unknown preset, model or key (with the nearest valid name), a value that does not fit.
+    """
+    if model not in CONFIGS:
+        raise InputError(f"--model: there is no model {model!r}; there are {', '.join(CONFIGS)}{_hint(model, CONFIGS)}")
+    settings = load_preset(preset)
+    shared = settings.get("model", {})
+    settings["model"] = {k: v for k, v in shared.items() if k in CONFIGS[model].model_fields} | {"name": model}
+    if seed is not None:
+        settings["seed"] = seed
+    valid = dict(_keys(RunSettings, settings["model"]["name"]))
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
+        if key not in valid:
+            raise InputError(f"--set {change}: there is no setting {key!r} of {model}{_hint(key, valid)}")
+        *sections, name = key.split(".")
+        place = settings
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = _value(change, text)
+    return validate_settings(settings, "--set")
+
+
+def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:
+    """Check a mapping of settings; `where` it stands is named in the InputError."""
+    try:
+        return RunSettings.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"] if part not in CONFIGS)
+        given = f" (given: {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {key}: {message}{given}") from None
+
+
+def _value(change: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {change}: {text!r} is no value; quote it if it is meant as text") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it has no dot
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _keys(section: type[BaseModel], model: str, prefix: str = "") -> Iterator[tuple[str, None]]:
+    """The dotted names of all settings under a section."""
+    for name, field in section.model_fields.items():
+        annotation: Any = CONFIGS[model] if (section, name) == (RunSettings, "model") else field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _keys(annotation, model, f"{prefix}{name}.")
+        elif (prefix, name) != ("model.", "name"):
+            yield f"{prefix}{name}", None
+
+
+def _hint(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if not near:  # learning_rate for finetune.learning_rate
+        near = [key for key in valid if key.split(".")[-1] == name.split(".")[-1]][:1]
+    return f"; did you mean {near[0]!r}?" if near else ""
