@@ -1,0 +1,115 @@
+"""Small data sets, features and models, shared by the tests of models, evaluation and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from msm4sr.data.batches import Batch
+from msm4sr.data.dataset import Dataset, Histories
+from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+
+Rows = tuple[Tensor, Tensor]
+
+TINY: dict[str, Any] = {"dim": 8, "layers": 2, "heads": 2, "inner_dim": 16, "max_history": 6}
+CALM: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
+
+
+def ragged(sequences: Sequence[Sequence[int]]) -> Histories:
+    offsets = np.cumsum([0, *(len(s) for s in sequences)]).astype(np.int64)
+    return Histories(np.array([item for s in sequences for item in s], dtype=np.int32), offsets)
+
+
+def make_dataset(sequences: Sequence[Sequence[int]], n_items: int) -> Dataset:
+    """Users with these histories (3 items at least each, validation and test item included)."""
+    histories = ragged(sequences)
+    names = [f"i{item}" for item in range(n_items)]
+    return Dataset(
+        folder=Path("nowhere"),
+        user_ids=[f"u{user}" for user in range(len(sequences))],
+        item_ids=names,
+        offsets=histories.offsets,
+        values=histories.values,
+        items=pl.DataFrame({"item_id": names}),
+        dropped={},
+    )
+
+
+def random_sequences(users: int, n_items: int, longest: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, n_items, rng.integers(3, longest + 1)).tolist() for _ in range(users)]
+
+
+def cycle_dataset(users: int, n_items: int, longest: int = 12, seed: int = 0) -> Dataset:
+    """After item i comes item i + 1, for everybody, from a start that is drawn."""
+    rng = np.random.default_rng(seed)
+    starts, lengths = rng.integers(0, n_items, users), rng.integers(6, longest + 1, users)
+    sequences = [[(start + step) % n_items for step in range(n)] for start, n in zip(starts, lengths, strict=True)]
+    return make_dataset([[int(item) for item in s] for s in sequences], n_items)
+
+
+def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Rows:
+    """Random features: item i has `lengths[i]` rows of `dim` numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(sum(lengths), dim, generator=generator)
+    return vectors, torch.tensor([0, *lengths]).cumsum(0)
+
+
+def make_features(n_items: int, modalities: Sequence[str] = ("text", "visual"), seed: int = 0) -> dict[str, Rows]:
+    """Zero to three rows an item, each modality missing for some items, each of another width."""
+    rng = np.random.default_rng(seed)
+    features = {}
+    for number, name in enumerate(modalities):
+        lengths = rng.integers(1, 4, n_items)
+        lengths[number :: len(modalities) + 2] = 0
+        features[name] = make_rows(lengths.tolist(), 5 + number, seed + number)
+    return features
+
+
+def make_msm4sr(
+    n_items: int = 12, modalities: Sequence[str] = ("text", "visual"), seed: int = 0, **changes: Any
+) -> MSM4SR:
+    """A tiny model without dropout whose weights are large enough that everything matters."""
+    torch.manual_seed(seed)
+    config = MSM4SRConfig(**({"experts": 3} | TINY | CALM | changes))
+    model = MSM4SR(config, make_features(n_items, modalities, seed), n_items)
+    enlarge(model)
+    return model
+
+
+def make_sasrec(n_items: int = 12, seed: int = 0, **changes: Any) -> SASRec:
+    torch.manual_seed(seed)
+    model = SASRec(SASRecConfig(**(TINY | CALM | changes)), n_items)
+    enlarge(model)
+    return model
+
+
+def enlarge(model: torch.nn.Module) -> None:
+    """Weights of N(0, 0.02) hide mistakes under the tolerance of a comparison; biases of 0 hide them altogether."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+
+
+def make_batch(sequences: Sequence[Sequence[int]]) -> Batch:
+    """One row a sequence; each of its items but the last has the one after it as target."""
+    width = max(len(s) for s in sequences) - 1
+    items = torch.zeros(len(sequences), width, dtype=torch.int64)
+    targets, mask = torch.zeros_like(items), torch.zeros_like(items, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        pairs = len(sequence) - 1
+        items[row, :pairs] = torch.tensor(sequence[:-1])
+        targets[row, :pairs] = torch.tensor(sequence[1:])
+        mask[row, :pairs] = True
+    return Batch(items, targets, mask)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

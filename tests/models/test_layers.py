@@ -1,0 +1,287 @@
+"""The blocks against slow formulas, an item and a row at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from builders import enlarge, make_rows
+from torch import Tensor
+
+from msm4sr.models.layers import (
+    AttentionPooling,
+    CausalTransformer,
+    ItemEncoder,
+    ItemFeatures,
+    MixtureOfExperts,
+    initialise,
+)
+
+LENGTHS = [2, 1, 4, 3]
+
+
+def attention_weights(rows: Tensor, pooling: AttentionPooling) -> list[float]:
+    """alpha_j = exp(s_j) / sum exp(s), s_j = act(x_j W1 + b1) W2 + b2, for the rows of one item."""
+    scores = []
+    for row in rows:
+        inner = [float(w @ row + b) for w, b in zip(pooling.inner.weight, pooling.inner.bias, strict=True)]
+        if pooling.activation == "relu":
+            inner = [max(0.0, number) for number in inner]
+        outer = zip(pooling.outer.weight[0].tolist(), inner, strict=True)
+        scores.append(sum(w * number for w, number in outer) + float(pooling.outer.bias))
+    total = sum(math.exp(score) for score in scores)
+    return [math.exp(score) / total for score in scores]
+
+
+def pooled_slowly(rows: Tensor, lengths: list[int], pooling: AttentionPooling) -> Tensor:
+    result = []
+    for own in rows.split(lengths):
+        weights = attention_weights(own, pooling)
+        result.append(sum((w * row for w, row in zip(weights, own, strict=True)), torch.zeros(rows.shape[1])))
+    return torch.stack(result)
+
+
+def expert_mixture_slowly(pooled: Tensor, moe: MixtureOfExperts) -> Tensor:
+    """E_k(e) = LayerNorm(e W_k), g = softmax(e W3), z = sum_k g_k E_k(e)."""
+    n_experts, dim = moe.shape
+    result = torch.zeros(len(pooled), dim)
+    for n, e in enumerate(pooled):
+        gates = [math.exp(float(moe.gate.weight[k] @ e)) for k in range(n_experts)]
+        for k in range(n_experts):
+            value = moe.weight.weight[k * dim : (k + 1) * dim] @ e
+            centred = value - value.mean()
+            normed = centred / torch.sqrt((centred**2).mean() + 1e-5) * moe.scale[k] + moe.shift[k]
+            result[n] += gates[k] / sum(gates) * normed
+    return result
+
+
+def make_pooling(activation: str) -> AttentionPooling:
+    torch.manual_seed(1)
+    pooling = AttentionPooling(5, 4, activation)  # type: ignore[arg-type]
+    enlarge(pooling)
+    return pooling
+
+
+def make_item_encoder(dropout: float = 0.0) -> ItemEncoder:
+    torch.manual_seed(2)
+    encoder = ItemEncoder(5, 4, experts=3, dropout=dropout, activation="none")
+    enlarge(encoder)
+    return encoder
+
+
+def make_transformer() -> CausalTransformer:
+    torch.manual_seed(3)
+    transformer = CausalTransformer(8, 2, 2, 16, dropout=0.3, attention_dropout=0.3, max_history=7)
+    enlarge(transformer)
+    return transformer.eval()
+
+
+# Ragged features
+
+
+def test_features_of_items_come_in_the_order_asked_for_repeats_and_empty_ones_included() -> None:
+    vectors, offsets = make_rows([2, 0, 3, 1], 5)
+    rows, lengths = ItemFeatures(vectors, offsets)(torch.tensor([3, 1, 0, 2, 0, 1]))
+    assert lengths.tolist() == [1, 0, 2, 3, 2, 0]
+    assert torch.equal(rows, vectors[[5, 0, 1, 2, 3, 4, 0, 1]])
+
+
+def test_features_of_items_that_all_lack_the_modality_are_no_rows() -> None:
+    rows, lengths = ItemFeatures(*make_rows([2, 0, 0], 5))(torch.tensor([2, 1, 2]))
+    assert rows.shape == (0, 5)
+    assert lengths.tolist() == [0, 0, 0]
+
+
+def test_features_of_all_items_are_the_whole_table() -> None:
+    vectors, offsets = make_rows([2, 0, 3, 1], 5)
+    features = ItemFeatures(vectors, offsets)
+    rows, lengths = features()
+    assert torch.equal(rows, vectors)
+    assert lengths.tolist() == [2, 0, 3, 1]
+    assert features.dim == 5
+
+
+def test_features_are_never_trained() -> None:
+    assert not list(ItemFeatures(*make_rows([2, 1], 5)).parameters())
+
+
+# Attention pooling, equation 3
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_attention_pooling_is_equation_3(activation: str) -> None:
+    pooling, (rows, _) = make_pooling(activation), make_rows(LENGTHS, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pooling(rows, torch.tensor(LENGTHS)), pooled_slowly(rows, LENGTHS, pooling), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_the_activation_of_the_pooling_matters() -> None:
+    rows, _ = make_rows(LENGTHS, 5)
+    without, relu = (make_pooling(a)(rows, torch.tensor(LENGTHS)) for a in ("none", "relu"))
+    assert (without - relu).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_an_item_is_pooled_from_its_own_rows_only(activation: str) -> None:
+    pooling, (rows, _) = make_pooling(activation), make_rows(LENGTHS, 5)
+    together = pooling(rows, torch.tensor(LENGTHS))
+    for item, own in enumerate(rows.split(LENGTHS)):
+        alone = pooling(own, torch.tensor([len(own)]))[0]
+        torch.testing.assert_close(together[item], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
+    pooling, (rows, _) = make_pooling("none"), make_rows(LENGTHS, 5)
+    rows.requires_grad_()
+    pooling(rows, torch.tensor(LENGTHS))[2].sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.abs().sum(dim=1).bool().tolist() == [False] * 3 + [True] * 4 + [False] * 3
+
+
+def test_the_attention_weights_of_an_item_sum_to_one() -> None:
+    pooling, rows = make_pooling("none"), make_rows(LENGTHS, 5)[0]
+    rows[:, 0] = 1.0
+    torch.testing.assert_close(pooling(rows, torch.tensor(LENGTHS))[:, 0], torch.ones(4))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_pooling_gradients_are_those_of_a_padded_softmax(activation: str) -> None:
+    """Against autograd through plain matrices, item by item, in float64."""
+    pooling = make_pooling(activation).double()
+    rows = make_rows(LENGTHS, 5)[0].double()
+    goal = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    names = dict(pooling.named_parameters())
+    ours = torch.autograd.grad((pooling(rows, torch.tensor(LENGTHS)) * goal).sum(), list(names.values()))
+    pooled = []
+    for own in rows.split(LENGTHS):
+        inner = own @ pooling.inner.weight.T + pooling.inner.bias
+        inner = inner.relu() if activation == "relu" else inner
+        alpha = (inner @ pooling.outer.weight.T + pooling.outer.bias).softmax(dim=0)
+        pooled.append((alpha * own).sum(dim=0))
+    reference = torch.autograd.grad((torch.stack(pooled) * goal).sum(), list(names.values()))
+    for name, a, b in zip(names, ours, reference, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+    assert ours[0].abs().max() > 1e-3  # W1
+    assert ours[2].abs().max() > 1e-3  # W2
+    b1 = ours[1].abs().max()
+    assert (b1 > 1e-3) if activation == "relu" else (b1 < 1e-12)  # a softmax does not see a constant
+
+
+# Experts, equations 4 and 5
+
+
+def test_the_mixture_of_experts_is_equations_4_and_5() -> None:
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(5, 4, experts=3, dropout=0.0)
+    enlarge(moe)
+    pooled = torch.randn(6, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(moe(pooled), expert_mixture_slowly(pooled, moe), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_the_experts_comes_before_their_normalisation() -> None:
+    """A dropped number is 0 under the LayerNorm, so what comes out still has mean 0 over the width."""
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(5, 64, experts=1, dropout=0.5)
+    pooled = torch.randn(3, 5)
+    dropped = moe(pooled)
+    torch.testing.assert_close(dropped.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
+    assert not torch.allclose(dropped, moe.eval()(pooled))
+
+
+# Items without the modality
+
+
+def test_an_item_without_the_modality_is_the_learned_stand_in_and_the_others_are_encoded() -> None:
+    encoder, lengths = make_item_encoder(), [2, 0, 4, 0, 1]
+    rows, _ = make_rows(lengths, 5)
+    with torch.no_grad():
+        encoded = encoder(rows, torch.tensor(lengths))
+        pooled = pooled_slowly(rows, [2, 4, 1], encoder.pooling)
+        torch.testing.assert_close(
+            encoded[[0, 2, 4]], expert_mixture_slowly(pooled, encoder.experts), rtol=1e-4, atol=1e-5
+        )
+        assert torch.equal(encoded[1], encoder.missing)
+        assert torch.equal(encoded[3], encoder.missing)
+
+
+def test_a_catalogue_in_which_all_items_lack_the_modality_is_all_stand_ins() -> None:
+    encoder = make_item_encoder()
+    encoded = encoder(torch.zeros(0, 5), torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(encoded, encoder.missing.expand(3, -1))
+    encoded.sum().backward()
+    assert encoder.missing.grad is not None
+    torch.testing.assert_close(encoder.missing.grad, torch.full((4,), 3.0))
+
+
+def test_the_stand_in_gets_the_gradients_of_the_missing_items_only() -> None:
+    encoder, lengths = make_item_encoder(), [2, 0, 4, 0, 1]
+    weight = torch.arange(5.0)[:, None].expand(5, 4)
+    (encoder(make_rows(lengths, 5)[0], torch.tensor(lengths)) * weight).sum().backward()
+    assert encoder.missing.grad is not None
+    torch.testing.assert_close(encoder.missing.grad, torch.full((4,), 1.0 + 3.0))
+
+
+# The Transformer
+
+
+def test_the_transformer_is_attention_over_the_past_then_a_feed_forward_net() -> None:
+    """One history, a head and a position at a time."""
+    transformer = make_transformer()
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        result = transformer(x[None])[0]
+        state = [transformer.norm(x[p] + transformer.position.weight[p]) for p in range(5)]
+        for layer in transformer.layers:
+            weight, bias = layer.attention.qkv.weight, layer.attention.qkv.bias
+            q, k, v = ([weight[o : o + 8] @ s + bias[o : o + 8] for s in state] for o in (0, 8, 16))
+            attended = []
+            for p in range(5):
+                heads = []
+                for head in (slice(0, 4), slice(4, 8)):
+                    strength = [math.exp(float(q[p][head] @ k[j][head]) / 2) for j in range(p + 1)]  # sqrt(4)
+                    heads.append(sum(s / sum(strength) * v[j][head] for j, s in enumerate(strength)))
+                attended.append(layer.attention.out(torch.cat(heads)))
+            state = [layer.attention_norm(s + a) for s, a in zip(state, attended, strict=True)]
+            state = [layer.feed_forward_norm(s + layer.feed_forward(s)) for s in state]
+        torch.testing.assert_close(result, torch.stack(state), rtol=1e-4, atol=1e-5)
+
+
+def test_later_items_never_change_an_earlier_output() -> None:
+    transformer, x = make_transformer(), torch.randn(2, 6, 8)
+    changed = x.clone()
+    changed[:, 4:] = 100 * torch.randn(2, 2, 8)
+    before, after = transformer(x), transformer(changed)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4], after[:, 4])
+
+
+def test_padding_on_the_right_changes_no_output_before_it() -> None:
+    transformer, x = make_transformer(), torch.randn(2, 4, 8)
+    padded = torch.cat([x, torch.randn(2, 3, 8)], dim=1)
+    torch.testing.assert_close(transformer(x), transformer(padded)[:, :4])
+
+
+def test_what_stands_beside_a_history_in_the_batch_does_not_change_its_encoding() -> None:
+    transformer, x = make_transformer(), torch.randn(5, 6, 8)
+    together = transformer(x)
+    for row in range(5):
+        torch.testing.assert_close(transformer(x[row : row + 1])[0], together[row])
+
+
+def test_the_order_of_a_history_matters() -> None:
+    transformer, x = make_transformer(), torch.randn(1, 6, 8)
+    swapped = x[:, [1, 0, 2, 3, 4, 5]]
+    assert not torch.allclose(transformer(x)[:, -1], transformer(swapped)[:, -1])
+
+
+def test_initial_weights_are_small_and_biases_zero() -> None:
+    torch.manual_seed(0)
+    transformer = CausalTransformer(64, 1, 2, 256, 0.0, 0.0, 50).apply(initialise)
+    layer = transformer.layers[0]
+    assert layer.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert transformer.position.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not layer.attention.qkv.bias.any()
