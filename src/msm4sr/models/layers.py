@@ -26,8 +26,10 @@ class ItemFeatures(nn.Module):
 
     def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
         super().__init__()
-        self.register_buffer("vectors", vectors)
-        self.register_buffer("offsets", offsets)
+        # Memory of its own: safetensors stores no shared tensors, and products over tensors that it maps from a file
+        # differ in the last bit from those over tensors that torch aligned.
+        self.register_buffer("vectors", vectors.clone())
+        self.register_buffer("offsets", offsets.clone())
 
     @property
     def dim(self) -> int:
