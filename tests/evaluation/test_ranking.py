@@ -1,0 +1,184 @@
+"""Full ranking against a loop over users and items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import make_dataset, make_msm4sr, make_sasrec, ragged, random_sequences
+from torch import Tensor, nn
+
+from msm4sr.data.dataset import Targets, test_targets, validation_targets
+from msm4sr.evaluation import ranking
+from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.ranking import rank_targets, ranks_of
+from msm4sr.models.baselines.popularity import Popularity
+
+N_ITEMS = 12
+DATASET = make_dataset(random_sequences(30, N_ITEMS, longest=11), N_ITEMS)
+
+
+def rank_slowly(scores: list[float], target: int) -> float:
+    """The mean of the places that the items with the target's score take."""
+    ordered = sorted(scores, reverse=True)
+    places = [place for place, score in enumerate(ordered, start=1) if score == scores[target]]
+    return sum(places) / len(places)
+
+
+def ranks_slowly(model: Any, targets: Targets, exclude_history: bool = False) -> list[float]:
+    """One user at a time, the history cut to the model's longest, unpadded."""
+    ranks = []
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        keys = model.scoring_vectors(catalogue)
+        for user, target in enumerate(targets.targets):
+            history = [int(item) for item in targets.histories[user]]
+            latest = torch.tensor([history[-model.max_history :]])
+            scores = (keys @ model.encode_histories(latest, catalogue)[0, -1]).tolist()
+            for item in history if exclude_history else []:
+                scores[item] = -float("inf")
+            ranks.append(rank_slowly(scores, int(target)))
+    return ranks
+
+
+class Scores(nn.Module):
+    """A model that gives every history the same scores, and none longer than `max_history`."""
+
+    def __init__(self, scores: list[float], max_history: int = 4) -> None:
+        super().__init__()
+        self.scores = torch.tensor(scores)
+        self.max_history = max_history
+        self.longest_seen = 0
+
+    def encode_items(self) -> Tensor:
+        return self.scores[:, None, None]
+
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        self.longest_seen = max(self.longest_seen, histories.shape[1])
+        return torch.ones(*histories.shape, 1)
+
+    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+        return catalogue.squeeze(1)
+
+
+# One row of scores
+
+
+def test_a_rank_is_one_plus_the_items_that_score_higher() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.1, 0.9, 0.5, 0.7]])
+    assert ranks_of(scores, torch.tensor([1, 0])).tolist() == [1.0, 4.0]
+
+
+def test_ties_rank_at_their_mean() -> None:
+    scores = torch.tensor([[1.0, 2.0, 1.0, 1.0, 0.0]] * 5)
+    assert ranks_of(scores, torch.arange(5)).tolist() == [3.0, 1.0, 3.0, 3.0, 5.0]
+    assert ranks_of(torch.zeros(1, 9), torch.tensor([4])).tolist() == [5.0]  # a constant model is no good model
+
+
+def test_ranks_agree_with_sorting_on_scores_full_of_ties() -> None:
+    scores = torch.randint(0, 4, (50, 9), generator=torch.Generator().manual_seed(0)).float()
+    targets = torch.arange(50) % 9
+    expected = [rank_slowly(row.tolist(), int(t)) for row, t in zip(scores, targets, strict=True)]
+    assert ranks_of(scores, targets).tolist() == expected
+
+
+def test_a_score_that_is_no_number_is_an_error_not_the_best_rank() -> None:
+    scores = torch.tensor([[0.1, float("nan"), 0.5]])
+    for target in (0, 1):
+        with pytest.raises(FloatingPointError, match="not a number"):
+            ranks_of(scores, torch.tensor([target]))
+
+
+# All users
+
+
+@pytest.mark.parametrize("exclude_history", [False, True])
+@pytest.mark.parametrize("make", [make_sasrec, make_msm4sr, lambda: Popularity(torch.arange(N_ITEMS) // 3)])
+@pytest.mark.parametrize("part", [validation_targets, test_targets])
+def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_history: bool) -> None:
+    model, targets = make().eval(), part(DATASET)
+    ranks = rank_targets(model, targets, exclude_history=exclude_history)
+    assert ranks.tolist() == ranks_slowly(model, targets, exclude_history)
+
+
+def test_chunks_of_users_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, targets = make_sasrec().eval(), test_targets(DATASET)
+    whole = rank_targets(model, targets)
+    for name, value in (("SCORES_AT_ONCE", 1), ("SCORES_AT_ONCE", 7 * N_ITEMS), ("TOKENS_AT_ONCE", 20)):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranking, name, value)
+            progress: list[int] = []
+            chunked = rank_targets(model, targets, on_progress=progress.append)
+            assert len(progress) > 1
+            assert sum(progress) == DATASET.n_users
+            assert chunked.tolist() == whole.tolist()
+
+
+def test_an_item_of_the_history_ranks_last_when_histories_are_excluded() -> None:
+    targets = Targets(ragged([[0, 2, 0], [1]]), np.array([1, 3]))
+    model = Scores([9.0, 1.0, 8.0, 2.0])
+    assert rank_targets(model, targets).tolist() == [4.0, 3.0]
+    assert rank_targets(model, targets, exclude_history=True).tolist() == [2.0, 3.0]
+    repeated = Targets(ragged([[0, 2, 0]]), np.array([2]))
+    assert rank_targets(model, repeated, exclude_history=True).tolist() == [3.5]  # a miss, behind all others
+
+
+def test_items_before_the_longest_history_are_excluded_too() -> None:
+    targets = Targets(ragged([[0, 1, 1, 1, 1, 1]]), np.array([2]))
+    assert rank_targets(Scores([9.0, 8.0, 1.0], max_history=2), targets, exclude_history=True).tolist() == [1.0]
+
+
+def test_the_model_is_given_no_more_than_its_longest_history() -> None:
+    model = Scores([0.0] * N_ITEMS, max_history=3)
+    rank_targets(model, test_targets(DATASET))
+    assert model.longest_seen == 3
+
+
+def test_only_the_latest_items_count_when_a_history_is_too_long() -> None:
+    model = make_sasrec().eval()  # reads 6 items
+    long, cut = ragged([[1, 2, 3, 4, 5, 6, 7, 8]]), ragged([[3, 4, 5, 6, 7, 8]])
+    other = ragged([[1, 2, 3, 4, 5, 6, 7, 9]])
+    ranks = [
+        [rank_targets(model, Targets(h, np.array([t]))).item() for t in range(N_ITEMS)] for h in (long, cut, other)
+    ]
+    assert ranks[0] == ranks[1]
+    assert ranks[0] != ranks[2]
+
+
+def test_a_diverged_model_is_an_error() -> None:
+    with pytest.raises(FloatingPointError):
+        rank_targets(Scores([0.0] * 11 + [float("nan")]), test_targets(DATASET))
+
+
+# The metrics of a data set
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_validation_and_test_rank_their_own_item_given_all_before_it(part: str) -> None:
+    model = make_sasrec().eval()
+    back = 2 if part == "validation" else 1
+    histories, targets = [], []
+    for user in range(DATASET.n_users):
+        history = DATASET.history(user).tolist()
+        histories.append(history[:-back])
+        targets.append(history[-back])
+    expected = ranks_slowly(model, Targets(ragged(histories), np.array(targets)))
+    metrics = evaluate(model, DATASET, part)  # type: ignore[arg-type]
+    assert metrics == pytest.approx(mean_metrics(np.array(expected)))
+
+
+def test_evaluation_takes_place_without_dropout_and_leaves_the_mode_as_it_was() -> None:
+    model = make_sasrec(dropout=0.5)
+    for mode in (True, False):
+        model.train(mode)
+        assert evaluate(model, DATASET, "test") == evaluate(model, DATASET, "test")
+        assert model.training is mode
+
+
+def test_histories_are_ranked_unless_excluded() -> None:
+    model = Popularity(torch.arange(N_ITEMS))
+    protocols = [evaluate(model, DATASET, "test", EvaluationSettings(exclude_history=e)) for e in (False, True)]
+    assert protocols[0] != protocols[1]
