@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from msm4sr.errors import InputError
 
@@ -376,10 +386,17 @@ def _bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        StatusColumn(),
         console=console,
         transient=True,
     )
+
+
+class StatusColumn(ProgressColumn):
+    """What a task says of itself beside its bar, if it does."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("status", ""))
 
 
 class TrainingProgress:

@@ -241,7 +241,8 @@ def save_model(run: Run, dataset: Dataset, model: nn.Module, result: Mapping[str
     about, kind = result["run"], type(model).__name__
     _write(
         folder / "README.md",
-        f"# {about['model']} on {about['data']}\n\nTrained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
+        f"# {about['model']} on {about['data']}\n\n"
+        f"Trained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
         f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
         f"{about['parameters']:,} weights. Protocol: {about['protocol']}.\n\n"
         f"| metric | validation | test |\n|---|---|---|\n{rows}\n\n"

@@ -9,33 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
+from msm4sr.models.base import SequenceModel
 
 # difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
 CLOSE_CANDIDATES = 5_000
-
-
-class SequenceModel(Protocol):
-    """What a model must offer to be served: items and histories as vectors whose dot product is the score."""
-
-    @property
-    def max_history(self) -> int:
-        """The most items of a history that the model reads; older ones are cut off."""
-        ...
-
-    def encode_items(self) -> Tensor:
-        """All items, [N, D]."""
-        ...
-
-    def encode_histories(self, items: Tensor, encoded: Tensor) -> Tensor:
-        """Histories [B, L] (int64 item rows, right-padded) over encoded items [N, D] -> [B, L, D], causal."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -97,14 +80,14 @@ def recommend(
     k: int = 10,
     exclude_history: bool = True,
     *,
-    encoded: Tensor | None = None,
+    catalogue: Tensor | None = None,
 ) -> list[Recommendation]:
     """The `k` items with the highest scores after `history` (item ids, oldest first), best first.
 
     The score is the dot product of the history's vector with the item's, equation (12). Equal scores rank by
     item row. The model reads the last `max_history` items; `exclude_history` (default) keeps the whole
     history out of the list, older items too. Fewer than `k` come back only where the catalogue has no more.
-    `encoded` is `model.encode_items()` if the caller already has it, so that many histories share it.
+    `catalogue` is `model.encode_items()` if the caller already has it, so that many histories share it.
 
     Raises InputError for an unknown item id (with the nearest ones), an empty history, k < 1, a model whose
     items are not those of `items`, and scores that are not finite.
@@ -112,7 +95,7 @@ def recommend(
     if k < 1:
         raise InputError(f"k is {k}: ask for at least 1 recommendation")
     rows = history_rows(items, history)
-    scores = score_items(model, rows, encoded)
+    scores = score_items(model, rows, catalogue)
     if len(scores) != len(items):
         raise InputError(
             f"the model knows {len(scores)} items, the item table has {len(items)}: they are not of one run"
@@ -129,14 +112,14 @@ def recommend(
     ]
 
 
-def score_items(model: SequenceModel, rows: Sequence[int], encoded: Tensor | None = None) -> Tensor:
+def score_items(model: SequenceModel, rows: Sequence[int], catalogue: Tensor | None = None) -> Tensor:
     """Every item's score [N], float32 on the CPU, after a history of item rows, oldest first."""
     with torch.inference_mode(), _evaluating(model):
-        if encoded is None:
-            encoded = model.encode_items()  # [N, D]
-        batch = torch.tensor([rows[-model.max_history :]], dtype=torch.int64, device=encoded.device)  # [1, L]
-        vector = model.encode_histories(batch, encoded)[0, -1]  # [D]; nothing is padded: the last is real
-        return (encoded @ vector).float().cpu()
+        if catalogue is None:
+            catalogue = model.encode_items()
+        batch = torch.tensor([rows[-model.max_history :]], dtype=torch.int64, device=catalogue.device)  # [1, L]
+        vector = model.encode_histories(batch, catalogue)[0, -1]  # [Q]; nothing is padded: the last is real
+        return (model.scoring_vectors(catalogue) @ vector).float().cpu()
 
 
 def history_rows(items: ItemTable, history: Sequence[str]) -> list[int]:

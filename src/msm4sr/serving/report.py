@@ -51,7 +51,7 @@ def sample_users(dataset: Dataset, model: nn.Module, seed: int) -> list[HistoryA
     for user in sorted(users.tolist()):
         history = targets.histories[user].tolist()
         names = [items.item_ids[item] for item in history]
-        chosen = recommend(model, items, names)  # type: ignore[arg-type]
+        chosen = recommend(model, items, names)  # type: ignore[arg-type]  # has a SequenceModel's methods
         samples.append(
             HistoryAndRecommendations(
                 f"User {dataset.user_ids[user]}", history, chosen, items, int(targets.targets[user])
