@@ -384,9 +384,7 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
         "popularity": np.broadcast_to(popularity, (items, items)),
     }
     oracle = {name: _oracle_recall(histories, score) for name, score in scores.items()}
-    return ToyshopTruth(
-        item_ids, pattern, theme, has_picture, has_text, popularity, pattern_step, theme_step, oracle
-    )
+    return ToyshopTruth(item_ids, pattern, theme, has_picture, has_text, popularity, pattern_step, theme_step, oracle)
 
 
 # the catalogue ------------------------------------------------------------------------------------
@@ -646,9 +644,7 @@ HEART = np.stack(
 TRIANGLE = points((0, -1), (0.95, 0.8), (-0.95, 0.8))
 
 
-def _fabric(
-    pattern: str, body: Colour, mark: Colour, size: tuple[int, int], rng: np.random.Generator
-) -> Image.Image:
+def _fabric(pattern: str, body: Colour, mark: Colour, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     cloth = Image.new("RGB", size, body)
     lay = _place(rng, turn=9, shift=6, scale=0.1)
     draw = ImageDraw.Draw(cloth)
