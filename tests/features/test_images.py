@@ -48,9 +48,7 @@ def test_a_file_cut_short_is_broken(tmp_path: Path, suffix: str) -> None:
     assert "damaged" in reason(tmp_path, f"a.{suffix}") or "not an image" in reason(tmp_path, f"a.{suffix}")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", bytes(1000)]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", bytes(1000)])
 def test_what_is_no_image_is_broken(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     assert "not an image" in reason(tmp_path, "a.jpg")

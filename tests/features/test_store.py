@@ -48,9 +48,7 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 
 def test_no_rows_at_all_can_be_stored(tmp_path: Path) -> None:
-    save_features(
-        Features(np.zeros((0, 0), np.float32), np.zeros(3, np.int64), ["a", "b"]), tmp_path / "visual"
-    )
+    save_features(Features(np.zeros((0, 0), np.float32), np.zeros(3, np.int64), ["a", "b"]), tmp_path / "visual")
     assert load_features(tmp_path / "visual").vectors.shape == (0, 0)
 
 
@@ -61,9 +59,7 @@ def test_saving_again_replaces_everything_and_leaves_nothing_behind(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_a_write_that_fails_leaves_the_old_features_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_features_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_features(example(), tmp_path / "text", {"version": "old"})
 
     def full_disk(path: Path, value: object) -> None:
@@ -116,7 +112,8 @@ def test_manifest_is_readable_json_with_the_ids_in_row_order(tmp_path: Path) -> 
 def test_the_store_needs_none_of_the_heavy_packages() -> None:
     code = (
         "import sys, msm4sr.features.store, msm4sr.features.extract;"
-        "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'sklearn') if m in sys.modules])"
+        "heavy = ('torch', 'transformers', 'sentence_transformers', 'sklearn');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

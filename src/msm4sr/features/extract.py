@@ -40,9 +40,7 @@ class TextSettings(BaseModel):
         min_length=1,
         description="Sentence encoder: 'minilm' (needs no network), a local model folder, or a hub name.",
     )
-    max_sentences: int = Field(
-        10, ge=1, description="Sentences kept of an item, the title counted as the first."
-    )
+    max_sentences: int = Field(10, ge=1, description="Sentences kept of an item, the title counted as the first.")
     max_characters: int = Field(
         4000, ge=1, le=20000, description="Characters of a text that are read; the rest is left out."
     )
@@ -71,9 +69,7 @@ class VisualSettings(BaseModel):
         ge=10,
         description="Fewer items with both text and picture than this: ImageNet's labels are the words.",
     )
-    vocabulary_size: int = Field(
-        4000, ge=1, description="Words of the vocabulary at most, the most widespread first."
-    )
+    vocabulary_size: int = Field(4000, ge=1, description="Words of the vocabulary at most, the most widespread first.")
     vocabulary_min_items: int = Field(3, ge=1, description="Items that must use a word for it to count.")
     vocabulary_max_share: float = Field(
         0.2, gt=0, le=1, description="Share of the items above which a word says nothing and is left out."
@@ -250,9 +246,7 @@ def _extract_pictures(
             counts[owner] += 1
             vectors.append(result)
             kept.append(path)
-    features = Features(
-        np.stack(vectors) if vectors else _no_rows(), _offsets(counts), list(dataset.item_ids)
-    )
+    features = Features(np.stack(vectors) if vectors else _no_rows(), _offsets(counts), list(dataset.item_ids))
     record = {**expected, "modality": "visual", "kind": kind, "missing": missing, "images": kept}
     return _store(features, folder, record, progress)
 
@@ -314,9 +308,7 @@ def _extract_keywords(
         words = keywords.best_words(tagger, images, vocabulary, chosen.words)
     record |= {"tagger": tagger.name, "vocabulary": "catalogue" if enough else "imagenet labels"}
     record["vocabulary_words"] = len(vocabulary)
-    vectors = _encode_distinct(
-        encoders.sentences(), [" ".join(row) for row in words], "encoding keywords", progress
-    )
+    vectors = _encode_distinct(encoders.sentences(), [" ".join(row) for row in words], "encoding keywords", progress)
     bounds = pictures.offsets.tolist()
     features = Features(
         vectors,
@@ -342,9 +334,7 @@ def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndar
     taking_part = np.unique(owners)
     folds = np.zeros(n_items, np.int64)
     folds[taking_part] = keywords.assign_folds(groups[taking_part])
-    mapped, ridge = keywords.map_pictures(
-        np.asarray(pictures.vectors), means[owners], has_text[owners], folds[owners]
-    )
+    mapped, ridge = keywords.map_pictures(np.asarray(pictures.vectors), means[owners], has_text[owners], folds[owners])
     return mapped, ridge, len(np.unique(groups[taking_part]))
 
 
@@ -366,9 +356,7 @@ def _documents(items: pl.DataFrame, max_characters: int) -> Iterator[str]:
 # --- the store, and what is said
 
 
-def _reuse(
-    folder: Path, expected: dict[str, Any], item_ids: list[str], progress: Progress | None
-) -> Features | None:
+def _reuse(folder: Path, expected: dict[str, Any], item_ids: list[str], progress: Progress | None) -> Features | None:
     """What `folder` holds, if it was made from exactly this; else None, after a line that says why."""
     try:
         manifest = read_manifest(folder)

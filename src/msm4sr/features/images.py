@@ -91,9 +91,7 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
         raise BrokenImage(f"not an image ({', '.join(FORMATS)} can be read)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenImage(f"more than {MAX_PIXELS // 10**6} megapixels") from error
-    except (
-        Exception
-    ) as error:  # decoders raise whatever they like on a damaged file; none of it may end a run
+    except Exception as error:  # decoders raise whatever they like on a damaged file; none of it may end a run
         raise BrokenImage(f"damaged or cut short ({type(error).__name__})") from error
 
 

@@ -97,9 +97,7 @@ def load_features(folder: Path) -> Features:
         return Features(arrays["vectors"], arrays["offsets"], manifest["item_ids"], words)
     except (OSError, ValueError, KeyError, IndexError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{folder}: damaged features ({why}); delete the folder and extract again"
-        ) from error
+        raise InputError(f"{folder}: damaged features ({why}); delete the folder and extract again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

