@@ -1,1 +1,70 @@
-"""msm4sr: pictures, texts and order, from a folder to recommendations."""
+"""msm4sr: pictures, texts and order, from a folder to recommendations.
+
+The names below are all that a script needs. They are imported when first used, so that `import msm4sr` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msm4sr.data.dataset import DataSettings, load_dataset
+    from msm4sr.errors import InputError
+    from msm4sr.evaluation.evaluate import evaluate
+    from msm4sr.features.extract import FeatureSettings, extract_features
+    from msm4sr.models.baselines.popularity import Popularity
+    from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+    from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+    from msm4sr.models.registry import from_pretrained
+    from msm4sr.serving.recommender import ItemTable, recommend
+    from msm4sr.training.finetune import FinetuneSettings, finetune
+    from msm4sr.training.pretrain import PretrainSettings, pretrain
+
+_HOME = {
+    "DataSettings": "data.dataset",
+    "FeatureSettings": "features.extract",
+    "FinetuneSettings": "training.finetune",
+    "InputError": "errors",
+    "ItemTable": "serving.recommender",
+    "MSM4SR": "models.msm4sr",
+    "MSM4SRConfig": "models.msm4sr",
+    "Popularity": "models.baselines.popularity",
+    "PretrainSettings": "training.pretrain",
+    "SASRec": "models.baselines.sasrec",
+    "SASRecConfig": "models.baselines.sasrec",
+    "evaluate": "evaluation.evaluate",
+    "extract_features": "features.extract",
+    "finetune": "training.finetune",
+    "from_pretrained": "models.registry",
+    "load_dataset": "data.dataset",
+    "pretrain": "training.pretrain",
+    "recommend": "serving.recommender",
+}
+
+__all__ = [
+    "MSM4SR",
+    "DataSettings",
+    "FeatureSettings",
+    "FinetuneSettings",
+    "InputError",
+    "ItemTable",
+    "MSM4SRConfig",
+    "Popularity",
+    "PretrainSettings",
+    "SASRec",
+    "SASRecConfig",
+    "evaluate",
+    "extract_features",
+    "finetune",
+    "from_pretrained",
+    "load_dataset",
+    "pretrain",
+    "recommend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'msm4sr' has no attribute {name!r}")
+    return getattr(import_module(f"msm4sr.{_HOME[name]}"), name)

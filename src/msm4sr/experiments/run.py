@@ -202,8 +202,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: nn.Module) -> dict[str, An
     settings = run.settings
     epochs = run.epochs()
     result: dict[str, Any] = {
-        part: evaluate(model, dataset, part, settings.evaluation)
-        for part in ("validation", "test")
+        part: evaluate(model, dataset, part, settings.evaluation) for part in ("validation", "test")
     }
     result["run"] = {
         "data": dataset.folder.name,

@@ -66,6 +66,8 @@ class AttentionPooling(nn.Module):
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Pool rows [R, D_in], `lengths` [N] (all >= 1) of them an item, into [N, D_in]."""
+        if len(rows) == len(lengths):
+            return rows  # one row an item: alpha is 1
         if self.activation == "relu":
             scores = self.outer(self.inner(rows).relu()).squeeze(1)  # [R]
         else:

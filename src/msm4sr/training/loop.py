@@ -153,7 +153,12 @@ def fit(
                     loss = forward(batch, generator)
                     optimizer.zero_grad()
                     fabric.backward(loss)
-                    fabric.clip_gradients(forward, optimizer, max_norm=settings.max_gradient_norm)
+                    fabric.clip_gradients(
+                        forward,
+                        optimizer,
+                        max_norm=settings.max_gradient_norm,
+                        error_if_nonfinite=False,  # it would wait for the device; the look at the loss tells better
+                    )
                     optimizer.step()
                     schedule.step()
                     pairs = int(batch.mask.sum())
