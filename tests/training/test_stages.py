@@ -1,0 +1,251 @@
+"""Both stages on small data: the two ways to batch agree, planted patterns are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    cycle_dataset,
+    generator,
+    make_dataset,
+    make_msm4sr,
+    make_sasrec,
+    ragged,
+    random_sequences,
+)
+from torch import Tensor, nn
+
+from msm4sr.data.batches import Batch, epoch_batches
+from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.models.baselines.popularity import Popularity
+from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.training.checkpoint import weights_of
+from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss
+from msm4sr.training.loop import Device
+from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, pretrain, pretrain_loss
+
+CPU = Device(accelerator="cpu")
+N_ITEMS = 12
+MAKERS = {"sasrec": make_sasrec, "msm4sr": make_msm4sr}
+
+
+def one_batch(sequences: list[list[int]], pairs: Literal["all", "last"], max_history: int = 6) -> Batch:
+    """Everything in one batch, nothing dropped."""
+    batches = epoch_batches(
+        ragged(sequences),
+        max_history=max_history,
+        batch_pairs=10_000,
+        pairs=pairs,
+        rng=np.random.default_rng(0),
+    )
+    (batch,) = batches
+    return batch
+
+
+# Two ways to batch
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_both_ways_to_batch_score_the_same_prefix_the_same(name: str) -> None:
+    model = MAKERS[name]()
+    sequences = [[10, 1, 5, 0, 7], [2, 3, 4], [6, 8, 9, 11, 1, 3, 2]]  # no prefix twice
+    scores: list[dict[tuple[int, ...], Tensor]] = []
+    for pairs in ("all", "last"):
+        batch = one_batch(sequences, pairs)  # type: ignore[arg-type]
+        catalogue = model.encode_items()
+        every = model.encode_histories(batch.items, catalogue) @ model.scoring_vectors(catalogue).T
+        scores.append(
+            {
+                (*batch.items[row, : slot + 1].tolist(), int(batch.targets[row, slot])): every[row, slot].detach()
+                for row, slot in batch.mask.nonzero().tolist()
+            }
+        )
+    assert scores[0].keys() == scores[1].keys()
+    assert len(scores[0]) == 4 + 2 + 6
+    for prefix in scores[0]:
+        torch.testing.assert_close(scores[0][prefix], scores[1][prefix], rtol=1e-4, atol=1e-4)
+
+
+def losses_and_gradients(model: nn.Module, loss: Tensor) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    loss.backward()
+    return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("stage", ["sasrec", "msm4sr", "pretrain"])
+def test_both_ways_to_batch_have_the_same_loss_and_gradients(stage: str) -> None:
+    sequences = random_sequences(10, N_ITEMS, longest=7)
+    model = make_sasrec() if stage == "sasrec" else make_msm4sr()
+    results = []
+    for pairs in ("all", "last"):
+        batch = one_batch(sequences, pairs)  # type: ignore[arg-type]
+        if stage == "pretrain":
+            loss = pretrain_loss(model, batch, PretrainSettings(mixup=0.0, cmcl_weight=0.5), generator())  # type: ignore[arg-type]
+        else:
+            loss = finetune_loss(model, batch)  # type: ignore[arg-type]
+        results.append(losses_and_gradients(model, loss))
+    (all_loss, all_gradients), (last_loss, last_gradients) = results
+    assert all_loss == pytest.approx(last_loss, rel=1e-4)
+    assert all_gradients.keys() == last_gradients.keys()
+    for name, gradient in all_gradients.items():
+        torch.testing.assert_close(gradient, last_gradients[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+# Stages as a whole
+
+SMALL = make_dataset(random_sequences(40, N_ITEMS, longest=9), N_ITEMS)
+STAGES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], Any]] = {
+    "pretrain": (lambda: make_msm4sr(dropout=0.3), pretrain, PretrainSettings(epochs=2, batch_pairs=32)),
+    "finetune": (lambda: make_msm4sr(dropout=0.3), finetune, FinetuneSettings(epochs=2, batch_pairs=32)),
+    "finetune sasrec": (lambda: make_sasrec(dropout=0.3), finetune, FinetuneSettings(epochs=2, batch_pairs=32)),
+}
+
+
+def run_stage(name: str, seed: int = 0, global_seed: int = 0, **changes: Any) -> tuple[nn.Module, list[float]]:
+    make, train, settings = STAGES[name]
+    model = make()
+    torch.manual_seed(global_seed)
+    records = train(model, SMALL, settings.model_copy(update=changes), seed=seed, device=CPU)
+    return model, [r.loss for r in records]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_seed_makes_the_same_model_whatever_the_global_random_state(stage: str) -> None:
+    (one, losses), (again, losses_again), (_, other) = (
+        run_stage(stage, seed=3, global_seed=1),
+        run_stage(stage, seed=3, global_seed=2),
+        run_stage(stage, seed=4, global_seed=1),
+    )
+    assert losses == losses_again
+    assert losses != other
+    weights = weights_of(again)
+    assert all(torch.equal(weights[name], weight) for name, weight in weights_of(one).items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_leaves_the_global_random_state_as_it_was(stage: str) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    run_stage(stage, global_seed=7)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("pairs", ["all", "last"])
+def test_a_stage_lowers_its_loss(stage: str, pairs: str) -> None:
+    _, losses = run_stage(stage, pairs=pairs, epochs=5, learning_rate=5e-3)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_mixed_precision_trains_to_about_the_same_loss(stage: str) -> None:
+    make, train, settings = STAGES[stage]
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        device = Device(accelerator="cpu", precision=precision)  # type: ignore[arg-type]
+        records = train(make(), SMALL, settings, device=device)
+        losses.append([r.loss for r in records])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
+def test_pretraining_leaves_the_id_embedding_and_fine_tuning_the_projections() -> None:
+    first = weights_of(make_msm4sr(dropout=0.3))
+    for stage, untouched in (("pretrain", "item_embedding."), ("finetune", "projections.")):
+        trained = weights_of(run_stage(stage)[0])
+        for name, weight in trained.items():
+            assert torch.equal(weight, first[name]) == name.startswith(untouched), name
+
+
+def test_validation_during_training_sees_no_test_item() -> None:
+    """The same but for every user's last item: training and validation must not notice."""
+    changed = make_dataset([[*SMALL.history(u)[:-1].tolist(), 0] for u in range(SMALL.n_users)], N_ITEMS)
+    records = [
+        finetune(make_sasrec(), data, FinetuneSettings(epochs=2, batch_pairs=32), device=CPU)
+        for data in (SMALL, changed)
+    ]
+    assert [r.loss for r in records[0]] == [r.loss for r in records[1]]
+    assert [r.validation for r in records[0]] == [r.validation for r in records[1]]
+    assert evaluate(make_sasrec(), SMALL, "test") != evaluate(make_sasrec(), changed, "test")
+
+
+def test_the_content_matcher_scores_by_the_cosines_of_equation_7() -> None:
+    model = make_msm4sr(modalities=("text", "visual", "audio")).eval()
+    matcher, history = ContentMatcher(model), torch.tensor([[1, 5, 0, 7]])
+    with torch.no_grad():
+        catalogue = matcher.encode_items()
+        ours = matcher.scoring_vectors(catalogue) @ matcher.encode_histories(history, catalogue)[0, -1]
+        expected = torch.zeros(N_ITEMS)
+        for a in model.modalities:
+            z = model.encode_content(a)
+            for b in model.modalities:
+                hidden = model.transformer(model.encode_content(b)[history])[0, -1]
+                view = model.project(hidden, a)
+                expected += torch.stack([torch.cosine_similarity(view, z[i], dim=0) for i in range(N_ITEMS)])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+# Planted patterns
+
+
+def popularity(dataset: Dataset) -> float:
+    counts = np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
+    return evaluate(Popularity(torch.from_numpy(counts)), dataset, "test")["recall@5"]
+
+
+CYCLE = cycle_dataset(users=120, n_items=30)
+QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_pairs": 128, "select": "recall@5", "patience": 50}
+
+
+@pytest.mark.parametrize("pairs", ["all", "last"])
+def test_sasrec_learns_a_cycle(pairs: str) -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(dim=16, inner_dim=32, max_history=12), CYCLE.n_items)
+    finetune(model, CYCLE, FinetuneSettings(epochs=15, pairs=pairs, **QUICK), device=CPU)  # type: ignore[arg-type]
+    assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
+    assert popularity(CYCLE) < 0.5
+
+
+def chain_features(n_items: int, dim: int = 6, told: bool = True) -> tuple[Tensor, Tensor]:
+    """Item i's content is its place on a circle; or, untold, one vector for all items."""
+    angle = torch.arange(n_items) * 2 * torch.pi / n_items
+    waves = [f(k * angle) for k in range(1, dim // 2 + 1) for f in (torch.sin, torch.cos)]
+    vectors = torch.stack(waves, dim=1) if told else torch.ones(n_items, dim)
+    return vectors, torch.arange(n_items + 1)
+
+
+def content_model(text: bool, visual: bool, **changes: Any) -> MSM4SR:
+    torch.manual_seed(0)
+    config: dict[str, Any] = {"dim": 16, "inner_dim": 32, "experts": 4, "max_history": 12, "dropout": 0.1}
+    features = {
+        "text": chain_features(CYCLE.n_items, told=text),
+        "visual": chain_features(CYCLE.n_items, told=visual),
+    }
+    return MSM4SR(MSM4SRConfig(**(config | changes)), features, CYCLE.n_items)
+
+
+def pretrained_recall(model: MSM4SR) -> float:
+    pretrain(model, CYCLE, PretrainSettings(epochs=12, **QUICK), device=CPU)
+    return evaluate(ContentMatcher(model), CYCLE, "test")["recall@5"]
+
+
+def test_pretraining_finds_a_chain_that_content_shows_without_any_id() -> None:
+    assert pretrained_recall(content_model(text=True, visual=True)) > 0.8
+
+
+def test_a_chain_that_only_pictures_show_is_found_through_them_and_lost_without_them() -> None:
+    assert pretrained_recall(content_model(text=False, visual=True)) > 0.8
+    assert pretrained_recall(content_model(text=False, visual=False)) < 0.5
+
+
+def test_fine_tuning_after_pretraining_learns_the_chain() -> None:
+    model = content_model(text=True, visual=True)
+    pretrain(model, CYCLE, PretrainSettings(epochs=4, **QUICK), device=CPU)
+    finetune(model, CYCLE, FinetuneSettings(epochs=8, **QUICK), device=CPU)
+    assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
