@@ -322,7 +322,7 @@ def prepare_csv(
     item: Annotated[str, typer.Option(help="Column of the log: what.")] = "item_id",
     time: Annotated[str, typer.Option(help="Column of the log: when; '' if its rows are in order.")] = "timestamp",
     time_unit: Annotated[Literal["auto", "s", "ms", "iso"], typer.Option(help="How times are written.")] = "auto",
-    rating: Annotated[str | None, typer.Option(help="Column of the log: how much it was liked.")] = None,
+    rating: Annotated[str, typer.Option(help="Column of the log: how much it was liked.")] = "rating",
     min_rating: Annotated[float | None, typer.Option(help="Interactions rated lower are left out.")] = None,
     item_id: Annotated[str, typer.Option(help="Column of the catalogue: the item's id.")] = "item_id",
     title: Annotated[str, typer.Option(help="Column of the catalogue.")] = "title",
@@ -337,21 +337,24 @@ def prepare_csv(
     from msm4sr.data.sources import csv
 
     with told("interrupted; nothing was written"):
+        named = {
+            "user": user,
+            "item": item,
+            "time": time,
+            "time_unit": time_unit,
+            "rating": rating,
+            "min_rating": min_rating,
+            "item_id": item_id,
+            "title": title,
+            "text": tuple(text),
+            "categories": categories,
+            "separator": separator,
+            "image": image,
+        }
+        # A column that the user names must be there; one that keeps its default name may be missing.
+        changed = {key: value for key, value in named.items() if value != csv.CsvColumns.model_fields[key].default}
         try:
-            columns = csv.CsvColumns(
-                user=user,
-                item=item,
-                time=time,
-                time_unit=time_unit,
-                rating=rating,
-                min_rating=min_rating,
-                item_id=item_id,
-                title=title,
-                text=tuple(text),
-                categories=categories,
-                separator=separator,
-                image=image,
-            )
+            columns = csv.CsvColumns.model_validate(changed)
         except ValidationError as error:
             problem = error.errors()[0]
             option = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"])
