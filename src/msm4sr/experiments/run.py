@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.settings import RunSettings, validate_settings
 from msm4sr.features.extract import extract_features
-from msm4sr.features.store import Features
+from msm4sr.features.store import Features, read_manifest
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
@@ -40,6 +41,9 @@ from msm4sr.training.loop import EpochRecord, Monitor, Silent
 from msm4sr.training.pretrain import pretrain
 
 Note = Callable[[str], object]
+"""Is told a line, in rich's markup."""
+
+SHOWN_PICTURES = 5  # of those that cannot be used
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,18 @@ def open_run(folder: Path) -> Run:
 def load_run_data(run: Run, note: Note = lambda line: None) -> Dataset:
     """The run's data set; tells `note` what was dropped and why."""
     dataset = load_dataset(run.data, run.settings.dataset)
+    describe_data(dataset, note)
+    return dataset
+
+
+def describe_data(dataset: Dataset, note: Note) -> None:
+    """How much there is, and what was dropped and why."""
     note(
-        f"{dataset.folder.name}: {dataset.n_users:,} users, {dataset.n_items:,} items, "
+        f"{escape(dataset.folder.name)}: {dataset.n_users:,} users, {dataset.n_items:,} items, "
         f"{dataset.n_interactions:,} interactions"
     )
     for reason, count in dataset.dropped.items():
         note(f"dropped {count:,} {reason}")
-    return dataset
 
 
 # -- the stages ------------------------------------------------------------------------------------------------------
@@ -143,7 +152,20 @@ def extract_stage(
             note(f"{modality}: {rows.n_items_with_rows:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")
         else:
             note(f"[yellow]{modality}: missing for every item; the model is trained without it[/yellow]")
+    _tell_unusable_pictures(run.features / f"visual-{run.settings.features.visual.kind}", note)
     return features
+
+
+def _tell_unusable_pictures(folder: Path, note: Note) -> None:
+    """How many pictures could not be used, and of the first ones why."""
+    missing = [entry for entry in (read_manifest(folder) or {}).get("missing", []) if "image" in entry]
+    if not missing:
+        return
+    note(f"[yellow]visual: {len(missing):,} pictures cannot be used; their items go without them[/yellow]")
+    for entry in missing[:SHOWN_PICTURES]:
+        note(escape(f"  {entry['image']} of item {entry['item']!r}: {entry['reason']}"))
+    if len(missing) > SHOWN_PICTURES:
+        note(escape(f"  and {len(missing) - SHOWN_PICTURES:,} more, listed in {folder / 'manifest.json'}"))
 
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> nn.Module:
