@@ -88,7 +88,7 @@ def told(interrupted: str = "interrupted") -> Iterator[None]:
         errors.print(f"[red]error:[/red] {escape(where + (error.strerror or str(error)))}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        errors.print(f"\n[yellow]{interrupted}[/yellow]")
+        errors.print(f"\n[yellow]{escape(interrupted)}[/yellow]")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -108,8 +108,7 @@ def run(
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
     with told(f"interrupted; what was done is kept in {out}"):
-        started = _start(data, out, preset, model, changes, seed, features, overwrite)
-        dataset, network = _extract(started)
+        started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite)
         _pretrain(started, dataset, network)
         _finetune(started, dataset, network)
         _evaluate(started, dataset, network)
@@ -128,8 +127,8 @@ def extract(
 ) -> None:
     """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN."""
     with told(f"interrupted; finished parts are kept in {out}"):
-        _extract(_start(data, out, preset, model, changes, seed, features, overwrite))
-        console.print(f"next: msm4sr pretrain {out}")
+        _start(data, out, preset, model, changes, seed, features, overwrite)
+        console.print(f"next: msm4sr pretrain {out}", markup=False)
 
 
 @app.command()
@@ -137,9 +136,9 @@ def pretrain(folder: RunFolder) -> None:
     """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
     with told(f"interrupted; the best epoch so far is kept: msm4sr finetune {folder} goes on from it"):
         started = _open(folder)
-        dataset, network = _extract(started)
+        dataset, network = _load(started)
         _pretrain(started, dataset, network)
-        console.print(f"next: msm4sr finetune {folder}")
+        console.print(f"next: msm4sr finetune {folder}", markup=False)
 
 
 @app.command()
@@ -150,11 +149,11 @@ def finetune(folder: RunFolder) -> None:
         from msm4sr.models.msm4sr import MSM4SR
 
         started = _open(folder)
-        dataset, network = _extract(started)
+        dataset, network = _load(started)
         if isinstance(network, MSM4SR) and started.settings.pretrain.epochs:
             restore(started, network, "pretrain")
         _finetune(started, dataset, network)
-        console.print(f"next: msm4sr evaluate {folder}")
+        console.print(f"next: msm4sr evaluate {folder}", markup=False)
 
 
 @app.command()
@@ -164,7 +163,7 @@ def evaluate(folder: RunFolder) -> None:
         from msm4sr.experiments.run import restore
 
         started = _open(folder)
-        dataset, network = _extract(started)
+        dataset, network = _load(started)
         if started.settings.model.name != "popularity":
             restore(started, network, "finetune")
         _evaluate(started, dataset, network)
@@ -179,16 +178,22 @@ def _start(
     seed: int | None,
     features: Path | None,
     overwrite: bool,
-) -> Run:
-    from msm4sr.data.schema import read_items
-    from msm4sr.experiments.run import new_run
+) -> tuple[Run, Dataset, nn.Module]:
+    from msm4sr.data.dataset import load_dataset
+    from msm4sr.experiments.run import describe_data, discard_run, new_run
     from msm4sr.experiments.settings import resolve_settings
 
     settings = resolve_settings(preset, model, changes, seed)
-    read_items(data)  # a folder that is no prepared one is told before anything is made
+    dataset = load_dataset(data, settings.dataset)  # wrong data is told before anything is made
     if features is not None and (features / "config.yaml").exists():
         features = features / "features"  # another run's
-    return new_run(data, out, settings, preset, features, overwrite)
+    started = new_run(data, out, settings, preset, features, overwrite)
+    describe_data(dataset, console.print)
+    try:
+        return started, dataset, _extract(started, dataset)
+    except InputError:
+        discard_run(started)
+        raise
 
 
 def _open(folder: Path) -> Run:
@@ -197,13 +202,19 @@ def _open(folder: Path) -> Run:
     return open_run(folder)
 
 
-def _extract(run: Run) -> tuple[Dataset, nn.Module]:
-    from msm4sr.experiments.run import build_model, extract_stage, load_run_data
+def _load(run: Run) -> tuple[Dataset, nn.Module]:
+    from msm4sr.experiments.run import load_run_data
 
     dataset = load_run_data(run, console.print)
+    return dataset, _extract(run, dataset)
+
+
+def _extract(run: Run, dataset: Dataset) -> nn.Module:
+    from msm4sr.experiments.run import build_model, extract_stage
+
     with _bar() as progress:
         features = extract_stage(run, dataset, progress, progress.console.print)
-    return dataset, build_model(run.settings, dataset, features)
+    return build_model(run.settings, dataset, features)
 
 
 def _pretrain(run: Run, dataset: Dataset, network: nn.Module) -> None:
@@ -227,13 +238,14 @@ def _evaluate(run: Run, dataset: Dataset, network: nn.Module) -> None:
     metrics = evaluate_stage(run, dataset, network)
     report = write_run_report(run, dataset, network, metrics)
     _summary(metrics)
-    console.print(f"report: {report}")
-    console.print(f"next:   msm4sr recommend {run.folder} --user {dataset.user_ids[0]}")
+    console.print(f"report: {report}", markup=False)
+    console.print(f"next:   msm4sr recommend {run.folder} --user {dataset.user_ids[0]}", markup=False)
 
 
 def _summary(metrics: dict[str, Any]) -> None:
     about = metrics["run"]
-    table = Table(title=f"{about['model']} on {about['data']}: {about['protocol']}", title_justify="left")
+    console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
+    table = Table()  # without a title, which would be wrapped at the table's width
     table.add_column("metric")
     table.add_column("validation", justify="right")
     table.add_column("test", justify="right")
@@ -290,7 +302,8 @@ def _recommend(
     chosen = rank(network, items, history, k, exclude_history=not include_history)  # type: ignore[arg-type]
     who = f"user {user}" if user is not None else "this history"
     shown = [items.titles[items.rows[item]] for item in history[-5:]]
-    console.print(f"latest of {len(history)} in the history of {who}: {escape(' · '.join(shown))}")
+    latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
+    console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
     table = Table()
     table.add_column("", justify="right")
     table.add_column("item")
@@ -306,7 +319,7 @@ def _recommend(
             html,
             recommendation_page(title, [HistoryAndRecommendations(who.capitalize(), rows, chosen, items)]),
         )
-        console.print(f"page: {html}")
+        console.print(f"page: {html}", markup=False)
 
 
 # -- preparing data ---------------------------------------------------------------------------------------------------
@@ -362,7 +375,7 @@ def prepare_csv(
         report = csv.prepare_csv(interactions, items, images, out, columns)
         for line in report.lines():
             console.print(escape(line))
-        console.print(f"next: msm4sr run {out} --out RUN")
+        console.print(f"next: msm4sr run {out} --out RUN", markup=False)
 
 
 @prepare.command("toyshop")
@@ -377,7 +390,7 @@ def prepare_toyshop(
 
     with told("interrupted"):
         generate_toyshop(out, users=users, items=items, seed=seed)
-        console.print(f"toyshop: {out}\nnext: msm4sr run {out} --out RUN")
+        console.print(f"toyshop: {out}\nnext: msm4sr run {out} --out RUN", markup=False)
 
 
 @app.command()
@@ -414,7 +427,7 @@ def demo(
             cells = (f"[bold]{values[n]:.4f}[/bold]" if values[n] == best[n] else f"{values[n]:.4f}" for n in shown)
             table.add_row(system, *cells)
         console.print(table)
-        console.print(f"look at it: {report.absolute()}")
+        console.print(f"look at it: {report.absolute()}", markup=False)
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,18 @@ class Run:
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         file = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if not file.exists():
+            return []
+        rows = []
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # for example half a line, of a run that was killed
+                row = None
+            if not (isinstance(row, dict) and {"stage", "epoch", "seconds"} <= row.keys()):
+                raise InputError(f"{file}, line {number}: not the record of an epoch; delete that line")
+            rows.append(row)
+        return rows
 
 
 def new_run(
@@ -115,9 +127,18 @@ def open_run(folder: Path) -> Run:
         data, features, preset = (config.pop(key) for key in ("data", "features_folder", "preset"))
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError) as error:
+        data, features = Path(data), Path(features)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
-    return Run(folder, Path(data), Path(features), preset, validate_settings(config, str(file)))
+    return Run(folder, data, features, preset, validate_settings(config, str(file)))
+
+
+def discard_run(run: Run) -> None:
+    """Take back a new run that came to nothing, so that the next try finds the place free. Features stay."""
+    (run.folder / "config.yaml").unlink()
+    for folder in (run.folder / "features", run.folder):
+        with suppress(OSError):  # not empty, or another features folder
+            folder.rmdir()
 
 
 def load_run_data(run: Run, note: Note = lambda line: None) -> Dataset:
@@ -277,7 +298,11 @@ def restore(run: Run, model: nn.Module, stage: str) -> None:
     file = run.checkpoint(stage)
     if not file.exists():
         raise InputError(f"{run.folder}: {stage} has left nothing here; `msm4sr {stage} {run.folder}` comes first")
-    set_weights(model, read_weights(file))
+    weights = read_weights(file)
+    try:
+        set_weights(model, weights)
+    except InputError as error:
+        raise InputError(f"{file}: {error}; `msm4sr {stage} {run.folder}` makes it anew") from None
 
 
 class _Keeper:
