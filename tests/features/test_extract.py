@@ -73,7 +73,7 @@ def rows(features: extract.Features, item: int) -> np.ndarray:
 
 def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> None:
     dataset, out = shop
-    features = extract_features(dataset, POOLED, out)
+    features = extract_features(dataset, out, POOLED)
     text, visual = features["text"], features["visual"]
     assert text.item_ids == visual.item_ids == dataset.item_ids
     assert np.diff(text.offsets).tolist() == [3, 2, 0, 1, 0]
@@ -88,7 +88,7 @@ def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> 
 
 def test_pictures_that_cannot_be_used_are_listed_with_reasons(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, out = shop
-    extract_features(dataset, POOLED, out)
+    extract_features(dataset, out, POOLED)
     manifest = read_manifest(out / "visual-pooled")
     assert manifest is not None
     listed = {(entry["item"], entry["image"]): entry["reason"] for entry in manifest["missing"]}
@@ -107,7 +107,7 @@ def test_keywords_of_a_small_catalogue_are_labels_through_the_text_encoder(shop:
 
     dataset, out = shop
     with Progress(disable=True) as progress:
-        visual = extract_features(dataset, FeatureSettings(), out, progress)["visual"]
+        visual = extract_features(dataset, out, FeatureSettings(), progress)["visual"]
     assert np.diff(visual.offsets).tolist() == [2, 0, 1, 1, 0]
     assert visual.words is not None
     assert [len(words) for words in visual.words] == [2, 0, 1, 1, 0]
@@ -136,7 +136,7 @@ def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]
     # All reds look alike: with the usual grouping each colour would be a single group.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msm4sr.features.keywords.group_near_duplicates", lambda views, n_items: np.arange(n_items))
-        visual = extract_features(make(items), settings, tmp_path / "features")["visual"]
+        visual = extract_features(make(items), tmp_path / "features", settings)["visual"]
     assert visual.words is not None
     for number, words in enumerate(visual.words):
         assert set(words[0]) == set(kinds[("red", "blue")[number % 2]].split()), number
@@ -149,14 +149,14 @@ def test_what_is_there_is_used_again_without_any_model(
     shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, out = shop
-    first = extract_features(dataset, FeatureSettings(), out)
+    first = extract_features(dataset, out, FeatureSettings())
     capsys.readouterr()
 
     def no_model(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(extract._Encoders, "_once", no_model)
-    second = extract_features(dataset, FeatureSettings(), out)
+    second = extract_features(dataset, out, FeatureSettings())
     for name in ("text", "visual"):
         assert np.array_equal(first[name].vectors, second[name].vectors)
         assert first[name].words == second[name].words
@@ -165,11 +165,11 @@ def test_what_is_there_is_used_again_without_any_model(
 
 def test_what_changed_is_made_anew_and_said_so(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, out = shop
-    before = extract_features(dataset, POOLED, out)
+    before = extract_features(dataset, out, POOLED)
     capsys.readouterr()
 
     draw(dataset.folder, "blue.png", "green")
-    after = extract_features(dataset, POOLED, out)
+    after = extract_features(dataset, out, POOLED)
     said = capsys.readouterr().err
     assert "visual-pooled: content changed" in said
     assert "text" not in said
@@ -177,16 +177,16 @@ def test_what_changed_is_made_anew_and_said_so(shop: Shop, capsys: pytest.Captur
     assert np.array_equal(rows(before["visual"], 3), rows(after["visual"], 3))
 
     one = FeatureSettings.model_validate({"text": {"max_sentences": 1}, "visual": {"kind": "pooled"}})
-    assert np.diff(extract_features(dataset, one, out)["text"].offsets).tolist() == [1, 1, 0, 1, 0]
+    assert np.diff(extract_features(dataset, out, one)["text"].offsets).tolist() == [1, 1, 0, 1, 0]
     assert "settings changed" in capsys.readouterr().err
 
     path = out / "text" / "manifest.json"
     path.write_text(path.read_text().replace('"both"', '"other"'))
-    extract_features(dataset, one, out)
+    extract_features(dataset, out, one)
     assert "items changed" in capsys.readouterr().err
 
     path.write_text("{")
-    extract_features(dataset, one, out)
+    extract_features(dataset, out, one)
     assert "extracting again" in capsys.readouterr().err
     assert json.loads(path.read_text())["item_ids"] == dataset.item_ids
 
@@ -194,7 +194,7 @@ def test_what_changed_is_made_anew_and_said_so(shop: Shop, capsys: pytest.Captur
 def test_a_catalogue_without_any_content_gives_no_rows(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:
     dataset = make([("a", None, None, None), ("b", None, None, None)])
     for settings in (FeatureSettings(), POOLED):
-        for features in extract_features(dataset, settings, tmp_path / "features").values():
+        for features in extract_features(dataset, tmp_path / "features", settings).values():
             assert features.n_rows == 0
             assert features.offsets.tolist() == [0, 0, 0]
 

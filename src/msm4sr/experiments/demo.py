@@ -26,7 +26,7 @@ from msm4sr.experiments.run import (
     restore,
 )
 from msm4sr.experiments.settings import resolve_settings
-from msm4sr.training.loop import Monitor
+from msm4sr.training.loop import Monitor, Silent
 
 # The paper's settings, made short for a small shop. A toy's pattern is never named in a text, so that its picture is
 # read through the pooled layer: keywords carry only what the catalogue has words for.
@@ -65,7 +65,7 @@ def run_demo(
     seed: int = 0,
     changes: tuple[str, ...] = CHANGES,
     progress: Progress | None = None,
-    monitor: Callable[[], Monitor] | None = None,
+    monitor: Callable[[], Monitor] = Silent,
     note: Note = lambda line: None,
 ) -> Demo:
     """Generate `out/toyshop`, train the four systems into folders beside it, and measure them.
@@ -79,7 +79,6 @@ def run_demo(
     generate_toyshop(shop, users=users, items=items, seed=seed)
     metrics: dict[str, dict[str, Any]] = {}
     pretrained: Run | None = None
-    watch = {"monitor": monitor()} if monitor else {}
     for name, (model_name, differs) in SYSTEMS.items():
         note(f"[bold]{name}[/bold]")
         settings = resolve_settings("seed", model_name, [*changes, *differs], seed)
@@ -87,10 +86,10 @@ def run_demo(
         dataset = load_run_data(run)
         model = build_model(settings, dataset, extract_stage(run, dataset, progress))
         if model_name == "msm4sr" and pretrained is None:
-            pretrain_stage(run, dataset, model, **watch)
+            pretrain_stage(run, dataset, model, monitor())
             pretrained = run
         elif model_name == "msm4sr" and pretrained is not None:
             restore(pretrained, model, "pretrain")
-        finetune_stage(run, dataset, model, **watch)
+        finetune_stage(run, dataset, model, monitor())
         metrics[name] = evaluate_stage(run, dataset, model)
     return Demo(metrics, run, dataset, model)

@@ -167,7 +167,7 @@ def extract_stage(
     """Features of all items, computed or read again; empty for a model that reads none."""
     if not isinstance(run.settings.model, MSM4SRConfig):
         return {}
-    features = extract_features(dataset, run.settings.features, run.features, progress)
+    features = extract_features(dataset, run.features, run.settings.features, progress)
     for modality, rows in features.items():
         if rows.n_items_with_rows:
             note(f"{modality}: {rows.n_items_with_rows:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")

@@ -86,7 +86,10 @@ class FeatureSettings(BaseModel):
 
 
 def extract_features(
-    dataset: Dataset, settings: FeatureSettings, out: Path, progress: Progress | None = None
+    dataset: Dataset,
+    out: str | Path,
+    settings: FeatureSettings = FeatureSettings(),
+    progress: Progress | None = None,
 ) -> dict[str, Features]:
     """Features of every item of `dataset`, as {"text": ..., "visual": ...}; row i is item
     `dataset.item_ids[i]`.
@@ -99,6 +102,7 @@ def extract_features(
 
     Raises `InputError` for an encoder or tagger that cannot be loaded.
     """
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     encoders = _Encoders(settings)
     text = _extract_text(dataset, settings, out / "text", encoders, progress)
