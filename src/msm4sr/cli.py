@@ -317,7 +317,7 @@ def _recommend(
         title = f"Recommendations for {who}"
         write_page(
             html,
-            recommendation_page(title, [HistoryAndRecommendations(who.capitalize(), rows, chosen, items)]),
+            recommendation_page(title, [HistoryAndRecommendations(who[0].upper() + who[1:], rows, chosen, items)]),
         )
         console.print(f"page: {html}", markup=False)
 
@@ -382,13 +382,15 @@ def prepare_csv(
 def prepare_toyshop(
     out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
     users: Annotated[int, typer.Option(min=10)] = 3000,
-    items: Annotated[int, typer.Option(min=20)] = 600,
+    items: Annotated[int, typer.Option(min=40)] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Generate a catalogue with drawn pictures and a log whose taste shows in pictures, in texts and in order."""
     from msm4sr.data.toyshop import generate_toyshop
 
     with told("interrupted"):
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise InputError(f"{out}: exists already; name a new or an empty folder")
         generate_toyshop(out, users=users, items=items, seed=seed)
         console.print(f"toyshop: {out}\nnext: msm4sr run {out} --out RUN", markup=False)
 
@@ -397,7 +399,7 @@ def prepare_toyshop(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where to put it all; made anew.")] = Path("demo"),
     users: Annotated[int, typer.Option(min=10)] = 3000,
-    items: Annotated[int, typer.Option(min=20)] = 600,
+    items: Annotated[int, typer.Option(min=40)] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """The main job on a generated toy shop: popularity, texts alone, pictures alone, and both, side by side."""
