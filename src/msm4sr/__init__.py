@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from msm4sr.data.dataset import DataSettings, load_dataset
     from msm4sr.errors import InputError
     from msm4sr.evaluation.evaluate import evaluate
+    from msm4sr.experiments.settings import resolve_settings
     from msm4sr.features.extract import FeatureSettings, extract_features
     from msm4sr.models.baselines.popularity import Popularity
     from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
@@ -40,6 +41,7 @@ _HOME = {
     "load_dataset": "data.dataset",
     "pretrain": "training.pretrain",
     "recommend": "serving.recommender",
+    "resolve_settings": "experiments.settings",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "load_dataset",
     "pretrain",
     "recommend",
+    "resolve_settings",
 ]
 
 
