@@ -125,9 +125,9 @@ def open_run(folder: Path) -> Run:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         data, features, preset = (config.pop(key) for key in ("data", "features_folder", "preset"))
+        data, features = Path(data), Path(features)
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
-        data, features = Path(data), Path(features)
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
     return Run(folder, data, features, preset, validate_settings(config, str(file)))
