@@ -163,6 +163,17 @@ def test_pretraining_leaves_the_id_embedding_and_fine_tuning_the_projections() -
             assert torch.equal(weight, first[name]) == name.startswith(untouched), name
 
 
+@pytest.mark.parametrize("setting", [{"drop": 0.9}, {"mixup": 0.5}, {"cmcl_weight": 0.5}, {"negatives": "within"}])
+def test_each_setting_of_pretraining_reaches_it(setting: dict[str, Any]) -> None:
+    plain: dict[str, Any] = {"drop": 0.0, "mixup": 0.0, "cmcl_weight": 0.1, "epochs": 1}
+    losses = [
+        pretrain(make_msm4sr(), SMALL, PretrainSettings(**(plain | changed)), device=CPU)[0].loss
+        for changed in ({}, {}, setting)
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
 def test_validation_during_training_sees_no_test_item() -> None:
     """The same but for every user's last item: training and validation must not notice."""
     changed = make_dataset([[*SMALL.history(u)[:-1].tolist(), 0] for u in range(SMALL.n_users)], N_ITEMS)
