@@ -301,9 +301,7 @@ def test_float_ids_are_refused(shop: Path) -> None:
         prepare_csv(shop / "log.parquet", None, None, shop / "out")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"usr": "x"}, {"time_unit": "hours"}, {"rating": "stars"}, {"delimiter": "::"}]
-)
+@pytest.mark.parametrize("wrong", [{"usr": "x"}, {"time_unit": "hours"}, {"rating": "stars"}, {"delimiter": "::"}])
 def test_wrong_settings_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         CsvColumns.model_validate(wrong)
@@ -349,9 +347,7 @@ def test_a_rating_that_is_no_number_is_an_error(shop: Path) -> None:
 
 
 def test_nothing_left_says_why(shop: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"log\.csv: no interaction is left of 1 \(1 interactions with an item"
-    ):
+    with pytest.raises(InputError, match=r"log\.csv: no interaction is left of 1 \(1 interactions with an item"):
         prepare(shop, "user_id,item_id,timestamp\nu,ghost,1\n")
     with pytest.raises(InputError, match=r"log\.csv: no interaction is left of 0 \(the file has no rows\)"):
         prepare(shop, "user_id,item_id,timestamp\n")

@@ -36,8 +36,7 @@ def write(folder: Path, rows: list[Row], items: list[str] | None = None) -> Path
 def histories(dataset: Dataset) -> dict[str, list[str]]:
     """User name to item names, oldest first."""
     return {
-        name: [dataset.item_ids[item] for item in dataset.history(user)]
-        for user, name in enumerate(dataset.user_ids)
+        name: [dataset.item_ids[item] for item in dataset.history(user)] for user, name in enumerate(dataset.user_ids)
     }
 
 
@@ -264,9 +263,7 @@ def test_training_validation_and_test_make_the_full_history(rows: list[Row]) -> 
 
 @few
 @given(logs, st.integers(0, 4), st.integers(0, 4))
-def test_the_core_is_satisfied_maximal_and_a_fixed_point(
-    rows: list[Row], user_core: int, item_core: int
-) -> None:
+def test_the_core_is_satisfied_maximal_and_a_fixed_point(rows: list[Row], user_core: int, item_core: int) -> None:
     dataset = load_or_none(rows, user_core=user_core, item_core=item_core)
     events = set(rows)
     while True:  # the definition: take out whatever does not satisfy, until all do

@@ -145,9 +145,7 @@ def test_a_single_image_becomes_a_list_of_one(tmp_path: Path) -> None:
 
 def test_lists_stay_and_what_is_empty_becomes_null(tmp_path: Path) -> None:
     several = [["1.jpg", "2.jpg"], [], ["", None]]
-    frame = read_items(
-        catalogue(tmp_path, image=several, categories=[["x", ""], None, []], text=["", "t", " "])
-    )
+    frame = read_items(catalogue(tmp_path, image=several, categories=[["x", ""], None, []], text=["", "t", " "]))
     assert frame["image"].to_list() == [["1.jpg", "2.jpg"], None, None]
     assert frame["categories"].to_list() == [["x"], None, None]
     assert frame["text"].to_list() == [None, "t", " "]
@@ -178,9 +176,7 @@ def test_without_a_catalogue_the_items_are_those_of_the_log(tmp_path: Path) -> N
         ({"image": [[1], [2], [3]]}, r"column 'image' is List\(Int64\); it should be a string or a list"),
     ],
 )
-def test_what_is_wrong_with_a_catalogue_is_named(
-    tmp_path: Path, columns: dict[str, Any], message: str
-) -> None:
+def test_what_is_wrong_with_a_catalogue_is_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"items\.parquet: {message}"):
         read_items(catalogue(tmp_path, **columns))
 

@@ -119,8 +119,7 @@ def test_the_policy_allows_this_style_sheet_and_embedded_pictures_only(pages: li
         assert style
         digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
         assert policy["content"] == (
-            f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
-            "base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
         )
         # The policy would drop these silently.
         assert not any("style" in attributes or "onerror" in attributes for _, attributes in Page(page).tags)
@@ -155,9 +154,7 @@ def test_a_picture_outside_the_folder_is_not_shown(shop: ItemTable, tmp_path: Pa
 
 def test_the_first_readable_picture_of_an_item_is_shown(shop: ItemTable) -> None:
     items = ItemTable(["a"], ["A"], images=[["broken.jpg", "red.png"]], folder=shop.folder)
-    assert (
-        len(Page(recommendation_page("p", [HistoryAndRecommendations("u", [0], [], items)])).all("img")) == 1
-    )
+    assert len(Page(recommendation_page("p", [HistoryAndRecommendations("u", [0], [], items)])).all("img")) == 1
 
 
 def test_an_item_table_without_pictures_makes_a_page() -> None:

@@ -54,12 +54,8 @@ def slow_ranking(vectors: Tensor, history: list[int], hidden: set[int]) -> list[
 @pytest.mark.parametrize("exclude", [True, False])
 def test_ranking_agrees_with_a_slow_reference(seed: int, exclude: bool) -> None:
     vectors, history = whole(40, 8, seed), [3, 17, 5, 3]
-    found = recommend(
-        RunningMean(vectors), catalogue(40), [f"i{i}" for i in history], k=12, exclude_history=exclude
-    )
-    assert [one.item for one in found] == slow_ranking(vectors, history, set(history) if exclude else set())[
-        :12
-    ]
+    found = recommend(RunningMean(vectors), catalogue(40), [f"i{i}" for i in history], k=12, exclude_history=exclude)
+    assert [one.item for one in found] == slow_ranking(vectors, history, set(history) if exclude else set())[:12]
     assert [one.rank for one in found] == list(range(1, 13))
     assert all(one.item_id == f"i{one.item}" and one.title == f"Title {one.item}" for one in found)
 

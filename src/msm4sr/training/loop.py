@@ -26,6 +26,7 @@ class StageSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(200, ge=0, description="at most; 0 leaves the stage out")
+    max_steps: int = Field(0, ge=0, description="at most so many steps, in whole epochs (at least one); 0: no bound")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam")
     schedule: Literal["constant", "cosine"] = Field(
@@ -129,19 +130,20 @@ def fit(
         FloatingPointError: the loss is no longer a number.
         KeyboardInterrupt: passed on, with the best weights so far in the model.
     """
+    epochs = settings.epochs
+    if settings.max_steps:
+        epochs = min(epochs, max(1, settings.max_steps // steps_per_epoch))
     fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
     task.to(fabric.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, _schedule(settings.schedule, settings.epochs * steps_per_epoch)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings.schedule, epochs * steps_per_epoch))
     forward, optimizer = fabric.setup(task, optimizer)
     records: list[EpochRecord] = []
     best_value, best_weights, waited = -math.inf, weights_of(model), 0
-    monitor.start(stage, settings.epochs, steps_per_epoch)
+    monitor.start(stage, epochs, steps_per_epoch)
     try:
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in range(1, epochs + 1):
             began = time.perf_counter()
             with torch.random.fork_rng(devices=[] if fabric.device.type == "cpu" else None):
                 torch.manual_seed(_epoch_seed(seed, epoch))
@@ -169,7 +171,7 @@ def fit(
             seconds = time.perf_counter() - began
             if n_pairs == 0:
                 raise InputError(f"{stage}: no user has two training items: there is no pair to train on")
-            due = epoch % settings.validate_every == 0 or epoch == settings.epochs
+            due = epoch % settings.validate_every == 0 or epoch == epochs
             task.eval()
             record = EpochRecord(
                 stage,
