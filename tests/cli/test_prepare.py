@@ -1,0 +1,134 @@
+"""`prepare`: what it refuses, and that nothing half-made remains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from calling import Cli
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    rows = [f"{user},{item},{1_700_000_000 + item}" for user in "ab" for item in range(4)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    return tmp_path / "log.csv"
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    (tmp_path / "items.csv").write_text("item_id,title\n0,Zero\n1,One\n2,Two\n3,Three\n")
+    return tmp_path / "items.csv"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "prepared"
+
+
+@pytest.fixture
+def refused_csv(refused: Refused, log: Path, items: Path, out: Path) -> Callable[..., str]:
+    def message(*options: str | Path) -> str:
+        said = refused("prepare", "csv", log, items, out, *options)
+        assert not out.parent.exists() or not list(out.parent.iterdir())
+        return said
+
+    return message
+
+
+def test_a_table_that_is_not_there(refused_csv: Refused, log: Path, items: Path) -> None:
+    items.unlink()
+    assert f"{items}: no such file" in refused_csv()
+    items.write_text("item_id\n1\n")
+    log.unlink()
+    assert f"{log}: no such file" in refused_csv()
+
+
+def test_a_column_that_is_not_there(refused_csv: Refused, log: Path) -> None:
+    log.write_text(log.read_text().replace("user_id", "userid"))
+    message = refused_csv()
+    assert f"{log}: no column 'user_id'; the file has: userid, item_id, timestamp; did you mean 'userid'?" in message
+
+
+def test_a_column_that_was_named_but_is_not_there(refused_csv: Refused, items: Path) -> None:
+    assert f"{items}: no column 'headline'" in refused_csv("--title", "headline")
+
+
+def test_an_optional_column_may_be_missing_and_is_reported(cli: Cli, log: Path, items: Path, out: Path) -> None:
+    called = cli("prepare", "csv", log, items, out)
+    assert called.code == 0, called
+    assert "4 with title, 0 text" in called.out
+    assert "no column 'text'" in called.out
+    assert sorted(file.name for file in out.iterdir()) == [
+        "images",
+        "interactions.parquet",
+        "items.parquet",
+        "prepare.json",
+    ]
+
+
+def test_a_broken_row(refused_csv: Refused, log: Path) -> None:
+    log.write_text(log.read_text() + "c,1\n")
+    assert "line 10: 2 fields where the header has 3" in refused_csv()
+
+
+def test_a_time_that_is_none(refused_csv: Refused, log: Path) -> None:
+    log.write_text(log.read_text() + "c,1,tomorrow\n")
+    message = refused_csv()
+    assert "data row 9: 'tomorrow' is no time; expected seconds since 1970" in message
+
+
+def test_rows_that_are_dropped_are_counted(cli: Cli, log: Path, items: Path, out: Path) -> None:
+    log.write_text(log.read_text() + "c,99,1700000000\n,1,1700000000\n")
+    called = cli("prepare", "csv", log, items, out)
+    assert called.code == 0, called
+    assert "8 kept of 10" in called.out
+    assert "dropped 1 interactions without a user ID" in called.out
+    assert "dropped 1 interactions with an item that ITEMS lacks (first: log.csv, data row 9: '99')" in called.out
+
+
+def test_a_log_without_time_is_said_to_be_one(
+    refused_csv: Refused, cli: Cli, log: Path, items: Path, out: Path
+) -> None:
+    log.write_text(log.read_text().replace("timestamp", "when"))
+    assert "no column 'timestamp'" in refused_csv()
+    assert cli("prepare", "csv", log, items, out, "--time", "").code == 0
+
+
+def test_ratings(refused_csv: Refused) -> None:
+    assert "no column 'rating'" in refused_csv("--min-rating", "3")
+    assert "min_rating" in refused_csv("--rating", "stars")
+
+
+def test_images_outside_their_folder(refused_csv: Refused, items: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    items.write_text("item_id,title,image\n0,Zero,../../etc/passwd\n1,One,\n2,Two,\n3,Three,\n")
+    message = refused_csv("--images", tmp_path / "pictures")
+    assert "item '0': image '../../etc/passwd' lies outside" in message
+    assert "no such folder of images" in refused_csv("--images", tmp_path / "paintings")
+
+
+def test_a_folder_that_holds_something(refused: Refused, log: Path, items: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    for command in (("csv", log, items, tmp_path), ("toyshop", tmp_path)):
+        assert f"{tmp_path}: exists already; name a new or an empty folder" in refused("prepare", *command)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("options", [("--time-unit", "hours"), ("--min-rating", "good")])
+def test_options_with_wrong_values(cli: Cli, log: Path, items: Path, out: Path, options: tuple[str, str]) -> None:
+    called = cli("prepare", "csv", log, items, out, *options)
+    assert called.code == 2
+    assert f"Invalid value for '{options[0]}'" in called.err
+    assert not out.exists()
+
+
+def test_a_toyshop_too_small(cli: Cli, tmp_path: Path) -> None:
+    called = cli("prepare", "toyshop", tmp_path / "shop", "--items", "39")
+    assert called.code == 2
+    assert "--items" in called.err
+    assert "40" in called.err
+    assert not (tmp_path / "shop").exists()

@@ -1,0 +1,119 @@
+"""The command as a process of its own: exit codes, what goes to which stream, Ctrl-C, and how fast help comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from calling import Cli
+
+from msm4sr.training.checkpoint import read_weights
+
+MSM4SR = Path(sys.executable).with_name("msm4sr")
+ENDLESS = ("epochs=100000", "patience=100000")
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [MSM4SR, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # even where a shell ignores it
+    )
+
+
+def interrupt_after(process: subprocess.Popen[str], sign: str) -> tuple[str, str]:
+    """Ctrl-C when a line with `sign` is out; the lines until then, and what came on stderr."""
+    assert process.stdout is not None
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if sign in line:
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert lines, err
+    assert sign in lines[-1], err
+    return "".join(lines), err
+
+
+def assert_nothing_half_written(run: Path) -> None:
+    assert not [file for file in run.rglob("*") if file.name.endswith((".part", ".tmp"))]
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["stage"]
+
+
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> None:
+    process = start("run", tmp_path / "nowhere", "--out", tmp_path / "run")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: {tmp_path}/nowhere: no such folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_comes_without_loading_what_is_heavy() -> None:
+    loaded = "import sys, msm4sr.cli; print({'torch', 'polars', 'transformers'} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert answer.stdout == "set()\n"
+
+
+def test_ctrl_c_in_pretraining_keeps_the_best_epoch_and_finetuning_goes_on_from_it(
+    cli: Cli, trained: object, shop: Path, features: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    changes = [f"--set=pretrain.{change}" for change in ENDLESS]
+    options = ("--out", run, "--preset", "seed", "--features", features, *changes, "--set", "finetune.epochs=1")
+    process = start("run", shop, *options)
+    _, err = interrupt_after(process, "best so far")
+    assert process.returncode == 130
+    assert err.strip() == f"interrupted; what was done is kept in {run}"
+    assert_nothing_half_written(run)
+    assert read_weights(run / "checkpoints" / "pretrain.safetensors")
+    assert not (run / "checkpoints" / "finetune.safetensors").exists()
+    for stage in ("finetune", "evaluate"):
+        called = cli(stage, run)
+        assert called.code == 0, called
+    assert (run / "report.html").exists()
+
+
+def test_ctrl_c_in_finetuning_keeps_the_best_epoch_and_evaluation_measures_it(cli: Cli, copy_of_run: Path) -> None:
+    config = yaml.safe_load((copy_of_run / "config.yaml").read_text())
+    config["finetune"] |= yaml.safe_load("\n".join(ENDLESS).replace("=", ": "))
+    (copy_of_run / "config.yaml").write_text(yaml.safe_dump(config))
+    process = start("finetune", copy_of_run)
+    _, err = interrupt_after(process, "best so far")
+    assert process.returncode == 130
+    assert err.strip().startswith("interrupted; the best epoch so far is kept")
+    assert f"msm4sr evaluate {copy_of_run}" in err
+    assert_nothing_half_written(copy_of_run)
+    called = cli("evaluate", copy_of_run)
+    assert called.code == 0, called
+    rows = [json.loads(line) for line in (copy_of_run / "metrics.jsonl").read_text().splitlines()]
+    best = max(row["recall@20"] for row in rows if row["stage"] == "finetune")
+    assert json.loads((copy_of_run / "metrics.json").read_text())["validation"]["recall@20"] == best
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_extraction_leaves_a_run_that_goes_on(cli: Cli, shop: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1")
+    process = start("extract", shop, "--out", run, *changes)
+    _, err = interrupt_after(process, "text: 58 of 60 items")  # pictures come next
+    assert process.returncode == 130
+    assert err.strip() == f"interrupted; finished parts are kept in {run}"
+    called = cli("pretrain", run)
+    assert called.code == 0, called
+    assert "visual: 58 of 60 items" in called.out

@@ -1,0 +1,43 @@
+"""What a person sees while a model trains: the stage, the epoch, the time left and the loss."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from rich.console import Console
+
+from msm4sr import cli
+from msm4sr.training.loop import EpochRecord
+
+
+def screen(steps: int) -> tuple[str, str]:
+    """The bar after `steps` steps of epoch 2 of 4 (10 steps each), and the lines above it."""
+    paper = io.StringIO()
+    console = Console(file=paper, force_terminal=True, width=100, color_system=None)
+    bar = cli._bar()
+    bar.live.console = console
+    bar.disable = True  # nothing is drawn but what this test draws
+    monitor = cli.TrainingProgress(bar)
+    monitor.start("pretrain", 4, 10)
+    monitor.step("pretrain", 1, 3.25, 10)
+    monitor.epoch(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)
+    monitor.step("pretrain", 2, 2.75, steps)
+    lines = paper.getvalue()
+    paper.truncate(0)
+    console.print(bar.get_renderable())
+    return paper.getvalue(), lines
+
+
+def test_the_bar_shows_stage_epoch_steps_time_and_loss() -> None:
+    bar, _ = screen(5)
+    assert "pretrain 2/4" in bar
+    assert "15/40" in bar
+    assert re.search(r" (-:--:--|\d:\d\d:\d\d) ", bar)  # the time left
+    assert "loss 2.750" in bar
+
+
+def test_each_epoch_leaves_a_line() -> None:
+    _, lines = screen(5)
+    expected = "pretrain 1/4 loss 3.5000 12,346 pairs/s recall@10 0.2500 ndcg@10 0.1250 best so far"
+    assert " ".join(lines.split()) == expected

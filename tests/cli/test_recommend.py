@@ -1,0 +1,129 @@
+"""The command that recommends: for a user, for a history, as a table and as a page; and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from calling import Cli, Trained
+
+from msm4sr.data.dataset import load_dataset
+
+Refused = Callable[..., str]
+
+
+def test_a_user_gets_ten_new_items_with_titles(cli: Cli, trained: Trained, shop: Path) -> None:
+    called = cli("recommend", trained.folder, "--user", "user-00007")
+    assert called.code == 0, called
+    items = dict(pl.read_parquet(shop / "items.parquet").select("item_id", "title").iter_rows())
+    dataset = load_dataset(shop)
+    taken = {dataset.item_ids[i] for i in dataset.history(dataset.user_ids.index("user-00007"))}
+    listed = re.findall(r"│ \d+ │ (\S+) │", called.out)
+    assert len(listed) == len(set(listed)) == 10
+    assert not set(listed) & taken
+    assert all((items[item] or item) in called.out for item in listed)
+
+
+def test_a_user_is_a_history_of_everything_the_user_took(cli: Cli, trained: Trained, shop: Path) -> None:
+    dataset = load_dataset(shop)
+    history = [dataset.item_ids[i] for i in dataset.history(dataset.user_ids.index("user-00007"))]
+    of_user = cli("recommend", trained.folder, "--user", "user-00007").out
+    of_history = cli("recommend", trained.folder, "--history", *history).out
+    assert of_user.partition("┏")[2] == of_history.partition("┏")[2] != ""
+
+
+def test_history_may_be_given_in_one_go_or_option_by_option(cli: Cli, trained: Trained) -> None:
+    one = cli("recommend", trained.folder, "--history", "toy-0001", "toy-0002", "toy-0003", "-k", "2")
+    other = cli(
+        "recommend",
+        trained.folder,
+        "--history",
+        "toy-0001",
+        "--history",
+        "toy-0002",
+        "--history",
+        "toy-0003",
+        "-k",
+        "2",
+    )
+    assert one.code == 0, one
+    assert one.out == other.out
+    assert "all 3" in one.out
+    assert sum(word.startswith("toy-") for word in one.out.split()) == 2
+
+
+def test_the_order_of_a_history_matters(cli: Cli, trained: Trained) -> None:
+    forth = cli("recommend", trained.folder, "--history", "toy-0001", "toy-0002", "toy-0003").out
+    back = cli("recommend", trained.folder, "--history", "toy-0003", "toy-0002", "toy-0001").out
+    assert forth.partition("┏")[2] != back.partition("┏")[2]
+
+
+def test_the_history_comes_back_only_on_request(cli: Cli, trained: Trained) -> None:
+    without = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60").out
+    included = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60", "--include-history").out
+    assert "│ toy-0001 │" not in without
+    assert "│ toy-0001 │" in included
+
+
+def test_the_page_shows_pictures_and_titles(cli: Cli, trained: Trained, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    called = cli("recommend", trained.folder, "--user", "user-00007", "--html", page)
+    assert f"page: {page}" in called.out
+    html = page.read_text()
+    assert "User user-00007" in html
+    assert html.count("data:image/jpeg;base64,") > 10
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_an_unknown_user_is_told_the_nearest(refused: Refused, trained: Trained) -> None:
+    message = refused("recommend", trained.folder, "--user", "USER-00007")
+    assert "no user 'USER-00007'" in message
+    assert "did you mean 'user-00007'" in message
+
+
+def test_an_unknown_item_is_told_the_nearest(refused: Refused, trained: Trained) -> None:
+    message = refused("recommend", trained.folder, "--history", "toy-0001", "toy-001")
+    assert "no item 'toy-001'" in message
+    assert "did you mean" in message
+    assert "no item 'toy-0001'" not in message
+
+
+@pytest.mark.parametrize("who", [(), ("--user", "user-00007", "--history", "toy-0001")])
+def test_one_of_user_and_history_is_needed(refused: Refused, trained: Trained, who: tuple[str, ...]) -> None:
+    message = refused("recommend", trained.folder, *who)
+    assert "--user" in message
+    assert "--history" in message
+
+
+def test_ids_belong_to_history(refused: Refused, trained: Trained) -> None:
+    assert "'toy-0001'" in refused("recommend", trained.folder, "toy-0001", "--user", "user-00007")
+
+
+@pytest.mark.parametrize("k", ["0", "-3"])
+def test_at_least_one_item_must_be_asked_for(refused: Refused, trained: Trained, k: str) -> None:
+    assert f"k is {k}" in refused("recommend", trained.folder, "--user", "user-00007", "-k", k)
+
+
+def test_k_beyond_the_catalogue_gives_what_there_is(cli: Cli, trained: Trained) -> None:
+    called = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "1000")
+    assert called.code == 0
+    assert "│ 59 │" in called.out
+    assert "│ 60 │" not in called.out
+
+
+def test_a_page_that_cannot_be_written_is_told(cli: Cli, trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    called = cli("recommend", trained.folder, "--history", "toy-0001", "--html", tmp_path / "file" / "page.html")
+    assert called.code in (1, 2)
+    assert "error:" in called.err
+    assert str(tmp_path / "file") in called.err
+
+
+def test_a_run_that_is_not_finished_has_nothing_to_recommend(refused: Refused, copy_of_run: Path) -> None:
+    (copy_of_run / "model" / "model.safetensors").unlink()
+    message = refused("recommend", copy_of_run, "--user", "user-00007")
+    assert str(copy_of_run / "model") in message
+    assert "model.safetensors is missing" in message

@@ -1,0 +1,192 @@
+"""The run folder and its stages, as a library: what is written when, and that it is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from msm4sr.data.dataset import Dataset
+from msm4sr.errors import InputError
+from msm4sr.experiments.run import (
+    Run,
+    build_model,
+    discard_run,
+    evaluate_stage,
+    finetune_stage,
+    load_run_data,
+    new_run,
+    open_run,
+    pretrain_stage,
+    restore,
+)
+from msm4sr.experiments.settings import resolve_settings
+from msm4sr.models.registry import from_pretrained
+from msm4sr.training.checkpoint import read_weights, weights_of
+from msm4sr.training.loop import EpochRecord, Silent
+
+SMALL = ("model.dim=8", "model.inner_dim=8", "finetune.epochs=3", "finetune.learning_rate=0.01")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Eight users who go round six items."""
+    rows = [(f"u{u}", f"i{(u + step) % 6}", step) for u in range(8) for step in range(6)]
+    (tmp_path / "data").mkdir()
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(
+        tmp_path / "data" / "interactions.parquet"
+    )
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> Run:
+    return new_run(data, tmp_path / "run", resolve_settings("seed", "sasrec", SMALL), "seed")
+
+
+def begin(run: Run) -> tuple[Dataset, nn.Module]:
+    dataset = load_run_data(run)
+    return dataset, build_model(run.settings, dataset, {})
+
+
+def test_a_run_reads_back_as_it_was_made(run: Run) -> None:
+    assert open_run(run.folder) == run
+
+
+def test_a_run_knows_its_data_from_anywhere(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_run(Path("data"), Path("run"), resolve_settings("seed", "popularity"), "seed", Path("features"))
+    monkeypatch.chdir("/")
+    opened = open_run(tmp_path / "run")
+    assert opened.data == data
+    assert opened.features == tmp_path / "features"
+    assert load_run_data(opened).n_users == 8
+
+
+def test_a_run_that_is_taken_back_leaves_the_place_free(data: Path, run: Run) -> None:
+    discard_run(run)
+    assert not run.folder.exists()
+    new_run(data, run.folder, run.settings, "seed")
+
+
+def test_a_run_that_is_taken_back_keeps_the_features_that_were_made(data: Path, run: Run) -> None:
+    (run.folder / "features" / "text").mkdir(parents=True)
+    discard_run(run)
+    assert [path.name for path in run.folder.iterdir()] == ["features"]
+    new_run(data, run.folder, run.settings, "seed")
+
+
+def test_replacing_a_run_takes_away_what_the_old_one_made(data: Path, run: Run) -> None:
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    evaluate_stage(run, dataset, model)
+    (run.folder / "features").mkdir()
+    new_run(data, run.folder, run.settings, "seed", overwrite=True)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "features"]
+
+
+def test_the_checkpoint_is_the_best_epoch_and_the_model_has_its_weights(run: Run) -> None:
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    kept, now = read_weights(run.checkpoint("finetune")), weights_of(model)
+    assert all(torch.equal(kept[name], now[name]) for name in now)
+    other = begin(run)[1]
+    assert any(not torch.equal(kept[name], weight) for name, weight in weights_of(other).items())
+    restore(run, other, "finetune")
+    assert all(torch.equal(kept[name], weight) for name, weight in weights_of(other).items())
+
+
+def test_metrics_are_those_of_the_best_epoch(run: Run) -> None:
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    result = evaluate_stage(run, dataset, model)
+    best = max(run.epochs(), key=lambda row: (row["recall@20"], -row["epoch"]))
+    assert {name: best[name] for name in result["validation"]} == result["validation"]
+    assert json.loads(run.metrics_file.read_text()) == result
+    assert result["run"]["seed"] == 0
+    assert result["run"]["training_seconds"]["pretrain"] == 0
+    assert "| recall@10 |" in (run.folder / "model" / "README.md").read_text()
+
+
+def test_the_model_folder_needs_nothing_else(run: Run) -> None:
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    evaluate_stage(run, dataset, model)
+    loaded = from_pretrained(run.folder / "model")
+    histories = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    scores = []
+    for network in (model.eval(), loaded):
+        catalogue = network.encode_items()  # type: ignore[operator]
+        prefixes = network.encode_histories(histories, catalogue)  # type: ignore[operator]
+        scores.append(prefixes @ network.scoring_vectors(catalogue).T)  # type: ignore[operator]
+    assert torch.equal(*scores)
+    items = json.loads((run.folder / "model" / "items.json").read_text())
+    assert items == {"item_ids": dataset.item_ids, "titles": dataset.item_ids}  # an item without title goes by its id
+
+
+def test_a_stage_that_is_done_again_starts_its_lines_anew(run: Run) -> None:
+    dataset, _ = begin(run)
+    lines = []
+    for _ in range(2):
+        finetune_stage(run, dataset, begin(run)[1])
+        lines.append([{k: v for k, v in row.items() if "second" not in k} for row in run.epochs()])
+    assert len(lines[0]) == 3
+    assert lines[0] == lines[1]
+
+
+def test_lines_and_weights_are_there_while_the_stage_still_runs(run: Run) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Watching(Silent):
+        def epoch(self, record: EpochRecord, best: bool) -> None:
+            seen.append((len(run.epochs()), run.checkpoint("finetune").exists()))
+
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model, Watching())
+    assert seen == [(1, True), (2, True), (3, True)]
+
+
+def test_an_interruption_loses_nothing_that_was_kept(run: Run) -> None:
+    class Impatient(Silent):
+        def epoch(self, record: EpochRecord, best: bool) -> None:
+            if record.epoch == 2:
+                raise KeyboardInterrupt
+
+    dataset, model = begin(run)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_stage(run, dataset, model, Impatient())
+    assert [row["epoch"] for row in run.epochs()] == [1, 2]
+    kept, now = read_weights(run.checkpoint("finetune")), weights_of(model)
+    assert all(torch.equal(kept[name], now[name]) for name in now)
+
+
+def test_what_stage_is_missing_is_said(run: Run) -> None:
+    with pytest.raises(InputError, match=rf"`msm4sr finetune {run.folder}` comes first"):
+        restore(run, begin(run)[1], "finetune")
+
+
+def test_a_model_without_pretraining_passes_that_stage_by(run: Run) -> None:
+    dataset, model = begin(run)
+    before = weights_of(model)
+    pretrain_stage(run, dataset, model)
+    assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
+    assert run.epochs() == []
+
+
+@pytest.mark.parametrize("line", ['{"stage": "finet', "[]", "5", '{"stage": "finetune"}', "nonsense"])
+def test_a_line_that_is_no_record_is_named(run: Run, line: str) -> None:
+    record = {"stage": "finetune", "epoch": 1, "seconds": 0.5, "loss": 1.0}
+    (run.folder / "metrics.jsonl").write_text(json.dumps(record) + "\n" + line + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: not the record of an epoch"):
+        run.epochs()
+
+
+def test_no_temporary_file_remains(run: Run) -> None:
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    evaluate_stage(run, dataset, model)
+    assert not list(run.folder.rglob("*.part"))

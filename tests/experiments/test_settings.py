@@ -1,0 +1,111 @@
+"""Settings: every preset for every model, changes by name, and one message for what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from msm4sr.errors import InputError
+from msm4sr.experiments.settings import RunSettings, resolve_settings, validate_settings
+from msm4sr.models.baselines.popularity import PopularityConfig
+from msm4sr.models.baselines.sasrec import SASRecConfig
+from msm4sr.models.msm4sr import MSM4SRConfig
+from msm4sr.models.registry import CONFIGS
+
+PRESETS = ("seed", "released", "best")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("model", list(CONFIGS))
+def test_every_preset_resolves_for_every_model(preset: str, model: str) -> None:
+    settings = resolve_settings(preset, model)
+    assert settings.model.name == model
+    assert isinstance(settings.model, CONFIGS[model])
+    assert settings.seed == 0
+
+
+def test_the_seed_preset_is_the_paper_to_the_letter() -> None:
+    settings = resolve_settings("seed")
+    model = settings.model
+    assert isinstance(model, MSM4SRConfig)
+    assert (model.dim, model.layers, model.heads, model.inner_dim, model.experts) == (64, 2, 2, 256, 8)
+    assert (model.dropout, model.temperature, model.max_history) == (0.2, 0.07, 50)
+    assert (model.similarity, model.id_in_input, model.pooling_activation) == ("dot", False, "none")
+    pretrain = settings.pretrain
+    assert (pretrain.cmcl_weight, pretrain.negatives, pretrain.drop, pretrain.mixup) == (0.01, "cross", 0.2, 0.5)
+    assert (pretrain.batch_pairs, pretrain.learning_rate, pretrain.patience) == (1024, 1e-3, 20)
+    assert (pretrain.max_gradient_norm, pretrain.select) == (5.0, "recall@20")
+    assert (settings.features.visual.kind, settings.features.visual.words) == ("keywords", 15)
+
+
+def test_the_released_preset_differs_where_the_released_code_does() -> None:
+    seed, released = (resolve_settings(name).model_dump() for name in ("seed", "released"))
+    differing = {
+        f"{section}.{key}"
+        for section in ("dataset", "features", "model", "pretrain", "finetune", "evaluation", "device")
+        for key, value in seed[section].items()
+        if value != released[section][key]
+    }
+    assert differing == {"model.similarity", "model.id_in_input", "model.pooling_activation", "pretrain.negatives"}
+
+
+def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
+    sasrec = resolve_settings("best", "sasrec").model
+    ours = resolve_settings("best").model
+    assert isinstance(sasrec, SASRecConfig)
+    assert isinstance(ours, MSM4SRConfig)
+    shared = set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields) - {"name"}
+    assert {"dim", "layers", "heads", "max_history"} <= shared
+    assert {name: getattr(sasrec, name) for name in shared} == {name: getattr(ours, name) for name in shared}
+    assert resolve_settings("best", "popularity").model == PopularityConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "section", "key", "value"),
+    [
+        ("finetune.learning_rate=1e-4", "finetune", "learning_rate", 1e-4),  # YAML 1.1 alone would read a text
+        ("pretrain.negatives=within", "pretrain", "negatives", "within"),
+        ("model.id_in_input=true", "model", "id_in_input", True),
+        ("evaluation.exclude_history=yes", "evaluation", "exclude_history", True),
+        ("model.score_with=[text]", "model", "score_with", ("text",)),
+        ("dataset.item_core=5", "dataset", "item_core", 5),
+    ],
+)
+def test_a_change_changes_one_setting(change: str, section: str, key: str, value: object) -> None:
+    before, after = (resolve_settings("seed", changes=changes).model_dump() for changes in ((), (change,)))
+    assert after[section][key] == value
+    before[section][key] = value
+    assert after == before
+
+
+def test_nested_settings_and_the_last_of_two_changes_count() -> None:
+    changes = ["features.visual.kind=pooled", "features.text.encoder=/models/a=b", "seed=3", "seed=4"]
+    settings = resolve_settings("seed", changes=changes)
+    assert settings.features.visual.kind == "pooled"
+    assert settings.features.text.encoder == "/models/a=b"  # the first equals sign divides
+    assert settings.seed == 4
+
+
+def test_the_option_seed_is_the_setting_seed() -> None:
+    assert resolve_settings("seed", seed=7).seed == 7
+
+
+@pytest.mark.parametrize("name", ["max_history", "learning_rate", "user_core", "exclude_history"])
+def test_a_key_without_its_section_is_told_the_whole_name(name: str) -> None:
+    with pytest.raises(InputError, match=rf"did you mean '\w+\.{name}'\?"):
+        resolve_settings("seed", changes=[f"{name}=1"])
+
+
+def test_what_a_run_writes_down_reads_back_the_same() -> None:
+    for model in CONFIGS:
+        settings = resolve_settings("best", model, ["model.score_with=[text]"] if model == "msm4sr" else [])
+        assert validate_settings(settings.model_dump(mode="json"), "here") == settings
+
+
+def test_where_it_stands_is_named() -> None:
+    with pytest.raises(InputError, match=r"^run/config\.yaml: pretrain\.drop: .*less than.*given: 2"):
+        validate_settings({"pretrain": {"drop": 2}}, "run/config.yaml")
+
+
+def test_settings_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunSettings().seed = 3  # type: ignore[misc]
