@@ -50,7 +50,7 @@ app.add_typer(prepare, name="prepare")
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Data = Annotated[Path, typer.Argument(help="A prepared folder.", show_default=False)]
+Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
@@ -266,7 +266,7 @@ def _summary(metrics: dict[str, Any]) -> None:
 @app.command()
 def recommend(
     folder: RunFolder,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="More of --history.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="ID", help="More of --history.")] = None,
     user: Annotated[str | None, typer.Option("--user", help="A user of the data: the whole history is used.")] = None,
     history: Annotated[
         list[str] | None, typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first.")
@@ -327,9 +327,13 @@ def _recommend(
 
 @prepare.command("csv")
 def prepare_csv(
-    interactions: Annotated[Path, typer.Argument(help="The log: CSV, TSV or Parquet.", show_default=False)],
-    items: Annotated[Path, typer.Argument(help="The catalogue: CSV, TSV or Parquet.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    interactions: Annotated[
+        Path, typer.Argument(help="The log: CSV, TSV or Parquet.", metavar="INTERACTIONS", show_default=False)
+    ],
+    items: Annotated[
+        Path, typer.Argument(help="The catalogue: CSV, TSV or Parquet.", metavar="ITEMS", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)],
     images: Annotated[Path | None, typer.Option("--images", help="A folder of pictures.")] = None,
     user: Annotated[str, typer.Option(help="Column of the log: who.")] = "user_id",
     item: Annotated[str, typer.Option(help="Column of the log: what.")] = "item_id",
@@ -380,7 +384,7 @@ def prepare_csv(
 
 @prepare.command("toyshop")
 def prepare_toyshop(
-    out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)],
     users: Annotated[int, typer.Option(min=10)] = 3000,
     items: Annotated[int, typer.Option(min=40)] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -477,7 +481,12 @@ class TrainingProgress:
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
         assert self._task is not None
-        self._progress.update(self._task, completed=record.epoch * self._steps)
+        self._progress.update(
+            self._task,
+            completed=record.epoch * self._steps,
+            description=f"{record.stage} {record.epoch}/{self._epochs}",
+            status=f"loss {record.loss:.3f}",
+        )
         found = " ".join(
             f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation
         )

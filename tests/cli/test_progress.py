@@ -12,7 +12,7 @@ from msm4sr.training.loop import EpochRecord
 
 
 def screen(steps: int) -> tuple[str, str]:
-    """The bar after `steps` steps of epoch 2 of 4 (10 steps each), and the lines above it."""
+    """The bar after `steps` steps of epoch 2 of 4 (10 steps each; the loop reports every 10), and the lines above."""
     paper = io.StringIO()
     console = Console(file=paper, force_terminal=True, width=100, color_system=None)
     bar = cli._bar()
@@ -20,9 +20,9 @@ def screen(steps: int) -> tuple[str, str]:
     bar.disable = True  # nothing is drawn but what this test draws
     monitor = cli.TrainingProgress(bar)
     monitor.start("pretrain", 4, 10)
-    monitor.step("pretrain", 1, 3.25, 10)
     monitor.epoch(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)
-    monitor.step("pretrain", 2, 2.75, steps)
+    if steps:
+        monitor.step("pretrain", 2, 2.75, steps)
     lines = paper.getvalue()
     paper.truncate(0)
     console.print(bar.get_renderable())
@@ -35,6 +35,13 @@ def test_the_bar_shows_stage_epoch_steps_time_and_loss() -> None:
     assert "15/40" in bar
     assert re.search(r" (-:--:--|\d:\d\d:\d\d) ", bar)  # the time left
     assert "loss 2.750" in bar
+
+
+def test_the_bar_moves_on_with_epochs_too_short_for_a_report_of_their_steps() -> None:
+    bar, _ = screen(0)
+    assert "pretrain 1/4" in bar
+    assert "10/40" in bar
+    assert "loss 3.500" in bar
 
 
 def test_each_epoch_leaves_a_line() -> None:
