@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -92,6 +93,11 @@ def told(interrupted: str = "interrupted") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+def _next(*words: str | Path) -> None:
+    """The command that comes next, to be copied as it is."""
+    console.print("next: msm4sr", shlex.join(str(word) for word in words), markup=False)
+
+
 # -- the main job and its stages ---------------------------------------------------------------------------------------
 
 
@@ -128,7 +134,7 @@ def extract(
     """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN."""
     with told(f"interrupted; finished parts are kept in {out}"):
         _start(data, out, preset, model, changes, seed, features, overwrite)
-        console.print(f"next: msm4sr pretrain {out}", markup=False)
+        _next("pretrain", out)
 
 
 @app.command()
@@ -138,7 +144,7 @@ def pretrain(folder: RunFolder) -> None:
         started = _open(folder)
         dataset, network = _load(started)
         _pretrain(started, dataset, network)
-        console.print(f"next: msm4sr finetune {folder}", markup=False)
+        _next("finetune", folder)
 
 
 @app.command()
@@ -153,7 +159,7 @@ def finetune(folder: RunFolder) -> None:
         if isinstance(network, MSM4SR) and started.settings.pretrain.epochs:
             restore(started, network, "pretrain")
         _finetune(started, dataset, network)
-        console.print(f"next: msm4sr evaluate {folder}", markup=False)
+        _next("evaluate", folder)
 
 
 @app.command()
@@ -191,7 +197,7 @@ def _start(
     describe_data(dataset, console.print)
     try:
         return started, dataset, _extract(started, dataset)
-    except InputError:
+    except (InputError, OSError):
         discard_run(started)
         raise
 
@@ -239,7 +245,7 @@ def _evaluate(run: Run, dataset: Dataset, network: nn.Module) -> None:
     report = write_run_report(run, dataset, network, metrics)
     _summary(metrics)
     console.print(f"report: {report}", markup=False)
-    console.print(f"next:   msm4sr recommend {run.folder} --user {dataset.user_ids[0]}", markup=False)
+    _next("recommend", run.folder, "--user", dataset.user_ids[0])
 
 
 def _summary(metrics: dict[str, Any]) -> None:
@@ -379,7 +385,7 @@ def prepare_csv(
         report = csv.prepare_csv(interactions, items, images, out, columns)
         for line in report.lines():
             console.print(escape(line))
-        console.print(f"next: msm4sr run {out} --out RUN", markup=False)
+        _next("run", out, "--out", "RUN")
 
 
 @prepare.command("toyshop")
@@ -396,7 +402,8 @@ def prepare_toyshop(
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise InputError(f"{out}: exists already; name a new or an empty folder")
         generate_toyshop(out, users=users, items=items, seed=seed)
-        console.print(f"toyshop: {out}\nnext: msm4sr run {out} --out RUN", markup=False)
+        console.print(f"toyshop: {out}", markup=False)
+        _next("run", out, "--out", "RUN")
 
 
 @app.command()
@@ -448,6 +455,7 @@ def _bar() -> Progress:
         StatusColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # in a file or a pipe the lines of the epochs are enough
     )
 
 

@@ -203,6 +203,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are(cli: Cli, tmp_path:
     assert called.code == 0, called
     assert "shop[red]: 8 users" in called.out
     assert "run[old]/report.html" in called.out
+    assert f"next: msm4sr recommend '{tmp_path}/run[old]' --user u0" in called.out
     called = cli("recommend", tmp_path / "run[old]", "--history", "i2", "i0")
     assert "[/red]" in called.out
     assert "[bold]" in called.out

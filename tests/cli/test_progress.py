@@ -17,7 +17,7 @@ def screen(steps: int) -> tuple[str, str]:
     console = Console(file=paper, force_terminal=True, width=100, color_system=None)
     bar = cli._bar()
     bar.live.console = console
-    bar.disable = True  # nothing is drawn but what this test draws
+    bar.disable = True  # only what this test draws
     monitor = cli.TrainingProgress(bar)
     monitor.start("pretrain", 4, 10)
     monitor.epoch(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)

@@ -203,6 +203,13 @@ def test_an_encoder_that_is_not_there(refused_run: Refused, tmp_path: Path, data
     assert str(encoder) in message
 
 
+def test_a_features_folder_that_is_a_file(cli: Cli, data: Path, out: Path) -> None:
+    called = cli("run", data, "--out", out, "--features", data / "items.parquet")
+    assert called.code == 1
+    assert called.err == f"error: {data}/items.parquet: File exists"
+    assert not out.exists()
+
+
 def test_typer_names_a_missing_option(cli: Cli, data: Path) -> None:
     called = cli("run", data)
     assert called.code == 2
