@@ -216,6 +216,17 @@ def test_typer_names_a_missing_option(cli: Cli, data: Path) -> None:
     assert "--out" in called.err
 
 
+def test_a_device_that_is_not_there(
+    refused: Refused, refused_run: Refused, copy_of_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no cuda device here; auto takes what there is" in refused_run(data, "--set", "device.accelerator=cuda")
+    config = copy_of_run / "config.yaml"
+    config.write_text(config.read_text().replace("accelerator: auto", "accelerator: cuda"))
+    for stage in ("pretrain", "finetune"):  # a run that comes from another machine
+        assert "no cuda device here" in refused(stage, copy_of_run)
+
+
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(cli: Cli, data: Path, out: Path) -> None:
     called = cli("run", data, "--out", out, "--model", "sasrec", "--set", "finetune.learning_rate=1e38")
     assert called.code == 1
@@ -326,6 +337,7 @@ def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:
         "[]",
         "{}",
         '{"config": {"name": "bert4rec"}}',
+        # MSM4SR.from_pretrained still lets KeyError, ValidationError and RuntimeError through
         pytest.param('{"config": {"name": "msm4sr"}}', marks=pytest.mark.xfail(raises=KeyError, strict=False)),
     ],
 )

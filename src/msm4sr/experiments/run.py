@@ -92,8 +92,10 @@ def new_run(
     """Make the run folder and its config.yaml.
 
     Raises:
-        InputError: the folder holds a run (and `overwrite` is off) or something else, or cannot be made.
+        InputError: the folder holds a run (and `overwrite` is off) or something else, or cannot be made; the settings
+            ask for a device that is not there.
     """
+    _check_device(settings)
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
@@ -115,6 +117,14 @@ def new_run(
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
     return run
+
+
+def _check_device(settings: RunSettings) -> None:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(settings.device.accelerator, True):
+        raise InputError(
+            f"device.accelerator: there is no {settings.device.accelerator} device here; auto takes what there is"
+        )
 
 
 def open_run(folder: Path) -> Run:
@@ -209,6 +219,7 @@ def pretrain_stage(
     """Pre-train `model` in place and keep its best weights; nothing for a model or settings without this stage."""
     if not isinstance(model, MSM4SR) or run.settings.pretrain.epochs == 0:
         return
+    _check_device(run.settings)  # the run may have come from another machine
     if len(model.modalities) == 1:
         note(f"pre-training on {model.modalities[0]} alone: nothing to mix or to contrast")
     keep = _Keeper(run, "pretrain", monitor)
@@ -227,6 +238,7 @@ def pretrain_stage(
 def finetune_stage(run: Run, dataset: Dataset, model: nn.Module, monitor: Monitor = Silent()) -> None:
     """Fine-tune `model` in place and keep its best weights; the model folder is written too."""
     if not isinstance(model, Popularity):
+        _check_device(run.settings)
         keep = _Keeper(run, "finetune", monitor)
         finetune(
             model,
