@@ -337,8 +337,8 @@ def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:
         "[]",
         "{}",
         '{"config": {"name": "bert4rec"}}',
-        # MSM4SR.from_pretrained still lets KeyError, ValidationError and RuntimeError through
-        pytest.param('{"config": {"name": "msm4sr"}}', marks=pytest.mark.xfail(raises=KeyError, strict=False)),
+        '{"config": {"name": "msm4sr"}}',
+        '{"config": {"name": "msm4sr", "dim": "wide"}, "modalities": ["text"], "n_items": 3}',
     ],
 )
 def test_model_settings_that_are_damaged(refused: Refused, copy_of_run: Path, text: str) -> None:

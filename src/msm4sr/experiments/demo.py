@@ -40,11 +40,12 @@ CHANGES = (
     "finetune.batch_pairs=512",
     "finetune.select=ndcg@10",
 )
+COSINE = "model.similarity=cosine"  # as pre-training compares: fine-tuning then starts from what it has learnt
 SYSTEMS = {  # name to model and what differs
     "popularity": ("popularity", ()),
-    "MSM4SR-T": ("msm4sr", ("model.score_with=[text]",)),
-    "MSM4SR-V": ("msm4sr", ("model.score_with=[visual]",)),
-    "MSM4SR": ("msm4sr", ()),
+    "MSM4SR-T": ("msm4sr", (COSINE, "model.score_with=[text]")),
+    "MSM4SR-V": ("msm4sr", (COSINE, "model.score_with=[visual]")),
+    "MSM4SR": ("msm4sr", (COSINE,)),
 }
 
 

@@ -32,7 +32,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.settings import RunSettings, validate_settings
 from msm4sr.features.extract import extract_features
-from msm4sr.features.store import Features, read_manifest
+from msm4sr.features.store import Features
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
@@ -43,8 +43,6 @@ from msm4sr.training.pretrain import pretrain
 
 Note = Callable[[str], object]
 """Is told a line, in rich's markup."""
-
-SHOWN_PICTURES = 5  # of those that cannot be used
 
 
 @dataclass(frozen=True)
@@ -183,20 +181,7 @@ def extract_stage(
             note(f"{modality}: {rows.n_items_with_rows:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")
         else:
             note(f"[yellow]{modality}: missing for every item; the model is trained without it[/yellow]")
-    _tell_unusable_pictures(run.features / f"visual-{run.settings.features.visual.kind}", note)
     return features
-
-
-def _tell_unusable_pictures(folder: Path, note: Note) -> None:
-    """How many pictures could not be used, and of the first ones why."""
-    missing = [entry for entry in (read_manifest(folder) or {}).get("missing", []) if "image" in entry]
-    if not missing:
-        return
-    note(f"[yellow]visual: {len(missing):,} pictures cannot be used; their items go without them[/yellow]")
-    for entry in missing[:SHOWN_PICTURES]:
-        note(escape(f"  {entry['image']} of item {entry['item']!r}: {entry['reason']}"))
-    if len(missing) > SHOWN_PICTURES:
-        note(escape(f"  and {len(missing) - SHOWN_PICTURES:,} more, listed in {folder / 'manifest.json'}"))
 
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> nn.Module:

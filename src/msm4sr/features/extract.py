@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SHOWN_PICTURES = 5  # of those that cannot be used
+
 
 class TextSettings(BaseModel):
     """How an item's title and text become vectors."""
@@ -110,7 +112,20 @@ def extract_features(
         visual = _extract_pictures(dataset, settings, "pooled", out, encoders, progress)
     else:
         visual = _extract_keywords(dataset, settings, out, encoders, text, progress)
+    _tell_unusable_pictures(out / f"visual-{settings.visual.kind}", progress)
     return {"text": text, "visual": visual}
+
+
+def _tell_unusable_pictures(folder: Path, progress: Progress | None) -> None:
+    """How many pictures could not be used, and of the first ones why."""
+    missing = [entry for entry in (read_manifest(folder) or {}).get("missing", []) if "image" in entry]
+    if not missing:
+        return
+    _say(progress, f"visual: {len(missing):,} pictures cannot be used; their items go without them")
+    for entry in missing[:SHOWN_PICTURES]:
+        _say(progress, f"  {entry['image']} of item {entry['item']!r}: {entry['reason']}")
+    if len(missing) > SHOWN_PICTURES:
+        _say(progress, f"  and {len(missing) - SHOWN_PICTURES:,} more, listed in {folder / 'manifest.json'}")
 
 
 class _Encoders:
@@ -179,7 +194,7 @@ def _extract_text(
         for item_id, item in zip(dataset.item_ids, sentences, strict=True)
         if not item
     ]
-    return _store(features, folder, {**expected, "modality": "text", "missing": missing}, progress)
+    return _store(features, folder, {**expected, "modality": "text", "missing": missing})
 
 
 def _encode_distinct(
@@ -252,7 +267,7 @@ def _extract_pictures(
             kept.append(path)
     features = Features(np.stack(vectors) if vectors else _no_rows(), _offsets(counts), list(dataset.item_ids))
     record = {**expected, "modality": "visual", "kind": kind, "missing": missing, "images": kept}
-    return _store(features, folder, record, progress)
+    return _store(features, folder, record)
 
 
 def _extract_keywords(
@@ -284,7 +299,7 @@ def _extract_keywords(
     record |= {key: below[1][key] for key in ("missing", "images")}
     if pictures.n_rows == 0:
         empty = Features(_no_rows(), pictures.offsets, list(dataset.item_ids), [[] for _ in dataset.item_ids])
-        return _store(empty, folder, record, progress)
+        return _store(empty, folder, record)
 
     vocabulary = keywords.build_vocabulary(
         _documents(dataset.items, settings.text.max_characters),
@@ -320,7 +335,7 @@ def _extract_keywords(
         list(dataset.item_ids),
         [words[start:end] for start, end in pairwise(bounds)],
     )
-    return _store(features, folder, record, progress)
+    return _store(features, folder, record)
 
 
 def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndarray, float, int]:
@@ -378,14 +393,8 @@ def _reuse(folder: Path, expected: dict[str, Any], item_ids: list[str], progress
     return None
 
 
-def _store(features: Features, folder: Path, record: dict[str, Any], progress: Progress | None) -> Features:
+def _store(features: Features, folder: Path, record: dict[str, Any]) -> Features:
     save_features(features, folder, record)
-    n_items = len(features.item_ids)
-    line = f"{folder.name}: {features.n_items_with_rows:,} of {n_items:,} items, {features.n_rows:,} rows"
-    broken = sum("image" in entry for entry in record["missing"])
-    if broken:
-        line += f"; {broken:,} pictures cannot be used, listed in {folder / 'manifest.json'}"
-    _say(progress, line)
     return load_features(folder)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,6 +44,16 @@ def write_model(model: nn.Module, config: dict[str, object], folder: Path) -> No
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     (folder / "config.json.part").write_text(json.dumps(config, indent=2) + "\n")
     os.replace(folder / "config.json.part", folder / "config.json")
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[None]:
+    """Settings and tensors that do not make a model together become an InputError that names their folder."""
+    try:
+        yield
+    except (KeyError, TypeError, ValidationError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{folder}: config.json and model.safetensors do not make a model ({why})") from None
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import read_model, write_model
+from msm4sr.models.base import read_model, whole, write_model
 from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, initialise
 from msm4sr.presets import load_preset
 
@@ -188,7 +188,10 @@ class MSM4SR(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
         stored, state = read_model(Path(folder))
-        features = {a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in stored["modalities"]}
-        model = cls(MSM4SRConfig.model_validate(stored["config"]), features, stored["n_items"])
-        model.load_state_dict(state)
+        with whole(Path(folder)):
+            features = {
+                a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in stored["modalities"]
+            }
+            model = cls(MSM4SRConfig.model_validate(stored["config"]), features, stored["n_items"])
+            model.load_state_dict(state)
         return model.eval()

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from msm4sr.models.base import read_model, write_model
+from msm4sr.models.base import read_model, whole, write_model
 
 
 class PopularityConfig(BaseModel):
@@ -55,4 +55,5 @@ class Popularity(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
         _, state = read_model(Path(folder))
-        return cls(state["counts"])
+        with whole(Path(folder)):
+            return cls(state["counts"])

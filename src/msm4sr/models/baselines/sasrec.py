@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from msm4sr.models.base import read_model, write_model
+from msm4sr.models.base import read_model, whole, write_model
 from msm4sr.models.layers import CausalTransformer, initialise
 
 
@@ -79,6 +79,7 @@ class SASRec(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
         stored, state = read_model(Path(folder))
-        model = cls(SASRecConfig.model_validate(stored["config"]), stored["n_items"])
-        model.load_state_dict(state)
+        with whole(Path(folder)):
+            model = cls(SASRecConfig.model_validate(stored["config"]), stored["n_items"])
+            model.load_state_dict(state)
         return model.eval()
