@@ -140,7 +140,7 @@ def extract(
 @app.command()
 def pretrain(folder: RunFolder) -> None:
     """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
-    with told(f"interrupted; the best epoch so far is kept: msm4sr finetune {folder} goes on from it"):
+    with told(f"interrupted; the best validated epoch is kept in {folder}"):
         started = _open(folder)
         dataset, network = _load(started)
         _pretrain(started, dataset, network)
@@ -150,14 +150,12 @@ def pretrain(folder: RunFolder) -> None:
 @app.command()
 def finetune(folder: RunFolder) -> None:
     """The third stage alone: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    with told(f"interrupted; the best epoch so far is kept: msm4sr evaluate {folder} measures it"):
-        from msm4sr.experiments.run import restore
-        from msm4sr.models.msm4sr import MSM4SR
+    with told(f"interrupted; the best validated epoch is kept in {folder}"):
+        from msm4sr.experiments.run import restore_last
 
         started = _open(folder)
         dataset, network = _load(started)
-        if isinstance(network, MSM4SR) and started.settings.pretrain.epochs:
-            restore(started, network, "pretrain")
+        restore_last(started, network, before="finetune")
         _finetune(started, dataset, network)
         _next("evaluate", folder)
 
@@ -166,12 +164,11 @@ def finetune(folder: RunFolder) -> None:
 def evaluate(folder: RunFolder) -> None:
     """The last stage alone: rank all items for every user, write metrics.json, the model folder and report.html."""
     with told():
-        from msm4sr.experiments.run import restore
+        from msm4sr.experiments.run import restore_last
 
         started = _open(folder)
         dataset, network = _load(started)
-        if started.settings.model.name != "popularity":
-            restore(started, network, "finetune")
+        restore_last(started, network)
         _evaluate(started, dataset, network)
 
 
@@ -186,20 +183,22 @@ def _start(
     overwrite: bool,
 ) -> tuple[Run, Dataset, nn.Module]:
     from msm4sr.data.dataset import load_dataset
-    from msm4sr.experiments.run import describe_data, discard_run, new_run
+    from msm4sr.experiments.run import begin_run, describe_data, plan_run, tidy
     from msm4sr.experiments.settings import resolve_settings
 
     settings = resolve_settings(preset, model, changes, seed)
     dataset = load_dataset(data, settings.dataset)  # wrong data is told before anything is made
     if features is not None and (features / "config.yaml").exists():
         features = features / "features"  # another run's
-    started = new_run(data, out, settings, preset, features, overwrite)
+    started = plan_run(data, out, settings, preset, features, overwrite)
     describe_data(dataset, console.print)
     try:
-        return started, dataset, _extract(started, dataset)
+        network = _extract(started, dataset)
+        begin_run(started)
     except (InputError, OSError):
-        discard_run(started)
+        tidy(started)
         raise
+    return started, dataset, network
 
 
 def _open(folder: Path) -> Run:
@@ -241,7 +240,9 @@ def _evaluate(run: Run, dataset: Dataset, network: nn.Module) -> None:
     from msm4sr.experiments.run import evaluate_stage
     from msm4sr.serving.report import write_run_report
 
-    metrics = evaluate_stage(run, dataset, network)
+    with _bar() as progress:
+        task = progress.add_task("evaluate", total=2 * dataset.n_users)
+        metrics = evaluate_stage(run, dataset, network, lambda users: progress.advance(task, users))
     report = write_run_report(run, dataset, network, metrics)
     _summary(metrics)
     console.print(f"report: {report}", markup=False)
@@ -293,7 +294,7 @@ def recommend(
 def _recommend(
     folder: Path, user: str | None, history: list[str], k: int, include_history: bool, html: Path | None
 ) -> None:
-    from msm4sr.experiments.run import load_run_data
+    from msm4sr.experiments.run import check_items, load_run_data
     from msm4sr.models.registry import from_pretrained
     from msm4sr.serving.pages import HistoryAndRecommendations, recommendation_page, write_page
     from msm4sr.serving.recommender import ItemTable, user_history
@@ -302,6 +303,7 @@ def _recommend(
     opened = _open(folder)
     network = from_pretrained(folder / "model")
     dataset = load_run_data(opened)
+    check_items(opened, dataset)
     items = ItemTable.from_dataset(dataset)
     if user is not None:
         history = user_history(dataset, user)
@@ -352,6 +354,7 @@ def prepare_csv(
     text: Annotated[list[str], typer.Option(help="Column of the catalogue; several are joined.")] = ["text"],  # noqa: B006
     categories: Annotated[str, typer.Option(help="Column of the catalogue.")] = "categories",
     separator: Annotated[str, typer.Option(help="Between categories.")] = "|",
+    delimiter: Annotated[str | None, typer.Option(help="Between fields, where it is not a comma (.tsv: tab).")] = None,
     image: Annotated[str, typer.Option(help="Column of the catalogue: picture files under --images.")] = "image",
 ) -> None:
     """From tables and a folder of pictures to a prepared folder; says what it kept and dropped, and why."""
@@ -372,6 +375,7 @@ def prepare_csv(
             "text": tuple(text),
             "categories": categories,
             "separator": separator,
+            "delimiter": delimiter,
             "image": image,
         }
         # A column that the user names must be there; one that keeps its default name may be missing.
@@ -500,7 +504,7 @@ class TrainingProgress:
         )
         self._progress.console.print(
             f"{record.stage} {record.epoch:>3}/{self._epochs}  loss {record.loss:.4f}  "
-            f"{record.pairs_per_second:,.0f} pairs/s  {found}{'  [green]best so far[/green]' if best else ''}"
+            f"{record.pairs_per_second:.0f} pairs/s  {found}{'  [green]best so far[/green]' if best else ''}"
         )
 
     def finish(self, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -127,3 +128,12 @@ def test_a_run_that_is_not_finished_has_nothing_to_recommend(refused: Refused, c
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert str(copy_of_run / "model") in message
     assert "model.safetensors is missing" in message
+
+
+def test_items_that_changed_since_the_training_are_refused(refused: Refused, copy_of_run: Path) -> None:
+    file = copy_of_run / "model" / "items.json"
+    stored = json.loads(file.read_text())
+    stored["item_ids"].reverse()
+    file.write_text(json.dumps(stored))
+    said = refused("recommend", str(copy_of_run), "--history", stored["item_ids"][0])
+    assert "the items are no longer those" in said

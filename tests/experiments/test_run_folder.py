@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -14,15 +15,17 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import (
     Run,
+    begin_run,
     build_model,
-    discard_run,
     evaluate_stage,
     finetune_stage,
     load_run_data,
-    new_run,
     open_run,
+    plan_run,
     pretrain_stage,
     restore,
+    restore_last,
+    tidy,
 )
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.registry import from_pretrained
@@ -45,7 +48,9 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Run:
-    return new_run(data, tmp_path / "run", resolve_settings("seed", "sasrec", SMALL), "seed")
+    planned = plan_run(data, tmp_path / "run", resolve_settings("seed", "sasrec", SMALL), "seed")
+    begin_run(planned)
+    return planned
 
 
 def begin(run: Run) -> tuple[Dataset, nn.Module]:
@@ -59,7 +64,7 @@ def test_a_run_reads_back_as_it_was_made(run: Run) -> None:
 
 def test_a_run_knows_its_data_from_anywhere(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    new_run(Path("data"), Path("run"), resolve_settings("seed", "popularity"), "seed", Path("features"))
+    begin_run(plan_run(Path("data"), Path("run"), resolve_settings("seed", "popularity"), "seed", Path("features")))
     monkeypatch.chdir("/")
     opened = open_run(tmp_path / "run")
     assert opened.data == data
@@ -67,26 +72,75 @@ def test_a_run_knows_its_data_from_anywhere(data: Path, tmp_path: Path, monkeypa
     assert load_run_data(opened).n_users == 8
 
 
-def test_a_run_that_is_taken_back_leaves_the_place_free(data: Path, run: Run) -> None:
-    discard_run(run)
-    assert not run.folder.exists()
-    new_run(data, run.folder, run.settings, "seed")
+def test_a_run_that_did_not_begin_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    planned = plan_run(data, tmp_path / "other", resolve_settings("seed", "sasrec", SMALL), "seed")
+    planned.features.mkdir(parents=True)
+    tidy(planned)
+    assert not planned.folder.exists()
 
 
-def test_a_run_that_is_taken_back_keeps_the_features_that_were_made(data: Path, run: Run) -> None:
-    (run.folder / "features" / "text").mkdir(parents=True)
-    discard_run(run)
-    assert [path.name for path in run.folder.iterdir()] == ["features"]
-    new_run(data, run.folder, run.settings, "seed")
+def test_a_run_that_did_not_begin_keeps_the_features_that_were_made(data: Path, tmp_path: Path) -> None:
+    planned = plan_run(data, tmp_path / "other", resolve_settings("seed", "sasrec", SMALL), "seed")
+    (planned.features / "text").mkdir(parents=True)
+    tidy(planned)
+    assert [path.name for path in planned.folder.iterdir()] == ["features"]
+    begin_run(plan_run(data, planned.folder, planned.settings, "seed"))
 
 
-def test_replacing_a_run_takes_away_what_the_old_one_made(data: Path, run: Run) -> None:
+def test_replacing_a_run_takes_away_what_the_old_one_made_once_the_new_one_begins(data: Path, run: Run) -> None:
     dataset, model = begin(run)
     finetune_stage(run, dataset, model)
     evaluate_stage(run, dataset, model)
     (run.folder / "features").mkdir()
-    new_run(data, run.folder, run.settings, "seed", overwrite=True)
+    before = sorted(path.name for path in run.folder.iterdir())
+    new = plan_run(data, run.folder, run.settings, "seed", overwrite=True)
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+    begin_run(new)
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "features"]
+
+
+def test_a_run_can_be_moved(run: Run, tmp_path: Path) -> None:
+    run.folder.rename(tmp_path / "elsewhere")
+    moved = open_run(tmp_path / "elsewhere")
+    assert moved.features == tmp_path / "elsewhere" / "features"
+    assert moved.settings == run.settings
+
+
+class Interrupting(Silent):
+    """Ctrl-C after the first epoch."""
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Run) -> None:
+    late = run.settings.finetune.model_copy(update={"validate_every": 2})  # the first epoch has no validation
+    again = replace(run, settings=run.settings.model_copy(update={"finetune": late}))
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    kept, epochs = read_weights(run.checkpoint("finetune")), run.epochs()
+    with pytest.raises(KeyboardInterrupt):
+        finetune_stage(again, *begin(run), Interrupting())
+    now = read_weights(run.checkpoint("finetune"))
+    assert all(torch.equal(kept[name], now[name]) for name in kept)
+    assert run.epochs() == epochs
+
+
+def test_new_weights_take_away_the_results_of_the_old_ones(run: Run) -> None:
+    dataset, model = begin(run)
+    finetune_stage(run, dataset, model)
+    evaluate_stage(run, dataset, model)
+    finetune_stage(run, *begin(run))
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+
+
+def test_a_stage_that_is_left_out_need_not_have_left_anything(data: Path, tmp_path: Path) -> None:
+    settings = resolve_settings("seed", "sasrec", [*SMALL, "finetune.epochs=0"])
+    untrained = plan_run(data, tmp_path / "untrained", settings, "seed")
+    begin_run(untrained)
+    dataset, model = begin(untrained)
+    restore_last(untrained, model)
+    assert evaluate_stage(untrained, dataset, model)["test"]["recall@10"] == 1  # of six items
 
 
 def test_the_checkpoint_is_the_best_epoch_and_the_model_has_its_weights(run: Run) -> None:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.features import extract
 from msm4sr.features.extract import FeatureSettings, extract_features
-from msm4sr.features.store import read_manifest
+from msm4sr.features.store import Features, read_manifest
 
 Row = tuple[str, str | None, str | None, list[str] | None]
 
@@ -214,3 +214,10 @@ def test_every_setting_says_what_it_does() -> None:
     for model in (FeatureSettings, extract.TextSettings, extract.VisualSettings):
         for name, field in model.model_fields.items():
             assert (field.description or "").endswith("."), name
+
+
+def test_one_placeholder_picture_everywhere_leaves_imagenets_labels() -> None:
+    """All items are near-duplicates then: out of fold there is nothing to learn a map from."""
+    pictures = Features(np.ones((4, 3), np.float32), np.arange(5), list("abcd"))
+    text = Features(np.eye(4, dtype=np.float32), np.arange(5), list("abcd"))
+    assert extract._pictures_in_text_space(pictures, text) is None

@@ -16,6 +16,7 @@ from msm4sr.models.layers import (
     ItemFeatures,
     MixtureOfExperts,
     initialise,
+    take,
 )
 
 LENGTHS = [2, 1, 4, 3]
@@ -285,3 +286,11 @@ def test_initial_weights_are_small_and_biases_zero() -> None:
     assert layer.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert transformer.position.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not layer.attention.qkv.bias.any()
+
+
+def test_taking_rows_of_a_table_is_indexing_with_the_same_gradient() -> None:
+    table, rows = torch.randn(5, 2, 3, requires_grad=True), torch.tensor([[1, 1], [4, 0]])
+    upstream = torch.randn(2, 2, 2, 3)
+    assert torch.equal(take(table, rows), table[rows])
+    ours, plain = (torch.autograd.grad((x * upstream).sum(), table)[0] for x in (take(table, rows), table[rows]))
+    assert torch.allclose(ours, plain)

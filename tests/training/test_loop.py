@@ -157,6 +157,12 @@ def test_validation_takes_place_every_so_many_epochs_and_at_the_last() -> None:
     assert [r.epoch for r in records if r.validation] == [2, 4, 5]
 
 
+def test_a_bound_on_steps_is_kept_in_whole_epochs_and_leaves_at_least_one() -> None:
+    assert len(train(Number(), epochs=5, steps=3, max_steps=7)) == 2
+    assert len(train(Number(), epochs=5, steps=3, max_steps=2)) == 1
+    assert len(train(Number(), epochs=5, steps=3, max_steps=100)) == 5
+
+
 def test_patience_counts_validations_not_epochs() -> None:
     records = train(Number(), [0.3, 0.2, 0.1, 0.0, 0.0, 0.0], epochs=12, validate_every=2, patience=2)
     assert len(records) == 6

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.baselines.popularity import Popularity
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
@@ -260,3 +261,34 @@ def test_fine_tuning_after_pretraining_learns_the_chain() -> None:
     pretrain(model, CYCLE, PretrainSettings(epochs=4, **QUICK), device=CPU)
     finetune(model, CYCLE, FinetuneSettings(epochs=8, **QUICK), device=CPU)
     assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
+
+
+# The same digits
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_seed_gives_the_same_digits_on_two_threads(stage: str) -> None:
+    dataset = make_dataset(random_sequences(users=60, n_items=40, longest=30), n_items=40)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trained = []
+        for _ in range(2):
+            # 600 pairs of width 64: more numbers than torch adds up on one thread
+            model = make_msm4sr(n_items=40, dim=64, max_history=30)
+            if stage == "pretrain":
+                pretrain(model, dataset, PretrainSettings(epochs=2, batch_pairs=600), device=CPU)
+            else:
+                finetune(model, dataset, FinetuneSettings(epochs=2, batch_pairs=600), device=CPU)
+            trained.append(weights_of(model))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+@pytest.mark.parametrize("modalities", [("text",), ("text", "visual")])
+def test_pre_training_without_any_loss_is_refused(modalities: tuple[str, ...]) -> None:
+    model = make_msm4sr(modalities=modalities)
+    weight = 0.01 if len(modalities) == 1 else 0.0  # of one modality there is no contrast, whatever its weight
+    with pytest.raises(InputError, match=r"pretrain\.nip_weight is 0"):
+        pretrain(model, cycle_dataset(4, 12), PretrainSettings(nip_weight=0, cmcl_weight=weight), device=CPU)

@@ -55,7 +55,7 @@ def rank_targets(
                 torch.arange(len(users)), torch.tensor([len(history) for history in histories])
             )
             scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
-        ranks[users] = ranks_of(scores, torch.from_numpy(targets.targets[users]).to(scores.device)).cpu().numpy()
+        ranks[users] = ranks_of(scores, torch.from_numpy(targets.targets[users]).to(scores.device)).numpy()
         on_progress(len(users))
     return ranks
 
@@ -80,4 +80,4 @@ def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
     own = scores.gather(1, targets.unsqueeze(1))
     better = (scores > own).sum(dim=1)
     equal = (scores == own).sum(dim=1)  # itself included
-    return better.double() + (equal.double() + 1) / 2
+    return better.cpu().double() + (equal.cpu().double() + 1) / 2  # some devices have no float64

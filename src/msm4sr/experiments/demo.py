@@ -13,15 +13,17 @@ from torch import nn
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.toyshop import generate_toyshop
+from msm4sr.errors import InputError
 from msm4sr.experiments.run import (
     Note,
     Run,
+    begin_run,
     build_model,
     evaluate_stage,
     extract_stage,
     finetune_stage,
     load_run_data,
-    new_run,
+    plan_run,
     pretrain_stage,
     restore,
 )
@@ -40,6 +42,7 @@ CHANGES = (
     "finetune.batch_pairs=512",
     "finetune.select=ndcg@10",
 )
+MARK = "made-by-demo.txt"  # what is in a folder without it is not ours to delete
 COSINE = "model.similarity=cosine"  # as pre-training compares: fine-tuning then starts from what it has learnt
 SYSTEMS = {  # name to model and what differs
     "popularity": ("popularity", ()),
@@ -75,7 +78,11 @@ def run_demo(
     """
     shop = out / "toyshop"
     if shop.exists():
+        if not (out / MARK).exists():
+            raise InputError(f"{shop}: the folder is there already and was not made by the demo; name another --out")
         shutil.rmtree(shop)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("`msm4sr demo` made this folder and makes it anew.\n")
     note(f"drawing {items} toys, and what {users:,} users took of them, into {shop}")
     generate_toyshop(shop, users=users, items=items, seed=seed)
     metrics: dict[str, dict[str, Any]] = {}
@@ -83,9 +90,10 @@ def run_demo(
     for name, (model_name, differs) in SYSTEMS.items():
         note(f"[bold]{name}[/bold]")
         settings = resolve_settings("seed", model_name, [*changes, *differs], seed)
-        run = new_run(shop, out / name.lower(), settings, "seed", out / "features", overwrite=True)
+        run = plan_run(shop, out / name.lower(), settings, "seed", out / "features", overwrite=True)
         dataset = load_run_data(run)
         model = build_model(settings, dataset, extract_stage(run, dataset, progress))
+        begin_run(run)
         if model_name == "msm4sr" and pretrained is None:
             pretrain_stage(run, dataset, model, monitor())
             pretrained = run

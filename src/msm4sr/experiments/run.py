@@ -42,6 +42,9 @@ from msm4sr.training.loop import EpochRecord, Monitor, Silent
 from msm4sr.training.pretrain import pretrain
 
 Note = Callable[[str], object]
+
+STAGES = ("pretrain", "finetune")
+RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
 """Is told a line, in rich's markup."""
 
 
@@ -79,7 +82,7 @@ class Run:
         return rows
 
 
-def new_run(
+def plan_run(
     data: Path,
     folder: Path,
     settings: RunSettings,
@@ -87,34 +90,39 @@ def new_run(
     features: Path | None = None,
     overwrite: bool = False,
 ) -> Run:
-    """Make the run folder and its config.yaml.
+    """Check that a run can be made in `folder`; nothing is written, and nothing lost, before `begin_run`.
 
     Raises:
-        InputError: the folder holds a run (and `overwrite` is off) or something else, or cannot be made; the settings
-            ask for a device that is not there.
+        InputError: the folder holds a run (and `overwrite` is off) or something else; the settings ask for a device
+            that is not there.
     """
     _check_device(settings)
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
-                f"{folder}: there is a run already; go on with it by `msm4sr finetune {folder}` (or pretrain, "
-                "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
+                f"{folder}: there is a run already; go on with it (msm4sr pretrain, finetune or evaluate), name "
+                "another --out, or replace it by --overwrite (its features are kept)"
             )
-        for name in ("metrics.jsonl", "metrics.json", "report.html"):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "model"):
-            shutil.rmtree(folder / name, ignore_errors=True)
     elif folder.is_dir() and any(entry.name != "features" for entry in folder.iterdir()):
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
-    features = features or folder / "features"
-    run = Run(folder, data.absolute(), features.absolute(), preset, settings)
-    config = {"data": str(run.data), "features_folder": str(run.features), "preset": preset}
+    return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings)
+
+
+def begin_run(run: Run) -> None:
+    """Write config.yaml; what a former run has left is removed, but for its features.
+
+    A features folder inside the run is written as a relative path, so that the run can be moved.
+    """
+    inside = run.features.is_relative_to(run.folder.absolute())
+    features = run.features.relative_to(run.folder.absolute()) if inside else run.features
+    config = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.yaml", yaml.safe_dump(config | settings.model_dump(mode="json"), sort_keys=False))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        _remove(run.folder, "metrics.jsonl", "checkpoints", *RESULTS)
+        text = yaml.safe_dump(config | run.settings.model_dump(mode="json"), sort_keys=False)
+        _write(run.folder / "config.yaml", text)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-    return run
+        raise InputError(f"{run.folder}: cannot be written ({error.strerror})") from None
 
 
 def _check_device(settings: RunSettings) -> None:
@@ -138,14 +146,13 @@ def open_run(folder: Path) -> Run:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
-    return Run(folder, data, features, preset, validate_settings(config, str(file)))
+    return Run(folder, data, folder.absolute() / features, preset, validate_settings(config, str(file)))
 
 
-def discard_run(run: Run) -> None:
-    """Take back a new run that came to nothing, so that the next try finds the place free. Features stay."""
-    (run.folder / "config.yaml").unlink()
-    for folder in (run.folder / "features", run.folder):
-        with suppress(OSError):  # not empty, or another features folder
+def tidy(run: Run) -> None:
+    """Remove the folders of a run that did not begin, where they are empty."""
+    for folder in (run.features, run.folder):
+        with suppress(OSError):  # not empty, or not there
             folder.rmdir()
 
 
@@ -194,7 +201,7 @@ def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, 
         return Popularity(torch.from_numpy(np.bincount(taken, minlength=dataset.n_items)))
     assert isinstance(config, SASRecConfig)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)
         return SASRec(config, dataset.n_items)
 
 
@@ -221,7 +228,7 @@ def pretrain_stage(
 
 
 def finetune_stage(run: Run, dataset: Dataset, model: nn.Module, monitor: Monitor = Silent()) -> None:
-    """Fine-tune `model` in place and keep its best weights; the model folder is written too."""
+    """Fine-tune `model` in place and keep its best weights; nothing for popularity."""
     if not isinstance(model, Popularity):
         _check_device(run.settings)
         keep = _Keeper(run, "finetune", monitor)
@@ -237,12 +244,18 @@ def finetune_stage(run: Run, dataset: Dataset, model: nn.Module, monitor: Monito
         )
 
 
-def evaluate_stage(run: Run, dataset: Dataset, model: nn.Module) -> dict[str, Any]:
-    """Validation and test metrics into metrics.json, and the model folder."""
+def evaluate_stage(
+    run: Run, dataset: Dataset, model: nn.Module, on_progress: Callable[[int], object] = lambda users: None
+) -> dict[str, Any]:
+    """Validation and test metrics into metrics.json, and the model folder.
+
+    `on_progress` is told how many users were ranked since the last call, twice `dataset.n_users` in all.
+    """
     settings = run.settings
     epochs = run.epochs()
+    model.to(settings.device.torch_device())
     result: dict[str, Any] = {
-        part: evaluate(model, dataset, part, settings.evaluation) for part in ("validation", "test")
+        part: evaluate(model, dataset, part, settings.evaluation, on_progress) for part in ("validation", "test")
     }
     result["run"] = {
         "data": dataset.folder.name,
@@ -256,8 +269,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: nn.Module) -> dict[str, An
         "protocol": "leave-one-out, full ranking, "
         + ("history never ranked" if settings.evaluation.exclude_history else "history ranked like any item"),
         "training_seconds": {
-            stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1)
-            for stage in ("pretrain", "finetune")
+            stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES
         },
     }
     _write(run.metrics_file, json.dumps(result, indent=2) + "\n")
@@ -290,6 +302,20 @@ def save_model(run: Run, dataset: Dataset, model: nn.Module, result: Mapping[str
     )
 
 
+def check_items(run: Run, dataset: Dataset) -> None:
+    """InputError when the data no longer has the items, in the order, that the stored model was trained on."""
+    file = run.folder / "model" / "items.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))["item_ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not readable ({type(error).__name__}); `msm4sr evaluate RUN` makes it") from None
+    if stored != dataset.item_ids:
+        raise InputError(
+            f"{run.data}: the items are no longer those that {run.folder / 'model'} was trained on "
+            f"({len(stored):,} then, {dataset.n_items:,} now, or in another order); train again with `msm4sr run`"
+        )
+
+
 def restore(run: Run, model: nn.Module, stage: str) -> None:
     """Put the best weights of a finished stage into the model. InputError when the stage has left none."""
     file = run.checkpoint(stage)
@@ -302,21 +328,35 @@ def restore(run: Run, model: nn.Module, stage: str) -> None:
         raise InputError(f"{file}: {error}; `msm4sr {stage} {run.folder}` makes it anew") from None
 
 
+def restore_last(run: Run, model: nn.Module, before: str | None = None) -> None:
+    """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
+    has = {
+        "pretrain": isinstance(model, MSM4SR) and run.settings.pretrain.epochs > 0,
+        "finetune": not isinstance(model, Popularity) and run.settings.finetune.epochs > 0,
+    }
+    stages = [stage for stage in STAGES[: STAGES.index(before) if before else None] if has[stage]]
+    if stages:
+        restore(run, model, stages[-1])
+
+
 class _Keeper:
-    """Writes the lines of metrics.jsonl and the best weights of a stage as they come, and passes all on."""
+    """Writes the epochs and the best weights of a stage as they come, and passes all on.
+
+    What the stage left when it ran before stays until there are better weights to put in its place: an interruption
+    loses nothing. From then on the results that were made of the old weights are gone.
+    """
 
     def __init__(self, run: Run, stage: str, monitor: Monitor) -> None:
-        self._checkpoint, self._log, self._monitor = (
-            run.checkpoint(stage),
-            run.folder / "metrics.jsonl",
-            monitor,
-        )
-        others = [row for row in run.epochs() if row["stage"] != stage]  # a stage that is run again starts anew
-        _write(self._log, "".join(json.dumps(row) + "\n" for row in others))
-        self._checkpoint.unlink(missing_ok=True)
+        self._run, self._stage, self._monitor = run, stage, monitor
+        later = STAGES[STAGES.index(stage) :]
+        self._rows = [row for row in run.epochs() if row["stage"] not in later]
+        self._begun = not run.checkpoint(stage).exists()
 
     def weights(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
-        save_weights(weights, self._checkpoint)
+        later = STAGES[STAGES.index(self._stage) + 1 :]
+        _remove(self._run.folder, *RESULTS, *(f"checkpoints/{stage}.safetensors" for stage in later))
+        save_weights(weights, self._run.checkpoint(self._stage))
+        self._begun = True
 
     def start(self, stage: str, epochs: int, steps: int) -> None:
         self._monitor.start(stage, epochs, steps)
@@ -325,12 +365,21 @@ class _Keeper:
         self._monitor.step(stage, epoch, loss, steps)
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
-        with self._log.open("a") as file:
-            file.write(json.dumps(record.as_row()) + "\n")
+        self._rows.append(record.as_row())
+        if self._begun:
+            _write(self._run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
         self._monitor.epoch(record, best)
 
     def finish(self, stage: str) -> None:
         self._monitor.finish(stage)
+
+
+def _remove(folder: Path, *names: str) -> None:
+    for name in names:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _write(file: Path, text: str) -> None:

@@ -315,9 +315,10 @@ def _extract_keywords(
             tagger = encoders.clip()
         else:
             has_both = int(np.count_nonzero((np.diff(text.offsets) > 0) & (np.diff(pictures.offsets) > 0)))
-            enough = enough and has_both >= chosen.min_texts
-            if enough:
-                images, ridge, groups = _pictures_in_text_space(pictures, text)
+            mapped = _pictures_in_text_space(pictures, text) if enough and has_both >= chosen.min_texts else None
+            enough = mapped is not None
+            if mapped is not None:
+                images, ridge, groups = mapped
                 tagger = keywords.TextSpaceTagger(encoders.sentences())
                 record |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
             else:
@@ -338,8 +339,12 @@ def _extract_keywords(
     return _store(features, folder, record)
 
 
-def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndarray, float, int]:
-    """Pictures mapped out of fold, the ridge chosen, and the number of groups that folds keep whole."""
+def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndarray, float, int] | None:
+    """Pictures mapped out of fold, the ridge chosen, and the number of groups that folds keep whole.
+
+    None where near-duplicates tie all texts into one fold (one placeholder picture everywhere, say): nothing is left
+    to learn from out of fold.
+    """
     from msm4sr.features import keywords
 
     n_items = len(text.item_ids)
@@ -353,6 +358,8 @@ def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndar
     taking_part = np.unique(owners)
     folds = np.zeros(n_items, np.int64)
     folds[taking_part] = keywords.assign_folds(groups[taking_part])
+    if len(np.unique(folds[owners[has_text[owners]]])) < 2:
+        return None
     mapped, ridge = keywords.map_pictures(np.asarray(pictures.vectors), means[owners], has_text[owners], folds[owners])
     return mapped, ridge, len(np.unique(groups[taking_part]))
 

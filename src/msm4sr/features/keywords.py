@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
 from msm4sr.features.text import SentenceEncoder, model_fingerprint, quiet_loading, resolve_model
@@ -134,7 +135,7 @@ class ClipTagger:
             processor: Any = AutoImageProcessor
             # The default back end of transformers 5 needs torchvision.
             self._processor = processor.from_pretrained(name, local_files_only=local, backend="pil")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"image tagger {name!r} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}. Give "
                 "'offline' (built in), the folder of a transformers CLIP model, or a hub name (needs "

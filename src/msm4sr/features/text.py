@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
 
@@ -80,7 +81,7 @@ class TransformerSentenceEncoder:
 
             with quiet_loading():
                 self._model = SentenceTransformer(source, local_files_only=Path(source).is_dir())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"text encoder {name!r} cannot be loaded: {_first_line(error)}. Give 'minilm' "
                 "(built in), the folder of a sentence encoder, or a hub name (needs the network)"

@@ -40,7 +40,11 @@ def write_model(model: nn.Module, config: dict[str, object], folder: Path) -> No
     """Store weights and frozen features as `model.safetensors`, the settings as `config.json`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors.part")
+    try:
+        save_file(state, folder / "model.safetensors.part")
+    except SafetensorError as error:
+        (folder / "model.safetensors.part").unlink(missing_ok=True)
+        raise InputError(f"{folder / 'model.safetensors'}: could not be written ({error})") from None
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     (folder / "config.json.part").write_text(json.dumps(config, indent=2) + "\n")
     os.replace(folder / "config.json.part", folder / "config.json")
@@ -60,7 +64,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors that `write_model` stored. InputError when the folder does not hold a whole model."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: there is no model here ({name} is missing); `msm4sr run` makes one")
+            raise InputError(f"{folder}: there is no model here ({name} is missing); `msm4sr evaluate RUN` makes one")
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -15,12 +15,12 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import read_model, whole, write_model
-from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, initialise
+from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, initialise, take
 from msm4sr.presets import load_preset
 
 
@@ -136,7 +136,7 @@ class MSM4SR(nn.Module):
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """Item rows [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
-        inputs = catalogue[histories]  # [B, L, M, D]
+        inputs = take(catalogue, histories)  # [B, L, M, D]
         if self.config.id_in_input:
             inputs = inputs + self.item_embedding(histories).unsqueeze(2)
         hidden = self.encode_sequences(inputs.permute(2, 0, 1, 3))  # [M, B, L, D]
@@ -166,14 +166,21 @@ class MSM4SR(nn.Module):
         }
         n_items = max((len(rows.offsets) - 1 for rows in features.values()), default=0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return cls(config, tensors, n_items)
 
     @classmethod
     def from_preset(cls, name: str, features: Mapping[str, Rows], seed: int = 0, **changes: Any) -> Self:
-        """A new model with the settings of a preset, `changes` apart: `from_preset("seed", features, dim=128)`."""
-        config = load_preset(name)["model"] | changes
-        return cls.from_features(MSM4SRConfig.model_validate(config), features, seed)
+        """A new model with the settings of a preset, `changes` apart: `from_preset("seed", features, dim=128)`.
+
+        Raises InputError for an unknown preset or setting and for a value that does not fit.
+        """
+        try:
+            config = MSM4SRConfig.model_validate(load_preset(name)["model"] | changes)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise InputError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        return cls.from_features(config, features, seed)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (weights and the frozen features): whole without the data."""

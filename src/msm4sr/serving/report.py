@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,11 +77,3 @@ def data_lines(dataset: Dataset) -> list[tuple[str, str]]:
         ("Items with a picture", f"{with_picture:,} ({with_picture / dataset.n_items:.1%})"),
     ]
     return lines + [(f"Dropped {reason}", f"{count:,}") for reason, count in dataset.dropped.items()]
-
-
-def read_metrics(run: Run) -> dict[str, Any] | None:
-    """metrics.json, or None before the run is evaluated."""
-    if not run.metrics_file.exists():
-        return None
-    metrics: dict[str, Any] = json.loads(run.metrics_file.read_text(encoding="utf-8"))
-    return metrics

@@ -92,6 +92,10 @@ class Device(BaseModel):
     )
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the products; weights stay float32")
 
+    def torch_device(self) -> torch.device:
+        """The device that the accelerator names."""
+        return Fabric(accelerator=self.accelerator, devices=1).device
+
 
 def fit(
     task: nn.Module,
@@ -151,8 +155,8 @@ def fit(
                 task.train()
                 total, n_pairs = torch.zeros((), device=fabric.device), 0
                 for step, batch in enumerate(batches(epoch), start=1):
-                    batch = batch.to(fabric.device)
-                    loss = forward(batch, generator)
+                    pairs = int(batch.mask.sum())  # before it moves: a GPU would have to be waited for
+                    loss = forward(batch.to(fabric.device), generator)
                     optimizer.zero_grad()
                     fabric.backward(loss)
                     fabric.clip_gradients(
@@ -163,7 +167,6 @@ def fit(
                     )
                     optimizer.step()
                     schedule.step()
-                    pairs = int(batch.mask.sum())
                     n_pairs += pairs
                     total += loss.detach() * pairs
                     if step % REPORT_EVERY == 0:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from msm4sr.data.batches import Batch, count_batches, epoch_batches
 from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
 from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, fit
@@ -54,22 +56,23 @@ def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, gener
     """
     next_item = batch.targets[batch.mask]  # [P]
     everything, place = torch.unique(torch.cat([batch.items.flatten(), next_item]), return_inverse=True)
-    content = torch.stack([model.encode_content(a, everything) for a in model.modalities])  # [M, n, D]
-    inputs = content[:, place[: batch.items.numel()].view_as(batch.items)]  # [M, B, L, D]
+    content = torch.stack([model.encode_content(a, everything) for a in model.modalities], dim=1)  # [n, M, D]
+    inputs = take(content, place[: batch.items.numel()].view_as(batch.items)).permute(2, 0, 1, 3)  # [M, B, L, D]
     rho = settings.mixup * float(torch.rand((), generator=generator, device=inputs.device))
     hidden = model.encode_sequences(mix_up(inputs, rho, generator))[:, batch.mask]  # [M, P, D]
     columns, target, counts = torch.unique(
         place[batch.items.numel() :], return_inverse=True, return_counts=True
     )  # the distinct next items: [C], [P], [C]
 
+    next_content = take(content, columns)  # [C, M, D]
+
     loss = hidden.new_zeros(())
     for i, modality in enumerate(model.modalities):
         views = list(model.project(hidden, modality))  # [P, D] each: the history through every modality
         own = views.pop(i)
         if settings.nip_weight:
-            items = content[i, columns]
             loss = loss + settings.nip_weight * next_item_prediction(
-                [own, *views], items, target, counts, model.config.temperature
+                [own, *views], next_content[:, i], target, counts, model.config.temperature
             )
         if settings.cmcl_weight and views:
             contrasts = [
@@ -110,7 +113,7 @@ class ContentMatcher(nn.Module):
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """Item rows [B, L] to [B, L, M * D]: in each modality's space the sum of the normalised views."""
-        hidden = self.model.encode_sequences(catalogue[histories].permute(2, 0, 1, 3))  # [M, B, L, D]
+        hidden = self.model.encode_sequences(take(catalogue, histories).permute(2, 0, 1, 3))  # [M, B, L, D]
         spaces = [F.normalize(self.model.project(hidden, a), dim=-1).sum(0) for a in self.model.modalities]
         return torch.cat(spaces, dim=-1)
 
@@ -132,8 +135,16 @@ def pretrain(
 ) -> list[EpochRecord]:
     """Train the item and sequence encoders on the training parts of the histories; the best epoch's weights remain.
 
-    See `fit` for the arguments and what is raised.
+    See `fit` for the arguments and what else is raised.
+
+    Raises:
+        InputError: no loss is left: NIP is off, and CMCL is off or has but one modality.
     """
+    if not settings.nip_weight and (not settings.cmcl_weight or len(model.modalities) == 1):
+        raise InputError(
+            "pretrain.nip_weight is 0 and nothing else is to be learnt: CMCL needs pretrain.cmcl_weight over 0 and two "
+            f"modalities (there is {' and '.join(model.modalities)}); leave the stage out with pretrain.epochs=0"
+        )
     histories = training_histories(dataset)
     matcher = ContentMatcher(model)
 

@@ -377,7 +377,7 @@ def _read_items(path: Path, columns: CsvColumns, report: PrepareReport) -> pl.Da
     ]
     frame = frame.filter(_keep(frame, path, report, conditions))
     if frame.is_empty():
-        raise InputError(f"{path}: no item in {len(table)} rows; leave ITEMS out to take the log's items")
+        raise InputError(f"{path}: no item with an id in {len(table)} rows")
     return frame
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msm4sr.models.base import read_model, whole, write_model
-from msm4sr.models.layers import CausalTransformer, initialise
+from msm4sr.models.layers import CausalTransformer, initialise, take
 
 
 class SASRecConfig(BaseModel):
@@ -61,7 +61,7 @@ class SASRec(nn.Module):
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """Item rows [B, L] to a vector for each prefix [B, L, D]."""
-        return self.transformer(catalogue[histories, 0])  # type: ignore[no-any-return]
+        return self.transformer(take(catalogue, histories).squeeze(2))  # type: ignore[no-any-return]
 
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[N, D]."""
