@@ -132,7 +132,7 @@ def extract(
     overwrite: Overwrite = False,
 ) -> None:
     """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN."""
-    with told(f"interrupted; finished parts are kept in {out}"):
+    with told(f"interrupted; finished parts are kept in {out}, and the same command goes on"):
         _start(data, out, preset, model, changes, seed, features, overwrite)
         _next("pretrain", out)
 
@@ -140,7 +140,7 @@ def extract(
 @app.command()
 def pretrain(folder: RunFolder) -> None:
     """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
-    with told(f"interrupted; the best validated epoch is kept in {folder}"):
+    with told(f"interrupted; the best validated epoch is kept: msm4sr finetune {folder} goes on from it"):
         started = _open(folder)
         dataset, network = _load(started)
         _pretrain(started, dataset, network)
@@ -150,7 +150,7 @@ def pretrain(folder: RunFolder) -> None:
 @app.command()
 def finetune(folder: RunFolder) -> None:
     """The third stage alone: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    with told(f"interrupted; the best validated epoch is kept in {folder}"):
+    with told(f"interrupted; the best validated epoch is kept: msm4sr evaluate {folder} measures it"):
         from msm4sr.experiments.run import restore_last
 
         started = _open(folder)

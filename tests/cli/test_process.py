@@ -96,7 +96,7 @@ def test_ctrl_c_in_finetuning_keeps_the_best_epoch_and_evaluation_measures_it(cl
     process = start("finetune", copy_of_run)
     _, err = interrupt_after(process, "best so far")
     assert process.returncode == 130
-    assert err.strip().startswith("interrupted; the best epoch so far is kept")
+    assert err.strip().startswith("interrupted; the best validated epoch is kept")
     assert f"msm4sr evaluate {copy_of_run}" in err
     assert_nothing_half_written(copy_of_run)
     called = cli("evaluate", copy_of_run)
@@ -111,9 +111,10 @@ def test_ctrl_c_in_the_extraction_leaves_a_run_that_goes_on(cli: Cli, shop: Path
     run = tmp_path / "run"
     changes = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1")
     process = start("extract", shop, "--out", run, *changes)
-    _, err = interrupt_after(process, "text: 58 of 60 items")  # pictures come next
+    _, err = interrupt_after(process, "text extracted")  # pictures come next
     assert process.returncode == 130
-    assert err.strip() == f"interrupted; finished parts are kept in {run}"
-    called = cli("pretrain", run)
+    assert err.strip() == f"interrupted; finished parts are kept in {run}, and the same command goes on"
+    called = cli("extract", shop, "--out", run, *changes)
     assert called.code == 0, called
+    assert "text extracted" not in called.out
     assert "visual: 58 of 60 items" in called.out

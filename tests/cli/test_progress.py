@@ -46,5 +46,5 @@ def test_the_bar_moves_on_with_epochs_too_short_for_a_report_of_their_steps() ->
 
 def test_each_epoch_leaves_a_line() -> None:
     _, lines = screen(5)
-    expected = "pretrain 1/4 loss 3.5000 12,346 pairs/s recall@10 0.2500 ndcg@10 0.1250 best so far"
+    expected = "pretrain 1/4 loss 3.5000 12346 pairs/s recall@10 0.2500 ndcg@10 0.1250 best so far"
     assert " ".join(lines.split()) == expected

@@ -277,9 +277,9 @@ def test_a_seed_gives_the_same_digits_on_two_threads(stage: str) -> None:
             # 600 pairs of width 64: more numbers than torch adds up on one thread
             model = make_msm4sr(n_items=40, dim=64, max_history=30)
             if stage == "pretrain":
-                pretrain(model, dataset, PretrainSettings(epochs=2, batch_pairs=600), device=CPU)
+                pretrain(model, dataset, PretrainSettings(epochs=1, batch_pairs=600), device=CPU)
             else:
-                finetune(model, dataset, FinetuneSettings(epochs=2, batch_pairs=600), device=CPU)
+                finetune(model, dataset, FinetuneSettings(epochs=1, batch_pairs=600), device=CPU)
             trained.append(weights_of(model))
     finally:
         torch.set_num_threads(threads)

@@ -194,7 +194,7 @@ def _extract_text(
         for item_id, item in zip(dataset.item_ids, sentences, strict=True)
         if not item
     ]
-    return _store(features, folder, {**expected, "modality": "text", "missing": missing})
+    return _store(features, folder, {**expected, "modality": "text", "missing": missing}, progress)
 
 
 def _encode_distinct(
@@ -267,7 +267,7 @@ def _extract_pictures(
             kept.append(path)
     features = Features(np.stack(vectors) if vectors else _no_rows(), _offsets(counts), list(dataset.item_ids))
     record = {**expected, "modality": "visual", "kind": kind, "missing": missing, "images": kept}
-    return _store(features, folder, record)
+    return _store(features, folder, record, progress)
 
 
 def _extract_keywords(
@@ -299,7 +299,7 @@ def _extract_keywords(
     record |= {key: below[1][key] for key in ("missing", "images")}
     if pictures.n_rows == 0:
         empty = Features(_no_rows(), pictures.offsets, list(dataset.item_ids), [[] for _ in dataset.item_ids])
-        return _store(empty, folder, record)
+        return _store(empty, folder, record, progress)
 
     vocabulary = keywords.build_vocabulary(
         _documents(dataset.items, settings.text.max_characters),
@@ -336,7 +336,7 @@ def _extract_keywords(
         list(dataset.item_ids),
         [words[start:end] for start, end in pairwise(bounds)],
     )
-    return _store(features, folder, record)
+    return _store(features, folder, record, progress)
 
 
 def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndarray, float, int] | None:
@@ -400,8 +400,9 @@ def _reuse(folder: Path, expected: dict[str, Any], item_ids: list[str], progress
     return None
 
 
-def _store(features: Features, folder: Path, record: dict[str, Any]) -> Features:
+def _store(features: Features, folder: Path, record: dict[str, Any], progress: Progress | None) -> Features:
     save_features(features, folder, record)
+    _say(progress, f"{folder.name} extracted, kept in {folder}")
     return load_features(folder)
 
 
