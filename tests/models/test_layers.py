@@ -15,6 +15,7 @@ from msm4sr.models.layers import (
     ItemEncoder,
     ItemFeatures,
     MixtureOfExperts,
+    TransformerConfig,
     initialise,
     take,
 )
@@ -73,7 +74,9 @@ def make_item_encoder(dropout: float = 0.0) -> ItemEncoder:
 
 def make_transformer() -> CausalTransformer:
     torch.manual_seed(3)
-    transformer = CausalTransformer(8, 2, 2, 16, dropout=0.3, attention_dropout=0.3, max_history=7)
+    transformer = CausalTransformer(
+        TransformerConfig(dim=8, layers=2, heads=2, inner_dim=16, dropout=0.3, attention_dropout=0.3, max_history=7)
+    )
     enlarge(transformer)
     return transformer.eval()
 
@@ -281,7 +284,7 @@ def test_the_order_of_a_history_matters() -> None:
 
 def test_initial_weights_are_small_and_biases_zero() -> None:
     torch.manual_seed(0)
-    transformer = CausalTransformer(64, 1, 2, 256, 0.0, 0.0, 50).apply(initialise)
+    transformer = CausalTransformer(TransformerConfig()).apply(initialise)
     layer = transformer.layers[0]
     assert layer.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert transformer.position.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -6,10 +6,11 @@ D model width, B histories, L positions of a history.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 
@@ -167,6 +168,26 @@ class TransformerLayer(nn.Module):
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 
+class TransformerConfig(BaseModel):
+    """The settings of the sequence encoder, shared by every model that has one; defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dim: int = Field(64, ge=1, description="width of item and history vectors")
+    layers: int = Field(2, ge=1, description="Transformer layers")
+    heads: int = Field(2, ge=1, description="attention heads; must divide dim")
+    inner_dim: int = Field(256, ge=1, description="width inside the feed-forward net")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout wherever the model has one, attention weights apart")
+    attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
+    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads: {self.dim} is not a multiple of {self.heads}")
+        return self
+
+
 class CausalTransformer(nn.Module):
     """Position embedding and L layers; the output at a position is the encoding of the prefix that ends there.
 
@@ -174,22 +195,14 @@ class CausalTransformer(nn.Module):
     out of everything that is read.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        layers: int,
-        heads: int,
-        inner_dim: int,
-        dropout: float,
-        attention_dropout: float,
-        max_history: int,
-    ) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.position = nn.Embedding(max_history, dim)
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.position = nn.Embedding(config.max_history, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(dim, heads, inner_dim, dropout, attention_dropout) for _ in range(layers)
+            TransformerLayer(config.dim, config.heads, config.inner_dim, config.dropout, config.attention_dropout)
+            for _ in range(config.layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:

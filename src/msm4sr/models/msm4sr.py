@@ -15,12 +15,19 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import read_model, whole, write_model
-from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, initialise, take
+from msm4sr.models.layers import (
+    CausalTransformer,
+    ItemEncoder,
+    ItemFeatures,
+    TransformerConfig,
+    initialise,
+    take,
+)
 from msm4sr.presets import load_preset
 
 
@@ -33,19 +40,10 @@ class Rows(Protocol):
     def offsets(self) -> np.ndarray: ...
 
 
-class MSM4SRConfig(BaseModel):
+class MSM4SRConfig(TransformerConfig):
     """The settings of the model; defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: Literal["msm4sr"] = "msm4sr"
-    dim: int = Field(64, ge=1, description="width of item and history vectors")
-    layers: int = Field(2, ge=1, description="Transformer layers")
-    heads: int = Field(2, ge=1, description="attention heads; must divide dim")
-    inner_dim: int = Field(256, ge=1, description="width inside the feed-forward net")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout in experts and Transformer")
-    attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
-    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
     experts: int = Field(8, ge=1, description="experts in the item encoder (equation 4)")
     pooling_activation: Literal["none", "relu"] = Field(
         "none", description="between W1 and W2 of equation 3: none as printed, relu as released"
@@ -56,12 +54,6 @@ class MSM4SRConfig(BaseModel):
     score_with: tuple[str, ...] = Field(
         (), description="modalities in equation 12; empty: all. (text,) is MSM4SR-T, (visual,) is MSM4SR-V"
     )
-
-    @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads: {self.dim} is not a multiple of {self.heads}")
-        return self
 
 
 class MSM4SR(nn.Module):
@@ -98,15 +90,7 @@ class MSM4SR(nn.Module):
                 for a, rows in features.items()
             }
         )
-        self.transformer = CausalTransformer(
-            config.dim,
-            config.layers,
-            config.heads,
-            config.inner_dim,
-            config.dropout,
-            config.attention_dropout,
-            config.max_history,
-        )
+        self.transformer = CausalTransformer(config)
         self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in features})  # W_t, W_v
         self.item_embedding = nn.Embedding(n_items, config.dim)  # E
         self.apply(initialise)

@@ -8,32 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msm4sr.models.base import read_model, whole, write_model
-from msm4sr.models.layers import CausalTransformer, initialise, take
+from msm4sr.models.layers import CausalTransformer, TransformerConfig, initialise, take
 
 
-class SASRecConfig(BaseModel):
+class SASRecConfig(TransformerConfig):
     """The settings of the model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: Literal["sasrec"] = "sasrec"
-    dim: int = Field(64, ge=1, description="width of item and history vectors")
-    layers: int = Field(2, ge=1, description="Transformer layers")
-    heads: int = Field(2, ge=1, description="attention heads; must divide dim")
-    inner_dim: int = Field(256, ge=1, description="width inside the feed-forward net")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout in the Transformer")
-    attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
-    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
-
-    @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads: {self.dim} is not a multiple of {self.heads}")
-        return self
 
 
 class SASRec(nn.Module):
@@ -44,15 +28,7 @@ class SASRec(nn.Module):
         self.config = config
         self.max_history = config.max_history
         self.item_embedding = nn.Embedding(n_items, config.dim)
-        self.transformer = CausalTransformer(
-            config.dim,
-            config.layers,
-            config.heads,
-            config.inner_dim,
-            config.dropout,
-            config.attention_dropout,
-            config.max_history,
-        )
+        self.transformer = CausalTransformer(config)
         self.apply(initialise)
 
     def encode_items(self) -> Tensor:
