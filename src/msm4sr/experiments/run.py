@@ -42,10 +42,10 @@ from msm4sr.training.loop import EpochRecord, Monitor, Silent
 from msm4sr.training.pretrain import pretrain
 
 Note = Callable[[str], object]
+"""Is told a line, in rich's markup."""
 
 STAGES = ("pretrain", "finetune")
 RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
-"""Is told a line, in rich's markup."""
 
 
 @dataclass(frozen=True)
