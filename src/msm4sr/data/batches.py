@@ -86,7 +86,7 @@ def epoch_batches(
         pairs: `all` or `last`, see the module.
         drop: sequence random drop (pre-training): each row draws a probability from U(0, drop), and loses each of
             its items with it; at least one stays. A kept position's next item stays the one that followed it in
-            the full history.
+            the full history; with `pairs: last` that is the next item of the last one kept.
         rng: draws cuts, order and drops.
     """
     windows = cut_windows(histories, max_history, pairs, rng)
