@@ -7,7 +7,7 @@ import re
 
 from rich.console import Console
 
-from msm4sr import cli
+from msm4sr.cli import console as cli_console
 from msm4sr.training.loop import EpochRecord
 
 
@@ -15,10 +15,10 @@ def screen(steps: int) -> tuple[str, str]:
     """The bar after `steps` steps of epoch 2 of 4 (10 steps each; the loop reports every 10), and the lines above."""
     paper = io.StringIO()
     console = Console(file=paper, force_terminal=True, width=100, color_system=None)
-    bar = cli._bar()
+    bar = cli_console.progress_bar()
     bar.live.console = console
     bar.disable = True  # only what this test draws
-    monitor = cli.TrainingProgress(bar)
+    monitor = cli_console.TrainingProgress(bar)
     monitor.start("pretrain", 4, 10)
     monitor.epoch(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)
     if steps:

@@ -1,0 +1,28 @@
+"""The command `msm4sr`. Each command reads its options, calls what does the work, and shows what came out."""
+
+from __future__ import annotations
+
+import warnings
+
+import typer
+
+from msm4sr.cli.demo import demo
+from msm4sr.cli.prepare import prepare
+from msm4sr.cli.recommend import recommend
+from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
+
+app = typer.Typer(
+    help="Recommend the next items from what people took, and from what the items' texts and pictures show.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (run, extract, pretrain, finetune, evaluate, recommend, demo):
+    app.command()(command)
+app.add_typer(prepare, name="prepare")
+
+
+def main() -> None:
+    """The entry point of the command."""
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|sentence_transformers)")
+    app()

@@ -1,0 +1,5 @@
+"""`python -m msm4sr.cli`."""
+
+from msm4sr.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""What the commands share: where they print, their common options, progress, and how errors are told."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from msm4sr.errors import InputError
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
+    from msm4sr.training.loop import EpochRecord
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
+Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
+Model = Annotated[str, typer.Option("--model", help="msm4sr, sasrec or popularity.")]
+Changes = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of every random draw; 0 unless the preset says else.")]
+FeaturesFolder = Annotated[
+    Path | None, typer.Option("--features", help="Keep extracted features here, to share them between runs.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in --out.")]
+
+
+@contextmanager
+def told(interrupted: str = "interrupted") -> Iterator[None]:
+    """What goes wrong, in one line and an exit code: 2 for wrong input, 130 for Ctrl-C."""
+    try:
+        yield
+    except InputError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(2) from None
+    except FloatingPointError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"[red]error:[/red] {escape(where + (error.strerror or str(error)))}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print(f"\n[yellow]{escape(interrupted)}[/yellow]")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def say_next(*words: str | Path) -> None:
+    """The command that comes next, to be copied as it is."""
+    console.print("next: msm4sr", shlex.join(str(word) for word in words), markup=False)
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        StatusColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,  # in a file or a pipe the lines of the epochs are enough
+    )
+
+
+class StatusColumn(ProgressColumn):
+    """What a task says of itself beside its bar, if it does."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("status", ""))
+
+
+class TrainingProgress:
+    """A bar over all steps with the current loss, and a line an epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._epochs, self._steps = 0, 0
+
+    def start(self, stage: str, epochs: int, steps: int) -> None:
+        self._epochs, self._steps = epochs, steps
+        self._task = self._progress.add_task(stage, total=epochs * steps, status="")
+
+    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None:
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            advance=steps,
+            description=f"{stage} {epoch}/{self._epochs}",
+            status=f"loss {loss:.3f}",
+        )
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=record.epoch * self._steps,
+            description=f"{record.stage} {record.epoch}/{self._epochs}",
+            status=f"loss {record.loss:.3f}",
+        )
+        found = " ".join(
+            f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation
+        )
+        self._progress.console.print(
+            f"{record.stage} {record.epoch:>3}/{self._epochs}  loss {record.loss:.4f}  "
+            f"{record.pairs_per_second:.0f} pairs/s  {found}{'  [green]best so far[/green]' if best else ''}"
+        )
+
+    def finish(self, stage: str) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
