@@ -13,6 +13,8 @@ from torch import Tensor
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, Histories
+from msm4sr.models.base import Inputs
+from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
@@ -79,16 +81,22 @@ def make_msm4sr(
     """A tiny model without dropout whose weights are large enough that everything matters."""
     torch.manual_seed(seed)
     config = MSM4SRConfig(**({"experts": 3} | TINY | CALM | changes))
-    model = MSM4SR(config, make_features(n_items, modalities, seed), n_items)
+    model = MSM4SR(config, Inputs(n_items, features=make_features(n_items, modalities, seed)))
     enlarge(model)
     return model
 
 
 def make_sasrec(n_items: int = 12, seed: int = 0, **changes: Any) -> SASRec:
     torch.manual_seed(seed)
-    model = SASRec(SASRecConfig(**(TINY | CALM | changes)), n_items)
+    model = SASRec(SASRecConfig(**(TINY | CALM | changes)), Inputs(n_items))
     enlarge(model)
     return model
+
+
+def make_popularity(counts: Sequence[int]) -> Popularity:
+    """Popularity over histories in which item i stands `counts[i]` times."""
+    taken = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Popularity(PopularityConfig(), Inputs(len(counts), histories=(taken, torch.tensor([0, len(taken)]))))
 
 
 def enlarge(model: torch.nn.Module) -> None:

@@ -15,6 +15,7 @@ from msm4sr.data.dataset import (
     Dataset,
     DataSettings,
     Histories,
+    item_categories,
     load_dataset,
     test_targets,
     training_histories,
@@ -314,3 +315,13 @@ def test_how_users_are_interleaved_does_not_change_a_history(rows: list[Row], ra
     shuffled = [next(queues[user]) for user in turns]
     before, after = load_or_none(rows), load_or_none(shuffled)
     assert (histories(before) if before else {}) == (histories(after) if after else {})
+
+
+def test_an_items_categories_are_numbered_each_once_and_it_may_have_none(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["a", "b", "c"], "categories": [["Toys", "Art", "Toys"], None, ["Toys"]]})
+    log = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+    items.write_parquet(tmp_path / "items.parquet")
+    log.write_parquet(tmp_path / "interactions.parquet")
+    categories, names = item_categories(load_dataset(tmp_path))
+    assert names == ["Art", "Toys"]
+    assert [row.tolist() for row in categories] == [[0, 1], [], [1]]

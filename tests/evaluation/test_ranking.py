@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_dataset, make_msm4sr, make_sasrec, ragged, random_sequences
-from torch import Tensor, nn
+from builders import make_dataset, make_msm4sr, make_popularity, make_sasrec, ragged, random_sequences
+from torch import Tensor
 
 from msm4sr.data.dataset import Targets, test_targets, validation_targets
 from msm4sr.evaluation import ranking
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import rank_targets, ranks_of
-from msm4sr.models.baselines.popularity import Popularity
+from msm4sr.models.base import Scorer
 
 N_ITEMS = 12
 DATASET = make_dataset(random_sequences(30, N_ITEMS, longest=11), N_ITEMS)
@@ -44,7 +44,7 @@ def ranks_slowly(model: Any, targets: Targets, exclude_history: bool = False) ->
     return ranks
 
 
-class Scores(nn.Module):
+class Scores(Scorer):
     """A model that gives every history the same scores, and none longer than `max_history`."""
 
     def __init__(self, scores: list[float], max_history: int = 4) -> None:
@@ -96,7 +96,7 @@ def test_a_score_that_is_no_number_is_an_error_not_the_best_rank() -> None:
 
 
 @pytest.mark.parametrize("exclude_history", [False, True])
-@pytest.mark.parametrize("make", [make_sasrec, make_msm4sr, lambda: Popularity(torch.arange(N_ITEMS) // 3)])
+@pytest.mark.parametrize("make", [make_sasrec, make_msm4sr, lambda: make_popularity([i // 3 for i in range(N_ITEMS)])])
 @pytest.mark.parametrize("part", [validation_targets, test_targets])
 def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_history: bool) -> None:
     model, targets = make().eval(), part(DATASET)
@@ -166,7 +166,7 @@ def test_validation_and_test_rank_their_own_item_given_all_before_it(part: str) 
         histories.append(history[:-back])
         targets.append(history[-back])
     expected = ranks_slowly(model, Targets(ragged(histories), np.array(targets)))
-    metrics = evaluate(model, DATASET, part)  # type: ignore[arg-type]
+    metrics = evaluate(model, DATASET, part)
     assert metrics == pytest.approx(mean_metrics(np.array(expected)))
 
 
@@ -179,6 +179,6 @@ def test_evaluation_takes_place_without_dropout_and_leaves_the_mode_as_it_was() 
 
 
 def test_histories_are_ranked_unless_excluded() -> None:
-    model = Popularity(torch.arange(N_ITEMS))
+    model = make_popularity(list(range(N_ITEMS)))
     protocols = [evaluate(model, DATASET, "test", EvaluationSettings(exclude_history=e)) for e in (False, True)]
     assert protocols[0] != protocols[1]

@@ -174,9 +174,9 @@ def test_the_model_folder_needs_nothing_else(run: Run) -> None:
     histories = torch.tensor([[0, 1, 2], [3, 4, 5]])
     scores = []
     for network in (model.eval(), loaded):
-        catalogue = network.encode_items()  # type: ignore[operator]
-        prefixes = network.encode_histories(histories, catalogue)  # type: ignore[operator]
-        scores.append(prefixes @ network.scoring_vectors(catalogue).T)  # type: ignore[operator]
+        catalogue = network.encode_items()
+        prefixes = network.encode_histories(histories, catalogue)
+        scores.append(prefixes @ network.scoring_vectors(catalogue).T)
     assert torch.equal(*scores)
     items = json.loads((run.folder / "model" / "items.json").read_text())
     assert items == {"item_ids": dataset.item_ids, "titles": dataset.item_ids}  # an item without title goes by its id

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from msm4sr.errors import InputError
+from msm4sr.models.base import Inputs
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.training.finetune import finetune_loss
 from msm4sr.training.pretrain import PretrainSettings, mix_up, pretrain_loss
@@ -276,7 +277,7 @@ def test_a_few_steps_of_either_stage_bring_its_loss_down(modalities: tuple[str, 
 def test_a_catalogue_in_which_a_modality_is_missing_everywhere_still_trains_and_ranks() -> None:
     torch.manual_seed(0)
     features = {"text": make_rows([1, 2] * 6, 5), "visual": (torch.zeros(0, 7), torch.zeros(13, dtype=torch.int64))}
-    model = MSM4SR(MSM4SRConfig(dim=8, inner_dim=8, experts=2), features, N_ITEMS)
+    model = MSM4SR(MSM4SRConfig(dim=8, inner_dim=8, experts=2), Inputs(N_ITEMS, features=features))
     loss = finetune_loss(model, make_batch(HISTORIES)) + loss_of_pretraining(model)
     loss.backward()
     assert loss.isfinite()
@@ -308,7 +309,9 @@ def test_a_stored_model_scores_the_same_to_the_last_bit(modalities: tuple[str, .
 
 def test_modalities_that_share_their_tensors_can_be_stored(tmp_path: Path) -> None:
     rows = make_rows([2, 1] * 6, 5)
-    model = MSM4SR(MSM4SRConfig(dim=8, inner_dim=8, experts=2), {"text": rows, "visual": rows}, N_ITEMS)
+    model = MSM4SR(
+        MSM4SRConfig(dim=8, inner_dim=8, experts=2), Inputs(N_ITEMS, features={"text": rows, "visual": rows})
+    )
     model.save_pretrained(tmp_path)
     assert torch.equal(all_scores(model), all_scores(MSM4SR.from_pretrained(tmp_path)))
 
@@ -342,7 +345,7 @@ def test_the_stored_settings_are_plain_json(tmp_path: Path) -> None:
 
 def test_a_model_without_any_modality_is_refused() -> None:
     with pytest.raises(InputError, match="at least one modality"):
-        MSM4SR(MSM4SRConfig(), {}, N_ITEMS)
+        MSM4SR(MSM4SRConfig(), Inputs(N_ITEMS))
 
 
 def test_scoring_with_an_unknown_modality_is_refused_and_the_known_ones_named() -> None:
@@ -352,7 +355,7 @@ def test_scoring_with_an_unknown_modality_is_refused_and_the_known_ones_named() 
 
 def test_features_of_another_catalogue_are_refused() -> None:
     with pytest.raises(InputError, match="features of text describe 12 items, the catalogue has 13"):
-        MSM4SR(MSM4SRConfig(), make_features(12, ("text",)), 13)
+        MSM4SR(MSM4SRConfig(), Inputs(13, features=make_features(12, ("text",))))
 
 
 @pytest.mark.parametrize(

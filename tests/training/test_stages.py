@@ -13,17 +13,18 @@ from builders import (
     generator,
     make_dataset,
     make_msm4sr,
+    make_popularity,
     make_sasrec,
     ragged,
     random_sequences,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
-from msm4sr.models.baselines.popularity import Popularity
+from msm4sr.models.base import Inputs, Scorer
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.training.checkpoint import weights_of
@@ -73,7 +74,7 @@ def test_both_ways_to_batch_score_the_same_prefix_the_same(name: str) -> None:
         torch.testing.assert_close(scores[0][prefix], scores[1][prefix], rtol=1e-4, atol=1e-4)
 
 
-def losses_and_gradients(model: nn.Module, loss: Tensor) -> tuple[float, dict[str, Tensor]]:
+def losses_and_gradients(model: Scorer, loss: Tensor) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
     loss.backward()
     return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -101,14 +102,14 @@ def test_both_ways_to_batch_have_the_same_loss_and_gradients(stage: str) -> None
 # Stages as a whole
 
 SMALL = make_dataset(random_sequences(40, N_ITEMS, longest=9), N_ITEMS)
-STAGES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], Any]] = {
+STAGES: dict[str, tuple[Callable[[], Scorer], Callable[..., Any], Any]] = {
     "pretrain": (lambda: make_msm4sr(dropout=0.3), pretrain, PretrainSettings(epochs=2, batch_pairs=32)),
     "finetune": (lambda: make_msm4sr(dropout=0.3), finetune, FinetuneSettings(epochs=2, batch_pairs=32)),
     "finetune sasrec": (lambda: make_sasrec(dropout=0.3), finetune, FinetuneSettings(epochs=2, batch_pairs=32)),
 }
 
 
-def run_stage(name: str, seed: int = 0, global_seed: int = 0, **changes: Any) -> tuple[nn.Module, list[float]]:
+def run_stage(name: str, seed: int = 0, global_seed: int = 0, **changes: Any) -> tuple[Scorer, list[float]]:
     make, train, settings = STAGES[name]
     model = make()
     torch.manual_seed(global_seed)
@@ -208,7 +209,7 @@ def test_the_content_matcher_scores_by_the_cosines_of_equation_7() -> None:
 
 def popularity(dataset: Dataset) -> float:
     counts = np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
-    return evaluate(Popularity(torch.from_numpy(counts)), dataset, "test")["recall@5"]
+    return evaluate(make_popularity(counts.tolist()), dataset, "test")["recall@5"]
 
 
 CYCLE = cycle_dataset(users=120, n_items=30)
@@ -218,7 +219,7 @@ QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_pairs": 128, "select": "r
 @pytest.mark.parametrize("pairs", ["all", "last"])
 def test_sasrec_learns_a_cycle(pairs: str) -> None:
     torch.manual_seed(0)
-    model = SASRec(SASRecConfig(dim=16, inner_dim=32, max_history=12), CYCLE.n_items)
+    model = SASRec(SASRecConfig(dim=16, inner_dim=32, max_history=12), Inputs(CYCLE.n_items))
     finetune(model, CYCLE, FinetuneSettings(epochs=15, pairs=pairs, **QUICK), device=CPU)  # type: ignore[arg-type]
     assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
     assert popularity(CYCLE) < 0.5
@@ -239,7 +240,7 @@ def content_model(text: bool, visual: bool, **changes: Any) -> MSM4SR:
         "text": chain_features(CYCLE.n_items, told=text),
         "visual": chain_features(CYCLE.n_items, told=visual),
     }
-    return MSM4SR(MSM4SRConfig(**(config | changes)), features, CYCLE.n_items)
+    return MSM4SR(MSM4SRConfig(**(config | changes)), Inputs(CYCLE.n_items, features=features))
 
 
 def pretrained_recall(model: MSM4SR) -> float:

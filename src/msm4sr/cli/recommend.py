@@ -49,7 +49,7 @@ def _recommend(
     items = ItemTable.from_dataset(dataset)
     if user is not None:
         history = user_history(dataset, user)
-    chosen = rank(network, items, history, k, exclude_history=not include_history)  # type: ignore[arg-type]
+    chosen = rank(network, items, history, k, exclude_history=not include_history)
     who = f"user {user}" if user is not None else "this history"
     shown = [items.titles[items.rows[item]] for item in history[-5:]]
     latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"

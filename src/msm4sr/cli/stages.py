@@ -13,7 +13,7 @@ from msm4sr.cli.console import (
     Changes,
     Data,
     FeaturesFolder,
-    Model,
+    ModelName,
     Out,
     Overwrite,
     Preset,
@@ -28,17 +28,16 @@ from msm4sr.cli.console import (
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
-    from torch import nn
-
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
+    from msm4sr.models.base import Model
 
 
 def run(
     data: Data,
     out: Out,
     preset: Preset = "best",
-    model: Model = "msm4sr",
+    model: ModelName = "msm4sr",
     changes: Changes = [],  # noqa: B006  # typer reads it, nobody changes it
     seed: Seed = None,
     features: FeaturesFolder = None,
@@ -56,7 +55,7 @@ def extract(
     data: Data,
     out: Out,
     preset: Preset = "best",
-    model: Model = "msm4sr",
+    model: ModelName = "msm4sr",
     changes: Changes = [],  # noqa: B006
     seed: Seed = None,
     features: FeaturesFolder = None,
@@ -109,7 +108,7 @@ def _start(
     seed: int | None,
     features: Path | None,
     overwrite: bool,
-) -> tuple[Run, Dataset, nn.Module]:
+) -> tuple[Run, Dataset, Model]:
     from msm4sr.data.dataset import load_dataset
     from msm4sr.experiments.run import begin_run, describe_data, plan_run, tidy
     from msm4sr.experiments.settings import resolve_settings
@@ -135,14 +134,14 @@ def _open(folder: Path) -> Run:
     return open_run(folder)
 
 
-def _load(run: Run) -> tuple[Dataset, nn.Module]:
+def _load(run: Run) -> tuple[Dataset, Model]:
     from msm4sr.experiments.run import load_run_data
 
     dataset = load_run_data(run, console.print)
     return dataset, _extract(run, dataset)
 
 
-def _extract(run: Run, dataset: Dataset) -> nn.Module:
+def _extract(run: Run, dataset: Dataset) -> Model:
     from msm4sr.experiments.run import build_model, extract_stage
 
     with progress_bar() as progress:
@@ -150,21 +149,21 @@ def _extract(run: Run, dataset: Dataset) -> nn.Module:
     return build_model(run.settings, dataset, features)
 
 
-def _pretrain(run: Run, dataset: Dataset, network: nn.Module) -> None:
+def _pretrain(run: Run, dataset: Dataset, network: Model) -> None:
     from msm4sr.experiments.run import pretrain_stage
 
     with progress_bar() as progress:
         pretrain_stage(run, dataset, network, TrainingProgress(progress), progress.console.print)
 
 
-def _finetune(run: Run, dataset: Dataset, network: nn.Module) -> None:
+def _finetune(run: Run, dataset: Dataset, network: Model) -> None:
     from msm4sr.experiments.run import finetune_stage
 
     with progress_bar() as progress:
         finetune_stage(run, dataset, network, TrainingProgress(progress))
 
 
-def _evaluate(run: Run, dataset: Dataset, network: nn.Module) -> None:
+def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
     from msm4sr.experiments.run import evaluate_stage
     from msm4sr.serving.report import write_run_report
 

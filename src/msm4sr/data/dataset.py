@@ -173,6 +173,17 @@ def test_targets(dataset: Dataset) -> Targets:
 test_targets.__test__ = False  # type: ignore[attr-defined]
 
 
+def item_categories(dataset: Dataset) -> tuple[Histories, list[str]]:
+    """For each item the numbers of its categories, each once, and the categories' names in alphabetical order."""
+    if "categories" not in dataset.items.columns:
+        return Histories(np.zeros(0, np.int32), np.zeros(dataset.n_items + 1, np.int64)), []
+    named = [sorted(set(names or ())) for names in dataset.items["categories"].to_list()]
+    names = sorted({name for item in named for name in item})
+    number = {name: n for n, name in enumerate(names)}
+    offsets = np.cumsum([0, *(len(item) for item in named)]).astype(np.int64)
+    return Histories(np.array([number[name] for item in named for name in item], dtype=np.int32), offsets), names
+
+
 def _without_last(dataset: Dataset, count: int) -> Histories:
     """Every history without its last `count` items (every history is longer than that)."""
     kept = np.ones(len(dataset.values), dtype=bool)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 from msm4sr.data.dataset import Dataset, test_targets, validation_targets
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
+from msm4sr.models.base import Scorer
 
 
 class EvaluationSettings(BaseModel):
@@ -22,7 +22,7 @@ class EvaluationSettings(BaseModel):
 
 
 def evaluate(
-    model: nn.Module,
+    model: Scorer,
     dataset: Dataset,
     part: Literal["validation", "test"],
     settings: EvaluationSettings = EvaluationSettings(),
@@ -36,9 +36,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     ranks = rank_targets(
-        model,  # type: ignore[arg-type]  # a module that has the methods of a SequenceModel
+        model,
         targets,
-        exclude_history=settings.exclude_history,
+        exclude_history=settings.exclude_history or not model.ranks_history,
         on_progress=on_progress,
     )
     model.train(was_training)

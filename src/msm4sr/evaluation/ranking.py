@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Targets
-from msm4sr.models.base import SequenceModel
+from msm4sr.models.base import Scorer
 
 SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32: scores of a chunk of users times all items
 TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
@@ -19,7 +19,7 @@ TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at on
 
 @torch.inference_mode()
 def rank_targets(
-    model: SequenceModel,
+    model: Scorer,
     targets: Targets,
     *,
     exclude_history: bool = False,
@@ -32,7 +32,7 @@ def rank_targets(
 
     Args:
         model: put into evaluation mode by the caller.
-        targets: histories and what to rank.
+        targets: histories of users 0, 1, ... and what to rank.
         exclude_history: rank the items of the history last. A target that is among them is then a miss.
         on_progress: told how many users were ranked since the last call.
 
@@ -48,7 +48,8 @@ def rank_targets(
     for start in range(0, len(by_length), users_at_once):
         users = by_length[start : start + users_at_once]
         histories = [targets.histories[int(u)] for u in users]
-        scores = score_histories(model, histories, catalogue, keys)
+        items, length = (part.to(keys.device) for part in pad_histories(histories, model.max_history))
+        scores = model.score(items, length, catalogue, keys, torch.from_numpy(users).to(keys.device)).float()
         if exclude_history:
             seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
             row = torch.repeat_interleave(
@@ -58,16 +59,6 @@ def rank_targets(
         ranks[users] = ranks_of(scores, torch.from_numpy(targets.targets[users]).to(scores.device)).numpy()
         on_progress(len(users))
     return ranks
-
-
-def score_histories(
-    model: SequenceModel, histories: list[npt.NDArray[np.int32]], catalogue: Tensor, keys: Tensor
-) -> Tensor:
-    """Every item's score for each history: float32 [len(histories), N]."""
-    items, length = pad_histories(histories, model.max_history)
-    prefixes = model.encode_histories(items.to(keys.device), catalogue)  # [B, L, Q]
-    last = prefixes[torch.arange(len(items), device=keys.device), (length - 1).to(keys.device)]
-    return (last @ keys.T).float()
 
 
 def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
-from torch import nn
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.toyshop import generate_toyshop
@@ -28,6 +27,7 @@ from msm4sr.experiments.run import (
     restore,
 )
 from msm4sr.experiments.settings import resolve_settings
+from msm4sr.models.base import Model
 from msm4sr.training.loop import Monitor, Silent
 
 # The paper's settings, made short for a small shop. A toy's pattern is never named in a text, so that its picture is
@@ -59,7 +59,7 @@ class Demo:
     metrics: dict[str, dict[str, Any]]
     run: Run
     dataset: Dataset
-    model: nn.Module
+    model: Model
 
 
 def run_demo(

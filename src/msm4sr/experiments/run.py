@@ -25,17 +25,17 @@ import torch
 import yaml
 from rich.markup import escape
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
-from msm4sr.data.dataset import Dataset, load_dataset, training_histories
+from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.settings import RunSettings, validate_settings
 from msm4sr.features.extract import extract_features
 from msm4sr.features.store import Features
-from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
-from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
-from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.models.base import Inputs, Model
+from msm4sr.models.msm4sr import MSM4SR, as_tensors
+from msm4sr.models.registry import MODELS, build
 from msm4sr.training.checkpoint import read_weights, save_weights, set_weights
 from msm4sr.training.finetune import finetune
 from msm4sr.training.loop import EpochRecord, Monitor, Silent
@@ -180,7 +180,7 @@ def extract_stage(
     run: Run, dataset: Dataset, progress: Progress | None = None, note: Note = lambda line: None
 ) -> dict[str, Features]:
     """Features of all items, computed or read again; empty for a model that reads none."""
-    if not isinstance(run.settings.model, MSM4SRConfig):
+    if not MODELS[run.settings.model.name].uses_features:
         return {}
     features = extract_features(dataset, run.features, run.settings.features, progress)
     for modality, rows in features.items():
@@ -191,22 +191,23 @@ def extract_stage(
     return features
 
 
-def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> nn.Module:
+def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:
     """A new model with the weights that the seed draws."""
-    config = settings.model
-    if isinstance(config, MSM4SRConfig):
-        return MSM4SR.from_features(config, features, settings.seed)
-    if isinstance(config, PopularityConfig):
-        taken = training_histories(dataset).values
-        return Popularity(torch.from_numpy(np.bincount(taken, minlength=dataset.n_items)))
-    assert isinstance(config, SASRecConfig)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
-        return SASRec(config, dataset.n_items)
+    taken = training_histories(dataset)
+    categories, names = item_categories(dataset)
+    inputs = Inputs(
+        n_items=dataset.n_items,
+        n_users=dataset.n_users,
+        histories=(torch.from_numpy(taken.values.astype(np.int64)), torch.from_numpy(taken.offsets)),
+        features=as_tensors(features),
+        categories=(torch.from_numpy(categories.values.astype(np.int64)), torch.from_numpy(categories.offsets)),
+        n_categories=len(names),
+    )
+    return build(settings.model, inputs, settings.seed)
 
 
 def pretrain_stage(
-    run: Run, dataset: Dataset, model: nn.Module, monitor: Monitor = Silent(), note: Note = lambda line: None
+    run: Run, dataset: Dataset, model: Model, monitor: Monitor = Silent(), note: Note = lambda line: None
 ) -> None:
     """Pre-train `model` in place and keep its best weights; nothing for a model or settings without this stage."""
     if not isinstance(model, MSM4SR) or run.settings.pretrain.epochs == 0:
@@ -227,9 +228,9 @@ def pretrain_stage(
     )
 
 
-def finetune_stage(run: Run, dataset: Dataset, model: nn.Module, monitor: Monitor = Silent()) -> None:
-    """Fine-tune `model` in place and keep its best weights; nothing for popularity."""
-    if not isinstance(model, Popularity):
+def finetune_stage(run: Run, dataset: Dataset, model: Model, monitor: Monitor = Silent()) -> None:
+    """Fine-tune `model` in place and keep its best weights; nothing for a model that has no weights to train."""
+    if _trains(model):
         _check_device(run.settings)
         keep = _Keeper(run, "finetune", monitor)
         finetune(
@@ -245,7 +246,7 @@ def finetune_stage(run: Run, dataset: Dataset, model: nn.Module, monitor: Monito
 
 
 def evaluate_stage(
-    run: Run, dataset: Dataset, model: nn.Module, on_progress: Callable[[int], object] = lambda users: None
+    run: Run, dataset: Dataset, model: Model, on_progress: Callable[[int], object] = lambda users: None
 ) -> dict[str, Any]:
     """Validation and test metrics into metrics.json, and the model folder.
 
@@ -277,10 +278,10 @@ def evaluate_stage(
     return result
 
 
-def save_model(run: Run, dataset: Dataset, model: nn.Module, result: Mapping[str, Any]) -> None:
+def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, Any]) -> None:
     """The model folder: weights, settings, the items in row order, and a card that says what it is."""
     folder = run.folder / "model"
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(folder)
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
     _write(
         folder / "items.json",
@@ -316,7 +317,11 @@ def check_items(run: Run, dataset: Dataset) -> None:
         )
 
 
-def restore(run: Run, model: nn.Module, stage: str) -> None:
+def _trains(model: Model) -> bool:
+    return any(weight.requires_grad for weight in model.parameters())
+
+
+def restore(run: Run, model: Model, stage: str) -> None:
     """Put the best weights of a finished stage into the model. InputError when the stage has left none."""
     file = run.checkpoint(stage)
     if not file.exists():
@@ -328,11 +333,11 @@ def restore(run: Run, model: nn.Module, stage: str) -> None:
         raise InputError(f"{file}: {error}; `msm4sr {stage} {run.folder}` makes it anew") from None
 
 
-def restore_last(run: Run, model: nn.Module, before: str | None = None) -> None:
+def restore_last(run: Run, model: Model, before: str | None = None) -> None:
     """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
     has = {
         "pretrain": isinstance(model, MSM4SR) and run.settings.pretrain.epochs > 0,
-        "finetune": not isinstance(model, Popularity) and run.settings.finetune.epochs > 0,
+        "finetune": _trains(model) and run.settings.finetune.epochs > 0,
     }
     stages = [stage for stage in STAGES[: STAGES.index(before) if before else None] if has[stage]]
     if stages:

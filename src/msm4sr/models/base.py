@@ -1,39 +1,134 @@
-"""What every sequence model offers to training, evaluation and serving, and how it is stored."""
+"""What every model is built from, what it offers to training, evaluation and serving, and how it is stored."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
+import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 
+Ragged = tuple[Tensor, Tensor]
+"""Values [R, ...] of all rows, one after another, and offsets int64 [rows + 1]: row i is
+values[offsets[i]:offsets[i + 1]]."""
 
-@runtime_checkable
-class SequenceModel(Protocol):
-    """Scores are one product: `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`."""
+
+def no_rows(rows: int) -> Ragged:
+    """Nothing for each of so many rows."""
+    return torch.zeros(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a model may be built from; each takes what it needs.
+
+    Attributes:
+        n_items: N.
+        n_users: U, for models that know their users.
+        histories: what each user took in the training part, oldest first: item rows int64, offsets [U + 1].
+        features: for each modality (text, visual, or any other name) the encoders' vectors [R, D_in], offsets [N + 1].
+        categories: for each item the numbers of its categories int64, offsets [N + 1]; an item may have none.
+        n_categories: how many there are.
+    """
+
+    n_items: int
+    n_users: int = 0
+    histories: Ragged = field(default_factory=lambda: no_rows(0))
+    features: Mapping[str, Ragged] = field(default_factory=dict)
+    categories: Ragged | None = None
+    n_categories: int = 0
+
+
+class Scorer(nn.Module):
+    """What training, evaluation and serving ask of a model.
+
+    Scores are one product, `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`, unless a model
+    overrides `score`.
+    """
 
     max_history: int
+    """Items of a history that are read, the latest ones."""
+    ranks_history: ClassVar[bool] = True
+    """False: what a user took is never recommended again, whatever the evaluation's settings say."""
 
+    @abstractmethod
     def encode_items(self) -> Tensor:
         """The whole catalogue as the model sees it, once a step: [N, M, D], M modalities (1 for IDs alone)."""
-        ...
 
+    @abstractmethod
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """Item rows [B, L], padded on the right, to a vector for each prefix [B, L, Q]."""
-        ...
 
+    @abstractmethod
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """What a prefix vector is multiplied with: [N, Q]."""
-        ...
+
+    def score(
+        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
+    ) -> Tensor:
+        """Every item's score after each history: [B, N].
+
+        Args:
+            histories: item rows [B, L], padded on the right; of each the first `lengths` [B] (all >= 1) are read.
+            lengths: see above.
+            catalogue: `encode_items()`.
+            keys: `scoring_vectors(catalogue)`.
+            users: int64 [B], whose histories these are, where they are users of the training; only a model that
+                learns something of each user looks at it.
+        """
+        prefixes = self.encode_histories(histories, catalogue)  # [B, L, Q]
+        last = prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
+        return last @ keys.T
+
+
+class Model(Scorer):
+    """A scorer that is built from a config and `Inputs`, and stored in a folder.
+
+    A model is one file under `models/`, and one entry in the registry.
+    """
+
+    Config: ClassVar[type[BaseModel]]
+    """Its settings; their field `name` is the model's name."""
+    uses_features: ClassVar[bool] = False
+    """Whether `Inputs.features` are read; else nothing is extracted for it."""
+
+    def __init__(self, config: BaseModel, inputs: Inputs) -> None:
+        super().__init__()
+        self.config = config
+        self.n_items, self.n_users = inputs.n_items, inputs.n_users
+
+    def sizes(self) -> dict[str, Any]:
+        """What `inputs_of` needs beside the tensors, as JSON."""
+        return {"n_items": self.n_items, "n_users": self.n_users}
+
+    @classmethod
+    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
+        """Inputs that make a model of the stored one's shape. Where it keeps inputs, they are among the tensors."""
+        return Inputs(sizes["n_items"], sizes["n_users"])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (weights, and what it keeps of its inputs)."""
+        write_model(self, {"config": self.config.model_dump(mode="json"), **self.sizes()}, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
+        stored, state = read_model(Path(folder))
+        with whole(Path(folder)):
+            model = cls(cls.Config.model_validate(stored["config"]), cls.inputs_of(stored, state))
+            model.load_state_dict(state)
+        return model.eval()
 
 
 def write_model(model: nn.Module, config: dict[str, object], folder: Path) -> None:

@@ -9,7 +9,6 @@ Shape letters: N items, M modalities, D width, B histories, L positions, P pairs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -19,7 +18,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import read_model, whole, write_model
+from msm4sr.models.base import Inputs, Model, Ragged
 from msm4sr.models.layers import (
     CausalTransformer,
     ItemEncoder,
@@ -40,6 +39,15 @@ class Rows(Protocol):
     def offsets(self) -> np.ndarray: ...
 
 
+def as_tensors(features: Mapping[str, Rows]) -> dict[str, Ragged]:
+    """Stored features as a model takes them. A modality that no item has is left out."""
+    return {
+        a: (torch.from_numpy(np.array(rows.vectors)), torch.from_numpy(np.array(rows.offsets)))
+        for a, rows in features.items()
+        if len(rows.vectors)
+    }
+
+
 class MSM4SRConfig(TransformerConfig):
     """The settings of the model; defaults are the paper's."""
 
@@ -56,23 +64,21 @@ class MSM4SRConfig(TransformerConfig):
     )
 
 
-class MSM4SR(nn.Module):
-    """The method's model over a fixed catalogue.
-
-    Args:
-        config: its settings.
-        features: for each modality (text, visual, or any other name) the ragged rows of all items: vectors
-            float [R, D_in] and offsets int64 [N + 1].
-        n_items: N.
+class MSM4SR(Model):
+    """The method's model over a fixed catalogue. It reads `inputs.features`.
 
     Raises:
         InputError: no modality at all, features of another number of items, or `score_with` names a modality that
             is not there.
     """
 
-    def __init__(self, config: MSM4SRConfig, features: Mapping[str, tuple[Tensor, Tensor]], n_items: int) -> None:
-        super().__init__()
-        self.config = config
+    Config = MSM4SRConfig
+    config: MSM4SRConfig
+    uses_features = True
+
+    def __init__(self, config: MSM4SRConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        features, n_items = inputs.features, inputs.n_items
         self.max_history = config.max_history
         self.modalities = tuple(features)
         self.scored = tuple(a for a in self.modalities if a in config.score_with or not config.score_with)
@@ -143,15 +149,10 @@ class MSM4SR(nn.Module):
 
         A modality that no item has is left out. `seed` draws the first weights; the global random state stays.
         """
-        tensors = {
-            a: (torch.from_numpy(np.array(rows.vectors)), torch.from_numpy(np.array(rows.offsets)))
-            for a, rows in features.items()
-            if len(rows.vectors)
-        }
         n_items = max((len(rows.offsets) - 1 for rows in features.values()), default=0)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return cls(config, tensors, n_items)
+            return cls(config, Inputs(n_items, features=as_tensors(features)))
 
     @classmethod
     def from_preset(cls, name: str, features: Mapping[str, Rows], seed: int = 0, **changes: Any) -> Self:
@@ -166,23 +167,11 @@ class MSM4SR(nn.Module):
             raise InputError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
         return cls.from_features(config, features, seed)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (weights and the frozen features): whole without the data."""
-        stored = {
-            "config": self.config.model_dump(mode="json"),
-            "modalities": self.modalities,
-            "n_items": self.item_embedding.num_embeddings,
-        }
-        write_model(self, stored, Path(folder))
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"modalities": self.modalities}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
-        stored, state = read_model(Path(folder))
-        with whole(Path(folder)):
-            features = {
-                a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in stored["modalities"]
-            }
-            model = cls(MSM4SRConfig.model_validate(stored["config"]), features, stored["n_items"])
-            model.load_state_dict(state)
-        return model.eval()
+    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
+        names = sizes["modalities"]
+        features = {a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in names}
+        return Inputs(sizes["n_items"], sizes["n_users"], features=features)

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import SequenceModel
+from msm4sr.models.base import Scorer
 
 # difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
 CLOSE_CANDIDATES = 5_000
@@ -74,7 +74,7 @@ class Recommendation:
 
 
 def recommend(
-    model: SequenceModel,
+    model: Scorer,
     items: ItemTable,
     history: Sequence[str],
     k: int = 10,
@@ -112,14 +112,14 @@ def recommend(
     ]
 
 
-def score_items(model: SequenceModel, rows: Sequence[int], catalogue: Tensor | None = None) -> Tensor:
+def score_items(model: Scorer, rows: Sequence[int], catalogue: Tensor | None = None) -> Tensor:
     """Every item's score [N], float32 on the CPU, after a history of item rows, oldest first."""
     with torch.inference_mode(), _evaluating(model):
         if catalogue is None:
             catalogue = model.encode_items()
         batch = torch.tensor([rows[-model.max_history :]], dtype=torch.int64, device=catalogue.device)  # [1, L]
-        vector = model.encode_histories(batch, catalogue)[0, -1]  # [Q]; nothing is padded: the last is real
-        return (model.scoring_vectors(catalogue) @ vector).float().cpu()
+        length = torch.tensor([batch.shape[1]], device=catalogue.device)
+        return model.score(batch, length, catalogue, model.scoring_vectors(catalogue))[0].float().cpu()
 
 
 def history_rows(items: ItemTable, history: Sequence[str]) -> list[int]:
@@ -171,13 +171,11 @@ def _nearest(name: str, candidates: Sequence[str], n: int = 3) -> list[str]:
 
 
 @contextmanager
-def _evaluating(model: SequenceModel) -> Iterator[None]:
+def _evaluating(model: Scorer) -> Iterator[None]:
     """Dropout off while recommending, and the model left as it was."""
-    if isinstance(model, nn.Module) and model.training:
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train()
-    else:
+    was_training = model.training
+    model.eval()
+    try:
         yield
+    finally:
+        model.train(was_training)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from msm4sr.data.dataset import Dataset, test_targets
 from msm4sr.experiments.run import Run
+from msm4sr.models.base import Model
 from msm4sr.serving.pages import HistoryAndRecommendations, RunReport, report_page, write_page
 from msm4sr.serving.recommender import ItemTable, recommend
 
@@ -20,7 +20,7 @@ SAMPLES = 6  # users shown
 def write_run_report(
     run: Run,
     dataset: Dataset,
-    model: nn.Module,
+    model: Model,
     metrics: Mapping[str, Any],
     comparison: Sequence[tuple[str, Mapping[str, float]]] = (),
 ) -> Path:
@@ -41,7 +41,7 @@ def write_run_report(
     return file
 
 
-def sample_users(dataset: Dataset, model: nn.Module, seed: int) -> list[HistoryAndRecommendations]:
+def sample_users(dataset: Dataset, model: Model, seed: int) -> list[HistoryAndRecommendations]:
     """A few users with their history (all but the test item), ten recommendations, and the item that they took."""
     items = ItemTable.from_dataset(dataset)
     targets = test_targets(dataset)
@@ -50,7 +50,7 @@ def sample_users(dataset: Dataset, model: nn.Module, seed: int) -> list[HistoryA
     for user in sorted(users.tolist()):
         history = targets.histories[user].tolist()
         names = [items.item_ids[item] for item in history]
-        chosen = recommend(model, items, names)  # type: ignore[arg-type]  # has a SequenceModel's methods
+        chosen = recommend(model, items, names)
         samples.append(
             HistoryAndRecommendations(
                 f"User {dataset.user_ids[user]}", history, chosen, items, int(targets.targets[user])

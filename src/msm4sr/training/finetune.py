@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from msm4sr.data.batches import Batch, count_batches, epoch_batches
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
-from msm4sr.models.base import SequenceModel
+from msm4sr.models.base import Scorer
 from msm4sr.objectives import next_item_cross_entropy
 from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, fit
 
@@ -20,7 +20,7 @@ class FinetuneSettings(StageSettings):
     """The second stage; defaults are the paper's."""
 
 
-def finetune_loss(model: SequenceModel, batch: Batch) -> Tensor:
+def finetune_loss(model: Scorer, batch: Batch) -> Tensor:
     """Mean negative log-likelihood of the batch's next items; the catalogue is encoded once."""
     catalogue = model.encode_items()
     prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]  # [P, Q]
@@ -30,16 +30,16 @@ def finetune_loss(model: SequenceModel, batch: Batch) -> Tensor:
 class FinetuneTask(nn.Module):
     """The loss of a batch as a module, which is what Lightning Fabric wraps."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Scorer) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return finetune_loss(self.model, batch)  # type: ignore[arg-type]  # has a SequenceModel's methods
+        return finetune_loss(self.model, batch)
 
 
 def finetune(
-    model: nn.Module,
+    model: Scorer,
     dataset: Dataset,
     settings: FinetuneSettings = FinetuneSettings(),
     *,
@@ -54,12 +54,11 @@ def finetune(
     See `fit` for the arguments and what is raised.
     """
     histories = training_histories(dataset)
-    max_history: int = model.max_history  # type: ignore[assignment]
 
     def batches(epoch: int) -> Iterator[Batch]:
         return epoch_batches(
             histories,
-            max_history=max_history,
+            max_history=model.max_history,
             batch_pairs=settings.batch_pairs,
             pairs=settings.pairs,
             rng=np.random.default_rng([seed, epoch]),

@@ -15,6 +15,7 @@ from msm4sr.data.batches import Batch, count_batches, epoch_batches
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.models.base import Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
@@ -95,7 +96,7 @@ class PretrainTask(nn.Module):
         return pretrain_loss(self.model, batch, self.settings, generator)
 
 
-class ContentMatcher(nn.Module):
+class ContentMatcher(Scorer):
     """The pre-trained model as a recommender without IDs: sum over modalities and views of cos(m, z).
 
     It ranks by what NIP trains, so that pre-training can stop by a validation metric; and any catalogue that has

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from msm4sr.models.base import read_model, whole, write_model
+from msm4sr.models.base import Inputs, Model
 
 
 class PopularityConfig(BaseModel):
@@ -20,20 +19,18 @@ class PopularityConfig(BaseModel):
     name: Literal["popularity"] = "popularity"
 
 
-class Popularity(nn.Module):
-    """Scores are counts.
+class Popularity(Model):
+    """Scores are counts: how often an item stands in the training histories."""
 
-    Args:
-        counts: [N] training interactions of each item.
-    """
-
-    counts: Tensor
+    Config = PopularityConfig
+    config: PopularityConfig
+    counts: Tensor  # [N]
     max_history = 1
 
-    def __init__(self, counts: Tensor) -> None:
-        super().__init__()
-        self.config = PopularityConfig()
-        self.register_buffer("counts", counts.float())
+    def __init__(self, config: PopularityConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        taken, _ = inputs.histories
+        self.register_buffer("counts", torch.bincount(taken, minlength=inputs.n_items).float())
 
     def encode_items(self) -> Tensor:
         """[N, 1, 1]."""
@@ -46,14 +43,3 @@ class Popularity(nn.Module):
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[N, 1]."""
         return catalogue.squeeze(1)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        write_model(self, {"config": self.config.model_dump(mode="json")}, Path(folder))
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
-        _, state = read_model(Path(folder))
-        with whole(Path(folder)):
-            return cls(state["counts"])
