@@ -140,6 +140,22 @@ def test_the_contrast_is_equation_9_in_value_and_gradient(
 
 
 @pytest.mark.parametrize("negatives", ["cross", "within"])
+def test_the_contrast_over_some_rows_has_the_other_pairs_as_negatives(negatives: Literal["cross", "within"]) -> None:
+    """What each process computes of a batch that is spread over several; together it is the whole."""
+    own, other, next_item = random(8, 6), random(8, 6, seed=1), torch.tensor(NEXT)
+
+    def in_parts() -> Tensor:
+        parts = [slice(0, 3), slice(3, 8)]
+        losses = [cross_modality_contrast(own, other, next_item, TAU, negatives, rows) for rows in parts]
+        return (3 * losses[0] + 5 * losses[1]) / 8
+
+    def whole() -> Tensor:
+        return cross_modality_contrast(own, other, next_item, TAU, negatives)
+
+    assert_same_value_and_gradients(in_parts, whole, [own, other])
+
+
+@pytest.mark.parametrize("negatives", ["cross", "within"])
 def test_the_contrast_is_symmetric_in_its_two_views(negatives: Literal["cross", "within"]) -> None:
     own, other, next_item = random(8, 6), random(8, 6, seed=1), torch.tensor(NEXT)
     one = cross_modality_contrast(own, other, next_item, TAU, negatives)

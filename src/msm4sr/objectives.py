@@ -8,6 +8,7 @@ f(a, b) = exp(cos(a, b) / temperature).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -35,12 +36,11 @@ def next_item_prediction(
 
     Reference: MSM4SR, equation 7. The denominators are those of InfoNCE with in-batch negatives.
     """
-    items = F.normalize(items, dim=1)
-    logits = [F.normalize(view, dim=1) @ items.T / temperature for view in views]  # each [P, C]
-    combined = logits[0] if len(logits) == 1 else torch.logsumexp(torch.stack(logits), dim=0)
-    log_counts = counts.to(combined.dtype).log()
-    own = -log_counts[target].unsqueeze(1)  # a pair's own item counts once
-    return F.cross_entropy((combined + log_counts).scatter_add(1, target.unsqueeze(1), own), target)
+    f = reduce(torch.add, (exp_cosine(view, items, temperature) for view in views))  # [P, C]
+    own = f.gather(1, target.unsqueeze(1)).squeeze(1)  # [P]
+    repeats = counts.to(f.dtype)
+    everything = f @ repeats - own * (repeats[target] - 1)  # a pair's own item counts once
+    return (everything.log() - own.log()).mean()
 
 
 def cross_modality_contrast(
@@ -49,6 +49,7 @@ def cross_modality_contrast(
     next_item: Tensor,
     temperature: float,
     negatives: Literal["cross", "within"] = "cross",
+    rows: slice = slice(None),
 ) -> Tensor:
     """L_CMCL in one modality (equation 9): a history seen through one modality is itself seen through another.
 
@@ -63,21 +64,34 @@ def cross_modality_contrast(
         next_item: int64 [P].
         temperature: tau.
         negatives: `cross` or `within`.
+        rows: the pairs j over which the mean is taken (those of one process, say); the sums over j' stay whole.
     """
-    own, other = F.normalize(own, dim=1), F.normalize(other, dim=1)
-    same_item = next_item.unsqueeze(0) == next_item.unsqueeze(1)
-    itself = torch.eye(len(next_item), dtype=torch.bool, device=own.device)
-    across = own @ other.T / temperature  # [P, P]
-    positive = across.diagonal()
-    across = across.masked_fill(same_item & ~itself, -torch.inf)
+    whole = rows == slice(None)
+    others = (next_item[rows].unsqueeze(1) != next_item.unsqueeze(0)).to(own.dtype)  # [R, P]
+    f = exp_cosine(own[rows], other, temperature)  # [R, P]
+    positive = f.diagonal(rows.indices(len(own))[0])  # [R]
+    across = f * others
+    own_to_other = across.sum(1)  # [R]: sum_j' f(m_j, m~_j')
+    other_to_own = across.sum(0) if whole else (exp_cosine(other[rows], own, temperature) * others).sum(1)
     if negatives == "cross":
-        log_sum = torch.logsumexp(torch.cat([across, across.T.masked_fill(itself, -torch.inf)], dim=1), dim=1)
-        return (log_sum - positive).mean()
-    losses = []
-    for anchors, table in ((own, across), (other, across.T)):
-        within = (anchors @ anchors.T / temperature).masked_fill(same_item, -torch.inf)
-        losses.append(torch.logsumexp(torch.cat([table, within], dim=1), dim=1) - positive)
-    return (losses[0] + losses[1]).mean() / 2
+        rest = [own_to_other + other_to_own]  # both directions have the same
+    else:
+        rest = [
+            sums + (exp_cosine(view[rows], view, temperature) * others).sum(1)
+            for view, sums in ((own, own_to_other), (other, other_to_own))
+        ]
+    return torch.stack([(positive + negative).log() - positive.log() for negative in rest]).mean()
+
+
+def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """f(a_i, b_j) / exp(1 / temperature): [A, D] and [B, D] to [A, B].
+
+    The losses are logarithms of ratios of such values, which a common factor leaves as they are; this one keeps the
+    largest at 1. At temperatures so low that float32 could not hold the smallest, they are float64.
+    """
+    cosine = F.normalize(a, dim=1) @ (F.normalize(b, dim=1) / temperature).T
+    dtype = torch.promote_types(cosine.dtype, torch.float32 if temperature > 0.025 else torch.float64)
+    return (cosine.to(dtype) - 1 / temperature).exp()
 
 
 def next_item_cross_entropy(prefixes: Tensor, items: Tensor, target: Tensor) -> Tensor:

@@ -46,6 +46,29 @@ class ItemFeatures(nn.Module):
         return self.vectors[rows], lengths
 
 
+class Dropout(nn.Module):
+    """Each number is 0 with probability `p`, and else divided by 1 - p; nothing in evaluation.
+
+    As `nn.Dropout`, of which it is a several times faster form for CPUs, where drawing the mask costs more than the
+    matrix products around it. Four draws share a 64-bit random number, so that p is rounded to a multiple of 2^-16.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        dropped = round(self.p * 2**16)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[arg-type]
+        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
 class AttentionPooling(nn.Module):
     """One vector for an item out of its sentences or images (equation 3).
 
@@ -101,7 +124,7 @@ class MixtureOfExperts(nn.Module):
         self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
         self.scale = nn.Parameter(torch.ones(experts, dim))
         self.shift = nn.Parameter(torch.zeros(experts, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[N, D_in] to [N, D]."""
@@ -141,13 +164,18 @@ class CausalAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] to [B, L, D]."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        if self.training and self.dropout.p > 0 and x.device.type == "cpu":
+            later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1)
+            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3) + later).softmax(-1)  # [B, heads, L, L]
+            mixed = self.dropout(weights) @ v
+        else:
+            dropout = self.dropout.p if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -160,7 +188,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, dim))
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] to [B, L, D]."""
@@ -199,7 +227,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.position = nn.Embedding(config.max_history, config.dim)
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(config.dim, config.heads, config.inner_dim, config.dropout, config.attention_dropout)
             for _ in range(config.layers)

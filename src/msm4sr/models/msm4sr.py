@@ -56,7 +56,7 @@ class MSM4SRConfig(TransformerConfig):
     pooling_activation: Literal["none", "relu"] = Field(
         "none", description="between W1 and W2 of equation 3: none as printed, relu as released"
     )
-    temperature: float = Field(0.07, gt=0, description="tau of the contrastive losses and of cosine scoring")
+    temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="of equation 12; cosine is divided by tau")
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
     score_with: tuple[str, ...] = Field(
