@@ -94,8 +94,15 @@ def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return (cosine.to(dtype) - 1 / temperature).exp()
 
 
-def next_item_cross_entropy(prefixes: Tensor, items: Tensor, target: Tensor) -> Tensor:
+def next_item_cross_entropy(
+    prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None
+) -> Tensor:
     """Softmax over the whole catalogue (equations 12 and 13): -mean log y(next item).
+
+    Or over a sample of it: `log_weights` then says how many items of the catalogue each stands for, as -log q, q its
+    expected number of places in the sample; -inf for an item that is there only as somebody's next. So the
+    denominator is right in expectation (the log-q correction of sampled softmax, Bengio and Senecal 2008). A pair's
+    own next item always counts once.
 
     The [P, N] matrix of scores exists only a chunk of pairs at a time, in cache, and is turned into the gradient
     where it stands.
@@ -104,15 +111,16 @@ def next_item_cross_entropy(prefixes: Tensor, items: Tensor, target: Tensor) -> 
         prefixes: [P, Q], a vector for each prefix.
         items: [N, Q], what it is multiplied with.
         target: int64 [P], the next item's row.
+        log_weights: [N]; None: the items are the whole catalogue, and count once each.
     """
-    return _SoftmaxOverCatalogue.apply(prefixes, items, target)  # type: ignore[no-any-return, no-untyped-call]
+    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SoftmaxOverCatalogue(torch.autograd.Function):
     """Cross-entropy of prefixes @ items.T; the gradient is made on the way forward, while the scores are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, prefixes: Tensor, items: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx: Any, prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None) -> Tensor:
         prefixes, items = prefixes.detach(), items.detach()
         pairs = max(1, SCORES_AT_ONCE // len(items))
         # in float32 at least, whatever the products are computed in (bfloat16 under autocast)
@@ -122,6 +130,10 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             chunk = slice(start, start + pairs)
             wanted = target[chunk].unsqueeze(1)
             scores = (prefixes[chunk] @ items.T).to(total.dtype)  # [pairs, N]
+            if log_weights is not None:
+                own = scores.gather(1, wanted)
+                scores += log_weights
+                scores.scatter_(1, wanted, own)
             scores -= scores.amax(dim=1, keepdim=True)
             total -= scores.gather(1, wanted).sum()
             scores.exp_()
@@ -136,7 +148,7 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
         return total / len(prefixes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_prefixes, to_items = ctx.saved_tensors
         scale = gradients[0] / ctx.pairs
-        return to_prefixes * scale, to_items * scale, None
+        return to_prefixes * scale, to_items * scale, None, None

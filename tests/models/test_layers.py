@@ -11,7 +11,9 @@ from torch import Tensor
 
 from msm4sr.models.layers import (
     AttentionPooling,
+    CausalAttention,
     CausalTransformer,
+    Dropout,
     ItemEncoder,
     ItemFeatures,
     MixtureOfExperts,
@@ -108,6 +110,47 @@ def test_features_of_all_items_are_the_whole_table() -> None:
 
 def test_features_are_never_trained() -> None:
     assert not list(ItemFeatures(*make_rows([2, 1], 5)).parameters())
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.9])
+def test_dropout_keeps_each_number_with_one_minus_p_and_scales_it_up(p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(301, 333) + 1  # not a multiple of the four draws of a random number
+    dropped = Dropout(p)(x)
+    kept = dropped != 0
+    assert kept.double().mean().item() == pytest.approx(1 - p, abs=0.005)
+    torch.testing.assert_close(dropped[kept], x[kept] / (1 - p), rtol=1e-3, atol=0)
+    assert kept[:, 1:][kept[:, :-1]].double().mean().item() == pytest.approx(1 - p, abs=0.005)  # whatever its neighbour
+
+
+def test_dropout_passes_the_gradient_of_what_it_kept() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(50, requires_grad=True)
+    dropped = Dropout(0.5)(x)
+    dropped.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, (dropped != 0) * 2.0)
+
+
+def test_dropout_is_drawn_from_the_seeded_generator_and_does_nothing_in_evaluation() -> None:
+    x, dropout = torch.ones(100), Dropout(0.5)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(dropout(x))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert dropout.eval()(x) is x
+
+
+def test_attention_with_dropout_is_attention_when_nothing_is_dropped() -> None:
+    torch.manual_seed(0)
+    attention = CausalAttention(8, 2, dropout=1e-9)
+    x = torch.randn(3, 7, 8)
+    torch.testing.assert_close(attention.train()(x), attention.eval()(x))
 
 
 # Attention pooling, equation 3

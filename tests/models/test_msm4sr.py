@@ -282,7 +282,7 @@ def test_a_catalogue_in_which_a_modality_is_missing_everywhere_still_trains_and_
     loss.backward()
     assert loss.isfinite()
     assert model.encoders["visual"].missing.grad.abs().max() > 0
-    assert model.encode_items().shape == (N_ITEMS, 2, 8)
+    assert model.encode_items().shape == (N_ITEMS, 3, 8)  # content twice, and the ID embedding
 
 
 # Storing

@@ -11,6 +11,7 @@ import torch
 from builders import (
     cycle_dataset,
     generator,
+    make_batch,
     make_dataset,
     make_msm4sr,
     make_popularity,
@@ -28,7 +29,7 @@ from msm4sr.models.base import Inputs, Scorer
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.training.checkpoint import weights_of
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss
+from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
 from msm4sr.training.loop import Device
 from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, pretrain, pretrain_loss
 
@@ -48,6 +49,10 @@ def one_batch(sequences: list[list[int]], pairs: Literal["all", "last"], max_his
     )
     (batch,) = batches
     return batch
+
+
+CYCLE = cycle_dataset(users=120, n_items=30)
+QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_pairs": 128, "select": "recall@5", "patience": 50}
 
 
 # Two ways to batch
@@ -97,6 +102,56 @@ def test_both_ways_to_batch_have_the_same_loss_and_gradients(stage: str) -> None
     assert all_gradients.keys() == last_gradients.keys()
     for name, gradient in all_gradients.items():
         torch.testing.assert_close(gradient, last_gradients[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+# Sampled candidates
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_sample_of_all_items_has_the_loss_and_the_gradients_of_all_items(name: str) -> None:
+    model, batch = MAKERS[name](), one_batch(random_sequences(10, N_ITEMS, longest=7), "all")
+    full, gradients = losses_and_gradients(model, finetune_loss(model, batch))
+    shuffled = torch.randperm(N_ITEMS, generator=generator())
+    loss, sampled = losses_and_gradients(model, sampled_finetune_loss(model, batch, shuffled, N_ITEMS))
+    assert loss == pytest.approx(full, rel=1e-5)
+    assert gradients.keys() == sampled.keys()
+    for weight, gradient in gradients.items():
+        torch.testing.assert_close(sampled[weight], gradient, rtol=1e-4, atol=1e-5, msg=weight)
+
+
+def test_the_sampled_loss_approaches_the_full_one_as_samples_grow() -> None:
+    model = make_sasrec(n_items=200)
+    batch = one_batch(random_sequences(10, 200, longest=7), "all")
+    full, draw = finetune_loss(model, batch).item(), generator()
+    errors = []
+    for size in (10, 40, 160, 200):
+        samples = (torch.randperm(200, generator=draw)[:size] for _ in range(40))
+        errors.append(np.mean([abs(sampled_finetune_loss(model, batch, s, 200).item() - full) for s in samples]))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[3] < 1e-5
+
+
+def test_only_items_that_the_step_needs_are_encoded() -> None:
+    model, batch = make_msm4sr(n_items=50), make_batch([[1, 2, 3], [4, 2]])
+    asked: list[list[int]] = []
+    encode = model.encode_content
+    model.encode_content = lambda a, items=None: asked.append(items.tolist()) or encode(a, items)  # type: ignore
+    sampled_finetune_loss(model, batch, torch.tensor([7, 3]), 50)
+    assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
+
+
+def test_candidates_are_sampled_by_option_or_over_a_hundred_thousand_items() -> None:
+    assert FinetuneSettings().samples_of(100_000) is None
+    assert FinetuneSettings().samples_of(100_001) == 8192
+    assert FinetuneSettings(candidates="all").samples_of(10**6) is None
+    assert FinetuneSettings(candidates="sampled", samples=50).samples_of(30) == 30
+
+
+def test_sasrec_learns_a_cycle_from_samples() -> None:
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(dim=16, inner_dim=32, max_history=12), Inputs(CYCLE.n_items))
+    finetune(model, CYCLE, FinetuneSettings(epochs=15, candidates="sampled", samples=8, **QUICK), device=CPU)
+    assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
 
 
 # Stages as a whole
@@ -210,10 +265,6 @@ def test_the_content_matcher_scores_by_the_cosines_of_equation_7() -> None:
 def popularity(dataset: Dataset) -> float:
     counts = np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
     return evaluate(make_popularity(counts.tolist()), dataset, "test")["recall@5"]
-
-
-CYCLE = cycle_dataset(users=120, n_items=30)
-QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_pairs": 128, "select": "recall@5", "patience": 50}
 
 
 @pytest.mark.parametrize("pairs", ["all", "last"])

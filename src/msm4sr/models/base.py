@@ -66,9 +66,16 @@ class Scorer(nn.Module):
     def encode_items(self) -> Tensor:
         """The whole catalogue as the model sees it, once a step: [N, M, D], M modalities (1 for IDs alone)."""
 
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """What `encode_items` says of `items` [n] alone: [n, M, D]. Worth overriding where that costs less than all."""
+        return self.encode_items()[items]
+
     @abstractmethod
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Item rows [B, L], padded on the right, to a vector for each prefix [B, L, Q]."""
+        """Rows [B, L] of `catalogue`, padded on the right, to a vector for each prefix [B, L, Q].
+
+        The catalogue may be that of some items; what is known of an item is to be read from its row there.
+        """
 
     @abstractmethod
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:

@@ -121,14 +121,20 @@ class MSM4SR(Model):
     # -- fine-tuning, evaluation, serving (equation 12 as one product) --------------------------------------------
 
     def encode_items(self) -> Tensor:
-        """F, the content of the whole catalogue in the modalities that score: [N, M, D]."""
-        return torch.stack([self.encode_content(a) for a in self.scored], dim=1)
+        """F, the content of the whole catalogue in the modalities that score, and last E: [N, M + 1, D]."""
+        return self._catalogue(None, self.item_embedding.weight)
+
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, M + 1, D]."""
+        return self._catalogue(items, self.item_embedding(items))
+
+    def _catalogue(self, items: Tensor | None, embedding: Tensor) -> Tensor:
+        return torch.stack([*(self.encode_content(a, items) for a in self.scored), embedding], dim=1)
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Item rows [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
-        inputs = take(catalogue, histories)  # [B, L, M, D]
-        if self.config.id_in_input:
-            inputs = inputs + self.item_embedding(histories).unsqueeze(2)
+        """Rows of the catalogue [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
+        content, embedding = catalogue[:, :-1], catalogue[:, -1:]
+        inputs = take(content + embedding if self.config.id_in_input else content, histories)  # [B, L, M, D]
         hidden = self.encode_sequences(inputs.permute(2, 0, 1, 3))  # [M, B, L, D]
         if self.config.similarity == "cosine":
             hidden = F.normalize(hidden, dim=-1) / self.config.temperature
@@ -136,7 +142,7 @@ class MSM4SR(Model):
 
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[F^t + E; F^v + E]: [N, M * D]."""
-        vectors = catalogue + self.item_embedding.weight.unsqueeze(1)
+        vectors = catalogue[:, :-1] + catalogue[:, -1:]
         if self.config.similarity == "cosine":
             vectors = F.normalize(vectors, dim=-1)
         return vectors.flatten(1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.data.batches import Batch, count_batches, epoch_batches
@@ -15,9 +18,22 @@ from msm4sr.models.base import Scorer
 from msm4sr.objectives import next_item_cross_entropy
 from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, fit
 
+SAMPLE_OVER = 100_000  # items; below, all of them cost less than what a sample loses
+
 
 class FinetuneSettings(StageSettings):
     """The second stage; defaults are the paper's."""
+
+    candidates: Literal["auto", "all", "sampled"] = Field(
+        "auto",
+        description="items of the softmax: all of the catalogue, or a sample; auto: a sample over 100,000 items",
+    )
+    samples: int = Field(8192, ge=1, description="items drawn for a step, where they are sampled")
+
+    def samples_of(self, n_items: int) -> int | None:
+        """How many items to draw of a catalogue of `n_items`; None: all are candidates."""
+        sampled = self.candidates == "sampled" or (self.candidates == "auto" and n_items > SAMPLE_OVER)
+        return min(self.samples, n_items) if sampled else None
 
 
 def finetune_loss(model: Scorer, batch: Batch) -> Tensor:
@@ -27,15 +43,35 @@ def finetune_loss(model: Scorer, batch: Batch) -> Tensor:
     return next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), batch.targets[batch.mask])
 
 
+def sampled_finetune_loss(model: Scorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
+    """`finetune_loss` with the denominator estimated from a uniform sample [S] of distinct items.
+
+    Only those items, the histories' and the next items are encoded. With S = `n_items` it is the full loss.
+    """
+    target = batch.targets[batch.mask]
+    everything, place = torch.unique(torch.cat([sample, target, batch.items.flatten()]), return_inverse=True)
+    drawn, target, histories = place.split([len(sample), len(target), batch.items.numel()])
+    log_weights = sample.new_full((len(everything),), -torch.inf, dtype=torch.float32)
+    log_weights[drawn] = math.log(n_items / len(sample))
+    catalogue = model.encode_some_items(everything)
+    prefixes = model.encode_histories(histories.view_as(batch.items), catalogue)[batch.mask]
+    return next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), target, log_weights)
+
+
 class FinetuneTask(nn.Module):
     """The loss of a batch as a module, which is what Lightning Fabric wraps."""
 
-    def __init__(self, model: Scorer) -> None:
+    def __init__(self, model: Scorer, n_items: int, samples: int | None = None) -> None:
         super().__init__()
         self.model = model
+        self.n_items = n_items
+        self.samples = samples
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return finetune_loss(self.model, batch)
+        if self.samples is None:
+            return finetune_loss(self.model, batch)
+        sample = torch.randperm(self.n_items, generator=generator, device=batch.items.device)[: self.samples]
+        return sampled_finetune_loss(self.model, batch, sample, self.n_items)
 
 
 def finetune(
@@ -65,7 +101,7 @@ def finetune(
         )
 
     return fit(
-        FinetuneTask(model),
+        FinetuneTask(model, dataset.n_items, settings.samples_of(dataset.n_items)),
         model,
         stage="finetune",
         settings=settings,

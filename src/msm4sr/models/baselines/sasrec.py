@@ -36,6 +36,10 @@ class SASRec(Model):
         """The ID embeddings: [N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, 1, D]."""
+        return self.item_embedding(items).unsqueeze(1)  # type: ignore[no-any-return]
+
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """Item rows [B, L] to a vector for each prefix [B, L, D]."""
         return self.transformer(take(catalogue, histories).squeeze(2))  # type: ignore[no-any-return]
