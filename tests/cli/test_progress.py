@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: the stage, the epoch, the time left and the loss."""
+"""What a person sees while a model trains: the stage, the epoch, the time left, the loss and the speed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ def screen(steps: int) -> tuple[str, str]:
     bar.live.console = console
     bar.disable = True  # only what this test draws
     monitor = cli_console.TrainingProgress(bar)
-    monitor.start("pretrain", 4, 10)
+    monitor.start("pretrain", 4, 10, 0)
     monitor.epoch(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)
     if steps:
-        monitor.step("pretrain", 2, 2.75, steps)
+        monitor.step("pretrain", 2, 2.75, steps, 9876.5)
     lines = paper.getvalue()
     paper.truncate(0)
     console.print(bar.get_renderable())
     return paper.getvalue(), lines
 
 
-def test_the_bar_shows_stage_epoch_steps_time_and_loss() -> None:
+def test_the_bar_shows_stage_epoch_steps_time_loss_and_speed() -> None:
     bar, _ = screen(5)
     assert "pretrain 2/4" in bar
     assert "15/40" in bar
     assert re.search(r" (-:--:--|\d:\d\d:\d\d) ", bar)  # the time left
     assert "loss 2.750" in bar
+    assert "9876 pairs/s" in bar
 
 
 def test_the_bar_moves_on_with_epochs_too_short_for_a_report_of_their_steps() -> None:

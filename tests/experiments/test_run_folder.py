@@ -18,14 +18,13 @@ from msm4sr.experiments.run import (
     begin_run,
     build_model,
     evaluate_stage,
-    finetune_stage,
     load_run_data,
     open_run,
     plan_run,
-    pretrain_stage,
     restore,
     restore_last,
     tidy,
+    train_stage,
 )
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.registry import from_pretrained
@@ -89,7 +88,7 @@ def test_a_run_that_did_not_begin_keeps_the_features_that_were_made(data: Path, 
 
 def test_replacing_a_run_takes_away_what_the_old_one_made_once_the_new_one_begins(data: Path, run: Run) -> None:
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
     (run.folder / "features").mkdir()
     before = sorted(path.name for path in run.folder.iterdir())
@@ -117,10 +116,10 @@ def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Ru
     late = run.settings.finetune.model_copy(update={"validate_every": 2})  # the first epoch has no validation
     again = replace(run, settings=run.settings.model_copy(update={"finetune": late}))
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     kept, epochs = read_weights(run.checkpoint("finetune")), run.epochs()
     with pytest.raises(KeyboardInterrupt):
-        finetune_stage(again, *begin(run), Interrupting())
+        train_stage(again, "finetune", *begin(run), Interrupting())
     now = read_weights(run.checkpoint("finetune"))
     assert all(torch.equal(kept[name], now[name]) for name in kept)
     assert run.epochs() == epochs
@@ -128,9 +127,9 @@ def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Ru
 
 def test_new_weights_take_away_the_results_of_the_old_ones(run: Run) -> None:
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
-    finetune_stage(run, *begin(run))
+    train_stage(run, "finetune", *begin(run))
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
 
 
@@ -145,7 +144,7 @@ def test_a_stage_that_is_left_out_need_not_have_left_anything(data: Path, tmp_pa
 
 def test_the_checkpoint_is_the_best_epoch_and_the_model_has_its_weights(run: Run) -> None:
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     kept, now = read_weights(run.checkpoint("finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)
     other = begin(run)[1]
@@ -156,7 +155,7 @@ def test_the_checkpoint_is_the_best_epoch_and_the_model_has_its_weights(run: Run
 
 def test_metrics_are_those_of_the_best_epoch(run: Run) -> None:
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     result = evaluate_stage(run, dataset, model)
     best = max(run.epochs(), key=lambda row: (row["recall@20"], -row["epoch"]))
     assert {name: best[name] for name in result["validation"]} == result["validation"]
@@ -168,7 +167,7 @@ def test_metrics_are_those_of_the_best_epoch(run: Run) -> None:
 
 def test_the_model_folder_needs_nothing_else(run: Run) -> None:
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
     loaded = from_pretrained(run.folder / "model")
     histories = torch.tensor([[0, 1, 2], [3, 4, 5]])
@@ -186,7 +185,7 @@ def test_a_stage_that_is_done_again_starts_its_lines_anew(run: Run) -> None:
     dataset, _ = begin(run)
     lines = []
     for _ in range(2):
-        finetune_stage(run, dataset, begin(run)[1])
+        train_stage(run, "finetune", dataset, begin(run)[1])
         lines.append([{k: v for k, v in row.items() if "second" not in k} for row in run.epochs()])
     assert len(lines[0]) == 3
     assert lines[0] == lines[1]
@@ -200,7 +199,7 @@ def test_lines_and_weights_are_there_while_the_stage_still_runs(run: Run) -> Non
             seen.append((len(run.epochs()), run.checkpoint("finetune").exists()))
 
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model, Watching())
+    train_stage(run, "finetune", dataset, model, Watching())
     assert seen == [(1, True), (2, True), (3, True)]
 
 
@@ -212,7 +211,7 @@ def test_an_interruption_loses_nothing_that_was_kept(run: Run) -> None:
 
     dataset, model = begin(run)
     with pytest.raises(KeyboardInterrupt):
-        finetune_stage(run, dataset, model, Impatient())
+        train_stage(run, "finetune", dataset, model, Impatient())
     assert [row["epoch"] for row in run.epochs()] == [1, 2]
     kept, now = read_weights(run.checkpoint("finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)
@@ -226,7 +225,7 @@ def test_what_stage_is_missing_is_said(run: Run) -> None:
 def test_a_model_without_pretraining_passes_that_stage_by(run: Run) -> None:
     dataset, model = begin(run)
     before = weights_of(model)
-    pretrain_stage(run, dataset, model)
+    train_stage(run, "pretrain", dataset, model)
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
     assert run.epochs() == []
 
@@ -241,6 +240,6 @@ def test_a_line_that_is_no_record_is_named(run: Run, line: str) -> None:
 
 def test_no_temporary_file_remains(run: Run) -> None:
     dataset, model = begin(run)
-    finetune_stage(run, dataset, model)
+    train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
     assert not list(run.folder.rglob("*.part"))

@@ -49,10 +49,10 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def start(self, stage: str, epochs: int, steps: int) -> None:
+    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
         self.told.append(("start", stage, epochs, steps))
 
-    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None:
+    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
         self.told.append(("step", epoch, steps))
 
     def epoch(self, record: EpochRecord, best: bool) -> None:

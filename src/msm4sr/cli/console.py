@@ -96,24 +96,24 @@ class StatusColumn(ProgressColumn):
 
 
 class TrainingProgress:
-    """A bar over all steps with the current loss, and a line an epoch."""
+    """A bar over all steps with the current loss and speed, and a line an epoch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None
         self._epochs, self._steps = 0, 0
 
-    def start(self, stage: str, epochs: int, steps: int) -> None:
+    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
         self._epochs, self._steps = epochs, steps
-        self._task = self._progress.add_task(stage, total=epochs * steps, status="")
+        self._task = self._progress.add_task(stage, total=epochs * steps, completed=done, status="")
 
-    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None:
+    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
         assert self._task is not None
         self._progress.update(
             self._task,
             advance=steps,
             description=f"{stage} {epoch}/{self._epochs}",
-            status=f"loss {loss:.3f}",
+            status=f"loss {loss:.3f}  {pairs_per_second:.0f} pairs/s",
         )
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
@@ -122,7 +122,7 @@ class TrainingProgress:
             self._task,
             completed=record.epoch * self._steps,
             description=f"{record.stage} {record.epoch}/{self._epochs}",
-            status=f"loss {record.loss:.3f}",
+            status=f"loss {record.loss:.3f}  {record.pairs_per_second:.0f} pairs/s",
         )
         found = " ".join(
             f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation

@@ -46,8 +46,8 @@ def run(
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
     with told(f"interrupted; what was done is kept in {out}"):
         started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite)
-        _pretrain(started, dataset, network)
-        _finetune(started, dataset, network)
+        _train(started, "pretrain", dataset, network)
+        _train(started, "finetune", dataset, network)
         _evaluate(started, dataset, network)
 
 
@@ -72,7 +72,7 @@ def pretrain(folder: RunFolder) -> None:
     with told(f"interrupted; the best validated epoch is kept: msm4sr finetune {folder} goes on from it"):
         started = _open(folder)
         dataset, network = _load(started)
-        _pretrain(started, dataset, network)
+        _train(started, "pretrain", dataset, network)
         say_next("finetune", folder)
 
 
@@ -84,7 +84,7 @@ def finetune(folder: RunFolder) -> None:
         started = _open(folder)
         dataset, network = _load(started)
         restore_last(started, network, before="finetune")
-        _finetune(started, dataset, network)
+        _train(started, "finetune", dataset, network)
         say_next("evaluate", folder)
 
 
@@ -149,18 +149,11 @@ def _extract(run: Run, dataset: Dataset) -> Model:
     return build_model(run.settings, dataset, features)
 
 
-def _pretrain(run: Run, dataset: Dataset, network: Model) -> None:
-    from msm4sr.experiments.run import pretrain_stage
+def _train(run: Run, stage: str, dataset: Dataset, network: Model) -> None:
+    from msm4sr.experiments.run import train_stage
 
     with progress_bar() as progress:
-        pretrain_stage(run, dataset, network, TrainingProgress(progress), progress.console.print)
-
-
-def _finetune(run: Run, dataset: Dataset, network: Model) -> None:
-    from msm4sr.experiments.run import finetune_stage
-
-    with progress_bar() as progress:
-        finetune_stage(run, dataset, network, TrainingProgress(progress))
+        train_stage(run, stage, dataset, network, TrainingProgress(progress), progress.console.print)
 
 
 def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:

@@ -20,11 +20,10 @@ from msm4sr.experiments.run import (
     build_model,
     evaluate_stage,
     extract_stage,
-    finetune_stage,
     load_run_data,
     plan_run,
-    pretrain_stage,
     restore,
+    train_stage,
 )
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.base import Model
@@ -95,10 +94,10 @@ def run_demo(
         model = build_model(settings, dataset, extract_stage(run, dataset, progress))
         begin_run(run)
         if model_name == "msm4sr" and pretrained is None:
-            pretrain_stage(run, dataset, model, monitor())
+            train_stage(run, "pretrain", dataset, model, monitor())
             pretrained = run
         elif model_name == "msm4sr" and pretrained is not None:
             restore(pretrained, model, "pretrain")
-        finetune_stage(run, dataset, model, monitor())
+        train_stage(run, "finetune", dataset, model, monitor())
         metrics[name] = evaluate_stage(run, dataset, model)
     return Demo(metrics, run, dataset, model)

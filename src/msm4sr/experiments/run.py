@@ -34,17 +34,17 @@ from msm4sr.experiments.settings import RunSettings, validate_settings
 from msm4sr.features.extract import extract_features
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs, Model
-from msm4sr.models.msm4sr import MSM4SR, as_tensors
+from msm4sr.models.msm4sr import as_tensors
 from msm4sr.models.registry import MODELS, build
+from msm4sr.training import stage as training
 from msm4sr.training.checkpoint import read_weights, save_weights, set_weights
-from msm4sr.training.finetune import finetune
-from msm4sr.training.loop import EpochRecord, Monitor, Silent
-from msm4sr.training.pretrain import pretrain
+from msm4sr.training.loop import EpochRecord, Monitor, Silent, StageSettings
+from msm4sr.training.pretrain import PretrainTask
+from msm4sr.training.tasks import STAGES, task_of
 
 Note = Callable[[str], object]
 """Is told a line, in rich's markup."""
 
-STAGES = ("pretrain", "finetune")
 RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
 
 
@@ -206,43 +206,34 @@ def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, 
     return build(settings.model, inputs, settings.seed)
 
 
-def pretrain_stage(
-    run: Run, dataset: Dataset, model: Model, monitor: Monitor = Silent(), note: Note = lambda line: None
+def train_stage(
+    run: Run,
+    stage: str,
+    dataset: Dataset,
+    model: Model,
+    monitor: Monitor = Silent(),
+    note: Note = lambda line: None,
 ) -> None:
-    """Pre-train `model` in place and keep its best weights; nothing for a model or settings without this stage."""
-    if not isinstance(model, MSM4SR) or run.settings.pretrain.epochs == 0:
+    """Train `model` in place and keep its best weights; nothing for a model or settings without this stage."""
+    settings: StageSettings = getattr(run.settings, stage)
+    task = task_of(stage, model, settings)
+    if task is None:
         return
     _check_device(run.settings)  # the run may have come from another machine
-    if len(model.modalities) == 1:
-        note(f"pre-training on {model.modalities[0]} alone: nothing to mix or to contrast")
-    keep = _Keeper(run, "pretrain", monitor)
-    pretrain(
-        model,
+    if isinstance(task, PretrainTask) and len(task.model.modalities) == 1:
+        note(f"pre-training on {task.model.modalities[0]} alone: nothing to mix or to contrast")
+    keep = _Keeper(run, stage, monitor)
+    training.train_stage(
+        stage,
+        task,
         dataset,
-        run.settings.pretrain,
+        settings,
         seed=run.settings.seed,
         evaluation=run.settings.evaluation,
         device=run.settings.device,
         monitor=keep,
         on_best=keep.weights,
     )
-
-
-def finetune_stage(run: Run, dataset: Dataset, model: Model, monitor: Monitor = Silent()) -> None:
-    """Fine-tune `model` in place and keep its best weights; nothing for a model that has no weights to train."""
-    if _trains(model):
-        _check_device(run.settings)
-        keep = _Keeper(run, "finetune", monitor)
-        finetune(
-            model,
-            dataset,
-            run.settings.finetune,
-            seed=run.settings.seed,
-            evaluation=run.settings.evaluation,
-            device=run.settings.device,
-            monitor=keep,
-            on_best=keep.weights,
-        )
 
 
 def evaluate_stage(
@@ -317,10 +308,6 @@ def check_items(run: Run, dataset: Dataset) -> None:
         )
 
 
-def _trains(model: Model) -> bool:
-    return any(weight.requires_grad for weight in model.parameters())
-
-
 def restore(run: Run, model: Model, stage: str) -> None:
     """Put the best weights of a finished stage into the model. InputError when the stage has left none."""
     file = run.checkpoint(stage)
@@ -335,11 +322,8 @@ def restore(run: Run, model: Model, stage: str) -> None:
 
 def restore_last(run: Run, model: Model, before: str | None = None) -> None:
     """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
-    has = {
-        "pretrain": isinstance(model, MSM4SR) and run.settings.pretrain.epochs > 0,
-        "finetune": _trains(model) and run.settings.finetune.epochs > 0,
-    }
-    stages = [stage for stage in STAGES[: STAGES.index(before) if before else None] if has[stage]]
+    earlier = STAGES[: STAGES.index(before) if before else None]
+    stages = [stage for stage in earlier if task_of(stage, model, getattr(run.settings, stage))]
     if stages:
         restore(run, model, stages[-1])
 
@@ -363,11 +347,11 @@ class _Keeper:
         save_weights(weights, self._run.checkpoint(self._stage))
         self._begun = True
 
-    def start(self, stage: str, epochs: int, steps: int) -> None:
-        self._monitor.start(stage, epochs, steps)
+    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
+        self._monitor.start(stage, epochs, steps, done)
 
-    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None:
-        self._monitor.step(stage, epoch, loss, steps)
+    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
+        self._monitor.step(stage, epoch, loss, steps, pairs_per_second)
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
         self._rows.append(record.as_row())

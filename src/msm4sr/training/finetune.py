@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, Unpack
 
-import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from msm4sr.data.batches import Batch, count_batches, epoch_batches
-from msm4sr.data.dataset import Dataset, training_histories
-from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
-from msm4sr.models.base import Scorer
+from msm4sr.data.batches import Batch
+from msm4sr.data.dataset import Dataset
+from msm4sr.models.base import Model, Scorer
 from msm4sr.objectives import next_item_cross_entropy
-from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, fit
+from msm4sr.training.loop import EpochRecord, StageSettings
+from msm4sr.training.stage import StageOptions, Task, train_stage
 
 SAMPLE_OVER = 100_000  # items; below, all of them cost less than what a sample loses
 
@@ -58,14 +56,13 @@ def sampled_finetune_loss(model: Scorer, batch: Batch, sample: Tensor, n_items: 
     return next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), target, log_weights)
 
 
-class FinetuneTask(nn.Module):
-    """The loss of a batch as a module, which is what Lightning Fabric wraps."""
+class FinetuneTask(Task):
+    """`finetune_loss`, or over a sample of the items `sampled_finetune_loss`, as a task."""
 
-    def __init__(self, model: Scorer, n_items: int, samples: int | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.n_items = n_items
-        self.samples = samples
+    def __init__(self, model: Model, settings: FinetuneSettings) -> None:
+        super().__init__(model)
+        self.n_items = model.n_items
+        self.samples = settings.samples_of(model.n_items)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         if self.samples is None:
@@ -75,41 +72,10 @@ class FinetuneTask(nn.Module):
 
 
 def finetune(
-    model: Scorer,
-    dataset: Dataset,
-    settings: FinetuneSettings = FinetuneSettings(),
-    *,
-    seed: int = 0,
-    evaluation: EvaluationSettings = EvaluationSettings(),
-    device: Device = Device(),
-    monitor: Monitor = Silent(),
-    on_best: Callable[[dict[str, Tensor], EpochRecord], object] = lambda weights, record: None,
+    model: Model, dataset: Dataset, settings: FinetuneSettings = FinetuneSettings(), **options: Unpack[StageOptions]
 ) -> list[EpochRecord]:
     """Train a sequence model on the training parts of the histories; the best epoch's weights remain.
 
-    See `fit` for the arguments and what is raised.
+    See `train_stage` for the options.
     """
-    histories = training_histories(dataset)
-
-    def batches(epoch: int) -> Iterator[Batch]:
-        return epoch_batches(
-            histories,
-            max_history=model.max_history,
-            batch_pairs=settings.batch_pairs,
-            pairs=settings.pairs,
-            rng=np.random.default_rng([seed, epoch]),
-        )
-
-    return fit(
-        FinetuneTask(model, dataset.n_items, settings.samples_of(dataset.n_items)),
-        model,
-        stage="finetune",
-        settings=settings,
-        batches=batches,
-        steps_per_epoch=count_batches(histories, settings.batch_pairs),
-        validate=lambda: evaluate(model, dataset, "validation", evaluation),
-        seed=seed,
-        device=device,
-        monitor=monitor,
-        on_best=on_best,
-    )
+    return train_stage("finetune", FinetuneTask(model, settings), dataset, settings, **options)

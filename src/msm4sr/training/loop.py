@@ -6,18 +6,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from lightning_fabric import Fabric
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.training.checkpoint import set_weights, weights_of
 
 REPORT_EVERY = 10  # steps between two looks at the loss: on a GPU each look waits for the device
+
+
+class TrainingBatch(Protocol):
+    """A batch: a dataclass of tensors with a row a history (or a pair)."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, True where there is a pair of the loss; the loss is a mean over them."""
+
+    def to(self, device: torch.device) -> Self: ...
 
 
 class StageSettings(BaseModel):
@@ -67,17 +76,24 @@ class EpochRecord:
 class Monitor(Protocol):
     """Who is told of the progress; the default tells nobody."""
 
-    def start(self, stage: str, epochs: int, steps: int) -> None: ...
-    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None: ...
-    def epoch(self, record: EpochRecord, best: bool) -> None: ...
-    def finish(self, stage: str) -> None: ...
+    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
+        """So many epochs of about so many steps begin; `done` steps in all were taken before an interruption."""
+
+    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
+        """So many more steps were taken; the loss and the speed of the last ones."""
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        """An epoch has ended, and validated better than all before it or not."""
+
+    def finish(self, stage: str) -> None:
+        """The stage has ended, for whatever reason."""
 
 
 class Silent:
     """A monitor that says nothing."""
 
-    def start(self, stage: str, epochs: int, steps: int) -> None: ...
-    def step(self, stage: str, epoch: int, loss: float, steps: int) -> None: ...
+    def start(self, stage: str, epochs: int, steps: int, done: int) -> None: ...
+    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None: ...
     def epoch(self, record: EpochRecord, best: bool) -> None: ...
     def finish(self, stage: str) -> None: ...
 
@@ -103,7 +119,7 @@ def fit(
     *,
     stage: str,
     settings: StageSettings,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[TrainingBatch]],
     steps_per_epoch: int,
     validate: Callable[[], dict[str, float]],
     seed: int,
@@ -139,13 +155,13 @@ def fit(
         epochs = min(epochs, max(1, settings.max_steps // steps_per_epoch))
     fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
     task.to(fabric.device)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings.schedule, epochs * steps_per_epoch))
     forward, optimizer = fabric.setup(task, optimizer)
     records: list[EpochRecord] = []
     best_value, best_weights, waited = -math.inf, weights_of(model), 0
-    monitor.start(stage, epochs, steps_per_epoch)
+    monitor.start(stage, epochs, steps_per_epoch, 0)
     try:
         for epoch in range(1, epochs + 1):
             began = time.perf_counter()
@@ -170,7 +186,8 @@ def fit(
                     n_pairs += pairs
                     total += loss.detach() * pairs
                     if step % REPORT_EVERY == 0:
-                        monitor.step(stage, epoch, _finite(loss, stage, epoch, step), REPORT_EVERY)
+                        speed = n_pairs / (time.perf_counter() - began)
+                        monitor.step(stage, epoch, _finite(loss, stage, epoch, step), REPORT_EVERY, speed)
             seconds = time.perf_counter() - began
             if n_pairs == 0:
                 raise InputError(f"{stage}: no user has two training items: there is no pair to train on")

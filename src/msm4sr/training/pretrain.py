@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from msm4sr.data.batches import Batch, count_batches, epoch_batches
-from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.data.batches import Batch, epoch_batches
+from msm4sr.data.dataset import Dataset, Histories
 from msm4sr.errors import InputError
-from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.models.base import Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
-from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, fit
+from msm4sr.training.loop import EpochRecord, StageSettings
+from msm4sr.training.stage import StageOptions, Task, train_stage
 
 
 class PretrainSettings(StageSettings):
@@ -84,18 +84,6 @@ def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, gener
     return loss
 
 
-class PretrainTask(nn.Module):
-    """The loss of a batch as a module, which is what Lightning Fabric wraps."""
-
-    def __init__(self, model: MSM4SR, settings: PretrainSettings) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return pretrain_loss(self.model, batch, self.settings, generator)
-
-
 class ContentMatcher(Scorer):
     """The pre-trained model as a recommender without IDs: sum over modalities and views of cos(m, z).
 
@@ -123,52 +111,48 @@ class ContentMatcher(Scorer):
         return F.normalize(catalogue, dim=-1).flatten(1)
 
 
-def pretrain(
-    model: MSM4SR,
-    dataset: Dataset,
-    settings: PretrainSettings = PretrainSettings(),
-    *,
-    seed: int = 0,
-    evaluation: EvaluationSettings = EvaluationSettings(),
-    device: Device = Device(),
-    monitor: Monitor = Silent(),
-    on_best: Callable[[dict[str, Tensor], EpochRecord], object] = lambda weights, record: None,
-) -> list[EpochRecord]:
-    """Train the item and sequence encoders on the training parts of the histories; the best epoch's weights remain.
-
-    See `fit` for the arguments and what else is raised.
+class PretrainTask(Task):
+    """`pretrain_loss`, as a task; validated by `ContentMatcher`.
 
     Raises:
         InputError: no loss is left: NIP is off, and CMCL is off or has but one modality.
     """
-    if not settings.nip_weight and (not settings.cmcl_weight or len(model.modalities) == 1):
-        raise InputError(
-            "pretrain.nip_weight is 0 and nothing else is to be learnt: CMCL needs pretrain.cmcl_weight over 0 and two "
-            f"modalities (there is {' and '.join(model.modalities)}); leave the stage out with pretrain.epochs=0"
-        )
-    histories = training_histories(dataset)
-    matcher = ContentMatcher(model)
 
-    def batches(epoch: int) -> Iterator[Batch]:
+    def __init__(self, model: MSM4SR, settings: PretrainSettings) -> None:
+        super().__init__(model)
+        if not settings.nip_weight and (not settings.cmcl_weight or len(model.modalities) == 1):
+            raise InputError(
+                "pretrain.nip_weight is 0 and nothing else is to be learnt: CMCL needs pretrain.cmcl_weight over 0 and "
+                f"two modalities (there is {' and '.join(model.modalities)}); leave the stage out with "
+                "pretrain.epochs=0"
+            )
+        self.model: MSM4SR = model
+        self.settings = settings
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return pretrain_loss(self.model, batch, self.settings, generator)
+
+    def batches(self, histories: Histories, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
+        """All pairs once, in what sequence random drop leaves of the histories."""
         return epoch_batches(
             histories,
-            max_history=model.max_history,
+            max_history=self.model.max_history,
             batch_pairs=settings.batch_pairs,
             pairs=settings.pairs,
-            drop=settings.drop,
-            rng=np.random.default_rng([seed, epoch]),
+            drop=self.settings.drop,
+            rng=rng,
         )
 
-    return fit(
-        PretrainTask(model, settings),
-        model,
-        stage="pretrain",
-        settings=settings,
-        batches=batches,
-        steps_per_epoch=count_batches(histories, settings.batch_pairs),
-        validate=lambda: evaluate(matcher, dataset, "validation", evaluation),
-        seed=seed,
-        device=device,
-        monitor=monitor,
-        on_best=on_best,
-    )
+    @property
+    def scorer(self) -> Scorer:
+        return ContentMatcher(self.model)
+
+
+def pretrain(
+    model: MSM4SR, dataset: Dataset, settings: PretrainSettings = PretrainSettings(), **options: Unpack[StageOptions]
+) -> list[EpochRecord]:
+    """Train the item and sequence encoders on the training parts of the histories; the best epoch's weights remain.
+
+    See `train_stage` for the options and `PretrainTask` for what is refused.
+    """
+    return train_stage("pretrain", PretrainTask(model, settings), dataset, settings, **options)

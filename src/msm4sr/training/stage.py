@@ -1,0 +1,99 @@
+"""A stage of training: a task, on the training parts of the histories, stopped by validation. All stages are this."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from msm4sr.data.batches import count_batches, epoch_batches
+from msm4sr.data.dataset import Dataset, Histories, training_histories
+from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.models.base import Scorer
+from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, TrainingBatch, fit
+
+
+class Task(nn.Module):
+    """What a stage trains a model for: the loss of a batch, the batches, and who is validated.
+
+    A module, which is what Lightning Fabric wraps; weights that it has beside the model's are trained too.
+    """
+
+    def __init__(self, model: Scorer) -> None:
+        super().__init__()
+        self.model = model
+
+    @abstractmethod
+    def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, a mean over its pairs; `generator` is for what the task itself draws."""
+
+    def batches(
+        self, histories: Histories, settings: StageSettings, rng: np.random.Generator
+    ) -> Iterator[TrainingBatch]:
+        """The batches of one epoch; unless overridden, all pairs (prefix, next item) of the histories once."""
+        return epoch_batches(
+            histories,
+            max_history=self.model.max_history,
+            batch_pairs=settings.batch_pairs,
+            pairs=settings.pairs,
+            rng=rng,
+        )
+
+    def count_batches(self, histories: Histories, settings: StageSettings) -> int:
+        """About how many those are."""
+        return count_batches(histories, settings.batch_pairs)
+
+    @property
+    def scorer(self) -> Scorer:
+        """Whom validation ranks by; unless overridden, the model itself."""
+        return self.model
+
+
+class StageOptions(TypedDict, total=False):
+    """What `train_stage` takes beside the task, the data and the settings; see there."""
+
+    seed: int
+    evaluation: EvaluationSettings
+    device: Device
+    monitor: Monitor
+    on_best: Callable[[dict[str, Tensor], EpochRecord], object]
+
+
+def train_stage(
+    stage: str,
+    task: Task,
+    dataset: Dataset,
+    settings: StageSettings,
+    *,
+    seed: int = 0,
+    evaluation: EvaluationSettings = EvaluationSettings(),
+    device: Device = Device(),
+    monitor: Monitor = Silent(),
+    on_best: Callable[[dict[str, Tensor], EpochRecord], object] = lambda weights, record: None,
+) -> list[EpochRecord]:
+    """Train `task.model` on the training parts of the histories; the weights of the best validated epoch remain.
+
+    Args:
+        stage: its name, for records and messages.
+        evaluation: how validation ranks.
+
+    See `fit` for the other arguments and what is raised.
+    """
+    histories = training_histories(dataset)
+    return fit(
+        task,
+        task.model,
+        stage=stage,
+        settings=settings,
+        batches=lambda epoch: task.batches(histories, settings, np.random.default_rng([seed, epoch])),
+        steps_per_epoch=task.count_batches(histories, settings),
+        validate=lambda: evaluate(task.scorer, dataset, "validation", evaluation),
+        seed=seed,
+        device=device,
+        monitor=monitor,
+        on_best=on_best,
+    )
