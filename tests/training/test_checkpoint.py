@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ import torch
 from builders import make_msm4sr, make_sasrec
 
 from msm4sr.errors import InputError
-from msm4sr.training.checkpoint import read_weights, save_weights, set_weights, weights_of
+from msm4sr.training.checkpoint import (
+    check_same,
+    digest,
+    flat,
+    read_about,
+    read_weights,
+    save_weights,
+    set_weights,
+    weights_of,
+)
 
 
 def test_weights_come_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -64,19 +75,54 @@ def test_a_checkpoint_that_is_not_there_is_an_input_error(tmp_path: Path) -> Non
         read_weights(tmp_path / "x.safetensors")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from msm4sr.errors import InputError
+from msm4sr.training.checkpoint import save_weights
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # as a disk that has no more room
+try:
+    save_weights({"weight": torch.zeros(100_000)}, Path(sys.argv[1]), {"epoch": 2})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     weights = weights_of(make_sasrec())
-    save_weights(weights, file)
-
-    def full_disk(tensors: object, part: Path) -> None:
-        Path(part).write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("msm4sr.training.checkpoint.save_file", full_disk)
-    with pytest.raises(InputError, match="No space left on device"):
-        save_weights({name: weight + 1 for name, weight in weights.items()}, file)
+    save_weights(weights, file, {"epoch": 1})
+    said = subprocess.run([sys.executable, "-c", FULL_DISK, file], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"{file}: the checkpoint could not be written (")
+    assert said.endswith("the one before is whole\n")
     assert all(torch.equal(weights[name], weight) for name, weight in read_weights(file).items())
+    assert read_about(file) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder would be")
+    with pytest.raises(InputError, match=r"checkpoints/x\.safetensors: the checkpoint could not be written"):
+        save_weights(weights_of(make_sasrec()), tmp_path / "checkpoints" / "x.safetensors")
+
+
+def test_what_a_checkpoint_is_of_comes_back_without_its_weights(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_weights({"weight": torch.zeros(3)}, file, {"items": "3 items", "place": {"epoch": 2, "best": 0.1}})
+    assert read_about(file) == {"items": "3 items", "place": {"epoch": 2, "best": 0.1}}
+    save_weights({"weight": torch.zeros(3)}, file)
+    assert read_about(file) == {}
+
+
+def test_what_differs_from_the_checkpoint_is_said() -> None:
+    then = flat({"seed": 0, "model": {"dim": 8, "score_with": ["text"]}, "pretrain": {"epochs": 3}})
+    check_same(Path("x"), then, {"seed": 0, "model.score_with": ("text",)})  # as it comes back from JSON
+    with pytest.raises(InputError, match=r"x: .* another training: model\.dim \(8 there, 16 now\)$"):
+        check_same(Path("x"), then, then | {"model.dim": 16})
+    with pytest.raises(InputError, match=r"items \(not known there, 3 items now\)"):
+        check_same(Path("x"), then, then | {"items": "3 items"})
+
+
+def test_another_content_or_another_cut_of_it_has_another_digest() -> None:
+    assert digest(b"ab", b"c") == digest(b"ab", b"c")
+    assert len({digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc"), digest(b"abd")}) == 4

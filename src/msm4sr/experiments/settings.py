@@ -16,8 +16,8 @@ from msm4sr.features.extract import FeatureSettings
 from msm4sr.models.msm4sr import MSM4SRConfig
 from msm4sr.models.registry import CONFIGS, ModelConfig
 from msm4sr.presets import load_preset
+from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings
-from msm4sr.training.loop import Device
 from msm4sr.training.pretrain import PretrainSettings
 
 

@@ -1,12 +1,17 @@
-"""Weights on disk: safetensors, written whole or not at all."""
+"""Checkpoints: one safetensors file each, written whole or not at all, with what it is of as JSON in its header."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,16 +23,24 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
 
 
-def save_weights(weights: dict[str, Tensor], file: Path) -> None:
-    """Write `weights` to `file`, through a temporary file beside it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def save_weights(weights: Mapping[str, Tensor], file: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write `weights`, and `about` (as JSON, in the header), to `file`, through a temporary file beside it.
+
+    InputError when that fails; a former `file` is then still there, and whole.
+    """
     part = file.with_name(file.name + ".part")
+    header = None if about is None else {"about": json.dumps(about)}
     try:
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, part)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, part, header)
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())  # else a power cut could leave the new name on an empty file
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{file}: the checkpoint could not be written ({error}); the one before is whole") from None
+        with suppress(OSError):  # the folder cannot be written, which is being told
+            part.unlink(missing_ok=True)
+        kept = "; the one before is whole" if file.exists() else ""
+        raise InputError(f"{file}: the checkpoint could not be written ({error}){kept}") from None
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -40,7 +53,19 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: not a whole checkpoint ({error}); run the stage again that makes it") from None
 
 
-def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def read_about(file: Path) -> dict[str, Any]:
+    """What was given as `about`; only the header is read. InputError when it is not there or not whole."""
+    try:
+        with safe_open(file, "pt") as opened:
+            about: dict[str, Any] = json.loads((opened.metadata() or {}).get("about", "{}"))
+            return about
+    except FileNotFoundError:
+        raise InputError(f"{file}: there is no such checkpoint") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{file}: not a whole checkpoint ({error}); run the stage again that makes it") from None
+
+
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put `weights` into `model`. InputError when the names or shapes are another model's."""
     own = dict(model.named_parameters())
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
@@ -48,3 +73,38 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
+
+
+# -- what a checkpoint is of -----------------------------------------------------------------------------------------
+
+
+def digest(*parts: bytes) -> str:
+    """A short name for any content."""
+    made = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        made.update(len(part).to_bytes(8, "little") + part)
+    return made.hexdigest()
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping with dotted names."""
+    return {
+        name: value
+        for key, part in settings.items()
+        for name, value in (
+            flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
+        ).items()
+    }
+
+
+def check_same(file: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """InputError that says what differs between what a checkpoint is of and what is asked for (`now`)."""
+    now = json.loads(json.dumps(now))  # as it was stored: no tuples
+    differing = [
+        f"{name} ({then.get(name, 'not known')!s} there, {value!s} now)"
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(f"{file}: the checkpoint is of another training: {', '.join(differing[:3])}{more}")

@@ -1,11 +1,12 @@
-"""The training loop: epochs, validation, early stopping, the best weights kept. Both stages go through it."""
+"""The training loop: epochs, validation, early stopping, checkpoints. All stages go through it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -14,7 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.training.checkpoint import set_weights, weights_of
+from msm4sr.training.checkpoint import check_same, read_about, read_weights, save_weights, set_weights, weights_of
+from msm4sr.training.device import (
+    Device,
+    alone,
+    gather_with,
+    generator_states,
+    set_generator_states,
+    share,
+)
 
 REPORT_EVERY = 10  # steps between two looks at the loss: on a GPU each look waits for the device
 
@@ -54,6 +63,9 @@ class StageSettings(BaseModel):
         pattern=r"^((recall|ndcg)@(5|10|20|50)|mrr)$",
         description="the validation metric that chooses",
     )
+    checkpoint_every: float = Field(
+        60.0, ge=0, description="seconds between two checkpoints inside an epoch (its end has one anyway)"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,12 @@ class EpochRecord:
         row = asdict(self)
         validation: dict[str, float] = row.pop("validation")
         return row | validation
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        own = ("stage", "epoch", "loss", "seconds", "pairs_per_second")
+        validation = {key: value for key, value in row.items() if key not in own}
+        return cls(**{key: row[key] for key in own}, validation=validation)
 
 
 class Monitor(Protocol):
@@ -98,19 +116,49 @@ class Silent:
     def finish(self, stage: str) -> None: ...
 
 
-class Device(BaseModel):
-    """Where and how precisely to compute; handed to Lightning Fabric."""
+@dataclass
+class Place:
+    """How far a training has come: what goes on from step to step beside weights, optimiser and generators.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes:
+        epoch: under way.
+        step: steps of it that were taken.
+        steps: steps of all epochs.
+        pairs: of the epoch so far.
+        seconds: of the epoch so far, validation apart.
+        best: the best validation value, None before the first.
+        best_epoch: the one that had it.
+        waited: validations since.
+        done: there is nothing left to do.
+        rows: what `EpochRecord.as_row` gave, of the epochs that have ended.
+    """
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto takes a GPU where there is one"
-    )
-    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the products; weights stay float32")
+    epoch: int = 1
+    step: int = 0
+    steps: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    waited: int = 0
+    done: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def torch_device(self) -> torch.device:
-        """The device that the accelerator names."""
-        return Fabric(accelerator=self.accelerator, devices=1).device
+
+def best_file(checkpoints: Path, stage: str) -> Path:
+    """Where the weights of a stage's best validated epoch are kept."""
+    return checkpoints / f"{stage}.safetensors"
+
+
+def last_file(checkpoints: Path, stage: str) -> Path:
+    """Where all is kept that an interrupted stage goes on from."""
+    return checkpoints / f"{stage}.last.safetensors"
+
+
+def read_place(checkpoints: Path, stage: str) -> Place | None:
+    """How far a stage had come by its last checkpoint; None where there is none."""
+    file = last_file(checkpoints, stage)
+    return Place(**read_about(file)["place"]) if file.exists() else None
 
 
 def fit(
@@ -126,100 +174,210 @@ def fit(
     device: Device = Device(),
     monitor: Monitor = Silent(),
     on_best: Callable[[dict[str, Tensor], EpochRecord], object] = lambda weights, record: None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
 ) -> list[EpochRecord]:
     """Train `model` until it no longer improves on validation, and leave the best weights in it.
 
     Args:
         task: holds `model`; `task(batch, generator)` is the loss of a batch, a mean over its pairs.
         model: what is trained.
-        stage: its name, for records and messages.
+        stage: its name, for records, messages and the names of checkpoints.
         settings: of the stage.
-        batches: the batches of an epoch (numbered from 1).
+        batches: the batches of an epoch (numbered from 1), the same every time. With several processes each is
+            given its rows of every batch.
         steps_per_epoch: about how many those are, for the schedule and the progress bar.
-        validate: the validation metrics of the model as it is.
+        validate: the validation metrics of the model as it is; the first process calls it.
         seed: with the epoch's number it seeds dropout and the generator that the task is given, so that an epoch
             draws the same whatever came before it. The caller's random state is left as it was.
-        device: for Lightning Fabric.
-        monitor: is told of steps and epochs.
-        on_best: is given the weights whenever validation has improved; an interruption loses nothing that it kept.
+        device: for Lightning Fabric, which starts the other processes where it names several.
+        monitor: is told of steps and epochs, in the first process.
+        on_best: is given the weights whenever validation has improved, in the first process.
+        checkpoints: a folder for `STAGE.safetensors`, the best weights, and `STAGE.last.safetensors`, from which an
+            interrupted stage goes on. None: nothing is written.
+        resume: go on from the last checkpoint, to the same weights and records as without the interruption. Where
+            there is none, the stage starts.
+        identity: what the result depends on, as JSON; a checkpoint of anything else is refused.
 
     Returns:
         A record an epoch.
 
     Raises:
+        InputError: nothing to train on; a checkpoint that cannot be written, or to go on from that is of another
+            training.
         FloatingPointError: the loss is no longer a number.
         KeyboardInterrupt: passed on, with the best weights so far in the model.
     """
     epochs = settings.epochs
     if settings.max_steps:
         epochs = min(epochs, max(1, settings.max_steps // steps_per_epoch))
-    fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
+    fabric = device.fabric()
+    fabric.launch()
+    first = fabric.is_global_zero
+    identity = {**(identity or {}), "device": fabric.device.type, "processes": fabric.world_size}
+    if not first:
+        monitor, on_best = Silent(), lambda weights, record: None
     task.to(fabric.device)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings.schedule, epochs * steps_per_epoch))
-    forward, optimizer = fabric.setup(task, optimizer)
-    records: list[EpochRecord] = []
-    best_value, best_weights, waited = -math.inf, weights_of(model), 0
-    monitor.start(stage, epochs, steps_per_epoch, 0)
+    rate = _schedule(settings.schedule, epochs * steps_per_epoch)
+    forward, wrapped = fabric.setup(task, optimizer)
+    generator, gather = torch.Generator(fabric.device), gather_with(fabric)
+    total = torch.zeros((), device=fabric.device)  # of the losses of the epoch's pairs
+    place, best_weights, states = Place(), weights_of(model), None
+    if resume and checkpoints is not None and last_file(checkpoints, stage).exists():
+        place, states = _go_on(last_file(checkpoints, stage), identity, task, optimizer, total)
+        if place.best_epoch:
+            best_weights = _best_weights(best_file(checkpoints, stage), identity, place.best_epoch)
+
+    def save() -> None:
+        """The last checkpoint, of all processes."""
+        if checkpoints is None:
+            return
+        states = generator_states(fabric, generator)
+        if first:
+            about = {"identity": identity, "place": asdict(place)}
+            save_weights(_state(task, optimizer, total, states), last_file(checkpoints, stage), about)
+
+    monitor.start(stage, epochs, steps_per_epoch, place.steps)
     try:
-        for epoch in range(1, epochs + 1):
-            began = time.perf_counter()
+        while place.epoch <= epochs and not place.done:
+            epoch = place.epoch
+            began = saved = time.perf_counter() - place.seconds
             with torch.random.fork_rng(devices=[] if fabric.device.type == "cpu" else None):
-                torch.manual_seed(_epoch_seed(seed, epoch))
-                generator = torch.Generator(fabric.device).manual_seed(_epoch_seed(seed, epoch) + 1)
+                torch.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank))
+                generator.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank) + 1)
+                if states is not None:
+                    set_generator_states(fabric, generator, states)
+                    states = None
                 task.train()
-                total, n_pairs = torch.zeros((), device=fabric.device), 0
                 for step, batch in enumerate(batches(epoch), start=1):
+                    if step <= place.step:
+                        continue  # taken before the interruption
                     pairs = int(batch.mask.sum())  # before it moves: a GPU would have to be waited for
-                    loss = forward(batch.to(fabric.device), generator)
-                    optimizer.zero_grad()
+                    mine = share(batch, fabric.global_rank, fabric.world_size)
+                    # Where there are fewer rows than processes, each takes them all. Else the mean over the
+                    # processes, which ddp takes, of these weighted means is the mean over all pairs.
+                    weight = 1.0 if mine is None else int(mine.mask.sum()) * fabric.world_size / pairs
+                    task.gather = alone if mine is None else gather  # type: ignore[assignment]
+                    for group in optimizer.param_groups:
+                        group["lr"] = settings.learning_rate * rate(place.steps)
+                    loss = forward((batch if mine is None else mine).to(fabric.device), generator)
+                    if fabric.world_size > 1:
+                        loss = loss * weight
+                    wrapped.zero_grad()
                     fabric.backward(loss)
                     fabric.clip_gradients(
                         forward,
-                        optimizer,
+                        wrapped,
                         max_norm=settings.max_gradient_norm,
                         error_if_nonfinite=False,  # it would wait for the device; the look at the loss tells better
                     )
-                    optimizer.step()
-                    schedule.step()
-                    n_pairs += pairs
+                    wrapped.step()
                     total += loss.detach() * pairs
+                    place.step, place.steps, place.pairs = step, place.steps + 1, place.pairs + pairs
                     if step % REPORT_EVERY == 0:
-                        speed = n_pairs / (time.perf_counter() - began)
-                        monitor.step(stage, epoch, _finite(loss, stage, epoch, step), REPORT_EVERY, speed)
-            seconds = time.perf_counter() - began
-            if n_pairs == 0:
+                        now = time.perf_counter()
+                        place.seconds = now - began
+                        value, due = _mean(fabric, loss.detach(), first and now - saved >= settings.checkpoint_every)
+                        speed = place.pairs / place.seconds
+                        monitor.step(stage, epoch, _finite(value, stage, epoch, step), REPORT_EVERY, speed)
+                        if due:
+                            save()
+                            saved = time.perf_counter()
+            place.seconds = time.perf_counter() - began
+            if place.pairs == 0:
                 raise InputError(f"{stage}: no user has two training items: there is no pair to train on")
-            due = epoch % settings.validate_every == 0 or epoch == epochs
+            validates = epoch % settings.validate_every == 0 or epoch == epochs
             task.eval()
             record = EpochRecord(
                 stage,
                 epoch,
-                _finite(total / n_pairs, stage, epoch, step),
-                round(seconds, 3),
-                round(n_pairs / seconds, 1),
-                validate() if due else {},
+                _finite(_mean(fabric, total)[0] / place.pairs, stage, epoch, place.step),
+                round(place.seconds, 3),
+                round(place.pairs / place.seconds, 1),
+                fabric.broadcast(validate() if first else {}) if validates else {},
             )
-            records.append(record)
-            improved = due and record.validation[settings.select] > best_value
+            improved = validates and (place.best is None or record.validation[settings.select] > place.best)
             if improved:
-                best_value, best_weights, waited = record.validation[settings.select], weights_of(model), 0
+                best_weights = weights_of(model)
+                place.best, place.best_epoch, place.waited = record.validation[settings.select], epoch, 0
                 on_best(best_weights, record)
-            elif due:
-                waited += 1
+                if first and checkpoints is not None:
+                    about = {"identity": identity, "epoch": epoch}
+                    save_weights(best_weights, best_file(checkpoints, stage), about)
+            elif validates:
+                place.waited += 1
+            place.rows.append(record.as_row())
             monitor.epoch(record, improved)
-            if waited >= settings.patience:
-                break
+            place.epoch, place.step, place.pairs, place.seconds = epoch + 1, 0, 0, 0.0
+            place.done = epoch == epochs or place.waited >= settings.patience
+            total.zero_()
+            save()
     finally:
         set_weights(model, best_weights)
         model.eval()
         monitor.finish(stage)
-    return records
+    return [EpochRecord.from_row(row) for row in place.rows]
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) * 2 % 2**62
+# -- the last checkpoint ---------------------------------------------------------------------------------------------
+
+
+def _state(
+    task: nn.Module, optimizer: torch.optim.Optimizer, total: Tensor, states: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All tensors from which a training goes on."""
+    tensors = {f"weights/{name}": weight for name, weight in weights_of(task).items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{number}/{name}": moment.detach().cpu().clone() for name, moment in moments.items()}
+    tensors |= {f"generators/{name}": state for name, state in states.items()}
+    return tensors | {"total": total.detach().cpu().clone()}
+
+
+def _go_on(
+    file: Path, identity: Mapping[str, Any], task: nn.Module, optimizer: torch.optim.Optimizer, total: Tensor
+) -> tuple[Place, dict[str, Tensor]]:
+    """Put a last checkpoint into weights, optimiser and `total`; the place, and the generators' states."""
+    about = read_about(file)
+    check_same(file, about["identity"], identity)
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "generators": {}}
+    for name, tensor in read_weights(file).items():
+        part, _, rest = name.partition("/")
+        if part == "total":
+            total.copy_(tensor)
+        else:
+            parts[part][rest] = tensor
+    set_weights(task, parts["weights"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        number, _, kind = name.partition("/")
+        moments.setdefault(int(number), {})[kind] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Place(**about["place"]), parts["generators"]
+
+
+def _best_weights(file: Path, identity: Mapping[str, Any], epoch: int) -> dict[str, Tensor]:
+    """The best weights of a training that goes on; of its `epoch`, or of the one that was under way."""
+    about = read_about(file)
+    check_same(file, about["identity"], identity)
+    if about["epoch"] < epoch:
+        raise InputError(f"{file}: it is of epoch {about['epoch']}, not {epoch}; run the stage again from its start")
+    return read_weights(file)
+
+
+def _mean(fabric: Fabric, value: Tensor, flag: bool = False) -> tuple[Tensor, bool]:
+    """The mean of a number over the processes, and whether any of them raised its flag."""
+    if fabric.world_size == 1:
+        return value, flag
+    both = torch.stack([value, torch.tensor(float(flag), device=value.device)])
+    mean = fabric.all_reduce(both, reduce_op="mean")
+    return mean[0], bool(mean[1] > 0)
+
+
+def _epoch_seed(seed: int, epoch: int, process: int) -> int:
+    return ((seed * 1_000_003 + epoch) * 2 + process * 2**40) % 2**62
 
 
 def _finite(loss: Tensor, stage: str, epoch: int, step: int) -> float:

@@ -18,6 +18,7 @@ from msm4sr.models.base import Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
+from msm4sr.training.device import Gather, alone
 from msm4sr.training.loop import EpochRecord, StageSettings
 from msm4sr.training.stage import StageOptions, Task, train_stage
 
@@ -49,23 +50,29 @@ def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
     return inputs.gather(0, source.unsqueeze(-1).expand_as(inputs))
 
 
-def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
-    """L = sum over modalities of NIP + lambda CMCL (equation 11).
+def pretrain_loss(
+    model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator, gather: Gather = alone
+) -> Tensor:
+    """L = sum over modalities of NIP + lambda CMCL (equation 11), a mean over the pairs of this process.
 
     Each distinct item of the batch is encoded once. With a single modality there is nothing to mix or to contrast:
-    what remains is NIP.
+    what remains is NIP. The pairs of the other processes, which `gather` brings, are negatives like its own.
     """
-    next_item = batch.targets[batch.mask]  # [P]
-    everything, place = torch.unique(torch.cat([batch.items.flatten(), next_item]), return_inverse=True)
-    content = torch.stack([model.encode_content(a, everything) for a in model.modalities], dim=1)  # [n, M, D]
+    own_next = batch.targets[batch.mask]
+    items, place = torch.unique(torch.cat([batch.items.flatten(), own_next]), return_inverse=True)
+    content = torch.stack([model.encode_content(a, items) for a in model.modalities], dim=1)  # [n, M, D]
     inputs = take(content, place[: batch.items.numel()].view_as(batch.items)).permute(2, 0, 1, 3)  # [M, B, L, D]
-    rho = settings.mixup * float(torch.rand((), generator=generator, device=inputs.device))
-    hidden = model.encode_sequences(mix_up(inputs, rho, generator))[:, batch.mask]  # [M, P, D]
-    columns, target, counts = torch.unique(
-        place[batch.items.numel() :], return_inverse=True, return_counts=True
-    )  # the distinct next items: [C], [P], [C]
+    rho = settings.mixup * float(gather(torch.rand(1, generator=generator, device=inputs.device))[0][0])
+    hidden = model.encode_sequences(mix_up(inputs, rho, generator))[:, batch.mask]  # [M, P of its own, D]
 
-    next_content = take(content, columns)  # [C, M, D]
+    # From here on the pairs of all processes, `mine` among them.
+    every_hidden, mine = gather(hidden.transpose(0, 1))
+    hidden = every_hidden.transpose(0, 1)  # [M, P, D]
+    next_item, _ = gather(own_next)  # [P]
+    columns, target, counts = torch.unique(next_item, return_inverse=True, return_counts=True)  # [C], [P], [C]
+    distinct = place[batch.items.numel() :].unique()
+    known, _ = gather(items[distinct])  # each process's distinct next items; several may have the same
+    next_content = take(gather(take(content, distinct))[0], _first(known, columns))  # [C, M, D]
 
     loss = hidden.new_zeros(())
     for i, modality in enumerate(model.modalities):
@@ -73,15 +80,26 @@ def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, gener
         own = views.pop(i)
         if settings.nip_weight:
             loss = loss + settings.nip_weight * next_item_prediction(
-                [own, *views], next_content[:, i], target, counts, model.config.temperature
+                [view[mine] for view in (own, *views)],
+                next_content[:, i],
+                target[mine],
+                counts,
+                model.config.temperature,
             )
         if settings.cmcl_weight and views:
             contrasts = [
-                cross_modality_contrast(own, other, next_item, model.config.temperature, settings.negatives)
+                cross_modality_contrast(own, other, next_item, model.config.temperature, settings.negatives, mine)
                 for other in views
             ]
             loss = loss + settings.cmcl_weight * torch.stack(contrasts).mean()
     return loss
+
+
+def _first(known: Tensor, wanted: Tensor) -> Tensor:
+    """For each of `wanted` [C] (distinct, ascending), where it first stands in `known`, which has them all."""
+    place = torch.arange(len(known), device=known.device)
+    column = torch.searchsorted(wanted, known)
+    return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)
 
 
 class ContentMatcher(Scorer):
@@ -130,7 +148,7 @@ class PretrainTask(Task):
         self.settings = settings
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return pretrain_loss(self.model, batch, self.settings, generator)
+        return pretrain_loss(self.model, batch, self.settings, generator, self.gather)
 
     def batches(self, histories: Histories, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
         """All pairs once, in what sequence random drop leaves of the histories."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,18 +15,27 @@ from msm4sr.data.batches import count_batches, epoch_batches
 from msm4sr.data.dataset import Dataset, Histories, training_histories
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.models.base import Scorer
-from msm4sr.training.loop import Device, EpochRecord, Monitor, Silent, StageSettings, TrainingBatch, fit
+from msm4sr.training.checkpoint import digest, flat
+from msm4sr.training.device import Device, Gather, alone
+from msm4sr.training.loop import EpochRecord, Monitor, Silent, StageSettings, TrainingBatch, fit
 
 
 class Task(nn.Module):
     """What a stage trains a model for: the loss of a batch, the batches, and who is validated.
 
     A module, which is what Lightning Fabric wraps; weights that it has beside the model's are trained too.
+
+    Attributes:
+        gather: reaches the rows of the other processes; a loss in which the pairs of a batch meet one another needs
+            it. `fit` sets it, for each batch.
     """
+
+    gather: Gather
 
     def __init__(self, model: Scorer) -> None:
         super().__init__()
         self.model = model
+        self.gather = alone
 
     @abstractmethod
     def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
@@ -61,6 +71,9 @@ class StageOptions(TypedDict, total=False):
     device: Device
     monitor: Monitor
     on_best: Callable[[dict[str, Tensor], EpochRecord], object]
+    checkpoints: Path | None
+    resume: bool
+    identity: Mapping[str, Any] | None
 
 
 def train_stage(
@@ -74,12 +87,16 @@ def train_stage(
     device: Device = Device(),
     monitor: Monitor = Silent(),
     on_best: Callable[[dict[str, Tensor], EpochRecord], object] = lambda weights, record: None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
 ) -> list[EpochRecord]:
     """Train `task.model` on the training parts of the histories; the weights of the best validated epoch remain.
 
     Args:
         stage: its name, for records and messages.
         evaluation: how validation ranks.
+        identity: what the result depends on beside settings, seed and data, such as the model's settings.
 
     See `fit` for the other arguments and what is raised.
     """
@@ -96,4 +113,22 @@ def train_stage(
         device=device,
         monitor=monitor,
         on_best=on_best,
+        checkpoints=checkpoints,
+        resume=resume,
+        identity={
+            **identity_of(stage, settings, dataset.item_ids, seed),
+            "histories": digest(histories.values.tobytes(), histories.offsets.tobytes()),
+            **flat({"evaluation": evaluation.model_dump(), "device": {"precision": device.precision}}),
+            **(identity or {}),
+        },
     )
+
+
+def identity_of(stage: str, settings: StageSettings, item_ids: Sequence[str], seed: int) -> dict[str, Any]:
+    """What the weights of a stage depend on, whatever goes on afterwards."""
+    decides = settings.model_dump(mode="json", exclude={"checkpoint_every"})
+    return {
+        "seed": seed,
+        "items": f"{len(item_ids)} items, {digest(*(item.encode() for item in item_ids))}",
+        **flat({stage: decides}),
+    }

@@ -1,0 +1,116 @@
+"""Where training computes: devices, precision and processes, all of them Lightning Fabric's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+Gather = Callable[[Tensor], tuple[Tensor, slice]]
+"""Rows [n, ...] of this process to those of all processes, one after another, and where its own stand in them.
+Gradients flow back to the process that a row came from."""
+
+AnyBatch = TypeVar("AnyBatch")
+
+
+class Device(BaseModel):
+    """Where, how precisely and on how many processes to compute; handed to Lightning Fabric."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto takes a GPU where there is one"
+    )
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the products; weights stay float32")
+    devices: int = Field(1, ge=1, description="processes on this machine, a device (or on the CPU a share of it) each")
+    num_nodes: int = Field(1, ge=1, description="machines; each is started by itself or by torchrun, SLURM, ...")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp where there are several processes")
+
+    @property
+    def processes(self) -> int:
+        """On all machines."""
+        return self.devices * self.num_nodes
+
+    def torch_device(self) -> torch.device:
+        """The device that the accelerator names."""
+        return Fabric(accelerator=self.accelerator, devices=1).device
+
+    def fabric(self) -> Fabric:
+        """Not yet launched, which is what starts the other processes."""
+        strategy: DDPStrategy | str = "auto"
+        if self.strategy == "ddp" or self.processes > 1:
+            # A stage leaves some weights alone (the ID embedding in pre-training), and a batch may lack what others
+            # need (a missing picture's stand-in). Buffers are frozen features: equal everywhere, and large.
+            strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        return Fabric(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            precision=self.precision,
+            strategy=strategy,
+        )
+
+
+def alone(rows: Tensor) -> tuple[Tensor, slice]:
+    """The gathering of a single process: its rows are all there are."""
+    return rows, slice(None)
+
+
+def gather_with(fabric: Fabric) -> Gather:
+    """The gathering of these processes; their numbers of rows may differ."""
+    if fabric.world_size == 1:
+        return alone
+
+    def gather(rows: Tensor) -> tuple[Tensor, slice]:
+        counts = all_gather(fabric, torch.tensor(len(rows), device=rows.device)).tolist()
+        padding = (0, 0) * (rows.dim() - 1) + (0, max(counts) - len(rows))
+        everything = all_gather(fabric, F.pad(rows, padding))  # [processes, longest, ...]
+        start = sum(counts[: fabric.global_rank])
+        joined = torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
+        return joined, slice(start, start + len(rows))
+
+    return gather
+
+
+def all_gather(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """Tensors of one shape from all processes: [...] to [processes, ...]. Gradients flow back."""
+    if fabric.world_size == 1:
+        return tensor.unsqueeze(0)
+    return fabric.all_gather(tensor, sync_grads=True)  # type: ignore[return-value]
+
+
+def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
+    """This process's rows of a batch (a dataclass of tensors with rows first); None when there are too few for all.
+
+    The stretches follow one another, so that the shares of all processes, put together, are the batch.
+    """
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}  # type: ignore[arg-type]
+    rows = min(len(tensor) for tensor in tensors.values())
+    if rows < processes:
+        return None
+    mine = slice(rows * rank // processes, rows * (rank + 1) // processes)
+    return type(batch)(**{name: tensor[mine] for name, tensor in tensors.items()})
+
+
+def generator_states(fabric: Fabric, generator: torch.Generator) -> dict[str, Tensor]:
+    """The states of all processes' generators, [processes, bytes] each: torch's own, the device's, and `generator`."""
+    states = {"cpu": torch.get_rng_state(), "task": generator.get_state()}
+    if fabric.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(fabric.device)
+    return {name: all_gather(fabric, state.to(fabric.device)).cpu() for name, state in states.items()}
+
+
+def set_generator_states(fabric: Fabric, generator: torch.Generator, states: dict[str, Tensor]) -> None:
+    """Put this process's generators into the states that `generator_states` gave."""
+    own: dict[str, Any] = {name: state[fabric.global_rank].clone() for name, state in states.items()}
+    torch.set_rng_state(own["cpu"])
+    generator.set_state(own["task"])
+    if "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"], fabric.device)
