@@ -29,7 +29,7 @@ from msm4sr.experiments.run import (
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.registry import from_pretrained
 from msm4sr.training.checkpoint import read_weights, weights_of
-from msm4sr.training.loop import EpochRecord, Silent
+from msm4sr.training.loop import EpochRecord, Silent, best_file
 
 SMALL = ("model.dim=8", "model.inner_dim=8", "finetune.epochs=3", "finetune.learning_rate=0.01")
 
@@ -117,10 +117,10 @@ def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Ru
     again = replace(run, settings=run.settings.model_copy(update={"finetune": late}))
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
-    kept, epochs = read_weights(run.checkpoint("finetune")), run.epochs()
+    kept, epochs = read_weights(best_file(run.checkpoints, "finetune")), run.epochs()
     with pytest.raises(KeyboardInterrupt):
         train_stage(again, "finetune", *begin(run), Interrupting())
-    now = read_weights(run.checkpoint("finetune"))
+    now = read_weights(best_file(run.checkpoints, "finetune"))
     assert all(torch.equal(kept[name], now[name]) for name in kept)
     assert run.epochs() == epochs
 
@@ -138,18 +138,18 @@ def test_a_stage_that_is_left_out_need_not_have_left_anything(data: Path, tmp_pa
     untrained = plan_run(data, tmp_path / "untrained", settings, "seed")
     begin_run(untrained)
     dataset, model = begin(untrained)
-    restore_last(untrained, model)
+    restore_last(untrained, dataset, model)
     assert evaluate_stage(untrained, dataset, model)["test"]["recall@10"] == 1  # of six items
 
 
 def test_the_checkpoint_is_the_best_epoch_and_the_model_has_its_weights(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
-    kept, now = read_weights(run.checkpoint("finetune")), weights_of(model)
+    kept, now = read_weights(best_file(run.checkpoints, "finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)
     other = begin(run)[1]
     assert any(not torch.equal(kept[name], weight) for name, weight in weights_of(other).items())
-    restore(run, other, "finetune")
+    restore(run, dataset, other, "finetune")
     assert all(torch.equal(kept[name], weight) for name, weight in weights_of(other).items())
 
 
@@ -196,7 +196,7 @@ def test_lines_and_weights_are_there_while_the_stage_still_runs(run: Run) -> Non
 
     class Watching(Silent):
         def epoch(self, record: EpochRecord, best: bool) -> None:
-            seen.append((len(run.epochs()), run.checkpoint("finetune").exists()))
+            seen.append((len(run.epochs()), best_file(run.checkpoints, "finetune").exists()))
 
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model, Watching())
@@ -213,13 +213,13 @@ def test_an_interruption_loses_nothing_that_was_kept(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_stage(run, "finetune", dataset, model, Impatient())
     assert [row["epoch"] for row in run.epochs()] == [1, 2]
-    kept, now = read_weights(run.checkpoint("finetune")), weights_of(model)
+    kept, now = read_weights(best_file(run.checkpoints, "finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)
 
 
 def test_what_stage_is_missing_is_said(run: Run) -> None:
     with pytest.raises(InputError, match=rf"`msm4sr finetune {run.folder}` comes first"):
-        restore(run, begin(run)[1], "finetune")
+        restore(run, *begin(run), "finetune")
 
 
 def test_a_model_without_pretraining_passes_that_stage_by(run: Run) -> None:

@@ -48,13 +48,22 @@ FeaturesFolder = Annotated[
     Path | None, typer.Option("--features", help="Keep extracted features here, to share them between runs.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+Devices = Annotated[
+    int | None, typer.Option("--devices", min=1, help="Processes to train with, a device each.", show_default="1")
+]
+Strategy = Annotated[str | None, typer.Option("--strategy", help="auto or ddp: how several processes train together.")]
 
 
 @contextmanager
 def told(interrupted: str = "interrupted") -> Iterator[None]:
-    """What goes wrong, in one line and an exit code: 2 for wrong input, 130 for Ctrl-C."""
+    """What goes wrong, in one line and an exit code: 2 for wrong input, 130 for Ctrl-C.
+
+    Where several processes train together, what goes wrong in all of them is told by the first.
+    """
     try:
-        yield
+        with _one_voice():
+            yield
     except InputError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(2) from None
@@ -68,6 +77,27 @@ def told(interrupted: str = "interrupted") -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print(f"\n[yellow]{escape(interrupted)}[/yellow]")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Keeps a process that is not the first from repeating what the first one tells, or from complaining of its end."""
+    try:
+        yield
+    except BaseException as error:
+        if "torch" not in sys.modules:
+            raise
+        from msm4sr.training.device import first_is_gone, is_lost_connection, rank_here
+
+        rank = rank_here()
+        if rank == 0 and is_lost_connection(error):
+            errors.print("[red]error:[/red] another process of this training has ended; what it said stands above")
+            raise typer.Exit(1) from None
+        if rank > 0 and (isinstance(error, KeyboardInterrupt) or first_is_gone()):
+            raise typer.Exit(1) from None
+        if rank > 0:
+            errors.print(f"process {rank} (counted from 0):")
+        raise
 
 
 def say_next(*words: str | Path) -> None:

@@ -12,13 +12,16 @@ from rich.table import Table
 from msm4sr.cli.console import (
     Changes,
     Data,
+    Devices,
     FeaturesFolder,
     ModelName,
     Out,
     Overwrite,
     Preset,
+    Resume,
     RunFolder,
     Seed,
+    Strategy,
     TrainingProgress,
     console,
     progress_bar,
@@ -42,13 +45,18 @@ def run(
     seed: Seed = None,
     features: FeaturesFolder = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
+    devices: Devices = None,
+    strategy: Strategy = None,
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
-    with told(f"interrupted; what was done is kept in {out}"):
-        started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite)
-        _train(started, "pretrain", dataset, network)
-        _train(started, "finetune", dataset, network)
-        _evaluate(started, dataset, network)
+    with told(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
+        changes = [*changes, *_device_changes(devices, strategy)]
+        started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite, resume)
+        for stage in ("pretrain", "finetune"):
+            _train(started, stage, dataset, network, resume)
+        if _first(started):
+            _evaluate(started, dataset, network)
 
 
 def extract(
@@ -63,29 +71,37 @@ def extract(
 ) -> None:
     """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN."""
     with told(f"interrupted; finished parts are kept in {out}, and the same command goes on"):
-        _start(data, out, preset, model, changes, seed, features, overwrite)
+        _prepare(data, out, preset, model, changes, seed, features, overwrite)
         say_next("pretrain", out)
 
 
-def pretrain(folder: RunFolder) -> None:
+def pretrain(folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None) -> None:
     """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
-    with told(f"interrupted; the best validated epoch is kept: msm4sr finetune {folder} goes on from it"):
-        started = _open(folder)
-        dataset, network = _load(started)
-        _train(started, "pretrain", dataset, network)
-        say_next("finetune", folder)
+    with told(
+        f"interrupted; msm4sr pretrain {folder} --resume goes on; the best validated epoch so far is kept, and "
+        f"msm4sr finetune {folder} goes on from it"
+    ):
+        started = _open(folder, devices, strategy)
+        dataset, network = _load_together(started)
+        _train(started, "pretrain", dataset, network, resume)
+        if _first(started):
+            say_next("finetune", folder)
 
 
-def finetune(folder: RunFolder) -> None:
+def finetune(folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None) -> None:
     """The third stage alone: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    with told(f"interrupted; the best validated epoch is kept: msm4sr evaluate {folder} measures it"):
+    with told(
+        f"interrupted; msm4sr finetune {folder} --resume goes on; the best validated epoch so far is kept, and "
+        f"msm4sr evaluate {folder} measures it"
+    ):
         from msm4sr.experiments.run import restore_last
 
-        started = _open(folder)
-        dataset, network = _load(started)
-        restore_last(started, network, before="finetune")
-        _train(started, "finetune", dataset, network)
-        say_next("evaluate", folder)
+        started = _open(folder, devices, strategy)
+        dataset, network = _load_together(started)
+        restore_last(started, dataset, network, before="finetune")
+        _train(started, "finetune", dataset, network, resume)
+        if _first(started):
+            say_next("evaluate", folder)
 
 
 def evaluate(folder: RunFolder) -> None:
@@ -95,7 +111,7 @@ def evaluate(folder: RunFolder) -> None:
 
         started = _open(folder)
         dataset, network = _load(started)
-        restore_last(started, network)
+        restore_last(started, dataset, network)
         _evaluate(started, dataset, network)
 
 
@@ -108,15 +124,48 @@ def _start(
     seed: int | None,
     features: Path | None,
     overwrite: bool,
+    resume: bool,
 ) -> tuple[Run, Dataset, Model]:
-    from msm4sr.data.dataset import load_dataset
-    from msm4sr.experiments.run import begin_run, describe_data, plan_run, tidy
+    """The run, its data and a new model, in every process: the first one prepares what the others then read."""
     from msm4sr.experiments.settings import resolve_settings
 
+    device = resolve_settings(preset, model, changes, seed).device
+    if not device.is_first:
+        console.quiet = True
+        device.connect()
+        started = _open(out)
+        return started, *_load(started)
+    prepared = _prepare(data, out, preset, model, changes, seed, features, overwrite, resume)
+    device.connect()
+    return prepared
+
+
+def _prepare(
+    data: Path,
+    out: Path,
+    preset: str,
+    model: str,
+    changes: list[str],
+    seed: int | None,
+    features: Path | None,
+    overwrite: bool,
+    resume: bool = False,
+) -> tuple[Run, Dataset, Model]:
+    """Check all that a user may have given wrong, extract, and begin the run (or open the one that stands there)."""
+    from msm4sr.data.dataset import load_dataset
+    from msm4sr.experiments.run import begin_run, describe_data, plan_run, resume_run, tidy
+    from msm4sr.experiments.settings import resolve_settings
+
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
     settings = resolve_settings(preset, model, changes, seed)
     dataset = load_dataset(data, settings.dataset)  # wrong data is told before anything is made
     if features is not None and (features / "config.yaml").exists():
         features = features / "features"  # another run's
+    if resume and (out / "config.yaml").exists():
+        started = resume_run(data, out, settings, features)
+        describe_data(dataset, console.print)
+        return started, dataset, _extract(started, dataset)
     started = plan_run(data, out, settings, preset, features, overwrite)
     describe_data(dataset, console.print)
     try:
@@ -128,10 +177,32 @@ def _start(
     return started, dataset, network
 
 
-def _open(folder: Path) -> Run:
+def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
+    given = {"devices": devices, "strategy": strategy}
+    return [f"device.{name}={value}" for name, value in given.items() if value is not None]
+
+
+def _open(folder: Path, devices: int | None = None, strategy: str | None = None) -> Run:
     from msm4sr.experiments.run import open_run
 
-    return open_run(folder)
+    return open_run(folder, _device_changes(devices, strategy))
+
+
+def _first(run: Run) -> bool:
+    """Whether this is the process that speaks and writes."""
+    return run.settings.device.is_first
+
+
+def _load_together(run: Run) -> tuple[Dataset, Model]:
+    """The data and a new model, in every process; what is still to be extracted the first one extracts."""
+    device = run.settings.device
+    if not device.is_first:
+        console.quiet = True
+        device.connect()
+        return _load(run)
+    loaded = _load(run)
+    device.connect()
+    return loaded
 
 
 def _load(run: Run) -> tuple[Dataset, Model]:
@@ -149,11 +220,11 @@ def _extract(run: Run, dataset: Dataset) -> Model:
     return build_model(run.settings, dataset, features)
 
 
-def _train(run: Run, stage: str, dataset: Dataset, network: Model) -> None:
+def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool) -> None:
     from msm4sr.experiments.run import train_stage
 
     with progress_bar() as progress:
-        train_stage(run, stage, dataset, network, TrainingProgress(progress), progress.console.print)
+        train_stage(run, stage, dataset, network, TrainingProgress(progress), progress.console.print, resume)
 
 
 def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:

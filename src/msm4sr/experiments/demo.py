@@ -97,7 +97,7 @@ def run_demo(
             train_stage(run, "pretrain", dataset, model, monitor())
             pretrained = run
         elif model_name == "msm4sr" and pretrained is not None:
-            restore(pretrained, model, "pretrain")
+            restore(pretrained, dataset, model, "pretrain")
         train_stage(run, "finetune", dataset, model, monitor())
         metrics[name] = evaluate_stage(run, dataset, model)
     return Demo(metrics, run, dataset, model)

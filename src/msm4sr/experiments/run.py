@@ -4,7 +4,8 @@ config.yaml           data folder, features folder, preset, all settings
 features/             what the frozen encoders made of the items (unless the features folder is another)
 metrics.jsonl         a line an epoch
 metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, ...}
-checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage
+checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage;
+                      pretrain.last.safetensors, ...: what an interrupted stage goes on from
 model/                config.json, model.safetensors, items.json, README.md: whole without the rest
 report.html           for people
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +31,15 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
-from msm4sr.experiments.settings import RunSettings, validate_settings
+from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.extract import extract_features
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs, Model
 from msm4sr.models.msm4sr import as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.training import stage as training
-from msm4sr.training.checkpoint import read_weights, save_weights, set_weights
-from msm4sr.training.loop import EpochRecord, Monitor, Silent, StageSettings
+from msm4sr.training.checkpoint import check_same, flat, read_about, read_weights, set_weights
+from msm4sr.training.loop import EpochRecord, Monitor, Place, Silent, StageSettings, best_file, last_file, read_place
 from msm4sr.training.pretrain import PretrainTask
 from msm4sr.training.tasks import STAGES, task_of
 
@@ -62,8 +63,9 @@ class Run:
     def metrics_file(self) -> Path:
         return self.folder / "metrics.json"
 
-    def checkpoint(self, stage: str) -> Path:
-        return self.folder / "checkpoints" / f"{stage}.safetensors"
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -100,8 +102,8 @@ def plan_run(
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
-                f"{folder}: there is a run already; go on with it (msm4sr pretrain, finetune or evaluate), name "
-                "another --out, or replace it by --overwrite (its features are kept)"
+                f"{folder}: there is a run already; go on with it by --resume (or by msm4sr pretrain, finetune, "
+                "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
             )
     elif folder.is_dir() and any(entry.name != "features" for entry in folder.iterdir()):
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
@@ -125,16 +127,41 @@ def begin_run(run: Run) -> None:
         raise InputError(f"{run.folder}: cannot be written ({error.strerror})") from None
 
 
-def _check_device(settings: RunSettings) -> None:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(settings.device.accelerator, True):
+def resume_run(data: Path, folder: Path, settings: RunSettings, features: Path | None = None) -> Run:
+    """The run that stands in `folder`, to go on with. InputError when it is not one of this data and these settings."""
+    run = open_run(folder)
+    now = flat(settings.model_dump(mode="json")) | {"data": str(data.absolute())}
+    then = flat(run.settings.model_dump(mode="json")) | {"data": str(run.data)}
+    if features is not None:
+        now, then = now | {"--features": str(features.absolute())}, then | {"--features": str(run.features)}
+    differing = [
+        f"{key} is {then.get(key)} there and {now.get(key)} now" for key in now | then if then.get(key) != now.get(key)
+    ]
+    if differing:
         raise InputError(
-            f"device.accelerator: there is no {settings.device.accelerator} device here; auto takes what there is"
+            f"{folder}: cannot go on with this run: {'; '.join(differing[:3])}; give the options that it was begun "
+            "with, or start anew by --overwrite"
+        )
+    _check_device(settings)
+    return run
+
+
+def _check_device(settings: RunSettings) -> None:
+    device = settings.device
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.accelerator, True):
+        raise InputError(f"device.accelerator: there is no {device.accelerator} device here; auto takes what there is")
+    if device.torch_device().type == "cuda" and device.devices > torch.cuda.device_count():
+        raise InputError(
+            f"device.devices: {device.devices} processes need as many GPUs, there are {torch.cuda.device_count()} here"
         )
 
 
-def open_run(folder: Path) -> Run:
-    """Read the run that stands in `folder`. InputError when there is none or its config.yaml is damaged."""
+def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
+    """Read the run that stands in `folder`, with `key=value` changes of its settings that are for this time only.
+
+    InputError when there is none or its config.yaml is damaged.
+    """
     file = folder / "config.yaml"
     if not file.is_file():
         raise InputError(f"{folder}: there is no run here (no config.yaml); `msm4sr run DATA --out {folder}` makes one")
@@ -146,7 +173,8 @@ def open_run(folder: Path) -> Run:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
-    return Run(folder, data, folder.absolute() / features, preset, validate_settings(config, str(file)))
+    settings = change_settings(validate_settings(config, str(file)), changes)
+    return Run(folder, data, folder.absolute() / features, preset, settings)
 
 
 def tidy(run: Run) -> None:
@@ -213,8 +241,12 @@ def train_stage(
     model: Model,
     monitor: Monitor = Silent(),
     note: Note = lambda line: None,
+    resume: bool = False,
 ) -> None:
-    """Train `model` in place and keep its best weights; nothing for a model or settings without this stage."""
+    """Train `model` in place and keep its best weights; nothing for a model or settings without this stage.
+
+    With `resume` it goes on from the stage's last checkpoint, where there is one.
+    """
     settings: StageSettings = getattr(run.settings, stage)
     task = task_of(stage, model, settings)
     if task is None:
@@ -222,7 +254,12 @@ def train_stage(
     _check_device(run.settings)  # the run may have come from another machine
     if isinstance(task, PretrainTask) and len(task.model.modalities) == 1:
         note(f"pre-training on {task.model.modalities[0]} alone: nothing to mix or to contrast")
-    keep = _Keeper(run, stage, monitor)
+    place = read_place(run.checkpoints, stage) if resume else None
+    if place is not None and place.done:
+        note(f"{stage}: done already, {place.epoch - 1} epochs")
+    elif place is not None:
+        note(f"{stage}: goes on in epoch {place.epoch}, after step {place.step}")
+    keep = _Keeper(run, stage, monitor, place)
     training.train_stage(
         stage,
         task,
@@ -233,7 +270,15 @@ def train_stage(
         device=run.settings.device,
         monitor=keep,
         on_best=keep.weights,
+        checkpoints=run.checkpoints,
+        resume=resume,
+        identity=_identity(run),
     )
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What weights depend on beside the settings of their stage."""
+    return flat(run.settings.model_dump(mode="json", include={"dataset", "features", "model"}))
 
 
 def evaluate_stage(
@@ -308,43 +353,52 @@ def check_items(run: Run, dataset: Dataset) -> None:
         )
 
 
-def restore(run: Run, model: Model, stage: str) -> None:
-    """Put the best weights of a finished stage into the model. InputError when the stage has left none."""
-    file = run.checkpoint(stage)
+def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
+    """Put the best weights of a finished stage into the model.
+
+    InputError when the stage has left none, or was run with other settings or on other items.
+    """
+    file = best_file(run.checkpoints, stage)
     if not file.exists():
         raise InputError(f"{run.folder}: {stage} has left nothing here; `msm4sr {stage} {run.folder}` comes first")
-    weights = read_weights(file)
+    weights, about = read_weights(file), read_about(file)
+    settings: StageSettings = getattr(run.settings, stage)
+    now = training.identity_of(stage, settings, dataset.item_ids, run.settings.seed) | _identity(run)
     try:
+        check_same(about.get("identity", {}), now)
         set_weights(model, weights)
     except InputError as error:
         raise InputError(f"{file}: {error}; `msm4sr {stage} {run.folder}` makes it anew") from None
 
 
-def restore_last(run: Run, model: Model, before: str | None = None) -> None:
+def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = None) -> None:
     """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
     earlier = STAGES[: STAGES.index(before) if before else None]
     stages = [stage for stage in earlier if task_of(stage, model, getattr(run.settings, stage))]
     if stages:
-        restore(run, model, stages[-1])
+        restore(run, dataset, model, stages[-1])
 
 
 class _Keeper:
-    """Writes the epochs and the best weights of a stage as they come, and passes all on.
+    """Writes the epochs of a stage as they come, and passes all on.
 
     What the stage left when it ran before stays until there are better weights to put in its place: an interruption
     loses nothing. From then on the results that were made of the old weights are gone.
     """
 
-    def __init__(self, run: Run, stage: str, monitor: Monitor) -> None:
+    def __init__(self, run: Run, stage: str, monitor: Monitor, place: Place | None = None) -> None:
         self._run, self._stage, self._monitor = run, stage, monitor
-        later = STAGES[STAGES.index(stage) :]
-        self._rows = [row for row in run.epochs() if row["stage"] not in later]
-        self._begun = not run.checkpoint(stage).exists()
+        earlier = STAGES[: STAGES.index(stage)]
+        self._rows = [row for row in run.epochs() if row["stage"] in earlier] + (place.rows if place else [])
+        begun = place is not None and place.best_epoch > 0
+        self._begun = begun or not best_file(run.checkpoints, stage).exists()
 
     def weights(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+        """Better weights are about to be written."""
         later = STAGES[STAGES.index(self._stage) + 1 :]
-        _remove(self._run.folder, *RESULTS, *(f"checkpoints/{stage}.safetensors" for stage in later))
-        save_weights(weights, self._run.checkpoint(self._stage))
+        files = [file(self._run.checkpoints, stage).name for stage in later for file in (best_file, last_file)]
+        _remove(self._run.folder, *RESULTS)
+        _remove(self._run.checkpoints, *files)
         self._begun = True
 
     def start(self, stage: str, epochs: int, steps: int, done: int) -> None:

@@ -54,7 +54,22 @@ def resolve_settings(
     settings["model"] = {k: v for k, v in shared.items() if k in CONFIGS[model].model_fields} | {"name": model}
     if seed is not None:
         settings["seed"] = seed
-    valid = dict(_keys(RunSettings, settings["model"]["name"]))
+    _apply(changes, settings)
+    return validate_settings(settings, "--set")
+
+
+def change_settings(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
+    """These settings with `key=value` changes. Raises InputError as `resolve_settings` does."""
+    if not changes:
+        return settings
+    changed = settings.model_dump(mode="json")
+    _apply(changes, changed)
+    return validate_settings(changed, "--set")
+
+
+def _apply(changes: Sequence[str], settings: dict[str, Any]) -> None:
+    model = settings["model"]["name"]
+    valid = dict(_keys(RunSettings, model))
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -66,7 +81,6 @@ def resolve_settings(
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = _value(change, text)
-    return validate_settings(settings, "--set")
 
 
 def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:

@@ -97,14 +97,14 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def check_same(file: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """InputError that says what differs between what a checkpoint is of and what is asked for (`now`)."""
     now = json.loads(json.dumps(now))  # as it was stored: no tuples
     differing = [
-        f"{name} ({then.get(name, 'not known')!s} there, {value!s} now)"
+        f"{name} ({then.get(name, 'not known')} there, {value} now)"
         for name, value in now.items()
-        if then.get(name) != value
+        if name not in then or then[name] != value
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(f"{file}: the checkpoint is of another training: {', '.join(differing[:3])}{more}")
+        raise InputError(f"the checkpoint is of another training: {', '.join(differing[:3])}{more}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -41,6 +44,21 @@ class Device(BaseModel):
     def torch_device(self) -> torch.device:
         """The device that the accelerator names."""
         return Fabric(accelerator=self.accelerator, devices=1).device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that prepares, speaks and writes; known before `connect`."""
+        fabric = self.fabric()
+        return fabric.local_rank == 0 and fabric.node_rank == 0
+
+    def connect(self) -> Fabric:
+        """Start the other processes, where nobody else does, and wait until all are there.
+
+        Lightning Fabric starts them by the command of this process: they come here by the way that it came.
+        """
+        fabric = self.fabric()
+        fabric.launch()
+        return fabric
 
     def fabric(self) -> Fabric:
         """Not yet launched, which is what starts the other processes."""
@@ -97,6 +115,34 @@ def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
         return None
     mine = slice(rows * rank // processes, rows * (rank + 1) // processes)
     return type(batch)(**{name: tensor[mine] for name, tensor in tensors.items()})
+
+
+# -- how processes end together --------------------------------------------------------------------------------------
+
+
+def rank_here() -> int:
+    """The number of this process among those that train together; 0 where it is alone."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process has ended."""
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def first_is_gone(seconds: float = 10.0) -> bool:
+    """Whether the first process, where it has started this one, ends within so many seconds."""
+    if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():
+        return False  # started by another launcher, which sorts out what the processes say
+    parent, until = os.getppid(), time.monotonic() + seconds
+    while os.getppid() == parent != 1 and time.monotonic() < until:
+        time.sleep(0.1)
+    return os.getppid() != parent or parent == 1
+
+
+# -- generators ------------------------------------------------------------------------------------------------------
 
 
 def generator_states(fabric: Fabric, generator: torch.Generator) -> dict[str, Tensor]:

@@ -212,8 +212,7 @@ def fit(
     epochs = settings.epochs
     if settings.max_steps:
         epochs = min(epochs, max(1, settings.max_steps // steps_per_epoch))
-    fabric = device.fabric()
-    fabric.launch()
+    fabric = device.connect()
     first = fabric.is_global_zero
     identity = {**(identity or {}), "device": fabric.device.type, "processes": fabric.world_size}
     if not first:
@@ -223,7 +222,7 @@ def fit(
     optimizer = torch.optim.Adam(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     rate = _schedule(settings.schedule, epochs * steps_per_epoch)
     forward, wrapped = fabric.setup(task, optimizer)
-    generator, gather = torch.Generator(fabric.device), gather_with(fabric)
+    generator = torch.Generator(fabric.device)
     total = torch.zeros((), device=fabric.device)  # of the losses of the epoch's pairs
     place, best_weights, states = Place(), weights_of(model), None
     if resume and checkpoints is not None and last_file(checkpoints, stage).exists():
@@ -256,16 +255,9 @@ def fit(
                     if step <= place.step:
                         continue  # taken before the interruption
                     pairs = int(batch.mask.sum())  # before it moves: a GPU would have to be waited for
-                    mine = share(batch, fabric.global_rank, fabric.world_size)
-                    # Where there are fewer rows than processes, each takes them all. Else the mean over the
-                    # processes, which ddp takes, of these weighted means is the mean over all pairs.
-                    weight = 1.0 if mine is None else int(mine.mask.sum()) * fabric.world_size / pairs
-                    task.gather = alone if mine is None else gather  # type: ignore[assignment]
                     for group in optimizer.param_groups:
                         group["lr"] = settings.learning_rate * rate(place.steps)
-                    loss = forward((batch if mine is None else mine).to(fabric.device), generator)
-                    if fabric.world_size > 1:
-                        loss = loss * weight
+                    loss = shared_loss(fabric, forward, task, batch, generator)
                     wrapped.zero_grad()
                     fabric.backward(loss)
                     fabric.clip_gradients(
@@ -322,6 +314,28 @@ def fit(
     return [EpochRecord.from_row(row) for row in place.rows]
 
 
+def shared_loss(
+    fabric: Fabric,
+    forward: Callable[[Any, torch.Generator], Tensor],
+    task: nn.Module,
+    batch: TrainingBatch,
+    generator: torch.Generator,
+) -> Tensor:
+    """This process's part of the loss of a batch: the mean of the parts over the processes is the mean over all pairs.
+
+    The same holds for the gradients, whose mean ddp takes. `forward` is the task as Fabric has wrapped it.
+    """
+    mine = share(batch, fabric.global_rank, fabric.world_size)
+    if mine is None:  # fewer rows than processes: each takes them all
+        task.gather = alone  # type: ignore[assignment]
+        return forward(batch.to(fabric.device), generator)
+    task.gather = gather_with(fabric)  # type: ignore[assignment]
+    loss = forward(mine.to(fabric.device), generator)
+    if fabric.world_size == 1:
+        return loss
+    return loss * (int(mine.mask.sum()) * fabric.world_size / int(batch.mask.sum()))
+
+
 # -- the last checkpoint ---------------------------------------------------------------------------------------------
 
 
@@ -341,7 +355,7 @@ def _go_on(
 ) -> tuple[Place, dict[str, Tensor]]:
     """Put a last checkpoint into weights, optimiser and `total`; the place, and the generators' states."""
     about = read_about(file)
-    check_same(file, about["identity"], identity)
+    _check_identity(file, about, identity)
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "generators": {}}
     for name, tensor in read_weights(file).items():
         part, _, rest = name.partition("/")
@@ -361,10 +375,17 @@ def _go_on(
 def _best_weights(file: Path, identity: Mapping[str, Any], epoch: int) -> dict[str, Tensor]:
     """The best weights of a training that goes on; of its `epoch`, or of the one that was under way."""
     about = read_about(file)
-    check_same(file, about["identity"], identity)
+    _check_identity(file, about, identity)
     if about["epoch"] < epoch:
         raise InputError(f"{file}: it is of epoch {about['epoch']}, not {epoch}; run the stage again from its start")
     return read_weights(file)
+
+
+def _check_identity(file: Path, about: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    try:
+        check_same(about.get("identity", {}), identity)
+    except InputError as error:
+        raise InputError(f"{file}: {error}; without --resume the stage starts anew") from None
 
 
 def _mean(fabric: Fabric, value: Tensor, flag: bool = False) -> tuple[Tensor, bool]:

@@ -1,0 +1,61 @@
+"""Run by `test_processes.py`: loss and gradients of each case, by as many processes as asked for, into a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from builders import generator, make_batch, make_msm4sr, make_sasrec
+
+from msm4sr.training.checkpoint import save_weights
+from msm4sr.training.device import Device
+from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
+from msm4sr.training.loop import shared_loss
+from msm4sr.training.pretrain import PretrainSettings, PretrainTask
+from msm4sr.training.stage import Task
+
+# Rows of unequal lengths, an item that is next in rows of different processes, the same pair twice.
+SEQUENCES = [[10, 1, 5, 0, 7], [2, 3, 4], [6, 8, 5, 11, 1, 3], [9, 5, 7], [2, 3, 4, 1]]
+CALM_PRETRAINING = {"mixup": 0.0, "drop": 0.0, "cmcl_weight": 0.5}
+
+
+def pretraining(modalities: tuple[str, ...] = ("text", "visual"), **settings: object) -> PretrainTask:
+    return PretrainTask(make_msm4sr(modalities=modalities), PretrainSettings(**(CALM_PRETRAINING | settings)))
+
+
+CASES: dict[str, tuple[Task, list[list[int]]]] = {
+    "pretrain": (pretraining(), SEQUENCES),
+    "pretrain within": (pretraining(negatives="within"), SEQUENCES),
+    "pretrain three modalities": (pretraining(("text", "visual", "audio")), SEQUENCES),
+    "pretrain contrast alone": (pretraining(nip_weight=0.0), SEQUENCES),
+    "pretrain fewer rows than processes": (pretraining(), SEQUENCES[:1]),
+    "finetune": (FinetuneTask(make_msm4sr(), FinetuneSettings()), SEQUENCES),
+    "finetune sasrec": (FinetuneTask(make_sasrec(), FinetuneSettings()), SEQUENCES),
+    "finetune fewer rows than processes": (FinetuneTask(make_sasrec(), FinetuneSettings()), SEQUENCES[:1]),
+}
+
+
+def main(processes: int, file: Path) -> None:
+    fabric = Device(accelerator="cpu", devices=processes).connect()
+    results: dict[str, Tensor] = {}
+    for name, (task, sequences) in CASES.items():
+        task.train()
+        forward = fabric.setup_module(task)
+        part = shared_loss(fabric, forward, task, make_batch(sequences), generator())
+        fabric.backward(part)
+        loss = fabric.all_reduce(part.detach().clone(), reduce_op="mean")
+        results[f"{name}: loss"] = torch.as_tensor(loss)
+        for weight, value in task.named_parameters():
+            if value.grad is not None:
+                results[f"{name}: {weight}"] = value.grad.clone()
+    if fabric.is_global_zero:
+        save_weights(results, file)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
