@@ -224,7 +224,8 @@ def fit(
     forward, wrapped = fabric.setup(task, optimizer)
     generator = torch.Generator(fabric.device)
     total = torch.zeros((), device=fabric.device)  # of the losses of the epoch's pairs
-    place, best_weights, states = Place(), weights_of(model), None
+    place, best_weights = Place(), weights_of(model)
+    states: dict[str, Tensor] = {}  # of the generators, where a training goes on inside an epoch
     if resume and checkpoints is not None and last_file(checkpoints, stage).exists():
         place, states = _go_on(last_file(checkpoints, stage), identity, task, optimizer, total)
         if place.best_epoch:
@@ -234,7 +235,7 @@ def fit(
         """The last checkpoint, of all processes."""
         if checkpoints is None:
             return
-        states = generator_states(fabric, generator)
+        states = generator_states(fabric, generator) if place.step else {}  # each epoch seeds them anew
         if first:
             about = {"identity": identity, "place": asdict(place)}
             save_weights(_state(task, optimizer, total, states), last_file(checkpoints, stage), about)
@@ -247,9 +248,9 @@ def fit(
             with torch.random.fork_rng(devices=[] if fabric.device.type == "cpu" else None):
                 torch.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank))
                 generator.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank) + 1)
-                if states is not None:
+                if states:
                     set_generator_states(fabric, generator, states)
-                    states = None
+                    states = {}
                 task.train()
                 for step, batch in enumerate(batches(epoch), start=1):
                     if step <= place.step:

@@ -1,0 +1,199 @@
+"""Killed at any moment and resumed, a run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from calling import Cli, metrics_of
+
+from msm4sr.training.checkpoint import read_weights
+from msm4sr.training.loop import Place, best_file, last_file, read_place
+
+MSM4SR = Path(sys.executable).with_name("msm4sr")
+STAGES = ("pretrain", "finetune")
+KILLS = {"pretrain": 2, "finetune": 2}
+OPTIONS = (
+    "--preset=seed",
+    *(f"--set={stage}.{setting}" for stage in STAGES for setting in ("epochs=4", "batch_pairs=8", "patience=2")),
+    "--set=finetune.validate_every=2",
+    "--set=pretrain.schedule=cosine",
+)
+OFTEN = tuple(f"--set={stage}.checkpoint_every=0" for stage in STAGES)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [MSM4SR, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def progress(run: Path) -> tuple[str, Place] | None:
+    """The stage that is under way, and how far its last checkpoint has come."""
+    places = [(stage, read_place(run / "checkpoints", stage)) for stage in STAGES]
+    found = [(stage, place) for stage, place in places if place is not None]
+    return found[-1] if found else None
+
+
+def kill_within_a_stage(process: subprocess.Popen[str], run: Path, kills: dict[str, int], rng: random.Random) -> None:
+    """SIGKILL some steps after the process has begun to train, at a moment that is drawn."""
+    before, more = progress(run), rng.randrange(10, 60)
+    while process.poll() is None:
+        now = progress(run)
+        if now is not None and kills.get(now[0], 0) > 0 and not now[1].done:
+            came_from = before[1].steps if before is not None and before[0] == now[0] else 0
+            if now[1].steps - came_from >= more:
+                time.sleep(rng.uniform(0, 0.05))
+                process.kill()
+                kills[now[0]] -= 1
+                break
+        time.sleep(0.002)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what two equal runs differ in."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def assert_the_same(run: Path, other: Path) -> None:
+    for stage in STAGES:
+        for file in (best_file, last_file):
+            ours, theirs = (read_weights(file(folder / "checkpoints", stage)) for folder in (run, other))
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs), (stage, file)
+    ours, theirs = (read_weights(folder / "model" / "model.safetensors") for folder in (run, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert records(run) == records(other)
+    assert metrics_of(run) == metrics_of(other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cli: Cli, shop: Path, features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    called = cli("run", shop, "--out", run, "--features", features, *OPTIONS)
+    assert called.code == 0, called
+    return run
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    undisturbed: Path, shop: Path, features: Path, tmp_path: Path
+) -> None:
+    run, kills, rng = tmp_path / "run", dict(KILLS), random.Random(0)
+    said = ""
+    while sum(kills.values()):
+        before = dict(kills)
+        process = start("run", shop, "--out", run, "--features", features, *OPTIONS, *OFTEN, "--resume")
+        kill_within_a_stage(process, run, kills, rng)
+        said += process.communicate()[0]
+        assert kills != before, said
+    process = start("run", shop, "--out", run, "--features", features, *OPTIONS, *OFTEN, "--resume")
+    said += process.communicate()[0]
+    assert process.returncode == 0, said
+    assert said.count("goes on in epoch") >= sum(KILLS.values())
+    assert "pretrain: done already, " in said
+    assert_the_same(run, undisturbed)
+
+
+@pytest.fixture
+def interrupted(undisturbed: Path, tmp_path: Path) -> Path:
+    """The undisturbed run as it was when fine-tuning had not begun."""
+    run = Path(shutil.copytree(undisturbed, tmp_path / "interrupted"))
+    for file in (best_file, last_file):
+        file(run / "checkpoints", "finetune").unlink()
+    return run
+
+
+def test_a_stage_that_has_left_nothing_to_go_on_from_starts(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
+    assert cli("finetune", interrupted, "--resume").code == 0
+    assert cli("evaluate", interrupted).code == 0
+    assert_the_same(interrupted, undisturbed)
+
+
+def test_a_stage_that_is_done_is_left_as_it_is(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
+    before = last_file(interrupted / "checkpoints", "pretrain").read_bytes()
+    called = cli("pretrain", interrupted, "--resume")
+    assert called.code == 0
+    assert "pretrain: done already, 4 epochs" in called.out
+    assert last_file(interrupted / "checkpoints", "pretrain").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--set=finetune.epochs=5"], "finetune.epochs is 4 there and 5 now"),
+        (["--seed=1"], "seed is 0 there and 1 now"),
+        (["--set=model.dim=32"], "model.dim is 64 there and 32 now"),
+        (["--overwrite"], "give one of them"),
+    ],
+    ids=["setting", "seed", "model", "overwrite"],
+)
+def test_a_run_is_not_gone_on_with_by_other_options(
+    refused: Callable[..., str], undisturbed: Path, shop: Path, features: Path, changed: list[str], said: str
+) -> None:
+    message = refused("run", shop, "--out", undisturbed, "--features", features, *OPTIONS, *changed, "--resume")
+    assert said in message
+
+
+def test_checkpoints_of_other_settings_or_items_are_refused_and_what_differs_is_said(
+    refused: Callable[..., str], interrupted: Path, shop: Path, tmp_path: Path
+) -> None:
+    config = (interrupted / "config.yaml").read_text()
+    (interrupted / "config.yaml").write_text(config.replace("temperature: 0.07", "temperature: 0.1"))
+    said = "model.temperature (0.07 there, 0.1 now)"
+    assert said in refused("pretrain", interrupted, "--resume")
+    assert said in refused("finetune", interrupted)
+    (interrupted / "config.yaml").write_text(config.replace(str(shop), str(tmp_path / "other")))
+    other = Path(shutil.copytree(shop, tmp_path / "other"))
+    rename_an_item(other)
+    said = refused("finetune", interrupted)
+    assert "items (60 items, " in said
+    assert f"`msm4sr pretrain {interrupted}` makes it anew" in said
+
+
+def rename_an_item(shop: Path) -> None:
+    for table in ("items", "interactions"):
+        file = shop / f"{table}.parquet"
+        pl.read_parquet(file).with_columns(pl.col("item_id").replace("toy-0001", "toy-X")).write_parquet(file)
+
+
+def test_a_disk_that_is_full_is_told_and_the_last_good_checkpoint_goes_on(
+    cli: Cli, interrupted: Path, undisturbed: Path
+) -> None:
+    """A stage that may write no more in the middle of fine-tuning; then there is room again."""
+    code = (
+        "import resource, sys\n"
+        "from msm4sr.training import loop\n"
+        "from msm4sr.cli import app\n"
+        "save, saved = loop.save_weights, []\n"
+        "def until_full(weights, file, about=None):\n"
+        "    saved.append(file)\n"
+        "    if len(saved) == 12: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "    save(weights, file, about)\n"
+        "loop.save_weights = until_full\n"
+        "app()\n"
+    )
+    config = (interrupted / "config.yaml").read_text().replace("checkpoint_every: 60.0", "checkpoint_every: 0.0")
+    (interrupted / "config.yaml").write_text(config)
+    done = subprocess.run([sys.executable, "-c", code, "finetune", interrupted], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "the checkpoint could not be written" in done.stderr
+    assert "the one before is whole" in done.stderr
+    assert not list(interrupted.rglob("*.part"))
+    called = cli("finetune", interrupted, "--resume")
+    assert called.code == 0, called
+    assert "finetune: goes on in epoch" in called.out
+    assert cli("evaluate", interrupted).code == 0
+    assert_the_same(interrupted, undisturbed)
