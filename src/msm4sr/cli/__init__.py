@@ -27,6 +27,7 @@ app.add_typer(prepare, name="prepare")
 def main() -> None:
     """The entry point of the command."""
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|sentence_transformers)")
-    logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.ERROR)
+    for talks in ("distributed", "rank_zero"):
+        logging.getLogger(f"lightning_fabric.utilities.{talks}").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns of what several processes need
     app()

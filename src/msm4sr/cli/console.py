@@ -53,6 +53,7 @@ Devices = Annotated[
     int | None, typer.Option("--devices", min=1, help="Processes to train with, a device each.", show_default="1")
 ]
 Strategy = Annotated[str | None, typer.Option("--strategy", help="auto or ddp: how several processes train together.")]
+Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard, mlflow or wandb, under RUN/logs.")]
 
 
 @contextmanager

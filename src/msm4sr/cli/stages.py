@@ -14,6 +14,7 @@ from msm4sr.cli.console import (
     Data,
     Devices,
     FeaturesFolder,
+    Log,
     ModelName,
     Out,
     Overwrite,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so 
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
     from msm4sr.models.base import Model
+    from msm4sr.training.loop import Monitor
 
 
 def run(
@@ -48,13 +50,14 @@ def run(
     resume: Resume = False,
     devices: Devices = None,
     strategy: Strategy = None,
+    log: Log = None,
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
     with told(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
         changes = [*changes, *_device_changes(devices, strategy)]
         started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite, resume)
         for stage in ("pretrain", "finetune"):
-            _train(started, stage, dataset, network, resume)
+            _train(started, stage, dataset, network, resume, log)
         if _first(started):
             _evaluate(started, dataset, network)
 
@@ -75,7 +78,13 @@ def extract(
         say_next("pretrain", out)
 
 
-def pretrain(folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None) -> None:
+def pretrain(
+    folder: RunFolder,
+    resume: Resume = False,
+    devices: Devices = None,
+    strategy: Strategy = None,
+    log: Log = None,
+) -> None:
     """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
     with told(
         f"interrupted; msm4sr pretrain {folder} --resume goes on; the best validated epoch so far is kept, and "
@@ -83,12 +92,18 @@ def pretrain(folder: RunFolder, resume: Resume = False, devices: Devices = None,
     ):
         started = _open(folder, devices, strategy)
         dataset, network = _load_together(started)
-        _train(started, "pretrain", dataset, network, resume)
+        _train(started, "pretrain", dataset, network, resume, log)
         if _first(started):
             say_next("finetune", folder)
 
 
-def finetune(folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None) -> None:
+def finetune(
+    folder: RunFolder,
+    resume: Resume = False,
+    devices: Devices = None,
+    strategy: Strategy = None,
+    log: Log = None,
+) -> None:
     """The third stage alone: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
     with told(
         f"interrupted; msm4sr finetune {folder} --resume goes on; the best validated epoch so far is kept, and "
@@ -99,7 +114,7 @@ def finetune(folder: RunFolder, resume: Resume = False, devices: Devices = None,
         started = _open(folder, devices, strategy)
         dataset, network = _load_together(started)
         restore_last(started, dataset, network, before="finetune")
-        _train(started, "finetune", dataset, network, resume)
+        _train(started, "finetune", dataset, network, resume, log)
         if _first(started):
             say_next("evaluate", folder)
 
@@ -220,11 +235,15 @@ def _extract(run: Run, dataset: Dataset) -> Model:
     return build_model(run.settings, dataset, features)
 
 
-def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool) -> None:
+def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:
+    from msm4sr.experiments.loggers import Logged, make_logger
     from msm4sr.experiments.run import train_stage
 
     with progress_bar() as progress:
-        train_stage(run, stage, dataset, network, TrainingProgress(progress), progress.console.print, resume)
+        monitor: Monitor = TrainingProgress(progress)
+        if log is not None and _first(run):
+            monitor = Logged(make_logger(log, run.folder), monitor)
+        train_stage(run, stage, dataset, network, monitor, progress.console.print, resume)
 
 
 def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:

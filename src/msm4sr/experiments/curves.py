@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ INK, GRID = "#3c4043", "#e8eaed"
 LOSS, SHOWN = "#5f6368", {"recall@10": "#1a73e8", "ndcg@10": "#e8710a"}  # apart for the colour-blind too
 
 
-def write_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def write_curves(rows: Sequence[Mapping[str, Any]], chose: Mapping[str, str], file: Path) -> None:
     """Draw the lines of metrics.jsonl into a PNG: a column a stage, the loss above, recall@10 and ndcg@10 below.
 
-    The best validated epoch by ndcg@10 is marked. Nothing is drawn of no epochs.
+    The epoch whose weights are kept is marked, the first one with the best value of the metric that `chose` in the
+    stage. Nothing is drawn of no epochs.
     """
     from matplotlib.figure import Figure  # half a second that only this needs
     from matplotlib.ticker import MaxNLocator
@@ -37,18 +39,19 @@ def write_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             epochs, values = [row["epoch"] for row in validated], [row[name] for row in validated]
             below.plot(epochs, values, color=colour, label=name, **style)
         if validated:
-            best = max(validated, key=lambda row: row["ndcg@10"])
-            below.axvline(best["epoch"], color=GRID, linewidth=6, zorder=0)
-            below.annotate(
-                f"{best['ndcg@10']:.3f}",
-                (best["epoch"], best["ndcg@10"]),
-                textcoords="offset points",
-                xytext=(0, 7),
-                ha="center",
-                fontsize=9,
-                color=SHOWN["ndcg@10"],
-            )
-            below.margins(y=0.15)
+            kept = max(validated, key=itemgetter(chose[stage]))
+            below.axvline(kept["epoch"], color=GRID, linewidth=6, zorder=0)
+            for name, colour in SHOWN.items():
+                below.annotate(
+                    f"{kept[name]:.3f}",
+                    (kept["epoch"], kept[name]),
+                    textcoords="offset points",
+                    xytext=(0, 7),
+                    ha="center",
+                    fontsize=9,
+                    color=colour,
+                )
+            below.margins(x=0.08, y=0.15)
             below.legend(frameon=False, fontsize=9, labelcolor=INK)
         below.set_xlabel("epoch", color=INK)
         below.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -3,6 +3,7 @@
 config.yaml           data folder, features folder, preset, all settings
 features/             what the frozen encoders made of the items (unless the features folder is another)
 metrics.jsonl         a line an epoch
+curves.png            the same lines, drawn
 metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, ...}
 checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage;
                       pretrain.last.safetensors, ...: what an interrupted stage goes on from
@@ -31,6 +32,7 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.extract import extract_features
 from msm4sr.features.store import Features
@@ -46,6 +48,7 @@ from msm4sr.training.tasks import STAGES, task_of
 Note = Callable[[str], object]
 """Is told a line, in rich's markup."""
 
+MOST = 0.5  # a modality that fewer items have than this share of them is worth a warning
 RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
 
 
@@ -120,7 +123,7 @@ def begin_run(run: Run) -> None:
     config = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        _remove(run.folder, "metrics.jsonl", "checkpoints", *RESULTS)
+        _remove(run.folder, "metrics.jsonl", "curves.png", "logs", "checkpoints", *RESULTS)
         text = yaml.safe_dump(config | run.settings.model_dump(mode="json"), sort_keys=False)
         _write(run.folder / "config.yaml", text)
     except OSError as error:
@@ -212,9 +215,15 @@ def extract_stage(
         return {}
     features = extract_features(dataset, run.features, run.settings.features, progress)
     for modality, rows in features.items():
-        if rows.n_items_with_rows:
-            note(f"{modality}: {rows.n_items_with_rows:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")
-        else:
+        there = rows.n_items_with_rows
+        if there:
+            note(f"{modality}: {there:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")
+        if 0 < there < MOST * dataset.n_items:
+            note(
+                f"[yellow]{modality}: missing for most items, which share one learned stand-in; mend items.parquet "
+                "(and images/) if they should have it; else try without it, by --set model.score_with[/yellow]"
+            )
+        if not there:
             note(f"[yellow]{modality}: missing for every item; the model is trained without it[/yellow]")
     return features
 
@@ -259,7 +268,7 @@ def train_stage(
         note(f"{stage}: done already, {place.epoch - 1} epochs")
     elif place is not None:
         note(f"{stage}: goes on in epoch {place.epoch}, after step {place.step}")
-    keep = _Keeper(run, stage, monitor, place)
+    keep = _Keeper(run, stage, monitor, note, place)
     training.train_stage(
         stage,
         task,
@@ -274,6 +283,9 @@ def train_stage(
         resume=resume,
         identity=_identity(run),
     )
+    if run.settings.device.is_first:
+        chose = {name: getattr(run.settings, name).select for name in STAGES}
+        write_curves(run.epochs(), chose, run.folder / "curves.png")
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -379,6 +391,12 @@ def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = 
         restore(run, dataset, model, stages[-1])
 
 
+def falls_from_the_start(rows: Sequence[Mapping[str, Any]], stage: str, metric: str) -> bool:
+    """Whether the latest of these epochs is the third one validated, and each of the three was worse than before."""
+    values = [row[metric] for row in rows if row["stage"] == stage and metric in row]
+    return len(values) == 3 and values[0] > values[1] > values[2]
+
+
 class _Keeper:
     """Writes the epochs of a stage as they come, and passes all on.
 
@@ -386,10 +404,11 @@ class _Keeper:
     loses nothing. From then on the results that were made of the old weights are gone.
     """
 
-    def __init__(self, run: Run, stage: str, monitor: Monitor, place: Place | None = None) -> None:
-        self._run, self._stage, self._monitor = run, stage, monitor
+    def __init__(self, run: Run, stage: str, monitor: Monitor, note: Note, place: Place | None = None) -> None:
+        self._run, self._stage, self._monitor, self._note = run, stage, monitor, note
         earlier = STAGES[: STAGES.index(stage)]
         self._rows = [row for row in run.epochs() if row["stage"] in earlier] + (place.rows if place else [])
+        self._select = getattr(run.settings, stage).select
         begun = place is not None and place.best_epoch > 0
         self._begun = begun or not best_file(run.checkpoints, stage).exists()
 
@@ -412,6 +431,11 @@ class _Keeper:
         if self._begun:
             _write(self._run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
         self._monitor.epoch(record, best)
+        if record.validation and falls_from_the_start(self._rows, self._stage, self._select):
+            self._note(
+                f"[yellow]{self._stage}: {self._select} on validation falls from the first epoch on: the model forgets "
+                f"or overfits; try a lower {self._stage}.learning_rate or a higher model.dropout[/yellow]"
+            )
 
     def finish(self, stage: str) -> None:
         self._monitor.finish(stage)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -56,12 +56,16 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def read_about(file: Path) -> dict[str, Any]:
     """What was given as `about`; only the header is read. InputError when it is not there or not whole."""
     try:
-        with safe_open(file, "pt") as opened:
-            about: dict[str, Any] = json.loads((opened.metadata() or {}).get("about", "{}"))
-            return about
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("it does not begin as a safetensors file does")
+            header: dict[str, Any] = json.loads(opened.read(length))
+        about: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("about", "{}"))
+        return about
     except FileNotFoundError:
         raise InputError(f"{file}: there is no such checkpoint") from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file}: not a whole checkpoint ({error}); run the stage again that makes it") from None
 
 

@@ -244,7 +244,8 @@ def fit(
     try:
         while place.epoch <= epochs and not place.done:
             epoch = place.epoch
-            began = saved = time.perf_counter() - place.seconds
+            saved = time.perf_counter()
+            began = saved - place.seconds
             with torch.random.fork_rng(devices=[] if fabric.device.type == "cpu" else None):
                 torch.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank))
                 generator.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank) + 1)
