@@ -34,13 +34,14 @@ def test_a_run_leaves_all_that_it_promises(trained: Trained, shop: Path) -> None
     assert set(metrics["validation"]) == set(metrics["test"]) == KEYS
     assert all(0 < value <= 1 for part in ("validation", "test") for value in metrics[part].values())
     checkpoints = sorted(file.name for file in (trained.folder / "checkpoints").iterdir())
-    assert checkpoints == ["finetune.safetensors", "pretrain.safetensors"]
+    assert checkpoints == [f"{stage}{last}.safetensors" for stage in ("finetune", "pretrain") for last in (".last", "")]
     assert {"config.json", "model.safetensors", "items.json", "README.md"} == {
         file.name for file in (trained.folder / "model").iterdir()
     }
     items = json.loads((trained.folder / "model" / "items.json").read_text())
     assert items["item_ids"] == pl.read_parquet(shop / "items.parquet")["item_id"].to_list()
     assert len(items["titles"]) == 60
+    assert (trained.folder / "curves.png").stat().st_size > 10_000
     assert "<svg" in (trained.folder / "report.html").read_text()
     assert not list(trained.folder.rglob("*.part"))
 

@@ -79,7 +79,7 @@ def test_ctrl_c_in_pretraining_keeps_the_best_epoch_and_finetuning_goes_on_from_
     process = start("run", shop, *options)
     _, err = interrupt_after(process, "best so far")
     assert process.returncode == 130
-    assert err.strip() == f"interrupted; what was done is kept in {run}"
+    assert err.strip() == f"interrupted; what was done is kept in {run}: the same command with --resume goes on"
     assert_nothing_half_written(run)
     assert read_weights(run / "checkpoints" / "pretrain.safetensors")
     assert not (run / "checkpoints" / "finetune.safetensors").exists()
@@ -96,7 +96,7 @@ def test_ctrl_c_in_finetuning_keeps_the_best_epoch_and_evaluation_measures_it(cl
     process = start("finetune", copy_of_run)
     _, err = interrupt_after(process, "best so far")
     assert process.returncode == 130
-    assert err.strip().startswith("interrupted; the best validated epoch is kept")
+    assert err.strip().startswith(f"interrupted; msm4sr finetune {copy_of_run} --resume goes on; the best validated")
     assert f"msm4sr evaluate {copy_of_run}" in err
     assert_nothing_half_written(copy_of_run)
     called = cli("evaluate", copy_of_run)

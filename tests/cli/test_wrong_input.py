@@ -321,7 +321,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
     for stage, before in (("finetune", "pretrain"), ("evaluate", "finetune")):
         message = refused(stage, copy_of_run)
         assert f"{copy_of_run}/checkpoints/{before}.safetensors" in message
-        assert "of another model" in message
+        assert "another training: model.dim (64 there, 32 now)" in message
 
 
 def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:

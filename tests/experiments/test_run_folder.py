@@ -130,7 +130,8 @@ def test_new_weights_take_away_the_results_of_the_old_ones(run: Run) -> None:
     train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
     train_stage(run, "finetune", *begin(run))
-    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+    left = sorted(path.name for path in run.folder.iterdir())
+    assert left == ["checkpoints", "config.yaml", "curves.png", "metrics.jsonl"]
 
 
 def test_a_stage_that_is_left_out_need_not_have_left_anything(data: Path, tmp_path: Path) -> None:

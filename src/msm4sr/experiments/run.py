@@ -101,7 +101,7 @@ def plan_run(
         InputError: the folder holds a run (and `overwrite` is off) or something else; the settings ask for a device
             that is not there.
     """
-    _check_device(settings)
+    settings.device.check()
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
@@ -145,19 +145,8 @@ def resume_run(data: Path, folder: Path, settings: RunSettings, features: Path |
             f"{folder}: cannot go on with this run: {'; '.join(differing[:3])}; give the options that it was begun "
             "with, or start anew by --overwrite"
         )
-    _check_device(settings)
+    settings.device.check()
     return run
-
-
-def _check_device(settings: RunSettings) -> None:
-    device = settings.device
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.accelerator, True):
-        raise InputError(f"device.accelerator: there is no {device.accelerator} device here; auto takes what there is")
-    if device.torch_device().type == "cuda" and device.devices > torch.cuda.device_count():
-        raise InputError(
-            f"device.devices: {device.devices} processes need as many GPUs, there are {torch.cuda.device_count()} here"
-        )
 
 
 def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
@@ -260,7 +249,7 @@ def train_stage(
     task = task_of(stage, model, settings)
     if task is None:
         return
-    _check_device(run.settings)  # the run may have come from another machine
+    run.settings.device.check()  # the run may have come from another machine
     if isinstance(task, PretrainTask) and len(task.model.modalities) == 1:
         note(f"pre-training on {task.model.modalities[0]} alone: nothing to mix or to contrast")
     place = read_place(run.checkpoints, stage) if resume else None

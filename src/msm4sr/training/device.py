@@ -16,6 +16,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from msm4sr.errors import InputError
+
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
 """Rows [n, ...] of this process to those of all processes, one after another, and where its own stand in them.
 Gradients flow back to the process that a row came from."""
@@ -48,6 +50,8 @@ class Device(BaseModel):
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that prepares, speaks and writes; known before `connect`."""
+        if self.processes == 1:
+            return True
         fabric = self.fabric()
         return fabric.local_rank == 0 and fabric.node_rank == 0
 
@@ -60,8 +64,21 @@ class Device(BaseModel):
         fabric.launch()
         return fabric
 
+    def check(self) -> None:
+        """InputError where this machine has not what is asked for."""
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not there.get(self.accelerator, True):
+            raise InputError(
+                f"device.accelerator: there is no {self.accelerator} device here; auto takes what there is"
+            )
+        if self.torch_device().type == "cuda" and self.devices > torch.cuda.device_count():
+            raise InputError(
+                f"device.devices: {self.devices} processes need a GPU each, there are {torch.cuda.device_count()} here"
+            )
+
     def fabric(self) -> Fabric:
-        """Not yet launched, which is what starts the other processes."""
+        """Not yet launched, which is what starts the other processes. Raises InputError as `check` does."""
+        self.check()
         strategy: DDPStrategy | str = "auto"
         if self.strategy == "ddp" or self.processes > 1:
             # A stage leaves some weights alone (the ID embedding in pre-training), and a batch may lack what others

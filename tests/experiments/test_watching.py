@@ -1,0 +1,169 @@
+"""What a person sees of a training beside its numbers: curves, other people's dashboards, warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import make_dataset
+from PIL import Image
+
+from msm4sr.errors import InputError
+from msm4sr.experiments import loggers
+from msm4sr.experiments.curves import write_curves
+from msm4sr.experiments.loggers import Logged, make_logger
+from msm4sr.experiments.run import Run, extract_stage, falls_from_the_start, train_stage
+from msm4sr.experiments.settings import resolve_settings
+from msm4sr.features.store import Features
+from msm4sr.models.base import Inputs
+from msm4sr.models.baselines.sasrec import SASRec
+from msm4sr.training.loop import EpochRecord, Silent
+
+
+def rows_of(stage: str, epochs: int) -> list[dict[str, Any]]:
+    return [
+        {"stage": stage, "epoch": e, "loss": 5.0 / e}
+        | ({"recall@10": 0.1 * e, "ndcg@10": 0.05 * e} if e % 2 == 0 else {})
+        for e in range(1, epochs + 1)
+    ]
+
+
+CHOSE = {"pretrain": "ndcg@10", "finetune": "recall@10"}
+
+
+# Curves
+
+
+def test_curves_are_a_picture_with_a_column_a_stage(tmp_path: Path) -> None:
+    write_curves(rows_of("pretrain", 3), CHOSE, tmp_path / "one.png")
+    write_curves(rows_of("pretrain", 3) + rows_of("finetune", 5), CHOSE, tmp_path / "two.png")
+    one, two = (Image.open(tmp_path / f"{name}.png") for name in ("one", "two"))
+    assert two.width > 1.7 * one.width
+    assert two.height == one.height
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
+
+
+def test_curves_show_the_numbers_they_are_given(tmp_path: Path) -> None:
+    """The loss, recall and ndcg each change pixels of the picture."""
+    rows = rows_of("finetune", 6)
+    drawn = set()
+    for changed in ({}, {"loss": 9.0}, {"recall@10": 0.9}, {"ndcg@10": 0.9}):
+        write_curves([*rows[:-1], rows[-1] | changed], CHOSE, tmp_path / "curves.png")
+        drawn.add(np.asarray(Image.open(tmp_path / "curves.png")).tobytes())
+    assert len(drawn) == 4
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_curves_of_no_epoch_or_of_one_without_validation_are_no_error(tmp_path: Path, epochs: int) -> None:
+    write_curves(rows_of("pretrain", epochs), CHOSE, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists() == (epochs > 0)
+
+
+# Loggers
+
+
+class Heard:
+    """A logger that remembers."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int | None, dict[str, float]]] = []
+        self.status = ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.metrics.append((step, metrics))
+
+    def finalize(self, status: str) -> None:
+        self.status = status
+
+
+def tell(monitor: Logged) -> None:
+    monitor.start("finetune", 2, 10, 30)
+    monitor.step("finetune", 4, 2.5, 10, 1000.0)
+    monitor.epoch(EpochRecord("finetune", 4, 2.25, 1.0, 900.0, {"ndcg@10": 0.5}), True)
+    monitor.finish("finetune")
+
+
+def test_a_logger_hears_of_steps_and_epochs_by_names_that_all_of_them_take() -> None:
+    heard = Heard()
+    tell(Logged(heard, Silent()))
+    epoch = {"finetune/loss": 2.25, "finetune/pairs_per_second": 900.0, "finetune/ndcg_at_10": 0.5}
+    assert heard.metrics == [(40, {"finetune/step_loss": 2.5}), (4, epoch)]
+    assert heard.status == "success"
+
+
+def test_tensorboard_finds_the_metrics_in_the_run_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    tell(Logged(make_logger("tensorboard", tmp_path), Silent()))
+    (events,) = (tmp_path / "logs" / "tensorboard").glob("events*")
+    assert b"finetune/ndcg_at_10" in events.read_bytes()
+
+
+@pytest.mark.parametrize("name", loggers.LOGGERS)
+def test_a_logger_whose_package_is_missing_is_an_error_that_names_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(module: str) -> None:
+        raise ModuleNotFoundError(name=module)
+
+    monkeypatch.setattr(loggers, "import_module", missing)
+    with pytest.raises(InputError, match=rf"--log {name}: .* is not installed: pip install .*{name}"):
+        make_logger(name, tmp_path)
+
+
+def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no logger 'excel', only tensorboard, mlflow, wandb"):
+        make_logger("excel", tmp_path)
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("values", "falls"),
+    [
+        ([0.3, 0.2, 0.1], True),
+        ([0.3, 0.2, 0.1, 0.05], False),  # it was said
+        ([0.3, 0.2], False),
+        ([0.2, 0.3, 0.1], False),
+        ([0.3, 0.2, 0.2], False),
+    ],
+)
+def test_a_validation_that_falls_from_the_first_epoch_on_is_told_at_the_third(values: list[float], falls: bool) -> None:
+    rows = [{"stage": "pretrain", "mrr": 1.0 - e} for e in range(3)]
+    rows += [{"stage": "finetune", "mrr": value} for value in values] + [{"stage": "finetune", "loss": 1.0}]
+    assert falls_from_the_start(rows[:-1], "finetune", "mrr") == falls
+
+
+def test_the_warning_of_a_falling_validation_says_what_to_do_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(
+        "msm4sr.training.stage.evaluate", lambda *_: dict.fromkeys(("recall@20", "recall@10", "ndcg@10"), next(values))
+    )
+    dataset = make_dataset([[0, 1, 2, 3, 4]] * 4, 5)
+    settings = resolve_settings("seed", "sasrec", ["finetune.epochs=5", "model.dim=8", "device.accelerator=cpu"])
+    run = Run(tmp_path, tmp_path, tmp_path, "seed", settings)
+    told: list[str] = []
+    train_stage(run, "finetune", dataset, SASRec(settings.model, Inputs(5)), note=told.append)
+    (warning,) = told
+    assert "recall@20 on validation falls from the first epoch on" in warning
+    assert "lower finetune.learning_rate" in warning
+
+
+@pytest.mark.parametrize(("there", "told"), [(0, "missing for every item"), (4, "missing for most items"), (5, "")])
+def test_a_modality_that_most_items_lack_is_told_once_with_what_to_do(
+    there: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"i{i}" for i in range(10)]
+    offsets = np.minimum(np.arange(11), there)
+    found = Features(np.ones((there, 3), dtype=np.float32), offsets, names)
+    monkeypatch.setattr("msm4sr.experiments.run.extract_features", lambda *_: {"visual": found})
+    notes: list[str] = []
+    run = Run(tmp_path, tmp_path, tmp_path, "seed", resolve_settings("seed"))
+    extract_stage(run, make_dataset([[0, 1, 2]], 10), note=notes.append)
+    warnings = [note for note in notes if "[yellow]" in note]
+    assert len(warnings) == bool(told)
+    assert all(told in warning for warning in warnings)

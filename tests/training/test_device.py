@@ -1,0 +1,32 @@
+"""Devices and processes, as settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msm4sr.errors import InputError
+from msm4sr.training.device import Device
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "torch_device", lambda self: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    Device(devices=1).check()
+    with pytest.raises(InputError, match=r"device\.devices: 2 processes need a GPU each, there are 1 here"):
+        Device(devices=2).check()
+
+
+def test_processes_are_counted_on_all_machines() -> None:
+    assert Device().processes == 1
+    assert Device(devices=2, num_nodes=3).processes == 6
+
+
+def test_the_first_process_is_the_one_with_rank_0_on_node_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(accelerator="cpu", devices=2, num_nodes=2)
+    assert device.is_first
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not device.is_first
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert not device.is_first
