@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import yaml
 from calling import Cli, metrics_of
 
 from msm4sr.training.checkpoint import read_weights
@@ -161,6 +162,20 @@ def test_checkpoints_of_other_settings_or_items_are_refused_and_what_differs_is_
     said = refused("finetune", interrupted)
     assert "items (60 items, " in said
     assert f"`msm4sr pretrain {interrupted}` makes it anew" in said
+
+
+def test_a_stage_does_not_go_on_with_other_texts(
+    refused: Callable[..., str], interrupted: Path, tmp_path: Path
+) -> None:
+    """The items and the log are the same; what the items' texts say is not."""
+    config = (interrupted / "config.yaml").read_text()
+    shop = Path(yaml.safe_load(config)["data"])
+    other = Path(shutil.copytree(shop, tmp_path / "other"))
+    items = pl.read_parquet(other / "items.parquet")
+    items.with_columns(pl.lit("Something else.").alias("text")).write_parquet(other / "items.parquet")
+    changed = yaml.safe_load(config) | {"data": str(other), "features_folder": str(tmp_path / "features")}
+    (interrupted / "config.yaml").write_text(yaml.safe_dump(changed))
+    assert "features (" in refused("pretrain", interrupted, "--resume")
 
 
 def rename_an_item(shop: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import make_msm4sr, make_sasrec
@@ -126,3 +127,6 @@ def test_what_differs_from_the_checkpoint_is_said() -> None:
 def test_another_content_or_another_cut_of_it_has_another_digest() -> None:
     assert digest(b"ab", b"c") == digest(b"ab", b"c")
     assert len({digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc"), digest(b"abd")}) == 4
+    assert digest(np.arange(3), b"") != digest(np.arange(4), b"")
+    assert digest(np.arange(6).reshape(2, 3).T) != digest(np.arange(6).reshape(2, 3))
+    assert digest(np.zeros((0, 3)))

@@ -54,6 +54,7 @@ def run(
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
     with told(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
+        _check_log(log)
         changes = [*changes, *_device_changes(devices, strategy)]
         started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite, resume)
         for stage in ("pretrain", "finetune"):
@@ -90,6 +91,7 @@ def pretrain(
         f"interrupted; msm4sr pretrain {folder} --resume goes on; the best validated epoch so far is kept, and "
         f"msm4sr finetune {folder} goes on from it"
     ):
+        _check_log(log)
         started = _open(folder, devices, strategy)
         dataset, network = _load_together(started)
         _train(started, "pretrain", dataset, network, resume, log)
@@ -111,6 +113,7 @@ def finetune(
     ):
         from msm4sr.experiments.run import restore_last
 
+        _check_log(log)
         started = _open(folder, devices, strategy)
         dataset, network = _load_together(started)
         restore_last(started, dataset, network, before="finetune")
@@ -201,6 +204,13 @@ def _open(folder: Path, devices: int | None = None, strategy: str | None = None)
     from msm4sr.experiments.run import open_run
 
     return open_run(folder, _device_changes(devices, strategy))
+
+
+def _check_log(log: str | None) -> None:
+    if log is not None:
+        from msm4sr.experiments.loggers import check_logger
+
+        check_logger(log)
 
 
 def _first(run: Run) -> bool:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from msm4sr.errors import InputError
 from msm4sr.training.loop import EpochRecord, Monitor
 
-# name: the module of the logger (Fabric's own, or Lightning's, which Fabric takes too), the class, what to install
-LOGGERS = {
-    "tensorboard": ("lightning_fabric.loggers", "TensorBoardLogger", "tensorboard"),
-    "mlflow": ("pytorch_lightning.loggers", "MLFlowLogger", "pytorch-lightning mlflow"),
-    "wandb": ("pytorch_lightning.loggers", "WandbLogger", "pytorch-lightning wandb"),
+# name: the module of the logger (Fabric's own, or Lightning's, which Fabric takes too), its class, and what must be
+# installed, by the names to install and to import
+LOGGERS: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
+    "tensorboard": ("lightning_fabric.loggers", "TensorBoardLogger", {"tensorboard": ("tensorboard", "tensorboardX")}),
+    "mlflow": (
+        "pytorch_lightning.loggers",
+        "MLFlowLogger",
+        {"pytorch-lightning": ("pytorch_lightning",), "mlflow": ("mlflow",)},
+    ),
+    "wandb": (
+        "pytorch_lightning.loggers",
+        "WandbLogger",
+        {"pytorch-lightning": ("pytorch_lightning",), "wandb": ("wandb",)},
+    ),
 }
 
 
@@ -24,24 +34,27 @@ class Logger(Protocol):
     def finalize(self, status: str) -> None: ...
 
 
-def make_logger(name: str, folder: Path) -> Logger:
-    """The logger `tensorboard`, `mlflow` or `wandb`, which writes under `folder`/logs.
-
-    InputError for another name, and where a package is missing: it names the packages.
-    """
+def check_logger(name: str) -> None:
+    """InputError for a name that is none of `LOGGERS`, or where packages are missing: it names them."""
     if name not in LOGGERS:
         raise InputError(f"--log: there is no logger {name!r}, only {', '.join(LOGGERS)}")
-    module, kind, packages = LOGGERS[name]
+    packages = LOGGERS[name][2]
+    missing = [package for package, modules in packages.items() if not any(map(find_spec, modules))]
+    if missing:
+        raise InputError(f"--log {name}: what it needs is not installed: pip install {' '.join(missing)}")
+
+
+def make_logger(name: str, folder: Path) -> Logger:
+    """The logger of that name, which writes under `folder`/logs. Raises as `check_logger` does."""
+    check_logger(name)
+    module, kind, _ = LOGGERS[name]
     logs = folder / "logs"
     arguments: dict[str, dict[str, Any]] = {
         "tensorboard": {"root_dir": logs, "name": "tensorboard", "version": ""},
         "mlflow": {"experiment_name": folder.name, "save_dir": str(logs / "mlflow")},
         "wandb": {"project": "msm4sr", "name": folder.name, "save_dir": str(logs)},
     }
-    try:
-        logger: Logger = getattr(import_module(module), kind)(**arguments[name])
-    except ModuleNotFoundError as error:
-        raise InputError(f"--log {name}: {error.name or error} is not installed: pip install {packages}") from None
+    logger: Logger = getattr(import_module(module), kind)(**arguments[name])
     return logger
 
 

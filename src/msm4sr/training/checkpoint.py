@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -82,11 +83,13 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 # -- what a checkpoint is of -----------------------------------------------------------------------------------------
 
 
-def digest(*parts: bytes) -> str:
+def digest(*parts: bytes | np.ndarray) -> str:
     """A short name for any content."""
     made = hashlib.blake2b(digest_size=12)
     for part in parts:
-        made.update(len(part).to_bytes(8, "little") + part)
+        content = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1)
+        made.update(content.nbytes.to_bytes(8, "little"))
+        made.update(content.view(np.uint8).data)
     return made.hexdigest()
 
 

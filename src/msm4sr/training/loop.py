@@ -260,15 +260,7 @@ def fit(
                     for group in optimizer.param_groups:
                         group["lr"] = settings.learning_rate * rate(place.steps)
                     loss = shared_loss(fabric, forward, task, batch, generator)
-                    wrapped.zero_grad()
-                    fabric.backward(loss)
-                    fabric.clip_gradients(
-                        forward,
-                        wrapped,
-                        max_norm=settings.max_gradient_norm,
-                        error_if_nonfinite=False,  # it would wait for the device; the look at the loss tells better
-                    )
-                    wrapped.step()
+                    _descend(fabric, forward, wrapped, loss, settings.max_gradient_norm)
                     total += loss.detach() * pairs
                     place.step, place.steps, place.pairs = step, place.steps + 1, place.pairs + pairs
                     if step % REPORT_EVERY == 0:
@@ -336,6 +328,21 @@ def shared_loss(
     if fabric.world_size == 1:
         return loss
     return loss * (int(mine.mask.sum()) * fabric.world_size / int(batch.mask.sum()))
+
+
+def _descend(
+    fabric: Fabric, forward: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_gradient_norm: float
+) -> None:
+    """One step down the gradient of `loss`."""
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    fabric.clip_gradients(
+        forward,
+        optimizer,
+        max_norm=max_gradient_norm,
+        error_if_nonfinite=False,  # it would wait for the device; the look at the loss tells better
+    )
+    optimizer.step()
 
 
 # -- the last checkpoint ---------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def train_stage(
         resume=resume,
         identity={
             **identity_of(stage, settings, dataset.item_ids, seed),
-            "histories": digest(histories.values.tobytes(), histories.offsets.tobytes()),
+            "histories": digest(histories.values, histories.offsets),
+            "features": digest(*(buffer.cpu().numpy() for buffer in task.model.buffers())),
             **flat({"evaluation": evaluation.model_dump(), "device": {"precision": device.precision}}),
             **(identity or {}),
         },
