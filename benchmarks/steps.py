@@ -63,28 +63,28 @@ def run_steps(
     settings: RunSettings,
     *,
     steps: int,
-    warmup: int = 5,
+    at_least: int = 2,
     seconds: float = float("inf"),
     clock: Callable[[], float] = time.perf_counter,
     listen: Callable[[nn.Module], None] = lambda task: None,
 ) -> list[Step]:
-    """Train `model` for `warmup` steps that are not reported and `steps` that are.
+    """Train `model` for some steps. The first ones are slower, and the first has the set-up in it: leave them out.
 
     Args:
         stage: `pretrain` or `finetune`.
         model: trained in place. At the end it has its first weights again, as `fit` leaves the best validated ones.
         dataset: whose training histories are used, epoch after epoch.
         settings: of a run.
-        steps: how many are wanted.
-        warmup: how many come before.
-        seconds: no further step begins after so long (by the time of day), once one has been measured.
+        steps: how many, at most.
+        at_least: how many, whatever the time.
+        seconds: after so long (by the time of day) no further one begins.
         clock: what is read at the end of each step.
         listen: is given the module whose call is the forward pass, before it is used.
     """
     module = import_module(f"msm4sr.training.{stage}")
     section = getattr(settings, stage).model_copy(update={"epochs": 1, "max_steps": 0})
     batches: list[Batch] = []
-    marks: list[float] = []
+    marks = [clock()]
     began = time.perf_counter()
 
     def fit_briefly(task: nn.Module, *arguments: Any, **given: Any) -> Any:
@@ -94,8 +94,8 @@ def run_steps(
         def few(epoch: int, *others: Any, **options: Any) -> Iterator[Batch]:
             for each in itertools.count(epoch):
                 for batch in make(each, *others, **options):
-                    enough = len(marks) > warmup and time.perf_counter() - began > seconds
-                    if enough or len(batches) == warmup + steps:
+                    late = len(batches) >= at_least and time.perf_counter() - began > seconds
+                    if late or len(batches) == steps:
                         return
                     batches.append(batch)
                     yield batch
@@ -110,10 +110,11 @@ def run_steps(
             getattr(module, stage)(model, dataset, section, seed=settings.seed, device=settings.device)
     finally:
         mark.remove()
-    if len(marks) != len(batches):
-        raise RuntimeError(f"{len(batches)} batches and {len(marks)} steps: a step is no longer a batch")
-    done = [Step(after - before, batch) for before, after, batch in zip([0.0, *marks], marks, batches, strict=False)]
-    return done[max(1, warmup) :] if len(done) > 1 else done
+    if len(marks) != len(batches) + 1:
+        raise RuntimeError(f"{len(batches)} batches, {len(marks) - 1} steps: a step is no longer the work on one batch")
+    return [
+        Step(after - before, batch) for (before, after), batch in zip(itertools.pairwise(marks), batches, strict=True)
+    ]
 
 
 class Parts:

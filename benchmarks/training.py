@@ -78,18 +78,18 @@ def report(
     before = {precision: matrix_peak(DTYPES[precision]) for precision in precisions}
     so_far = memory_peak()
     forget_peak()
-    timed = run_steps(stage, model, dataset, settings, steps=steps, warmup=warmup)
+    timed = run_steps(stage, model, dataset, settings, steps=warmup + steps)[warmup:]
     peak_memory = memory_peak()
     after = {precision: matrix_peak(DTYPES[precision]) for precision in precisions}
 
     with flop_counter() as counter:
-        counted = run_steps(stage, model, dataset, settings, steps=steps, warmup=warmup, clock=counter.get_total_flops)
-    few = {"steps": min(PROFILED, steps), "warmup": 1}
+        clock = counter.get_total_flops
+        counted = run_steps(stage, model, dataset, settings, steps=warmup + steps, clock=clock)[warmup:]
     parts = Parts()
-    run_steps(stage, model, dataset, settings, **few, listen=parts.listen)
+    run_steps(stage, model, dataset, settings, steps=PROFILED, listen=parts.listen)
     milliseconds = parts.close()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run_steps(stage, model, dataset, settings, **few)
+        run_steps(stage, model, dataset, settings, steps=PROFILED)
 
     seconds = sum(step.cost for step in timed)
     flops = sum(step.cost for step in counted) / len(counted)
@@ -122,7 +122,7 @@ def report(
     print(f"\nParts of a step, {total:.1f} ms:\n\n| part | ms | share |\n|---|--:|--:|")
     for part, each in milliseconds.items():
         print(f"| {part} | {each:.1f} | {each / total:.3f} |")
-    print_profile(profiler.key_averages(), few["steps"] + few["warmup"])
+    print_profile(profiler.key_averages(), PROFILED)
 
 
 def count_by_hand(stage: Stage, model: Any, step: Step, settings: RunSettings) -> int:
