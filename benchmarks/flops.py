@@ -59,7 +59,8 @@ def pretrain_by_hand(model: MSM4SR, batch: Batch, settings: PretrainSettings) ->
     losses = n * n * product(pairs, dim, dim)  # equation 6, every view into every space
     losses += n * n * product(pairs, dim, columns) * (settings.nip_weight > 0)  # equation 7
     losses += n * (n - 1) * tables * product(pairs, dim, pairs)  # equation 9
-    slots = _transformer(model.transformer, n * batch.items.shape[0], batch.items.shape[1])
+    rows, length = batch.items.shape
+    slots = _transformer(model.transformer, model.config.attention_dropout, n * rows, length)
     return slots + 3 * losses + sum(_encoder(model, a, items) for a in model.modalities)
 
 
@@ -68,7 +69,8 @@ def finetune_by_hand(model: MSM4SR | SASRec, batch: Batch) -> int:
     scored = model.scored if isinstance(model, MSM4SR) else ("id",)
     n_items = model.item_embedding.num_embeddings
     softmax = 3 * product(int(batch.mask.sum()), len(scored) * model.config.dim, n_items)  # equation 12, gradients
-    slots = _transformer(model.transformer, len(scored) * batch.items.shape[0], batch.items.shape[1])
+    rows, length = batch.items.shape
+    slots = _transformer(model.transformer, model.config.attention_dropout, len(scored) * rows, length)
     if isinstance(model, SASRec):
         return softmax + slots
     return softmax + slots + sum(_encoder(model, a, torch.arange(n_items)) for a in scored)
@@ -79,7 +81,7 @@ def product(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns
 
 
-def _transformer(transformer: CausalTransformer, rows: int, length: int) -> int:
+def _transformer(transformer: CausalTransformer, attention_dropout: float, rows: int, length: int) -> int:
     """Forward and backward; the gradient of a product is two products."""
     total = 0
     for layer in transformer.layers:
@@ -87,9 +89,9 @@ def _transformer(transformer: CausalTransformer, rows: int, length: int) -> int:
         maps = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         total += 3 * sum(product(rows * length, m.in_features, m.out_features) for m in maps)
         table = product(length, layer.attention.out.in_features, length)  # of all heads together
-        whole = 6 * table  # scores and mixing, each with two products backward
+        dropped = 6 * table  # scores and mixing, each with two products backward
         fused = (2 + 5) * table // 2  # backward makes the scores once more; half of each table is blank
-        total += rows * (whole if layer.attention.dropout else fused)
+        total += rows * (dropped if attention_dropout else fused)
     return total
 
 

@@ -25,9 +25,10 @@ import typer
 from machine import describe, forget_peak, memory_now, memory_peak
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from options import Changes, Plot, Preset, Threads
 from steps import Stage, run_steps
 
-from msm4sr.cli.console import Changes, told
+from msm4sr.cli.console import told
 from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
@@ -146,12 +147,12 @@ def cells(quick: bool) -> Iterator[tuple[str, Cell]]:
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="seed, released or best.")] = "seed",
+    preset: Preset = "seed",
     changes: Changes = [],  # noqa: B006  # never changed
-    out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("docs/images/growth.png"),
+    out: Plot = Path("docs/images/growth.png"),
     steps: Annotated[int, typer.Option(min=2, help="Of a cell, at most.")] = 60,
     seconds: Annotated[float, typer.Option(min=0, help="Of a cell's steps; two are taken at least.")] = 10,
-    threads: Annotated[int, typer.Option(min=1, help="Of PyTorch.")] = 2,
+    threads: Threads = 2,
     quick: Annotated[bool, typer.Option("--quick", help="Two small sizes of each.")] = False,
 ) -> None:
     with told():

@@ -24,10 +24,11 @@ import torch
 import typer
 from machine import describe, matrix_peak
 from matplotlib.figure import Figure
+from options import Changes, Data, Plot, Preset, Threads
 from parity.environment import ensure_environment
 from parity.export import DATA, NAME, as_recbole_sasrec, export_dataset
 
-from msm4sr.cli.console import Changes, told
+from msm4sr.cli.console import told
 from msm4sr.data.dataset import Dataset, Targets, load_dataset, test_targets, training_histories, validation_targets
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import ranks_of
@@ -49,13 +50,13 @@ class Epochs:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="A prepared folder.", show_default=False)],
-    epochs: Annotated[int, typer.Option(min=1, help="Of both.")] = 20,
-    preset: Annotated[str, typer.Option(help="Whose settings both get.")] = "seed",
+    data: Data,
+    epochs: Annotated[int, typer.Option(min=1, help="Of both.")] = 10,
+    preset: Preset = "seed",
     changes: Changes = [],  # noqa: B006  # never changed
-    threads: Annotated[int, typer.Option(min=1, help="Of PyTorch, in both.")] = 2,
+    threads: Threads = 2,
     environment: Annotated[Path, typer.Option(help="RecBole's.")] = Path(".venv-recbole"),
-    out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("docs/images/recbole.png"),
+    out: Plot = Path("docs/images/recbole.png"),
 ) -> None:
     torch.set_num_threads(threads)
     with told():

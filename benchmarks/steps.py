@@ -9,9 +9,11 @@ checkpoints are not in it.
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.settings import RunSettings
 from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures
+from msm4sr.training.loop import fit
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -81,7 +84,7 @@ def run_steps(
         clock: what is read at the end of each step.
         listen: is given the module whose call is the forward pass, before it is used.
     """
-    module = import_module(f"msm4sr.training.{stage}")
+    train = getattr(import_module(f"msm4sr.training.{stage}"), stage)
     section = getattr(settings, stage).model_copy(update={"epochs": 1, "max_steps": 0})
     batches: list[Batch] = []
     marks = [clock()]
@@ -103,13 +106,13 @@ def run_steps(
         given |= {"batches": few, "validate": lambda: {section.select: 0.0}}
         return fit(task, *arguments, **given)
 
-    fit = module.fit
-    mark = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
-    try:
-        with patch.object(module, "fit", fit_briefly):
-            getattr(module, stage)(model, dataset, section, seed=settings.seed, device=settings.device)
-    finally:
-        mark.remove()
+    with ExitStack() as stack:
+        mark = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
+        stack.callback(mark.remove)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("msm4sr.training.") and getattr(module, "fit", None) is fit:
+                stack.enter_context(patch.object(module, "fit", fit_briefly))
+        train(model, dataset, section, seed=settings.seed, device=settings.device)
     if len(marks) != len(batches) + 1:
         raise RuntimeError(f"{len(batches)} batches, {len(marks) - 1} steps: a step is no longer the work on one batch")
     return [

@@ -19,10 +19,11 @@ import torch
 import typer
 from flops import finetune_by_hand, flop_counter, pretrain_by_hand
 from machine import describe, forget_peak, matrix_peak, memory_now, memory_peak
+from options import Changes, Data, Preset, Threads
 from steps import Parts, Stage, Step, run_steps
 from torch.profiler import ProfilerActivity, profile
 
-from msm4sr.cli.console import Changes, Model, progress_bar, told
+from msm4sr.cli.console import progress_bar, told
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import build_model
@@ -37,15 +38,15 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="A prepared folder.", show_default=False)],
+    data: Data,
     stage: Annotated[Stage, typer.Option(help="Which.", show_default=False)],
-    preset: Annotated[str, typer.Option(help="seed, released or best.")] = "seed",
-    model: Model = "msm4sr",
+    preset: Preset = "seed",
+    model: Annotated[str, typer.Option(help="Any that has the stage.")] = "msm4sr",
     changes: Changes = [],  # noqa: B006  # never changed
     features: Annotated[Path | None, typer.Option(help="Extracted features; default runs/features/NAME.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="To be timed.")] = 100,
     warmup: Annotated[int, typer.Option(min=1, help="Steps before those.")] = 10,
-    threads: Annotated[int, typer.Option(min=1, help="Of PyTorch.")] = 2,
+    threads: Threads = 2,
 ) -> None:
     torch.set_num_threads(threads)
     with told():
