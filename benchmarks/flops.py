@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from msm4sr.data.batches import Batch
 from msm4sr.models.baselines.sasrec import SASRec
-from msm4sr.models.layers import AttentionPooling, CausalTransformer, MixtureOfExperts, TransformerLayer
+from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, TransformerLayer
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.pretrain import PretrainSettings
 
@@ -98,9 +98,9 @@ def _transformer(transformer: CausalTransformer, attention_dropout: float, rows:
 def _encoder(model: MSM4SR, modality: str, items: Tensor) -> int:
     """Equations 3 to 5. Features are not trained: where a product has them as an operand, one gradient is made."""
     features, encoder = model.features[modality], model.encoders[modality]
+    assert isinstance(features, ItemFeatures)
+    assert isinstance(encoder, ItemEncoder)
     pooling, experts = encoder.pooling, encoder.experts
-    assert isinstance(pooling, AttentionPooling)
-    assert isinstance(experts, MixtureOfExperts)
     lengths = features.offsets.diff()[items]
     rows, present, wide = int(lengths.sum()), int((lengths > 0).sum()), features.dim
     n_experts, dim = experts.shape

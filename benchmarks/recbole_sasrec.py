@@ -120,7 +120,7 @@ def train_theirs(
 def run_apart(python: Path, script: Path, job: Path, threads: int) -> None:
     """Run a script of another environment, without anything of ours on its path."""
     keep = {"PATH": "/usr/bin:/bin", "HOME": str(job.parent), "OMP_NUM_THREADS": str(threads)}
-    command = [python.absolute(), "-W", "ignore", script, job]
+    command = [str(python.absolute()), "-W", "ignore", str(script), str(job)]
     done = subprocess.run(command, env=keep, cwd=job.parent, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"{script.name} ended with {done.returncode}")

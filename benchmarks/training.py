@@ -34,7 +34,6 @@ from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
 TOP = 10  # costs in the profile
 PROFILED = 20  # steps in it, and in the parts
-DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
 def main(
@@ -75,13 +74,15 @@ def report(
     model = build_model(settings, dataset, features)
     model.train()
     loaded = memory_now()
-    precisions = dict.fromkeys(["32-true", settings.device.precision])
-    before = {precision: matrix_peak(DTYPES[precision]) for precision in precisions}
+    dtypes = {"float32": torch.float32}
+    if "bf16" in settings.device.precision:
+        dtypes["bfloat16"] = torch.bfloat16
+    before = {name: matrix_peak(dtype) for name, dtype in dtypes.items()}
     so_far = memory_peak()
     forget_peak()
     timed = run_steps(stage, model, dataset, settings, steps=warmup + steps)[warmup:]
     peak_memory = memory_peak()
-    after = {precision: matrix_peak(DTYPES[precision]) for precision in precisions}
+    after = {name: matrix_peak(dtype) for name, dtype in dtypes.items()}
 
     with flop_counter() as counter:
         clock = counter.get_total_flops
@@ -92,38 +93,47 @@ def report(
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run_steps(stage, model, dataset, settings, steps=PROFILED)
 
-    seconds = sum(step.cost for step in timed)
-    flops = sum(step.cost for step in counted) / len(counted)
-    rate = flops * len(timed) / seconds
-    by_hand = np.mean([count_by_hand(stage, model, step, settings) for step in timed])
-    slots, tokens = sum(step.slots for step in timed), sum(step.tokens for step in timed)
-    spread = np.percentile([step.pairs / step.cost for step in timed], [50, 10, 90])
-
+    by_hand = float(np.mean([count_by_hand(stage, model, step, settings) for step in timed]))
     print("| what | measured |\n|---|--:|")
-    line("speed, all timed steps", f"{sum(step.pairs for step in timed) / seconds:.0f} pairs/s")
-    line("speed, median step (10th to 90th percentile)", "{:.0f} pairs/s ({:.0f} to {:.0f})".format(*spread))
-    line("steps", f"{len(timed) / seconds:.2f} steps/s")
-    line("pairs in a step, mean", f"{np.mean([step.pairs for step in timed]):.0f}")
-    line("history positions", f"{tokens / seconds:.0f} tokens/s")
-    line("share of padding among positions", f"{1 - tokens / slots:.3f}")
-    line("operations of a step, counted (by hand from shapes)", f"{flops / 1e9:.3f} ({by_hand / 1e9:.3f}) GFLOP")
-    line("operations", f"{rate / 1e9:.1f} GFLOP/s")
-    for precision in precisions:
-        peaks = before[precision], after[precision]
-        line(
-            f"matrix-product peak, {precision}, before and after",
-            "{:.1f}, {:.1f} GFLOP/s".format(*np.divide(peaks, 1e9)),
-        )
-        line(f"share of the {precision} peak (mean of the two)", f"{rate / np.mean(peaks):.3f}")
+    print_speed(timed)
+    print_operations(timed, sum(step.cost for step in counted) / len(counted), by_hand, before, after)
     line("peak memory of the process while training", f"{peak_memory:.0f} MiB")
     line("of it above data, features and weights", f"{peak_memory - loaded:.0f} MiB")
     line("peak memory before training (loading, measuring the peak)", f"{so_far:.0f} MiB")
+    print_parts(milliseconds)
+    print_profile(profiler.key_averages(), PROFILED)
 
+
+def print_speed(timed: list[Step]) -> None:
+    seconds, pairs = sum(step.cost for step in timed), sum(step.pairs for step in timed)
+    slots, tokens = sum(step.slots for step in timed), sum(step.tokens for step in timed)
+    spread = np.percentile([step.pairs / step.cost for step in timed], [50, 10, 90])
+    line("speed, all timed steps", f"{pairs / seconds:.0f} pairs/s")
+    line("speed, median step (10th to 90th percentile)", "{:.0f} pairs/s ({:.0f} to {:.0f})".format(*spread))
+    line("steps", f"{len(timed) / seconds:.2f} steps/s")
+    line("pairs in a step, mean", f"{pairs / len(timed):.0f}")
+    line("history positions", f"{tokens / seconds:.0f} tokens/s")
+    line("share of padding among positions", f"{1 - tokens / slots:.3f}")
+
+
+def print_operations(
+    timed: list[Step], flops: float, by_hand: float, before: dict[str, float], after: dict[str, float]
+) -> None:
+    """Of a mean step; the peaks are operations a second by the type of the numbers."""
+    rate = flops * len(timed) / sum(step.cost for step in timed)
+    line("operations of a step, counted (by hand from shapes)", f"{flops / 1e9:.3f} ({by_hand / 1e9:.3f}) GFLOP")
+    line("operations", f"{rate / 1e9:.1f} GFLOP/s")
+    for name, peak in before.items():
+        shown = f"{peak / 1e9:.1f}, {after[name] / 1e9:.1f} GFLOP/s"
+        line(f"matrix-product peak, {name}, before and after", shown)
+        line(f"share of the {name} peak (mean of the two)", f"{2 * rate / (peak + after[name]):.3f}")
+
+
+def print_parts(milliseconds: dict[str, float]) -> None:
     total = sum(milliseconds.values())
     print(f"\nParts of a step, {total:.1f} ms:\n\n| part | ms | share |\n|---|--:|--:|")
     for part, each in milliseconds.items():
         print(f"| {part} | {each:.1f} | {each / total:.3f} |")
-    print_profile(profiler.key_averages(), PROFILED)
 
 
 def count_by_hand(stage: Stage, model: Any, step: Step, settings: RunSettings) -> int:

@@ -112,7 +112,7 @@ def test_training_reports_a_stage(shop: Path) -> None:
     done = run_script("training.py", "--data", shop, "--stage", "finetune", *few)
     assert done.code == 0, done.error
     assert re.search(r"^\| speed, all timed steps \| [1-9]\d* pairs/s \|$", done.out, re.M)
-    assert re.search(r"^\| share of the 32-true peak .* \| 0\.\d+ \|$", done.out, re.M)
+    assert re.search(r"^\| share of the float32 peak .* \| 0\.\d+ \|$", done.out, re.M)
     counted, by_hand = re.search(r"counted \(by hand from shapes\) \| ([\d.]+) \(([\d.]+)\)", done.out).groups()  # type: ignore[union-attr]
     assert float(counted) == pytest.approx(float(by_hand), rel=0.01)
     assert len(re.findall(r"^\| `", done.out, re.M)) == 10
