@@ -30,14 +30,14 @@ demo: setup ## make a toy shop, train on it and write its report to demo/
 	$(BIN)/msm4sr demo --out demo
 
 lint: setup ## style, types and the rule of the arrows
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 format: setup ## let ruff repair what it can
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 
 test: lint ## lint, then all tests but the slow ones
 	$(PYTEST) -m 'not slow'
@@ -47,4 +47,4 @@ test-all: lint ## lint, then all tests
 
 clean: ## remove caches, built packages and the demo (.venv stays)
 	rm -rf demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

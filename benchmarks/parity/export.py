@@ -1,0 +1,73 @@
+"""A data set as RecBole's atomic files, such that both libraries train on the same pairs and rank the same targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from msm4sr.data.dataset import Dataset
+from msm4sr.experiments.settings import RunSettings
+
+NAME = "exported"
+
+DATA: dict[str, Any] = {
+    # Every row of NAME.inter, and every item of NAME.item, whether somebody took it or not.
+    "USER_ID_FIELD": "user_id",
+    "ITEM_ID_FIELD": "item_id",
+    "TIME_FIELD": "timestamp",
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]},
+    "filter_inter_by_user_or_item": False,
+    # Leave one out: the last item is test, the one before validation, all items are ranked, those taken included.
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "repeatable": True,
+    "metrics": ["NDCG", "Recall"],
+    "topk": [10],
+    "valid_metric": "NDCG@10",
+    "metric_decimal_place": 10,
+}
+"""What RecBole must be told to do as we do."""
+
+
+def export_dataset(dataset: Dataset, folder: Path) -> None:
+    """Write `folder`/NAME/NAME.inter and .item. Users and items are named by their numbers, and the time of an event
+    is its place in the user's history: where several have the same time, the order is ours."""
+    lengths = np.diff(dataset.offsets)
+    table = pl.DataFrame(
+        {
+            "user_id:token": np.repeat(np.arange(dataset.n_users), lengths),
+            "item_id:token": dataset.values,
+            "timestamp:float": np.arange(len(dataset.values)) - np.repeat(dataset.offsets[:-1], lengths),
+        }
+    )
+    items = pl.DataFrame({"item_id:token": np.arange(dataset.n_items)})
+    (folder / NAME).mkdir(parents=True, exist_ok=True)
+    table.write_csv(folder / NAME / f"{NAME}.inter", separator="\t")
+    items.write_csv(folder / NAME / f"{NAME}.item", separator="\t")
+
+
+def as_recbole_sasrec(settings: RunSettings) -> dict[str, Any]:
+    """Our settings of SASRec and of its training, in RecBole's words."""
+    model, training = settings.model.model_dump(), settings.finetune
+    return {
+        "n_layers": model["layers"],
+        "n_heads": model["heads"],
+        "hidden_size": model["dim"],
+        "inner_size": model["inner_dim"],
+        "hidden_dropout_prob": model["dropout"],
+        "attn_dropout_prob": model["attention_dropout"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "MAX_ITEM_LIST_LENGTH": model["max_history"],
+        "loss_type": "CE",
+        "train_neg_sample_args": None,
+        "train_batch_size": training.batch_pairs,
+        "learner": "adam",
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "clip_grad_norm": {"max_norm": training.max_gradient_norm},
+        "seed": settings.seed,
+    }

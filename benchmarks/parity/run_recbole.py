@@ -1,0 +1,93 @@
+"""Train a model of RecBole's and write down what it did. Runs in RecBole's environment, and imports nothing of ours.
+
+    .venv-recbole/bin/python benchmarks/parity/run_recbole.py JOB.json
+
+JOB.json: {"model": "SASRec", "dataset": the name, "out": a folder, "epochs": n, "threads": n, "parts": ["validation"],
+"config": what RecBole is told}. Into `out` go data.json (training rows, users, items, the target of each user), a line
+an epoch in epochs.jsonl (seconds of training alone, RecBole's own metrics), and for each part and epoch the scores of
+all items for all users as `scores-PART-EPOCH.npy`, float32 [users, items], numbered as exported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+
+
+def main(job: dict[str, Any]) -> None:
+    torch.set_num_threads(job["threads"])
+    out = Path(job["out"])
+    quiet = {"show_progress": False, "state": "ERROR", "use_gpu": False, "save_dataset": False}
+    config = Config(
+        model=job["model"],
+        dataset=job["dataset"],
+        config_dict=job["config"] | quiet | {"checkpoint_dir": str(out / "saved"), "epochs": job["epochs"]},
+    )
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    train, validation, test = data_preparation(config, dataset)
+    parts = {"validation": validation, "test": test}
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    users = dataset.field2id_token["user_id"][1:].astype(np.int64)  # 0 is padding; then our number of each of theirs
+    items = dataset.field2id_token["item_id"][1:].astype(np.int64)
+    targets = {part: targets_of(loader, dataset) for part, loader in parts.items()}
+    about = {"rows": len(train._dataset), "users": len(users), "items": len(items), "targets": targets}
+    (out / "data.json").write_text(json.dumps(about))
+
+    trainer.eval_collector.data_collect(train)
+    with (out / "epochs.jsonl").open("w") as lines:
+        for epoch in range(job["epochs"]):
+            began = time.perf_counter()
+            loss = trainer._train_epoch(train, epoch)
+            seconds = time.perf_counter() - began
+            record = {"epoch": epoch + 1, "seconds": seconds, "loss": loss / len(train)}
+            for part in job["parts"]:
+                scores, own = evaluate(trainer, parts[part])
+                table = np.empty((len(users), len(items)), dtype=np.float32)
+                for user, row in scores:
+                    table[np.ix_(users[user - 1], items)] = row[:, 1:]
+                np.save(out / f"scores-{part}-{epoch + 1}.npy", table)
+                record[part] = {name.lower(): float(value) for name, value in own.items()}
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+
+
+def evaluate(trainer: Any, loader: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
+    """The scores that RecBole ranks (users, rows), and the metrics that it makes of them."""
+    scores = []
+    rank = trainer._full_sort_batch_eval
+
+    def listen(batch: Any) -> Any:
+        interaction, table, positive_u, positive_i = rank(batch)
+        scores.append((interaction["user_id"].numpy(), table.numpy().copy()))
+        return interaction, table, positive_u, positive_i
+
+    trainer._full_sort_batch_eval = listen
+    try:
+        return scores, trainer.evaluate(loader, load_best_model=False)
+    finally:
+        trainer._full_sort_batch_eval = rank
+
+
+def targets_of(loader: Any, dataset: Any) -> list[int]:
+    """The item that a part asks for, of user 0, 1, ... as exported."""
+    rows = loader._dataset.inter_feat
+    user = dataset.field2id_token["user_id"][rows["user_id"].numpy()].astype(np.int64)
+    item = dataset.field2id_token["item_id"][rows["item_id"].numpy()].astype(np.int64)
+    return [int(i) for i in item[np.argsort(user)]]
+
+
+if __name__ == "__main__":
+    job_file = Path(sys.argv.pop())  # RecBole would read what stays there
+    main(json.loads(job_file.read_text()))

@@ -1,0 +1,179 @@
+"""Our SASRec beside RecBole's: same size, same settings, same data, same number of training pairs, one after the other.
+
+    python benchmarks/recbole_sasrec.py --data DATA/ml-100k                # 10 epochs each
+    python benchmarks/recbole_sasrec.py --data DATA/ml-100k --epochs 2     # to see that it works
+
+RecBole gets an environment of its own (.venv-recbole, made on first use: some minutes, 2 GB). It is given our users,
+items and order; that both see as many training pairs and the same targets is checked. It makes a row of each prefix, we
+make a row of each window: a pair is a prefix with its next item in both. Seconds are those of training alone,
+evaluation and checkpoints apart. Its scores come back after every epoch and are ranked by our evaluation; its own
+NDCG@10 is compared with ours of the same scores.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from machine import describe, matrix_peak
+from matplotlib.figure import Figure
+from options import Changes, Data, Plot, Preset, Threads
+from parity.environment import ensure_environment
+from parity.export import DATA, NAME, as_recbole_sasrec, export_dataset
+
+from msm4sr.cli.console import told
+from msm4sr.data.dataset import Dataset, Targets, load_dataset, test_targets, training_histories, validation_targets
+from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.ranking import ranks_of
+from msm4sr.experiments.run import build_model
+from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.training.finetune import finetune
+
+RUNNER = Path(__file__).parent / "parity" / "run_recbole.py"
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """What one library did, an entry an epoch."""
+
+    seconds: list[float]
+    """Of training."""
+    ndcg: list[float]
+    """NDCG@10 on validation, after it."""
+
+
+def main(
+    data: Data,
+    epochs: Annotated[int, typer.Option(min=1, help="Of both.")] = 10,
+    preset: Preset = "seed",
+    changes: Changes = [],  # noqa: B006  # never changed
+    threads: Threads = 2,
+    environment: Annotated[Path, typer.Option(help="RecBole's.")] = Path(".venv-recbole"),
+    out: Plot = Path("docs/images/recbole.png"),
+) -> None:
+    torch.set_num_threads(threads)
+    with told():
+        python = ensure_environment(environment)
+        fixed = [f"finetune.epochs={epochs}", f"finetune.patience={epochs}", "device.accelerator=cpu"]
+        settings = resolve_settings(preset, "sasrec", [*changes, *fixed])
+        dataset = load_dataset(data, settings.dataset)
+        pairs = int(np.maximum(np.diff(training_histories(dataset).offsets) - 1, 0).sum())
+        print(f"# SASRec on {data.name}: {epochs} epochs of {pairs} pairs, preset {preset}", *changes, sep=", ")
+        print(f"\n{describe()}\n", flush=True)
+        peaks = [matrix_peak()]
+        ours = train_ours(dataset, settings)
+        peaks.append(matrix_peak())
+        with tempfile.TemporaryDirectory() as folder:
+            theirs, difference = train_theirs(python, dataset, settings, threads, pairs, Path(folder))
+        peaks.append(matrix_peak())
+        report({"msm4sr": ours, "RecBole": theirs}, pairs)
+        shown = ", ".join(f"{peak / 1e9:.0f}" for peak in peaks)
+        print(f"\nFloat32 matrix-product peak before, between and after: {shown} GFLOP/s.")
+        print(f"RecBole's NDCG@10 and ours of the same scores differ by {difference:.1e} at most.")
+        plot({"msm4sr": ours, "RecBole": theirs}, out)
+        print(f"\n{out}")
+
+
+def train_ours(dataset: Dataset, settings: RunSettings) -> Epochs:
+    records = finetune(
+        build_model(settings, dataset, {}),
+        dataset,
+        settings.finetune.model_copy(update={"validate_every": 1, "max_steps": 0}),
+        seed=settings.seed,
+        device=settings.device,
+    )
+    return Epochs([r.seconds for r in records], [r.validation["ndcg@10"] for r in records])
+
+
+def train_theirs(
+    python: Path, dataset: Dataset, settings: RunSettings, threads: int, pairs: int, folder: Path
+) -> tuple[Epochs, float]:
+    """Their epochs, ranked by our evaluation, and the largest difference from what they make of the same scores."""
+    export_dataset(dataset, folder)
+    epochs = settings.finetune.epochs
+    job = {
+        "model": "SASRec",
+        "dataset": NAME,
+        "out": str(folder),
+        "epochs": epochs,
+        "threads": threads,
+        "parts": ["validation"],
+        "config": DATA | as_recbole_sasrec(settings) | {"data_path": str(folder)},
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    run_apart(python, RUNNER, folder / "job.json", threads)
+    check_same_data(json.loads((folder / "data.json").read_text()), dataset, pairs)
+    records = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    targets = validation_targets(dataset)
+    ndcg = [ndcg_of(np.load(folder / f"scores-validation-{n}.npy"), targets) for n in range(1, epochs + 1)]
+    own = [record["validation"]["ndcg@10"] for record in records]
+    return Epochs([r["seconds"] for r in records], ndcg), float(np.abs(np.subtract(own, ndcg)).max())
+
+
+def run_apart(python: Path, script: Path, job: Path, threads: int) -> None:
+    """Run a script of another environment, without anything of ours on its path."""
+    keep = {"PATH": "/usr/bin:/bin", "HOME": str(job.parent), "OMP_NUM_THREADS": str(threads)}
+    command = [str(python.absolute()), "-W", "ignore", str(script), str(job)]
+    done = subprocess.run(command, env=keep, cwd=job.parent, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{script.name} ended with {done.returncode}")
+
+
+def check_same_data(theirs: dict[str, Any], dataset: Dataset, pairs: int) -> None:
+    """RuntimeError unless both train on as many pairs, of as many users and items, and rank the same targets."""
+    wanted = {
+        "rows": pairs,
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "targets": {
+            "validation": validation_targets(dataset).targets.tolist(),
+            "test": test_targets(dataset).targets.tolist(),
+        },
+    }
+    for name, value in wanted.items():
+        if theirs[name] != value:
+            raise RuntimeError(f"the two libraries disagree on {name}: the comparison would not be one")
+
+
+def ndcg_of(scores: np.ndarray, targets: Targets) -> float:
+    ranks = ranks_of(torch.from_numpy(scores), torch.from_numpy(targets.targets))
+    return mean_metrics(ranks.numpy())["ndcg@10"]
+
+
+def report(runs: dict[str, Epochs], pairs: int) -> None:
+    print("| library | speed | median epoch | training, s | best validation N@10 | after epoch | after s |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    speeds = {}
+    for name, run in runs.items():
+        best = int(np.argmax(run.ndcg))
+        speeds[name] = pairs * len(run.seconds) / sum(run.seconds)
+        print(
+            f"| {name} | {speeds[name]:.0f} pairs/s | {pairs / np.median(run.seconds):.0f} pairs/s "
+            f"| {sum(run.seconds):.1f} | {run.ndcg[best]:.4f} | {best + 1} | {sum(run.seconds[: best + 1]):.1f} |"
+        )
+    ours, theirs = speeds.values()
+    print(f"\nOur pairs/s over theirs: {ours / theirs:.1f}.")
+
+
+def plot(runs: dict[str, Epochs], file: Path) -> None:
+    """Validation NDCG@10 by seconds of training."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, run in runs.items():
+        axes.plot(np.cumsum(run.seconds), run.ndcg, "o-", markersize=3, label=f"SASRec, {name}")
+    axes.set(xlabel="seconds of training", ylabel="validation NDCG@10", xscale="log", ylim=(0, None))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""The benchmarks run, on a shop that is too small to say anything, and measure what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from builders import make_dataset, make_msm4sr, random_sequences
+from machine import matrix_peak, memory_now, memory_peak
+from parity.export import NAME, as_recbole_sasrec, export_dataset
+from steps import PARTS, Parts, Stage, run_steps
+
+from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.data.toyshop import generate_toyshop
+from msm4sr.experiments.settings import RunSettings, resolve_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+N_ITEMS = 30
+STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
+
+
+def small() -> tuple[Dataset, RunSettings]:
+    changes = [f"{stage}.batch_pairs=40" for stage in STAGES] + ["device.accelerator=cpu", "pretrain.drop=0"]
+    return make_dataset(random_sequences(20, N_ITEMS, 14), N_ITEMS), resolve_settings("seed", changes=changes)
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_steps_run_on_over_epochs_and_each_is_measured(stage: Stage) -> None:
+    dataset, settings = small()
+    ticks = count(0, 3)
+    steps = run_steps(stage, make_msm4sr(N_ITEMS), dataset, settings, steps=11, clock=lambda: next(ticks))
+    epoch = np.maximum(np.diff(training_histories(dataset).offsets) - 1, 0).sum()
+    assert len(steps) == 11
+    assert sum(step.pairs for step in steps) > epoch, "the test was to go beyond an epoch"
+    assert [step.cost for step in steps] == [3] * 11
+    for step in steps:
+        assert step.pairs == step.tokens <= step.slots
+
+
+def test_no_further_step_begins_when_the_time_is_over() -> None:
+    dataset, settings = small()
+    steps = run_steps("finetune", make_msm4sr(N_ITEMS), dataset, settings, steps=50, at_least=3, seconds=0)
+    assert len(steps) == 3
+
+
+def test_the_parts_of_a_step_all_take_time_and_stop_listening() -> None:
+    dataset, settings = small()
+    model, parts = make_msm4sr(N_ITEMS), Parts()
+    run_steps("pretrain", model, dataset, settings, steps=4, listen=parts.listen)
+    milliseconds = parts.close()
+    assert set(milliseconds) == set(PARTS)
+    assert all(each > 0 for each in milliseconds.values())
+    run_steps("pretrain", model, dataset, settings, steps=2)
+    assert parts.close() == milliseconds
+
+
+def test_memory_and_the_peak_are_of_a_plausible_size() -> None:
+    before = memory_peak()
+    block = torch.ones(64, 1024, 1024)  # 256 MiB
+    assert memory_now() > 256
+    assert memory_peak() >= max(before, memory_now() - 1)
+    del block
+    assert 1e7 < matrix_peak(size=128) < 1e15
+
+
+# -- the export to RecBole -------------------------------------------------------------------------------------------
+
+
+def test_the_export_keeps_every_item_and_the_order_of_each_history(tmp_path: Path) -> None:
+    dataset = make_dataset([[3, 1, 3, 0], [2, 2, 1]], 6)
+    export_dataset(dataset, tmp_path)
+    log = pl.read_csv(tmp_path / NAME / f"{NAME}.inter", separator="\t")
+    assert log.sort("user_id:token", "timestamp:float")["item_id:token"].to_list() == dataset.values.tolist()
+    assert log["user_id:token"].to_list() == [0, 0, 0, 0, 1, 1, 1]
+    assert pl.read_csv(tmp_path / NAME / f"{NAME}.item", separator="\t")["item_id:token"].to_list() == [*range(6)]
+
+
+def test_recbole_gets_our_settings() -> None:
+    told = as_recbole_sasrec(resolve_settings("seed", "sasrec", ["model.dim=32", "finetune.learning_rate=0.01"]))
+    assert (told["hidden_size"], told["learning_rate"], told["train_batch_size"]) == (32, 0.01, 1024)
+
+
+# -- the scripts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks") / "shop"
+    generate_toyshop(folder, users=60, items=40)
+    return folder
+
+
+def run_script(name: str, *options: object) -> SimpleNamespace:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return SimpleNamespace(code=done.returncode, out=done.stdout, error=done.stderr)
+
+
+def test_training_reports_a_stage(shop: Path) -> None:
+    few = ("--steps", 3, "--warmup", 1, "--threads", 1, "--model", "sasrec", "--set", "finetune.batch_pairs=50")
+    done = run_script("training.py", "--data", shop, "--stage", "finetune", *few)
+    assert done.code == 0, done.error
+    assert re.search(r"^\| speed, all timed steps \| [1-9]\d* pairs/s \|$", done.out, re.M)
+    assert re.search(r"^\| share of the float32 peak .* \| 0\.\d+ \|$", done.out, re.M)
+    counted, by_hand = re.search(r"counted \(by hand from shapes\) \| ([\d.]+) \(([\d.]+)\)", done.out).groups()  # type: ignore[union-attr]
+    assert float(counted) == pytest.approx(float(by_hand), rel=0.01)
+    assert len(re.findall(r"^\| `", done.out, re.M)) == 10
+
+
+@pytest.mark.slow  # a process a cell
+def test_growth_fills_its_table_and_draws(tmp_path: Path) -> None:
+    done = run_script("growth.py", "--quick", "--steps", 3, "--threads", 1, "--out", tmp_path / "growth.png")
+    assert done.code == 0, done.error
+    assert len(re.findall(r"^\| (?:history|items|users) \|.* [1-9]\d* pairs/s \|", done.out, re.M)) == 12
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow  # an environment of 2 GB, unless it is there
+def test_both_libraries_train_on_the_same_pairs_and_are_ranked_alike(shop: Path, tmp_path: Path) -> None:
+    environment = ROOT / ".venv-recbole"
+    if not (environment / ".installed").exists():
+        pytest.skip("RecBole's environment is not made by a test; benchmarks/recbole_sasrec.py makes it")
+    few = ("--epochs", 2, "--threads", 1, "--environment", environment, "--out", tmp_path / "plot.png")
+    done = run_script("recbole_sasrec.py", "--data", shop, *few)
+    assert done.code == 0, done.error
+    difference = re.search(r"of the same scores differ by (\S+) at most", done.out)
+    assert difference
+    assert float(difference[1]) < 1e-6
+    assert len(re.findall(r"^\| (?:msm4sr|RecBole) \|", done.out, re.M)) == 2
