@@ -111,10 +111,10 @@ def test_ctrl_c_in_the_extraction_leaves_a_run_that_goes_on(cli: Cli, shop: Path
     run = tmp_path / "run"
     changes = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1")
     process = start("extract", shop, "--out", run, *changes)
-    _, err = interrupt_after(process, "text extracted")  # pictures come next
+    _, err = interrupt_after(process, "text-minilm extracted")  # pictures come next
     assert process.returncode == 130
     assert err.strip() == f"interrupted; finished parts are kept in {run}, and the same command goes on"
     called = cli("extract", shop, "--out", run, *changes)
     assert called.code == 0, called
-    assert "text extracted" not in called.out
+    assert "text-minilm extracted" not in called.out
     assert "visual: 58 of 60 items" in called.out

@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import polars as pl
 import pytest
 from calling import Cli, small_items, small_log, write_folder
 from PIL import Image
@@ -58,9 +59,9 @@ def test_each_picture_that_cannot_be_used_is_counted_and_the_first_are_named(
         "and 1 more, listed in",
     ):
         assert said in called.out
-    manifest = tmp_path / "run" / "features" / "visual-pooled" / "manifest.json"
-    assert str(manifest) in called.out
-    assert "etc/passwd" in manifest.read_text()
+    listed = tmp_path / "run" / "features" / "visual-pooled-efficientnet-lite0" / "missing.parquet"
+    assert str(listed) in called.out
+    assert any("etc/passwd" in image for image in pl.read_parquet(listed)["image"].drop_nulls())
 
 
 def test_they_are_told_again_by_every_stage_and_the_model_trains_without_them(

@@ -356,7 +356,7 @@ def test_a_damaged_record_of_epochs(refused: Refused, copy_of_run: Path) -> None
 def test_damaged_features_are_read_from_the_items_again(cli: Cli, data: Path, tmp_path: Path, out: Path) -> None:
     text_only = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1")
     assert cli("run", data, "--out", out, *text_only).code == 0
-    vectors = max((out / "features" / "text").iterdir(), key=lambda file: file.stat().st_size)
+    vectors = max((out / "features" / "text-minilm").iterdir(), key=lambda file: file.stat().st_size)
     vectors.write_bytes(vectors.read_bytes()[:100])
     called = cli("evaluate", out)
     assert called.code == 0, called

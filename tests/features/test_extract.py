@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.progress import Progress
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.features import extract
 from msm4sr.features.extract import FeatureSettings, extract_features
-from msm4sr.features.store import Features, read_manifest
+from msm4sr.features.store import Features, load_features, read_manifest, read_missing, read_rows
 
 Row = tuple[str, str | None, str | None, list[str] | None]
 
@@ -44,6 +44,7 @@ def draw(folder: Path, name: str, colour: str, seed: int = 0) -> str:
     return name
 
 
+TEXT, PICTURES, KEYWORDS = "text-minilm", "visual-pooled-efficientnet-lite0", "visual-keywords-offline-minilm"
 POOLED = FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
 Shop = tuple[Dataset, Path]
 
@@ -71,6 +72,14 @@ def rows(features: extract.Features, item: int) -> np.ndarray:
     return features.vectors[features.offsets[item] : features.offsets[item + 1]]
 
 
+def words_of(folder: Path, visual: Features) -> list[list[list[str]]]:
+    """The words of each picture of each item."""
+    table = read_rows(folder)
+    assert table is not None
+    words = table["words"].to_list()
+    return [words[start:end] for start, end in pairwise(visual.offsets.tolist())]
+
+
 def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> None:
     dataset, out = shop
     features = extract_features(dataset, out, POOLED)
@@ -89,16 +98,35 @@ def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> 
 def test_pictures_that_cannot_be_used_are_listed_with_reasons(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, out = shop
     extract_features(dataset, out, POOLED)
-    manifest = read_manifest(out / "visual-pooled")
-    assert manifest is not None
-    listed = {(entry["item"], entry["image"]): entry["reason"] for entry in manifest["missing"]}
+    broken = read_missing(out / PICTURES).filter(pl.col("image").is_not_null())
+    listed = {(item, image): reason for item, image, reason in broken.select("item_id", "image", "reason").rows()}
     assert list(listed) == [("broken", "cut.png"), ("broken", "../secret.png"), ("broken", "none.png")]
     assert "leaves" in listed["broken", "../secret.png"]
     assert "no such file" in listed["broken", "none.png"]
     assert "3 pictures cannot be used" in capsys.readouterr().err
-    text = read_manifest(out / "text")
-    assert text is not None
-    assert [entry["item"] for entry in text["missing"]] == ["picture only", "nothing"]
+    manifest = read_manifest(out / PICTURES)
+    assert manifest is not None
+    assert sum(manifest["broken"].values()) == 3
+
+
+def test_items_without_text_or_picture_are_listed_with_reasons(shop: Shop) -> None:
+    dataset, out = shop
+    extract_features(dataset, out, POOLED)
+    for folder, names in ((TEXT, ["picture only", "nothing"]), (PICTURES, ["text only", "nothing"])):
+        missing = read_missing(out / folder).filter(pl.col("image").is_null())
+        assert missing["item_id"].to_list() == names
+        assert missing["item"].to_list() == [dataset.item_ids.index(name) for name in names]
+        manifest = read_manifest(out / folder)
+        assert manifest is not None
+        assert list(manifest["missing"].values()) == [2]
+
+
+def test_a_row_says_of_which_picture_it_is(shop: Shop) -> None:
+    dataset, out = shop
+    extract_features(dataset, out, POOLED)
+    table = read_rows(out / PICTURES)
+    assert table is not None
+    assert table["image"].to_list() == ["red.png", "blue.png", "blue.png", "red.png"]
 
 
 def test_keywords_of_a_small_catalogue_are_labels_through_the_text_encoder(shop: Shop) -> None:
@@ -109,16 +137,21 @@ def test_keywords_of_a_small_catalogue_are_labels_through_the_text_encoder(shop:
     with Progress(disable=True) as progress:
         visual = extract_features(dataset, out, FeatureSettings(), progress)["visual"]
     assert np.diff(visual.offsets).tolist() == [2, 0, 1, 1, 0]
-    assert visual.words is not None
-    assert [len(words) for words in visual.words] == [2, 0, 1, 1, 0]
-    assert all(len(words) == 15 and set(words) <= set(imagenet_labels()) for words in visual.words[0])
-    assert visual.words[0][1] == visual.words[2][0] != visual.words[0][0]
-    encoded = TransformerSentenceEncoder("minilm").encode([" ".join(visual.words[0][0])])
+    words = words_of(out / KEYWORDS, visual)
+    assert [len(pictures) for pictures in words] == [2, 0, 1, 1, 0]
+    assert all(len(picture) == 15 and set(picture) <= set(imagenet_labels()) for picture in words[0])
+    assert words[0][1] == words[2][0] != words[0][0]
+    encoded = TransformerSentenceEncoder("minilm").encode([" ".join(words[0][0])])
     assert np.allclose(rows(visual, 0)[:1], encoded, atol=1e-5)
-    manifest = read_manifest(out / "visual-keywords")
+    table = read_rows(out / KEYWORDS)
+    assert table is not None
+    assert table["image"].to_list() == ["red.png", "blue.png", "blue.png", "red.png"]
+    assert all(scores == sorted(scores, reverse=True) and len(scores) == 15 for scores in table["scores"].to_list())
+    manifest = read_manifest(out / KEYWORDS)
     assert manifest is not None
     assert (manifest["tagger"], manifest["vocabulary"]) == ("imagenet labels", "imagenet labels")
-    assert len(manifest["missing"]) == 3
+    assert set(words[0][0]) <= set(manifest["vocabulary_words"])
+    assert sum(manifest["broken"].values()) == 3
 
 
 def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:
@@ -137,12 +170,35 @@ def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msm4sr.features.keywords.group_near_duplicates", lambda views, n_items: np.arange(n_items))
         visual = extract_features(make(items), tmp_path / "features", settings)["visual"]
-    assert visual.words is not None
-    for number, words in enumerate(visual.words):
+    out = tmp_path / "features"
+    for number, words in enumerate(words_of(out / KEYWORDS, visual)):
         assert set(words[0]) == set(kinds[("red", "blue")[number % 2]].split()), number
-    manifest = read_manifest(tmp_path / "features" / "visual-keywords")
+    manifest = read_manifest(out / KEYWORDS)
     assert manifest is not None
     assert (manifest["tagger"], manifest["fitted_on_items"]) == ("offline", 50)
+    assert load_features(out / "words-minilm").item_ids == manifest["vocabulary_words"]
+
+
+def test_when_a_picture_changes_only_the_word_lists_that_come_out_new_are_encoded(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, out = shop
+    before = extract_features(dataset, out, FeatureSettings())["visual"]
+    words = words_of(out / KEYWORDS, before)
+    capsys.readouterr()
+    draw(dataset.folder, "blue.png", "green")
+    after = extract_features(dataset, out, FeatureSettings())["visual"]
+    assert f"{KEYWORDS}: 2 of 5 items are new or changed" in capsys.readouterr().err
+    again = words_of(out / KEYWORDS, after)
+    assert again[0][0] == words[0][0]
+    assert again[3] == words[3]
+    assert again[0][1] == again[2][0] != words[2][0]
+    assert np.array_equal(rows(before, 3), rows(after, 3))
+    assert not np.array_equal(rows(before, 2), rows(after, 2))
+    table = read_rows(out / KEYWORDS)
+    assert table is not None
+    assert table["image"].to_list() == ["red.png", "blue.png", "blue.png", "red.png"]
+    assert len(read_missing(out / KEYWORDS)) == 5
 
 
 def test_what_is_there_is_used_again_without_any_model(
@@ -159,7 +215,6 @@ def test_what_is_there_is_used_again_without_any_model(
     second = extract_features(dataset, out, FeatureSettings())
     for name in ("text", "visual"):
         assert np.array_equal(first[name].vectors, second[name].vectors)
-        assert first[name].words == second[name].words
     assert "extracting again" not in capsys.readouterr().err
 
 
@@ -171,24 +226,33 @@ def test_what_changed_is_made_anew_and_said_so(shop: Shop, capsys: pytest.Captur
     draw(dataset.folder, "blue.png", "green")
     after = extract_features(dataset, out, POOLED)
     said = capsys.readouterr().err
-    assert "visual-pooled: content changed" in said
+    assert f"{PICTURES}: 2 of 5 items are new or changed" in said
     assert "text" not in said
     assert not np.array_equal(rows(before["visual"], 2), rows(after["visual"], 2))
     assert np.array_equal(rows(before["visual"], 3), rows(after["visual"], 3))
 
     one = FeatureSettings.model_validate({"text": {"max_sentences": 1}, "visual": {"kind": "pooled"}})
     assert np.diff(extract_features(dataset, out, one)["text"].offsets).tolist() == [1, 1, 0, 1, 0]
-    assert "settings changed" in capsys.readouterr().err
+    assert "settings changed since this was extracted" in capsys.readouterr().err
 
-    path = out / "text" / "manifest.json"
-    path.write_text(path.read_text().replace('"both"', '"other"'))
-    extract_features(dataset, out, one)
-    assert "items changed" in capsys.readouterr().err
-
+    path = out / TEXT / "manifest.json"
     path.write_text("{")
     extract_features(dataset, out, one)
     assert "extracting again" in capsys.readouterr().err
-    assert json.loads(path.read_text())["item_ids"] == dataset.item_ids
+    assert read_manifest(out / TEXT) is not None
+
+
+def test_a_store_of_an_older_format_is_extracted_anew_with_a_line(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, out = shop
+    for name in (TEXT, "text"):  # "text" was its name then
+        (out / name).mkdir(parents=True)
+        (out / name / "manifest.json").write_text('{"format": 1}')
+    assert extract_features(dataset, out, POOLED)["text"].n_rows == 6
+    said = capsys.readouterr().err
+    assert f"{out / TEXT}/manifest.json: of format 1, not 2; delete {out / TEXT} and extract again" in said
+    assert f"{out / 'text'}/manifest.json: of format 1, not 2; delete {out / 'text'}" in said
 
 
 def test_a_catalogue_without_any_content_gives_no_rows(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_the_stored_model_alone_gives_the_metrics_of_the_run(finished: Path, fil
 
 def test_every_poster_and_title_of_real_films_is_read(finished: Path, films: Path) -> None:
     items = pl.read_parquet(films / "items.parquet")
-    posters = json.loads((finished / "features" / "visual-pooled" / "manifest.json").read_text())
+    posters = json.loads((finished / "features" / "visual-pooled-efficientnet-lite0" / "manifest.json").read_text())
     assert posters["items_with_rows"] == items["image"].is_not_null().sum()
-    texts = json.loads((finished / "features" / "text" / "manifest.json").read_text())
+    texts = json.loads((finished / "features" / "text-minilm" / "manifest.json").read_text())
     assert texts["items_with_rows"] == len(items)
 
 

@@ -9,6 +9,7 @@ import warnings
 import typer
 
 from msm4sr.cli.demo import demo
+from msm4sr.cli.features import features
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, extract, pretrain, finetune, evaluate, recommend, demo):
+for command in (run, extract, pretrain, finetune, evaluate, recommend, features, demo):
     app.command()(command)
 app.add_typer(prepare, name="prepare")
 

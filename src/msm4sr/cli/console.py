@@ -44,9 +44,16 @@ Changes = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of every random draw; 0 unless the preset says else.")]
-FeaturesFolder = Annotated[
-    Path | None, typer.Option("--features", help="Keep extracted features here, to share them between runs.")
+FeatureSources = Annotated[
+    list[str],
+    typer.Option(
+        "--features",
+        metavar="DIR | NAME=FILE",
+        help="DIR: keep extracted features there, to share them between runs. NAME=FILE: vectors of your own for the "
+        "modality NAME (text, visual, or any other), Parquet with item_id and vector. May be given several times.",
+    ),
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="A picture that cannot be used is an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in --out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 Devices = Annotated[

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from msm4sr.cli.console import (
     Changes,
     Data,
     Devices,
-    FeaturesFolder,
+    FeatureSources,
     Log,
     ModelName,
     Out,
@@ -23,6 +25,7 @@ from msm4sr.cli.console import (
     RunFolder,
     Seed,
     Strategy,
+    Strict,
     TrainingProgress,
     console,
     progress_bar,
@@ -34,6 +37,7 @@ from msm4sr.errors import InputError
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
+    from msm4sr.features.parts import Shard
     from msm4sr.models.base import Model
     from msm4sr.training.loop import Monitor
 
@@ -45,8 +49,9 @@ def run(
     model: ModelName = "msm4sr",
     changes: Changes = [],  # noqa: B006  # typer reads it, nobody changes it
     seed: Seed = None,
-    features: FeaturesFolder = None,
+    features: FeatureSources = [],  # noqa: B006
     overwrite: Overwrite = False,
+    strict: Strict = False,
     resume: Resume = False,
     devices: Devices = None,
     strategy: Strategy = None,
@@ -56,7 +61,7 @@ def run(
     with told(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
         _check_log(log)
         changes = [*changes, *_device_changes(devices, strategy)]
-        started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite, resume)
+        started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite, resume, strict)
         for stage in ("pretrain", "finetune"):
             _train(started, stage, dataset, network, resume, log)
         if _first(started):
@@ -70,13 +75,41 @@ def extract(
     model: ModelName = "msm4sr",
     changes: Changes = [],  # noqa: B006
     seed: Seed = None,
-    features: FeaturesFolder = None,
+    features: FeatureSources = [],  # noqa: B006
     overwrite: Overwrite = False,
+    strict: Strict = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="NUMBER/COUNT", help="Encode this share of the items alone, e.g. 3/16."),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the shards, which must all be there.")] = False,
 ) -> None:
-    """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN."""
+    """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN.
+
+    Started by torchrun or `fabric run`, each process encodes its share and the first one joins them.
+    """
     with told(f"interrupted; finished parts are kept in {out}, and the same command goes on"):
-        _prepare(data, out, preset, model, changes, seed, features, overwrite)
-        say_next("pretrain", out)
+        from msm4sr.experiments.processes import launched
+        from msm4sr.features.parts import Shard
+
+        share = None if shard is None else Shard.parse(shard)
+        if share is not None and merge:
+            raise InputError("--shard and --merge are two steps: first each shard, then --merge alone")
+        processes = launched() if share is None and not merge else None
+        console.quiet = processes is not None and processes.rank > 0
+        started, dataset = _plan(data, out, preset, model, changes, seed, features, overwrite)
+        if share is not None:
+            _encode_shard(started, dataset, share, strict)
+            say_next("extract", data, "--out", out, "--merge")
+            return
+        if processes is not None:
+            _encode_shard(started, dataset, Shard(processes.rank + 1, processes.count), strict)
+            processes.wait()
+        if processes is None or processes.rank == 0:
+            _begin(started, dataset, strict, merge or processes is not None)
+            say_next("pretrain", out)
+        if processes is not None:
+            processes.wait()
 
 
 def pretrain(
@@ -140,9 +173,10 @@ def _start(
     model: str,
     changes: list[str],
     seed: int | None,
-    features: Path | None,
+    features: list[str],
     overwrite: bool,
     resume: bool,
+    strict: bool,
 ) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process: the first one prepares what the others then read."""
     from msm4sr.experiments.settings import resolve_settings
@@ -153,46 +187,78 @@ def _start(
         device.connect()
         started = _open(out)
         return started, *_load(started)
-    prepared = _prepare(data, out, preset, model, changes, seed, features, overwrite, resume)
+    planned, dataset = _plan(data, out, preset, model, changes, seed, features, overwrite, resume)
+    begun = resume and (out / "config.yaml").exists()
+    network = _extract(planned, dataset, strict) if begun else _begin(planned, dataset, strict)
     device.connect()
-    return prepared
+    return planned, dataset, network
 
 
-def _prepare(
+def _plan(
     data: Path,
     out: Path,
     preset: str,
     model: str,
     changes: list[str],
     seed: int | None,
-    features: Path | None,
+    features: list[str],
     overwrite: bool,
     resume: bool = False,
-) -> tuple[Run, Dataset, Model]:
-    """Check all that a user may have given wrong, extract, and begin the run (or open the one that stands there)."""
+) -> tuple[Run, Dataset]:
+    """The run that is asked for, or with `resume` the one that stands there, checked; nothing is written yet."""
     from msm4sr.data.dataset import load_dataset
-    from msm4sr.experiments.run import begin_run, describe_data, plan_run, resume_run, tidy
+    from msm4sr.experiments.run import describe_data, plan_run, resume_run
     from msm4sr.experiments.settings import resolve_settings
 
     if resume and overwrite:
         raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
     settings = resolve_settings(preset, model, changes, seed)
+    folder, vectors = _feature_sources(features)
     dataset = load_dataset(data, settings.dataset)  # wrong data is told before anything is made
-    if features is not None and (features / "config.yaml").exists():
-        features = features / "features"  # another run's
     if resume and (out / "config.yaml").exists():
-        started = resume_run(data, out, settings, features)
-        describe_data(dataset, console.print)
-        return started, dataset, _extract(started, dataset)
-    started = plan_run(data, out, settings, preset, features, overwrite)
+        planned = resume_run(data, out, settings, folder, vectors)
+    else:
+        planned = plan_run(data, out, settings, preset, folder, overwrite, vectors)
     describe_data(dataset, console.print)
+    return planned, dataset
+
+
+def _feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
+    """The values of --features: a folder to keep features in, and modality to file of one's own vectors."""
+    folders: list[Path] = []
+    vectors: dict[str, Path] = {}
+    for value in values:
+        named = re.fullmatch(r"([^/\\=.]+)=(.+)", value)
+        if named is None or Path(value).is_dir():
+            # another run's folder stands for its features
+            folders.append(Path(value) / "features" if (Path(value) / "config.yaml").exists() else Path(value))
+        elif named[1] in vectors:
+            raise InputError(f"--features {value}: there are vectors for {named[1]} already; one file a modality")
+        else:
+            vectors[named[1]] = Path(named[2])
+    if len(folders) > 1:
+        raise InputError(f"--features: features are kept in one folder, not in {' and '.join(map(str, folders))}")
+    return (folders[0] if folders else None), vectors
+
+
+def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) -> Model:
+    """The features, then the run's config.yaml, so that a run that exists has its features."""
+    from msm4sr.experiments.run import begin_run, tidy
+
     try:
-        network = _extract(started, dataset)
-        begin_run(started)
+        network = _extract(planned, dataset, strict, merge)
+        begin_run(planned)
     except (InputError, OSError):
-        tidy(started)
+        tidy(planned)
         raise
-    return started, dataset, network
+    return network
+
+
+def _encode_shard(planned: Run, dataset: Dataset, shard: Shard, strict: bool) -> None:
+    from msm4sr.experiments.run import shard_stage
+
+    with progress_bar() as progress:
+        shard_stage(planned, dataset, shard, progress, strict=strict)
 
 
 def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
@@ -237,11 +303,11 @@ def _load(run: Run) -> tuple[Dataset, Model]:
     return dataset, _extract(run, dataset)
 
 
-def _extract(run: Run, dataset: Dataset) -> Model:
+def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = False) -> Model:
     from msm4sr.experiments.run import build_model, extract_stage
 
     with progress_bar() as progress:
-        features = extract_stage(run, dataset, progress, progress.console.print)
+        features = extract_stage(run, dataset, progress, progress.console.print, strict=strict, merge=merge)
     return build_model(run.settings, dataset, features)
 
 

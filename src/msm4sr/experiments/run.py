@@ -1,6 +1,6 @@
 """A run is a folder; its stages read what the one before left there: extract, pretrain, finetune, evaluate.
 
-config.yaml           data folder, features folder, preset, all settings
+config.yaml           data folder, features folder, vectors of one's own, preset, all settings
 features/             what the frozen encoders made of the items (unless the features folder is another)
 metrics.jsonl         a line an epoch
 curves.png            the same lines, drawn
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
-from msm4sr.features.extract import extract_features
+from msm4sr.features.extract import extract_features, extract_shard
+from msm4sr.features.own import file_hash
+from msm4sr.features.parts import Shard
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs, Model
 from msm4sr.models.msm4sr import as_tensors
@@ -53,6 +56,14 @@ RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of t
 
 
 @dataclass(frozen=True)
+class OwnVectors:
+    """A file of vectors in place of an encoder, and its sha256 when the run began."""
+
+    file: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A run folder and what its config.yaml says."""
 
@@ -61,6 +72,8 @@ class Run:
     features: Path
     preset: str
     settings: RunSettings
+    vectors: Mapping[str, OwnVectors] = field(default_factory=dict)
+    """Of the modalities that come from a file of the user's."""
 
     @property
     def metrics_file(self) -> Path:
@@ -94,14 +107,16 @@ def plan_run(
     preset: str,
     features: Path | None = None,
     overwrite: bool = False,
+    vectors: Mapping[str, Path] | None = None,
 ) -> Run:
     """Check that a run can be made in `folder`; nothing is written, and nothing lost, before `begin_run`.
 
     Raises:
         InputError: the folder holds a run (and `overwrite` is off) or something else; the settings ask for a device
-            that is not there.
+            that is not there; a file of vectors is not there, or its modality has no proper name.
     """
     settings.device.check()
+    own = {name: _own_vectors(name, file) for name, file in (vectors or {}).items()}
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
@@ -110,7 +125,17 @@ def plan_run(
             )
     elif folder.is_dir() and any(entry.name != "features" for entry in folder.iterdir()):
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
-    return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings)
+    return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, own)
+
+
+def _own_vectors(modality: str, file: Path) -> OwnVectors:
+    # Modules are kept under the modality's name: `items`, say, would hide what a mapping of modules needs itself.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality) or hasattr(torch.nn.ModuleDict(), modality):
+        raise InputError(
+            f"--features {modality}={file}: {modality!r} cannot name a modality; letters, digits and underscores can, "
+            "for example audio"
+        )
+    return OwnVectors(file.absolute(), file_hash(file))
 
 
 def begin_run(run: Run) -> None:
@@ -120,7 +145,9 @@ def begin_run(run: Run) -> None:
     """
     inside = run.features.is_relative_to(run.folder.absolute())
     features = run.features.relative_to(run.folder.absolute()) if inside else run.features
-    config = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
+    config: dict[str, Any] = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
+    if run.vectors:
+        config["vectors"] = {name: {"file": str(own.file), "sha256": own.sha256} for name, own in run.vectors.items()}
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         _remove(run.folder, "metrics.jsonl", "curves.png", "logs", "checkpoints", *RESULTS)
@@ -130,13 +157,21 @@ def begin_run(run: Run) -> None:
         raise InputError(f"{run.folder}: cannot be written ({error.strerror})") from None
 
 
-def resume_run(data: Path, folder: Path, settings: RunSettings, features: Path | None = None) -> Run:
+def resume_run(
+    data: Path,
+    folder: Path,
+    settings: RunSettings,
+    features: Path | None = None,
+    vectors: Mapping[str, Path] | None = None,
+) -> Run:
     """The run that stands in `folder`, to go on with. InputError when it is not one of this data and these settings."""
     run = open_run(folder)
     now = flat(settings.model_dump(mode="json")) | {"data": str(data.absolute())}
     then = flat(run.settings.model_dump(mode="json")) | {"data": str(run.data)}
     if features is not None:
         now, then = now | {"--features": str(features.absolute())}, then | {"--features": str(run.features)}
+    now |= {f"--features {name}": file_hash(file) for name, file in (vectors or {}).items()}
+    then |= {f"--features {name}": own.sha256 for name, own in run.vectors.items()}
     differing = [
         f"{key} is {then.get(key)} there and {now.get(key)} now" for key in now | then if then.get(key) != now.get(key)
     ]
@@ -161,12 +196,15 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         data, features, preset = (config.pop(key) for key in ("data", "features_folder", "preset"))
         data, features = Path(data), Path(features)
+        vectors = {
+            name: OwnVectors(Path(own["file"]), str(own["sha256"])) for name, own in config.pop("vectors", {}).items()
+        }
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
     settings = change_settings(validate_settings(config, str(file)), changes)
-    return Run(folder, data, folder.absolute() / features, preset, settings)
+    return Run(folder, data, folder.absolute() / features, preset, settings, vectors)
 
 
 def tidy(run: Run) -> None:
@@ -197,12 +235,24 @@ def describe_data(dataset: Dataset, note: Note) -> None:
 
 
 def extract_stage(
-    run: Run, dataset: Dataset, progress: Progress | None = None, note: Note = lambda line: None
+    run: Run,
+    dataset: Dataset,
+    progress: Progress | None = None,
+    note: Note = lambda line: None,
+    *,
+    strict: bool = False,
+    merge: bool = False,
 ) -> dict[str, Features]:
-    """Features of all items, computed or read again; empty for a model that reads none."""
+    """Features of all items, computed or read again; empty for a model that reads none.
+
+    `strict`: a picture that cannot be used is an error; `merge`: join what `shard_stage` has encoded.
+    """
     if not MODELS[run.settings.model.name].uses_features:
         return {}
-    features = extract_features(dataset, run.features, run.settings.features, progress)
+    vectors = _unchanged_vectors(run)
+    features = extract_features(
+        dataset, run.features, run.settings.features, progress, vectors=vectors, strict=strict, merge=merge
+    )
     for modality, rows in features.items():
         there = rows.n_items_with_rows
         if there:
@@ -215,6 +265,26 @@ def extract_stage(
         if not there:
             note(f"[yellow]{modality}: missing for every item; the model is trained without it[/yellow]")
     return features
+
+
+def shard_stage(
+    run: Run, dataset: Dataset, shard: Shard, progress: Progress | None = None, *, strict: bool = False
+) -> None:
+    """Encode one shard of the items into the features folder; nothing for a model that reads no features."""
+    if MODELS[run.settings.model.name].uses_features:
+        vectors = _unchanged_vectors(run)
+        extract_shard(dataset, run.features, shard, run.settings.features, progress, vectors=vectors, strict=strict)
+
+
+def _unchanged_vectors(run: Run) -> dict[str, Path]:
+    """The files of the user's own vectors. InputError where one is no longer what it was when the run began."""
+    for name, own in run.vectors.items():
+        if file_hash(own.file) != own.sha256:
+            raise InputError(
+                f"{own.file}: the vectors of {name} have changed since {run.folder} was made; put the file back, or "
+                "make a run from the new ones with `msm4sr run`"
+            )
+    return {name: own.file for name, own in run.vectors.items()}
 
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:

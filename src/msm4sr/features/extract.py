@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 
 from msm4sr.errors import InputError
 from msm4sr.features.images import BrokenImage, image_digest, load_images
-from msm4sr.features.store import Features, load_features, read_manifest, save_features
+from msm4sr.features.own import own_features, own_folder
+from msm4sr.features.parts import Part, Shard, Work, current, digest, make_shard, make_store
+from msm4sr.features.progress import Advance, say, task
+from msm4sr.features.store import Features, read_manifest, read_missing, read_rows
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from msm4sr.data.dataset import Dataset
     from msm4sr.features.keywords import ClipTagger, ImageTagger
     from msm4sr.features.text import SentenceEncoder
-    from msm4sr.features.visual import EfficientNetLite0, ImageEncoder
+    from msm4sr.features.visual import ImageEncoder
 
 T = TypeVar("T")
 
 SHOWN_PICTURES = 5  # of those that cannot be used
+NO_TEXT = "no title and no text"
+NO_PICTURE = "no picture"
 
 
 class TextSettings(BaseModel):
@@ -58,6 +60,12 @@ class VisualSettings(BaseModel):
         "keywords",
         description="'keywords': a picture's words through the text encoder (equation 2). 'pooled': the "
         "pooled layer of a vision network.",
+    )
+    network: str = Field(
+        "efficientnet-lite0",
+        min_length=1,
+        description="Vision network of the pooled layer: 'efficientnet-lite0' (needs no network connection), or the "
+        "folder or hub name of a transformers vision model.",
     )
     tagger: str = Field(
         "offline",
@@ -92,40 +100,91 @@ def extract_features(
     out: str | Path,
     settings: FeatureSettings = FeatureSettings(),
     progress: Progress | None = None,
+    *,
+    vectors: Mapping[str, Path] | None = None,
+    strict: bool = False,
+    merge: bool = False,
 ) -> dict[str, Features]:
-    """Features of every item of `dataset`, as {"text": ..., "visual": ...}; row i is item
+    """Features of every item of `dataset`, as {"text": ..., "visual": ..., ...}; entry i is item
     `dataset.item_ids[i]`.
 
-    Stored under `out`: `text/`, `visual-pooled/` (or `visual-clip/`), `visual-keywords/`. What is there is
-    used again when its manifest agrees in settings, item ids and content; else it is made anew, and a line
-    says why. An item without text (or without a readable picture) has no row. Pictures that cannot be used
-    are listed in the manifest under "missing", as {"item", "image", "reason"}. A modality that no item has is
-    returned with no rows.
+    Each modality and encoder has a folder under `out`, described in `store`: `text-minilm/`,
+    `visual-pooled-efficientnet-lite0/`, `visual-keywords-offline-minilm/`. What was extracted before, with the same
+    encoder and settings and from the same content, is taken over; what is new or changed is encoded, part by part,
+    so that a run which was killed goes on where it was. An item without text (or without a readable picture) has no
+    row. A modality that no item has is returned with no rows.
 
-    Raises `InputError` for an encoder or tagger that cannot be loaded.
+    Args:
+        dataset: the items.
+        out: the features folder. Several processes may use it at once.
+        settings: encoders, and how much is read.
+        progress: where bars and lines go; lines go to stderr without it.
+        vectors: modality to a Parquet file of vectors of your own (see `own`), in place of an encoder, or for a
+            modality of another name. Such a modality reads neither texts nor pictures.
+        strict: a picture that cannot be used is an error.
+        merge: texts and pictures must have been encoded by `extract_shard`; here they are joined.
+
+    Raises:
+        InputError: an encoder or tagger that cannot be loaded, vectors that cannot be used, with `strict` a picture
+            that cannot be used, with `merge` a shard that is not there.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    encoders = _Encoders(settings)
-    text = _extract_text(dataset, settings, out / "text", encoders, progress)
-    if settings.visual.kind == "pooled":
-        visual = _extract_pictures(dataset, settings, "pooled", out, encoders, progress)
-    else:
-        visual = _extract_keywords(dataset, settings, out, encoders, text, progress)
-    _tell_unusable_pictures(out / f"visual-{settings.visual.kind}", progress)
-    return {"text": text, "visual": visual}
+    own = dict(vectors or {})
+    job = _Job(dataset, settings, Path(out), _Encoders(settings), progress, strict, merge)
+    job.out.mkdir(parents=True, exist_ok=True)
+    _tell_old_stores(job)
+    # Own vectors first: what is wrong with them is known at once.
+    given = {
+        name: own_features(dataset.item_ids, name, file, own_folder(job.out, name), progress)
+        for name, file in own.items()
+    }
+    found: dict[str, Features] = {}
+    if "text" not in own:
+        found["text"] = make_store(_text_work(job), progress, merge=merge)
+    if "visual" not in own:
+        work = _picture_work(job)
+        pictures = make_store(work, progress, merge=merge)
+        _tell_unusable_pictures(job, work.folder)
+        if settings.visual.kind == "keywords":
+            pictures = _extract_keywords(job, work.folder, pictures, found.get("text"))
+        found["visual"] = pictures
+    named = [name for name in ("text", "visual") if name in own or name in found]
+    return {name: {**given, **found}[name] for name in [*named, *(name for name in own if name not in named)]}
 
 
-def _tell_unusable_pictures(folder: Path, progress: Progress | None) -> None:
-    """How many pictures could not be used, and of the first ones why."""
-    missing = [entry for entry in (read_manifest(folder) or {}).get("missing", []) if "image" in entry]
-    if not missing:
-        return
-    _say(progress, f"visual: {len(missing):,} pictures cannot be used; their items go without them")
-    for entry in missing[:SHOWN_PICTURES]:
-        _say(progress, f"  {entry['image']} of item {entry['item']!r}: {entry['reason']}")
-    if len(missing) > SHOWN_PICTURES:
-        _say(progress, f"  and {len(missing) - SHOWN_PICTURES:,} more, listed in {folder / 'manifest.json'}")
+def extract_shard(
+    dataset: Dataset,
+    out: str | Path,
+    shard: Shard,
+    settings: FeatureSettings = FeatureSettings(),
+    progress: Progress | None = None,
+    *,
+    vectors: Mapping[str, Path] | None = None,
+    strict: bool = False,
+) -> None:
+    """One shard of the texts and pictures; `extract_features(merge=True)` joins them when all shards are in `out`.
+
+    Needs the pictures of the shard's own items only.
+    """
+    own = vectors or {}
+    job = _Job(dataset, settings, Path(out), _Encoders(settings), progress, strict)
+    job.out.mkdir(parents=True, exist_ok=True)
+    if "text" not in own:
+        make_shard(_text_work(job), shard, progress)
+    if "visual" not in own:
+        make_shard(_picture_work(job), shard, progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is asked for, and with what."""
+
+    dataset: Dataset
+    settings: FeatureSettings
+    out: Path
+    encoders: _Encoders
+    progress: Progress | None
+    strict: bool
+    merge: bool = False
 
 
 class _Encoders:
@@ -141,10 +200,10 @@ class _Encoders:
         text = self._settings.text
         return self._once("sentences", lambda: TransformerSentenceEncoder(text.encoder, text.max_tokens))
 
-    def pooled(self) -> EfficientNetLite0:
-        from msm4sr.features.visual import EfficientNetLite0
+    def network(self) -> ImageEncoder:
+        from msm4sr.features.visual import load_image_encoder
 
-        return self._once("pooled", EfficientNetLite0)
+        return self._once("network", lambda: load_image_encoder(self._settings.visual.network))
 
     def clip(self) -> ClipTagger:
         from msm4sr.features.keywords import ClipTagger
@@ -158,185 +217,314 @@ class _Encoders:
         return encoder
 
 
+def _encoder(name: str) -> dict[str, str]:
+    """What the manifest says of an encoder: its name, and what it is, weights included."""
+    from msm4sr.features.text import model_fingerprint, resolve_model
+    from msm4sr.features.visual import EfficientNetLite0
+
+    built_in = name == EfficientNetLite0.name
+    return {
+        "name": name,
+        "fingerprint": EfficientNetLite0.fingerprint if built_in else model_fingerprint(resolve_model(name)),
+    }
+
+
+def store_names(settings: FeatureSettings, own: Iterable[str] = ()) -> dict[str, str]:
+    """The folder of each store that is made with these settings: {"text": "text-minilm", "visual": ..., ...}.
+
+    "pictures" is what keywords are found from, and "words" their vocabulary; `own` are modalities with own vectors.
+    """
+    text, visual = settings.text, settings.visual
+    clip = visual.kind == "keywords" and visual.tagger != "offline"
+    pictures = f"visual-clip-{_slug(visual.tagger)}" if clip else f"visual-pooled-{_slug(visual.network)}"
+    names = {"text": f"text-{_slug(text.encoder)}", "visual": pictures}
+    if visual.kind == "keywords":
+        names["pictures"] = pictures
+        names["visual"] = f"visual-keywords-{_slug(visual.tagger)}-{_slug(text.encoder)}"
+        names["words"] = f"words-{_slug(text.encoder)}"
+    return names | {name: own_folder(Path(), name).name for name in own}
+
+
+def _slug(name: str) -> str:
+    """An encoder's name in the name of a folder: the last part of a path; a hub name with its slash as `--`."""
+    short = Path(name).name if name.startswith(("/", ".")) else name.replace("/", "--")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", short) or "model"
+
+
 # --- texts
 
 
-def _extract_text(
-    dataset: Dataset, settings: FeatureSettings, folder: Path, encoders: _Encoders, progress: Progress | None
-) -> Features:
-    from msm4sr.features.text import item_sentences, model_fingerprint, resolve_model
+def _text_work(job: _Job) -> Work:
+    chosen = job.settings.text
+    items = job.dataset.items.select("title", "text")
 
-    chosen = settings.text
-    titles, texts = dataset.items["title"].to_list(), dataset.items["text"].to_list()
-    expected = {
-        "settings": chosen.model_dump(),
-        "encoder": model_fingerprint(resolve_model(chosen.encoder)),
-        "content": _digest(zip(titles, texts, strict=True)),
+    def contents(stretch: range) -> list[str]:
+        return [digest(*row) for row in items.slice(stretch.start, len(stretch)).iter_rows()]
+
+    def encode(chosen_items: Sequence[int], advance: Advance) -> Part:
+        from msm4sr.features.text import item_sentences
+
+        sentences = [
+            item_sentences(title, text, chosen.max_sentences, chosen.max_characters)
+            for title, text in items[list(chosen_items)].iter_rows()
+        ]
+        counts = np.array([len(item) for item in sentences], np.int64)
+        rows = [sentence for item in sentences for sentence in item]
+        missing: list[tuple[int, str | None, str]] = [
+            (place, None, NO_TEXT) for place, item in enumerate(sentences) if not item
+        ]
+        return Part(counts, _encode_distinct(job, rows, len(sentences), advance), missing=missing)
+
+    about = {
+        "modality": "text",
+        "kind": "sentences",
+        "encoder": _encoder(chosen.encoder),
+        "settings": chosen.model_dump(exclude={"encoder"}),
     }
-    stored = _reuse(folder, expected, dataset.item_ids, progress)
-    if stored is not None:
-        return stored
-
-    with _task(progress, "splitting texts", len(titles)) as advance:
-        sentences: list[list[str]] = []
-        for title, text in zip(titles, texts, strict=True):
-            sentences.append(item_sentences(title, text, chosen.max_sentences, chosen.max_characters))
-            advance(1)
-    rows = [sentence for item in sentences for sentence in item]
-    vectors = _encode_distinct(encoders.sentences(), rows, "encoding sentences", progress) if rows else None
-    features = Features(
-        _no_rows() if vectors is None else vectors,
-        _offsets([len(item) for item in sentences]),
-        list(dataset.item_ids),
-    )
-    missing = [
-        {"item": item_id, "reason": "no title and no text"}
-        for item_id, item in zip(dataset.item_ids, sentences, strict=True)
-        if not item
-    ]
-    return _store(features, folder, {**expected, "modality": "text", "missing": missing}, progress)
+    folder = job.out / store_names(job.settings)["text"]
+    return Work(folder, about, job.dataset.item_ids, contents, encode, "encoding sentences")
 
 
-def _encode_distinct(
-    encoder: SentenceEncoder, sentences: Sequence[str], title: str, progress: Progress | None
-) -> np.ndarray:
-    """Each distinct sentence once: catalogues repeat themselves ("Free shipping.", twin items)."""
+def _encode_distinct(job: _Job, sentences: Sequence[str], n_items: int, advance: Advance) -> np.ndarray:
+    """Each distinct sentence once: catalogues repeat themselves ("Free shipping.", twin items).
+
+    `advance` is told in items, of which the sentences are `n_items`.
+    """
+    if not sentences:
+        return _no_rows()
     place = {sentence: index for index, sentence in enumerate(dict.fromkeys(sentences))}
-    with _task(progress, title, len(place)) as advance:
-        vectors = encoder.encode(list(place), advance)
+    vectors = job.encoders.sentences().encode(list(place), lambda n: advance(n * n_items / len(place)))
     return vectors[[place[sentence] for sentence in sentences]]
 
 
 # --- pictures
 
 
-def _extract_pictures(
-    dataset: Dataset,
-    settings: FeatureSettings,
-    kind: str,
-    out: Path,
-    encoders: _Encoders,
-    progress: Progress | None,
-) -> Features:
+def _picture_work(job: _Job) -> Work:
     """Vectors of all readable pictures, from the pooled layer or from CLIP's image side."""
-    from msm4sr.features.text import model_fingerprint, resolve_model
-    from msm4sr.features.visual import EfficientNetLite0, encode_pictures
+    chosen = job.settings.visual
+    clip = chosen.kind == "keywords" and chosen.tagger != "offline"
+    name = chosen.tagger if clip else chosen.network
+    images = job.dataset.items["image"]
+    digests: dict[str, tuple[str, str | None]] = {}  # path -> hash of the file, or why there is none
 
-    folder = out / f"visual-{kind}"
-    images = dataset.items["image"].to_list()
-    owners = [item for item, paths in enumerate(images) for _ in paths or ()]
-    paths = [path for item_paths in images for path in item_paths or ()]
-    with _task(progress, "reading pictures", len(paths)) as advance:
-        digests = []
-        for path in paths:
-            digests.append(image_digest(dataset.folder, path))
-            advance(1)
-    if kind == "pooled":
-        expected: dict[str, Any] = {"settings": {}, "encoder": EfficientNetLite0.fingerprint}
-    else:
-        tagger = settings.visual.tagger
-        expected = {"settings": {"tagger": tagger}, "encoder": model_fingerprint(resolve_model(tagger))}
-    expected["content"] = _digest(zip(owners, paths, digests, strict=True))
-    stored = _reuse(folder, expected, dataset.item_ids, progress)
+    def contents(stretch: range) -> list[str]:
+        found = []
+        for paths in images.slice(stretch.start, len(stretch)).to_list():
+            for path in paths or ():
+                if path not in digests:
+                    digests[path] = image_digest(job.dataset.folder, path)
+            found.append(digest([(path, *digests[path]) for path in paths or ()]))
+        return found
+
+    def encode(items: Sequence[int], advance: Advance) -> Part:
+        from msm4sr.features.visual import encode_pictures
+
+        wanted = [paths or [] for paths in images[list(items)].to_list()]
+        # One representative of each distinct file goes through the network.
+        first: dict[str, str] = {}
+        for path in (path for paths in wanted for path in paths):
+            found, refused = digests[path]
+            if refused is None:
+                first.setdefault(found, path)
+        outcome: dict[str, np.ndarray | BrokenImage] = {}
+        if first:
+            encoder: ImageEncoder = job.encoders.clip() if clip else job.encoders.network()
+            decoded = load_images(job.dataset.folder, list(first.values()), encoder.size)
+            share = len(items) / len(first)
+            vectors = encode_pictures(encoder, decoded, advance=lambda n: advance(n * share))
+            outcome = dict(zip(first, vectors, strict=True))
+
+        counts = np.zeros(len(items), np.int64)
+        rows: list[np.ndarray] = []
+        kept: list[str] = []
+        missing: list[tuple[int, str | None, str]] = []
+        for place, paths in enumerate(wanted):
+            if not paths:
+                missing.append((place, None, NO_PICTURE))
+            for path in paths:
+                found, refused = digests[path]
+                result = BrokenImage(refused) if refused is not None else outcome[found]
+                if isinstance(result, BrokenImage):
+                    missing.append((place, path, result.reason))
+                else:
+                    counts[place] += 1
+                    rows.append(result)
+                    kept.append(path)
+        return Part(counts, np.stack(rows) if rows else _no_rows(), kept, missing)
+
+    def refuse_broken(part: Part, items: Sequence[int]) -> None:
+        for place, path, reason in part.missing:
+            if job.strict and path is not None:
+                raise _broken(job, job.dataset.item_ids[items[place]], path, reason)
+
+    kind = "clip" if clip else "pooled"
+    about = {"modality": "visual", "kind": kind, "encoder": _encoder(name), "settings": {}}
+    names = store_names(job.settings)
+    folder = job.out / names.get("pictures", names["visual"])
+    return Work(folder, about, job.dataset.item_ids, contents, encode, "encoding pictures", refuse_broken)
+
+
+def _broken(job: _Job, item_id: str, path: str, reason: str) -> InputError:
+    return InputError(
+        f"{job.dataset.folder / path}: picture of item {item_id!r}: {reason}; mend it, take it out of "
+        "items.parquet, or go on without it by leaving out --strict (what was encoded so far is kept)"
+    )
+
+
+def _tell_unusable_pictures(job: _Job, folder: Path) -> None:
+    """How many pictures could not be used, and of the first ones why; with `strict` an error."""
+    broken = read_missing(folder).filter(pl.col("image").is_not_null())
+    if broken.is_empty():
+        return
+    if job.strict:
+        first = broken.row(0, named=True)
+        raise _broken(job, first["item_id"], first["image"], first["reason"])
+    say(job.progress, f"visual: {len(broken):,} pictures cannot be used; their items go without them")
+    for item_id, image, reason in broken.head(SHOWN_PICTURES).select("item_id", "image", "reason").iter_rows():
+        say(job.progress, f"  {image} of item {item_id!r}: {reason}")
+    if len(broken) > SHOWN_PICTURES:
+        say(job.progress, f"  and {len(broken) - SHOWN_PICTURES:,} more, listed in {folder / 'missing.parquet'}")
+
+
+# --- keywords
+
+
+def _extract_keywords(job: _Job, below: Path, pictures: Features, text: Features | None) -> Features:
+    """Each picture's words through the text encoder; `below` is the store of the `pictures`.
+
+    Which words, depends on the whole catalogue (its vocabulary, the map from pictures to texts): they are found anew
+    whenever a text or a picture changes. Only word lists that are new then go through the text encoder.
+    """
+    dataset, chosen = job.dataset, job.settings.visual
+    offline = chosen.tagger == "offline"
+    texts = _text_work(job)
+    seen = read_manifest(below) or {}
+    about = {
+        "modality": "visual",
+        "kind": "keywords",
+        "encoder": texts.about["encoder"],
+        "settings": {**chosen.model_dump(), "text": texts.about["settings"]},
+    }
+    folder = job.out / store_names(job.settings)["visual"]
+    made_of = {"made_of": digest(seen["encoder"], seen["content"], texts.contents(range(dataset.n_items)))}
+    stored = current(folder, {**about, **made_of})
     if stored is not None:
         return stored
 
-    # One representative of each distinct file goes through the network.
-    first: dict[str, int] = {}
-    for index, (digest, refused) in enumerate(digests):
-        if refused is None:
-            first.setdefault(digest, index)
-    outcome: dict[str, np.ndarray | BrokenImage] = {}
-    if first:
-        encoder: ImageEncoder = encoders.pooled() if kind == "pooled" else encoders.clip()
-        decoded = load_images(dataset.folder, [paths[index] for index in first.values()], encoder.size)
-        with _task(progress, "encoding pictures", len(first)) as advance:
-            outcome = dict(zip(first, encode_pictures(encoder, decoded, advance=advance), strict=True))
+    more: dict[str, Any] = dict(made_of)
+    words: list[list[str]] = []
+    scores = np.zeros((0, chosen.words), np.float32)
+    if pictures.n_rows:
+        if offline and text is None:  # the texts teach the words, even where other vectors stand for them
+            text = make_store(texts, job.progress, merge=job.merge)
+        with task(job.progress, "tagging pictures", None):
+            words, scores, found = _tag(job, pictures, text if offline else None)
+        more |= found
+    bounds = pictures.offsets.tolist()
+    lines = [" ".join(row) for row in words]
 
-    counts = [0] * len(images)
-    vectors: list[np.ndarray] = []
-    missing: list[dict[str, str]] = []
-    kept: list[str] = []
-    for owner, path, (digest, refused) in zip(owners, paths, digests, strict=True):
-        result = BrokenImage(refused) if refused is not None else outcome[digest]
-        if isinstance(result, BrokenImage):
-            missing.append({"item": dataset.item_ids[owner], "image": path, "reason": result.reason})
-        else:
-            counts[owner] += 1
-            vectors.append(result)
-            kept.append(path)
-    features = Features(np.stack(vectors) if vectors else _no_rows(), _offsets(counts), list(dataset.item_ids))
-    record = {**expected, "modality": "visual", "kind": kind, "missing": missing, "images": kept}
-    return _store(features, folder, record, progress)
+    def contents(stretch: range) -> list[str]:
+        return [digest(lines[bounds[item] : bounds[item + 1]]) for item in stretch]
+
+    def encode(items: Sequence[int], advance: Advance) -> Part:
+        rows = [line for item in items for line in lines[bounds[item] : bounds[item + 1]]]
+        counts = np.array([bounds[item + 1] - bounds[item] for item in items], np.int64)
+        return Part(counts, _encode_distinct(job, rows, len(items), advance))
+
+    rows = read_rows(below)
+    assert rows is not None
+    rows = rows.with_columns(
+        pl.Series("words", words, pl.List(pl.String)), pl.Series("scores", scores).cast(pl.List(pl.Float32))
+    )
+    work = Work(folder, about, dataset.item_ids, contents, encode, "encoding keywords")
+    return make_store(work, job.progress, more=more, rows=rows, missing=read_missing(below))
 
 
-def _extract_keywords(
-    dataset: Dataset,
-    settings: FeatureSettings,
-    out: Path,
-    encoders: _Encoders,
-    text: Features,
-    progress: Progress | None,
-) -> Features:
+def _tag(job: _Job, pictures: Features, text: Features | None) -> tuple[list[list[str]], np.ndarray, dict[str, Any]]:
+    """The words of each picture, their scores float32 [pictures, N], and what the manifest says of them.
+
+    `text` is for the offline tagger to learn from; None for CLIP.
+    """
     from msm4sr.features import keywords
 
-    chosen = settings.visual
-    offline = chosen.tagger == "offline"
-    source = "pooled" if offline else "clip"
-    pictures = _extract_pictures(dataset, settings, source, out, encoders, progress)
-    below = [read_manifest(out / name) or {} for name in ("text", f"visual-{source}")]
-    folder = out / "visual-keywords"
-    expected = {
-        "settings": {**chosen.model_dump(), "text": settings.text.model_dump()},
-        "encoder": below[0]["encoder"],
-        "content": _digest((part["encoder"], part["content"]) for part in below),
-    }
-    stored = _reuse(folder, expected, dataset.item_ids, progress)
-    if stored is not None:
-        return stored
-
-    record: dict[str, Any] = {**expected, "modality": "visual", "kind": "keywords"}
-    record |= {key: below[1][key] for key in ("missing", "images")}
-    if pictures.n_rows == 0:
-        empty = Features(_no_rows(), pictures.offsets, list(dataset.item_ids), [[] for _ in dataset.item_ids])
-        return _store(empty, folder, record, progress)
-
+    chosen = job.settings.visual
     vocabulary = keywords.build_vocabulary(
-        _documents(dataset.items, settings.text.max_characters),
+        _documents(job.dataset.items, job.settings.text.max_characters),
         chosen.vocabulary_min_items,
         chosen.vocabulary_max_share,
         chosen.vocabulary_size,
     )
-    enough = len(vocabulary) >= chosen.words
-    with _task(progress, "tagging pictures", None):
-        tagger: ImageTagger
-        images = np.asarray(pictures.vectors)
-        if not offline:
-            tagger = encoders.clip()
+    more: dict[str, Any] = {}
+    images = np.asarray(pictures.vectors)
+    tagger: ImageTagger | None = None
+    if len(vocabulary) >= chosen.words:
+        if text is None:
+            tagger = job.encoders.clip()
         else:
             has_both = int(np.count_nonzero((np.diff(text.offsets) > 0) & (np.diff(pictures.offsets) > 0)))
-            mapped = _pictures_in_text_space(pictures, text) if enough and has_both >= chosen.min_texts else None
-            enough = mapped is not None
+            mapped = _pictures_in_text_space(pictures, text) if has_both >= chosen.min_texts else None
             if mapped is not None:
                 images, ridge, groups = mapped
-                tagger = keywords.TextSpaceTagger(encoders.sentences())
-                record |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
-            else:
-                tagger = keywords.LabelTagger(*encoders.pooled().label_weights())
-        if not enough:
-            vocabulary = list(dict.fromkeys(keywords.imagenet_labels()))
-        words = keywords.best_words(tagger, images, vocabulary, chosen.words)
-    record |= {"tagger": tagger.name, "vocabulary": "catalogue" if enough else "imagenet labels"}
-    record["vocabulary_words"] = len(vocabulary)
-    vectors = _encode_distinct(encoders.sentences(), [" ".join(row) for row in words], "encoding keywords", progress)
-    bounds = pictures.offsets.tolist()
-    features = Features(
-        vectors,
-        np.asarray(pictures.offsets),
-        list(dataset.item_ids),
-        [words[start:end] for start, end in pairwise(bounds)],
-    )
-    return _store(features, folder, record, progress)
+                tagger = keywords.TextSpaceTagger(_stored_words(job, vocabulary))
+                more |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
+    source = "catalogue"
+    if tagger is None:
+        vocabulary, source = list(dict.fromkeys(keywords.imagenet_labels())), "imagenet labels"
+        tagger = job.encoders.clip() if text is None else _label_tagger(job)
+    words, scores = keywords.scored_words(tagger, images, vocabulary, chosen.words)
+    more |= {"tagger": tagger.name, "vocabulary": source, "vocabulary_words": vocabulary}
+    return words, scores, more
+
+
+def _label_tagger(job: _Job) -> ImageTagger:
+    from msm4sr.features.keywords import LabelTagger
+    from msm4sr.features.visual import EfficientNetLite0
+
+    network = job.encoders.network()
+    if not isinstance(network, EfficientNetLite0):
+        raise InputError(
+            f"features.visual.network={network.name}: the catalogue has too few texts to learn keywords from, and "
+            f"ImageNet's labels come from {EfficientNetLite0.name} alone; name that network, a CLIP model as "
+            "features.visual.tagger, or features.visual.kind=pooled"
+        )
+    return LabelTagger(*network.label_weights())
+
+
+class _StoredWords:
+    """A vocabulary's vectors, out of their store, in the place of the encoder that made them."""
+
+    def __init__(self, words: list[str], vectors: np.ndarray, encoder: Mapping[str, str]) -> None:
+        self.name, self.fingerprint = encoder["name"], encoder["fingerprint"]
+        self.dim = int(vectors.shape[1])
+        self._words, self._vectors = words, vectors
+
+    def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
+        if list(sentences) != self._words:
+            raise ValueError("only the stored vocabulary, in its order, can be asked for")
+        return np.asarray(self._vectors)
+
+
+def _stored_words(job: _Job, vocabulary: list[str]) -> SentenceEncoder:
+    """The vocabulary through the text encoder: a store of its own, so that each word is encoded once."""
+    text = job.settings.text
+    encoder = _encoder(text.encoder)
+
+    def contents(stretch: range) -> list[str]:
+        return [digest(vocabulary[word]) for word in stretch]
+
+    def encode(words: Sequence[int], advance: Advance) -> Part:
+        rows = [vocabulary[word] for word in words]
+        return Part(np.ones(len(words), np.int64), _encode_distinct(job, rows, len(words), advance))
+
+    about = {
+        "modality": "words",
+        "kind": "vocabulary",
+        "encoder": encoder,
+        "settings": {"max_tokens": text.max_tokens},
+    }
+    work = Work(job.out / store_names(job.settings)["words"], about, vocabulary, contents, encode, "encoding words")
+    return _StoredWords(vocabulary, make_store(work, job.progress).vectors, encoder)
 
 
 def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndarray, float, int] | None:
@@ -379,63 +567,14 @@ def _documents(items: pl.DataFrame, max_characters: int) -> Iterator[str]:
         yield f"{(title or '')[:max_characters]} {(text or '')[:max_characters]}"
 
 
-# --- the store, and what is said
-
-
-def _reuse(folder: Path, expected: dict[str, Any], item_ids: list[str], progress: Progress | None) -> Features | None:
-    """What `folder` holds, if it was made from exactly this; else None, after a line that says why."""
-    try:
-        manifest = read_manifest(folder)
-        if manifest is None:
-            return None
-        wanted = {**expected, "item_ids": list(item_ids)}
-        names = {"item_ids": "items", "content": "content", "settings": "settings", "encoder": "encoder"}
-        changed = [name for key, name in names.items() if manifest.get(key) != wanted[key]]
-        if not changed:
-            return load_features(folder)
-        what = " and ".join(changed)
-        _say(progress, f"{folder}: {what} changed since this was extracted; extracting again")
-    except InputError as error:
-        _say(progress, f"{error}; extracting again")
-    return None
-
-
-def _store(features: Features, folder: Path, record: dict[str, Any], progress: Progress | None) -> Features:
-    save_features(features, folder, record)
-    _say(progress, f"{folder.name} extracted, kept in {folder}")
-    return load_features(folder)
-
-
-def _say(progress: Progress | None, line: str) -> None:
-    console = Console(stderr=True) if progress is None else progress.console
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _task(progress: Progress | None, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A line of `progress` for the time of a `with` block; yields what to call with the number done."""
-    if progress is None:
-        yield lambda n: None
-        return
-    task = progress.add_task(title, total=total)
-    try:
-        yield lambda n: progress.advance(task, n)
-    finally:
-        progress.update(task, total=total or 1, completed=total or 1)
-
-
-def _offsets(counts: Sequence[int]) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
 def _no_rows() -> np.ndarray:
     return np.zeros((0, 0), np.float32)
 
 
-def _digest(parts: Iterable[object]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        # ascii, so that a lone surrogate is no obstacle
-        digest.update(json.dumps(part, ensure_ascii=True).encode("ascii"))
-        digest.update(b"\n")
-    return digest.hexdigest()
+def _tell_old_stores(job: _Job) -> None:
+    """Stores of before they were named after their encoders: they are not read."""
+    for name in ("text", "visual-pooled", "visual-clip", "visual-keywords"):
+        try:
+            read_manifest(job.out / name)
+        except InputError as error:
+            say(job.progress, f"{error}")

@@ -63,12 +63,21 @@ def best_words(
     tagger: ImageTagger, images: np.ndarray, vocabulary: Sequence[str], n: int = 15, block: int = 1024
 ) -> list[list[str]]:
     """The `n` best words of each picture, in order of score (ties in the vocabulary's order)."""
-    chosen: list[list[str]] = []
+    return scored_words(tagger, images, vocabulary, n, block)[0]
+
+
+def scored_words(
+    tagger: ImageTagger, images: np.ndarray, vocabulary: Sequence[str], n: int = 15, block: int = 1024
+) -> tuple[list[list[str]], np.ndarray]:
+    """As `best_words`, and beside them their scores, float32 [pictures, n]."""
+    words: list[list[str]] = []
+    kept = [np.zeros((0, min(n, len(vocabulary))), np.float32)]
     for start in range(0, len(images), block):
         scores = tagger.rank(images[start : start + block], vocabulary)  # [block, W]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
-        chosen += [[vocabulary[word] for word in row] for row in order]
-    return chosen
+        words += [[vocabulary[word] for word in row] for row in order]
+        kept.append(np.take_along_axis(scores, order, axis=1).astype(np.float32))
+    return words, np.concatenate(kept)
 
 
 class TextSpaceTagger:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from msm4sr.errors import InputError
 from msm4sr.features.images import BrokenImage
 
 
@@ -62,6 +63,13 @@ class EfficientNetLite0:
         """The classifier on top: weight [1000, 1280] and bias [1000]; logits = pooled @ weight.T + bias."""
         layer = self._network._fc
         return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
+
+
+def load_image_encoder(name: str) -> ImageEncoder:
+    """The vision network with this name. Raises `InputError` when it cannot be loaded."""
+    if name == EfficientNetLite0.name:
+        return EfficientNetLite0()
+    raise InputError(f"vision network {name!r} cannot be loaded: give {EfficientNetLite0.name!r}")
 
 
 def prepare(picture: Image.Image, size: int) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""What is in a features folder, as a table and as a page to judge by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from msm4sr.cli.console import console, told
+from msm4sr.errors import InputError
+
+SHOWN_REASONS = 5
+
+
+def features(
+    folder: Annotated[Path, typer.Argument(help="A run, or a features folder.", metavar="RUN_OR_DIR")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page of items to judge by eye here.")] = None,
+    items: Annotated[int, typer.Option("--items", min=1, help="Items on the page.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw of the items.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The prepared folder, for the page of a features folder.")
+    ] = None,
+) -> None:
+    """What was extracted: encoders, settings, vectors, what is missing and why."""
+    with told():
+        from msm4sr.data.dataset import load_dataset
+        from msm4sr.experiments.run import load_run_data, open_run
+        from msm4sr.features.extract import store_names
+        from msm4sr.features.store import find_stores, read_manifest
+
+        run = open_run(folder) if (folder / "config.yaml").exists() else None
+        place = folder if run is None else run.features
+        stores = find_stores(place)
+        if run is not None:  # the folder may be shared
+            used = set(store_names(run.settings.features, run.vectors).values())
+            stores = [store for store in stores if store.name in used]
+        if not stores:
+            raise InputError(f"{place}: no extracted features here; `msm4sr extract DATA --out RUN` makes them")
+        console.print(_table({store: read_manifest(store) or {} for store in stores}))
+        for parts in sorted(place.glob("*.parts")):
+            waiting = len(list(parts.glob("*.safetensors")))
+            console.print(f"{parts}: {waiting} finished parts of an extraction that has not ended", markup=False)
+        if html is not None:
+            from msm4sr.serving.pages import write_page
+            from msm4sr.serving.pages.features import features_page
+
+            if run is None and data is None:
+                raise InputError("--html: pictures and texts are in the data; name its folder with --data")
+            dataset = load_run_data(run) if run is not None and data is None else load_dataset(data or Path())
+            write_page(html, features_page(dataset, stores, items, seed))
+            console.print(f"page: {html}", markup=False)
+
+
+def _table(manifests: Mapping[Path, Mapping[str, Any]]) -> Table:
+    """A column a store."""
+    table = Table(show_lines=True)
+    table.add_column("")
+    for store in manifests:
+        table.add_column(escape(store.name), overflow="fold")
+    for label, show in (
+        ("modality", lambda manifest: manifest["modality"]),
+        ("kind", lambda manifest: manifest["kind"]),
+        ("encoder", lambda manifest: f"{manifest['encoder']['name']}\n{manifest['encoder']['fingerprint'][:32]}"),
+        ("settings", lambda manifest: _lines(manifest["settings"])),
+        ("items", lambda manifest: f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
+        ("vectors", lambda manifest: f"{manifest['rows']:,}, of {manifest['dim']:,} numbers each"),
+        ("vocabulary", _vocabulary),
+        ("missing items", lambda manifest: _reasons(manifest["missing"])),
+        ("broken pictures", lambda manifest: _reasons(manifest["broken"])),
+    ):
+        table.add_row(label, *(escape(show(manifest)) for manifest in manifests.values()))
+    table.add_row("on disk", *(_size(store) for store in manifests))
+    return table
+
+
+def _vocabulary(manifest: Mapping[str, Any]) -> str:
+    if "vocabulary_words" not in manifest:
+        return "-"
+    words = manifest["vocabulary_words"]
+    return f"{len(words):,} words ({manifest['vocabulary']}): {', '.join(words[:8])}, ..."
+
+
+def _lines(settings: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name} {value}" for name, value in settings.items() if not isinstance(value, dict)) or "-"
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    lines = [f"{count:,} {reason}" for reason, count in list(counts.items())[:SHOWN_REASONS]]
+    if len(counts) > SHOWN_REASONS:
+        lines.append(f"{sum(list(counts.values())[SHOWN_REASONS:]):,} for other reasons")
+    return "\n".join(lines) or "0"
+
+
+def _size(store: Path) -> str:
+    size = sum(path.stat().st_size for path in store.iterdir())
+    return f"{size / 2**20:,.1f} MiB"
