@@ -71,6 +71,11 @@ class VisualSettings(BaseModel):
         ge=10,
         description="Fewer items with both text and picture than this: ImageNet's labels are the words.",
     )
+    vocabulary_file: str | None = Field(
+        None,
+        min_length=1,
+        description="A text file with a word or phrase a line to be the vocabulary; null: the catalogue's own words.",
+    )
     vocabulary_size: int = Field(4000, ge=1, description="Words of the vocabulary at most, the most widespread first.")
     vocabulary_min_items: int = Field(3, ge=1, description="Items that must use a word for it to count.")
     vocabulary_max_share: float = Field(
@@ -286,10 +291,11 @@ def _extract_keywords(
     pictures = _extract_pictures(dataset, settings, source, out, encoders, progress)
     below = [read_manifest(out / name) or {} for name in ("text", f"visual-{source}")]
     folder = out / "visual-keywords"
+    own = None if chosen.vocabulary_file is None else keywords.read_vocabulary(chosen.vocabulary_file)
     expected = {
         "settings": {**chosen.model_dump(), "text": settings.text.model_dump()},
         "encoder": below[0]["encoder"],
-        "content": _digest((part["encoder"], part["content"]) for part in below),
+        "content": _digest([*((part["encoder"], part["content"]) for part in below), own]),
     }
     stored = _reuse(folder, expected, dataset.item_ids, progress)
     if stored is not None:
@@ -301,13 +307,13 @@ def _extract_keywords(
         empty = Features(_no_rows(), pictures.offsets, list(dataset.item_ids), [[] for _ in dataset.item_ids])
         return _store(empty, folder, record, progress)
 
-    vocabulary = keywords.build_vocabulary(
-        _documents(dataset.items, settings.text.max_characters),
-        chosen.vocabulary_min_items,
-        chosen.vocabulary_max_share,
-        chosen.vocabulary_size,
-    )
-    enough = len(vocabulary) >= chosen.words
+    if own is not None:
+        vocabulary, origin = own, "word file"
+    else:
+        documents = _documents(dataset.items, settings.text.max_characters)
+        limits = (chosen.vocabulary_min_items, chosen.vocabulary_max_share, chosen.vocabulary_size)
+        vocabulary, origin = keywords.build_vocabulary(documents, *limits), "catalogue"
+    enough = own is not None or len(vocabulary) >= chosen.words
     with _task(progress, "tagging pictures", None):
         tagger: ImageTagger
         images = np.asarray(pictures.vectors)
@@ -317,6 +323,11 @@ def _extract_keywords(
             has_both = int(np.count_nonzero((np.diff(text.offsets) > 0) & (np.diff(pictures.offsets) > 0)))
             mapped = _pictures_in_text_space(pictures, text) if enough and has_both >= chosen.min_texts else None
             enough = mapped is not None
+            if mapped is None and own is not None:
+                raise InputError(
+                    f"visual.vocabulary_file: the offline tagger learns words from {chosen.min_texts} items "
+                    f"with text and picture (visual.min_texts), here are {has_both}; give a CLIP as visual.tagger"
+                )
             if mapped is not None:
                 images, ridge, groups = mapped
                 tagger = keywords.TextSpaceTagger(encoders.sentences())
@@ -326,7 +337,7 @@ def _extract_keywords(
         if not enough:
             vocabulary = list(dict.fromkeys(keywords.imagenet_labels()))
         words = keywords.best_words(tagger, images, vocabulary, chosen.words)
-    record |= {"tagger": tagger.name, "vocabulary": "catalogue" if enough else "imagenet labels"}
+    record |= {"tagger": tagger.name, "vocabulary": origin if enough else "imagenet labels"}
     record["vocabulary_words"] = len(vocabulary)
     vectors = _encode_distinct(encoders.sentences(), [" ".join(row) for row in words], "encoding keywords", progress)
     bounds = pictures.offsets.tolist()
