@@ -14,7 +14,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +28,13 @@ B = TypeVar("B")
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
+# Of pictures larger than this, one at a time is decoded, however many threads there are: at the limit of pixels it
+# takes 400 MiB, in some formats 800.
+LARGE_PIXELS = 16_000_000
+_ONE_LARGE = Lock()
+# Pillow takes memory in blocks, of 16 MiB by default. glibc keeps blocks below 32 MiB for the thread that freed them;
+# larger ones go back to the system, so that four threads do not hold four large pictures that are long gone.
+Image.core.set_block_size(64 * 1024 * 1024)
 # A progressive JPEG has about ten scans. Each goes over all pixels, so that a small file of a million scans would keep
 # a decoder busy for days.
 MAX_SCANS = 200
@@ -95,12 +104,13 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
-            if size_hint is not None:
-                image.draft(None, (2 * size_hint, 2 * size_hint))  # no effect on formats other than JPEG
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            factor = 1 if size_hint is None else max(1, min(image.size) // (2 * size_hint))
-            picture = _to_rgb(image, factor)
+            with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                if size_hint is not None:
+                    image.draft(None, (2 * size_hint, 2 * size_hint))  # no effect on formats other than JPEG
+                image.load()
+                turn = _UPRIGHT.get(_orientation(image))
+                factor = 1 if size_hint is None else max(1, min(image.size) // (2 * size_hint))
+                picture = _to_rgb(image, factor)
         return picture if turn is None else picture.transpose(turn)
     except BrokenImage:
         raise
@@ -138,13 +148,22 @@ def _to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    grey = np.nan_to_num(np.asarray(image).astype(np.float32))
-    top = float(grey.max(initial=0.0))
-    if image.mode.startswith("I;16") or top > 255:
-        grey *= 255 / 65535 if top <= 65535 else 255 / top
-    elif image.mode == "F" and top <= 1:
-        grey *= 255
-    return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    strips = [slice(top, top + 64) for top in range(0, len(values), 64)]  # as float all at once it would be large
+
+    def numbers(rows: slice) -> np.ndarray:
+        return np.nan_to_num(values[rows].astype(np.float32))
+
+    highest = max((float(numbers(rows).max(initial=0.0)) for rows in strips), default=0.0)
+    scale = 1.0
+    if image.mode.startswith("I;16") or highest > 255:
+        scale = 255 / 65535 if highest <= 65535 else 255 / highest
+    elif image.mode == "F" and highest <= 1:
+        scale = 255.0
+    grey = np.empty(values.shape, np.uint8)
+    for rows in strips:
+        grey[rows] = np.clip(np.rint(numbers(rows) * scale), 0, 255)
+    return Image.fromarray(grey)
 
 
 def image_digest(folder: Path, relative: str) -> tuple[str, str | None]:

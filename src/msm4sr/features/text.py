@@ -6,6 +6,7 @@ The title is the first sentence; the text follows, split by pysbd.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ class TransformerSentenceEncoder:
             ) from error
         self._model = model.eval()
         known = model.max_seq_length
-        model.max_seq_length = max_tokens if known is None else min(max_tokens, known)
+        if known is None or max_tokens < known < math.inf:  # infinite for a bag of words, which cannot be cut
+            model.max_seq_length = max_tokens
         self._prompt = model.prompts.get(model.default_prompt_name)
         self._batch_tokens = batch_tokens or (1024 if self._device.type == "cpu" else 32768)
         self.name = name
