@@ -34,7 +34,7 @@ LARGE_PIXELS = 16_000_000
 _ONE_LARGE = Lock()
 # Pillow takes memory in blocks, of 16 MiB by default. glibc keeps blocks below 32 MiB for the thread that freed them;
 # larger ones go back to the system, so that four threads do not hold four large pictures that are long gone.
-Image.core.set_block_size(64 * 1024 * 1024)
+Image.core.set_block_size(64 * 1024 * 1024)  # type: ignore[attr-defined]
 # A progressive JPEG has about ten scans. Each goes over all pixels, so that a small file of a million scans would keep
 # a decoder busy for days.
 MAX_SCANS = 200
