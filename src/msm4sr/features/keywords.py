@@ -196,7 +196,7 @@ class ClipTagger:
 
 
 # More distinct rows than this are compared through an index of neighbours: each with each, 50,000 rows of 1,280 numbers
-# take one to two minutes on two cores, ten times as many a hundred times as long.
+# take about a minute of CPU time, ten times as many a hundred times as long.
 EXACT_ROWS = 50_000
 _NEIGHBOURS = 16
 _TILE = 1024, 4096  # rows compared at once: 4 million cosines, whatever the catalogue's size
