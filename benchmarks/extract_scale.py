@@ -35,7 +35,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 class Stub:
     """As many numbers as MiniLM gives, at no cost."""
 
-    name, fingerprint, dim = "stub", "stub", DIM
+    name, fingerprint, dim, path = "stub", "stub", DIM, "stub"
 
     def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         if advance is not None:

@@ -211,7 +211,7 @@ def test_broken_pictures_and_strange_titles_on_the_page(cli: Cli, pictures: Path
 
 
 def test_where_there_are_no_features_it_is_said(
-    refused: Refused, pictures: Path, features: Path, tmp_path: Path
+    refused: Refused, pictures: Path, trained: Trained, features: Path, tmp_path: Path
 ) -> None:
     assert "no extracted features here; `msm4sr extract DATA --out RUN` makes them" in refused("features", tmp_path)
     assert "name its folder with --data" in refused("features", features, "--html", tmp_path / "page.html")

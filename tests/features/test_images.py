@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -174,6 +176,81 @@ def test_a_size_hint_decodes_a_large_jpeg_smaller_but_large_enough(tmp_path: Pat
     assert 448 <= height < 2000
     assert width / height == pytest.approx(1.5, abs=0.01)
     assert load_image(tmp_path, "a.jpg").size == (3000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "size", "factor"),
+    [
+        ("rgba.png", "RGBA", (1500, 1100), 2),
+        ("p.gif", "P", (1500, 1100), 2),
+        ("deep.tiff", "I;16", (1000, 2000), 2),
+        ("cmyk.tiff", "CMYK", (1400, 1400), 3),
+        ("1.png", "1", (700, 460), 1),
+        ("thin.png", "RGB", (3000, 5), 1),
+    ],
+)
+def test_a_size_hint_makes_other_large_pictures_smaller_too(
+    tmp_path: Path, name: str, mode: str, size: tuple[int, int], factor: int
+) -> None:
+    """By averaging: what a resize to the size that is asked for shows hardly changes."""
+    if mode == "I;16":
+        smooth = np.add.outer(np.arange(size[1]), np.arange(size[0])) * 20
+        picture = Image.fromarray(smooth.astype(np.uint16))
+    else:
+        picture = noise(6, 4).resize(size, Image.Resampling.BICUBIC).convert("RGBA" if mode == "RGBA" else "RGB")
+        if mode == "RGBA":
+            picture.putalpha(picture.convert("L"))
+        picture = picture.convert(mode) if mode != "RGBA" else picture
+    picture.save(tmp_path / name)
+    small, whole = load_image(tmp_path, name, size_hint=224), load_image(tmp_path, name)
+    assert whole.size == size
+    assert small.size == tuple(-(-side // factor) for side in size)
+    a, b = (np.asarray(one.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for one in (small, whole))
+    assert np.abs(a - b).mean() < 2
+
+
+def test_numbers_that_are_no_numbers_are_black(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[np.nan, 1.0], [np.inf, -np.inf]], np.float32)).save(tmp_path / "a.tiff")
+    loaded = np.asarray(load_image(tmp_path, "a.tiff"))[..., 0]
+    assert loaded[0, 0] == loaded[1, 1] == 0
+    assert loaded[1, 0] == 255
+
+
+def test_a_jpeg_of_a_million_scans_is_refused_before_decoding(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert 2 <= data.count(b"\xff\xda") <= images.MAX_SCANS
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(data[:-2] + scan * 10_000 + data[-2:])
+    assert "scans" in reason(tmp_path, "a.jpg")
+
+
+BOMBS = """
+import io, sys
+from pathlib import Path
+from msm4sr.features.images import BrokenImage, load_images
+folder = Path(sys.argv[1])
+for picture in load_images(folder, sorted(path.name for path in folder.iterdir()), size_hint=224, workers=4):
+    print(picture.size if not isinstance(picture, BrokenImage) else picture.reason)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+def test_the_largest_pictures_that_are_read_do_not_fill_the_memory_and_nothing_is_said(tmp_path: Path) -> None:
+    """Four threads, four pictures of 49 megapixels and a header that makes Pillow warn: 0.8 GiB decoded at once."""
+    size = (7000, 7000)
+    Image.new("RGBA", size, (9, 9, 200, 9)).save(tmp_path / "a.png", compress_level=1)
+    Image.fromarray(np.zeros(size, np.uint16)).save(tmp_path / "b.png", compress_level=1)
+    for copy in ("c.png", "d.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "e.png").write_bytes(png_header_only(9500, 9500))
+    done = subprocess.run([sys.executable, "-c", BOMBS, str(tmp_path)], capture_output=True, text=True, check=True)
+    *found, peak = done.stdout.splitlines()
+    assert found == ["(467, 467)"] * 4 + ["9500 x 9500 pixels: more than 50 megapixels"]
+    assert int(peak) < 600 * 1024  # KiB
+    assert done.stderr == ""
 
 
 def test_many_pictures_keep_their_order_and_broken_ones_their_place(tmp_path: Path) -> None:

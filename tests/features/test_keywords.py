@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_models import save_clip, save_vit
 
 from msm4sr.errors import InputError
+from msm4sr.features import keywords
 from msm4sr.features.keywords import (
     ClipTagger,
     LabelTagger,
@@ -20,6 +21,8 @@ from msm4sr.features.keywords import (
     group_near_duplicates,
     imagenet_labels,
     map_pictures,
+    read_vocabulary,
+    scored_words,
 )
 
 
@@ -188,7 +191,9 @@ def test_groups_follow_likeness_in_any_view_and_friends_of_friends() -> None:
     pictures[1] = pictures[0] * 3
     texts = np.eye(6, dtype=np.float32)[:4]
     texts[2] = texts[1]  # views may cover different items: texts of items 0, 1, 2, 5
-    groups = group_near_duplicates([(np.arange(6), pictures), (np.array([0, 1, 2, 5]), texts)], n_items=6, block=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keywords, "_TILE", (2, 3))
+        groups = group_near_duplicates([(np.arange(6), pictures), (np.array([0, 1, 2, 5]), texts)], n_items=6)
     assert groups[0] == groups[1] == groups[2]
     assert len(np.unique(groups)) == 4
 
@@ -197,6 +202,45 @@ def test_one_placeholder_picture_for_a_whole_catalogue_is_one_group_at_no_cost()
     items = np.arange(30_000)  # as pairs, 10^9
     groups = group_near_duplicates([(items, np.ones((30_000, 4), np.float32))], 30_000)
     assert len(np.unique(groups)) == 1
+
+
+def crowd(clusters: int, copies: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Near-duplicates (cosine about .98) of random directions around a common one, as embeddings have it; shuffled."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(clusters, dim)) + 0.7
+    noise = rng.normal(size=(clusters * copies, dim))
+    vectors = np.repeat(centres, copies, axis=0) + 0.15 * noise
+    return rng.permutation(vectors).astype(np.float32)
+
+
+def joined(groups: np.ndarray) -> set[tuple[int, int]]:
+    order = np.argsort(groups, kind="stable")
+    same = groups[order][1:] == groups[order][:-1]
+    return {(int(a), int(b)) for a, b in zip(order[:-1][same], order[1:][same], strict=True)}
+
+
+def test_groups_are_those_of_each_with_each_whatever_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = crowd(150, 3, 24)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    close = (unit @ unit.T >= 0.95).astype(int)
+    for _ in range(9):  # friends of friends, to the 512th degree
+        close = ((close @ close) > 0).astype(int)
+    monkeypatch.setattr(keywords, "_TILE", (37, 50))
+    monkeypatch.setattr(keywords, "_MOST_PAIRS", 20)
+    groups = group_near_duplicates([(np.arange(450), vectors)], 450)
+    assert np.array_equal(groups[:, None] == groups, close > 0)
+    assert len(np.unique(groups)) == 150
+
+
+def test_beyond_its_size_an_index_finds_the_groups_that_comparison_finds() -> None:
+    vectors = crowd(1000, 3, 200)
+    items = np.arange(3000)
+    exact = joined(group_near_duplicates([(items, vectors)], 3000))
+    groups = group_near_duplicates([(items, vectors)], 3000, exact_rows=100)
+    assert len(exact) == 2000
+    assert len(joined(groups) & exact) >= 0.99 * len(exact)
+    assert joined(groups) <= exact
+    assert np.array_equal(groups, group_near_duplicates([(items, vectors)], 3000, exact_rows=100))
 
 
 def test_folds_keep_groups_whole_and_are_of_equal_size() -> None:
@@ -212,13 +256,14 @@ def test_folds_keep_groups_whole_and_are_of_equal_size() -> None:
 # --- best words, labels, CLIP
 
 
+class Fixed:
+    name = "fixed"
+
+    def rank(self, images: np.ndarray, vocabulary: Sequence[str]) -> np.ndarray:
+        return images
+
+
 def test_best_words_come_in_order_of_score_whatever_the_block() -> None:
-    class Fixed:
-        name = "fixed"
-
-        def rank(self, images: np.ndarray, vocabulary: Sequence[str]) -> np.ndarray:
-            return images
-
     scores = np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [3.0, 2.0, 1.0]])
     expected = [["b", "c"], ["a", "b"], ["a", "b"]]
     assert best_words(Fixed(), scores, ["a", "b", "c"], 2) == expected
@@ -239,51 +284,75 @@ def test_labels_are_ranked_by_logit() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of random weights with a tokenizer of single letters, saved as transformers saves one."""
-    import torch
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: row for row, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(folder)
-    side = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {**side, "vocab_size": len(tokens), "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    vision = {**side, "image_size": 30, "patch_size": 6}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
-    crop = {"height": 30, "width": 30}
-    CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size=crop).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
-def test_clip_scores_are_cosines_of_the_models_own_projections(tiny_clip: Path) -> None:
+def test_clip_scores_are_cosines_of_the_models_own_projections(
+    tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from transformers import CLIPModel, CLIPTokenizer
 
-    tagger = ClipTagger(str(tiny_clip), batch_size=2)
+    monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: False)
+    tagger = ClipTagger(str(tiny_clip), batch_size=2, device="cpu")
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
-    vocabulary = ["cat", "zebra", "tree", "ox", "lantern"]
+    vocabulary = ["cat", "zebra", "tree", "ox", "lantern", "a phrase of words " * 20]
     vectors = tagger.encode(pictures)
     assert vectors.shape == (3, tagger.dim) == (3, 24)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     scores = tagger.rank(vectors, vocabulary)
     model = CLIPModel.from_pretrained(tiny_clip).eval()
     tokenizer = CLIPTokenizer.from_pretrained(tiny_clip)
-    pixels = tagger._processor(images=pictures, return_tensors="pt")["pixel_values"]
+    pixels = tagger._images._processor(images=pictures, return_tensors="pt")["pixel_values"]
     for column, word in enumerate(vocabulary):  # one word at a time: no padding
         with torch.inference_mode():
-            output = model(pixel_values=pixels, **tokenizer([word], return_tensors="pt"))
+            tokens = tokenizer([word], return_tensors="pt", truncation=True, max_length=77)
+            output = model(pixel_values=pixels, **tokens)
             cosine = output.logits_per_image[:, 0] / model.logit_scale.exp()
         assert np.allclose(scores[:, column], cosine.numpy(), atol=1e-5), word
     assert best_words(tagger, vectors, vocabulary, 2)[0][0] == vocabulary[int(scores[0].argmax())]
 
 
+def test_the_words_of_a_vocabulary_are_encoded_once(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = ClipTagger(str(tiny_clip))
+    calls: list[int] = []
+    encode = tagger._encode_words
+    monkeypatch.setattr(tagger, "_encode_words", lambda words: calls.append(len(words)) or encode(words))
+    images = np.eye(24, dtype=np.float32)
+    first = scored_words(tagger, images, ["cat", "dog", "ox"], 2, block=5)
+    again = scored_words(tagger, images[:1], ["cat", "dog", "ox"], 2)
+    assert calls == [3]
+    assert first[0][0] == again[0][0]
+    assert np.allclose(first[1][0], again[1][0])
+    scored_words(tagger, images, ["cat", "dog"], 2)
+    assert calls == [3, 2]
+
+
+def test_scores_stand_beside_the_words_they_belong_to() -> None:
+    words, scores = scored_words(Fixed(), np.array([[0.1, 0.9, 0.5]]), ["a", "b", "c"], 2)
+    assert (words, scores.tolist()) == ([["b", "c"]], [[np.float32(0.9), 0.5]])
+    assert scored_words(Fixed(), np.zeros((0, 3)), ["a", "b", "c"], 2)[1].shape == (0, 2)
+
+
 def test_a_tagger_that_cannot_be_loaded_is_an_input_error(tmp_path: Path) -> None:
-    for name in (str(tmp_path), str(tmp_path / "missing")):
-        with pytest.raises(InputError, match=str(tmp_path)):
-            ClipTagger(name)
+    (tmp_path / "empty").mkdir()
+    for name in (tmp_path / "empty", tmp_path / "missing", save_vit(tmp_path / "vit")):
+        with pytest.raises(InputError, match=str(name)):
+            ClipTagger(str(name))
+
+
+# --- word files
+
+
+def test_a_word_file_gives_its_words_and_phrases_in_order(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes("\ufeffzebra\r\n\n  red   fox \ncrème\nzebra\n".encode())
+    assert read_vocabulary(tmp_path / "words.txt") == ["zebra", "red fox", "crème"]
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "No such file"), (b" \n\n", "no word"), (b"caf\xe9", "UTF-8")])
+def test_a_word_file_that_cannot_be_used_is_an_input_error(tmp_path: Path, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_vocabulary(tmp_path / "words.txt")

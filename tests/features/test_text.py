@@ -76,7 +76,7 @@ def test_no_text_whatever_crashes_or_gives_an_empty_sentence(title: str, text: s
 
 @pytest.fixture(scope="module")
 def minilm() -> TransformerSentenceEncoder:
-    return TransformerSentenceEncoder("minilm", batch_size=4)
+    return TransformerSentenceEncoder("minilm", batch_tokens=40)
 
 
 def test_minilm_gives_384_numbers_of_unit_length(minilm: TransformerSentenceEncoder) -> None:
@@ -92,8 +92,10 @@ def test_sorting_by_length_leaves_each_sentence_its_vector(minilm: TransformerSe
     done: list[int] = []
     together = minilm.encode(sentences, done.append)
     alone = np.concatenate([minilm.encode([sentence]) for sentence in sentences])
-    assert np.allclose(together, alone, atol=1e-5)
-    assert done == [4, 1]
+    assert (together * alone).sum(axis=1).min() > 0.9995  # bf16, where the machine has it
+    assert (together @ together.T - np.eye(5)).max() < 0.95  # no two of them are alike
+    assert sum(done) == 5
+    assert len(done) > 1
 
 
 def test_no_sentence_gives_no_row(minilm: TransformerSentenceEncoder) -> None:
@@ -103,8 +105,7 @@ def test_no_sentence_gives_no_row(minilm: TransformerSentenceEncoder) -> None:
 def test_tokens_after_the_limit_are_not_read(minilm: TransformerSentenceEncoder) -> None:
     long = "word " * 200
     first, second, third = minilm.encode([long, long + "banana", "banana " + long])
-    assert np.allclose(first, second, atol=1e-5)
-    assert not np.allclose(first, third, atol=1e-2)
+    assert first @ second > 0.9995 > 0.99 > first @ third
 
 
 def test_a_folder_that_holds_no_model_is_an_input_error(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def _table(manifests: Mapping[Path, Mapping[str, Any]]) -> Table:
     for label, show in (
         ("modality", lambda manifest: manifest["modality"]),
         ("kind", lambda manifest: manifest["kind"]),
-        ("encoder", lambda manifest: f"{manifest['encoder']['name']}\n{manifest['encoder']['fingerprint'][:32]}"),
+        ("encoder", lambda manifest: f"{manifest['encoder']['name']}\n{manifest['encoder']['fingerprint'][:16]}"),
+        ("ran on", lambda manifest: "\n".join(manifest.get("ran_on", [])).replace(" on ", "\non ")),
         ("settings", lambda manifest: _lines(manifest["settings"])),
         ("items", lambda manifest: f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
         ("vectors", lambda manifest: f"{manifest['rows']:,}, of {manifest['dim']:,} numbers each"),

@@ -251,7 +251,14 @@ def extract_stage(
         return {}
     vectors = _unchanged_vectors(run)
     features = extract_features(
-        dataset, run.features, run.settings.features, progress, vectors=vectors, strict=strict, merge=merge
+        dataset,
+        run.features,
+        run.settings.features,
+        progress,
+        vectors=vectors,
+        device=run.settings.device.accelerator,
+        strict=strict,
+        merge=merge,
     )
     for modality, rows in features.items():
         there = rows.n_items_with_rows
@@ -273,7 +280,10 @@ def shard_stage(
     """Encode one shard of the items into the features folder; nothing for a model that reads no features."""
     if MODELS[run.settings.model.name].uses_features:
         vectors = _unchanged_vectors(run)
-        extract_shard(dataset, run.features, shard, run.settings.features, progress, vectors=vectors, strict=strict)
+        device = run.settings.device.accelerator
+        extract_shard(
+            dataset, run.features, shard, run.settings.features, progress, vectors=vectors, device=device, strict=strict
+        )
 
 
 def _unchanged_vectors(run: Run) -> dict[str, Path]:

@@ -79,6 +79,11 @@ class VisualSettings(BaseModel):
         ge=10,
         description="Fewer items with both text and picture than this: ImageNet's labels are the words.",
     )
+    vocabulary_file: str | None = Field(
+        None,
+        min_length=1,
+        description="A text file with a word or phrase a line to be the vocabulary; null: the catalogue's own words.",
+    )
     vocabulary_size: int = Field(4000, ge=1, description="Words of the vocabulary at most, the most widespread first.")
     vocabulary_min_items: int = Field(3, ge=1, description="Items that must use a word for it to count.")
     vocabulary_max_share: float = Field(
@@ -102,6 +107,7 @@ def extract_features(
     progress: Progress | None = None,
     *,
     vectors: Mapping[str, Path] | None = None,
+    device: str = "auto",
     strict: bool = False,
     merge: bool = False,
 ) -> dict[str, Features]:
@@ -121,6 +127,7 @@ def extract_features(
         progress: where bars and lines go; lines go to stderr without it.
         vectors: modality to a Parquet file of vectors of your own (see `own`), in place of an encoder, or for a
             modality of another name. Such a modality reads neither texts nor pictures.
+        device: where the encoders run: "cpu", "cuda", ...; "auto" takes a GPU where there is one.
         strict: a picture that cannot be used is an error.
         merge: texts and pictures must have been encoded by `extract_shard`; here they are joined.
 
@@ -129,7 +136,7 @@ def extract_features(
             that cannot be used, with `merge` a shard that is not there.
     """
     own = dict(vectors or {})
-    job = _Job(dataset, settings, Path(out), _Encoders(settings), progress, strict, merge)
+    job = _Job(dataset, settings, Path(out), _Encoders(settings, device), progress, strict, merge)
     job.out.mkdir(parents=True, exist_ok=True)
     _tell_old_stores(job)
     # Own vectors first: what is wrong with them is known at once.
@@ -159,6 +166,7 @@ def extract_shard(
     progress: Progress | None = None,
     *,
     vectors: Mapping[str, Path] | None = None,
+    device: str = "auto",
     strict: bool = False,
 ) -> None:
     """One shard of the texts and pictures; `extract_features(merge=True)` joins them when all shards are in `out`.
@@ -166,7 +174,7 @@ def extract_shard(
     Needs the pictures of the shard's own items only.
     """
     own = vectors or {}
-    job = _Job(dataset, settings, Path(out), _Encoders(settings), progress, strict)
+    job = _Job(dataset, settings, Path(out), _Encoders(settings, device), progress, strict)
     job.out.mkdir(parents=True, exist_ok=True)
     if "text" not in own:
         make_shard(_text_work(job), shard, progress)
@@ -190,25 +198,28 @@ class _Job:
 class _Encoders:
     """Encoders, loaded when first needed: what is stored already needs none of them."""
 
-    def __init__(self, settings: FeatureSettings) -> None:
+    def __init__(self, settings: FeatureSettings, device: str) -> None:
         self._settings = settings
+        self._device = device
         self._loaded: dict[str, Any] = {}
 
     def sentences(self) -> SentenceEncoder:
         from msm4sr.features.text import TransformerSentenceEncoder
 
         text = self._settings.text
-        return self._once("sentences", lambda: TransformerSentenceEncoder(text.encoder, text.max_tokens))
+        return self._once(
+            "sentences", lambda: TransformerSentenceEncoder(text.encoder, text.max_tokens, device=self._device)
+        )
 
     def network(self) -> ImageEncoder:
         from msm4sr.features.visual import load_image_encoder
 
-        return self._once("network", lambda: load_image_encoder(self._settings.visual.network))
+        return self._once("network", lambda: load_image_encoder(self._settings.visual.network, self._device))
 
     def clip(self) -> ClipTagger:
         from msm4sr.features.keywords import ClipTagger
 
-        return self._once("clip", lambda: ClipTagger(self._settings.visual.tagger))
+        return self._once("clip", lambda: ClipTagger(self._settings.visual.tagger, device=self._device))
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._loaded:
@@ -273,7 +284,8 @@ def _text_work(job: _Job) -> Work:
         missing: list[tuple[int, str | None, str]] = [
             (place, None, NO_TEXT) for place, item in enumerate(sentences) if not item
         ]
-        return Part(counts, _encode_distinct(job, rows, len(sentences), advance), missing=missing)
+        vectors = _encode_distinct(job, rows, len(sentences), advance)
+        return Part(counts, vectors, missing=missing, ran_on=job.encoders.sentences().path if rows else None)
 
     about = {
         "modality": "text",
@@ -328,8 +340,10 @@ def _picture_work(job: _Job) -> Work:
             if refused is None:
                 first.setdefault(found, path)
         outcome: dict[str, np.ndarray | BrokenImage] = {}
+        ran_on: str | None = None
         if first:
             encoder: ImageEncoder = job.encoders.clip() if clip else job.encoders.network()
+            ran_on = encoder.path
             decoded = load_images(job.dataset.folder, list(first.values()), encoder.size)
             share = len(items) / len(first)
             vectors = encode_pictures(encoder, decoded, advance=lambda n: advance(n * share))
@@ -351,7 +365,7 @@ def _picture_work(job: _Job) -> Work:
                     counts[place] += 1
                     rows.append(result)
                     kept.append(path)
-        return Part(counts, np.stack(rows) if rows else _no_rows(), kept, missing)
+        return Part(counts, np.stack(rows) if rows else _no_rows(), kept, missing, ran_on)
 
     def refuse_broken(part: Part, items: Sequence[int]) -> None:
         for place, path, reason in part.missing:
@@ -407,7 +421,8 @@ def _extract_keywords(job: _Job, below: Path, pictures: Features, text: Features
         "settings": {**chosen.model_dump(), "text": texts.about["settings"]},
     }
     folder = job.out / store_names(job.settings)["visual"]
-    made_of = {"made_of": digest(seen["encoder"], seen["content"], texts.contents(range(dataset.n_items)))}
+    own = None if chosen.vocabulary_file is None else _vocabulary(job)
+    made_of = {"made_of": digest(seen["encoder"], seen["content"], texts.contents(range(dataset.n_items)), own)}
     stored = current(folder, {**about, **made_of})
     if stored is not None:
         return stored
@@ -430,7 +445,7 @@ def _extract_keywords(job: _Job, below: Path, pictures: Features, text: Features
     def encode(items: Sequence[int], advance: Advance) -> Part:
         rows = [line for item in items for line in lines[bounds[item] : bounds[item + 1]]]
         counts = np.array([bounds[item + 1] - bounds[item] for item in items], np.int64)
-        return Part(counts, _encode_distinct(job, rows, len(items), advance))
+        return Part(counts, _encode_distinct(job, rows, len(items), advance), ran_on=job.encoders.sentences().path)
 
     rows = read_rows(below)
     assert rows is not None
@@ -449,32 +464,45 @@ def _tag(job: _Job, pictures: Features, text: Features | None) -> tuple[list[lis
     from msm4sr.features import keywords
 
     chosen = job.settings.visual
-    vocabulary = keywords.build_vocabulary(
-        _documents(job.dataset.items, job.settings.text.max_characters),
-        chosen.vocabulary_min_items,
-        chosen.vocabulary_max_share,
-        chosen.vocabulary_size,
-    )
+    own = chosen.vocabulary_file is not None
+    vocabulary, source = _vocabulary(job), "word file" if own else "catalogue"
     more: dict[str, Any] = {}
     images = np.asarray(pictures.vectors)
     tagger: ImageTagger | None = None
-    if len(vocabulary) >= chosen.words:
+    if own or len(vocabulary) >= chosen.words:
         if text is None:
             tagger = job.encoders.clip()
         else:
             has_both = int(np.count_nonzero((np.diff(text.offsets) > 0) & (np.diff(pictures.offsets) > 0)))
             mapped = _pictures_in_text_space(pictures, text) if has_both >= chosen.min_texts else None
+            if mapped is None and own:
+                raise InputError(
+                    f"features.visual.vocabulary_file: the offline tagger learns words from {chosen.min_texts} items "
+                    f"with text and picture (features.visual.min_texts), here are {has_both}; name a CLIP model as "
+                    "features.visual.tagger"
+                )
             if mapped is not None:
                 images, ridge, groups = mapped
                 tagger = keywords.TextSpaceTagger(_stored_words(job, vocabulary))
                 more |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
-    source = "catalogue"
     if tagger is None:
         vocabulary, source = list(dict.fromkeys(keywords.imagenet_labels())), "imagenet labels"
         tagger = job.encoders.clip() if text is None else _label_tagger(job)
     words, scores = keywords.scored_words(tagger, images, vocabulary, chosen.words)
     more |= {"tagger": tagger.name, "vocabulary": source, "vocabulary_words": vocabulary}
     return words, scores, more
+
+
+def _vocabulary(job: _Job) -> list[str]:
+    """The words of the file that the settings name, or of the catalogue's own texts."""
+    from msm4sr.features import keywords
+
+    chosen = job.settings.visual
+    if chosen.vocabulary_file is not None:
+        return keywords.read_vocabulary(chosen.vocabulary_file)
+    documents = _documents(job.dataset.items, job.settings.text.max_characters)
+    limits = (chosen.vocabulary_min_items, chosen.vocabulary_max_share, chosen.vocabulary_size)
+    return keywords.build_vocabulary(documents, *limits)
 
 
 def _label_tagger(job: _Job) -> ImageTagger:
@@ -496,6 +524,7 @@ class _StoredWords:
 
     def __init__(self, words: list[str], vectors: np.ndarray, encoder: Mapping[str, str]) -> None:
         self.name, self.fingerprint = encoder["name"], encoder["fingerprint"]
+        self.path = "stored"
         self.dim = int(vectors.shape[1])
         self._words, self._vectors = words, vectors
 
@@ -515,7 +544,8 @@ def _stored_words(job: _Job, vocabulary: list[str]) -> SentenceEncoder:
 
     def encode(words: Sequence[int], advance: Advance) -> Part:
         rows = [vocabulary[word] for word in words]
-        return Part(np.ones(len(words), np.int64), _encode_distinct(job, rows, len(words), advance))
+        vectors = _encode_distinct(job, rows, len(words), advance)
+        return Part(np.ones(len(words), np.int64), vectors, ran_on=job.encoders.sentences().path)
 
     about = {
         "modality": "words",

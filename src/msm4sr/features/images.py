@@ -9,17 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
+# Of pictures larger than this, one at a time is decoded, however many threads there are: at the limit of pixels it
+# takes 400 MiB, in some formats 800.
+LARGE_PIXELS = 16_000_000
+_ONE_LARGE = Lock()
+# Pillow takes memory in blocks, of 16 MiB by default. glibc keeps blocks below 32 MiB for the thread that freed them;
+# larger ones go back to the system, so that four threads do not hold four large pictures that are long gone.
+Image.core.set_block_size(64 * 1024 * 1024)  # type: ignore[attr-defined]
+# A progressive JPEG has about ten scans. Each goes over all pixels, so that a small file of a million scans would keep
+# a decoder busy for days.
+MAX_SCANS = 200
+_START_OF_SCAN = b"\xff\xda"
 # Formats whose decoders are Pillow's own. EPS and the like would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # EXIF orientation (tag 274) -> what turns the picture upright.
@@ -34,6 +53,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# What a decoder warns of is either told by BrokenImage or does not keep anybody from seeing the picture. Not within
+# `catch_warnings`, which is not for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class BrokenImage(Exception):
     """A picture that cannot be used. `reason` says why, in words for the person who owns the file."""
@@ -46,12 +69,12 @@ class BrokenImage(Exception):
 def load_image(folder: Path, relative: str, size_hint: int | None = None) -> Image.Image:
     """The picture at `folder / relative` as RGB, upright, first frame only, transparency on white.
 
-    `size_hint`: the side in pixels that the caller will resize to; a JPEG more than twice as large is then
-    decoded at a half, a quarter or an eighth of its size, which is faster and makes no visible difference.
-    Default None: full size.
+    `size_hint`: the side in pixels that the caller will resize to. A picture whose sides are all more than twice as
+    long is made smaller by a whole number (a JPEG while it is decoded), which is faster, keeps little in memory, and
+    makes no visible difference. Default None: full size.
 
     Raises `BrokenImage`: path outside the folder, no such file, over 64 MiB, over 50 megapixels or 20,000
-    pixels a side (both refused by the header, before decoding), not an image, or cut short.
+    pixels a side (both refused by the header, before decoding), a JPEG of over 200 scans, not an image, or cut short.
     """
     return decode_image(read_image(folder, relative), size_hint)
 
@@ -76,14 +99,18 @@ def read_image(folder: Path, relative: str) -> bytes:
 
 def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
     """Bytes of an image file -> RGB picture; see `load_image`."""
+    if data[:2] == b"\xff\xd8" and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
-            if size_hint is not None:
-                image.draft(None, (2 * size_hint, 2 * size_hint))  # no effect on formats other than JPEG
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            picture = _to_rgb(image)
+            with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                if size_hint is not None:
+                    image.draft(None, (2 * size_hint, 2 * size_hint))  # no effect on formats other than JPEG
+                image.load()
+                turn = _UPRIGHT.get(_orientation(image))
+                factor = 1 if size_hint is None else max(1, min(image.size) // (2 * size_hint))
+                picture = _to_rgb(image, factor)
         return picture if turn is None else picture.transpose(turn)
     except BrokenImage:
         raise
@@ -109,20 +136,34 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        straight = image.convert("RGBA")
+def _to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
+    """RGB, each side divided by `factor`; what is averaged is colours, not places in a palette."""
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: Pillow's own conversion would clip at 255
+        return _to_grey(image).reduce(factor).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        straight = (image if image.mode in {"RGBA", "LA"} else image.convert("RGBA")).reduce(factor).convert("RGBA")
         white = Image.new("RGBA", straight.size, "white")
         return Image.alpha_composite(white, straight).convert("RGB")
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.float32)
-        top = float(grey.max(initial=0.0))
-        if image.mode.startswith("I;16") or top > 255:
-            grey *= 255 / 65535 if top <= 65535 else 255 / top
-        elif image.mode == "F" and top <= 1:
-            grey *= 255
-        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return (image if image.mode in {"RGB", "L", "CMYK"} else image.convert("RGB")).reduce(factor).convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    strips = [slice(top, top + 64) for top in range(0, len(values), 64)]  # as float all at once it would be large
+
+    def numbers(rows: slice) -> np.ndarray:
+        return np.nan_to_num(values[rows].astype(np.float32))
+
+    highest = max((float(numbers(rows).max(initial=0.0)) for rows in strips), default=0.0)
+    scale = 1.0
+    if image.mode.startswith("I;16") or highest > 255:
+        scale = 255 / 65535 if highest <= 65535 else 255 / highest
+    elif image.mode == "F" and highest <= 1:
+        scale = 255.0
+    grey = np.empty(values.shape, np.uint8)
+    for rows in strips:
+        grey[rows] = np.clip(np.rint(numbers(rows) * scale), 0, 255)
+    return Image.fromarray(grey)
 
 
 def image_digest(folder: Path, relative: str) -> tuple[str, str | None]:
@@ -134,11 +175,16 @@ def image_digest(folder: Path, relative: str) -> tuple[str, str | None]:
 
 
 def load_images(
-    folder: Path, relatives: Sequence[str], size_hint: int | None = None, workers: int = 2, ahead: int = 64
+    folder: Path,
+    relatives: Iterable[str],
+    size_hint: int | None = None,
+    workers: int | None = None,
+    ahead: int = 64,
 ) -> Iterator[Image.Image | BrokenImage]:
     """The pictures in order, decoded by `workers` threads while the caller works on those already yielded.
 
-    At most `ahead` pictures wait in memory. A picture that cannot be used is yielded as its `BrokenImage`.
+    At most `ahead` pictures wait in memory; with a `size_hint` they are small by then. A picture that cannot be used is
+    yielded as its `BrokenImage`. workers: default half of the cores, two at least.
     """
 
     def load(relative: str) -> Image.Image | BrokenImage:
@@ -147,11 +193,19 @@ def load_images(
         except BrokenImage as error:
             return error
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[Image.Image | BrokenImage]] = deque()
+    return in_threads(load, relatives, workers or max(2, (os.cpu_count() or 1) // 2), ahead)
+
+
+def in_threads(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
+    """`map(function, items)` by `workers` threads, which are `ahead` items at most ahead of the caller.
+
+    Unlike `Executor.map`, it reads `items` no further than that. What `function` raises is raised here, in its turn.
+    """
+    with ThreadPoolExecutor(workers, thread_name_prefix="features") as pool:
+        waiting: deque[Future[B]] = deque()
         try:
-            for relative in relatives:
-                waiting.append(pool.submit(load, relative))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
-from msm4sr.features.text import SentenceEncoder, model_fingerprint, quiet_loading, resolve_model
+from msm4sr.features.text import SentenceEncoder, first_line, resolve_model
+from msm4sr.features.visual import TransformersVision, projected
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -49,6 +49,23 @@ def build_vocabulary(texts: Iterable[str], min_items: int = 3, max_share: float 
     return [word for _, word in sorted(kept)[:size]]
 
 
+def read_vocabulary(path: str | Path) -> list[str]:
+    """The words (or phrases) of a text file, UTF-8, one a line; white space is collapsed, repeated ones are left out.
+
+    Raises `InputError` for a file that cannot be read, is not UTF-8 or has no word.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"word file {path}: {error.strerror or error}; give a text file with a word a line") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"word file {path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    words = list(dict.fromkeys(word for line in lines if (word := " ".join(line.split()))))
+    if not words:
+        raise InputError(f"word file {path}: no word in it; give a text file with a word a line")
+    return words
+
+
 class ImageTagger(Protocol):
     """Scores words for pictures, which come as the vectors of the tagger's own image space."""
 
@@ -69,15 +86,16 @@ def best_words(
 def scored_words(
     tagger: ImageTagger, images: np.ndarray, vocabulary: Sequence[str], n: int = 15, block: int = 1024
 ) -> tuple[list[list[str]], np.ndarray]:
-    """As `best_words`, and beside them their scores, float32 [pictures, n]."""
-    words: list[list[str]] = []
-    kept = [np.zeros((0, min(n, len(vocabulary))), np.float32)]
+    """As `best_words`, and their scores: float32 [pictures, n], or fewer columns where the vocabulary is smaller."""
+    n = min(n, len(vocabulary))
+    chosen: list[list[str]] = []
+    best = np.zeros((len(images), n), np.float32)
     for start in range(0, len(images), block):
         scores = tagger.rank(images[start : start + block], vocabulary)  # [block, W]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
-        words += [[vocabulary[word] for word in row] for row in order]
-        kept.append(np.take_along_axis(scores, order, axis=1).astype(np.float32))
-    return words, np.concatenate(kept)
+        best[start : start + block] = np.take_along_axis(scores, order, axis=1)
+        chosen += [[vocabulary[word] for word in row] for row in order]
+    return chosen, best
 
 
 class TextSpaceTagger:
@@ -126,46 +144,32 @@ def imagenet_labels() -> list[str]:
 class ClipTagger:
     """Words by cosine in a CLIP model's common space. It is an `ImageEncoder` as well, for its image side.
 
-    `name` is a hub name or the folder of a transformers CLIP model. Raises `InputError` when it cannot be
-    loaded.
+    `name` is a hub name ("openai/clip-vit-base-patch32", the paper's, where a hub can be reached) or the folder of a
+    transformers CLIP model. A word goes in as it is, without a sentence around it (equation 2). Raises `InputError`
+    when it cannot be loaded.
     """
 
-    def __init__(self, name: str, batch_size: int = 256) -> None:
-        local = Path(resolve_model(name)).is_dir()
-        try:
-            import torch
-            from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    def __init__(self, name: str, batch_size: int = 256, device: str = "auto") -> None:
+        from transformers import AutoTokenizer
 
-            model: Any = CLIPModel
-            self._device = "cuda" if torch.cuda.is_available() else "cpu"
-            with quiet_loading():
-                self._model = model.from_pretrained(name, local_files_only=local).eval().to(self._device)
-            self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-            processor: Any = AutoImageProcessor
-            # The default back end of transformers 5 needs torchvision.
-            self._processor = processor.from_pretrained(name, local_files_only=local, backend="pil")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"image tagger {name!r} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}. Give "
-                "'offline' (built in), the folder of a transformers CLIP model, or a hub name (needs "
-                "the network)"
-            ) from error
-        self.name = name
-        self.fingerprint = model_fingerprint(name)
-        self.dim = int(self._model.config.projection_dim)
-        self.size = int(self._model.config.vision_config.image_size)
+        self._images = TransformersVision(name, device, "image tagger")
+        if not hasattr(self._images.model, "get_text_features"):
+            kind = self._images.model.config.model_type
+            raise InputError(f"image tagger {name!r} is a {kind} model: it has no side for words. Give a CLIP model")
+        source = resolve_model(name)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).is_dir())
+        except (OSError, ValueError) as error:
+            raise InputError(f"image tagger {name!r}: no tokenizer in its files ({first_line(error)})") from error
+        self.name, self.fingerprint = name, self._images.fingerprint
+        self.dim, self.size, self.path = self._images.dim, self._images.size, self._images.path
         self._batch_size = batch_size
         self._vocabulary: list[str] = []
         self._words = np.zeros((0, self.dim), np.float32)
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """RGB pictures of any size -> float32 [pictures, dim], unit length."""
-        import torch
-
-        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
-        with torch.inference_mode():
-            output = self._model.get_image_features(**inputs)
-        return _unit(_projected(output))
+        return _unit(self._images.encode(pictures))
 
     def rank(self, images: np.ndarray, vocabulary: Sequence[str]) -> np.ndarray:
         """See `ImageTagger`; `images` are what `encode` gives."""
@@ -178,57 +182,95 @@ class ClipTagger:
     def _encode_words(self, words: list[str]) -> np.ndarray:
         import torch
 
-        vectors = []
+        model = self._images.model
+        longest = model.config.text_config.max_position_embeddings
+        vectors = [np.zeros((0, self.dim), np.float32)]
         for start in range(0, len(words), self._batch_size):
-            inputs = self._tokenizer(
-                words[start : start + self._batch_size], padding=True, truncation=True, return_tensors="pt"
-            ).to(self._device)
+            batch = words[start : start + self._batch_size]
+            inputs = self._tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
             with torch.inference_mode():
-                output = self._model.get_text_features(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-                )
-            vectors.append(_unit(_projected(output)))
-        return np.concatenate(vectors) if vectors else np.zeros((0, self.dim), np.float32)
+                output = model.get_text_features(**inputs)
+            vectors.append(_unit(projected(output).float().cpu().numpy()))
+        return np.concatenate(vectors)
 
 
-def _projected(output: Any) -> np.ndarray:
-    """transformers 5 wraps the projected vectors in an output object, 4 returns them bare."""
-    tensor = getattr(output, "pooler_output", output)
-    vectors: np.ndarray = tensor.float().cpu().numpy()
-    return vectors
+# More distinct rows than this are compared through an index of neighbours: each with each, 50,000 rows of 1,280 numbers
+# take about a minute of CPU time, ten times as many a hundred times as long.
+EXACT_ROWS = 50_000
+_NEIGHBOURS = 16
+_TILE = 1024, 4096  # rows compared at once: 4 million cosines, whatever the catalogue's size
+_MOST_PAIRS = 4_000_000  # pairs kept before they are merged into groups
 
 
 def group_near_duplicates(
-    views: Sequence[tuple[np.ndarray, np.ndarray]], n_items: int, threshold: float = 0.95, block: int = 2048
+    views: Sequence[tuple[np.ndarray, np.ndarray]], n_items: int, threshold: float = 0.95, exact_rows: int = EXACT_ROWS
 ) -> np.ndarray:
     """A group number for each item, int [n_items]: items that look or read almost alike share one.
 
-    Each view is (items int [rows], vectors [rows, dim]); two items whose vectors have a cosine of `threshold`
-    or more in any view are joined, and so are the friends of their friends. Time grows with distinct rows squared.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    Each view is (items int [rows], vectors [rows, dim]); two items whose vectors have a cosine of `threshold` or more
+    in any view are joined, and so are the friends of their friends.
 
-    left: list[np.ndarray] = []
-    right: list[np.ndarray] = []
+    Up to `exact_rows` distinct rows, each is compared with each. Beyond, with its 16 nearest neighbours in an HNSW
+    index (usearch) over a random projection to 128 numbers, by the full vectors: no pair is joined wrongly, a few may
+    be missed.
+    """
+    groups = np.arange(n_items)
     for items, vectors in views:
         unit = _unit(vectors)
         # Equal vectors first, by name: ten thousand items with one placeholder picture would be 10^8 pairs.
         first: dict[bytes, int] = {}
         same = np.array([first.setdefault(row.tobytes(), place) for place, row in enumerate(unit)], np.int64)
-        left.append(items)
-        right.append(items[same])
+        groups = _merge(groups, items, items[same])
         distinct = np.array(list(first.values()), np.int64)
         unit, items = unit[distinct], items[distinct]
-        for start in range(0, len(unit), block):
-            close = unit[start : start + block] @ unit[start:].T >= threshold
+        near = _near_by_index if len(unit) > exact_rows else _near_by_comparison
+        left: list[np.ndarray] = []
+        right: list[np.ndarray] = []
+        for a, b in near(unit, threshold):
+            left.append(items[a])
+            right.append(items[b])
+            if sum(map(len, left)) > _MOST_PAIRS:
+                groups = _merge(groups, np.concatenate(left), np.concatenate(right))
+                left, right = [], []
+        if left:
+            groups = _merge(groups, np.concatenate(left), np.concatenate(right))
+    return groups
+
+
+def _merge(groups: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The groups after the items `a[k]` and `b[k]` have become friends."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(groups)
+    graph = coo_array((np.ones(len(a), bool), (groups[a], groups[b])), shape=(n, n))
+    names: np.ndarray = connected_components(graph, directed=False)[1][groups]
+    return names
+
+
+def _near_by_comparison(unit: np.ndarray, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    height, width = _TILE
+    for top in range(0, len(unit), height):
+        for left in range(top, len(unit), width):
+            close = unit[top : top + height] @ unit[left : left + width].T >= threshold
             a, b = np.nonzero(close)
-            left.append(items[start + a])
-            right.append(items[start + b])
-    a = np.concatenate(left) if left else np.zeros(0, np.int64)
-    b = np.concatenate(right) if right else np.zeros(0, np.int64)
-    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n_items, n_items))
-    return np.asarray(connected_components(graph, directed=False)[1])
+            yield top + a, left + b
+
+
+def _near_by_index(unit: np.ndarray, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    from usearch.index import Index
+
+    # One thread: with several, the index would depend on which was first.
+    projection = np.random.default_rng(0).normal(size=(unit.shape[1], 128)).astype(np.float32)
+    index = Index(ndim=128, metric="cos", dtype="f16")
+    for rows in _blocks(np.arange(len(unit))):
+        index.add(rows, unit[rows] @ projection, threads=1)
+    for rows in _blocks(np.arange(len(unit))):
+        found = index.search(unit[rows] @ projection, _NEIGHBOURS, threads=1)
+        a, b = np.repeat(rows, found.keys.shape[1]), found.keys.ravel().astype(np.int64)
+        exact = np.concatenate([np.einsum("ij,ij->i", unit[a[k]], unit[b[k]]) for k in _blocks(np.arange(len(a)))])
+        yield a[exact >= threshold], b[exact >= threshold]
 
 
 def assign_folds(groups: np.ndarray, n_folds: int = 5, seed: int = 0) -> np.ndarray:

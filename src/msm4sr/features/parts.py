@@ -57,13 +57,14 @@ class Part:
     """What was made of some items, in order.
 
     counts: int64 [items], rows of each. vectors: float32 [rows, dim]. images: the picture of each row, if rows are
-    pictures. missing: (item's place in this part, picture or None, reason).
+    pictures. missing: (item's place in this part, picture or None, reason). ran_on: which of its ways the encoder took.
     """
 
     counts: np.ndarray
     vectors: np.ndarray
     images: list[str] | None = None
     missing: list[tuple[int, str | None, str]] = field(default_factory=list)
+    ran_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class _Base:
     offsets: np.ndarray
     dim: int
     places: dict[str, int]  # content -> item
+    ran_on: list[str]
     images: pl.Series | None
     missing: pl.DataFrame
 
@@ -233,6 +235,7 @@ def _base(work: Work, progress: Progress | None) -> _Base | None:
             np.array(features.offsets),
             manifest["dim"],
             {content: item for item, content in enumerate(read_contents(work.folder))},
+            manifest["ran_on"],
             None if rows is None else rows["image"],
             read_missing(work.folder),
         )
@@ -287,7 +290,7 @@ def _save_part(part: Part, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"counts": np.ascontiguousarray(part.counts, np.int64)}
     tensors["vectors"] = np.ascontiguousarray(part.vectors, np.float32)
-    notes = {"images": json.dumps(part.images), "missing": json.dumps(part.missing)}
+    notes = {"images": json.dumps(part.images), "missing": json.dumps(part.missing), "ran_on": json.dumps(part.ran_on)}
     _whole(path, lambda temporary: save_file(tensors, temporary, notes))
 
 
@@ -296,7 +299,8 @@ def _load_part(path: Path) -> Part | None:
     try:
         arrays, notes = map_tensors(path)
         missing = [(int(item), image, reason) for item, image, reason in json.loads(notes["missing"])]
-        return Part(arrays["counts"], arrays["vectors"], json.loads(notes["images"]), missing)
+        images, ran_on = json.loads(notes["images"]), json.loads(notes["ran_on"])
+        return Part(arrays["counts"], arrays["vectors"], images, missing, ran_on)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -329,8 +333,10 @@ def _join(
     images: list[pl.Series] = []
     broken: list[tuple[int, str | None, str]] = []
     dim = 0
+    ran_on = set() if base is None else set(base.ran_on)
     for plan in plans:
         part = _part_of(plan)
+        ran_on |= {part.ran_on} if part.ran_on else set()
         taken = plan.taken >= 0
         here = np.zeros(len(taken), np.int64)
         here[~taken] = part.counts
@@ -347,6 +353,7 @@ def _join(
     if missing is None:
         missing = _missing(work, base, plans, broken)
     blocks = _blocks(plans, base, counts, dim)
+    record = {**record, "ran_on": sorted(ran_on)}
     write_store(work.folder, record, work.item_ids, contents, counts, blocks, missing, rows, dim)
 
 

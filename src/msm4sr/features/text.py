@@ -6,6 +6,7 @@ The title is the first sentence; the text follows, split by pysbd.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
+from msm4sr.features.paths import agrees, choose_device, native_bf16, path_name
 
 # pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
 # 0.4 s), and ten sentences rarely need more.
@@ -56,71 +58,137 @@ def _segmenter() -> Any:
 
 
 class SentenceEncoder(Protocol):
-    """Anything that turns sentences into vectors. `name` and `fingerprint` go into the manifest."""
+    """Anything that turns sentences into vectors. `name`, `fingerprint` and `path` go into the manifest."""
 
     name: str
     fingerprint: str
     dim: int
+    path: str
 
     def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [sentences, dim]; `advance(n)` is called after each n sentences."""
         ...
 
 
-class TransformerSentenceEncoder:
-    """Any sentence-transformers or BERT-like model, by hub name or local folder; "minilm" needs no network.
+# Encoded in fp32 and bf16 when a model is loaded (see `paths`): short and long, words, numbers, another alphabet.
+_PROBE = (
+    "Toy.",
+    "A red wooden train with four carriages, for children from three years.",
+    "An aging professor returns to the village of his childhood, where nobody remembers him but a dog.",
+    "USB-C cable 2 m, 60 W, 480 Mbit/s (pack of 3)",
+    "Größe 42, étanche à l'eau, 日本製",
+    "Strings, brass and a choir of forty; recorded live in 1968, remastered from the tapes. " * 4,
+)
+_CHUNK = 8192  # sentences that are tokenized at a time
 
-    Vectors are scaled to unit length whatever the model, so that encoders can be swapped under the same
-    settings. Raises `InputError` when the model cannot be loaded.
+
+class TransformerSentenceEncoder:
+    """Any sentence-transformers model or plain transformers encoder, by hub name or local folder.
+
+    "minilm" needs no network. Pooling, prompt and truncation are what the model's own files say; a plain model (a BERT,
+    say), whose files say nothing, gets the mean over its tokens, as sentence-transformers has it. Vectors are scaled to
+    unit length whatever the model, so that encoders can be swapped under the same settings.
+
+    Sentences of like length share a batch of `batch_tokens` tokens, padding counted (default: 1,024 on a CPU, where
+    it is what caches hold, 32,768 on a GPU). device: see `paths.choose_device`. Raises `InputError` when the model
+    cannot be loaded.
     """
 
-    def __init__(self, name: str = "minilm", max_tokens: int = 128, batch_size: int = 64) -> None:
+    def __init__(
+        self, name: str = "minilm", max_tokens: int = 128, batch_tokens: int | None = None, device: str = "auto"
+    ) -> None:
         source = resolve_model(name)
+        self._device = choose_device(device)
         try:
             from sentence_transformers import SentenceTransformer
 
             with quiet_loading():
-                self._model = SentenceTransformer(source, local_files_only=Path(source).is_dir())
+                model = SentenceTransformer(source, device=str(self._device), local_files_only=Path(source).is_dir())
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
-                f"text encoder {name!r} cannot be loaded: {_first_line(error)}. Give 'minilm' "
+                f"text encoder {name!r} cannot be loaded: {first_line(error)}. Give 'minilm' "
                 "(built in), the folder of a sentence encoder, or a hub name (needs the network)"
             ) from error
-        known = self._model.max_seq_length
-        self._model.max_seq_length = max_tokens if known is None else min(max_tokens, known)
+        self._model = model.eval()
+        known = model.max_seq_length
+        if known is None or max_tokens < known < math.inf:  # infinite for a bag of words, which cannot be cut
+            model.max_seq_length = max_tokens
+        self._prompt = model.prompts.get(model.default_prompt_name)
+        self._batch_tokens = batch_tokens or (1024 if self._device.type == "cpu" else 32768)
         self.name = name
         self.fingerprint = model_fingerprint(source)
-        self.dim = self._model.encode(["one"], show_progress_bar=False).shape[1]
-        self._batch_size = batch_size
+        exact = self._encode(_PROBE, bf16=False)
+        self.dim = exact.shape[1]
+        self._bf16 = native_bf16(self._device) and agrees(exact, self._encode(_PROBE, bf16=True))
+        self.path = path_name(self._device, self._bf16)
 
     def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
-        """float32 [sentences, dim], unit length. Sentences of like length share a batch: little padding."""
+        """float32 [sentences, dim], unit length, in the order of `sentences`."""
         vectors = np.zeros((len(sentences), self.dim), dtype=np.float32)
-        order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]), reverse=True)
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            vectors[rows] = self._model.encode(
-                [sentences[row] for row in rows],
-                batch_size=self._batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-                normalize_embeddings=True,
-            )
-            if advance is not None:
-                advance(len(rows))
+        for start in range(0, len(sentences), _CHUNK):
+            vectors[start : start + _CHUNK] = self._encode(sentences[start : start + _CHUNK], self._bf16, advance)
         return vectors
+
+    def _encode(self, sentences: Sequence[str], bf16: bool, advance: Callable[[int], None] | None = None) -> np.ndarray:
+        import torch
+
+        parts, places = [], []
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            for rows, features in self._batches(sentences):
+                output = self._model(features)["sentence_embedding"].float()[:, : self._model.truncate_dim]
+                parts.append(torch.nn.functional.normalize(output).cpu().numpy())
+                places.append(rows)
+                if advance is not None:
+                    advance(len(rows))
+        vectors: np.ndarray = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+        return vectors
+
+    def _batches(self, sentences: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """(rows, what the model takes) of about `batch_tokens` tokens each, the longest sentences first."""
+        features = self._model.preprocess(list(sentences), prompt=self._prompt)
+        mask = features.get("attention_mask")  # [sentences, L]
+        if mask is None:  # a bag of words has no padding to save
+            yield np.arange(len(sentences)), self._to_device(features)
+            return
+        lengths = mask.sum(dim=1)
+        order = lengths.argsort(descending=True, stable=True)
+        start = 0
+        while start < len(order):
+            rows = order[start : start + max(1, self._batch_tokens // max(1, int(lengths[order[start]])))]
+            used = mask[rows].any(dim=0)  # whichever side the padding is on
+            part = {
+                name: value[rows][:, used] if getattr(value, "shape", None) == mask.shape else value
+                for name, value in features.items()
+            }
+            yield rows.numpy(), self._to_device(part)
+            start += len(rows)
+
+    def _to_device(self, features: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        if self._device.type == "cpu":
+            return features
+        pinned = self._device.type == "cuda"
+        return {
+            name: (value.pin_memory() if pinned else value).to(self._device, non_blocking=pinned)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in features.items()
+        }
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """transformers draws a progress bar of its own for every model; not within this block."""
+    """transformers draws a bar for every model and lists weights that nobody asked for; not within this block."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -149,12 +217,13 @@ def model_fingerprint(source: str) -> str:
         return source
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in {".json", ".txt", ".safetensors", ".bin"}:
+        if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
             digest.update(str(path.relative_to(folder)).encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,68 @@
+"""The way on which a frozen encoder runs here: which device, and bf16 or fp32.
+
+bf16 is about twice as fast as fp32 where the machine computes in it, and it is used where it says the same: an encoder
+runs a fixed probe both ways when it is loaded. The answer depends on the model and the machine alone, never on the
+data or on a clock, so that a run which is taken up again goes on the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from msm4sr.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Cosines to the vectors of fp32 that another way must reach, over the probe.
+MEAN_COSINE = 0.999
+WORST_COSINE = 0.99
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """ "auto" is a GPU where there is one, else the CPU; else a name that torch knows ("cpu", "cuda:1", "mps").
+
+    Raises `InputError` for a device that is not here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {name!r} here; 'auto' takes what there is") from error
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies in bf16, in place of imitating it (slower than fp32)."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Not in the oldest torch that is allowed: fp32 there.
+        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def cosines(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The cosine of each row of `exact` to the same row of `other`, float64 [rows]."""
+    a, b = exact.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    values: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return values
+
+
+def agrees(exact: np.ndarray, other: np.ndarray) -> bool:
+    """Whether `other` may stand for `exact`: mean and worst cosine reach the bounds above."""
+    values = cosines(exact, other)
+    return bool(values.mean() >= MEAN_COSINE and values.min() >= WORST_COSINE)
+
+
+def path_name(device: torch.device, bf16: bool) -> str:
+    """As it is recorded: "torch bf16 autocast on cpu"."""
+    return f"torch {'bf16 autocast' if bf16 else 'fp32'} on {device.type}"
