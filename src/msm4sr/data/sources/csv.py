@@ -133,7 +133,7 @@ def prepare_csv(
 
 def _read_interactions(path: Path, columns: CsvColumns, report: PrepareReport) -> Iterator[pl.DataFrame]:
     """One block, see `Source`; with `rating` where ratings are filtered."""
-    table = _read_table(path, columns)
+    table = read_table(path, columns.delimiter)
     report.interactions_read = len(table)
     for name in (columns.user, columns.item):
         _require(table, path, name)
@@ -245,7 +245,7 @@ def _numbers(column: pl.Series, path: Path, what: str) -> pl.Series:
 
 def _read_items(path: Path, columns: CsvColumns, images: Path | None, report: PrepareReport) -> Iterator[pl.DataFrame]:
     """One block, see `Source`."""
-    table = _read_table(path, columns)
+    table = read_table(path, columns.delimiter)
     report.items_read = len(table)
     _require(table, path, columns.item_id)
 
@@ -328,7 +328,7 @@ def _null_if_empty(lists: pl.Series) -> pl.Series:
 # Tables
 
 
-def _read_table(path: Path, columns: CsvColumns) -> pl.DataFrame:
+def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
     """The table; every value of a text file is a string, so that an ID keeps its zeros."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -340,7 +340,7 @@ def _read_table(path: Path, columns: CsvColumns) -> pl.DataFrame:
             raise InputError(f"{path}: cannot be read as a parquet file ({_first_line(error)})") from error
     if suffix not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
-    delimiter = columns.delimiter or DELIMITERS[suffix]
+    delimiter = delimiter or DELIMITERS[suffix]
     try:
         table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:

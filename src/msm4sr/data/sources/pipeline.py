@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from msm4sr.data.files import PROVENANCE, file_record, new_folder, result_record, write_json
 from msm4sr.data.kcore import Flags, Ints, k_core
 from msm4sr.data.schema import INTERACTIONS, ITEM_COLUMNS, ITEMS
-from msm4sr.data.sources.pictures import Pictures, SafeNames, copy_pictures
+from msm4sr.data.sources.pictures import Pictures, SafeNames, copy_pictures, is_url
 from msm4sr.data.sources.rows import BadRows, read_rows
 from msm4sr.errors import InputError
 
@@ -94,6 +94,8 @@ class PrepareReport:
     with_text: int = 0
     with_categories: int = 0
     with_image: int = 0
+    with_addresses: int = 0
+    """Of the items with image, those that have an address which is yet to be fetched."""
     order: str = ""
     """What the order of a history rests on."""
     steps: list[dict[str, int | str]] = field(default_factory=list)
@@ -156,6 +158,8 @@ class Source:
     """What `row` counts, for messages."""
     order: str = ""
     """What histories are ordered by, for the report; a reader may set the report's `order` instead."""
+    positions: bool = False
+    """Whether `time` is a place within the user and no time: then `position` is written as without one."""
 
 
 @dataclass
@@ -193,7 +197,7 @@ def prepare(source: Source, out: Path, rules: Rules, images: Path | None = None)
         log = _read_log(source, users, items, report)
         user_ids, item_ids = pl.Series(list(users), dtype=pl.String), pl.Series(list(items), dtype=pl.String)
         del users, items
-        taken = _filter(log, len(user_ids), len(item_ids), source.files[0], report)
+        taken = _filter(log, len(user_ids), len(item_ids), source, report)
         _write_log(log, user_ids, item_ids, folder / INTERACTIONS, report)
         del log, user_ids
 
@@ -322,7 +326,7 @@ def _keep(
 # Filtering and sorting
 
 
-def _filter(log: _Log, n_users: int, n_items: int, path: Path, report: PrepareReport) -> Ints:
+def _filter(log: _Log, n_users: int, n_items: int, source: Source, report: PrepareReport) -> Ints:
     """Rules 3 to 5 on `log` in place; the items that are left in it, by first appearance."""
     rules = report.rules
 
@@ -332,7 +336,7 @@ def _filter(log: _Log, n_users: int, n_items: int, path: Path, report: PrepareRe
             log.keep(kept)
         report.step(step, len(log.user), _distinct(log.user, n_users), _distinct(log.item, n_items))
 
-    if log.time is not None:
+    if log.time is not None and not source.positions:
         counted("exact duplicates", "interactions that repeat another, time included", ~_repeated(log, with_time=True))
     if rules.repeats == "last":
         repeated = _repeated(log, with_time=False)
@@ -343,10 +347,12 @@ def _filter(log: _Log, n_users: int, n_items: int, path: Path, report: PrepareRe
         counted(name, "interactions outside the core", kept)
     if not len(log.user):
         raise InputError(
-            f"{path}: no interaction is left of {report.interactions_read:,}: nobody has {rules.user_core} with items "
-            f"that have {rules.item_core}; ask for a smaller core"
+            f"{source.files[0]}: no interaction is left of {report.interactions_read:,}: nobody has {rules.user_core} "
+            f"with items that have {rules.item_core}; ask for a smaller core"
         )
     log.keep(np.lexsort((log.user,) if log.time is None else (log.time, log.user)))  # stable: ties keep file order
+    if source.positions:
+        log.time = None  # it has done its work
     return pl.Series(log.item).unique(maintain_order=True).to_numpy()
 
 
@@ -436,6 +442,7 @@ def _write_items(
             image.append(copy_pictures(item_id, found, folder, safe) or None)
         part = part.drop("image", strict=False).with_columns(pl.Series("image", image, ITEM_COLUMNS["image"]))
         report.items_kept += len(part)
+        report.with_addresses += sum(any(map(is_url, names or ())) for names in image)
         for name in ("title", "text", "categories", "image"):
             if name in part.columns:
                 counter = f"with_{name}"
