@@ -43,6 +43,7 @@ AMAZON_LIKE_PAPER = AMAZON_RULES.model_copy(update=dict(LIKE_PAPER))
 
 # Each attempt ends where the next one would start, so that no text takes more than linear time.
 INVISIBLE = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->", re.I | re.S)
+INLINE = re.compile(r"</?(?:a|b|em|font|i|small|span|strong|sub|sup|u)\b[^<>]*>", re.I)  # within a word too
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 PAGE_SCRIPT = re.compile(r"\bgetTime\b|\bvar aPageStart\b")  # what a crawler kept in place of a title
 
@@ -197,7 +198,7 @@ def plain(text: str) -> str:
     text = text[:MAX_TEXT]
     for _ in range(2):
         if "<" in text:
-            text = TAG.sub(" ", INVISIBLE.sub(" ", text))
+            text = TAG.sub(" ", INLINE.sub("", INVISIBLE.sub(" ", text)))
         if "&" not in text:
             break
         text = unescape(text)
