@@ -9,6 +9,8 @@ import warnings
 import typer
 
 from msm4sr.cli.demo import demo
+from msm4sr.cli.export import export
+from msm4sr.cli.fetch import fetch_images
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
@@ -21,7 +23,9 @@ app = typer.Typer(
 )
 for command in (run, extract, pretrain, finetune, evaluate, recommend, demo):
     app.command()(command)
+app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")
+app.add_typer(export, name="export")
 
 
 def main() -> None:

@@ -88,16 +88,20 @@ class SafeNames:
 
     def new(self, item_id: str, number: int, suffix: str) -> str:
         """The ID if it is plain and short, else what is plain of it and a hash; then the number, from 1 on."""
-        stem = plain_stem(item_id, number)
+        stem = _plain_stem(item_id, number)
         name, again = stem + suffix, 1
         while name.lower() in self._used:
             again += 1
             name = f"{stem}-{again}{suffix}"
-        self._used.add(name.lower())
+        self.take(name)
         return name
 
+    def take(self, name: str) -> None:
+        """This name is used already."""
+        self._used.add(name.lower())
 
-def plain_stem(item_id: str, number: int) -> str:
+
+def _plain_stem(item_id: str, number: int) -> str:
     stem = item_id
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", item_id):
         digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -207,7 +207,7 @@ def prepare(source: Source, out: Path, rules: Rules, images: Path | None = None)
         (folder / "images").mkdir()
         if source.items is not None or images is not None:
             parts += _log_only(item_ids, taken[taken >= n_catalogue], parts, folder / "parts")
-            _write_items(parts, stay, pictures, source, folder, report)
+            _finish_items(parts, stay, pictures, source, folder, report)
         if source.items is None:
             report.items_kept = int(stay.sum())
             if not report.with_image:
@@ -426,7 +426,7 @@ def _log_only(item_ids: pl.Series, code: Ints, parts: Sequence[Path], folder: Pa
     return [path]
 
 
-def _write_items(
+def _finish_items(
     parts: Sequence[Path], stay: Flags, pictures: Pictures, source: Source, folder: Path, report: PrepareReport
 ) -> None:
     """Finish each part (who stays, pictures), then join them in `items.parquet`."""
@@ -449,7 +449,12 @@ def _write_items(
                 setattr(report, counter, getattr(report, counter) + part[name].count())
         order = ["item_id", *(name for name in ITEM_COLUMNS if name != "item_id" and name in part.columns)]
         part.select(order).write_parquet(path, compression="lz4")
-    _write(pl.scan_parquet(list(parts), glob=False), folder / ITEMS, ITEM_GROUP)
+    write_items(pl.scan_parquet(list(parts), glob=False), folder / ITEMS)
+
+
+def write_items(items: pl.LazyFrame, path: Path) -> None:
+    """Stream a catalogue to disk."""
+    _write(items, path, ITEM_GROUP)
 
 
 def _provenance(source: Source, report: PrepareReport, folder: Path) -> dict[str, Any]:
