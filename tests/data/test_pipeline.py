@@ -126,7 +126,7 @@ def test_provenance_tells_sources_settings_counts_and_the_result(tmp_path: Path)
     ]
     assert written["settings"]["user_core"] == 5
     assert [step["step"] for step in written["steps"]] == [
-        "read", "usable rows", "exact duplicates", "core of 5 a user, 0 an item",
+        "read", "usable rows", "exact duplicates", "at least 5 of each user",
     ]  # fmt: skip
     assert written["steps"][0]["interactions"] == 4001
     log = pl.read_parquet(tmp_path / "out" / "interactions.parquet")

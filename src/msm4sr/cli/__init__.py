@@ -8,6 +8,7 @@ import warnings
 
 import typer
 
+from msm4sr.cli.data import data
 from msm4sr.cli.demo import demo
 from msm4sr.cli.export import export
 from msm4sr.cli.fetch import fetch_images
@@ -25,6 +26,7 @@ for command in (run, extract, pretrain, finetune, evaluate, recommend, demo):
     app.command()(command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")
+app.add_typer(data, name="data")
 app.add_typer(export, name="export")
 
 

@@ -342,13 +342,14 @@ def _filter(log: _Log, n_users: int, n_items: int, source: Source, report: Prepa
         repeated = _repeated(log, with_time=False)
         counted("repeats collapsed", "interactions with an item that the user took again later", ~repeated)
     if rules.user_core or rules.item_core:
-        name = f"core of {rules.user_core} a user, {rules.item_core} an item"
+        cores = ((rules.user_core, "user"), (rules.item_core, "item"))
+        name = " and ".join(f"at least {core} of each {whose}" for core, whose in cores if core)
         kept = k_core(log.user, log.item, n_users, n_items, rules.user_core, rules.item_core)[2]
         counted(name, "interactions outside the core", kept)
     if not len(log.user):
         raise InputError(
-            f"{source.files[0]}: no interaction is left of {report.interactions_read:,}: nobody has {rules.user_core} "
-            f"with items that have {rules.item_core}; ask for a smaller core"
+            f"{source.files[0]}: no interaction is left of {report.interactions_read:,} ({missing_report(report)}); "
+            "ask for a smaller core"
         )
     log.keep(np.lexsort((log.user,) if log.time is None else (log.time, log.user)))  # stable: ties keep file order
     if source.positions:
