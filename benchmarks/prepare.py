@@ -6,7 +6,7 @@ For each size: a file of reviews by N / 10 users of N / 50 items (of 50 million 
 million items), some much more active and popular than others, with review texts of some 300 characters, and one of
 items with descriptions and addresses of pictures. Each is prepared in a process of its own with the paper's rules;
 printed are its wall-clock time and the most memory that it held, as a table. The files are removed afterwards; the
-largest need about 10 GB.
+largest need about 10 GB. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Measured(NamedTuple):
     interactions: int
     files_gb: float
     seconds: float
+    cpu_seconds: float
     peak_gib: float
     kept: int
 
@@ -98,7 +99,8 @@ def measure(millions: float, folder: Path, threads: int) -> Measured:
     shutil.rmtree(out)
     reviews.unlink()
     items.unlink()
-    return Measured(count, size, seconds, usage.ru_maxrss / 2**20, kept)  # ru_maxrss is in KiB on Linux
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measured(count, size, seconds, cpu, usage.ru_maxrss / 2**20, kept)  # ru_maxrss is in KiB on Linux
 
 
 def plot(rows: list[Measured], path: Path) -> None:
@@ -131,14 +133,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of polars")
     parser.add_argument("--plot", type=Path, default=None, help="a picture to write")
     options = parser.parse_args()
-    print("| interactions | kept | gzipped files, GB | time, s | interactions/s | peak memory, GiB |", flush=True)
-    print("|--:|--:|--:|--:|--:|--:|", flush=True)
+    print(
+        "| interactions | kept | gzipped files, GB | time, s | CPU, s | interactions/s | peak memory, GiB |", flush=True
+    )
+    print("|--:|--:|--:|--:|--:|--:|--:|", flush=True)
     rows = []
     for millions in options.millions:
         row = measure(millions, options.folder, options.threads)
         rows.append(row)
         print(
-            f"| {row.interactions:,} | {row.kept:,} | {row.files_gb:.2f} | {row.seconds:.0f} | "
+            f"| {row.interactions:,} | {row.kept:,} | {row.files_gb:.2f} | {row.seconds:.0f} | {row.cpu_seconds:.0f} | "
             f"{row.interactions / row.seconds:.0f} | {row.peak_gib:.2f} |",
             flush=True,
         )
