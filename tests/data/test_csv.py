@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.sources import pictures
-from msm4sr.data.sources.csv import CsvColumns, prepare_csv
+from msm4sr.data.sources.csv import TABLE_RULES, CsvColumns, prepare_csv
 from msm4sr.data.sources.pipeline import PrepareReport
 from msm4sr.errors import InputError
 
@@ -515,3 +515,25 @@ def test_an_image_column_without_a_folder_is_an_error_if_asked_for_and_reported_
     report = prepare(shop, images=False)
     assert report.notes == ["column 'image' is not used: no folder of images was named (--images)"]
     assert [row[-1] for row in rows(shop, "items")] == [None, None, None]
+
+
+def test_addresses_in_the_image_column_stay_addresses_until_they_are_fetched(shop: Path) -> None:
+    items = "item_id,image\na,https://example.com/1.jpg|https://example.com/c.PNG\nb,\nc,https://example.com/a.jpg\n"
+    report = prepare(shop, items=items, images=False)
+    assert rows(shop, "items") == [
+        ("a", ["https://example.com/1.jpg", "https://example.com/c.PNG"]),
+        ("b", None),
+        ("c", ["https://example.com/a.jpg"]),
+    ]
+    assert (report.with_image, report.with_addresses) == (2, 2)
+
+
+def test_bad_times_can_be_allowed_for(shop: Path) -> None:
+    log = "user_id,item_id,timestamp\n" + "u,a,5\nu,b,6\n" * 10 + "u,c,soon\nu,c,-4\n"
+    (shop / "log.csv").write_text(log)
+    with pytest.raises(InputError, match="data row 21: 'soon' is no time"):
+        prepare_csv(shop / "log.csv", None, None, shop / "out")
+    rules = TABLE_RULES.model_copy(update={"max_bad_share": 0.1})
+    report = prepare_csv(shop / "log.csv", None, None, shop / "out", rules=rules)
+    assert dropped(report)["interactions whose time cannot be read"] == 2
+    assert rows(shop) == [("u", "a", 5), ("u", "b", 6)]

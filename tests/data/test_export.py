@@ -11,6 +11,7 @@ import yaml
 
 from msm4sr.data.export import export_csv, export_recbole
 from msm4sr.data.sources.csv import CsvColumns, prepare_csv
+from msm4sr.data.sources.pipeline import Rules
 from msm4sr.data.sources.recbole import RecboleColumns, prepare_recbole
 from msm4sr.errors import InputError
 
@@ -164,3 +165,11 @@ def test_bad_rows_of_atomic_files_are_counted(tmp_path: Path) -> None:
         "interactions: times that are no number": "ml.inter, line 404",
         "interactions: impossible dates": "ml.inter, line 405",
     }
+
+
+def test_ratings_cannot_be_filtered_where_there_are_none(tmp_path: Path) -> None:
+    folder = recbole(tmp_path, "user_id:token\titem_id:token\n1\t2\n")
+    with pytest.raises(InputError, match=r"ml\.inter: has no ratings; leave min_rating out"):
+        prepare_recbole(folder, tmp_path / "out", rules=Rules(min_rating=3))
+    prepare_recbole(folder, tmp_path / "out")
+    assert pl.read_parquet(tmp_path / "out" / "interactions.parquet").rows() == [("1", "2", 0)]

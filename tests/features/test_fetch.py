@@ -372,6 +372,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(
     assert (report.already, report.fetched) == (4, 6)
     assert sum(server.asked.values()) == 10
     assert images_of(folder) == [[f"images/i{n}.jpg"] for n in range(10)]
+    assert len(list((folder / "images").iterdir())) == 10
 
 
 def test_a_certificate_that_is_not_trusted_is_not_trusted(tmp_path: Path, server: Server, fetched: Any) -> None:

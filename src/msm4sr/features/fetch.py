@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 FAILED = "failed-images.jsonl"
+UNFINISHED = ".part"
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 REDIRECTS = 5
 SMALLEST = 8  # pixels a side: less is what shops answer in place of a picture that is gone
@@ -118,9 +119,9 @@ def fetch_images(
     report = FetchReport()
     stems = _stems(items)
     (folder / "images").mkdir(exist_ok=True)
-    there = {
-        path.stem: f"images/{path.name}" for path in (folder / "images").iterdir() if not path.name.startswith(".")
-    }
+    for path in (folder / "images").glob(f".*{UNFINISHED}"):  # of a run that was killed
+        path.unlink()
+    there = {path.stem: f"images/{path.name}" for path in (folder / "images").iterdir()}
     found = {url: there[stem] for url, stem in stems.items() if stem in there}
     report.already = len(found)
     wanted = {url: stem for url, stem in stems.items() if url not in found}
@@ -266,7 +267,7 @@ class _Fetcher:
                 done(url, refused)
                 continue
             name = stem + suffix
-            unfinished = self._images / f".{secrets.token_hex(8)}.part"
+            unfinished = self._images / f".{secrets.token_hex(8)}{UNFINISHED}"
             try:
                 unfinished.write_bytes(data)
                 unfinished.replace(self._images / name)

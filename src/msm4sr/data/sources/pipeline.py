@@ -281,6 +281,8 @@ def _read_log(source: Source, users: dict[str, int], items: dict[str, int], repo
     known_only = rules.unknown_items == "drop" and source.items is not None
     for block in source.interactions(report):
         if rules.min_rating is not None:
+            if "rating" not in block.columns:
+                raise InputError(f"{path}: has no ratings; leave min_rating out")
             low = f"interactions rated under {rules.min_rating:g}"
             block = _keep(block, pl.col("rating").is_not_null(), "interactions without a rating", source, report)
             block = _keep(block, pl.col("rating") >= rules.min_rating, low, source, report)
