@@ -66,7 +66,7 @@ def test_an_optional_column_may_be_missing_and_is_reported(cli: Cli, log: Path, 
         "images",
         "interactions.parquet",
         "items.parquet",
-        "prepare.json",
+        "provenance.json",
     ]
 
 
@@ -87,7 +87,9 @@ def test_rows_that_are_dropped_are_counted(cli: Cli, log: Path, items: Path, out
     assert called.code == 0, called
     assert "8 kept of 10" in called.out
     assert "dropped 1 interactions without a user ID" in called.out
-    assert "dropped 1 interactions with an item that ITEMS lacks (first: log.csv, data row 9: '99')" in called.out
+    assert (
+        "dropped 1 interactions with an item that the catalogue lacks (first: log.csv, data row 9: '99')" in called.out
+    )
 
 
 def test_a_log_without_time_is_said_to_be_one(

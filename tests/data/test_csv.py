@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.sources import csv as source
-from msm4sr.data.sources.csv import CsvColumns, PrepareReport, prepare_csv
+from msm4sr.data.sources import pictures
+from msm4sr.data.sources.csv import TABLE_RULES, CsvColumns, prepare_csv
+from msm4sr.data.sources.pipeline import PrepareReport
 from msm4sr.errors import InputError
 
 LOG = "user_id,item_id,timestamp\nu,a,30\nv,b,5\nu,b,10\nu,c,20\n"
@@ -91,15 +92,15 @@ def test_the_report_is_printed_and_written(shop: Path) -> None:
     text = "\n".join(report.lines())
     assert "4 kept of 6, 2 users" in text
     assert "column 'timestamp' (s), from 1970-01-01 to 1970-01-01" in text
-    assert "1 interactions with an item that ITEMS lacks (first: log.csv, data row 5: 'ghost')" in text
-    written = json.loads((shop / "out" / "prepare.json").read_text())
+    assert "1 interactions with an item that the catalogue lacks (first: log.csv, data row 5: 'ghost')" in text
+    written = json.loads((shop / "out" / "provenance.json").read_text())
     assert written["interactions_kept"] == 4
     assert written["dropped"][0] == {
         "reason": "interactions without a user ID",
         "count": 1,
         "example": "log.csv, data row 6",
     }
-    assert written["columns"]["time"] == "timestamp"
+    assert written["settings"]["time"] == "timestamp"
 
 
 def test_without_items_the_catalogue_is_the_log(shop: Path) -> None:
@@ -123,7 +124,7 @@ def test_an_existing_empty_folder_is_used_and_a_full_one_refused(shop: Path) -> 
     (shop / "out").mkdir()
     prepare(shop)
     before = sorted(path.name for path in (shop / "out").iterdir())
-    assert before == ["images", "interactions.parquet", "items.parquet", "prepare.json"]
+    assert before == ["images", "interactions.parquet", "items.parquet", "provenance.json"]
     with pytest.raises(InputError, match="out: exists already"):
         prepare(shop)
     assert sorted(path.name for path in (shop / "out").iterdir()) == before
@@ -141,7 +142,7 @@ def test_a_failure_while_copying_leaves_nothing_behind(shop: Path, monkeypatch: 
         assert list(shop.glob(".out.*.unfinished")), "the copy goes into a temporary folder"
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(source.shutil, "copyfile", full)
+    monkeypatch.setattr(pictures.shutil, "copyfile", full)
     with pytest.raises(OSError, match="no space left"):
         prepare(shop)
     assert_nothing_written(shop)
@@ -337,7 +338,7 @@ def test_of_items_with_one_id_the_first_is_kept(shop: Path) -> None:
 def test_low_and_missing_ratings_are_dropped_and_counted(shop: Path) -> None:
     log = "user_id,item_id,timestamp,stars\nu,a,1,4\nu,b,2,3.5\nu,c,3,\nu,b,4,5\n"
     report = prepare(shop, log, rating="stars", min_rating=4)
-    assert rows(shop) == [("u", "a", 1), ("u", "b", 4)]
+    assert rows(shop) == [("u", "a", 1, 4.0), ("u", "b", 4, 5.0)]
     assert dropped(report) == {"interactions without a rating": 1, "interactions rated under 4": 1}
 
 
@@ -439,7 +440,8 @@ def test_rows_are_sorted_by_first_appearance_time_and_order_in_the_file(
     (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
     prepare_csv(folder / "log.csv", None, None, folder / "out")
     users = list(dict.fromkeys(user for user, _, _ in log))
-    assert rows(folder) == sorted(log, key=lambda row: (users.index(row[0]), row[2]))
+    # Rows that repeat another exactly are one event.
+    assert rows(folder) == sorted(dict.fromkeys(log), key=lambda row: (users.index(row[0]), row[2]))
 
 
 # Images
@@ -513,3 +515,25 @@ def test_an_image_column_without_a_folder_is_an_error_if_asked_for_and_reported_
     report = prepare(shop, images=False)
     assert report.notes == ["column 'image' is not used: no folder of images was named (--images)"]
     assert [row[-1] for row in rows(shop, "items")] == [None, None, None]
+
+
+def test_addresses_in_the_image_column_stay_addresses_until_they_are_fetched(shop: Path) -> None:
+    items = "item_id,image\na,https://example.com/1.jpg|https://example.com/c.PNG\nb,\nc,https://example.com/a.jpg\n"
+    report = prepare(shop, items=items, images=False)
+    assert rows(shop, "items") == [
+        ("a", ["https://example.com/1.jpg", "https://example.com/c.PNG"]),
+        ("b", None),
+        ("c", ["https://example.com/a.jpg"]),
+    ]
+    assert (report.with_image, report.with_addresses) == (2, 2)
+
+
+def test_bad_times_can_be_allowed_for(shop: Path) -> None:
+    log = "user_id,item_id,timestamp\n" + "u,a,5\nu,b,6\n" * 10 + "u,c,soon\nu,c,-4\n"
+    (shop / "log.csv").write_text(log)
+    with pytest.raises(InputError, match="data row 21: 'soon' is no time"):
+        prepare_csv(shop / "log.csv", None, None, shop / "out")
+    rules = TABLE_RULES.model_copy(update={"max_bad_share": 0.1})
+    report = prepare_csv(shop / "log.csv", None, None, shop / "out", rules=rules)
+    assert dropped(report)["interactions whose time cannot be read"] == 2
+    assert rows(shop) == [("u", "a", 5), ("u", "b", 6)]

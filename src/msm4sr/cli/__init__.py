@@ -8,8 +8,11 @@ import warnings
 
 import typer
 
+from msm4sr.cli.data import data
 from msm4sr.cli.demo import demo
+from msm4sr.cli.export import export
 from msm4sr.cli.features import features
+from msm4sr.cli.fetch import fetch_images
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
@@ -22,7 +25,10 @@ app = typer.Typer(
 )
 for command in (run, extract, pretrain, finetune, evaluate, recommend, features, demo):
     app.command()(command)
+app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")
+app.add_typer(data, name="data")
+app.add_typer(export, name="export")
 
 
 def main() -> None:

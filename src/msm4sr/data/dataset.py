@@ -26,6 +26,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from msm4sr.data.kcore import k_core
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
 from msm4sr.errors import InputError
 
@@ -231,12 +232,8 @@ def _filter(
 
     changed = True
     while changed:
-        while drop(
-            np.bincount(user, minlength=n_users) < settings.user_core,
-            np.bincount(item, minlength=n_items) < settings.item_core,
-            "k-core",
-        ):
-            pass
+        core_users, core_items, _ = k_core(user, item, n_users, n_items, settings.user_core, settings.item_core)
+        drop(~core_users, ~core_items, "k-core")
         short = np.bincount(user, minlength=n_users) < MIN_HISTORY
         changed = drop(short, np.zeros(n_items, dtype=bool), f"fewer than {MIN_HISTORY} interactions")
     return user, item, keep_user, keep_item

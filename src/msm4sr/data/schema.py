@@ -42,16 +42,7 @@ def read_interactions(folder: Path) -> pl.DataFrame:
     or empty ID, null or negative order.
     """
     path = _existing(folder, INTERACTIONS)
-    schema = _schema(path)
-    for column in ("user_id", "item_id"):
-        if column not in schema:
-            raise missing_column(path, column, schema)
-    order = next((column for column in ORDER_COLUMNS if column in schema), None)
-    if order is None:
-        raise InputError(
-            f"{path}: no column 'timestamp' (seconds) nor 'position' (place within the user); "
-            f"the file has: {', '.join(schema)}"
-        )
+    order = _order_column(path, _schema(path))
     frame = _read(path, ["user_id", "item_id", order])
     if frame.is_empty():
         raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
@@ -62,6 +53,25 @@ def read_interactions(folder: Path) -> pl.DataFrame:
             _order(frame[order], path).rename("order"),
         ]
     )
+
+
+def scan_interactions(folder: Path) -> pl.LazyFrame:
+    """The log to be streamed: `user_id`, `item_id` str, `timestamp` or `position`, and `rating` where there is one.
+
+    For logs that do not fit in memory. Names and types of the columns are checked, values are not.
+
+    Raises InputError: folder or file missing, not a parquet file, column missing, wrong type.
+    """
+    path = _existing(folder, INTERACTIONS)
+    schema = _schema(path)
+    order = _order_column(path, schema)
+    for column in ("user_id", "item_id"):
+        _ids(pl.Series(column, [], schema[column]), path)
+    _order(pl.Series(order, [], schema[order]), path)
+    columns: list[str | pl.Expr] = [pl.col("user_id", "item_id").cast(pl.String), pl.col(order)]
+    if "rating" in schema and schema["rating"].is_numeric():
+        columns.append("rating")
+    return pl.scan_parquet(path, glob=False, hive_partitioning=False).select(columns)
 
 
 def read_items(folder: Path) -> pl.DataFrame:
@@ -97,6 +107,20 @@ def missing_column(path: Path, column: str, existing: Iterable[str]) -> InputErr
     near = get_close_matches(column.lower(), list(lower), n=1)
     hint = f"; did you mean '{lower[near[0]]}'?" if near else ""
     return InputError(f"{path}: no column '{column}'; the file has: {', '.join(names)}{hint}")
+
+
+def _order_column(path: Path, schema: pl.Schema) -> str:
+    """The column that histories are ordered by, after checking that the IDs' columns are there too."""
+    for column in ("user_id", "item_id"):
+        if column not in schema:
+            raise missing_column(path, column, schema)
+    order = next((column for column in ORDER_COLUMNS if column in schema), None)
+    if order is None:
+        raise InputError(
+            f"{path}: no column 'timestamp' (seconds) nor 'position' (place within the user); "
+            f"the file has: {', '.join(schema)}"
+        )
+    return order
 
 
 def _existing(folder: Path, name: str) -> Path:

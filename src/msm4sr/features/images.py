@@ -81,6 +81,8 @@ def load_image(folder: Path, relative: str, size_hint: int | None = None) -> Ima
 
 def read_image(folder: Path, relative: str) -> bytes:
     """The file's bytes, if it lies inside `folder` after all symbolic links. Raises `BrokenImage`."""
+    if relative.startswith(("https://", "http://")):
+        raise BrokenImage("an address; `msm4sr fetch-images` downloads it")
     try:
         root = folder.resolve()
         path = (root / relative).resolve()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -41,16 +42,21 @@ class ItemTable:
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> ItemTable:
         """The items of a data set; an item without a title goes by its id."""
-        titles: list[str | None] = dataset.items["title"].to_list()
-        images: list[list[str] | None] = dataset.items["image"].to_list()
+        return cls.from_items(dataset.items, dataset.folder)
+
+    @classmethod
+    def from_items(cls, items: pl.DataFrame, folder: Path) -> ItemTable:
+        """The items of a catalogue, as `read_items` gives it."""
+        item_ids: list[str] = items["item_id"].to_list()
+        titles: list[str | None] = items["title"].to_list()
+        images: list[list[str] | None] = items["image"].to_list()
         return cls(
-            item_ids=list(dataset.item_ids),
+            item_ids=item_ids,
             titles=[
-                title if title and title.strip() else item_id
-                for title, item_id in zip(titles, dataset.item_ids, strict=True)
+                title if title and title.strip() else item_id for title, item_id in zip(titles, item_ids, strict=True)
             ],
             images=[[path for path in paths or [] if path] for paths in images],
-            folder=dataset.folder,
+            folder=folder,
         )
 
     @cached_property

@@ -7,29 +7,23 @@ What is an error (nothing is written then), and what is dropped and counted:
 
 - A **broken row** (more or fewer fields than the header, quotation marks that do not pair) is an error that
   names the line: everything after it may have shifted.
-- A **time** that cannot be read is an error that names the row; so is a rating, where ratings are filtered.
+- A **time** that cannot be read is an error that names the row, unless `max_bad_share` allows for some. So is a
+  rating, where ratings are filtered, always.
 - A row without user or item ID, under `min_rating`, or with an item that ITEMS lacks is dropped and
   counted.
 - Of items with the same ID the first is kept. Items that nobody took stay: content can recommend them.
 - An image path that leaves the image folder (symbolic links followed) is an error; a file that is not there
   is counted, and the item is kept without it.
 
-Rows are sorted by user (first appearance), time, order in the file. In messages, data rows count from 1, the
-header not included.
+In messages, data rows count from 1, the header not included. What happens to the rows then: `pipeline`.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
-import json
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -38,13 +32,16 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from msm4sr.data.schema import INTERACTIONS, ITEMS, missing_column
+from msm4sr.data.schema import missing_column
+from msm4sr.data.sources.pictures import is_url
+from msm4sr.data.sources.pipeline import END_OF_TIME, PrepareReport, Rules, Source, prepare
 from msm4sr.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds 1973
-END_OF_TIME = 253_402_300_800  # seconds: the year 10000; what lies beyond was written in another unit
+
+TABLE_RULES = Rules(unknown_items="drop", max_bad_share=0)
+"""Of a table of one's own a value that cannot be read means a wrong column or unit more often than a bad row."""
 
 
 class CsvColumns(BaseModel):
@@ -100,60 +97,13 @@ class CsvColumns(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class Drop:
-    """What was left out for one reason, with the first case."""
-
-    reason: str
-    count: int
-    example: str
-
-
-@dataclass
-class PrepareReport:
-    """What was read, kept and dropped; `prepare.json` of the folder holds the same."""
-
-    out: Path
-    interactions_read: int = 0
-    interactions_kept: int = 0
-    users: int = 0
-    items_read: int | None = None
-    """None without an ITEMS table: the items are those of the log."""
-    items_kept: int = 0
-    with_title: int = 0
-    with_text: int = 0
-    with_categories: int = 0
-    with_image: int = 0
-    order: str = ""
-    """What the order of a history rests on."""
-    dropped: list[Drop] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def drop(self, reason: str, count: int, example: str) -> None:
-        if count:
-            self.dropped.append(Drop(reason, count, example))
-
-    def lines(self) -> list[str]:
-        """The report, a line a fact, to be printed."""
-        read = "the log's" if self.items_read is None else f"{self.items_read:,} read"
-        kept = f"{self.interactions_kept:,} kept of {self.interactions_read:,}"
-        return [
-            f"interactions  {kept}, {self.users:,} users",
-            f"order         {self.order}",
-            f"items         {self.items_kept:,} kept ({read}): {self.with_title:,} with title, "
-            f"{self.with_text:,} text, {self.with_categories:,} categories, {self.with_image:,} image",
-            *(f"dropped       {drop.count:,} {drop.reason} (first: {drop.example})" for drop in self.dropped),
-            *(f"note          {note}" for note in self.notes),
-            f"written       {self.out}",
-        ]
-
-
 def prepare_csv(
     interactions: Path,
     items: Path | None,
     images: Path | None,
     out: Path,
     columns: CsvColumns = CsvColumns(),  # noqa: B008 (frozen)
+    rules: Rules = TABLE_RULES,
 ) -> PrepareReport:
     """Write the prepared folder `out` from a table of interactions, one of items, and a folder of images.
 
@@ -162,57 +112,28 @@ def prepare_csv(
     Raises InputError: `out` exists and is not empty; a file or column is missing; everything that the
     module's docstring calls an error; nothing is left.
     """
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists already; name a new or an empty folder")
-    if images is not None and not images.is_dir():
-        raise InputError(f"{images}: no such folder of images")
-    report = PrepareReport(out)
-    catalogue = None if items is None else _read_items(items, columns, report)
-    log = _read_interactions(interactions, columns, catalogue, report)
-    if catalogue is None:
-        catalogue = pl.DataFrame([log["item_id"].unique(maintain_order=True)])
-    sources = _find_images(catalogue, items, images, columns, report)
-    _count(catalogue, sources, report)
-
-    unfinished = out.parent / f".{out.name}.{secrets.token_hex(4)}.unfinished"
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error})") from error
-    try:
-        log.write_parquet(unfinished / INTERACTIONS, compression="zstd")
-        paths = _copy_images(catalogue["item_id"].to_list(), sources, unfinished)
-        if items is not None or any(paths):
-            image = pl.Series("image", [path or None for path in paths], dtype=pl.List(pl.String))
-            catalogue.drop("image", strict=False).with_columns(image).write_parquet(
-                unfinished / ITEMS, compression="zstd"
-            )
-        settings = columns.model_dump(mode="json")
-        (unfinished / "prepare.json").write_text(
-            json.dumps({**asdict(report), "out": str(out), "columns": settings}, indent=2, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
-        if out.exists():
-            out.rmdir()  # empty, or the rename would lose what came since
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    return report
+    for path in filter(None, (interactions, items)):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+    source = Source(
+        format="tables",
+        files=[interactions, *filter(None, [items])],
+        interactions=lambda report: _read_interactions(interactions, columns, report),
+        items=None if items is None else lambda report: _read_items(items, columns, images, report),
+        settings=columns.model_dump(mode="json"),
+        unit="data row",
+    )
+    if columns.min_rating is not None:
+        rules = rules.model_copy(update={"min_rating": columns.min_rating})
+    return prepare(source, out, rules, images)
 
 
 # Interactions
 
-Condition = tuple[pl.Series, str, str | None]
-"""Which rows meet it, the reason to report for those that do not, the column to show of the first of them."""
 
-
-def _read_interactions(
-    path: Path, columns: CsvColumns, catalogue: pl.DataFrame | None, report: PrepareReport
-) -> pl.DataFrame:
-    """`user_id`, `item_id`, `timestamp` or `position`: filtered; sorted by user, time, order in the file."""
-    table = _read_table(path, columns)
+def _read_interactions(path: Path, columns: CsvColumns, report: PrepareReport) -> Iterator[pl.DataFrame]:
+    """One block, see `Source`; with `rating` where ratings are filtered."""
+    table = read_table(path, columns.delimiter)
     report.interactions_read = len(table)
     for name in (columns.user, columns.item):
         _require(table, path, name)
@@ -221,57 +142,33 @@ def _read_interactions(
         raise InputError(f"{error}; if there is no time and the rows are in time order, set time to nothing")
 
     user, item = _ids(table[columns.user], path), _ids(table[columns.item], path)
-    frame = pl.DataFrame({"row": range(1, len(table) + 1), "user_id": user, "item_id": item})
-    conditions: list[Condition] = [
-        (user.is_not_null(), "interactions without a user ID", None),
-        (item.is_not_null(), "interactions without an item ID", None),
-    ]
+    log = pl.DataFrame({"row": range(1, len(table) + 1), "user_id": user, "item_id": item})
     if columns.min_rating is not None:
         _require(table, path, columns.rating)
-        rating = _numbers(table[columns.rating], path, "rating")
-        low = f"interactions rated under {columns.min_rating:g}"
-        conditions.append((rating.is_not_null(), "interactions without a rating", None))
-        conditions.append((rating >= columns.min_rating, low, None))
-    if catalogue is not None:
-        known = item.is_in(catalogue["item_id"].implode())
-        conditions.append((known, "interactions with an item that ITEMS lacks", "item_id"))
-    kept = _keep(frame, path, report, conditions).arg_true()
-    if kept.is_empty():
-        reasons = "; ".join(f"{drop.count} {drop.reason}" for drop in report.dropped) or "the file has no rows"
-        raise InputError(f"{path}: no interaction is left of {len(table)} ({reasons})")
-
-    log = frame[kept]
-    if columns.time is None:
-        log = log.with_columns(time=pl.col("row"))
-        report.order = "the order of the rows in the file (no time column)"
-    else:
-        log, unit = _with_time(log, table[columns.time][kept], path, columns)
-        time = log["time"].to_numpy()
-        first, last = (datetime.fromtimestamp(int(end) // 10**6, UTC) for end in (time.min(), time.max()))
-        report.order = f"column '{columns.time}' ({unit}), from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
-    log = log.sort(pl.col("row").min().over("user_id"), "time", "row")
-    report.interactions_kept = len(log)
-    report.users = log["user_id"].n_unique()
-    if columns.time is None:
-        position = pl.int_range(pl.len(), dtype=pl.Int32).over("user_id").alias("position")
-        return log.select("user_id", "item_id", position)
-    return log.select("user_id", "item_id", (pl.col("time") // 10**6).alias("timestamp"))
+        log = log.with_columns(rating=_numbers(table[columns.rating], path, "rating"))
+    for met, reason in (
+        (user.is_not_null(), "interactions without a user ID"),
+        (user.is_null() | item.is_not_null(), "interactions without an item ID"),
+    ):
+        _count_failed(met, reason, path, report)
+    kept = (user.is_not_null() & item.is_not_null()).arg_true()
+    log = log[kept]
+    report.order = "the order of the rows in the file (no time column)"
+    if columns.time is not None:
+        log, unit = _with_time(log, table[columns.time][kept], path, columns, report)
+        report.order = f"column '{columns.time}' ({unit})"
+    yield log
 
 
-def _keep(frame: pl.DataFrame, path: Path, report: PrepareReport, conditions: list[Condition]) -> pl.Series:
-    """Which rows meet all conditions; each is counted for what it takes of what those before it left."""
-    kept = pl.repeat(True, len(frame), eager=True, dtype=pl.Boolean)
-    for met, reason, shown in conditions:
-        met = met.fill_null(False)
-        failed = (kept & ~met).arg_true()
-        if len(failed):
-            value = f": {frame[shown][failed[0]]!r}" if shown else ""
-            report.drop(reason, len(failed), f"{path.name}, data row {failed[0] + 1}{value}")
-        kept &= met
-    return kept
+def _count_failed(met: pl.Series, reason: str, path: Path, report: PrepareReport) -> None:
+    failed = (~met).arg_true()
+    if len(failed):
+        report.drop(reason, len(failed), f"{path.name}, data row {failed[0] + 1}")
 
 
-def _with_time(log: pl.DataFrame, column: pl.Series, path: Path, columns: CsvColumns) -> tuple[pl.DataFrame, str]:
+def _with_time(
+    log: pl.DataFrame, column: pl.Series, path: Path, columns: CsvColumns, report: PrepareReport
+) -> tuple[pl.DataFrame, str]:
     """`log` with `time`, int64 microseconds since 1970, and the unit in which the column was read."""
     column, unit = _stripped(column), columns.time_unit
     numbers = column.cast(pl.Float64, strict=False) if not column.dtype.is_temporal() else None
@@ -283,8 +180,9 @@ def _with_time(log: pl.DataFrame, column: pl.Series, path: Path, columns: CsvCol
         raise InputError(f"{path}: column '{column.name}' holds dates ({column.dtype}); set time_unit to iso")
     else:
         seconds = numbers / (1000 if unit == "ms" else 1)
-    bad = (seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)).arg_true()
-    if len(bad):
+    wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
+    bad = wrong.arg_true()
+    if len(bad) > report.rules.max_bad_share * report.interactions_read:
         value, number = column[bad[0]], seconds[bad[0]]
         if value is None:
             problem = "no time"
@@ -299,7 +197,10 @@ def _with_time(log: pl.DataFrame, column: pl.Series, path: Path, columns: CsvCol
         }[unit]
         where = f"column '{column.name}', data row {log['row'][bad[0]]}"
         raise InputError(f"{path}: {where}: {problem}; expected {meant} (time_unit {columns.time_unit})")
-    return log.with_columns(time=(seconds * 1e6).round().cast(pl.Int64)), unit
+    if len(bad):
+        report.drop("interactions whose time cannot be read", len(bad), f"{path.name}, data row {log['row'][bad[0]]}")
+    timed = log.with_columns(time=(seconds * 1e6).round().cast(pl.Int64, strict=False))
+    return timed.filter(~wrong), unit
 
 
 def _guess_unit(column: pl.Series, numbers: pl.Series | None) -> Literal["s", "ms", "iso"]:
@@ -342,9 +243,9 @@ def _numbers(column: pl.Series, path: Path, what: str) -> pl.Series:
 # Items
 
 
-def _read_items(path: Path, columns: CsvColumns, report: PrepareReport) -> pl.DataFrame:
-    """`item_id` and what there is of `title`, `text`, `categories`, `image` (list[str]), one row an item."""
-    table = _read_table(path, columns)
+def _read_items(path: Path, columns: CsvColumns, images: Path | None, report: PrepareReport) -> Iterator[pl.DataFrame]:
+    """One block, see `Source`."""
+    table = read_table(path, columns.delimiter)
     report.items_read = len(table)
     _require(table, path, columns.item_id)
 
@@ -370,15 +271,17 @@ def _read_items(path: Path, columns: CsvColumns, report: PrepareReport) -> pl.Da
         content.append(_list(table[name], path, columns.separator).alias("categories"))
     for name in wanted("image", (columns.image,) if columns.image else ()):
         content.append(_list(table[name], path, columns.separator).alias("image"))
-    frame = pl.DataFrame(content)
-    conditions: list[Condition] = [
-        (ids.is_not_null(), "items without an ID", None),
-        (ids.is_first_distinct(), "items with an ID that an earlier row has", "item_id"),
-    ]
-    frame = frame.filter(_keep(frame, path, report, conditions))
-    if frame.is_empty():
-        raise InputError(f"{path}: no item with an id in {len(table)} rows")
-    return frame
+    if images is None and content[-1].name == "image" and not _has_url(content[-1]):
+        if "image" in columns.model_fields_set:
+            raise InputError(f"column '{columns.image}' holds images: name their folder (--images)")
+        report.notes.append(f"column '{columns.image}' is not used: no folder of images was named (--images)")
+    _count_failed(ids.is_not_null(), "items without an ID", path, report)
+    frame = pl.DataFrame([pl.Series("row", range(1, len(table) + 1)), *content])
+    yield frame.filter(ids.is_not_null())
+
+
+def _has_url(images: pl.Series) -> bool:
+    return any(is_url(name) for name in images.explode().drop_nulls())
 
 
 def _require(table: pl.DataFrame, path: Path, name: str) -> None:
@@ -422,96 +325,10 @@ def _null_if_empty(lists: pl.Series) -> pl.Series:
     return frame.select(pl.when(pl.col(lists.name).list.len() > 0).then(pl.col(lists.name)))[lists.name]
 
 
-# Images
-
-
-def _find_images(
-    catalogue: pl.DataFrame,
-    items: Path | None,
-    images: Path | None,
-    columns: CsvColumns,
-    report: PrepareReport,
-) -> list[list[Path]]:
-    """For each item the image files that exist, links resolved; what is missing is counted."""
-    ids = catalogue["item_id"].to_list()
-    if images is None:
-        if "image" in catalogue.columns:
-            if "image" in columns.model_fields_set:
-                raise InputError(f"column '{columns.image}' holds images: name their folder (--images)")
-            report.notes.append(f"column '{columns.image}' is not used: no folder of images was named (--images)")
-        return [[] for _ in ids]
-    root = Path(os.path.realpath(images))
-    found: list[list[Path]] = []
-    missing: list[str] = []
-    if "image" in catalogue.columns:
-        for item_id, names in zip(ids, catalogue["image"].to_list(), strict=True):
-            paths = [(name, _inside(root, name, f"{items}: item {item_id!r}")) for name in names or []]
-            found.append([path for _, path in paths if path is not None])
-            missing += [f"item {item_id!r}: {name!r}" for name, path in paths if path is None]
-        reason = "images that are not there, or are no " + ", ".join(IMAGE_SUFFIXES)
-    else:
-        # Looked up in a listing: an ID never becomes a path.
-        listed = {(path.stem, path.suffix.lower()): path.name for path in sorted(root.iterdir(), reverse=True)}
-        for item_id in ids:
-            names = [listed[item_id, suffix] for suffix in IMAGE_SUFFIXES if (item_id, suffix) in listed]
-            path = _inside(root, names[0], f"item {item_id!r}") if names else None
-            found.append([] if path is None else [path])
-            missing += [] if path else [f"item {item_id!r}"]
-        reason = f"items without a file <{columns.item_id}>.jpg (or .jpeg, .png, .webp, .gif) in {images}"
-    report.drop(reason, len(missing), missing[0] if missing else "")
-    return found
-
-
-def _inside(root: Path, name: str, where: str) -> Path | None:
-    """The image file `name` in `root`, links resolved; None if there is none. InputError if it is outside."""
-    if "\0" in name:
-        return None
-    path = Path(os.path.realpath(root / name))
-    if not path.is_relative_to(root):
-        raise InputError(f"{where}: image {name!r} lies outside {root}; give a path inside it")
-    return path if path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path) else None
-
-
-def _copy_images(ids: list[str], sources: list[list[Path]], folder: Path) -> list[list[str]]:
-    """Copy under names that are safe on every file system; the paths relative to `folder`, per item."""
-    used: set[str] = set()
-    paths: list[list[str]] = []
-    (folder / "images").mkdir()
-    for item_id, files in zip(ids, sources, strict=True):
-        names = [_safe_name(item_id, number, path.suffix.lower(), used) for number, path in enumerate(files)]
-        for name, path in zip(names, files, strict=True):
-            shutil.copyfile(path, folder / "images" / name)
-        paths.append([f"images/{name}" for name in names])
-    return paths
-
-
-def _safe_name(item_id: str, number: int, suffix: str, used: set[str]) -> str:
-    """The ID if it is plain and short, else what is plain of it and a hash; unique whatever the case."""
-    stem = item_id
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", item_id):
-        digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", item_id)[:40].strip("_") + f"-{digest}"
-    name = f"{stem}-{number}{suffix}" if number else f"{stem}{suffix}"
-    again = 1
-    while name.lower() in used:
-        again += 1
-        name = f"{stem}-{number}-{again}{suffix}"
-    used.add(name.lower())
-    return name
-
-
-def _count(catalogue: pl.DataFrame, sources: list[list[Path]], report: PrepareReport) -> None:
-    report.items_kept = len(catalogue)
-    for name in ("title", "text", "categories"):
-        if name in catalogue.columns:
-            setattr(report, f"with_{name}", catalogue[name].count())
-    report.with_image = sum(bool(files) for files in sources)
-
-
 # Tables
 
 
-def _read_table(path: Path, columns: CsvColumns) -> pl.DataFrame:
+def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
     """The table; every value of a text file is a string, so that an ID keeps its zeros."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -523,7 +340,7 @@ def _read_table(path: Path, columns: CsvColumns) -> pl.DataFrame:
             raise InputError(f"{path}: cannot be read as a parquet file ({_first_line(error)})") from error
     if suffix not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
-    delimiter = columns.delimiter or DELIMITERS[suffix]
+    delimiter = delimiter or DELIMITERS[suffix]
     try:
         table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:

@@ -16,11 +16,20 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from msm4sr.serving.pages.bars import Bars
 from msm4sr.serving.pages.charts import learning_curves
 from msm4sr.serving.pages.thumbnails import Tile, Tiles, write_page
 from msm4sr.serving.recommender import ItemTable, Recommendation
 
-__all__ = ["HistoryAndRecommendations", "RunReport", "recommendation_page", "report_page", "write_page"]
+__all__ = [
+    "DataReport",
+    "HistoryAndRecommendations",
+    "RunReport",
+    "data_page",
+    "recommendation_page",
+    "report_page",
+    "write_page",
+]
 
 SHOWN_HISTORY = 10  # items of a history on a page: the newest, which say most about what comes next
 HEADLINE = ("recall@20", "ndcg@10", "mrr")
@@ -62,6 +71,24 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class DataReport:
+    """All that the page of a data set shows.
+
+    headline, lines, origin: label and value. sample: item rows of `items` to look at, with a line on each; `note`
+    says how they were chosen.
+    """
+
+    name: str
+    headline: Sequence[tuple[str, str]]
+    lines: Sequence[tuple[str, str]]
+    origin: Sequence[tuple[str, str]]
+    charts: Sequence[Bars]
+    items: ItemTable
+    sample: Sequence[tuple[int, str]]
+    note: str
+
+
+@dataclass(frozen=True)
 class _Card:
     tile: Tile
     title: str
@@ -69,6 +96,7 @@ class _Card:
     score: str = ""
     bar: float = 0.0  # length, 0 .. 100
     is_target: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +136,21 @@ def report_page(report: RunReport) -> str:
         charts=learning_curves(report.curves),
         effort=_effort(report.curves),
         people=_people(report.samples),
+    )
+
+
+def data_page(report: DataReport) -> str:
+    """A data set on one page: numbers, where it comes from, distributions, some items with their pictures."""
+    tiles, titles = Tiles(), report.items.titles
+    return _render(
+        "data.html.jinja",
+        title=report.name,
+        headline=report.headline,
+        lines=report.lines,
+        origin=report.origin,
+        charts=report.charts,
+        cards=[_Card(tiles.tile(report.items, row), titles[row], note=note) for row, note in report.sample],
+        sample_note=report.note,
     )
 
 

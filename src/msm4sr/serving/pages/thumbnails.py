@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from msm4sr.data.sources.pictures import is_url
 from msm4sr.features.images import BrokenImage, load_image
 from msm4sr.serving.recommender import ItemTable
 
@@ -54,6 +55,8 @@ def make_tile(items: ItemTable, row: int) -> Tile:
         ratio = picture.width / picture.height
         return Tile(title, data_uri(picture), 0.75 <= ratio <= 1.34, "", 0, "")
     note = "picture unreadable" if paths else "no picture"
+    if paths and all(is_url(path) for _, path in paths):
+        note = "not fetched yet"
     initial = next((letter.upper() for letter in title if letter.isalnum()), "?")
     # crc32, not hash(): the same tint in every process.
     return Tile(title, None, False, initial, zlib.crc32(items.item_ids[row].encode()) % TINTS, note)

@@ -1,0 +1,34 @@
+"""A look at a prepared folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msm4sr.cli.console import Data, console, told
+
+data = typer.Typer(help="Look at a prepared folder.", no_args_is_help=True)
+
+
+@data.command("info")
+def data_info(
+    folder: Data,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="A page to write, with histograms and a look at some items.")
+    ] = None,
+) -> None:
+    """The numbers of a data set as papers print them, and where it comes from."""
+    from msm4sr.data.statistics import statistics
+
+    with told():
+        counted = statistics(folder)
+        lines = counted.lines()
+        width = max(len(label) for label, _ in lines)
+        for label, value in lines:
+            console.print(f"{label:<{width}}  {value}", markup=False)
+        if html is not None:
+            from msm4sr.serving.data_report import write_data_report
+
+            console.print(f"page: {write_data_report(counted, html)}", markup=False)

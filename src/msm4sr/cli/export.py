@@ -1,0 +1,50 @@
+"""A prepared folder for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from msm4sr.cli.console import Data, console, say_next, told
+
+if TYPE_CHECKING:
+    from msm4sr.data.export import Exported
+
+export = typer.Typer(help="Write a prepared folder for other programs.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
+
+
+def tell(exported: Exported) -> None:
+    for note in exported.notes:
+        console.print(f"note     {escape(note)}")
+    for path in exported.files:
+        console.print(f"written  {escape(str(path))}")
+
+
+@export.command("recbole")
+def export_recbole(data: Data, out: Out) -> None:
+    """RecBole's atomic files: NAME.inter, NAME.item and settings for the same protocol; NAME is that of OUT."""
+    from msm4sr.data.export import export_recbole
+
+    with told("interrupted; nothing was written"):
+        exported = export_recbole(data, out)
+        tell(exported)
+        separator = [] if exported.separator == " " else ["--separator", exported.separator]
+        say_next("prepare", "recbole", out, "DATA", "--images", data, *separator)
+
+
+@export.command("csv")
+def export_csv(data: Data, out: Out) -> None:
+    """interactions.csv and items.csv."""
+    from msm4sr.data.export import export_csv
+
+    with told("interrupted; nothing was written"):
+        exported = export_csv(data, out)
+        tell(exported)
+        separator = [] if exported.separator == "|" else ["--separator", exported.separator]
+        tables = [path for path in exported.files if path.suffix == ".csv"]
+        say_next("prepare", "csv", *tables, "DATA", "--images", data, *separator)

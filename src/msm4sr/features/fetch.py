@@ -1,0 +1,383 @@
+"""Pictures that `items.parquet` names by their addresses, downloaded into the prepared folder.
+
+Politely: a few requests at a time, waits that grow, and those that a server asks for (`Retry-After`). Safely: https
+alone, at every redirect; a host's addresses are looked up once, all of them must be public, and the connection goes
+to one that was looked at. What comes must be a whole picture by its content, of a bounded size.
+
+A picture appears whole or not at all, so that an interrupted run goes on where it stopped: what is there is not
+asked for again. What fails is listed with its reason in `failed-images.jsonl`, stays an address, and is tried again
+by the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import ipaddress
+import json
+import secrets
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+import polars as pl
+from aiohttp.abc import AbstractResolver, ResolveResult
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from msm4sr.data.files import PROVENANCE, new_file, result_record, write_json
+from msm4sr.data.schema import ITEMS, read_items
+from msm4sr.data.sources.pictures import SafeNames, is_url
+from msm4sr.data.sources.pipeline import write_items
+from msm4sr.errors import InputError
+from msm4sr.features.images import FORMATS, BrokenImage, decode_image
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+FAILED = "failed-images.jsonl"
+UNFINISHED = ".part"
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+REDIRECTS = 5
+SMALLEST = 8  # pixels a side: less is what shops answer in place of a picture that is gone
+LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class FetchSettings(BaseModel):
+    """How politely, how patiently, how much."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parallel: int = Field(8, ge=1, le=64, description="Requests at a time.")
+    attempts: int = Field(4, ge=1, description="Tries of a picture; later ones after waits that grow.")
+    first_wait: float = Field(1.0, ge=0, description="Seconds before the second try; each wait is twice the last.")
+    timeout: float = Field(60.0, gt=0, description="Seconds for one try, redirects included.")
+    max_mib: float = Field(20.0, gt=0, description="Largest picture, in MiB.")
+
+
+@dataclass
+class FetchReport:
+    """What a run did."""
+
+    fetched: int = 0
+    already: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    """Address -> reason."""
+
+    def lines(self) -> list[str]:
+        reasons = Counter(self.failed.values()).most_common(5)
+        listed = f"; listed in {FAILED}" if self.failed else ""
+        return [
+            f"pictures  {self.fetched:,} fetched, {self.already:,} were there, {len(self.failed):,} failed{listed}",
+            *(f"failed    {count:,} {reason}" for reason, count in reasons),
+        ]
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is of the public internet; what is wrapped in it (4 in 6, NAT64, 6to4, Teredo) counts too."""
+    if isinstance(address, ipaddress.IPv6Address):
+        teredo = address.teredo
+        wrapped = [address.ipv4_mapped, address.sixtofour, *(teredo or ())]
+        if address in ipaddress.ip_network("64:ff9b::/96"):
+            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        inner = [one for one in wrapped if one is not None]
+        if inner:
+            return all(map(is_public, inner))
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def fetch_images(
+    folder: Path,
+    settings: FetchSettings = FetchSettings(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+    *,
+    allowed: Callable[[Address], bool] = is_public,
+    tls: ssl.SSLContext | None = None,
+) -> FetchReport:
+    """Download the pictures that `folder / "items.parquet"` names by address, and write their paths there.
+
+    `allowed` says which addresses may be connected to, and `tls` whom to trust (default: what Python trusts):
+    both are for tests, which have no public server.
+
+    Raises InputError: no prepared folder with items.
+    """
+    items = read_items(folder)
+    if not (folder / ITEMS).is_file():
+        raise InputError(f"{folder / ITEMS}: no such file; a data set of IDs only has no pictures to fetch")
+    report = FetchReport()
+    stems = _stems(items)
+    (folder / "images").mkdir(exist_ok=True)
+    for path in (folder / "images").glob(f".*{UNFINISHED}"):  # of a run that was killed
+        path.unlink()
+    there = {path.stem: f"images/{path.name}" for path in (folder / "images").iterdir()}
+    found = {url: there[stem] for url, stem in stems.items() if stem in there}
+    report.already = len(found)
+    wanted = {url: stem for url, stem in stems.items() if url not in found}
+    task = progress.add_task("fetching pictures", total=len(wanted)) if progress else None
+
+    def done(url: str, outcome: str | _Refused) -> None:
+        if isinstance(outcome, _Refused):
+            report.failed[url] = outcome.reason
+        else:
+            found[url] = outcome
+            report.fetched += 1
+        if progress is not None and task is not None:
+            progress.advance(task)
+
+    if wanted:
+        try:
+            asyncio.run(_Fetcher(folder, settings, allowed, tls).run(wanted, done))
+        except ExceptionGroup as group:  # of the workers: a full disk, say
+            raise group.exceptions[0] from None
+    _rewrite(folder, items, found, report)
+    return report
+
+
+def _stems(items: pl.DataFrame) -> dict[str, str]:
+    """Address -> the name of its file without suffix. The same in every run, whatever was fetched before."""
+    names = SafeNames()
+    images = [(item_id, image or []) for item_id, image in items.select("item_id", "image").iter_rows()]
+    for path in (path for _, image in images for path in image if not is_url(path)):
+        names.take(Path(path).stem)
+    stems: dict[str, str] = {}
+    for item_id, image in images:
+        for number, url in enumerate(image):
+            if is_url(url) and url not in stems:
+                stems[url] = names.new(item_id, number, "")
+    return stems
+
+
+def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: FetchReport) -> None:
+    """items.parquet with paths for the addresses that are `found`; failures; the new hashes in provenance.json."""
+    if found:
+        image = [
+            None if image is None else [found.get(name, name) for name in image] for image in items["image"].to_list()
+        ]
+        table = pl.read_parquet(folder / ITEMS, glob=False).with_columns(
+            pl.Series("image", image, pl.List(pl.String()))
+        )
+        with new_file(folder / ITEMS) as unfinished:
+            write_items(table.lazy(), unfinished)
+    (folder / FAILED).unlink(missing_ok=True)
+    if report.failed:
+        owners: dict[str, list[str]] = {}
+        for item_id, image in items.select("item_id", "image").iter_rows():
+            for name in image or ():
+                owners.setdefault(name, []).append(item_id)
+        with new_file(folder / FAILED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            for url, reason in sorted(report.failed.items()):
+                file.write(json.dumps({"items": owners[url], "url": url, "reason": reason}) + "\n")
+    provenance = folder / PROVENANCE
+    if provenance.is_file():
+        record = json.loads(provenance.read_text(encoding="utf-8"))
+        record["fetched"] = {"pictures": len(found), "failed": len(report.failed)}
+        write_json(provenance, {**record, "result": result_record(folder)})
+
+
+# One picture
+
+
+class _Refused(Exception):
+    """A picture that will not come, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Again(Exception):
+    """A failure that may pass; `after`: the seconds that the server asks to wait, where it does."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.after = reason, after
+
+
+class _NotPublic(OSError):
+    pass
+
+
+class _CheckedResolver(AbstractResolver):
+    """Looks a host up once and lets no address pass that is not allowed; the connection uses what is returned here."""
+
+    def __init__(self, allowed: Callable[[Address], bool]) -> None:
+        self._allowed = allowed
+        self._resolver = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        if not all(self._allowed(ipaddress.ip_address(one["host"].partition("%")[0])) for one in found):
+            raise _NotPublic
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+class _Fetcher:
+    def __init__(
+        self, folder: Path, settings: FetchSettings, allowed: Callable[[Address], bool], tls: ssl.SSLContext | None
+    ) -> None:
+        self._images = folder / "images"
+        self._settings = settings
+        self._allowed = allowed
+        self._tls = tls or ssl.create_default_context()
+        self._not_before: dict[str, float] = {}  # host -> the loop's time
+
+    async def run(self, wanted: dict[str, str], done: Callable[[str, str | _Refused], None]) -> None:
+        connector = aiohttp.TCPConnector(
+            ssl=self._tls, resolver=_CheckedResolver(self._allowed), limit=self._settings.parallel
+        )
+        headers = {"User-Agent": f"msm4sr/{version('msm4sr')} (fetch-images)", "Accept": "image/*"}
+        queue = iter(wanted.items())
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, headers=headers, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
+            ) as session,
+            asyncio.TaskGroup() as workers,
+        ):
+            for _ in range(min(self._settings.parallel, len(wanted))):
+                workers.create_task(self._work(session, queue, done))
+
+    async def _work(
+        self,
+        session: aiohttp.ClientSession,
+        queue: Iterator[tuple[str, str]],
+        done: Callable[[str, str | _Refused], None],
+    ) -> None:
+        for url, stem in queue:
+            try:
+                data = await self._patiently(session, url)
+                suffix = await asyncio.to_thread(_suffix, data)
+            except _Refused as refused:
+                done(url, refused)
+                continue
+            name = stem + suffix
+            unfinished = self._images / f".{secrets.token_hex(8)}{UNFINISHED}"
+            try:
+                unfinished.write_bytes(data)
+                unfinished.replace(self._images / name)
+            finally:
+                unfinished.unlink(missing_ok=True)
+            done(url, f"images/{name}")
+
+    async def _patiently(self, session: aiohttp.ClientSession, url: str) -> bytes:
+        """The bytes at `url`, after as many tries as the settings allow."""
+        self._check(url)
+        wait, host = self._settings.first_wait, urlsplit(url).hostname or ""
+        loop = asyncio.get_running_loop()
+        for attempt in range(1, self._settings.attempts + 1):
+            await asyncio.sleep(self._not_before.get(host, 0.0) - loop.time())
+            try:
+                async with asyncio.timeout(self._settings.timeout):
+                    return await self._get(session, url)
+            except TimeoutError:
+                problem = _Again(f"took over {self._settings.timeout:g} seconds")
+            except _Again as again:
+                problem = again
+            if problem.after is not None and problem.after > LONGEST_WAIT:
+                raise _Refused(f"{problem.reason}, try again in {problem.after:.0f} seconds")
+            if problem.after is not None:  # the whole host asks for a rest, not this picture
+                self._not_before[host] = max(self._not_before.get(host, 0.0), loop.time() + problem.after)
+            elif attempt < self._settings.attempts:
+                await asyncio.sleep(wait)
+            wait *= 2
+        raise _Refused(f"{problem.reason} ({self._settings.attempts} tries)")
+
+    async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes:
+        """One try. Raises `_Again` for what may pass, `_Refused` for what will not."""
+        for _ in range(REDIRECTS + 1):
+            self._check(url)
+            try:
+                async with session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout(None)) as response:
+                    if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
+                        url = urljoin(url, response.headers["Location"])
+                        continue
+                    if response.status in (408, 425, 429) or response.status >= 500:
+                        raise _Again(f"HTTP {response.status}", _retry_after(response.headers.get("Retry-After")))
+                    if response.status != 200:
+                        raise _Refused(f"HTTP {response.status}")
+                    return await self._body(response)
+            except aiohttp.ClientConnectorDNSError as error:
+                if isinstance(error.os_error, _NotPublic):
+                    raise _Refused("the host's address is not public") from error
+                raise _Again("the host is not known") from error
+            except aiohttp.ClientConnectorCertificateError as error:
+                raise _Refused("the host's certificate is not trusted") from error
+            except aiohttp.ClientPayloadError as error:
+                raise _Again("cut short") from error
+            except aiohttp.InvalidURL as error:
+                raise _Refused("no address that can be asked for") from error
+            except (aiohttp.ClientError, OSError) as error:
+                raise _Again(f"no connection ({type(error).__name__})") from error
+            except ValueError as error:  # a host that no name can be
+                raise _Refused("no address that can be asked for") from error
+        raise _Refused(f"more than {REDIRECTS} redirects")
+
+    def _check(self, url: str) -> None:
+        """Before every request, redirects included. Names are checked when they are looked up."""
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+        except ValueError as error:
+            raise _Refused("no address that can be asked for") from error
+        if parts.scheme != "https":
+            raise _Refused(f"not https but {parts.scheme or 'nothing'}")
+        if not host or parts.username is not None:
+            raise _Refused("no address that can be asked for")
+        with suppress(ValueError):  # a name
+            if not self._allowed(ipaddress.ip_address(host.partition("%")[0])):
+                raise _Refused("the host's address is not public")
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        limit = int(self._settings.max_mib * 2**20)
+        data = bytearray()
+        if (response.content_length or 0) <= limit:
+            async for chunk in response.content.iter_chunked(1 << 16):
+                data += chunk
+                if len(data) > limit:
+                    break
+            else:
+                return bytes(data)
+        raise _Refused(f"larger than {self._settings.max_mib:g} MiB")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from a number or a date; None where there is neither."""
+    if value is None:
+        return None
+    with suppress(ValueError):
+        return max(0.0, float(value)) if value.strip().isdigit() else _until(value)
+    return None
+
+
+def _until(date: str) -> float:
+    moment = parsedate_to_datetime(date)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _suffix(data: bytes) -> str:
+    """The suffix of a picture's format, after it has been decoded as a whole. Raises `_Refused`."""
+    try:
+        picture = decode_image(data)
+    except BrokenImage as error:
+        raise _Refused(error.reason) from error
+    if min(picture.size) < SMALLEST:
+        raise _Refused(f"{picture.width} x {picture.height} pixels: a placeholder")
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return SUFFIXES[str(image.format)]
