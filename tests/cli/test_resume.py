@@ -164,6 +164,7 @@ def test_checkpoints_of_other_settings_or_items_are_refused_and_what_differs_is_
     assert f"`msm4sr pretrain {interrupted}` makes it anew" in said
 
 
+@pytest.mark.slow
 def test_a_stage_does_not_go_on_with_other_texts(
     refused: Callable[..., str], interrupted: Path, tmp_path: Path
 ) -> None:

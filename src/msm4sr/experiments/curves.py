@@ -52,7 +52,9 @@ def write_curves(rows: Sequence[Mapping[str, Any]], chose: Mapping[str, str], fi
                     color=colour,
                 )
             below.margins(x=0.08, y=0.15)
-            below.legend(frameon=False, fontsize=9, labelcolor=INK)
+            below.legend(  # above the panel: looking for a free place in it can take seconds
+                loc="lower left", bbox_to_anchor=(-0.02, 0.97), ncols=2, frameon=False, fontsize=9, labelcolor=INK
+            )
         below.set_xlabel("epoch", color=INK)
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         for panel in (above, below):
