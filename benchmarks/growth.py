@@ -5,7 +5,9 @@
 
 Items, features and histories are generated, by seed: features of two modalities with 384 numbers a row, one to three
 rows of text (mean 2) and one picture an item; histories drawn from a popularity that falls with the rank. Settings are
-those of a preset. Each cell is a process of its own, so that its peak memory is its own.
+those of a preset; `finetune.candidates: auto` takes a sample of the items over 100,000 (`--set finetune.candidates=all`
+compares with all of them, which at 300,000 takes some 8 GB). Each cell is a process of its own, so that its peak memory
+is its own.
 """
 
 from __future__ import annotations
