@@ -157,7 +157,7 @@ def test_a_modality_that_most_items_lack_is_told_once_with_what_to_do(
     names = [f"i{i}" for i in range(10)]
     offsets = np.minimum(np.arange(11), there)
     found = Features(np.ones((there, 3), dtype=np.float32), offsets, names)
-    monkeypatch.setattr("msm4sr.experiments.run.extract_features", lambda *_: {"visual": found})
+    monkeypatch.setattr("msm4sr.experiments.run.extract_features", lambda *_, **options: {"visual": found})
     notes: list[str] = []
     run = Run(tmp_path, tmp_path, tmp_path, "seed", resolve_settings("seed"))
     extract_stage(run, make_dataset([[0, 1, 2]], 10), note=notes.append)
