@@ -86,6 +86,14 @@ def test_a_run_that_did_not_begin_keeps_the_features_that_were_made(data: Path, 
     begin_run(plan_run(data, planned.folder, planned.settings, "seed"))
 
 
+def test_a_run_killed_while_its_settings_were_written_can_be_begun_again(data: Path, tmp_path: Path) -> None:
+    planned = plan_run(data, tmp_path / "other", resolve_settings("seed", "sasrec", SMALL), "seed")
+    planned.features.mkdir(parents=True)
+    (planned.folder / "config.yaml.part").write_text("data: ")
+    begin_run(plan_run(data, planned.folder, planned.settings, "seed"))
+    assert sorted(path.name for path in planned.folder.iterdir()) == ["config.yaml", "features"]
+
+
 def test_replacing_a_run_takes_away_what_the_old_one_made_once_the_new_one_begins(data: Path, run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)

@@ -52,6 +52,7 @@ Note = Callable[[str], object]
 """Is told a line, in rich's markup."""
 
 MOST = 0.5  # a modality that fewer items have than this share of them is worth a warning
+BEFORE_A_RUN = {"features", "config.yaml.part"}  # what an extraction leaves, even one that was killed at its very end
 RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
 
 
@@ -123,7 +124,7 @@ def plan_run(
                 f"{folder}: there is a run already; go on with it by --resume (or by msm4sr pretrain, finetune, "
                 "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
             )
-    elif folder.is_dir() and any(entry.name != "features" for entry in folder.iterdir()):
+    elif folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= BEFORE_A_RUN:
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
     return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, own)
 
