@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -40,7 +41,8 @@ def features(
             stores = [store for store in stores if store.name in used]
         if not stores:
             raise InputError(f"{place}: no extracted features here; `msm4sr extract DATA --out RUN` makes them")
-        console.print(_table({store: read_manifest(store) or {} for store in stores}))
+        for store in stores:
+            console.print(_table(store, read_manifest(store) or {}))
         for parts in sorted(place.glob("*.parts")):
             waiting = len(list(parts.glob("*.safetensors")))
             console.print(f"{parts}: {waiting} finished parts of an extraction that has not ended", markup=False)
@@ -55,26 +57,25 @@ def features(
             console.print(f"page: {html}", markup=False)
 
 
-def _table(manifests: Mapping[Path, Mapping[str, Any]]) -> Table:
-    """A column a store."""
-    table = Table(show_lines=True)
-    table.add_column("")
-    for store in manifests:
-        table.add_column(escape(store.name), overflow="fold")
-    for label, show in (
-        ("modality", lambda manifest: manifest["modality"]),
-        ("kind", lambda manifest: manifest["kind"]),
-        ("encoder", lambda manifest: f"{manifest['encoder']['name']}\n{manifest['encoder']['fingerprint'][:16]}"),
-        ("ran on", lambda manifest: "\n".join(manifest.get("ran_on", [])).replace(" on ", "\non ")),
-        ("settings", lambda manifest: _lines(manifest["settings"])),
-        ("items", lambda manifest: f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
-        ("vectors", lambda manifest: f"{manifest['rows']:,}, of {manifest['dim']:,} numbers each"),
-        ("vocabulary", _vocabulary),
-        ("missing items", lambda manifest: _reasons(manifest["missing"])),
-        ("broken pictures", lambda manifest: _reasons(manifest["broken"])),
+def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
+    """What a store says of itself, a line a fact."""
+    table = Table(title=escape(store.name), title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    table.add_column()
+    table.add_column(overflow="fold")
+    encoder = manifest["encoder"]
+    for label, shown in (
+        ("modality", f"{manifest['modality']}, {manifest['kind']}"),
+        ("encoder", f"{encoder['name']} ({encoder['fingerprint'][:16]})"),
+        ("ran on", ", ".join(manifest.get("ran_on", [])) or "-"),
+        ("settings", _settings(manifest["settings"])),
+        ("items", f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
+        ("vectors", f"{manifest['rows']:,}, of {manifest['dim']:,} numbers each"),
+        ("vocabulary", _vocabulary(manifest)),
+        ("missing items", _reasons(manifest["missing"])),
+        ("broken pictures", _reasons(manifest["broken"])),
+        ("on disk", _size(store)),
     ):
-        table.add_row(label, *(escape(show(manifest)) for manifest in manifests.values()))
-    table.add_row("on disk", *(_size(store) for store in manifests))
+        table.add_row(label, escape(shown))
     return table
 
 
@@ -85,8 +86,9 @@ def _vocabulary(manifest: Mapping[str, Any]) -> str:
     return f"{len(words):,} words ({manifest['vocabulary']}): {', '.join(words[:8])}, ..."
 
 
-def _lines(settings: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name} {value}" for name, value in settings.items() if not isinstance(value, dict)) or "-"
+def _settings(settings: Mapping[str, Any]) -> str:
+    shown = [f"{name} {value}" for name, value in settings.items() if not isinstance(value, dict) and value is not None]
+    return ", ".join(shown) or "-"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

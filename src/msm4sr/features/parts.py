@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MOST_ITEMS = 512  # of a stretch: what a kill can lose, and what is in memory at a time
-FEWEST_ITEMS = 32  # so that a batch of sentences of like length can be formed
+FEWEST_ITEMS = 128  # so that sentences of like length can share a batch
 STRETCHES = 32  # of a small catalogue, so that machines can share it
 
 
