@@ -14,6 +14,7 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, Histories
 from msm4sr.models.base import Inputs
+from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
@@ -109,6 +110,10 @@ def make_lightgcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -
     model = LightGCN(LightGCNConfig(**({"dim": 8} | changes)), inputs or make_inputs())
     enlarge(model)
     return model
+
+
+def make_itemknn(inputs: Inputs | None = None, **changes: Any) -> ItemKNN:
+    return ItemKNN(ItemKNNConfig(**changes), inputs or make_inputs())
 
 
 def make_popularity(counts: Sequence[int]) -> Popularity:

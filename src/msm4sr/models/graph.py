@@ -10,16 +10,22 @@ Shape letters: U users, N items, E edges, D width of a node's vector, Q width of
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
+from scipy import sparse
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, Model, Ragged
 from msm4sr.models.layers import take
+
+OVERLAPS_AT_ONCE = 1 << 24  # common neighbours that are counted in one block
+Ints = npt.NDArray[Any]
 
 
 class Direction(NamedTuple):
@@ -179,6 +185,51 @@ def propagated(graph: UserItemGraph, weights: Tensor, users: Tensor, items: Tens
         users, items = graph.sum_to_users(weights, items), graph.sum_to_items(weights, users)
         steps.append((users, items))
     return steps
+
+
+def nearest_by_overlap(
+    graph: UserItemGraph,
+    of: Literal["users", "items"],
+    k: int,
+    weigh: Callable[[Ints, Ints, Ints], npt.NDArray[np.float64]],
+) -> tuple[Tensor, Tensor]:
+    """For each item the k others that most share its users (for each user: its items), by a weight of one's own.
+
+    The square of the graph is made a block of rows at a time, and only where it is not 0.
+
+    Args:
+        graph: R rows, the items or the users.
+        of: which.
+        k: how many are kept, fewer where there are fewer than k others.
+        weigh: the weights, all > 0, of rows and others (row numbers) and how many neighbours they have in common.
+
+    Returns:
+        Row numbers int32 [R, k], heaviest first, ties by row number, and their weights float32 [R, k]. Places that
+        are left over have row number 0 and weight 0.
+    """
+    users, items = graph.users.numpy(), graph.items.numpy()
+    rows, columns = (users, items) if of == "users" else (items, users)
+    degrees = (graph.user_degrees(), graph.item_degrees())
+    own, other = (d.numpy() for d in (degrees if of == "users" else degrees[::-1]))
+    matrix = sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(own), len(other)))
+    transposed = matrix.T.tocsr()
+    k = max(1, min(k, len(own) - 1))
+    nearest, weights = np.zeros((len(own), k), np.int32), np.zeros((len(own), k), np.float32)
+    work = np.bincount(rows, other[columns], minlength=len(own)).cumsum()  # at least the numbers that are not 0
+    for block in np.split(np.arange(len(own)), np.flatnonzero(np.diff(work // OVERLAPS_AT_ONCE)) + 1):
+        if not len(block):
+            continue
+        common = (matrix[block[0] : block[-1] + 1] @ transposed).tocoo()
+        row, column, both = common.row.astype(np.int64) + block[0], common.col.astype(np.int64), common.data
+        row, column, both = (part[row != column] for part in (row, column, both))
+        weight = weigh(row, column, both)
+        order = np.lexsort((column, -weight, row))
+        row, column, weight = row[order], column[order], weight[order]
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        kept = place < k
+        nearest[row[kept], place[kept]] = column[kept]
+        weights[row[kept], place[kept]] = weight[kept]
+    return torch.from_numpy(nearest), torch.from_numpy(weights)
 
 
 class GraphConfig(BaseModel):
