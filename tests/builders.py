@@ -14,6 +14,8 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, Histories
 from msm4sr.models.base import Inputs
+from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
+from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
 from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
@@ -108,6 +110,21 @@ def make_inputs(taken: Sequence[Sequence[int]] = TAKEN, n_items: int = 12, modal
 def make_lightgcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> LightGCN:
     torch.manual_seed(seed)
     model = LightGCN(LightGCNConfig(**({"dim": 8} | changes)), inputs or make_inputs())
+    enlarge(model)
+    return model
+
+
+def make_grcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> GRCN:
+    torch.manual_seed(seed)
+    model = GRCN(GRCNConfig(**({"dim": 8} | changes)), inputs or make_inputs(modalities=("text", "visual")))
+    enlarge(model)
+    return model
+
+
+def make_dualgnn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> DualGNN:
+    torch.manual_seed(seed)
+    config = DualGNNConfig(**({"dim": 8, "neighbours": 2} | changes))
+    model = DualGNN(config, inputs or make_inputs(modalities=("text", "visual")))
     enlarge(model)
     return model
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 from torch import Tensor, nn
 
+from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, Ragged
-from msm4sr.models.layers import take
+from msm4sr.models.layers import ItemMeans, take
 
 OVERLAPS_AT_ONCE = 1 << 24  # common neighbours that are counted in one block
 Ints = npt.NDArray[Any]
@@ -232,6 +234,30 @@ def nearest_by_overlap(
     return torch.from_numpy(nearest), torch.from_numpy(weights)
 
 
+class ItemContent(nn.Module):
+    """What a trained network makes of every item's frozen features in one modality (the mean of the item's rows).
+
+    An item without the modality has a learned stand-in in place of the network's answer.
+
+    Args:
+        rows: the features of all items.
+        dim: width of the answer.
+        network: from the features' width to `dim`.
+    """
+
+    def __init__(self, rows: Ragged, dim: int, network: nn.Module) -> None:
+        super().__init__()
+        self.means = ItemMeans(*rows)
+        self.network = network
+        self.missing = nn.Parameter(torch.randn(dim) / dim**0.5)
+
+    def forward(self) -> Tensor:
+        """[N, D]."""
+        vectors, lengths = self.means()
+        made = self.network(vectors)
+        return self.missing.to(made.dtype).expand(len(lengths), -1).index_copy(0, lengths.nonzero().squeeze(1), made)
+
+
 class GraphConfig(BaseModel):
     """The settings that all graph models share."""
 
@@ -253,6 +279,9 @@ class GraphModel(Model):
     """
 
     ranks_history = False
+    folds_in_by_degree: ClassVar[bool] = True
+    """Whether an item weighs 1 / sqrt(its degree) where a history is folded in, as it does in the propagation; else
+    all weigh the same."""
     config: GraphConfig
     fold_in_weights: Tensor  # [N]
 
@@ -261,6 +290,7 @@ class GraphModel(Model):
         self.max_history = config.max_history
         self.graph = UserItemGraph(inputs.histories, inputs.n_items)
         weights = self.graph.item_degrees().clamp(min=1).float().rsqrt()
+        weights = weights if self.folds_in_by_degree else torch.ones_like(weights)
         self.register_buffer("fold_in_weights", weights, persistent=False)
         self._kept: tuple[list[tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None
 
@@ -317,3 +347,45 @@ class GraphModel(Model):
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
         histories = state["graph.items"], state["graph.offsets"]
         return Inputs(sizes["n_items"], sizes["n_users"], histories)
+
+
+class MultimodalGraphModel(GraphModel):
+    """A graph model that reads the items' features, each modality through a network of its own (`content`).
+
+    Raises InputError where no item has features, or features of another number of items are given.
+    """
+
+    uses_features = True
+
+    def __init__(self, config: GraphConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        features = {name: rows for name, rows in inputs.features.items() if len(rows[0])}
+        if not features:
+            raise InputError(f"{type(self).__name__} needs features: the catalogue has no text and no picture")
+        for name, (_, offsets) in features.items():
+            if len(offsets) != self.n_items + 1:
+                raise InputError(
+                    f"features of {name} describe {len(offsets) - 1} items, the catalogue has {self.n_items}"
+                )
+        self.modalities = tuple(features)
+        self.content = nn.ModuleDict(
+            {name: ItemContent(rows, config.dim, self.network(rows[0].shape[1])) for name, rows in features.items()}
+        )
+        for layer in self.content.modules():
+            if isinstance(layer, nn.Linear):  # no bias at first: it would make all items alike
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    @abstractmethod
+    def network(self, dim_in: int) -> nn.Module:
+        """A new network from features of this width to `dim`."""
+
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"modalities": self.modalities}
+
+    @classmethod
+    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
+        inputs = super().inputs_of(sizes, state)
+        parts = {name: f"content.{name}.means" for name in sizes["modalities"]}
+        features = {name: (state[f"{part}.vectors"], state[f"{part}.offsets"]) for name, part in parts.items()}
+        return replace(inputs, features=features)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
+from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
+from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
 from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
@@ -20,13 +22,15 @@ MODELS: dict[str, type[Model]] = {
     "msm4sr": MSM4SR,
     "sasrec": SASRec,
     "lightgcn": LightGCN,
+    "grcn": GRCN,
+    "dualgnn": DualGNN,
     "itemknn": ItemKNN,
     "popularity": Popularity,
 }
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
 ModelConfig = Annotated[
-    MSM4SRConfig | SASRecConfig | LightGCNConfig | ItemKNNConfig | PopularityConfig,
+    MSM4SRConfig | SASRecConfig | LightGCNConfig | GRCNConfig | DualGNNConfig | ItemKNNConfig | PopularityConfig,
     Field(discriminator="name"),
 ]
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from msm4sr.models.base import Inputs, Model
-from msm4sr.models.graph import UserItemGraph, nearest_by_overlap
+from msm4sr.models.graph import Ints, UserItemGraph, nearest_by_overlap
 
 
 class ItemKNNConfig(BaseModel):
@@ -55,8 +56,8 @@ class ItemKNN(Model):
         graph = UserItemGraph(inputs.histories, inputs.n_items)
         degrees = graph.item_degrees().numpy().astype(np.float64)
 
-        def shrunk_cosine(items: np.ndarray, others: np.ndarray, both: np.ndarray) -> np.ndarray:
-            return both / (np.sqrt(degrees[items] * degrees[others]) + config.shrinkage)
+        def shrunk_cosine(items: Ints, others: Ints, both: Ints) -> npt.NDArray[np.float64]:
+            return np.divide(both, np.sqrt(degrees[items] * degrees[others]) + config.shrinkage, dtype=np.float64)
 
         nearest, similarities = nearest_by_overlap(graph, "items", config.neighbours, shrunk_cosine)
         self.register_buffer("nearest", nearest)
