@@ -36,6 +36,7 @@ class Direction(NamedTuple):
     sender: Tensor  # [E]
     starts: Tensor  # [receivers]
     order: Tensor | None  # [E]: which edge stands at each place; None: edge e at place e
+    receiver: Tensor  # [E], of each edge
 
 
 class UserItemGraph(nn.Module):
@@ -50,6 +51,7 @@ class UserItemGraph(nn.Module):
     offsets: Tensor
     users: Tensor
     by_item: Tensor
+    users_by_item: Tensor
     item_offsets: Tensor
 
     def __init__(self, histories: Ragged, n_items: int) -> None:
@@ -62,16 +64,18 @@ class UserItemGraph(nn.Module):
         self.register_buffer("items", items)  # [E], stored with the model
         self.register_buffer("offsets", _ends(users, n_users))  # [U + 1], stored with the model
         self.register_buffer("users", users, persistent=False)  # [E]
-        self.register_buffer("by_item", torch.argsort(items, stable=True), persistent=False)  # [E]
+        by_item = torch.argsort(items, stable=True)
+        self.register_buffer("by_item", by_item, persistent=False)  # [E]
+        self.register_buffer("users_by_item", users[by_item], persistent=False)  # [E]
         self.register_buffer("item_offsets", _ends(items, n_items), persistent=False)  # [N + 1]
 
     @property
     def to_users(self) -> Direction:
-        return Direction(self.items, self.offsets[:-1], None)
+        return Direction(self.items, self.offsets[:-1], None, self.users)
 
     @property
     def to_items(self) -> Direction:
-        return Direction(self.users[self.by_item], self.item_offsets[:-1], self.by_item)
+        return Direction(self.users_by_item, self.item_offsets[:-1], self.by_item, self.items)
 
     def user_degrees(self) -> Tensor:
         """How many items each user took: int64 [U]."""
@@ -93,20 +97,21 @@ class UserItemGraph(nn.Module):
         """x_u . x_i for each edge: [U, D], [N, D] to [E]."""
         return _Products.apply(users, items, self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
 
+    def at_users(self, values: Tensor) -> Tensor:
+        """What each edge's user has: [U, D] to [E, D]."""
+        return _Spread.apply(values, self.to_users)  # type: ignore[no-any-return, no-untyped-call]
+
+    def at_items(self, values: Tensor) -> Tensor:
+        """What each edge's item has: [N, D] to [E, D]."""
+        return _Spread.apply(values, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
+
     def softmax_by_user(self, scores: Tensor) -> Tensor:
         """exp(s_ui) / sum_i' exp(s_ui') over each user's edges: [E] to [E]. For scores of a small range (cosines)."""
-        return self._softmax(scores, self.users, self.to_users)
+        return _softmax(scores, self.to_users)
 
     def softmax_by_item(self, scores: Tensor) -> Tensor:
         """exp(s_ui) / sum_u' exp(s_u'i) over each item's edges: [E] to [E]. For scores of a small range (cosines)."""
-        return self._softmax(scores, self.items, self.to_items)
-
-    def _softmax(self, scores: Tensor, receiver: Tensor, into: Direction) -> Tensor:
-        powers = scores.exp()
-        back = self.to_items if into.order is None else self.to_users
-        ones = powers.new_ones(len(back.starts), 1)
-        totals = _Sum.apply(powers, ones, into, back)  # type: ignore[no-untyped-call]
-        return powers / take(totals, receiver).squeeze(1)
+        return _softmax(scores, self.to_items)
 
 
 def _ends(sorted_or_not: Tensor, rows: int) -> Tensor:
@@ -117,6 +122,18 @@ def _ends(sorted_or_not: Tensor, rows: int) -> Tensor:
 def _sum(weights: Tensor, vectors: Tensor, into: Direction) -> Tensor:
     weights = weights if into.order is None else weights[into.order]
     return F.embedding_bag(into.sender, vectors, into.starts, mode="sum", per_sample_weights=weights)
+
+
+def _collect(values: Tensor, into: Direction) -> Tensor:
+    """The sum over each receiver's edges: [E, D] to [receivers, D]."""
+    order = torch.arange(len(values), device=values.device) if into.order is None else into.order
+    return F.embedding_bag(order, values, into.starts, mode="sum")
+
+
+def _softmax(scores: Tensor, into: Direction) -> Tensor:
+    powers = scores.exp().unsqueeze(1)
+    totals = _Collect.apply(powers, into)  # type: ignore[no-untyped-call]
+    return (powers / _Spread.apply(totals, into)).squeeze(1)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _products(users: Tensor, items: Tensor, to_users: Direction) -> Tensor:
@@ -172,6 +189,32 @@ class _Products(torch.autograd.Function):
         users, items = ctx.saved_tensors
         given = gradients[0].contiguous()
         return _sum(given, items, ctx.to_users), _sum(given, users, ctx.to_items), None, None
+
+
+class _Spread(torch.autograd.Function):
+    """To every edge what its receiver has; the gradient is collected by receiver."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, into: Direction) -> Tensor:
+        ctx.into = into
+        return values[into.receiver]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _collect(gradients[0].contiguous(), ctx.into), None
+
+
+class _Collect(torch.autograd.Function):
+    """Sums by receiver of what the edges have; the gradient is spread to the edges."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, into: Direction) -> Tensor:
+        ctx.into = into
+        return _collect(values, into)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.into.receiver], None
 
 
 def symmetric_weights(graph: UserItemGraph) -> Tensor:

@@ -99,8 +99,8 @@ class GRCN(MultimodalGraphModel):
             to_items.append(graph.softmax_by_item(affinity))
             content_of_users.append(users + graph.sum_to_users(to_users[-1], items))
             content_of_items.append(items + graph.sum_to_items(to_items[-1], users))
-        into_users = self._refine(to_users, take(self.item_confidence, graph.items))
-        into_items = self._refine(to_items, take(self.user_confidence, graph.users))
+        into_users = self._refine(to_users, graph.at_items(self.item_confidence))
+        into_items = self._refine(to_items, graph.at_users(self.user_confidence))
 
         users, items = F.normalize(self.user_embedding.weight), F.normalize(self.item_embedding.weight)
         all_users, all_items = users, items
