@@ -321,6 +321,8 @@ def test_the_denominator_over_a_uniform_sample_is_the_full_one_in_expectation() 
         denominators.append(next_item_cross_entropy(prefixes, items, target, weights.log()).exp())
     full = next_item_cross_entropy(prefixes, items, target).exp()
     torch.testing.assert_close(torch.stack(denominators).mean(), full)
+
+
 # Bayesian personalised ranking
 
 

@@ -142,7 +142,9 @@ def test_a_score_does_not_depend_on_the_other_histories_nor_on_what_comes_later(
     torch.testing.assert_close(scores(model, histories[1:2], users=[0])[0], known[1], rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         catalogue = model.encode_items()
-        prefixes = model.encode_histories(torch.tensor(histories[:1]), catalogue)[0] @ catalogue.squeeze(1).T
+        prefixes = (
+            model.encode_histories(torch.tensor(histories[:1]), catalogue)[0] @ model.scoring_vectors(catalogue).T
+        )
     for end in range(1, 5):
         torch.testing.assert_close(scores(model, [histories[0][:end]])[0], prefixes[end - 1], rtol=1e-4, atol=1e-5)
 
@@ -194,7 +196,7 @@ def test_the_kept_propagation_is_dropped_by_a_step_and_by_new_weights(make: Call
                 for weight in model.parameters():
                     weight.add_(torch.randn_like(weight))
         assert not torch.equal(scores(model, TAKEN), before), change
-        assert torch.equal(model.encode_items().squeeze(1), fresh()), change
+        assert torch.equal(model.encode_items()[:, 0], fresh()), change
 
 
 def test_a_seed_gives_the_same_digits_on_two_threads(make: Callable[..., GraphModel]) -> None:

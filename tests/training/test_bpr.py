@@ -25,7 +25,7 @@ def batches(taken: list[list[int]] = TAKEN, n_items: int = N_ITEMS, size: int = 
 def test_an_epoch_has_every_interaction_once(size: int) -> None:
     seen = Counter(pair for b in batches(size=size) for pair in zip(b.users.tolist(), b.taken.tolist(), strict=True))
     assert seen == Counter((user, item) for user, items in enumerate(TAKEN) for item in items)
-    sizes = [batch.n_pairs for batch in batches(size=size)]
+    sizes = [len(batch.users) for batch in batches(size=size)]
     assert all(n == size for n in sizes[:-1])
     assert len(sizes) == count_pair_batches(ragged(TAKEN), size)
 
@@ -64,7 +64,7 @@ def test_the_loss_is_bpr_and_the_penalty_of_the_vectors_in_the_batch() -> None:
         expected -= float(torch.log(torch.sigmoid(users[u] @ items[i] - users[u] @ items[j])))
         rows = (model.user_embedding.weight[u], model.item_embedding.weight[i], model.item_embedding.weight[j])
         expected += 0.3 * 0.5 * sum(float(row.detach().square().sum()) for row in rows)
-    assert float(bpr_loss(model, batch).detach()) == pytest.approx(expected / batch.n_pairs, rel=1e-5)
+    assert float(bpr_loss(model, batch).detach()) == pytest.approx(expected / len(batch.users), rel=1e-5)
 
 
 def test_graph_models_are_trained_by_bpr_in_the_fine_tuning_stage() -> None:

@@ -363,20 +363,20 @@ class GraphModel(Model):
         return self._kept[1]
 
     def encode_items(self) -> Tensor:
-        """The items' final vectors: [N, 1, Q]."""
-        return self.nodes()[1].unsqueeze(1)
+        """[N, 2, Q]: each item's final vector, and what it adds to a history that is folded in."""
+        items = self.nodes()[1]
+        return torch.stack([items, items * self.fold_in_weights.unsqueeze(1)], dim=1)
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Each prefix of item rows [B, L] folded in as a new user: [B, L, Q]."""
+        """Each prefix of rows [B, L] of the catalogue folded in as a new user: [B, L, Q]."""
         same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
         first = ~same.tril(-1).any(dim=2)  # [B, L]: not an item that stood there before
-        vectors = catalogue.squeeze(1) * self.fold_in_weights.unsqueeze(1)  # [N, Q]
-        sums = (take(vectors, histories) * first.unsqueeze(2)).cumsum(dim=1)
+        sums = (take(catalogue[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
         return sums / first.cumsum(dim=1).sqrt().unsqueeze(2)
 
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[N, Q]."""
-        return catalogue.squeeze(1)
+        return catalogue[:, 0]
 
     def score(
         self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None

@@ -67,6 +67,8 @@ class Dropout(nn.Module):
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
         return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
 class ItemMeans(ItemFeatures):
     """One frozen vector an item in one modality: the mean of its rows. No row: the item lacks the modality.
 
