@@ -84,6 +84,9 @@ class BPRTask(Task):
 
     model: GraphModel
 
+    def __init__(self, model: GraphModel, settings: StageSettings) -> None:
+        super().__init__(model)
+
     def forward(self, batch: PairBatch, generator: torch.Generator) -> Tensor:
         return bpr_loss(self.model, batch)
 

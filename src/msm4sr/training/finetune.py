@@ -82,5 +82,5 @@ def finetune(
 
     See `train_stage` for the options.
     """
-    task = BPRTask(model) if isinstance(model, GraphModel) else FinetuneTask(model, settings)
+    task = BPRTask(model, settings) if isinstance(model, GraphModel) else FinetuneTask(model, settings)
     return train_stage("finetune", task, dataset, settings, **options)
