@@ -23,6 +23,10 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
+from scipy.sparse import dok_matrix
+
+if not hasattr(dok_matrix, "_update"):  # by which RecBole's graph models fill their matrix; scipy has dropped it
+    dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
 
 
 def main(job: dict[str, Any]) -> None:
