@@ -14,6 +14,10 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, Histories
 from msm4sr.models.base import Inputs
+from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
+from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
+from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
+from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
@@ -91,6 +95,42 @@ def make_sasrec(n_items: int = 12, seed: int = 0, **changes: Any) -> SASRec:
     model = SASRec(SASRecConfig(**(TINY | CALM | changes)), Inputs(n_items))
     enlarge(model)
     return model
+
+
+TAKEN = [[1, 5, 0], [3, 4, 11, 3], [2, 2], [7, 8, 9, 0, 1], [5, 6, 1]]
+"""Training histories of five users over twelve items: item 10 was never taken, 2 and 3 twice by one user."""
+
+
+def make_inputs(taken: Sequence[Sequence[int]] = TAKEN, n_items: int = 12, modalities: Sequence[str] = ()) -> Inputs:
+    histories = ragged(taken)
+    values, offsets = torch.from_numpy(histories.values.astype(np.int64)), torch.from_numpy(histories.offsets)
+    return Inputs(n_items, len(taken), (values, offsets), make_features(n_items, modalities))
+
+
+def make_lightgcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> LightGCN:
+    torch.manual_seed(seed)
+    model = LightGCN(LightGCNConfig(**({"dim": 8} | changes)), inputs or make_inputs())
+    enlarge(model)
+    return model
+
+
+def make_grcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> GRCN:
+    torch.manual_seed(seed)
+    model = GRCN(GRCNConfig(**({"dim": 8} | changes)), inputs or make_inputs(modalities=("text", "visual")))
+    enlarge(model)
+    return model
+
+
+def make_dualgnn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> DualGNN:
+    torch.manual_seed(seed)
+    config = DualGNNConfig(**({"dim": 8, "neighbours": 2} | changes))
+    model = DualGNN(config, inputs or make_inputs(modalities=("text", "visual")))
+    enlarge(model)
+    return model
+
+
+def make_itemknn(inputs: Inputs | None = None, **changes: Any) -> ItemKNN:
+    return ItemKNN(ItemKNNConfig(**changes), inputs or make_inputs())
 
 
 def make_popularity(counts: Sequence[int]) -> Popularity:

@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msm4sr import objectives
-from msm4sr.objectives import cross_modality_contrast, next_item_cross_entropy, next_item_prediction
+from msm4sr.objectives import (
+    bayesian_personalised_ranking,
+    cross_modality_contrast,
+    next_item_cross_entropy,
+    next_item_prediction,
+    squared_length,
+)
 
 TAU = 0.3
 NEXT = [0, 1, 2, 1, 3, 1, 0, 4]  # items 0 and 1 are the next item of several pairs
@@ -315,3 +321,25 @@ def test_the_denominator_over_a_uniform_sample_is_the_full_one_in_expectation() 
         denominators.append(next_item_cross_entropy(prefixes, items, target, weights.log()).exp())
     full = next_item_cross_entropy(prefixes, items, target).exp()
     torch.testing.assert_close(torch.stack(denominators).mean(), full)
+
+
+# Bayesian personalised ranking
+
+
+def test_bpr_is_the_mean_log_likelihood_that_what_was_taken_scores_higher() -> None:
+    taken, not_taken = random(6), random(6, seed=1)
+    probabilities = [1 / (1 + math.exp(float(b - a))) for a, b in zip(taken.detach(), not_taken.detach(), strict=True)]
+    loss = bayesian_personalised_ranking(taken, not_taken)
+    assert float(loss.detach()) == pytest.approx(-sum(map(math.log, probabilities)) / 6)
+    loss.backward()
+    expected = torch.tensor([(p - 1) / 6 for p in probabilities], dtype=torch.float64)
+    torch.testing.assert_close(taken.grad, expected)
+    torch.testing.assert_close(not_taken.grad, -expected)
+
+
+def test_bpr_stays_finite_for_huge_scores() -> None:
+    assert float(bayesian_personalised_ranking(torch.tensor([-1e4]), torch.tensor([1e4]))) == 2e4
+
+
+def test_the_squared_length_is_half_the_sum_of_all_squares() -> None:
+    assert float(squared_length([torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])])) == 15.0

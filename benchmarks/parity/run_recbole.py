@@ -3,9 +3,11 @@
     .venv-recbole/bin/python benchmarks/parity/run_recbole.py JOB.json
 
 JOB.json: {"model": "SASRec", "dataset": the name, "out": a folder, "epochs": n, "threads": n, "parts": ["validation"],
-"config": what RecBole is told}. Into `out` go data.json (training rows, users, items, the target of each user), a line
-an epoch in epochs.jsonl (seconds of training alone, RecBole's own metrics), and for each part and epoch the scores of
-all items for all users as `scores-PART-EPOCH.npy`, float32 [users, items], numbered as exported.
+"config": what RecBole is told; "every": epochs between two evaluations, 1 unless given; "weights": true to keep them}.
+Into `out` go data.json (training rows, users, items, the target of each user), a line an epoch in epochs.jsonl (seconds
+of training alone, RecBole's own metrics), for each part and evaluated epoch the scores of all items for all users as
+`scores-PART-EPOCH.npy`, float32 [users, items], numbered as exported, and last weights.npz: the weights by name, and
+under `users` and `items` which user or item (as exported) each of RecBole's rows 1, 2, ... is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
+from scipy.sparse import dok_matrix
+
+if not hasattr(dok_matrix, "_update"):  # by which RecBole's graph models fill their matrix; scipy has dropped it
+    dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
 
 
 def main(job: dict[str, Any]) -> None:
@@ -52,7 +58,8 @@ def main(job: dict[str, Any]) -> None:
             loss = trainer._train_epoch(train, epoch)
             seconds = time.perf_counter() - began
             record = {"epoch": epoch + 1, "seconds": seconds, "loss": loss / len(train)}
-            for part in job["parts"]:
+            due = (epoch + 1) % job.get("every", 1) == 0 or epoch + 1 == job["epochs"]
+            for part in job["parts"] if due else ():
                 scores, own = evaluate(trainer, parts[part])
                 table = np.empty((len(users), len(items)), dtype=np.float32)
                 for user, row in scores:
@@ -61,6 +68,9 @@ def main(job: dict[str, Any]) -> None:
                 record[part] = {name.lower(): float(value) for name, value in own.items()}
             lines.write(json.dumps(record) + "\n")
             lines.flush()
+    if job.get("weights"):
+        weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
+        np.savez(out / "weights.npz", users=users, items=items, **weights)
 
 
 def evaluate(trainer: Any, loader: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from msm4sr.evaluation.evaluate import evaluate
     from msm4sr.experiments.settings import resolve_settings
     from msm4sr.features.extract import FeatureSettings, extract_features
+    from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
+    from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
+    from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
+    from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
     from msm4sr.models.baselines.popularity import Popularity
     from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
     from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
@@ -24,10 +28,18 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DataSettings": "data.dataset",
+    "DualGNN": "models.baselines.dualgnn",
+    "DualGNNConfig": "models.baselines.dualgnn",
     "FeatureSettings": "features.extract",
     "FinetuneSettings": "training.finetune",
+    "GRCN": "models.baselines.grcn",
+    "GRCNConfig": "models.baselines.grcn",
     "InputError": "errors",
+    "ItemKNN": "models.baselines.itemknn",
+    "ItemKNNConfig": "models.baselines.itemknn",
     "ItemTable": "serving.recommender",
+    "LightGCN": "models.baselines.lightgcn",
+    "LightGCNConfig": "models.baselines.lightgcn",
     "MSM4SR": "models.msm4sr",
     "MSM4SRConfig": "models.msm4sr",
     "Popularity": "models.baselines.popularity",
@@ -45,12 +57,20 @@ _HOME = {
 }
 
 __all__ = [
+    "GRCN",
     "MSM4SR",
     "DataSettings",
+    "DualGNN",
+    "DualGNNConfig",
     "FeatureSettings",
     "FinetuneSettings",
+    "GRCNConfig",
     "InputError",
+    "ItemKNN",
+    "ItemKNNConfig",
     "ItemTable",
+    "LightGCN",
+    "LightGCNConfig",
     "MSM4SRConfig",
     "Popularity",
     "PretrainSettings",

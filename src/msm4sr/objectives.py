@@ -152,3 +152,20 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
         to_prefixes, to_items = ctx.saved_tensors
         scale = gradients[0] / ctx.pairs
         return to_prefixes * scale, to_items * scale, None, None
+
+
+def bayesian_personalised_ranking(taken: Tensor, not_taken: Tensor) -> Tensor:
+    """BPR: what a user took scores over what the user did not take: -mean log sigmoid(s_ui - s_uj).
+
+    Args:
+        taken: [P], the score s_ui of an item i that the user took.
+        not_taken: [P], the score s_uj of an item j that the same user did not take.
+
+    Reference: Rendle et al. 2009, arXiv 1205.2618.
+    """
+    return F.softplus(not_taken - taken).mean()
+
+
+def squared_length(vectors: Sequence[Tensor]) -> Tensor:
+    """1/2 sum |v|^2 over all rows of all `vectors`: what an L2 penalty multiplies."""
+    return 0.5 * torch.stack([v.square().sum() for v in vectors]).sum()

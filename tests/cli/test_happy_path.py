@@ -112,7 +112,7 @@ def test_the_model_folder_alone_ranks_as_the_run_did(trained: Trained, shop: Pat
     assert mean_metrics(ranks) == metrics_of(trained.folder)["test"]
 
 
-@pytest.mark.parametrize("model", ["sasrec", "popularity"])
+@pytest.mark.parametrize("model", ["sasrec", "lightgcn", "itemknn", "popularity"])
 def test_the_baselines_run_and_recommend(cli: Cli, shop: Path, tmp_path: Path, model: str) -> None:
     run = tmp_path / model
     called = cli("run", shop, "--out", run, "--model", model, "--set", "finetune.epochs=1")
@@ -123,6 +123,20 @@ def test_the_baselines_run_and_recommend(cli: Cli, shop: Path, tmp_path: Path, m
     assert "report" in called.out
     assert cli("recommend", run, "--history", "toy-0001", "-k", "3").code == 0
     assert cli("evaluate", run).code == 0
+
+
+@pytest.mark.parametrize("model", ["grcn", "dualgnn"])
+def test_graph_models_that_read_features_run_and_recommend(
+    cli: Cli, shop: Path, features: Path, trained: Trained, tmp_path: Path, model: str
+) -> None:
+    run = tmp_path / model
+    called = cli(
+        "run", shop, "--out", run, "--features", features, "--model", model, "--set", "finetune.epochs=1",
+        "--set", "features.visual.kind=pooled",
+    )  # fmt: skip
+    assert called.code == 0, called
+    assert set(metrics_of(run)["test"]) == KEYS
+    assert cli("recommend", run, "--history", "toy-0001", "-k", "3").code == 0
 
 
 def test_popularity_recommends_what_was_taken_most_in_training(cli: Cli, shop: Path, tmp_path: Path) -> None:

@@ -69,6 +69,24 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
+class ItemMeans(ItemFeatures):
+    """One frozen vector an item in one modality: the mean of its rows. No row: the item lacks the modality.
+
+    Encoders differ in length and offset (pooled layers of an image network have no negative number), so the means
+    are centred over the items that have one, and divided by their mean length: a weight of N(0, 0.02) then makes of
+    any modality what it makes of an ID.
+    """
+
+    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
+        lengths = offsets.diff()
+        present = lengths > 0
+        rows = torch.arange(len(vectors), device=vectors.device)
+        means = F.embedding_bag(rows, vectors, offsets[:-1][present], mode="mean")
+        means = means - means.mean(dim=0)
+        means = means / means.norm(dim=1).mean().clamp(min=1e-12)  # one vector for all: nothing is told, all is 0
+        super().__init__(means, F.pad(present.long().cumsum(0), (1, 0)))
+
+
 class AttentionPooling(nn.Module):
     """One vector for an item out of its sentences or images (equation 3).
 

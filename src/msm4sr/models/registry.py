@@ -10,14 +10,29 @@ from pydantic import BaseModel, Field
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
+from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
+from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
+from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
+from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
-MODELS: dict[str, type[Model]] = {"msm4sr": MSM4SR, "sasrec": SASRec, "popularity": Popularity}
+MODELS: dict[str, type[Model]] = {
+    "msm4sr": MSM4SR,
+    "sasrec": SASRec,
+    "lightgcn": LightGCN,
+    "grcn": GRCN,
+    "dualgnn": DualGNN,
+    "itemknn": ItemKNN,
+    "popularity": Popularity,
+}
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
-ModelConfig = Annotated[MSM4SRConfig | SASRecConfig | PopularityConfig, Field(discriminator="name")]
+ModelConfig = Annotated[
+    MSM4SRConfig | SASRecConfig | LightGCNConfig | GRCNConfig | DualGNNConfig | ItemKNNConfig | PopularityConfig,
+    Field(discriminator="name"),
+]
 
 
 def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:

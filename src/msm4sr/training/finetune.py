@@ -1,4 +1,6 @@
-"""Fine-tuning: the next item by softmax over the whole catalogue (equations 12 and 13). Baselines too."""
+"""Fine-tuning: the next item by softmax over the whole catalogue (equations 12 and 13). Baselines too; those that
+propagate over the user-item graph learn by BPR in its place (`msm4sr.training.bpr`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
 from msm4sr.models.base import Model, Scorer
+from msm4sr.models.graph import GraphModel
 from msm4sr.objectives import next_item_cross_entropy
+from msm4sr.training.bpr import BPRTask
 from msm4sr.training.loop import EpochRecord, StageSettings
 from msm4sr.training.stage import StageOptions, Task, train_stage
 
@@ -74,8 +78,9 @@ class FinetuneTask(Task):
 def finetune(
     model: Model, dataset: Dataset, settings: FinetuneSettings = FinetuneSettings(), **options: Unpack[StageOptions]
 ) -> list[EpochRecord]:
-    """Train a sequence model on the training parts of the histories; the best epoch's weights remain.
+    """Train a sequence or a graph model on the training parts of the histories; the best epoch's weights remain.
 
     See `train_stage` for the options.
     """
-    return train_stage("finetune", FinetuneTask(model, settings), dataset, settings, **options)
+    task = BPRTask(model, settings) if isinstance(model, GraphModel) else FinetuneTask(model, settings)
+    return train_stage("finetune", task, dataset, settings, **options)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from msm4sr.models.base import Model
+from msm4sr.models.graph import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
+from msm4sr.training.bpr import BPRTask
 from msm4sr.training.finetune import FinetuneTask
 from msm4sr.training.loop import StageSettings
 from msm4sr.training.pretrain import PretrainTask
@@ -14,7 +16,7 @@ from msm4sr.training.stage import Task
 
 TASKS: Mapping[str, Mapping[type[Any], Callable[[Any, Any], Task]]] = {
     "pretrain": {MSM4SR: PretrainTask},
-    "finetune": {Model: FinetuneTask},
+    "finetune": {Model: FinetuneTask, GraphModel: BPRTask},
 }
 STAGES = tuple(TASKS)
 

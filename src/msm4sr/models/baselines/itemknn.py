@@ -1,0 +1,86 @@
+"""ItemKNN: what is near to the items of a history, by who took both (Deshpande and Karypis 2004,
+doi 10.1145/963770.963776). Nothing is trained; with Popularity the floor of every table.
+
+With n_i users who took item i, n_ij users who took both i and j, each counted once,
+
+    sim(i, j) = n_ij / (sqrt(n_i n_j) + h),
+
+the cosine of the two columns of the user-item matrix, shrunk by h towards 0 where few users stand behind it. Each item
+keeps its k nearest, with ties by item row, and the score of i after a history is the sum of sim(j, i) over the distinct
+items j of the history which have i among their k nearest. An item of which nothing is known scores 0.
+
+Memory is N x k, and N x N never exists: similarities are made a block of items at a time by a sparse product.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from msm4sr.models.base import Inputs, Model
+from msm4sr.models.graph import Ints, UserItemGraph, nearest_by_overlap
+
+
+class ItemKNNConfig(BaseModel):
+    """The settings of the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["itemknn"] = "itemknn"
+    neighbours: int = Field(100, ge=1, description="k, the nearest items that each item keeps")
+    shrinkage: float = Field(0.0, ge=0, description="h; 0 is the plain cosine")
+    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
+
+
+class ItemKNN(Model):
+    """The nearest items of each item: `nearest` [N, k], and how near they are: `similarities` [N, k]; 0 fills up.
+
+    A history needs no training: it is scored as it stands, and the users' rows are not looked at.
+    """
+
+    Config = ItemKNNConfig
+    config: ItemKNNConfig
+    nearest: Tensor  # int32 [N, k]
+    similarities: Tensor  # [N, k]
+    ranks_history = False
+
+    def __init__(self, config: ItemKNNConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.max_history = config.max_history
+        graph = UserItemGraph(inputs.histories, inputs.n_items)
+        degrees = graph.item_degrees().numpy().astype(np.float64)
+
+        def shrunk_cosine(items: Ints, others: Ints, both: Ints) -> npt.NDArray[np.float64]:
+            return np.divide(both, np.sqrt(degrees[items] * degrees[others]) + config.shrinkage, dtype=np.float64)
+
+        nearest, similarities = nearest_by_overlap(graph, "items", config.neighbours, shrunk_cosine)
+        self.register_buffer("nearest", nearest)
+        self.register_buffer("similarities", similarities)
+
+    def encode_items(self) -> Tensor:
+        """How near each item's nearest are: [N, 1, k]."""
+        return self.similarities.unsqueeze(1)
+
+    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+        """[N, k]."""
+        return catalogue.squeeze(1)
+
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        raise NotImplementedError("ItemKNN's scores are no product of two vectors; ask `score` for them")
+
+    def score(
+        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
+    ) -> Tensor:
+        """What the distinct items of each history [B, L] have near them: [B, N]."""
+        read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
+        items = histories.masked_fill(~read, -1).sort(dim=1).values
+        first = items != F.pad(items, (1, 0), value=-1)[:, :-1]  # of equal items, and never what is not read
+        items = items.clamp(min=0)
+        near = (keys[items] * first.unsqueeze(2)).flatten(1)  # [B, L * k]
+        return keys.new_zeros(len(items), self.n_items).scatter_add(1, self.nearest[items].long().flatten(1), near)
