@@ -69,6 +69,24 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
+class ItemMeans(ItemFeatures):
+    """One frozen vector an item in one modality: the mean of its rows. No row: the item lacks the modality.
+
+    Encoders differ in length and offset (pooled layers of an image network have no negative number), so the means
+    are centred over the items that have one, and divided by their mean length: a weight of N(0, 0.02) then makes of
+    any modality what it makes of an ID.
+    """
+
+    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
+        lengths = offsets.diff()
+        present = lengths > 0
+        rows = torch.arange(len(vectors), device=vectors.device)
+        means = F.embedding_bag(rows, vectors, offsets[:-1][present], mode="mean")
+        means = means - means.mean(dim=0)
+        means = means / means.norm(dim=1).mean().clamp(min=1e-12)  # one vector for all: nothing is told, all is 0
+        super().__init__(means, F.pad(present.long().cumsum(0), (1, 0)))
+
+
 class AttentionPooling(nn.Module):
     """One vector for an item out of its sentences or images (equation 3).
 
@@ -156,6 +174,23 @@ class ItemEncoder(nn.Module):
         return stand_in.to(encoded.dtype).index_copy(0, present, encoded)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, with dropout of the weights; causal, or over what is `visible`, bool [B, L].
+
+    q and k [B, heads, L, any], v [B, heads, L, d] to [B, heads, L, d].
+    """
+    scale, mask = v.shape[-1] ** -0.5, None if visible is None else visible[:, None, None, :]  # [B, 1, 1, L]
+    if not (dropout.training and dropout.p > 0 and q.device.type == "cpu"):
+        p = dropout.p if dropout.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=mask is None, scale=scale)
+    if mask is None:
+        hidden = torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype).triu(1)
+    else:
+        hidden = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    weights = (q * scale @ k.transpose(2, 3) + hidden).softmax(-1)  # [B, heads, L, L]
+    return dropout(weights) @ v  # type: ignore[no-any-return]
+
+
 class CausalAttention(nn.Module):
     """Multi-head self-attention in which a position sees itself and what came before it."""
 
@@ -166,33 +201,27 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]. With `visible`, bool [B, L], a position sees these in place of what came before."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
-        if self.training and self.dropout.p > 0 and x.device.type == "cpu":
-            later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1)
-            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3) + later).softmax(-1)  # [B, heads, L, L]
-            mixed = self.dropout(weights) @ v
-        else:
-            dropout = self.dropout.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        mixed = attend(q, k, v, self.dropout, visible)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
     """Attention, then a feed-forward net, each added to its input and normalised after."""
 
-    def __init__(self, dim: int, heads: int, inner_dim: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, attention: nn.Module, dim: int, inner_dim: int, dropout: float) -> None:
         super().__init__()
-        self.attention = CausalAttention(dim, heads, attention_dropout)
+        self.attention = attention
         self.feed_forward = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, dim))
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
-        x = self.attention_norm(x + self.dropout(self.attention(x)))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]. `context` is what the attention is given beside them."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, context)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 
@@ -229,15 +258,23 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(config.dim, config.heads, config.inner_dim, config.dropout, config.attention_dropout)
+            TransformerLayer(
+                CausalAttention(config.dim, config.heads, config.attention_dropout),
+                config.dim,
+                config.inner_dim,
+                config.dropout,
+            )
             for _ in range(config.layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D]."""
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D].
+
+        With `visible`, bool [B, L], it is no longer causal: each position sees all of these (one a row at least).
+        """
         x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, visible)
         return x
 
 

@@ -12,12 +12,21 @@ from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+from msm4sr.models.baselines.sasrecm import SASRecM, SASRecMConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
-MODELS: dict[str, type[Model]] = {"msm4sr": MSM4SR, "sasrec": SASRec, "popularity": Popularity}
+MODELS: dict[str, type[Model]] = {
+    "msm4sr": MSM4SR,
+    "sasrec": SASRec,
+    "sasrecm": SASRecM,
+    "popularity": Popularity,
+}
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
-ModelConfig = Annotated[MSM4SRConfig | SASRecConfig | PopularityConfig, Field(discriminator="name")]
+ModelConfig = Annotated[
+    MSM4SRConfig | SASRecConfig | SASRecMConfig | PopularityConfig,
+    Field(discriminator="name"),
+]
 
 
 def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
