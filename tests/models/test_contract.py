@@ -178,7 +178,7 @@ def test_training_is_the_same_to_the_last_bit_under_a_seed_whatever_the_global_r
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
 def test_a_model_learns_a_planted_order(name: str) -> None:
-    assert evaluate(trained(name, CYCLE, epochs=20), CYCLE, "test")["recall@5"] > 0.9
+    assert evaluate(trained(name, CYCLE, epochs=30), CYCLE, "test")["recall@5"] > 0.9
     assert evaluate(trained("popularity", CYCLE, 0), CYCLE, "test")["recall@5"] < 0.5
 
 

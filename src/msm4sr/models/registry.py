@@ -13,18 +13,20 @@ from msm4sr.models.base import Inputs, Model, read_model
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.baselines.sasrecm import SASRecM, SASRecMConfig
+from msm4sr.models.baselines.sine import SINE, SINEConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
 MODELS: dict[str, type[Model]] = {
     "msm4sr": MSM4SR,
     "sasrec": SASRec,
     "sasrecm": SASRecM,
+    "sine": SINE,
     "popularity": Popularity,
 }
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
 ModelConfig = Annotated[
-    MSM4SRConfig | SASRecConfig | SASRecMConfig | PopularityConfig,
+    MSM4SRConfig | SASRecConfig | SASRecMConfig | SINEConfig | PopularityConfig,
     Field(discriminator="name"),
 ]
 
