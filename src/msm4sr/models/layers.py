@@ -87,6 +87,31 @@ class ItemMeans(ItemFeatures):
         super().__init__(means, F.pad(present.long().cumsum(0), (1, 0)))
 
 
+class ItemCategories(ItemFeatures):
+    """Which categories every item has: their numbers, ragged, never trained. An item may have none, one or several.
+
+    Args:
+        numbers: int64 [R_all], the categories of all items, item after item.
+        offsets: int64 [N_all + 1].
+        n_categories: A, how many there are.
+    """
+
+    def __init__(self, numbers: Tensor, offsets: Tensor, n_categories: int) -> None:
+        super().__init__(numbers, offsets)
+        self.n_categories = n_categories
+
+    def labels(self, items: Tensor) -> Tensor:
+        """1 where the item has the category, else 0: items [P] to float [P, A]."""
+        numbers, lengths = self(items)
+        row = torch.repeat_interleave(torch.arange(len(items), device=items.device), lengths)
+        labels = torch.zeros(len(items), self.n_categories, device=items.device)
+        return labels.index_put((row, numbers), labels.new_ones(()))
+
+    def sums(self, embedding: Tensor) -> Tensor:
+        """The sum of each item's category vectors: embedding [A, D] to [N, D], zeros for an item without any."""
+        return F.embedding_bag(self.vectors, embedding, self.offsets[:-1], mode="sum")
+
+
 class AttentionPooling(nn.Module):
     """One vector for an item out of its sentences or images (equation 3).
 

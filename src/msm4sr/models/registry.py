@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
+from msm4sr.models.baselines.difsr import DIFSR, DIFSRConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.baselines.sasrecm import SASRecM, SASRecMConfig
@@ -21,12 +22,13 @@ MODELS: dict[str, type[Model]] = {
     "sasrec": SASRec,
     "sasrecm": SASRecM,
     "sine": SINE,
+    "difsr": DIFSR,
     "popularity": Popularity,
 }
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
 ModelConfig = Annotated[
-    MSM4SRConfig | SASRecConfig | SASRecMConfig | SINEConfig | PopularityConfig,
+    MSM4SRConfig | SASRecConfig | SASRecMConfig | SINEConfig | DIFSRConfig | PopularityConfig,
     Field(discriminator="name"),
 ]
 

@@ -40,7 +40,7 @@ class ContentProjection(nn.Module):
     def forward(self) -> Tensor:
         """[N, D]."""
         vectors, lengths = self.means()
-        projected = self.linear(vectors)
+        projected = self.linear(vectors / self.means.dim**0.5)
         stand_in = self.missing.to(projected.dtype).expand(len(lengths), -1)
         return stand_in.index_copy(0, lengths.nonzero().squeeze(1), projected)
 
