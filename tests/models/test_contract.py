@@ -135,7 +135,13 @@ def pretraining_of_msm4sr(model: Any) -> Tensor:
     return pretrain_loss(model, make_batch(SEQUENCES), PretrainSettings(), generator())
 
 
-PRETRAINING = {"msm4sr": pretraining_of_msm4sr}
+def pretraining_of_s3rec(model: Any) -> Tensor:
+    from msm4sr.training.s3rec import s3rec_loss
+
+    return s3rec_loss(model, make_batch(SEQUENCES), torch.arange(N_ITEMS), generator())
+
+
+PRETRAINING = {"msm4sr": pretraining_of_msm4sr, "s3rec": pretraining_of_s3rec}
 """The loss of a first stage, which trains what fine-tuning does not."""
 
 

@@ -12,6 +12,7 @@ from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
 from msm4sr.models.baselines.difsr import DIFSR, DIFSRConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
+from msm4sr.models.baselines.s3rec import S3Rec, S3RecConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.baselines.sasrecm import SASRecM, SASRecMConfig
 from msm4sr.models.baselines.sine import SINE, SINEConfig
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Model]] = {
     "msm4sr": MSM4SR,
     "sasrec": SASRec,
     "sasrecm": SASRecM,
+    "s3rec": S3Rec,
     "sine": SINE,
     "difsr": DIFSR,
     "popularity": Popularity,
@@ -28,7 +30,7 @@ MODELS: dict[str, type[Model]] = {
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
 ModelConfig = Annotated[
-    MSM4SRConfig | SASRecConfig | SASRecMConfig | SINEConfig | DIFSRConfig | PopularityConfig,
+    MSM4SRConfig | SASRecConfig | SASRecMConfig | S3RecConfig | SINEConfig | DIFSRConfig | PopularityConfig,
     Field(discriminator="name"),
 ]
 
