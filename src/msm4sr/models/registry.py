@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
 from msm4sr.models.baselines.difsr import DIFSR, DIFSRConfig
+from msm4sr.models.baselines.mvrnn import MVRNN, MVRNNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.s3rec import S3Rec, S3RecConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
@@ -25,12 +26,20 @@ MODELS: dict[str, type[Model]] = {
     "s3rec": S3Rec,
     "sine": SINE,
     "difsr": DIFSR,
+    "mvrnn": MVRNN,
     "popularity": Popularity,
 }
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
 ModelConfig = Annotated[
-    MSM4SRConfig | SASRecConfig | SASRecMConfig | S3RecConfig | SINEConfig | DIFSRConfig | PopularityConfig,
+    MSM4SRConfig
+    | SASRecConfig
+    | SASRecMConfig
+    | S3RecConfig
+    | SINEConfig
+    | DIFSRConfig
+    | MVRNNConfig
+    | PopularityConfig,
     Field(discriminator="name"),
 ]
 
