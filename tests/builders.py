@@ -33,7 +33,7 @@ SMALLER: dict[str, Any] = {
 
 N_ITEMS = 12
 HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 10, 7], [6, 8, 9, 10, 2], [0, 1]]
-"""What the users of `make_inputs` took; item 11 is in none of them."""
+"""What the users of `every_input` took; item 11 is in none of them."""
 CATEGORIES = [[0, 2], [1], [], [0], [0, 1, 2], [2], [], [1, 2], [0], [1], [2], []]
 
 
@@ -93,7 +93,7 @@ def as_ragged(sequences: Sequence[Sequence[int]]) -> Rows:
     return torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, sequences)]).cumsum(0)
 
 
-def make_inputs(modalities: Sequence[str] = ("text", "visual"), **changes: Any) -> Inputs:
+def every_input(modalities: Sequence[str] = ("text", "visual"), **changes: Any) -> Inputs:
     """Inputs of every kind for N_ITEMS items; the last one has no text and no category, and nobody took it."""
     features = make_features(N_ITEMS, modalities)
     if modalities:
@@ -131,7 +131,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
 
 def make_model(name: str, inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> Model:
     """Any model of the registry, tiny, without dropout, with weights large enough that everything matters."""
-    model = build(tiny_config(name, **changes), inputs or make_inputs(), seed)
+    model = build(tiny_config(name, **changes), inputs or every_input(), seed)
     torch.manual_seed(seed)
     enlarge(model)
     return model

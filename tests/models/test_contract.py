@@ -16,10 +16,10 @@ from builders import (
     HISTORIES,
     N_ITEMS,
     cycle_dataset,
+    every_input,
     generator,
     make_batch,
     make_dataset,
-    make_inputs,
     make_model,
     tiny_config,
     training_inputs,
@@ -31,7 +31,7 @@ from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Model
 from msm4sr.models.registry import MODELS, build, from_pretrained
 from msm4sr.training.checkpoint import weights_of
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss
+from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
 from msm4sr.training.loop import Device
 
 CPU = Device(accelerator="cpu")
@@ -141,13 +141,23 @@ def pretraining_of_s3rec(model: Any) -> Tensor:
     return s3rec_loss(model, make_batch(SEQUENCES), torch.arange(N_ITEMS), generator())
 
 
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_candidates_that_are_all_items_in_another_order_give_the_loss_of_all_items(name: str) -> None:
+    """What a model says of an item then comes from the item's row among those that were encoded."""
+    model = make_model(name).eval()
+    batch, shuffled = make_batch(SEQUENCES), torch.randperm(N_ITEMS, generator=generator(1))
+    torch.testing.assert_close(sampled_finetune_loss(model, batch, shuffled, N_ITEMS), finetune_loss(model, batch))
+    some = sampled_finetune_loss(model, batch, torch.tensor([2, 7, 10]), N_ITEMS)
+    assert some.isfinite()
+
+
 PRETRAINING = {"msm4sr": pretraining_of_msm4sr, "s3rec": pretraining_of_s3rec}
 """The loss of a first stage, which trains what fine-tuning does not."""
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_seed_makes_the_same_model_and_another_seed_another(name: str) -> None:
-    one, same, other = (build(tiny_config(name), make_inputs(), seed) for seed in (4, 4, 5))
+    one, same, other = (build(tiny_config(name), every_input(), seed) for seed in (4, 4, 5))
     assert torch.equal(scores(one.eval(), ROWS, [4] * 3), scores(same.eval(), ROWS, [4] * 3))
     if name in TRAINED:
         assert not torch.equal(scores(one, ROWS, [4] * 3), scores(other.eval(), ROWS, [4] * 3))

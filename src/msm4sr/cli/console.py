@@ -38,7 +38,9 @@ Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA",
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
-ModelName = Annotated[str, typer.Option("--model", help="msm4sr, sasrec or popularity.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="msm4sr, sasrec, sasrecm, s3rec, sine, difsr, mvrnn or popularity.")
+]
 Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4."),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import CATEGORIES, N_ITEMS, make_batch, make_inputs, make_model
+from builders import CATEGORIES, N_ITEMS, every_input, make_batch, make_model
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ def test_the_predictor_is_taught_which_categories_the_next_item_has() -> None:
     model = make_difsr(attribute_weight=3.0)
     prefixes = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     targets = [0, 2, 4, 1]  # two categories, none, three, one
-    term = model.auxiliary_loss(prefixes, torch.tensor(targets), model.encode_items())
+    term = model.auxiliary_loss(prefixes, torch.tensor(targets), model.encode_items()[targets])
     losses = []
     for prefix, target in zip(prefixes, targets, strict=True):
         for category in range(3):
@@ -121,7 +121,7 @@ def test_the_prediction_of_attributes_is_added_to_the_loss() -> None:
 @pytest.mark.parametrize("categories", [None, "none has one"])
 def test_without_categories_ids_and_positions_remain(categories: str | None) -> None:
     nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(N_ITEMS + 1, dtype=torch.int64))
-    model = make_difsr(make_inputs(categories=nothing if categories else None, n_categories=0))
+    model = make_difsr(every_input(categories=nothing if categories else None, n_categories=0))
     assert not any("category" in name or "predictor" in name for name, _ in model.named_parameters())
     finetune_loss(model, make_batch([HISTORY, [3, 4, 11, 7]])).backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())

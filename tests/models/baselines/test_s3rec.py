@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CATEGORIES, N_ITEMS, cycle_dataset, generator, make_batch, make_inputs, make_model, tiny_config
+from builders import CATEGORIES, N_ITEMS, cycle_dataset, every_input, generator, make_batch, make_model, tiny_config
 from torch import Tensor
 
 from msm4sr.errors import InputError
@@ -226,7 +226,7 @@ def test_the_ranker_scores_what_the_mask_behind_a_history_stands_for_whatever_th
 
 def test_without_categories_items_and_segments_remain() -> None:
     nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(N_ITEMS + 1, dtype=torch.int64))
-    model = make_s3rec(make_inputs(categories=nothing, n_categories=0))
+    model = make_s3rec(every_input(categories=nothing, n_categories=0))
     assert list(model.maps) == ["mip", "sp"]
     loss = s3rec_loss(model, make_batch(SEQUENCES), POOL, generator())
     (loss + finetune_loss(model, make_batch(SEQUENCES))).backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from builders import N_ITEMS, make_inputs, make_model, make_rows
+from builders import N_ITEMS, every_input, make_model, make_rows
 from torch import Tensor
 
 from msm4sr.models.layers import ItemMeans
@@ -22,7 +22,7 @@ def standardised_slowly(vectors: Tensor, offsets: Tensor) -> dict[int, Tensor]:
 
 
 def test_an_item_is_the_sum_of_its_id_and_of_its_projected_means_or_their_stand_ins() -> None:
-    inputs = make_inputs(("text", "visual", "audio"))
+    inputs = every_input(("text", "visual", "audio"))
     model = make_model("sasrecm", inputs)
     with torch.no_grad():
         encoded = model.encode_items()[:, 0]
@@ -31,7 +31,7 @@ def test_an_item_is_the_sum_of_its_id_and_of_its_projected_means_or_their_stand_
             for modality, (vectors, offsets) in inputs.features.items():
                 content, means = model.content[modality], standardised_slowly(vectors, offsets)
                 if i in means:
-                    expected = expected + content.linear.weight @ means[i] + content.linear.bias
+                    expected = expected + content.linear.weight @ means[i] / len(means[i]) ** 0.5 + content.linear.bias
                 else:
                     expected = expected + content.missing
             torch.testing.assert_close(encoded[i], expected, rtol=1e-4, atol=1e-5)
@@ -48,7 +48,7 @@ def test_the_sum_is_what_the_transformer_reads_and_what_a_score_is_multiplied_wi
 
 
 def test_without_any_features_it_is_sasrec() -> None:
-    model = make_model("sasrecm", make_inputs(()))
+    model = make_model("sasrecm", every_input(()))
     assert torch.equal(model.encode_items()[:, 0], model.item_embedding.weight)
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"item_embedding", "transformer"}
 

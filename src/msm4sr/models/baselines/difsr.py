@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, Model, no_rows
-from msm4sr.models.layers import ItemCategories, TransformerConfig, TransformerLayer, initialise, take
+from msm4sr.models.layers import Dropout, ItemCategories, TransformerConfig, TransformerLayer, attend, initialise, take
 
 
 class DIFSRConfig(TransformerConfig):
@@ -60,7 +60,7 @@ class DecoupledAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.side = nn.ModuleList(nn.Linear(width, 2 * width) for width in self.widths)  # queries and keys
         self.out = nn.Linear(dim, dim)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
 
     def per_head(self, x: Tensor, parts: int) -> Tensor:
         """[B, L, parts * width] to [parts, B, heads, L, width / heads]."""
@@ -72,14 +72,9 @@ class DecoupledAttention(nn.Module):
         q, k, v = self.per_head(self.qkv(x), 3)
         sources = zip(self.side, torch.split(side, self.widths, dim=2), strict=True)
         queries_and_keys = [self.per_head(linear(source), 2) for linear, source in sources]
-        mixed = F.scaled_dot_product_attention(
-            torch.cat([q, *(pair[0] for pair in queries_and_keys)], dim=-1),  # a product of what stands side by side
-            torch.cat([k, *(pair[1] for pair in queries_and_keys)], dim=-1),  # is the sum of the products
-            v,
-            is_causal=True,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=v.shape[-1] ** -0.5,
-        )
+        q = torch.cat([q, *(pair[0] for pair in queries_and_keys)], dim=-1)  # a product of what stands side by side
+        k = torch.cat([k, *(pair[1] for pair in queries_and_keys)], dim=-1)  # is the sum of the products
+        mixed = attend(q, k, v, self.dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -101,7 +96,7 @@ class DIFSR(Model):
             self.category_embedding = nn.Embedding(inputs.n_categories, attribute_dim)  # A is made of these
             self.predictor = nn.Linear(config.dim, inputs.n_categories)
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 DecoupledAttention(config.dim, attribute_dim, config.heads, config.attention_dropout),
@@ -135,11 +130,11 @@ class DIFSR(Model):
         """E: [N, D]."""
         return catalogue[:, 0, : self.config.dim]
 
-    def auxiliary_loss(self, prefixes: Tensor, targets: Tensor, catalogue: Tensor) -> Tensor | None:
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
         """lambda times the mean binary cross-entropy of the next items' attributes."""
         if not (self.categories.n_categories and self.config.attribute_weight):
             return None
-        labels = self.categories.labels(targets)
+        labels = self.categories.labels(items)
         loss = F.binary_cross_entropy_with_logits(self.predictor(prefixes), labels)
         return self.config.attribute_weight * loss
 

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, Model
-from msm4sr.models.layers import ItemMeans, initialise, take
+from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
 
 
 class MVRNNConfig(BaseModel):
@@ -75,7 +75,7 @@ class MVRNN(Model):
             {a: nn.Parameter(_like_an_embedding(config.dim, rows[0].shape[1])) for a, rows in present.items()}
         )  # V
         views = 2 if self.features else 1
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.structure == "united":
             self.recurrent = nn.ModuleList([nn.GRU(views * config.dim, views * config.dim, batch_first=True)])
         else:
@@ -118,16 +118,16 @@ class MVRNN(Model):
         """p: [N, 2 D]."""
         return catalogue.flatten(1)
 
-    def auxiliary_loss(self, prefixes: Tensor, targets: Tensor, catalogue: Tensor) -> Tensor | None:
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
         """L_AE, a mean over the next items."""
         if not (self.features and self.config.reconstruction_weight):
             return None
-        content, total = take(catalogue, targets)[:, 1], prefixes.new_zeros(())  # m: [P, D]
+        content, total = next_items[:, 1], prefixes.new_zeros(())  # m: [P, D]
         for modality, features in self.features.items():
-            vectors, lengths = features(targets)
+            vectors, lengths = features(items)
             rebuilt = content[lengths.bool()] @ self.weight(modality)
             total = total + (vectors - rebuilt).square().sum()
-        return self.config.reconstruction_weight / 2 * total / len(targets)
+        return self.config.reconstruction_weight / 2 * total / len(items)
 
     def sizes(self) -> dict[str, Any]:
         return super().sizes() | {"modalities": list(self.features)}

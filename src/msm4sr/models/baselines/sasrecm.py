@@ -2,12 +2,16 @@
 
 The comparison of MSM4SR's tables (Zhang, Zhou, Zeng, Shen; arXiv 2303.11879), which describes it in one sentence:
 
-    v_i = e_i + sum_a (W_a f_i^a + b_a)
+    v_i = e_i + sum_a (W_a f_i^a / sqrt(D_a) + b_a)
 
 e_i is the ID embedding, f_i^a the frozen vector of item i in modality a (text, visual, any other), W_a and b_a are
 trained. v_i takes the place of e_i in SASRec, in the Transformer's input and in the score. An item that lacks a
-modality has a learned stand-in s_a in place of W_a f_i^a + b_a; a modality that no item has is left out, and without
-any the model is SASRec. f_i^a is the mean of the item's sentences (pictures), see `ItemMeans`.
+modality has a learned stand-in s_a in place of its term; a modality that no item has is left out, and without any the
+model is SASRec. f_i^a is the mean of the item's sentences (pictures), of width D_a and mean length 1 (`ItemMeans`).
+
+Why sqrt(D_a): Adam moves every weight by about the learning rate, hence W_a f by sqrt(D_a) times as far as an ID
+embedding. Divided by it, content and ID learn at the same pace, and the model begins as SASRec. (On MovieLens-100K,
+where D_a is 384 and 1280, training without it found its best validation at once and never came back to it.)
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class SASRecMConfig(TransformerConfig):
 
 
 class ContentProjection(nn.Module):
-    """W f + b of every item in one modality, a learned stand-in for items without it."""
+    """W f / sqrt(D_a) + b of every item in one modality, a learned stand-in for items without it."""
 
     def __init__(self, vectors: Tensor, offsets: Tensor, dim: int) -> None:
         super().__init__()

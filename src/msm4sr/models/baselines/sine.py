@@ -133,7 +133,7 @@ class SINE(Model):
         scores, chosen = (summary @ self.prototypes.weight.T).topk(self.interests)
         return self.prototypes(chosen) * scores.sigmoid().unsqueeze(3)  # type: ignore[no-any-return]
 
-    def auxiliary_loss(self, prefixes: Tensor, targets: Tensor, catalogue: Tensor) -> Tensor | None:
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
         """lambda/2 (|M|_F^2 - |diag M|_F^2): prototypes that say the same cost something."""
         if not self.config.prototype_weight:
             return None
