@@ -31,8 +31,8 @@ from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Model
 from msm4sr.models.registry import MODELS, build, from_pretrained
 from msm4sr.training.checkpoint import weights_of
+from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
-from msm4sr.training.loop import Device
 
 CPU = Device(accelerator="cpu")
 SEQUENCES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8, 9, 10, 2], [0, 1]]
@@ -138,7 +138,7 @@ def pretraining_of_msm4sr(model: Any) -> Tensor:
 def pretraining_of_s3rec(model: Any) -> Tensor:
     from msm4sr.training.s3rec import s3rec_loss
 
-    return s3rec_loss(model, make_batch(SEQUENCES), torch.arange(N_ITEMS), generator())
+    return s3rec_loss(model, make_batch(SEQUENCES), generator())
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)

@@ -194,6 +194,6 @@ def pretrain_s3rec(
 ) -> list[EpochRecord]:
     """Train embeddings and Transformer on the training parts of the histories; the best epoch's weights remain.
 
-    Of `settings` the part that all stages have is read. See `train_stage` for the options.
+    Of `settings` the part that all stages have is read, `pairs` apart. See `train_stage` for the options.
     """
     return train_stage("pretrain", S3RecTask(model, settings), dataset, settings, **options)
