@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.batches import Batch
-from msm4sr.data.dataset import Dataset, Histories
-from msm4sr.models.base import Inputs
+from msm4sr.data.dataset import Dataset, Histories, training_histories
+from msm4sr.models.base import Inputs, Model
 from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
 from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
 from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
@@ -21,11 +21,24 @@ from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.models.registry import CONFIGS, build
 
 Rows = tuple[Tensor, Tensor]
 
 TINY: dict[str, Any] = {"dim": 8, "layers": 2, "heads": 2, "inner_dim": 16, "max_history": 6}
 CALM: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
+SMALLER: dict[str, Any] = {
+    "experts": 3,
+    "pooling_activation": "relu",
+    "prototypes": 6,
+    "interests": 2,
+    "attribute_dim": 4,
+}
+
+N_ITEMS = 12
+HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 10, 7], [6, 8, 9, 10, 2], [0, 1]]
+"""What the users of `every_input` took; item 11 is in none of them."""
+CATEGORIES = [[0, 2], [1], [], [0], [0, 1, 2], [2], [], [1, 2], [0], [1], [2], []]
 
 
 def ragged(sequences: Sequence[Sequence[int]]) -> Histories:
@@ -77,6 +90,55 @@ def make_features(n_items: int, modalities: Sequence[str] = ("text", "visual"), 
         lengths[number :: len(modalities) + 2] = 0
         features[name] = make_rows(lengths.tolist(), 5 + number, seed + number)
     return features
+
+
+def as_ragged(sequences: Sequence[Sequence[int]]) -> Rows:
+    values = [item for sequence in sequences for item in sequence]
+    return torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, sequences)]).cumsum(0)
+
+
+def every_input(modalities: Sequence[str] = ("text", "visual"), **changes: Any) -> Inputs:
+    """Inputs of every kind for N_ITEMS items; the last one has no text and no category, and nobody took it."""
+    features = make_features(N_ITEMS, modalities)
+    if modalities:
+        vectors, offsets = features[modalities[0]]
+        features[modalities[0]] = vectors[: offsets[-2]], torch.cat([offsets[:-1], offsets[-2:-1]])
+    everything: dict[str, Any] = {
+        "n_users": len(HISTORIES),
+        "histories": as_ragged(HISTORIES),
+        "features": features,
+        "categories": as_ragged(CATEGORIES),
+        "n_categories": 3,
+    }
+    return Inputs(N_ITEMS, **(everything | changes))
+
+
+def training_inputs(dataset: Dataset) -> Inputs:
+    """Inputs of every kind for a data set that has neither features nor categories: both are drawn."""
+    taken = training_histories(dataset)
+    rng = np.random.default_rng(0)
+    return Inputs(
+        dataset.n_items,
+        dataset.n_users,
+        histories=(torch.from_numpy(taken.values.astype(np.int64)), torch.from_numpy(taken.offsets)),
+        features=make_features(dataset.n_items),
+        categories=as_ragged([rng.permutation(4)[: rng.integers(0, 3)].tolist() for _ in range(dataset.n_items)]),
+        n_categories=4,
+    )
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    """Of any model of the registry, without dropout; of TINY, CALM, SMALLER and `changes` what it has."""
+    wanted = TINY | CALM | SMALLER | changes
+    return CONFIGS[name](**{key: value for key, value in wanted.items() if key in CONFIGS[name].model_fields})
+
+
+def make_model(name: str, inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> Model:
+    """Any model of the registry, tiny, without dropout, with weights large enough that everything matters."""
+    model = build(tiny_config(name, **changes), inputs or every_input(), seed)
+    torch.manual_seed(seed)
+    enlarge(model)
+    return model
 
 
 def make_msm4sr(

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from msm4sr.evaluation.evaluate import evaluate
     from msm4sr.experiments.settings import resolve_settings
     from msm4sr.features.extract import FeatureSettings, extract_features
+    from msm4sr.models.baselines.difsr import DIFSR
     from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
     from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
     from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
     from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
+    from msm4sr.models.baselines.mvrnn import MVRNN
     from msm4sr.models.baselines.popularity import Popularity
+    from msm4sr.models.baselines.s3rec import S3Rec
     from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+    from msm4sr.models.baselines.sasrecm import SASRecM
+    from msm4sr.models.baselines.sine import SINE
     from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
     from msm4sr.models.registry import from_pretrained
     from msm4sr.serving.recommender import ItemTable, recommend
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from msm4sr.training.pretrain import PretrainSettings, pretrain
 
 _HOME = {
+    "DIFSR": "models.baselines.difsr",
     "DataSettings": "data.dataset",
     "DualGNN": "models.baselines.dualgnn",
     "DualGNNConfig": "models.baselines.dualgnn",
@@ -42,10 +48,14 @@ _HOME = {
     "LightGCNConfig": "models.baselines.lightgcn",
     "MSM4SR": "models.msm4sr",
     "MSM4SRConfig": "models.msm4sr",
+    "MVRNN": "models.baselines.mvrnn",
     "Popularity": "models.baselines.popularity",
     "PretrainSettings": "training.pretrain",
+    "S3Rec": "models.baselines.s3rec",
     "SASRec": "models.baselines.sasrec",
     "SASRecConfig": "models.baselines.sasrec",
+    "SASRecM": "models.baselines.sasrecm",
+    "SINE": "models.baselines.sine",
     "evaluate": "evaluation.evaluate",
     "extract_features": "features.extract",
     "finetune": "training.finetune",
@@ -57,8 +67,11 @@ _HOME = {
 }
 
 __all__ = [
+    "DIFSR",
     "GRCN",
     "MSM4SR",
+    "MVRNN",
+    "SINE",
     "DataSettings",
     "DualGNN",
     "DualGNNConfig",
@@ -74,8 +87,10 @@ __all__ = [
     "MSM4SRConfig",
     "Popularity",
     "PretrainSettings",
+    "S3Rec",
     "SASRec",
     "SASRecConfig",
+    "SASRecM",
     "evaluate",
     "extract_features",
     "finetune",

@@ -154,6 +154,18 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
         return to_prefixes * scale, to_items * scale, None, None
 
 
+def sampled_binary_cross_entropy(taken: Tensor, not_taken: Tensor) -> Tensor:
+    """The loss of SASRec's authors: -mean [log sigmoid(s_i) + log(1 - sigmoid(s_j))].
+
+    Args:
+        taken: [P], the score s_i of the next item.
+        not_taken: [P], the score s_j of an item that the history lacks.
+
+    Reference: Kang and McAuley 2018, section III.E.
+    """
+    return (F.softplus(-taken) + F.softplus(not_taken)).mean()
+
+
 def bayesian_personalised_ranking(taken: Tensor, not_taken: Tensor) -> Tensor:
     """BPR: what a user took scores over what the user did not take: -mean log sigmoid(s_ui - s_uj).
 
@@ -169,3 +181,35 @@ def bayesian_personalised_ranking(taken: Tensor, not_taken: Tensor) -> Tensor:
 def squared_length(vectors: Sequence[Tensor]) -> Tensor:
     """1/2 sum |v|^2 over all rows of all `vectors`: what an L2 penalty multiplies."""
     return 0.5 * torch.stack([v.square().sum() for v in vectors]).sum()
+
+
+def attribute_mutual_information(context: Tensor, attributes: Tensor, labels: Tensor) -> Tensor:
+    """S3-Rec's AAP and MAP: which attributes does this item have? [P], one number a position.
+
+    -sum_a [y_a log sigma(c . e_a) + (1 - y_a) log(1 - sigma(c . e_a))], c the position's encoding times the task's
+    map. (The paper prints the contrast of one attribute with drawn ones; its code has this sum over all of them.)
+
+    Args:
+        context: c [P, D].
+        attributes: e, [A, D].
+        labels: y, float [P, A] of 0 and 1.
+
+    Reference: Zhou et al. 2020, equations 5 and 9.
+    """
+    return F.binary_cross_entropy_with_logits(context @ attributes.T, labels, reduction="none").sum(dim=1)
+
+
+def contrastive_mutual_information(context: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """S3-Rec's MIP and SP: which of two belongs to this context? [P], one number a position.
+
+    -log [exp f(c, x) / (exp f(c, x) + exp f(c, x'))] = -log sigma(f(c, x) - f(c, x')), f(c, x) = sigma(c . x), c the
+    encoding of the context times the task's map.
+
+    Args:
+        context: c [P, D].
+        positive: x [P, D], the item (the segment) that was masked.
+        negative: x' [P, D], another one.
+
+    Reference: Zhou et al. 2020, equations 7 and 11.
+    """
+    return F.softplus(((context * negative).sum(dim=1)).sigmoid() - ((context * positive).sum(dim=1)).sigmoid())

@@ -340,3 +340,17 @@ def test_taking_rows_of_a_table_is_indexing_with_the_same_gradient() -> None:
     assert torch.equal(take(table, rows), table[rows])
     ours, plain = (torch.autograd.grad((x * upstream).sum(), table)[0] for x in (take(table, rows), table[rows]))
     assert torch.allclose(ours, plain)
+
+
+# Not causal: masked tasks
+
+
+def test_a_position_sees_exactly_what_is_visible_whatever_stands_elsewhere() -> None:
+    transformer, x = make_transformer(), torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    visible = torch.tensor([[True, False, True, True, False]])
+    changed = torch.where(visible[..., None], x, x.flip(2))
+    first, other = transformer(x, visible), transformer(changed, visible)
+    torch.testing.assert_close(first[visible], other[visible])
+    later = x.clone()
+    later[0, 3] = x[0, 3].flip(0)
+    assert (transformer(later, visible)[0, 0] - first[0, 0]).abs().max() > 1e-3  # what comes later is seen

@@ -39,7 +39,11 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", 
 Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
 ModelName = Annotated[
-    str, typer.Option("--model", help="msm4sr, sasrec, lightgcn, grcn, dualgnn, itemknn or popularity.")
+    str,
+    typer.Option(
+        "--model",
+        help="msm4sr, sasrec, sasrecm, s3rec, sine, difsr, mvrnn, lightgcn, grcn, dualgnn, itemknn or popularity.",
+    ),
 ]
 Changes = Annotated[
     list[str],

@@ -46,6 +46,7 @@ from msm4sr.training import stage as training
 from msm4sr.training.checkpoint import check_same, flat, read_about, read_weights, set_weights
 from msm4sr.training.loop import EpochRecord, Monitor, Place, Silent, StageSettings, best_file, last_file, read_place
 from msm4sr.training.pretrain import PretrainTask
+from msm4sr.training.s3rec import S3RecTask
 from msm4sr.training.tasks import STAGES, task_of
 
 Note = Callable[[str], object]
@@ -333,6 +334,8 @@ def train_stage(
     run.settings.device.check()  # the run may have come from another machine
     if isinstance(task, PretrainTask) and len(task.model.modalities) == 1:
         note(f"pre-training on {task.model.modalities[0]} alone: nothing to mix or to contrast")
+    if isinstance(task, S3RecTask) and not task.model.categories.n_categories:
+        note("no item has a category: pre-training without associated and masked attributes")
     place = read_place(run.checkpoints, stage) if resume else None
     if place is not None and place.done:
         note(f"{stage}: done already, {place.epoch - 1} epochs")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -61,6 +61,8 @@ class Scorer(nn.Module):
     """Items of a history that are read, the latest ones."""
     ranks_history: ClassVar[bool] = True
     """False: what a user took is never recommended again, whatever the evaluation's settings say."""
+    loss: Literal["softmax", "bce", "bpr"] = "softmax"
+    """What fine-tuning holds the next item against: all items, or one that is drawn (see `msm4sr.objectives`)."""
 
     @abstractmethod
     def encode_items(self) -> Tensor:
@@ -97,6 +99,16 @@ class Scorer(nn.Module):
         prefixes = self.encode_histories(histories, catalogue)  # [B, L, Q]
         last = prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
         return last @ keys.T
+
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
+        """What fine-tuning adds to the loss of a batch, weighted already; None: nothing.
+
+        Args:
+            prefixes: the vectors of the batch's prefixes [P, Q].
+            items: their next items int64 [P].
+            next_items: what `encode_items` says of these [P, M, D].
+        """
+        return None
 
 
 class Model(Scorer):

@@ -87,6 +87,31 @@ class ItemMeans(ItemFeatures):
         super().__init__(means, F.pad(present.long().cumsum(0), (1, 0)))
 
 
+class ItemCategories(ItemFeatures):
+    """Which categories every item has: their numbers, ragged, never trained. An item may have none, one or several.
+
+    Args:
+        numbers: int64 [R_all], the categories of all items, item after item.
+        offsets: int64 [N_all + 1].
+        n_categories: A, how many there are.
+    """
+
+    def __init__(self, numbers: Tensor, offsets: Tensor, n_categories: int) -> None:
+        super().__init__(numbers, offsets)
+        self.n_categories = n_categories
+
+    def labels(self, items: Tensor) -> Tensor:
+        """1 where the item has the category, else 0: items [P] to float [P, A]."""
+        numbers, lengths = self(items)
+        row = torch.repeat_interleave(torch.arange(len(items), device=items.device), lengths)
+        labels = torch.zeros(len(items), self.n_categories, device=items.device)
+        return labels.index_put((row, numbers), labels.new_ones(()))
+
+    def sums(self, embedding: Tensor) -> Tensor:
+        """The sum of each item's category vectors: embedding [A, D] to [N, D], zeros for an item without any."""
+        return F.embedding_bag(self.vectors, embedding, self.offsets[:-1], mode="sum")
+
+
 class AttentionPooling(nn.Module):
     """One vector for an item out of its sentences or images (equation 3).
 
@@ -174,6 +199,23 @@ class ItemEncoder(nn.Module):
         return stand_in.to(encoded.dtype).index_copy(0, present, encoded)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, with dropout of the weights; causal, or over what is `visible`, bool [B, L].
+
+    q and k [B, heads, L, any], v [B, heads, L, d] to [B, heads, L, d].
+    """
+    scale, mask = v.shape[-1] ** -0.5, None if visible is None else visible[:, None, None, :]  # [B, 1, 1, L]
+    if not (dropout.training and dropout.p > 0 and q.device.type == "cpu"):
+        p = dropout.p if dropout.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=mask is None, scale=scale)
+    if mask is None:
+        hidden = torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype).triu(1)
+    else:
+        hidden = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    weights = (q * scale @ k.transpose(2, 3) + hidden).softmax(-1)  # [B, heads, L, L]
+    return dropout(weights) @ v  # type: ignore[no-any-return]
+
+
 class CausalAttention(nn.Module):
     """Multi-head self-attention in which a position sees itself and what came before it."""
 
@@ -184,33 +226,27 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]. With `visible`, bool [B, L], a position sees these in place of what came before."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
-        if self.training and self.dropout.p > 0 and x.device.type == "cpu":
-            later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1)
-            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3) + later).softmax(-1)  # [B, heads, L, L]
-            mixed = self.dropout(weights) @ v
-        else:
-            dropout = self.dropout.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        mixed = attend(q, k, v, self.dropout, visible)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
     """Attention, then a feed-forward net, each added to its input and normalised after."""
 
-    def __init__(self, dim: int, heads: int, inner_dim: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, attention: nn.Module, dim: int, inner_dim: int, dropout: float) -> None:
         super().__init__()
-        self.attention = CausalAttention(dim, heads, attention_dropout)
+        self.attention = attention
         self.feed_forward = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, dim))
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
-        x = self.attention_norm(x + self.dropout(self.attention(x)))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]. `context` is what the attention is given beside them."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, context)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 
@@ -247,15 +283,23 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(config.dim, config.heads, config.inner_dim, config.dropout, config.attention_dropout)
+            TransformerLayer(
+                CausalAttention(config.dim, config.heads, config.attention_dropout),
+                config.dim,
+                config.inner_dim,
+                config.dropout,
+            )
             for _ in range(config.layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D]."""
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D].
+
+        With `visible`, bool [B, L], it is no longer causal: each position sees all of these (one a row at least).
+        """
         x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, visible)
         return x
 
 

@@ -10,17 +10,27 @@ from pydantic import BaseModel, Field
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, Model, read_model
+from msm4sr.models.baselines.difsr import DIFSR, DIFSRConfig
 from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
 from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
 from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
+from msm4sr.models.baselines.mvrnn import MVRNN, MVRNNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
+from msm4sr.models.baselines.s3rec import S3Rec, S3RecConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
+from msm4sr.models.baselines.sasrecm import SASRecM, SASRecMConfig
+from msm4sr.models.baselines.sine import SINE, SINEConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
 MODELS: dict[str, type[Model]] = {
     "msm4sr": MSM4SR,
     "sasrec": SASRec,
+    "sasrecm": SASRecM,
+    "s3rec": S3Rec,
+    "sine": SINE,
+    "difsr": DIFSR,
+    "mvrnn": MVRNN,
     "lightgcn": LightGCN,
     "grcn": GRCN,
     "dualgnn": DualGNN,
@@ -30,7 +40,18 @@ MODELS: dict[str, type[Model]] = {
 CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
 
 ModelConfig = Annotated[
-    MSM4SRConfig | SASRecConfig | LightGCNConfig | GRCNConfig | DualGNNConfig | ItemKNNConfig | PopularityConfig,
+    MSM4SRConfig
+    | SASRecConfig
+    | SASRecMConfig
+    | S3RecConfig
+    | SINEConfig
+    | DIFSRConfig
+    | MVRNNConfig
+    | LightGCNConfig
+    | GRCNConfig
+    | DualGNNConfig
+    | ItemKNNConfig
+    | PopularityConfig,
     Field(discriminator="name"),
 ]
 

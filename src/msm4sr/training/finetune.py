@@ -15,9 +15,11 @@ from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
 from msm4sr.models.base import Model, Scorer
 from msm4sr.models.graph import GraphModel
-from msm4sr.objectives import next_item_cross_entropy
+from msm4sr.models.layers import take
+from msm4sr.objectives import bayesian_personalised_ranking, next_item_cross_entropy, sampled_binary_cross_entropy
 from msm4sr.training.bpr import BPRTask
 from msm4sr.training.loop import EpochRecord, StageSettings
+from msm4sr.training.negatives import absent_items
 from msm4sr.training.stage import StageOptions, Task, train_stage
 
 SAMPLE_OVER = 100_000  # items; below, all of them cost less than what a sample loses
@@ -38,11 +40,24 @@ class FinetuneSettings(StageSettings):
         return min(self.samples, n_items) if sampled else None
 
 
-def finetune_loss(model: Scorer, batch: Batch) -> Tensor:
-    """Mean negative log-likelihood of the batch's next items; the catalogue is encoded once."""
-    catalogue = model.encode_items()
+SAMPLED = {"bce": sampled_binary_cross_entropy, "bpr": bayesian_personalised_ranking}
+
+
+def finetune_loss(model: Scorer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    """The model's loss of the batch's next items, and what it adds; the catalogue is encoded once.
+
+    By default the mean negative log-likelihood. `generator` draws the items which `bce` and `bpr` compare with.
+    """
+    catalogue, targets = model.encode_items(), batch.targets[batch.mask]
     prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]  # [P, Q]
-    return next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), batch.targets[batch.mask])
+    keys = model.scoring_vectors(catalogue)
+    if model.loss == "softmax":
+        loss = next_item_cross_entropy(prefixes, keys, targets)
+    else:
+        other = absent_items(batch, len(keys), generator)[batch.mask]
+        scores = [(prefixes * take(keys, items)).sum(dim=1) for items in (targets, other)]
+        loss = SAMPLED[model.loss](*scores)
+    return _with_added(loss, model, prefixes, targets, take(catalogue, targets))
 
 
 def sampled_finetune_loss(model: Scorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
@@ -50,14 +65,20 @@ def sampled_finetune_loss(model: Scorer, batch: Batch, sample: Tensor, n_items: 
 
     Only those items, the histories' and the next items are encoded. With S = `n_items` it is the full loss.
     """
-    target = batch.targets[batch.mask]
-    everything, place = torch.unique(torch.cat([sample, target, batch.items.flatten()]), return_inverse=True)
-    drawn, target, histories = place.split([len(sample), len(target), batch.items.numel()])
+    items = batch.targets[batch.mask]
+    everything, place = torch.unique(torch.cat([sample, items, batch.items.flatten()]), return_inverse=True)
+    drawn, target, histories = place.split([len(sample), len(items), batch.items.numel()])
     log_weights = sample.new_full((len(everything),), -torch.inf, dtype=torch.float32)
     log_weights[drawn] = math.log(n_items / len(sample))
     catalogue = model.encode_some_items(everything)
     prefixes = model.encode_histories(histories.view_as(batch.items), catalogue)[batch.mask]
-    return next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), target, log_weights)
+    loss = next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), target, log_weights)
+    return _with_added(loss, model, prefixes, items, take(catalogue, target))
+
+
+def _with_added(loss: Tensor, model: Scorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
+    added = model.auxiliary_loss(prefixes, items, next_items)
+    return loss if added is None else loss + added
 
 
 class FinetuneTask(Task):
@@ -69,8 +90,8 @@ class FinetuneTask(Task):
         self.samples = settings.samples_of(model.n_items)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        if self.samples is None:
-            return finetune_loss(self.model, batch)
+        if self.samples is None or self.model.loss != "softmax":
+            return finetune_loss(self.model, batch, generator)
         sample = torch.randperm(self.n_items, generator=generator, device=batch.items.device)[: self.samples]
         return sampled_finetune_loss(self.model, batch, sample, self.n_items)
 

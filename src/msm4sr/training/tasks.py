@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from msm4sr.models.base import Model
+from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.bpr import BPRTask
 from msm4sr.training.finetune import FinetuneTask
 from msm4sr.training.loop import StageSettings
 from msm4sr.training.pretrain import PretrainTask
+from msm4sr.training.s3rec import S3RecTask
 from msm4sr.training.stage import Task
 
 TASKS: Mapping[str, Mapping[type[Any], Callable[[Any, Any], Task]]] = {
-    "pretrain": {MSM4SR: PretrainTask},
+    "pretrain": {MSM4SR: PretrainTask, S3Rec: S3RecTask},
     "finetune": {Model: FinetuneTask, GraphModel: BPRTask},
 }
 STAGES = tuple(TASKS)

@@ -1,0 +1,151 @@
+"""DIF-SR: decoupled side information fusion for sequential recommendation (Xie, Zhou, Kim 2022; arXiv 2204.11046).
+
+Side information does not enter the item's vector, but the attention: in every layer and head, with R the layer's input
+(of the first layer: ID embeddings alone), P the positions' and A the attributes' embeddings, the same in all layers,
+
+    score = (R W_q)(R W_k)^T + (P W_q')(P W_k')^T + (A W_q'')(A W_k'')^T
+    output = softmax(score / sqrt(d)) (R W_v),  causal; d the width of a head.
+
+What is mixed, and what an item is scored by, are IDs only: y = softmax(h E^T). One predictor in addition tells which
+attributes the next item has: a = sigmoid(W h + b), and its mean binary cross-entropy over the attributes is added to
+the loss with the weight lambda.
+
+Attributes are the item's categories, and its attribute vector is the sum of their embeddings, as in the authors' code;
+an item without any has the zero vector (its score is then that of ID and position, up to the biases), and as a next
+item the label 0 everywhere. Without any category in the data, ID and position remain.
+
+Of the authors' three ways to fuse the scores (sum, concat, gate) this is the sum, which is the equation above; the
+others mix the scores of the whole padded row, later positions included, so that a score would depend on the padding.
+Their defaults: d 256 with 64 for an attribute (the same quarter here), 2 to 4 layers, 2 to 8 heads, lambda 10 (of 5
+and 10), cross-entropy over all items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from msm4sr.models.base import Inputs, Model, no_rows
+from msm4sr.models.layers import Dropout, ItemCategories, TransformerConfig, TransformerLayer, attend, initialise, take
+
+
+class DIFSRConfig(TransformerConfig):
+    """The settings of the model."""
+
+    name: Literal["difsr"] = "difsr"
+    attribute_dim: int = Field(16, ge=1, description="width of an attribute's vector; a multiple of heads")
+    attribute_weight: float = Field(10.0, ge=0, description="lambda, of the loss that tells the next item's attributes")
+
+    @model_validator(mode="after")
+    def _heads_divide_attribute_dim(self) -> Self:
+        if self.attribute_dim % self.heads:
+            raise ValueError(
+                f"attribute_dim must be a multiple of heads: {self.attribute_dim} is not a multiple of {self.heads}"
+            )
+        return self
+
+
+class DecoupledAttention(nn.Module):
+    """Scores of ID, position and attributes added up; values of the ID alone. Each source has its own maps."""
+
+    def __init__(self, dim: int, attribute_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.widths = [dim, attribute_dim] if attribute_dim else [dim]
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.side = nn.ModuleList(nn.Linear(width, 2 * width) for width in self.widths)  # queries and keys
+        self.out = nn.Linear(dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def per_head(self, x: Tensor, parts: int) -> Tensor:
+        """[B, L, parts * width] to [parts, B, heads, L, width / heads]."""
+        rows, length, width = x.shape
+        return x.view(rows, length, parts, self.heads, width // parts // self.heads).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x: Tensor, side: Tensor) -> Tensor:
+        """x [B, L, D] and, side by side, the vectors of position and attributes [B, L, D + D_a], to [B, L, D]."""
+        q, k, v = self.per_head(self.qkv(x), 3)
+        sources = zip(self.side, torch.split(side, self.widths, dim=2), strict=True)
+        queries_and_keys = [self.per_head(linear(source), 2) for linear, source in sources]
+        q = torch.cat([q, *(pair[0] for pair in queries_and_keys)], dim=-1)  # a product of what stands side by side
+        k = torch.cat([k, *(pair[1] for pair in queries_and_keys)], dim=-1)  # is the sum of the products
+        mixed = attend(q, k, v, self.dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class DIFSR(Model):
+    """A causal Transformer over IDs whose attention also knows positions and attributes."""
+
+    Config = DIFSRConfig
+    config: DIFSRConfig
+
+    def __init__(self, config: DIFSRConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.max_history = config.max_history
+        numbers, offsets = inputs.categories or no_rows(inputs.n_items)
+        self.categories = ItemCategories(numbers, offsets, inputs.n_categories)
+        attribute_dim = config.attribute_dim if inputs.n_categories else 0
+        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
+        self.position = nn.Embedding(config.max_history, config.dim)  # P
+        if inputs.n_categories:
+            self.category_embedding = nn.Embedding(inputs.n_categories, attribute_dim)  # A is made of these
+            self.predictor = nn.Linear(config.dim, inputs.n_categories)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                DecoupledAttention(config.dim, attribute_dim, config.heads, config.attention_dropout),
+                config.dim,
+                config.inner_dim,
+                config.dropout,
+            )
+            for _ in range(config.layers)
+        )
+        self.apply(initialise)
+
+    def encode_items(self) -> Tensor:
+        """ID embedding and, beside it, the sum of the categories': [N, 1, D + D_a]."""
+        vectors = self.item_embedding.weight
+        if self.categories.n_categories:
+            vectors = torch.cat([vectors, self.categories.sums(self.category_embedding.weight)], dim=1)
+        return vectors.unsqueeze(1)
+
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        """Item rows [B, L] to a vector for each prefix [B, L, D]."""
+        items = take(catalogue, histories).squeeze(2)  # [B, L, D + D_a]
+        ids, attributes = items[..., : self.config.dim], items[..., self.config.dim :]
+        positions = self.position.weight[: ids.shape[1]].expand_as(ids)
+        side = torch.cat([positions, attributes], dim=2)
+        x = self.dropout(self.norm(ids))
+        for layer in self.layers:
+            x = layer(x, side)
+        return x  # type: ignore[no-any-return]
+
+    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+        """E: [N, D]."""
+        return catalogue[:, 0, : self.config.dim]
+
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
+        """lambda times the mean binary cross-entropy of the next items' attributes."""
+        if not (self.categories.n_categories and self.config.attribute_weight):
+            return None
+        labels = self.categories.labels(items)
+        loss = F.binary_cross_entropy_with_logits(self.predictor(prefixes), labels)
+        return self.config.attribute_weight * loss
+
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"n_categories": self.categories.n_categories}
+
+    @classmethod
+    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
+        return Inputs(
+            sizes["n_items"],
+            sizes["n_users"],
+            categories=(state["categories.vectors"], state["categories.offsets"]),
+            n_categories=sizes["n_categories"],
+        )

@@ -1,0 +1,144 @@
+"""MV-RNN: a multi-view recurrent neural network (Cui, Wu, Liu, Zhong, Wang 2018; TKDE, doi 10.1109/TKDE.2018.2881260).
+
+An item has a latent vector x_i (its ID's) and a content vector m_i, made of what its texts and pictures say, f_i^a:
+
+    m_i = sum_a W_a f_i^a,    the sum over the modalities a that the item has
+
+Both are fed to a recurrent net (a GRU), whose state scores the items, p_i = [x_i; m_i]:
+
+- united structure:   h_t = GRU(h_{t-1}, p_t);  score of i: h_t . p_i
+- separate structure: g_t = GRU_x(g_{t-1}, x_t), k_t = GRU_m(k_{t-1}, m_t);  score of i: g_t . x_i + k_t . m_i
+
+The multi-view denoising autoencoder (3mDAE). While training, each modality of an item is taken away as a whole with
+the probability `corruption`, and from what is left of m_i all of them are to be rebuilt, with the same weights:
+
+    L_AE = lambda/2 sum_a |f_i^a - W_a^T m_i|^2,    added to the loss for every next item i
+
+so that m_i stays close whichever modality is missing. An item that lacks a modality has nothing in its place (and
+nothing to rebuild); one that lacks all of them has m_i = 0 and is known by x_i. Where no item has any, x_i remains.
+
+The authors' code has 20 numbers for x and m, corruption 0.1 to 0.3 and the united structure first. They train by BPR
+(`loss: bpr`); the default here is cross-entropy over all items, as for every row of a comparison. Without corruption
+and reconstruction the model is their variant of fusion by addition. Differences: torch's GRU resets the state after
+its product with the weights, not before; f_i^a are of mean length 1 (`ItemMeans`), so that L_AE is a share of what is
+to be rebuilt and lambda is not on the authors' scale (1e-5); W_a is V_a / sqrt(width of f^a) with V_a trained, so that
+a step of Adam moves m as far as x; the corruption is drawn for each item and step, not for each occurrence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from msm4sr.models.base import Inputs, Model
+from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
+
+
+class MVRNNConfig(BaseModel):
+    """The settings of the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["mvrnn"] = "mvrnn"
+    dim: int = Field(64, ge=1, description="width of the latent and of the content vector each")
+    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
+    structure: Literal["united", "separate"] = Field("united", description="one hidden state, or one a view")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what enters the recurrent net; the authors have none")
+    corruption: float = Field(0.3, ge=0, lt=1, description="probability to take a modality away, in training")
+    reconstruction_weight: float = Field(0.1, ge=0, description="lambda, of the autoencoder")
+    loss: Literal["softmax", "bpr"] = Field(
+        "softmax", description="over all items; bpr: the authors', against one item that is drawn"
+    )
+
+
+class MVRNN(Model):
+    """A recurrent net over latent and content vectors."""
+
+    Config = MVRNNConfig
+    config: MVRNNConfig
+    uses_features = True
+
+    def __init__(self, config: MVRNNConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.max_history = config.max_history
+        self.loss = config.loss
+        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # x
+        present = {a: rows for a, rows in sorted(inputs.features.items()) if len(rows[0])}
+        self.features = nn.ModuleDict({a: ItemMeans(*rows) for a, rows in present.items()})  # f
+        self.apply(initialise)
+        self.weights = nn.ParameterDict(
+            {a: nn.Parameter(_like_an_embedding(config.dim, rows[0].shape[1])) for a, rows in present.items()}
+        )  # V
+        views = 2 if self.features else 1
+        self.dropout = Dropout(config.dropout)
+        if config.structure == "united":
+            self.recurrent = nn.ModuleList([nn.GRU(views * config.dim, views * config.dim, batch_first=True)])
+        else:
+            self.recurrent = nn.ModuleList(
+                nn.GRU(config.dim, config.dim, batch_first=True) for _ in range(views)
+            )  # GRU_x, GRU_m
+
+    def encode_items(self) -> Tensor:
+        """x and m: [N, 2, D]; m of what corruption leaves while training. Without any features x: [N, 1, D]."""
+        latent = self.item_embedding.weight
+        if not self.features:
+            return latent.unsqueeze(1)
+        return torch.stack([latent, self.encode_content()], dim=1)
+
+    def encode_content(self) -> Tensor:
+        """m: [N, D]."""
+        content = torch.zeros_like(self.item_embedding.weight)
+        for modality, features in self.features.items():
+            vectors, lengths = features()
+            projected = vectors @ self.weight(modality).T
+            if self.training:
+                kept = torch.rand(len(projected), 1, device=projected.device) >= self.config.corruption
+                projected = projected * kept
+            content = content.index_add(0, lengths.nonzero().squeeze(1), projected.to(content.dtype))
+        return content
+
+    def weight(self, modality: str) -> Tensor:
+        """W of a modality: [D, D_in]."""
+        weight: nn.Parameter = self.weights[modality]
+        return weight.div(math.sqrt(weight.shape[1]))
+
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        """Item rows [B, L] to the state after each prefix, [h] or [g; k]: [B, L, 2 D]."""
+        inputs = self.dropout(take(catalogue, histories)).flatten(2)  # [B, L, 2 D]
+        parts = inputs.chunk(len(self.recurrent), dim=2)
+        states = [recurrent(part)[0] for recurrent, part in zip(self.recurrent, parts, strict=True)]
+        return torch.cat(states, dim=2)
+
+    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+        """p: [N, 2 D]."""
+        return catalogue.flatten(1)
+
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
+        """L_AE, a mean over the next items."""
+        if not (self.features and self.config.reconstruction_weight):
+            return None
+        content, total = next_items[:, 1], prefixes.new_zeros(())  # m: [P, D]
+        for modality, features in self.features.items():
+            vectors, lengths = features(items)
+            rebuilt = content[lengths.bool()] @ self.weight(modality)
+            total = total + (vectors - rebuilt).square().sum()
+        return self.config.reconstruction_weight / 2 * total / len(items)
+
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"modalities": list(self.features)}
+
+    @classmethod
+    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
+        parts = {a: f"features.{a}" for a in sizes["modalities"]}
+        features = {a: (state[f"{part}.vectors"], state[f"{part}.offsets"]) for a, part in parts.items()}
+        return Inputs(sizes["n_items"], sizes["n_users"], features=features)
+
+
+def _like_an_embedding(dim: int, width: int) -> Tensor:
+    """V such that the vectors of W = V / sqrt(width) begin as long as those of an ID embedding."""
+    return torch.randn(dim, width) * (0.02 * math.sqrt(width))

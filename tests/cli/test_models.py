@@ -1,0 +1,39 @@
+"""Every model of the comparison through the real command line, on the shop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from calling import Cli, small_items, small_log, write_folder
+
+import msm4sr
+
+SMALL = ("--set", "model.dim=8", "--set", "pretrain.epochs=1", "--set", "finetune.epochs=2", "--preset", "seed")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("sasrecm", "SASRecM"), ("s3rec", "S3Rec"), ("sine", "SINE"), ("difsr", "DIFSR"), ("mvrnn", "MVRNN")],
+)
+def test_a_model_is_trained_evaluated_and_asked_by_name(
+    name: str, kind: str, cli: Cli, shop: Path, features: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    called = cli("run", shop, "--model", name, "--out", out, "--features", features, *SMALL)
+    assert called.code == 0, called
+    epochs = [json.loads(line)["stage"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == ["pretrain"] * (name == "s3rec") + ["finetune"] * 2
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["run"]["model"] == name
+    assert 0 < metrics["test"]["ndcg@50"] <= 1
+    assert type(getattr(msm4sr, kind).from_pretrained(out / "model")).__name__ == kind  # as the model's card says
+    assert cli("recommend", out, "--user", "user-00007").code == 0
+
+
+def test_s3rec_without_categories_says_what_it_leaves_out(cli: Cli, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", small_log(), small_items(title=[f"item {i}" for i in range(6)]))
+    called = cli("run", data, "--model", "s3rec", "--out", tmp_path / "run", *SMALL)
+    assert called.code == 0, called
+    assert "no item has a category: pre-training without associated and masked attributes" in called.out

@@ -1,0 +1,222 @@
+"""What every model of the registry keeps, whatever it is made of. A new model is in these tests once it is registered.
+
+Each is built tiny, of inputs of every kind: features in two modalities (some items lack one), categories (some items
+have none), users and their histories. What is particular to a model is tested beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    HISTORIES,
+    N_ITEMS,
+    cycle_dataset,
+    every_input,
+    generator,
+    make_batch,
+    make_dataset,
+    make_model,
+    ragged,
+    tiny_config,
+    training_inputs,
+)
+from torch import Tensor
+
+from msm4sr.data.dataset import Dataset
+from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.models.base import Model
+from msm4sr.models.graph import GraphModel
+from msm4sr.models.registry import MODELS, build, from_pretrained
+from msm4sr.training.bpr import bpr_loss, pair_batches
+from msm4sr.training.checkpoint import weights_of
+from msm4sr.training.device import Device
+from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
+
+CPU = Device(accelerator="cpu")
+SEQUENCES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8, 9, 10, 2], [0, 1]]
+ROWS = torch.tensor([[1, 5, 0, 7], [3, 4, 11, 7], [2, 2, 2, 9]])
+
+TRAINED = [name for name in MODELS if list(make_model(name).parameters())]
+SEQUENTIAL = [name for name in TRAINED if MODELS[name].ranks_history]
+"""Their scores follow the order of a history."""
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return make_model(request.param).eval()
+
+
+def scores(model: Model, rows: Tensor, lengths: list[int], users: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        return model.score(rows, torch.tensor(lengths), catalogue, model.scoring_vectors(catalogue), users)
+
+
+def test_the_lists_of_these_tests_are_not_empty() -> None:
+    assert {"sasrec", "msm4sr"} <= set(SEQUENTIAL)
+
+
+# Scores
+
+
+def test_a_model_scores_every_item_after_every_history(model: Model) -> None:
+    answer = scores(model, ROWS, [4, 4, 4])
+    assert answer.shape == (3, N_ITEMS)
+    assert answer.isfinite().all()
+
+
+def test_a_score_does_not_depend_on_the_batch_nor_on_what_comes_later_nor_on_padding(model: Model) -> None:
+    for end in range(1, 5):
+        together = scores(model, ROWS, [end] * 3)  # what stands behind `end` is later, or padding
+        for row in range(3):
+            alone = scores(model, ROWS[row : row + 1, :end], [end])[0]
+            torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_one_pass_over_a_history_gives_the_scores_after_each_of_its_prefixes(name: str) -> None:
+    model = make_model(name).eval()
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        every = model.encode_histories(ROWS, catalogue) @ model.scoring_vectors(catalogue).T  # [B, L, N]
+    for end in range(1, 5):
+        torch.testing.assert_close(every[:, end - 1], scores(model, ROWS[:, :end], [end] * 3), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_the_latest_item_of_a_history_matters(name: str) -> None:
+    model = make_model(name).eval()
+    other = torch.tensor([[1, 5, 0, 8]])
+    assert (scores(model, ROWS[:1], [4]) - scores(model, other, [4])).abs().max() > 1e-3
+
+
+def test_a_user_whom_training_did_not_know_and_an_item_that_nobody_took_get_finite_scores(model: Model) -> None:
+    assert 11 not in {item for history in HISTORIES for item in history}  # and it has neither text nor category
+    known, unknown = scores(model, ROWS, [4, 4, 4], torch.tensor([0, 1, 2])), scores(model, ROWS, [4, 4, 4])
+    assert known.isfinite().all()
+    assert unknown.isfinite().all()
+    assert scores(model, torch.tensor([[11]]), [1]).isfinite().all()
+
+
+# Storing
+
+
+def test_a_stored_model_scores_the_same_to_the_last_bit(model: Model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    users = torch.tensor([0, 1, 2])
+    assert torch.equal(scores(model, ROWS, [4, 4, 4], users), scores(again, ROWS, [4, 4, 4], users))
+    assert type(again) is type(model)
+    assert again.config == model.config
+
+
+# Training
+
+# A softmax over an item's sentences does not see a constant: the true gradient of b2 of equation 3 is zero.
+NO_GRADIENT = {"msm4sr": {f"encoders.{a}.pooling.outer.bias" for a in ("text", "visual")}}
+
+
+def loss_of_training(model: Model) -> Tensor:
+    """Of all training histories in one batch, as the model's fine-tuning has it."""
+    if not isinstance(model, GraphModel):
+        return finetune_loss(model, make_batch(SEQUENCES), generator())
+    (batch,) = pair_batches(ragged(SEQUENCES), N_ITEMS, 100, np.random.default_rng(0))
+    return bpr_loss(model, batch)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_reach_every_trainable_weight(name: str) -> None:
+    model = make_model(name)
+    loss = loss_of_training(model)
+    if name in PRETRAINING:
+        loss = loss + PRETRAINING[name](model)
+    loss.backward()
+    missed = {n for n, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() < 1e-8}
+    assert missed - NO_GRADIENT.get(name, set()) == set()
+
+
+def pretraining_of_msm4sr(model: Any) -> Tensor:
+    from msm4sr.training.pretrain import PretrainSettings, pretrain_loss
+
+    return pretrain_loss(model, make_batch(SEQUENCES), PretrainSettings(), generator())
+
+
+def pretraining_of_s3rec(model: Any) -> Tensor:
+    from msm4sr.training.s3rec import s3rec_loss
+
+    return s3rec_loss(model, make_batch(SEQUENCES), generator())
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_candidates_that_are_all_items_in_another_order_give_the_loss_of_all_items(name: str) -> None:
+    """What a model says of an item then comes from the item's row among those that were encoded."""
+    model = make_model(name).eval()
+    batch, shuffled = make_batch(SEQUENCES), torch.randperm(N_ITEMS, generator=generator(1))
+    torch.testing.assert_close(sampled_finetune_loss(model, batch, shuffled, N_ITEMS), finetune_loss(model, batch))
+    some = sampled_finetune_loss(model, batch, torch.tensor([2, 7, 10]), N_ITEMS)
+    assert some.isfinite()
+
+
+PRETRAINING = {"msm4sr": pretraining_of_msm4sr, "s3rec": pretraining_of_s3rec}
+"""The loss of a first stage, which trains what fine-tuning does not."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_seed_makes_the_same_model_and_another_seed_another(name: str) -> None:
+    one, same, other = (build(tiny_config(name), every_input(), seed) for seed in (4, 4, 5))
+    assert torch.equal(scores(one.eval(), ROWS, [4] * 3), scores(same.eval(), ROWS, [4] * 3))
+    if name in TRAINED:
+        assert not torch.equal(scores(one, ROWS, [4] * 3), scores(other.eval(), ROWS, [4] * 3))
+
+
+def trained(name: str, dataset: Dataset, epochs: int, **changes: Any) -> Model:
+    """Trained on the data set, where it has weights."""
+    model = build(tiny_config(name, dim=16, inner_dim=32, max_history=12, **changes), training_inputs(dataset), seed=1)
+    settings = FinetuneSettings(
+        epochs=epochs,
+        learning_rate=1e-2,
+        batch_pairs=128,
+        select="recall@5",
+        patience=50,
+        validate_every=max(1, epochs),
+    )
+    if name in TRAINED:
+        finetune(model, dataset, settings, seed=2, device=CPU)
+    return model
+
+
+CYCLE = cycle_dataset(users=120, n_items=30)
+"""After an item comes the one after it, for everybody."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_is_the_same_to_the_last_bit_under_a_seed_whatever_the_global_random_state(name: str) -> None:
+    runs = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        runs.append(weights_of(trained(name, CYCLE, epochs=1, dropout=0.3)))
+    assert all(torch.equal(runs[0][weight], runs[1][weight]) for weight in runs[0])
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_a_model_learns_a_planted_order(name: str) -> None:
+    assert evaluate(trained(name, CYCLE, epochs=30), CYCLE, "test")["recall@5"] > 0.9
+    assert evaluate(trained("popularity", CYCLE, 0), CYCLE, "test")["recall@5"] < 0.5
+
+
+def communities() -> Dataset:
+    """Five kinds of people, who take the six items of their kind in any order."""
+    rng = np.random.default_rng(0)
+    return make_dataset([(6 * (user % 5) + rng.permutation(6)).tolist() for user in range(100)], n_items=30)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "popularity"])
+def test_a_model_learns_which_items_go_together(name: str) -> None:
+    dataset = communities()
+    assert evaluate(trained(name, dataset, epochs=20), dataset, "test")["recall@10"] > 0.95
+    assert evaluate(trained("popularity", dataset, 0), dataset, "test")["recall@10"] < 0.5
