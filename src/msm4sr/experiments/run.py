@@ -375,6 +375,7 @@ def evaluate_stage(
     """
     settings = run.settings
     epochs = run.epochs()
+    excludes = settings.evaluation.exclude_history or not model.ranks_history
     model.to(settings.device.torch_device())
     result: dict[str, Any] = {
         part: evaluate(model, dataset, part, settings.evaluation, on_progress) for part in ("validation", "test")
@@ -389,7 +390,7 @@ def evaluate_stage(
         "seed": settings.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "protocol": "leave-one-out, full ranking, "
-        + ("history never ranked" if settings.evaluation.exclude_history else "history ranked like any item"),
+        + ("history never ranked" if excludes else "history ranked like any item"),
         "training_seconds": {
             stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES
         },
