@@ -17,9 +17,9 @@ from msm4sr.features.extract import FeatureSettings, extract_features
 def test_two_launched_processes_leave_the_store_of_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    ids = [f"i{i}" for i in range(70)]  # three stretches
+    ids = [f"i{i}" for i in range(150)]  # two stretches
     for i, name in enumerate(ids):
-        Image.new("RGB", (16, 16), (3 * i, 255 - 3 * i, i)).save(data / f"{name}.png")
+        Image.new("RGB", (16, 16), (i, 255 - i, i)).save(data / f"{name}.png")
     pl.DataFrame({"item_id": ids, "image": [f"{name}.png" for name in ids]}).write_parquet(data / "items.parquet")
     log = {"user_id": ["u"] * 3, "item_id": ids[:3], "position": pl.Series([0, 1, 2], dtype=pl.Int32)}
     pl.DataFrame(log).write_parquet(data / "interactions.parquet")
@@ -31,10 +31,10 @@ def test_two_launched_processes_leave_the_store_of_one(tmp_path: Path) -> None:
     options = ["extract", str(data), "--out", str(run), "--set", "features.visual.kind=pooled"]
     ended = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    # stretches of 32, 32 and 6 items: the first and the third are those of the first process, which alone speaks
-    assert ended.stdout.count("shard 1/2 is done (38 items)") == 2
+    # stretches of 128 and 22 items: the first is that of the first process, which alone speaks
+    assert ended.stdout.count("shard 1/2 is done (128 items)") == 2
     assert "shard 2/2" not in ended.stdout
-    assert ended.stdout.count("visual: 70 of 70 items, 70 vectors") == 1
+    assert ended.stdout.count("visual: 150 of 150 items, 150 vectors") == 1
     assert (run / "config.yaml").exists()
 
     alone = {path.relative_to(tmp_path / "alone"): path for path in (tmp_path / "alone").rglob("*") if path.is_file()}

@@ -24,6 +24,14 @@ Catalogue = dict[str, str]
 DIM = 3
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_stretches() -> Iterator[None]:
+    """Of 32 items, so that a small catalogue has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "FEWEST_ITEMS", 32)
+        yield
+
+
 def vector(letter: str) -> np.ndarray:
     return np.random.default_rng(ord(letter)).random(DIM, np.float32)
 
