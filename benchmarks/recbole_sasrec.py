@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from machine import describe, matrix_peak
 from matplotlib.figure import Figure
 from options import Changes, Data, Plot, Preset, Threads
 from parity.environment import ensure_environment
-from parity.export import DATA, NAME, as_recbole_sasrec, export_dataset
+from parity.export import DATA, NAME, as_recbole_sasrec, check_same_data, export_dataset
 
 from msm4sr.cli.console import told
-from msm4sr.data.dataset import Dataset, Targets, load_dataset, test_targets, training_histories, validation_targets
+from msm4sr.data.dataset import Dataset, Targets, load_dataset, training_histories, validation_targets
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import ranks_of
 from msm4sr.experiments.run import build_model
@@ -124,22 +124,6 @@ def run_apart(python: Path, script: Path, job: Path, threads: int) -> None:
     done = subprocess.run(command, env=keep, cwd=job.parent, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"{script.name} ended with {done.returncode}")
-
-
-def check_same_data(theirs: dict[str, Any], dataset: Dataset, pairs: int) -> None:
-    """RuntimeError unless both train on as many pairs, of as many users and items, and rank the same targets."""
-    wanted = {
-        "rows": pairs,
-        "users": dataset.n_users,
-        "items": dataset.n_items,
-        "targets": {
-            "validation": validation_targets(dataset).targets.tolist(),
-            "test": test_targets(dataset).targets.tolist(),
-        },
-    }
-    for name, value in wanted.items():
-        if theirs[name] != value:
-            raise RuntimeError(f"the two libraries disagree on {name}: the comparison would not be one")
 
 
 def ndcg_of(scores: np.ndarray, targets: Targets) -> float:

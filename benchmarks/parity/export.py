@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, test_targets, validation_targets
 from msm4sr.experiments.settings import RunSettings
 
 NAME = "exported"
@@ -50,7 +50,7 @@ def export_dataset(dataset: Dataset, folder: Path) -> None:
 
 def as_recbole_sasrec(settings: RunSettings) -> dict[str, Any]:
     """Our settings of SASRec and of its training, in RecBole's words."""
-    model, training = settings.model.model_dump(), settings.finetune
+    model = settings.model.model_dump()
     return {
         "n_layers": model["layers"],
         "n_heads": model["heads"],
@@ -64,6 +64,14 @@ def as_recbole_sasrec(settings: RunSettings) -> dict[str, Any]:
         "MAX_ITEM_LIST_LENGTH": model["max_history"],
         "loss_type": "CE",
         "train_neg_sample_args": None,
+        **as_recbole_training(settings),
+    }
+
+
+def as_recbole_training(settings: RunSettings) -> dict[str, Any]:
+    """Our settings of the training, in RecBole's words."""
+    training = settings.finetune
+    return {
         "train_batch_size": training.batch_pairs,
         "learner": "adam",
         "learning_rate": training.learning_rate,
@@ -71,3 +79,19 @@ def as_recbole_sasrec(settings: RunSettings) -> dict[str, Any]:
         "clip_grad_norm": {"max_norm": training.max_gradient_norm},
         "seed": settings.seed,
     }
+
+
+def check_same_data(theirs: dict[str, Any], dataset: Dataset, rows: int) -> None:
+    """RuntimeError unless both train on as many rows, of as many users and items, and rank the same targets."""
+    wanted = {
+        "rows": rows,
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "targets": {
+            "validation": validation_targets(dataset).targets.tolist(),
+            "test": test_targets(dataset).targets.tolist(),
+        },
+    }
+    for name, value in wanted.items():
+        if theirs[name] != value:
+            raise RuntimeError(f"the two libraries disagree on {name}: the comparison would not be one")

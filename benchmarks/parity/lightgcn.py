@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 from environment import ensure_environment
-from export import DATA, NAME, export_dataset
+from export import DATA, NAME, as_recbole_training, check_same_data, export_dataset
 from torch import nn
 
 from msm4sr.cli.console import told
@@ -87,18 +87,13 @@ def as_authors(epochs: int, every: int, seed: int) -> RunSettings:
 
 def as_recbole(settings: RunSettings) -> dict[str, Any]:
     """The same in RecBole's words."""
-    model, training = settings.model.model_dump(), settings.finetune
+    model = settings.model.model_dump()
     return {
         "embedding_size": model["dim"],
         "n_layers": model["hops"],
         "reg_weight": model["l2"],
         "require_pow": True,  # half the squared length, as the paper has it; its default is the length
-        "train_batch_size": training.batch_pairs,
-        "learner": "adam",
-        "learning_rate": training.learning_rate,
-        "weight_decay": training.weight_decay,
-        "clip_grad_norm": {"max_norm": training.max_gradient_norm},
-        "seed": settings.seed,
+        **as_recbole_training(settings),
     }
 
 
@@ -158,7 +153,9 @@ def train_theirs(
     keep = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": str(threads)}
     command = [str(python.absolute()), "-W", "ignore", str(RUNNER), str(folder / "job.json")]
     subprocess.run(command, env=keep, cwd=folder, stdout=subprocess.DEVNULL, check=True)
-    check_same_data(json.loads((folder / "data.json").read_text()), dataset)
+    check_same_data(
+        json.loads((folder / "data.json").read_text()), dataset, dataset.n_interactions - 2 * dataset.n_users
+    )
     targets = {"validation": validation_targets(dataset), "test": test_targets(dataset)}
     validated = sorted({*range(every, epochs + 1, every), epochs})
     found = [
@@ -181,22 +178,6 @@ def difference_of(dataset: Dataset, settings: RunSettings, folder: Path, epoch: 
     theirs = np.load(folder / f"scores-validation-{epoch}.npy")
     shown = np.isfinite(theirs)
     return float(np.abs(theirs - scores_of(model))[shown].max())
-
-
-def check_same_data(theirs: dict[str, Any], dataset: Dataset) -> None:
-    """RuntimeError unless both train on as many interactions, of as many users and items, and rank the same targets."""
-    wanted = {
-        "rows": dataset.n_interactions - 2 * dataset.n_users,
-        "users": dataset.n_users,
-        "items": dataset.n_items,
-        "targets": {
-            "validation": validation_targets(dataset).targets.tolist(),
-            "test": test_targets(dataset).targets.tolist(),
-        },
-    }
-    for name, value in wanted.items():
-        if theirs[name] != value:
-            raise RuntimeError(f"the two libraries disagree on {name}: the comparison would not be one")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_vectors_stay_on_disk(tmp_path: Path) -> None:
     write(tmp_path / "text")
-    assert isinstance(load_features(tmp_path / "text").vectors, np.memmap)
+    vectors = load_features(tmp_path / "text").vectors
+    assert isinstance(vectors, np.memmap)
+    assert vectors.ctypes.data % 64 == 0  # as memory that torch makes
 
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:

@@ -122,3 +122,4 @@ def test_other_weights_in_the_same_folder_are_noticed(tmp_path: Path) -> None:
     assert model_fingerprint(str(tmp_path)) != before
     assert model_fingerprint("hub/name") == "hub/name"
     assert Path(resolve_model("minilm")).is_dir()
+    assert resolve_model("clip") == "openai/clip-vit-base-patch32"

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import enlarge, generator, make_batch, make_features, make_msm4sr, make_rows
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from msm4sr.errors import InputError
+from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.training.finetune import finetune_loss
@@ -338,6 +340,14 @@ def test_the_stored_settings_are_plain_json(tmp_path: Path) -> None:
     assert stored["n_items"] == N_ITEMS
     assert stored["modalities"] == ["text", "visual"]
     assert stored["config"]["score_with"] == ["text"]
+
+
+def test_a_model_reads_its_features_where_the_caller_has_them() -> None:
+    """So that features mapped from a store are not copied into memory."""
+    rows = {a: Features(np.ones((2, 3), np.float32), np.array([0, 1, 2]), ["i", "j"]) for a in ("text", "visual")}
+    model = MSM4SR.from_features(MSM4SRConfig(dim=8, inner_dim=8, experts=2), rows)
+    for name, given in rows.items():
+        assert np.shares_memory(model.features[name].vectors.numpy(), given.vectors)
 
 
 # What is refused

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import Scorer
+from msm4sr.models.base import ProductScorer
 from msm4sr.serving.recommender import ItemTable, recommend, user_history
 
 
-class RunningMean(Scorer):
+class RunningMean(ProductScorer):
     """A history's vector at position l is the mean of its first l + 1 items."""
 
     def __init__(self, vectors: Tensor, max_history: int = 50) -> None:

@@ -13,6 +13,7 @@ from builders import (
     generator,
     make_batch,
     make_dataset,
+    make_model,
     make_msm4sr,
     make_popularity,
     make_sasrec,
@@ -210,6 +211,23 @@ def test_mixed_precision_trains_to_about_the_same_loss(stage: str) -> None:
         losses.append([r.loss for r in records])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
+
+
+@pytest.mark.slow  # compiling takes a while
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_compiled_transformer_trains_to_the_same_loss(stage: str) -> None:
+    _, train, settings = STAGES[stage]
+    losses = []
+    for compiled in (False, True):
+        model = make_sasrec() if "sasrec" in stage else make_msm4sr()  # without dropout, which draws otherwise
+        records = train(model, SMALL, settings, device=Device(accelerator="cpu", compile=compiled))
+        losses.append([r.loss for r in records])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_compiling_what_has_no_transformer_is_refused() -> None:
+    with pytest.raises(InputError, match="no Transformer to compile"):
+        finetune(make_model("sine"), SMALL, FinetuneSettings(), device=Device(accelerator="cpu", compile=True))
 
 
 def test_pretraining_leaves_the_id_embedding_and_fine_tuning_the_projections() -> None:

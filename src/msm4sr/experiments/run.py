@@ -267,9 +267,10 @@ def extract_stage(
         if there:
             note(f"{modality}: {there:,} of {dataset.n_items:,} items, {rows.n_rows:,} vectors")
         if 0 < there < MOST * dataset.n_items:
+            without = "; else try without it, by --set model.score_with" if run.settings.model.name == "msm4sr" else ""
             note(
-                f"[yellow]{modality}: missing for most items, which share one learned stand-in; mend items.parquet "
-                "(and images/) if they should have it; else try without it, by --set model.score_with[/yellow]"
+                f"[yellow]{modality}: missing for most items; mend items.parquet (and images/) if they should have "
+                f"it{without}[/yellow]"
             )
         if not there:
             note(f"[yellow]{modality}: missing for every item; the model is trained without it[/yellow]")

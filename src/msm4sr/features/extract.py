@@ -71,7 +71,7 @@ class VisualSettings(BaseModel):
         "offline",
         min_length=1,
         description="What finds the words: 'offline' (learned from the catalogue's own texts, out of fold), "
-        "or the folder or hub name of a CLIP model.",
+        "'clip' (openai/clip-vit-base-patch32, from the hub), or the folder or hub name of a CLIP model.",
     )
     words: int = Field(15, ge=1, description="Words kept of a picture, N in the paper.")
     min_texts: int = Field(

@@ -234,6 +234,8 @@ def _write_table(table: pl.DataFrame, path: Path) -> None:
 
 # --- safetensors, a block at a time
 
+ALIGNED = 64  # bytes: where vectors begin, as in memory that torch makes; its products then give the same bits
+
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
@@ -246,7 +248,7 @@ def _stream_tensors(path: Path, offsets: np.ndarray, dim: int, blocks: Iterable[
         "vectors": {"dtype": "F32", "shape": [rows, dim], "data_offsets": [first, first + 4 * rows * dim]},
     }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text) + first) % ALIGNED)
     written = 0
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -285,5 +287,6 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if start == end:  # nothing to map
             arrays[name] = np.zeros(shape, dtype)
         else:
-            arrays[name] = np.memmap(path, dtype, "r", 8 + length + start, shape)
+            # copy on write: what is written stays in this process
+            arrays[name] = np.memmap(path, dtype, "c", 8 + length + start, shape)
     return arrays, notes

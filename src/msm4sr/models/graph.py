@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import Inputs, Model, Ragged
+from msm4sr.models.base import Inputs, ProductModel, Ragged, stored_rows
 from msm4sr.models.layers import ItemMeans, take
 
 OVERLAPS_AT_ONCE = 1 << 24  # common neighbours that are counted in one block
@@ -311,7 +311,7 @@ class GraphConfig(BaseModel):
     max_history: int = Field(50, ge=1, description="items of an unknown history that are folded in, the latest ones")
 
 
-class GraphModel(Model):
+class GraphModel(ProductModel):
     """A model of users and items as nodes of a graph: each node has one vector, a score is a product of two.
 
     A user of the training is scored by the user's own node, whatever the history that comes along. An unknown history
@@ -428,7 +428,5 @@ class MultimodalGraphModel(GraphModel):
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        inputs = super().inputs_of(sizes, state)
-        parts = {name: f"content.{name}.means" for name in sizes["modalities"]}
-        features = {name: (state[f"{part}.vectors"], state[f"{part}.offsets"]) for name, part in parts.items()}
-        return replace(inputs, features=features)
+        features = {name: stored_rows(state, f"content.{name}.means") for name in sizes["modalities"]}
+        return replace(super().inputs_of(sizes, state), features=features)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 class ItemFeatures(nn.Module):
     """What a frozen encoder said of every item in one modality: a ragged table, never trained.
 
+    The tables stay where they are: mapped from a store, only what a step looks at is read into memory.
+
     Args:
         vectors: float [R_all, D_in], the sentences (or images) of all items, item after item.
         offsets: int64 [N_all + 1]; item i has rows `offsets[i]:offsets[i + 1]`. No row: the item lacks the modality.
@@ -27,10 +29,8 @@ class ItemFeatures(nn.Module):
 
     def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
         super().__init__()
-        # Memory of its own: safetensors stores no shared tensors, and products over tensors that it maps from a file
-        # differ in the last bit from those over tensors that torch aligned.
-        self.register_buffer("vectors", vectors.clone())
-        self.register_buffer("offsets", offsets.clone())
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("offsets", offsets)
 
     @property
     def dim(self) -> int:

@@ -9,6 +9,7 @@ Shape letters: N items, M modalities, D width, B histories, L positions, P pairs
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import Inputs, Model, Ragged
+from msm4sr.models.base import Inputs, ProductModel, Ragged, stored_rows
 from msm4sr.models.layers import (
     CausalTransformer,
     ItemEncoder,
@@ -40,9 +41,12 @@ class Rows(Protocol):
 
 
 def as_tensors(features: Mapping[str, Rows]) -> dict[str, Ragged]:
-    """Stored features as a model takes them. A modality that no item has is left out."""
+    """Stored features as a model takes them, in the memory (or the mapped file) where they are.
+
+    A modality that no item has is left out.
+    """
     return {
-        a: (torch.from_numpy(np.array(rows.vectors)), torch.from_numpy(np.array(rows.offsets)))
+        a: (torch.from_numpy(rows.vectors), torch.from_numpy(rows.offsets))
         for a, rows in features.items()
         if len(rows.vectors)
     }
@@ -64,7 +68,7 @@ class MSM4SRConfig(TransformerConfig):
     )
 
 
-class MSM4SR(Model):
+class MSM4SR(ProductModel):
     """The method's model over a fixed catalogue. It reads `inputs.features`.
 
     Raises:
@@ -178,6 +182,5 @@ class MSM4SR(Model):
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        names = sizes["modalities"]
-        features = {a: (state[f"features.{a}.vectors"], state[f"features.{a}.offsets"]) for a in names}
-        return Inputs(sizes["n_items"], sizes["n_users"], features=features)
+        features = {a: stored_rows(state, f"features.{a}") for a in sizes["modalities"]}
+        return replace(super().inputs_of(sizes, state), features=features)

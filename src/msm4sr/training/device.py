@@ -36,6 +36,7 @@ class Device(BaseModel):
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the products; weights stay float32")
     devices: int = Field(1, ge=1, description="processes on this machine, a device (or on the CPU a share of it) each")
     num_nodes: int = Field(1, ge=1, description="machines; each is started by itself or by torchrun, SLURM, ...")
+    compile: bool = Field(False, description="torch.compile the Transformer; on the CPUs that were measured it costs")
     strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp where there are several processes")
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
-from msm4sr.models.base import Model, Scorer
+from msm4sr.models.base import ProductModel, ProductScorer
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.layers import take
 from msm4sr.objectives import bayesian_personalised_ranking, next_item_cross_entropy, sampled_binary_cross_entropy
@@ -43,7 +43,7 @@ class FinetuneSettings(StageSettings):
 SAMPLED = {"bce": sampled_binary_cross_entropy, "bpr": bayesian_personalised_ranking}
 
 
-def finetune_loss(model: Scorer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+def finetune_loss(model: ProductScorer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
     """The model's loss of the batch's next items, and what it adds; the catalogue is encoded once.
 
     By default the mean negative log-likelihood. `generator` draws the items which `bce` and `bpr` compare with.
@@ -60,7 +60,7 @@ def finetune_loss(model: Scorer, batch: Batch, generator: torch.Generator | None
     return _with_added(loss, model, prefixes, targets, take(catalogue, targets))
 
 
-def sampled_finetune_loss(model: Scorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
+def sampled_finetune_loss(model: ProductScorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
     """`finetune_loss` with the denominator estimated from a uniform sample [S] of distinct items.
 
     Only those items, the histories' and the next items are encoded. With S = `n_items` it is the full loss.
@@ -76,7 +76,7 @@ def sampled_finetune_loss(model: Scorer, batch: Batch, sample: Tensor, n_items: 
     return _with_added(loss, model, prefixes, items, take(catalogue, target))
 
 
-def _with_added(loss: Tensor, model: Scorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
+def _with_added(loss: Tensor, model: ProductScorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
     added = model.auxiliary_loss(prefixes, items, next_items)
     return loss if added is None else loss + added
 
@@ -84,7 +84,9 @@ def _with_added(loss: Tensor, model: Scorer, prefixes: Tensor, items: Tensor, ne
 class FinetuneTask(Task):
     """`finetune_loss`, or over a sample of the items `sampled_finetune_loss`, as a task."""
 
-    def __init__(self, model: Model, settings: FinetuneSettings) -> None:
+    model: ProductModel
+
+    def __init__(self, model: ProductModel, settings: FinetuneSettings) -> None:
         super().__init__(model)
         self.n_items = model.n_items
         self.samples = settings.samples_of(model.n_items)
@@ -97,7 +99,10 @@ class FinetuneTask(Task):
 
 
 def finetune(
-    model: Model, dataset: Dataset, settings: FinetuneSettings = FinetuneSettings(), **options: Unpack[StageOptions]
+    model: ProductModel,
+    dataset: Dataset,
+    settings: FinetuneSettings = FinetuneSettings(),
+    **options: Unpack[StageOptions],
 ) -> list[EpochRecord]:
     """Train a sequence or a graph model on the training parts of the histories; the best epoch's weights remain.
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
+from msm4sr.models.layers import CausalTransformer
 from msm4sr.training.checkpoint import check_same, read_about, read_weights, save_weights, set_weights, weights_of
 from msm4sr.training.device import (
     Device,
@@ -218,6 +219,8 @@ def fit(
     if not first:
         monitor, on_best = Silent(), lambda weights, record: None
     task.to(fabric.device)
+    if device.compile:
+        _compile_transformers(task)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     rate = _schedule(settings.schedule, epochs * steps_per_epoch)
@@ -306,6 +309,15 @@ def fit(
         model.eval()
         monitor.finish(stage)
     return [EpochRecord.from_row(row) for row in place.rows]
+
+
+def _compile_transformers(task: nn.Module) -> None:
+    """Have torch.compile make the Transformers of a task, for batches of any size. InputError where there is none."""
+    transformers = [module for module in task.modules() if isinstance(module, CausalTransformer)]
+    if not transformers:
+        raise InputError("device.compile: this model has no Transformer to compile; leave it off")
+    for transformer in transformers:
+        transformer.compile(dynamic=True)
 
 
 def shared_loss(

@@ -14,7 +14,7 @@ from torch import Tensor
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.data.dataset import Dataset, Histories
 from msm4sr.errors import InputError
-from msm4sr.models.base import Scorer
+from msm4sr.models.base import ProductScorer, Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
@@ -102,7 +102,7 @@ def _first(known: Tensor, wanted: Tensor) -> Tensor:
     return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)
 
 
-class ContentMatcher(Scorer):
+class ContentMatcher(ProductScorer):
     """The pre-trained model as a recommender without IDs: sum over modalities and views of cos(m, z).
 
     It ranks by what NIP trains, so that pre-training can stop by a validation metric; and any catalogue that has

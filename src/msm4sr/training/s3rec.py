@@ -17,7 +17,7 @@ from torch import Tensor
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.data.dataset import Dataset, Histories
 from msm4sr.errors import InputError
-from msm4sr.models.base import Scorer
+from msm4sr.models.base import ProductScorer, Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.objectives import attribute_mutual_information, contrastive_mutual_information
 from msm4sr.training.loop import EpochRecord, StageSettings
@@ -121,7 +121,7 @@ def segment_of(model: S3Rec, context: Tensor, segment: Tensor, other: Tensor) ->
     return contrastive_mutual_information(model.maps["sp"](context), segment, other).sum()
 
 
-class MaskedNextItem(Scorer):
+class MaskedNextItem(ProductScorer):
     """The pre-trained model as a recommender: what stands behind the mask that follows the history.
 
     It ranks by what MIP trains, so that pre-training can stop by a validation metric.

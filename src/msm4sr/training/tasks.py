@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from msm4sr.models.base import Model
+from msm4sr.models.base import Model, ProductModel
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
@@ -18,7 +18,7 @@ from msm4sr.training.stage import Task
 
 TASKS: Mapping[str, Mapping[type[Any], Callable[[Any, Any], Task]]] = {
     "pretrain": {MSM4SR: PretrainTask, S3Rec: S3RecTask},
-    "finetune": {Model: FinetuneTask, GraphModel: BPRTask},
+    "finetune": {ProductModel: FinetuneTask, GraphModel: BPRTask},
 }
 STAGES = tuple(TASKS)
 

@@ -23,16 +23,15 @@ the first epochs; over the 19 genres of MovieLens-100K it ended no worse than 1 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, Model, no_rows
-from msm4sr.models.layers import Dropout, ItemCategories, TransformerConfig, TransformerLayer, attend, initialise, take
+from msm4sr.models.base import CategoryModel, Inputs
+from msm4sr.models.layers import Dropout, TransformerConfig, TransformerLayer, attend, initialise, take
 
 
 class DIFSRConfig(TransformerConfig):
@@ -79,7 +78,7 @@ class DecoupledAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-class DIFSR(Model):
+class DIFSR(CategoryModel):
     """A causal Transformer over IDs whose attention also knows positions and attributes."""
 
     Config = DIFSRConfig
@@ -88,8 +87,6 @@ class DIFSR(Model):
     def __init__(self, config: DIFSRConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         self.max_history = config.max_history
-        numbers, offsets = inputs.categories or no_rows(inputs.n_items)
-        self.categories = ItemCategories(numbers, offsets, inputs.n_categories)
         attribute_dim = config.attribute_dim if inputs.n_categories else 0
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
         self.position = nn.Embedding(config.max_history, config.dim)  # P
@@ -138,15 +135,3 @@ class DIFSR(Model):
         labels = self.categories.labels(items)
         loss = F.binary_cross_entropy_with_logits(self.predictor(prefixes), labels)
         return self.config.attribute_weight * loss
-
-    def sizes(self) -> dict[str, Any]:
-        return super().sizes() | {"n_categories": self.categories.n_categories}
-
-    @classmethod
-    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        return Inputs(
-            sizes["n_items"],
-            sizes["n_users"],
-            categories=(state["categories.vectors"], state["categories.offsets"]),
-            n_categories=sizes["n_categories"],
-        )

@@ -71,9 +71,6 @@ class ItemKNN(Model):
         """[N, k]."""
         return catalogue.squeeze(1)
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        raise NotImplementedError("ItemKNN's scores are no product of two vectors; ask `score` for them")
-
     def score(
         self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
     ) -> Tensor:

@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, ProductModel, stored_rows
 from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
 
 
@@ -56,7 +57,7 @@ class MVRNNConfig(BaseModel):
     )
 
 
-class MVRNN(Model):
+class MVRNN(ProductModel):
     """A recurrent net over latent and content vectors."""
 
     Config = MVRNNConfig
@@ -134,9 +135,8 @@ class MVRNN(Model):
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        parts = {a: f"features.{a}" for a in sizes["modalities"]}
-        features = {a: (state[f"{part}.vectors"], state[f"{part}.offsets"]) for a, part in parts.items()}
-        return Inputs(sizes["n_items"], sizes["n_users"], features=features)
+        features = {a: stored_rows(state, f"features.{a}") for a in sizes["modalities"]}
+        return replace(super().inputs_of(sizes, state), features=features)
 
 
 def _like_an_embedding(dim: int, width: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, ProductModel
 
 
 class PopularityConfig(BaseModel):
@@ -19,7 +19,7 @@ class PopularityConfig(BaseModel):
     name: Literal["popularity"] = "popularity"
 
 
-class Popularity(Model):
+class Popularity(ProductModel):
     """Scores are counts: how often an item stands in the training histories."""
 
     Config = PopularityConfig

@@ -22,16 +22,15 @@ comparison is trained; `loss: bce` is the authors'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, Model, no_rows
+from msm4sr.models.base import CategoryModel, Inputs
 from msm4sr.models.baselines.sasrec import NextItemTransformerConfig
-from msm4sr.models.layers import CausalTransformer, ItemCategories, initialise, take
+from msm4sr.models.layers import CausalTransformer, initialise, take
 
 
 class S3RecConfig(NextItemTransformerConfig):
@@ -46,7 +45,7 @@ class S3RecConfig(NextItemTransformerConfig):
     sp_weight: float = Field(0.5, ge=0, description="of segment prediction")
 
 
-class S3Rec(Model):
+class S3Rec(CategoryModel):
     """SASRec with what its pre-training needs."""
 
     Config = S3RecConfig
@@ -56,8 +55,6 @@ class S3Rec(Model):
         super().__init__(config, inputs)
         self.max_history = config.max_history
         self.loss = config.loss
-        numbers, offsets = inputs.categories or no_rows(inputs.n_items)
-        self.categories = ItemCategories(numbers, offsets, inputs.n_categories)
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # e_i
         self.transformer = CausalTransformer(config)
         self.mask = nn.Parameter(0.02 * torch.randn(config.dim))  # stands where an item is masked
@@ -91,15 +88,3 @@ class S3Rec(Model):
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[N, D]."""
         return catalogue.squeeze(1)
-
-    def sizes(self) -> dict[str, Any]:
-        return super().sizes() | {"n_categories": self.categories.n_categories}
-
-    @classmethod
-    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        return Inputs(
-            sizes["n_items"],
-            sizes["n_users"],
-            categories=(state["categories.vectors"], state["categories.offsets"]),
-            n_categories=sizes["n_categories"],
-        )

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, ProductModel
 from msm4sr.models.layers import CausalTransformer, TransformerConfig, initialise, take
 
 
@@ -33,7 +33,7 @@ class SASRecConfig(NextItemTransformerConfig):
     name: Literal["sasrec"] = "sasrec"
 
 
-class SASRec(Model):
+class SASRec(ProductModel):
     """A causal Transformer over ID embeddings; an item's score is the product of its embedding with the output."""
 
     Config = SASRecConfig

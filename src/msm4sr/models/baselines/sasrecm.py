@@ -17,12 +17,13 @@ where D_a is 384 and 1280, training without it found its best validation at once
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, ProductModel, stored_rows
 from msm4sr.models.layers import CausalTransformer, ItemMeans, TransformerConfig, initialise, take
 
 
@@ -49,7 +50,7 @@ class ContentProjection(nn.Module):
         return stand_in.index_copy(0, lengths.nonzero().squeeze(1), projected)
 
 
-class SASRecM(Model):
+class SASRecM(ProductModel):
     """A causal Transformer over sums of ID embedding and projected features."""
 
     Config = SASRecMConfig
@@ -86,6 +87,5 @@ class SASRecM(Model):
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        parts = {a: f"content.{a}.means" for a in sizes["modalities"]}
-        features = {a: (state[f"{part}.vectors"], state[f"{part}.offsets"]) for a, part in parts.items()}
-        return Inputs(sizes["n_items"], sizes["n_users"], features=features)
+        features = {a: stored_rows(state, f"content.{a}.means") for a in sizes["modalities"]}
+        return replace(super().inputs_of(sizes, state), features=features)

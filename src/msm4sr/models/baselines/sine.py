@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, ProductModel
 from msm4sr.models.layers import initialise, take
 
 
@@ -55,7 +55,7 @@ class SINEConfig(BaseModel):
     recency: bool = Field(True, description="the attention over a history knows how far back an item stands")
 
 
-class SINE(Model):
+class SINE(ProductModel):
     """Interests by prototypes that each prefix of a history activates."""
 
     Config = SINEConfig
