@@ -35,7 +35,7 @@ OFTEN = tuple(f"--set={stage}.checkpoint_every=0" for stage in STAGES)
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "COLUMNS": "200"}
     return subprocess.Popen(
         [MSM4SR, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
