@@ -13,7 +13,6 @@ NDCG@10 is compared with ours of the same scores.
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +24,15 @@ import typer
 from machine import describe, matrix_peak
 from matplotlib.figure import Figure
 from options import Changes, Data, Plot, Preset, Threads
-from parity.environment import ensure_environment
-from parity.export import DATA, NAME, as_recbole_sasrec, check_same_data, export_dataset
+from parity.environment import ensure_environment, run_recbole
+from parity.export import DATA, NAME, as_recbole_transformer, check_same_data, export_dataset
+from parity.report import ndcg_of
 
 from msm4sr.cli.console import told
-from msm4sr.data.dataset import Dataset, Targets, load_dataset, training_histories, validation_targets
-from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import ranks_of
+from msm4sr.data.dataset import Dataset, load_dataset, training_histories, validation_targets
 from msm4sr.experiments.run import build_model
 from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.training.finetune import finetune
-
-RUNNER = Path(__file__).parent / "parity" / "run_recbole.py"
 
 
 @dataclass(frozen=True)
@@ -101,34 +97,17 @@ def train_theirs(
     job = {
         "model": "SASRec",
         "dataset": NAME,
-        "out": str(folder),
         "epochs": epochs,
-        "threads": threads,
         "parts": ["validation"],
-        "config": DATA | as_recbole_sasrec(settings) | {"data_path": str(folder)},
+        "config": DATA | as_recbole_transformer(settings),
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    run_apart(python, RUNNER, folder / "job.json", threads)
-    check_same_data(json.loads((folder / "data.json").read_text()), dataset, pairs)
+    about = run_recbole(python, job, folder, threads)
+    check_same_data(about, dataset, pairs)
     records = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
-    targets = validation_targets(dataset)
+    targets = validation_targets(dataset).targets
     ndcg = [ndcg_of(np.load(folder / f"scores-validation-{n}.npy"), targets) for n in range(1, epochs + 1)]
     own = [record["validation"]["ndcg@10"] for record in records]
     return Epochs([r["seconds"] for r in records], ndcg), float(np.abs(np.subtract(own, ndcg)).max())
-
-
-def run_apart(python: Path, script: Path, job: Path, threads: int) -> None:
-    """Run a script of another environment, without anything of ours on its path."""
-    keep = {"PATH": "/usr/bin:/bin", "HOME": str(job.parent), "OMP_NUM_THREADS": str(threads)}
-    command = [str(python.absolute()), "-W", "ignore", str(script), str(job)]
-    done = subprocess.run(command, env=keep, cwd=job.parent, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise RuntimeError(f"{script.name} ended with {done.returncode}")
-
-
-def ndcg_of(scores: np.ndarray, targets: Targets) -> float:
-    ranks = ranks_of(torch.from_numpy(scores), torch.from_numpy(targets.targets))
-    return mean_metrics(ranks.numpy())["ndcg@10"]
 
 
 def report(runs: dict[str, Epochs], pairs: int) -> None:

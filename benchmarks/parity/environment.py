@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from msm4sr.errors import InputError
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+RUNNER = Path(__file__).with_name("run_recbole.py")
 
 
 def ensure_environment(folder: Path) -> Path:
@@ -28,3 +31,17 @@ def ensure_environment(folder: Path) -> Path:
     subprocess.run([python, "-m", "pip", "install", "-qq", "-r", REQUIREMENTS], check=True)
     mark.write_text(REQUIREMENTS.read_text())
     return python
+
+
+def run_recbole(python: Path, job: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+    """Run a job of run_recbole.py on what was exported into `folder`, where the results go too; what it says of its
+    data. Nothing of ours is on its path."""
+    told = {"out": str(folder), "threads": threads, "config": job["config"] | {"data_path": str(folder)}}
+    (folder / "job.json").write_text(json.dumps(job | told))
+    keep = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": str(threads)}
+    command = [str(python.absolute()), "-W", "ignore", str(RUNNER), str(folder / "job.json")]
+    done = subprocess.run(command, env=keep, cwd=folder, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{RUNNER.name} ended with {done.returncode}")
+    about: dict[str, Any] = json.loads((folder / "data.json").read_text())
+    return about

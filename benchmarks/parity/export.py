@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, test_targets, validation_targets
+from msm4sr.data.dataset import Dataset, item_categories, test_targets, validation_targets
 from msm4sr.experiments.settings import RunSettings
 
 NAME = "exported"
@@ -42,14 +42,16 @@ def export_dataset(dataset: Dataset, folder: Path) -> None:
             "timestamp:float": np.arange(len(dataset.values)) - np.repeat(dataset.offsets[:-1], lengths),
         }
     )
-    items = pl.DataFrame({"item_id:token": np.arange(dataset.n_items)})
+    numbers, _ = item_categories(dataset)
+    classes = [" ".join(map(str, numbers[item])) for item in range(dataset.n_items)]
+    items = pl.DataFrame({"item_id:token": np.arange(dataset.n_items), "class:token_seq": classes})
     (folder / NAME).mkdir(parents=True, exist_ok=True)
     table.write_csv(folder / NAME / f"{NAME}.inter", separator="\t")
     items.write_csv(folder / NAME / f"{NAME}.item", separator="\t")
 
 
-def as_recbole_sasrec(settings: RunSettings) -> dict[str, Any]:
-    """Our settings of SASRec and of its training, in RecBole's words."""
+def as_recbole_transformer(settings: RunSettings) -> dict[str, Any]:
+    """Our settings of SASRec (or of S3-Rec, which is one) and of its training, in RecBole's words."""
     model = settings.model.model_dump()
     return {
         "n_layers": model["layers"],

@@ -11,8 +11,6 @@ items out. RecBole gets an environment of its own (.venv-recbole, made on first 
 
 from __future__ import annotations
 
-import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,20 +18,18 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from environment import ensure_environment
+from environment import ensure_environment, run_recbole
 from export import DATA, NAME, as_recbole_training, check_same_data, export_dataset
+from report import ndcg_of, report
 from torch import nn
 
 from msm4sr.cli.console import told
 from msm4sr.data.dataset import Dataset, Targets, load_dataset, test_targets, validation_targets
-from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import ranks_of
 from msm4sr.experiments.run import build_model
 from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.models.baselines.lightgcn import LightGCN
 from msm4sr.training.finetune import finetune
 
-RUNNER = Path(__file__).with_name("run_recbole.py")
 PARTS = ("validation", "test")
 
 
@@ -59,12 +55,7 @@ def main(
             print(f"seed {seed}: with RecBole's weights our scores differ from its own by {difference:.1e} at most")
             if difference > 1e-5:
                 raise RuntimeError("the two models are not the same")
-        print(f"\nLightGCN on {data.name}, {epochs} epochs, {seeds} seeds: NDCG@10\n")
-        print("| library | validation | test |\n|---|--:|--:|")
-        for name, found in rows.items():
-            pairs = zip(np.mean(found, axis=0), np.std(found, axis=0), strict=True)
-            cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in pairs]
-            print(f"| {name} | {' | '.join(cells)} |")
+        report(f"LightGCN on {data.name}, {epochs} epochs, {seeds} seeds", rows)
 
 
 def as_authors(epochs: int, every: int, seed: int) -> RunSettings:
@@ -115,13 +106,13 @@ def scores_of(model: LightGCN) -> np.ndarray:
         return (users @ items.T).numpy()
 
 
-def ndcg_of(scores: np.ndarray, targets: Targets) -> float:
+def ndcg_of_others(scores: np.ndarray, targets: Targets) -> float:
     """NDCG@10, a user's own items left out."""
     left = torch.from_numpy(scores.copy())
     histories = targets.histories
     rows = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
     left[rows, histories.values.astype(np.int64)] = -torch.inf
-    return mean_metrics(ranks_of(left, torch.from_numpy(targets.targets)).numpy())["ndcg@10"]
+    return ndcg_of(left.numpy(), targets.targets)
 
 
 def train_ours(dataset: Dataset, settings: RunSettings) -> tuple[float, float]:
@@ -129,7 +120,7 @@ def train_ours(dataset: Dataset, settings: RunSettings) -> tuple[float, float]:
     model = new_model(dataset, settings)
     finetune(model, dataset, settings.finetune, seed=settings.seed, device=settings.device)
     scores = scores_of(model)
-    return ndcg_of(scores, validation_targets(dataset)), ndcg_of(scores, test_targets(dataset))
+    return ndcg_of_others(scores, validation_targets(dataset)), ndcg_of_others(scores, test_targets(dataset))
 
 
 def train_theirs(
@@ -141,25 +132,18 @@ def train_theirs(
     job = {
         "model": "LightGCN",
         "dataset": NAME,
-        "out": str(folder),
         "epochs": epochs,
         "every": every,
-        "threads": threads,
         "parts": PARTS,
         "weights": True,
-        "config": DATA | as_recbole(settings) | {"data_path": str(folder)},
+        "config": DATA | as_recbole(settings),
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    keep = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": str(threads)}
-    command = [str(python.absolute()), "-W", "ignore", str(RUNNER), str(folder / "job.json")]
-    subprocess.run(command, env=keep, cwd=folder, stdout=subprocess.DEVNULL, check=True)
-    check_same_data(
-        json.loads((folder / "data.json").read_text()), dataset, dataset.n_interactions - 2 * dataset.n_users
-    )
+    about = run_recbole(python, job, folder, threads)
+    check_same_data(about, dataset, dataset.n_interactions - 2 * dataset.n_users)
     targets = {"validation": validation_targets(dataset), "test": test_targets(dataset)}
     validated = sorted({*range(every, epochs + 1, every), epochs})
     found = [
-        tuple(ndcg_of(np.load(folder / f"scores-{part}-{epoch}.npy"), targets[part]) for part in PARTS)
+        tuple(ndcg_of_others(np.load(folder / f"scores-{part}-{epoch}.npy"), targets[part]) for part in PARTS)
         for epoch in validated
     ]
     best = max(found, key=lambda values: values[0])

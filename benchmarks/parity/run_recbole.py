@@ -3,7 +3,8 @@
     .venv-recbole/bin/python benchmarks/parity/run_recbole.py JOB.json
 
 JOB.json: {"model": "SASRec", "dataset": the name, "out": a folder, "epochs": n, "threads": n, "parts": ["validation"],
-"config": what RecBole is told; "every": epochs between two evaluations, 1 unless given; "weights": true to keep them}.
+"config": what RecBole is told; "pretrain_epochs": of S3Rec; "every": epochs between two evaluations, 1 unless given;
+"weights": true to keep them}.
 Into `out` go data.json (training rows, users, items, the target of each user), a line an epoch in epochs.jsonl (seconds
 of training alone, RecBole's own metrics), for each part and evaluated epoch the scores of all items for all users as
 `scores-PART-EPOCH.npy`, float32 [users, items], numbered as exported, and last weights.npz: the weights by name, and
@@ -43,8 +44,10 @@ def main(job: dict[str, Any]) -> None:
     train, validation, test = data_preparation(config, dataset)
     parts = {"validation": validation, "test": test}
     init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train._dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    if job.get("pretrain_epochs"):
+        pretrain(config, train, job["pretrain_epochs"], out / "pretrained.pth")
+    trainer = new_trainer(config, train)
+    model = trainer.model
     users = dataset.field2id_token["user_id"][1:].astype(np.int64)  # 0 is padding; then our number of each of theirs
     items = dataset.field2id_token["item_id"][1:].astype(np.int64)
     targets = {part: targets_of(loader, dataset) for part, loader in parts.items()}
@@ -71,6 +74,21 @@ def main(job: dict[str, Any]) -> None:
     if job.get("weights"):
         weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
         np.savez(out / "weights.npz", users=users, items=items, **weights)
+
+
+def new_trainer(config: Config, train: Any) -> Any:
+    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+
+
+def pretrain(config: Config, train: Any, epochs: int, file: Path) -> None:
+    """The first stage of S3Rec, and the settings by which the second goes on from `file`."""
+    config["train_stage"] = "pretrain"
+    trainer = new_trainer(config, train)
+    for epoch in range(epochs):
+        trainer._train_epoch(train, epoch)
+    torch.save({"state_dict": trainer.model.state_dict()}, file)
+    config["train_stage"], config["pre_model_path"] = "finetune", str(file)
 
 
 def evaluate(trainer: Any, loader: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:

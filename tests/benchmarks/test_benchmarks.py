@@ -15,7 +15,7 @@ import pytest
 import torch
 from builders import make_dataset, make_msm4sr, random_sequences
 from machine import matrix_peak, memory_now, memory_peak
-from parity.export import NAME, as_recbole_sasrec, export_dataset
+from parity.export import NAME, as_recbole_transformer, export_dataset
 from steps import PARTS, Parts, Stage, run_steps
 
 from msm4sr.data.dataset import Dataset, training_histories
@@ -87,7 +87,7 @@ def test_the_export_keeps_every_item_and_the_order_of_each_history(tmp_path: Pat
 
 
 def test_recbole_gets_our_settings() -> None:
-    told = as_recbole_sasrec(resolve_settings("seed", "sasrec", ["model.dim=32", "finetune.learning_rate=0.01"]))
+    told = as_recbole_transformer(resolve_settings("seed", "sasrec", ["model.dim=32", "finetune.learning_rate=0.01"]))
     assert (told["hidden_size"], told["learning_rate"], told["train_batch_size"]) == (32, 0.01, 1024)
 
 
