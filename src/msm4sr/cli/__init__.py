@@ -16,6 +16,7 @@ from msm4sr.cli.fetch import fetch_images
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
+from msm4sr.cli.tune import tune
 
 app = typer.Typer(
     help="Recommend the next items from what people took, and from what the items' texts and pictures show.",
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, extract, pretrain, finetune, evaluate, recommend, features, demo):
+for command in (run, extract, pretrain, finetune, evaluate, tune, recommend, features, demo):
     app.command()(command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")

@@ -45,6 +45,14 @@ ModelName = Annotated[
         help="msm4sr, sasrec, sasrecm, s3rec, sine, difsr, mvrnn, lightgcn, grcn, dualgnn, itemknn or popularity.",
     ),
 ]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="YAML with what differs from the preset, such as tuned values; --set comes after it.",
+    ),
+]
 Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4."),

@@ -24,6 +24,7 @@ from msm4sr.cli.console import (
     Resume,
     RunFolder,
     Seed,
+    SettingsFile,
     Strategy,
     Strict,
     TrainingProgress,
@@ -47,6 +48,7 @@ def run(
     out: Out,
     preset: Preset = "best",
     model: ModelName = "msm4sr",
+    file: SettingsFile = None,
     changes: Changes = [],  # noqa: B006  # typer reads it, nobody changes it
     seed: Seed = None,
     features: FeatureSources = [],  # noqa: B006
@@ -61,7 +63,9 @@ def run(
     with told(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
         _check_log(log)
         changes = [*changes, *_device_changes(devices, strategy)]
-        started, dataset, network = _start(data, out, preset, model, changes, seed, features, overwrite, resume, strict)
+        started, dataset, network = _start(
+            data, out, preset, model, file, changes, seed, features, overwrite, resume, strict
+        )
         for stage in ("pretrain", "finetune"):
             _train(started, stage, dataset, network, resume, log)
         if _first(started):
@@ -73,6 +77,7 @@ def extract(
     out: Out,
     preset: Preset = "best",
     model: ModelName = "msm4sr",
+    file: SettingsFile = None,
     changes: Changes = [],  # noqa: B006
     seed: Seed = None,
     features: FeatureSources = [],  # noqa: B006
@@ -97,7 +102,7 @@ def extract(
             raise InputError("--shard and --merge are two steps: first each shard, then --merge alone")
         processes = launched() if share is None and not merge else None
         console.quiet = processes is not None and processes.rank > 0
-        started, dataset = _plan(data, out, preset, model, changes, seed, features, overwrite)
+        started, dataset = _plan(data, out, preset, model, file, changes, seed, features, overwrite)
         if share is not None:
             _encode_shard(started, dataset, share, strict)
             say_next("extract", data, "--out", out, "--merge")
@@ -171,6 +176,7 @@ def _start(
     out: Path,
     preset: str,
     model: str,
+    file: Path | None,
     changes: list[str],
     seed: int | None,
     features: list[str],
@@ -181,13 +187,13 @@ def _start(
     """The run, its data and a new model, in every process: the first one prepares what the others then read."""
     from msm4sr.experiments.settings import resolve_settings
 
-    device = resolve_settings(preset, model, changes, seed).device
+    device = resolve_settings(preset, model, changes, seed, file).device
     if not device.is_first:
         console.quiet = True
         device.connect()
         started = _open(out)
         return started, *_load(started)
-    planned, dataset = _plan(data, out, preset, model, changes, seed, features, overwrite, resume)
+    planned, dataset = _plan(data, out, preset, model, file, changes, seed, features, overwrite, resume)
     begun = resume and (out / "config.yaml").exists()
     network = _extract(planned, dataset, strict) if begun else _begin(planned, dataset, strict)
     device.connect()
@@ -199,6 +205,7 @@ def _plan(
     out: Path,
     preset: str,
     model: str,
+    file: Path | None,
     changes: list[str],
     seed: int | None,
     features: list[str],
@@ -212,8 +219,8 @@ def _plan(
 
     if resume and overwrite:
         raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    settings = resolve_settings(preset, model, changes, seed)
-    folder, vectors = _feature_sources(features)
+    settings = resolve_settings(preset, model, changes, seed, file)
+    folder, vectors = feature_sources(features)
     dataset = load_dataset(data, settings.dataset)  # wrong data is told before anything is made
     if resume and (out / "config.yaml").exists():
         planned = resume_run(data, out, settings, folder, vectors)
@@ -223,7 +230,7 @@ def _plan(
     return planned, dataset
 
 
-def _feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
+def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
     """The values of --features: a folder to keep features in, and modality to file of one's own vectors."""
     folders: list[Path] = []
     vectors: dict[str, Path] = {}

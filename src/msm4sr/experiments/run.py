@@ -118,7 +118,7 @@ def plan_run(
             that is not there; a file of vectors is not there, or its modality has no proper name.
     """
     settings.device.check()
-    own = {name: _own_vectors(name, file) for name, file in (vectors or {}).items()}
+    own = {name: own_vectors(name, file) for name, file in (vectors or {}).items()}
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
@@ -130,7 +130,8 @@ def plan_run(
     return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, own)
 
 
-def _own_vectors(modality: str, file: Path) -> OwnVectors:
+def own_vectors(modality: str, file: Path) -> OwnVectors:
+    """A file of vectors as it is now. InputError where it cannot be read, or the modality has no proper name."""
     # Modules are kept under the modality's name: `items`, say, would hide what a mapping of modules needs itself.
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality) or hasattr(torch.nn.ModuleDict(), modality):
         raise InputError(

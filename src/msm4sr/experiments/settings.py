@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from msm4sr.features.extract import FeatureSettings
 from msm4sr.models.msm4sr import MSM4SRConfig
 from msm4sr.models.registry import CONFIGS, ModelConfig
 from msm4sr.presets import load_preset
+from msm4sr.training.checkpoint import flat
 from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings
 from msm4sr.training.pretrain import PretrainSettings
@@ -37,21 +39,34 @@ class RunSettings(BaseModel):
 
 
 def resolve_settings(
-    preset: str = "best", model: str = "msm4sr", changes: Sequence[str] = (), seed: int | None = None
+    preset: str = "best",
+    model: str = "msm4sr",
+    changes: Sequence[str] = (),
+    seed: int | None = None,
+    file: Path | None = None,
 ) -> RunSettings:
-    """The settings of a preset for a model, with `key=value` changes such as `finetune.learning_rate=1e-4`.
+    """The settings of a preset for a model, then those of a file, then `seed`, then `key=value` changes.
 
     Another model than MSM4SR takes over what it shares with the preset (widths, layers, dropout, the second stage),
     so that rows of a comparison stand on the same footing.
 
+    Args:
+        changes: such as `finetune.learning_rate=1e-4`.
+        file: YAML of the shape of a preset, with only what differs from it.
+
     Raises:
-        InputError: an unknown preset, model or key (with the nearest valid name), a value that does not fit.
+        InputError: an unknown preset, model or key (with the nearest valid name), a value that does not fit, a file
+            that is not readable or is for another model.
     """
     if model not in CONFIGS:
         raise InputError(f"--model: there is no model {model!r}; there are {', '.join(CONFIGS)}{_hint(model, CONFIGS)}")
     settings = load_preset(preset)
     shared = settings.get("model", {})
     settings["model"] = {k: v for k, v in shared.items() if k in CONFIGS[model].model_fields} | {"name": model}
+    if file is not None:
+        for key, value in _settings_of(file, model).items():
+            _put(settings, key, value)
+        validate_settings(settings, str(file))  # so that what is wrong in the file is told by its name
     if seed is not None:
         settings["seed"] = seed
     _apply(changes, settings)
@@ -67,20 +82,70 @@ def change_settings(settings: RunSettings, changes: Sequence[str]) -> RunSetting
     return validate_settings(changed, "--set")
 
 
+def with_values(settings: RunSettings, values: Mapping[str, Any], where: str) -> RunSettings:
+    """The settings with these values, by dotted name. The InputError of a wrong one names `where` it stands."""
+    changed = settings.model_dump(mode="json")
+    for key, value in values.items():
+        _put(changed, key, value)
+    return validate_settings(changed, where)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """What a YAML file says, a mapping. InputError for a file that is not readable or says something else."""
+    try:
+        said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: not readable ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{file}: not a mapping of names to values")
+    return said
+
+
+def _settings_of(file: Path, model: str) -> dict[str, Any]:
+    """Dotted names and values of a settings file, all of them names that the model has."""
+    said = flat(read_yaml(file))
+    meant = said.pop("model.name", model)
+    if meant != model:
+        raise InputError(f"{file}: settings of {meant}, and --model is {model}; one of the two must change")
+    for key in said:
+        check_key(key, model, str(file))
+    return said
+
+
+def check_key(key: str, model: str, where: str) -> None:
+    """InputError with the nearest valid name when a model has no such setting; `where` it stands is named."""
+    valid = dict(_keys(RunSettings, model))
+    if key not in valid:
+        others = [name for name in CONFIGS if key in dict(_keys(RunSettings, name))]
+        whose = f" ({', '.join(others)} has it)" if others else ""
+        raise InputError(f"{where}: there is no setting {key!r} of {model}{whose}{_hint(key, valid)}")
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as a mapping of sections."""
+    sections: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put(sections, key, value)
+    return sections
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+    settings[name] = value
+
+
 def _apply(changes: Sequence[str], settings: dict[str, Any]) -> None:
     model = settings["model"]["name"]
-    valid = dict(_keys(RunSettings, model))
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
-        if key not in valid:
-            raise InputError(f"--set {change}: there is no setting {key!r} of {model}{_hint(key, valid)}")
-        *sections, name = key.split(".")
-        place = settings
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = _value(change, text)
+        check_key(key, model, f"--set {change}")
+        _put(settings, key, _value(change, text))
 
 
 def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:

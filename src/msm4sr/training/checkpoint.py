@@ -104,8 +104,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """InputError that says what differs between what a checkpoint is of and what is asked for (`now`)."""
+def check_same(
+    then: Mapping[str, Any], now: Mapping[str, Any], otherwise: str = "the checkpoint is of another training"
+) -> None:
+    """InputError that says what differs between what a checkpoint (or a study) is of and what is asked for (`now`)."""
     now = json.loads(json.dumps(now))  # as it was stored: no tuples
     differing = [
         f"{name} ({then.get(name, 'not known')} there, {value} now)"
@@ -114,4 +116,4 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(f"the checkpoint is of another training: {', '.join(differing[:3])}{more}")
+        raise InputError(f"{otherwise}: {', '.join(differing[:3])}{more}")

@@ -1,0 +1,336 @@
+"""Tuning: trials of a search, each a training that validation alone judges, kept in STUDY/study.db.
+
+The first trial has the defaults, so that tuning never ends below them; the others are proposed by TPE (Bergstra et
+al. 2011) from what the finished ones validated. A trial that is behind the median of the others in the second half
+of its epochs is pruned. Whatever the other settings, the value of a trial is `ndcg@10` on validation; test is not
+ranked. No weights are kept: a trial leaves a line in the database.
+
+Each trial under way is locked by a file, which the operating system unlocks with the process, however it ends. A
+trial that runs and is not locked was interrupted: it is tried again, with the same values, and not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from msm4sr.data.dataset import Dataset, training_histories, validation_targets
+from msm4sr.data.files import new_file
+from msm4sr.errors import InputError
+from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.experiments.run import build_model
+from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search, check_defaults
+from msm4sr.experiments.settings import RunSettings, nested, with_values
+from msm4sr.features.store import Features
+from msm4sr.training.checkpoint import check_same, digest, flat
+from msm4sr.training.loop import EpochRecord, Silent
+from msm4sr.training.stage import train_stage
+from msm4sr.training.tasks import STAGES, task_of
+
+OBJECTIVE = "ndcg@10"
+DATABASE = "study.db"
+BEFORE_A_STUDY = {"features", ".study.lock"}
+WAIT = 1.0  # seconds between two looks at whether the trials of other processes have ended
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is counted.
+
+    Attributes:
+        number: from 0, in the order of their beginning; interrupted ones have numbers too, and are not here.
+        state: finished, pruned or failed.
+        value: `ndcg@10` on validation, of finished ones.
+        seconds: all in all.
+        values: what was tried, by dotted name.
+        reason: why it failed.
+        is_default: whether it has the defaults.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    seconds: float
+    values: Mapping[str, Any]
+    reason: str = ""
+    is_default: bool = False
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A search for the settings of one model on one data set.
+
+    Attributes:
+        folder: of the study.
+        settings: of the first trial, which all others start from (`trial_settings` makes them).
+        trials: how many there are to be.
+        features: of the items, the same for all trials.
+    """
+
+    folder: Path
+    search: Search
+    settings: RunSettings
+    trials: int
+    dataset: Dataset
+    features: Mapping[str, Features]
+
+
+def check_folder(folder: Path) -> None:
+    """InputError for a folder that has something in it and no study."""
+    if folder.is_dir() and not (folder / DATABASE).exists():
+        foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_A_STUDY)
+        if foreign:
+            raise InputError(f"{folder}: the folder holds no study, but {foreign[0]!r}; name another --out")
+
+
+def tune(tuning: Tuning, note: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
+    """Make the trials that are still to be made, and return all, best first; `note` is told of each that has ended.
+
+    Several processes may do so at once, on one machine. Each returns when all trials have ended.
+
+    Raises:
+        InputError: the study is of another search, or of other settings or data.
+    """
+    study = _open(tuning)
+    distributions = {key: _distribution(parameter) for key, parameter in tuning.search.parameters.items()}
+    while True:
+        with _claimed(study, tuning, distributions) as trial:
+            if trial is None:
+                break
+            try:
+                study.tell(trial, _value(trial, tuning))
+            except optuna.TrialPruned:
+                study.tell(trial, state=TrialState.PRUNED)
+            except (InputError, FloatingPointError) as error:
+                trial.set_user_attr("reason", str(error))
+                study.tell(trial, state=TrialState.FAIL)
+        note(next(ended for ended in _ended(study, tuning) if ended.number == trial.number))
+    return _ended(study, tuning)
+
+
+def trial_settings(tuning: Tuning, values: Mapping[str, Any]) -> RunSettings:
+    """The settings of a trial with these values."""
+    return with_values(tuning.settings, values, "trial")
+
+
+def best_of(trials: Sequence[Trial], folder: Path) -> Trial:
+    """The best of trials that are sorted. InputError, with the first reason, where none has finished."""
+    if not trials or trials[0].value is None:
+        reason = next((f"; trial {trial.number}: {trial.reason}" for trial in trials if trial.reason), "")
+        raise InputError(f"{folder}: no trial has finished{reason}")
+    return trials[0]
+
+
+def best_text(tuning: Tuning, trials: Sequence[Trial], model: str, preset: str, command: str) -> str:
+    """A settings file with the values of the best trial; its head says where they come from."""
+    best = best_of(trials, tuning.folder)
+    default = next((trial for trial in trials if trial.is_default), None)
+    untuned = f"{default.value:.4f}" if default is not None and default.value is not None else "none, it failed"
+    counts = ", ".join(
+        f"{sum(trial.state == state for trial in trials)} {state}" for state in ("finished", "pruned", "failed")
+    )
+    data = tuning.dataset.folder.resolve().name
+    head = (
+        f"{model} on {data}, tuned over preset {preset}.",
+        f"Validation {OBJECTIVE}: {best.value:.4f} (trial {best.number}); with the defaults: {untuned}.",
+        f"Search {tuning.search.name}, seed {tuning.settings.seed}; trials: {counts}.",
+        f"Made by: {command}",
+        f"Use it by: msm4sr run DATA/{data} --model {model} --preset {preset} --settings FILE --out RUN",
+    )
+    body = yaml.safe_dump(nested({"model.name": model, **best.values}), sort_keys=False)
+    return "".join(f"# {line}\n" for line in head) + body
+
+
+def write_text(file: Path, text: str) -> None:
+    """Whole or not at all; folders above it are made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+# -- a trial ---------------------------------------------------------------------------------------------------------
+
+
+def _value(trial: optuna.Trial, tuning: Tuning) -> float:
+    """Train with the values of the trial, and validate the weights of the best epoch."""
+    is_default = "default" in trial.user_attrs
+    settings = trial_settings(tuning, {} if is_default else _rounded(trial.params))
+    model = build_model(settings, tuning.dataset, tuning.features)
+    for stage in STAGES:
+        task = task_of(stage, model, getattr(settings, stage))
+        if task is not None:
+            train_stage(
+                stage,
+                task,
+                tuning.dataset,
+                getattr(settings, stage),
+                seed=settings.seed,
+                evaluation=settings.evaluation,
+                device=settings.device,
+                monitor=_Watch(trial, may_prune=not is_default),
+            )
+    model.to(settings.device.torch_device())
+    return evaluate(model, tuning.dataset, "validation", settings.evaluation)[OBJECTIVE]
+
+
+class _Watch(Silent):
+    """Tells the study what each epoch of fine-tuning validated, and ends a trial that has fallen behind."""
+
+    def __init__(self, trial: optuna.Trial, may_prune: bool) -> None:
+        self._trial, self._may_prune = trial, may_prune
+        self._epochs = 0
+
+    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
+        self._epochs = epochs
+
+    def epoch(self, record: EpochRecord, best: bool) -> None:
+        if record.stage != STAGES[-1] or not record.validation:
+            return  # what pre-training validates is another model
+        self._trial.report(record.validation[OBJECTIVE], record.epoch)
+        if self._may_prune and record.epoch > self._epochs / 2 and self._trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def _distribution(parameter: FloatRange | IntRange | Choices) -> BaseDistribution:
+    match parameter:
+        case FloatRange():
+            return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+        case IntRange():
+            return IntDistribution(parameter.low, parameter.high, log=parameter.log)
+        case Choices():
+            return CategoricalDistribution(parameter.choices)
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Three digits: what stands in a settings file for people is then exactly what was tried."""
+    return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
+
+
+# -- the study -------------------------------------------------------------------------------------------------------
+
+
+def _open(tuning: Tuning) -> optuna.Study:
+    """The study of the folder, made if need be, with the defaults as its first trial."""
+    defaults = check_defaults(tuning.search, tuning.settings)
+    tuning.folder.mkdir(parents=True, exist_ok=True)
+    taken, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
+    identity = {
+        **flat({"settings": tuning.settings.model_dump(mode="json")}),
+        **flat({"search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()}}),
+        "histories": digest(taken.values, taken.offsets, validation.targets),
+    }
+    with _lock(tuning.folder):
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(
+                f"sqlite:///{tuning.folder.absolute() / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
+            ),
+            study_name="study",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=2),
+            load_if_exists=True,
+        )
+        if "identity" not in study.user_attrs:
+            study.set_user_attr("identity", identity)
+        try:
+            check_same(study.user_attrs["identity"], identity, "the study is of something else")
+        except InputError as error:
+            raise InputError(f"{tuning.folder}: {error}; give what it was begun with, or name another --out") from None
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial(defaults, user_attrs={"default": True})
+    return study
+
+
+@contextmanager
+def _claimed(
+    study: optuna.Study, tuning: Tuning, distributions: dict[str, BaseDistribution]
+) -> Iterator[optuna.Trial | None]:
+    """The next trial, locked as long as the block runs; None when all have ended, which is waited for."""
+    while True:
+        with _lock(tuning.folder):
+            _retry_interrupted(study, tuning.folder)
+            counted = [trial for trial in _counted(study) if trial.state != TrialState.WAITING]
+            if len(counted) < tuning.trials:
+                # Each trial has a seed of its own: after an interruption the next ones are the same as without it.
+                seed = tuning.settings.seed * 1_000_003 + len(counted)
+                study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed % 2**32)
+                trial = study.ask(distributions)
+                lock = _lock(tuning.folder, trial.number)
+                lock.acquire()
+                break
+            if not any(trial.state == TrialState.RUNNING for trial in counted):
+                yield None
+                return
+        time.sleep(WAIT)
+    try:
+        yield trial
+    finally:
+        _unlock(lock)
+
+
+def _lock(folder: Path, trial: int | None = None) -> FileLock:
+    """Of the study, or of one of its trials."""
+    return FileLock(folder / (".study.lock" if trial is None else f".trial-{trial}.lock"))
+
+
+def _retry_interrupted(study: optuna.Study, folder: Path) -> None:
+    """Queue again each trial whose process is gone. The study must be locked."""
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state != TrialState.RUNNING:
+            continue
+        lock = _lock(folder, trial.number)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        if trial.number not in _retried(trials):  # else this very place was interrupted
+            study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": trial.number})
+        study.tell(trial.number, state=TrialState.FAIL)
+        _unlock(lock)
+
+
+def _unlock(lock: FileLock) -> None:
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _retried(trials: Sequence[FrozenTrial]) -> set[int]:
+    return {trial.user_attrs["retries"] for trial in trials if "retries" in trial.user_attrs}
+
+
+def _counted(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials but the interrupted ones, which others stand for."""
+    trials = study.get_trials(deepcopy=False)
+    retried = _retried(trials)
+    return [trial for trial in trials if trial.number not in retried]
+
+
+def _ended(study: optuna.Study, tuning: Tuning) -> list[Trial]:
+    """The finished trials, best first, then the pruned and the failed ones."""
+    names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    defaults = check_defaults(tuning.search, tuning.settings)
+    trials = [
+        Trial(
+            number=trial.number,
+            state=names[trial.state],
+            value=trial.value if trial.state == TrialState.COMPLETE else None,
+            seconds=trial.duration.total_seconds() if trial.duration else 0.0,
+            values=defaults if "default" in trial.user_attrs else _rounded(trial.params),
+            reason=trial.user_attrs.get("reason", ""),
+            is_default="default" in trial.user_attrs,
+        )
+        for trial in _counted(study)
+        if trial.state in names
+    ]
+    order = list(names.values())
+    return sorted(trials, key=lambda trial: (order.index(trial.state), -(trial.value or 0.0), trial.number))
