@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+from pathlib import Path
+
 import pytest
 
 from msm4sr.errors import InputError
@@ -109,3 +113,58 @@ def test_where_it_stands_is_named() -> None:
 def test_settings_cannot_be_changed_by_accident() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunSettings().seed = 3  # type: ignore[misc]
+
+
+# -- a file of settings ------------------------------------------------------------------------------------------------
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    file = folder / "tuned.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    file = settings_file(tmp_path, "model: {dropout: 0.35}\nfinetune:\n  learning_rate: 5.0e-4\n")
+    before, after = (resolve_settings("best", "sasrec", file=f).model_dump() for f in (None, file))
+    assert (after["model"]["dropout"], after["finetune"]["learning_rate"]) == (0.35, 5e-4)
+    before["model"]["dropout"], before["finetune"]["learning_rate"] = 0.35, 5e-4
+    assert after == before
+
+
+def test_options_come_after_the_file(tmp_path: Path) -> None:
+    file = settings_file(tmp_path, "seed: 5\nmodel: {dropout: 0.3, layers: 1}\n")
+    settings = resolve_settings("best", "sasrec", ["model.dropout=0.1"], 6, file)
+    assert isinstance(settings.model, SASRecConfig)
+    assert (settings.seed, settings.model.dropout, settings.model.layers) == (6, 0.1, 1)
+
+
+def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
+    for preset in PRESETS:
+        file = Path(str(files("msm4sr.presets") / f"{preset}.yaml"))
+        assert resolve_settings("seed", file=file).model == resolve_settings(preset).model
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("finetune: {learningrate: 1}", r"no setting 'finetune.learningrate' of sasrec; did you mean 'finetune.learn"),
+        ("model: {attribute_weight: 1}", r"no setting 'model.attribute_weight' of sasrec \(difsr has it\)"),
+        ("model: {dropout: 2}", r"model\.dropout: .*less than 1.*given: 2"),
+        ("model: {name: difsr}", r"settings of difsr, and --model is sasrec"),
+        ("model: 3", r"no setting 'model'"),
+        ("model: {dropout: {rate: 3}}", r"no setting 'model.dropout.rate'"),
+        ("- model", r"not a mapping"),
+        ("", r"not a mapping"),
+        ("model: {", r"not YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_name(tmp_path: Path, text: str, said: str) -> None:
+    file = settings_file(tmp_path, text)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{said}"):
+        resolve_settings("best", "sasrec", file=file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.yaml: not readable"):
+        resolve_settings(file=tmp_path / "nothing.yaml")

@@ -69,12 +69,13 @@ def tune(
         from msm4sr.experiments import tune as tuning
         from msm4sr.experiments.run import Run, describe_data, extract_stage, own_vectors, tidy
         from msm4sr.experiments.search import check_defaults, find_search, read_search
-        from msm4sr.experiments.settings import resolve_settings, with_values
+        from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        settings = resolve_settings(preset, model, changes, seed, file)
         searched = read_search(find_search(search or model), model)
+        settings = resolve_settings(preset, model, seed=seed, file=file)
         settings = with_values(settings, searched.budget, f"the budget of search {searched.name}")
+        settings = change_settings(settings, changes)
         check_defaults(searched, settings)
         settings.device.check()
         if settings.device.processes > 1:
@@ -103,7 +104,7 @@ def tune(
         words += [] if file is None else ["--settings", file.name]
         words += [word for change in changes for word in ("--set", change)]
         words += ["--seed", str(settings.seed), "--out", "STUDY"]
-        text = tuning.best_text(task, ended, model, preset, shlex.join(words))
+        text = tuning.best_text(task, ended, preset, shlex.join(words))
         for target in (out / "best.yaml", save):
             if target is not None:
                 tuning.write_text(target, text)

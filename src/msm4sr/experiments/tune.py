@@ -29,8 +29,8 @@ from msm4sr.data.files import new_file
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.run import build_model
-from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search, check_defaults
-from msm4sr.experiments.settings import RunSettings, nested, with_values
+from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
+from msm4sr.experiments.settings import RunSettings, nested, resolve_settings, with_values
 from msm4sr.features.store import Features
 from msm4sr.training.checkpoint import check_same, digest, flat
 from msm4sr.training.loop import EpochRecord, Silent
@@ -131,9 +131,18 @@ def best_of(trials: Sequence[Trial], folder: Path) -> Trial:
     return trials[0]
 
 
-def best_text(tuning: Tuning, trials: Sequence[Trial], model: str, preset: str, command: str) -> str:
-    """A settings file with the values of the best trial; its head says where they come from."""
-    best = best_of(trials, tuning.folder)
+def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str) -> str:
+    """A settings file with the values of the best trial; its head says where they come from.
+
+    What else the trials changed of the preset is in it too, the budget apart: the values are good beside it.
+    """
+    best, model = best_of(trials, tuning.folder), tuning.settings.model.name
+    plain = flat(resolve_settings(preset, model).model_dump(mode="json"))
+    beside = {
+        key: value
+        for key, value in flat(tuning.settings.model_dump(mode="json")).items()
+        if key.startswith(SEARCHED) and value != plain[key] and key not in tuning.search.budget
+    }
     default = next((trial for trial in trials if trial.is_default), None)
     untuned = f"{default.value:.4f}" if default is not None and default.value is not None else "none, it failed"
     counts = ", ".join(
@@ -147,7 +156,7 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], model: str, preset: str, 
         f"Made by: {command}",
         f"Use it by: msm4sr run DATA/{data} --model {model} --preset {preset} --settings FILE --out RUN",
     )
-    body = yaml.safe_dump(nested({"model.name": model, **best.values}), sort_keys=False)
+    body = yaml.safe_dump(nested({"model.name": model, **beside, **best.values}), sort_keys=False)
     return "".join(f"# {line}\n" for line in head) + body
 
 

@@ -1,0 +1,143 @@
+"""`msm4sr tune` from the outside: killed, in several processes, and what its result is good for."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from calling import Cli
+
+MSM4SR = Path(sys.executable).with_name("msm4sr")
+SEARCH = """
+model: sasrec
+budget: budget.yaml
+parameters:
+  finetune.learning_rate: {kind: float, low: 1.0e-4, high: 1.0e-1, log: true}
+  model.dropout: {kind: float, low: 0.0, high: 0.5}
+"""
+BUDGET = """
+trials: 4
+settings: {finetune: {epochs: 6, max_steps: 0, batch_pairs: 16, validate_every: 1, patience: 9, select: ndcg@10}}
+"""
+
+
+@pytest.fixture
+def command(shop: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+    """`tune` with a small search, into the study of that name."""
+    (tmp_path / "small.yaml").write_text(SEARCH)
+    (tmp_path / "budget.yaml").write_text(BUDGET)
+    options = ["--model", "sasrec", "--set", "model.dim=8", "--search", str(tmp_path / "small.yaml")]
+    return lambda name: ["tune", str(shop), *options, "--out", str(tmp_path / name)]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [MSM4SR, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def trials(study: Path) -> list[optuna.trial.FrozenTrial]:
+    if not (study / "study.db").exists():
+        return []
+    try:
+        loaded = optuna.load_study(study_name="study", storage=f"sqlite:///{study}/study.db")
+    except (KeyError, RuntimeError, optuna.exceptions.StorageInternalError):  # is just being made
+        return []
+    return loaded.get_trials(deepcopy=False)
+
+
+def values(study: Path) -> list[float]:
+    """Of the trials that are no interrupted ones, in the order of what they tried."""
+    retried = {trial.user_attrs.get("retries") for trial in trials(study)}
+    counted = [trial for trial in trials(study) if trial.number not in retried]
+    return [
+        trial.params["finetune.learning_rate"] for trial in sorted(counted, key=lambda t: t.params["model.dropout"])
+    ]
+
+
+def test_a_study_that_is_killed_in_a_trial_ends_as_if_it_had_not_been(
+    cli: Cli, command: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    process = start(command("killed"))
+    while process.poll() is None:
+        under_way = [trial for trial in trials(tmp_path / "killed") if trial.number == 1 and trial.intermediate_values]
+        if under_way:
+            process.kill()
+            break
+        time.sleep(0.02)
+    assert process.wait() == -9, process.communicate()[0]
+    assert [trial.state.name for trial in trials(tmp_path / "killed")] == ["COMPLETE", "RUNNING"]
+    called = cli(*command("killed"))
+    assert called.code == 0, called
+    assert "trial 0 " not in called.out.split("validation ndcg@10")[0]  # is kept, not made again
+    assert cli(*command("undisturbed")).code == 0
+    assert values(tmp_path / "killed") == values(tmp_path / "undisturbed")
+    assert len(values(tmp_path / "killed")) == 4
+    assert len(trials(tmp_path / "killed")) == 5
+    killed, undisturbed = (
+        yaml.safe_load((tmp_path / name / "best.yaml").read_text()) for name in ("killed", "undisturbed")
+    )
+    assert killed == undisturbed
+    assert {file.name for file in (tmp_path / "killed").iterdir()} == {"study.db", "best.yaml", ".study.lock"}
+
+
+def test_several_processes_share_a_study(command: Callable[[str], list[str]], tmp_path: Path) -> None:
+    processes = [start(command("shared")) for _ in range(2)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    numbers = sorted(int(n) for text in said for n in re.findall(r"^trial +(\d+)  ", text, re.MULTILINE))
+    assert numbers == [0, 1, 2, 3], said
+    assert {trial.state.is_finished() for trial in trials(tmp_path / "shared")} == {True}
+
+
+def test_its_result_is_what_run_takes(
+    cli: Cli, refused: Callable[..., str], command: Callable[[str], list[str]], shop: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "configs" / "models" / "toyshop" / "sasrec.yaml"
+    called = cli(*command("study"), "--save", saved, "--trials", "2", "--seed", "3")
+    assert called.code == 0, called
+    assert "Made by: msm4sr tune DATA/toyshop --model sasrec --search small --trials 2" in saved.read_text()
+    assert saved.read_text() == (tmp_path / "study" / "best.yaml").read_text()
+    assert str(tmp_path) not in saved.read_text()
+    run = ["run", shop, "--settings", saved, "--out", tmp_path / "run", "--set", "finetune.epochs=1"]
+    assert "settings of sasrec, and --model is msm4sr" in refused(*run)
+    assert cli(*run, "--model", "sasrec").code == 0
+    tuned, config = (yaml.safe_load(file.read_text()) for file in (saved, tmp_path / "run" / "config.yaml"))
+    assert config["model"]["dropout"] == tuned["model"]["dropout"]
+    assert config["model"]["dim"] == 8
+    assert config["finetune"]["learning_rate"] == tuned["finetune"]["learning_rate"]
+    assert config["finetune"]["patience"] == 10  # whole: what the file does not name is the preset's
+    assert cli(*run, "--model", "sasrec", "--resume").code == 0
+    saved.write_text(saved.read_text().replace("dim: 8", "dim: 16"))
+    assert "model.dim is 8 there and 16 now" in refused(*run, "--model", "sasrec", "--resume")
+
+
+def test_what_is_wrong_leaves_nothing_behind(
+    refused: Callable[..., str], command: Callable[[str], list[str]], shop: Path, tmp_path: Path
+) -> None:
+    out = ["--out", tmp_path / "study"]
+    assert "there is no such file; by name there are" in refused("tune", shop, "--search", "nonsense", *out)
+    assert "a search for sasrec, and --model is sine" in refused(*command("study"), "--model", "sine")
+    assert "devices" in refused(*command("study"), "--set", "device.devices=2")
+    assert "outside of what is searched" in refused(*command("study"), "--set", "model.dropout=0.9")
+    assert "no such folder" in refused("tune", tmp_path / "nowhere", "--model", "sasrec", *out)
+    assert not (tmp_path / "study").exists()
+
+
+def test_without_optuna_it_says_what_to_install(
+    refused: Callable[..., str], command: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msm4sr.cli.tune.find_spec", lambda name: None)
+    assert "pip install 'msm4sr[tune]'" in refused(*command("study"))
