@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import yaml
 from builders import cycle_dataset
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
+from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments import tune as module
 from msm4sr.experiments.run import build_model
 from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search
-from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.settings import resolve_settings, with_values
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
 from msm4sr.training.stage import train_stage
 
@@ -102,12 +105,8 @@ def test_more_trials_of_the_same_study_begin_where_it_ended(tmp_path: Path) -> N
 def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
     first = tuning(tmp_path, KNN, 1)
     tune(first)
-    others = [
-        tuning(tmp_path, SASREC, 1),
-        tuning(tmp_path, KNN, 1, cycle_dataset(31, 12)),
-        replace(first, search=Search("test", 1, {}, {"model.neighbours": KNN["model.neighbours"]})),
-    ]
-    for other in others[:2]:
+    fewer = replace(first, search=Search("test", 1, {}, {"model.neighbours": KNN["model.neighbours"]}))
+    for other in (tuning(tmp_path, SASREC, 1), tuning(tmp_path, KNN, 1, cycle_dataset(31, 12)), fewer):
         with pytest.raises(InputError, match=r"study: the study is of something else: .* there, .* now"):
             tune(other)
 
@@ -118,7 +117,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path)
 
 
-# -- test is not looked at ------------------------------------------------------------------------------------------------
+# -- test is not looked at --------------------------------------------------------------------------------------------
 
 
 def with_other_test_items(dataset: Dataset) -> Dataset:
@@ -143,31 +142,31 @@ def test_the_test_targets_are_never_asked_for(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("msm4sr.evaluation.evaluate.test_targets", raises)
     task = tuning(tmp_path, SASREC, 2)
+    model = build_model(task.settings, task.dataset, {})
     with pytest.raises(AssertionError, match="looked at test"):  # else this would pass for nothing
-        from msm4sr.evaluation.evaluate import evaluate
-
-        evaluate(build_model(task.settings, task.dataset, {}), task.dataset, "test")
+        evaluate(model, task.dataset, "test")
     assert [trial.state for trial in tune(task)] == ["finished", "finished"]
 
 
-# -- trials that fail or are pruned -----------------------------------------------------------------------------------------
+# -- trials that fail or are pruned -----------------------------------------------------------------------------------
 
 
-def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
-    parameters = {
-        "model.heads": Choices(kind="categorical", choices=(2, 3)),  # 3 heads do not divide the width
-        "finetune.learning_rate": Choices(kind="categorical", choices=(3e-3, 1e30)),  # the loss is soon no number
-    }
-    trials = tune(tuning(tmp_path, parameters, 8))
-    assert len(trials) == 8
-    reasons = {trial.reason for trial in trials if trial.state == "failed"}
-    assert any("dim must be a multiple of heads" in reason for reason in reasons)
-    assert any("try a lower" in reason for reason in reasons)
-    assert {
-        trial.state for trial in trials if dict(trial.values) == {"model.heads": 2, "finetune.learning_rate": 3e-3}
-    } <= {"finished", "pruned"}
-    assert trials[0].state == "finished"
-    assert all(trial.reason and trial.value is None for trial in trials if trial.state == "failed")
+@pytest.mark.parametrize(
+    ("key", "good", "bad", "reason"),
+    [
+        ("model.heads", 2, 3, "dim must be a multiple of heads"),
+        ("finetune.learning_rate", 3e-3, 1e30, "try a lower"),  # the loss, or a score, is soon no number
+    ],
+)
+def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(
+    tmp_path: Path, key: str, good: float, bad: float, reason: str
+) -> None:
+    trials = tune(tuning(tmp_path, {key: Choices(kind="categorical", choices=(good, bad))}, 5))
+    assert len(trials) == 5
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert failed
+    assert all(reason in trial.reason and trial.value is None for trial in failed)
+    assert [trial.values[key] == bad for trial in trials] == [trial in failed for trial in trials]
 
 
 def test_without_a_finished_trial_the_reason_is_told(tmp_path: Path) -> None:
@@ -177,29 +176,20 @@ def test_without_a_finished_trial_the_reason_is_told(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_falls_behind_is_pruned_in_its_second_half_and_counts(tmp_path: Path) -> None:
-    slow = {"finetune.learning_rate": Choices(kind="categorical", choices=(3e-3, 1e-9))}
-    task = tuning(tmp_path, slow, 12)
-    task = replace(
-        task,
-        settings=task.settings.model_copy(
-            update={
-                "finetune": task.settings.finetune.model_copy(
-                    update={"learning_rate": 3e-2, "batch_pairs": 16, "patience": 9}
-                )
-            }
-        ),
-        search=Search("test", 12, {}, {"finetune.learning_rate": Choices(kind="categorical", choices=(3e-2, 1e-9))}),
-    )
+    rates = {"finetune.learning_rate": Choices(kind="categorical", choices=(3e-2, 1e-9))}
+    task = tuning(tmp_path, rates, 8)
+    quick = {"finetune.learning_rate": 3e-2, "finetune.batch_pairs": 16}
+    task = replace(task, settings=with_values(task.settings, quick, "here"))
     trials = tune(task)
-    assert len(trials) == 12
-    pruned = [trial for trial in trials if trial.state == "pruned"]
-    assert pruned
-    assert all(trial.values["finetune.learning_rate"] == 1e-9 for trial in pruned)
-    assert trials[0].state == "finished"
-    assert trials[0].values["finetune.learning_rate"] == 3e-2
+    assert len(trials) == 8
+    assert (trials[0].state, trials[0].values["finetune.learning_rate"]) == ("finished", 3e-2)
+    assert {t.values["finetune.learning_rate"] for t in trials if t.state == "pruned"} == {1e-9}
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{task.folder}/study.db")
+    ends = [max(trial.intermediate_values) for trial in study.trials if trial.state.name == "PRUNED"]
+    assert all(2 < end <= 4 for end in ends)  # of 4 epochs
 
 
-# -- what is left -----------------------------------------------------------------------------------------------------------
+# -- what is left -----------------------------------------------------------------------------------------------------
 
 
 def test_a_trial_leaves_a_line_in_the_database_and_no_weights(tmp_path: Path) -> None:
@@ -219,7 +209,8 @@ def test_the_best_settings_are_a_file_that_gives_the_trial_again(tmp_path: Path)
     assert "sasrec on nowhere" in head[0]
     assert f"{trials[0].value:.4f} (trial {trials[0].number}); with the defaults: " in head[1]
     assert "Search test, seed 0; trials: " in head[2]
-    assert "3 finished, 0 pruned, 0 failed" in head[2]
+    counts = [int(count) for count in re.findall(r"(\d+) (?:finished|pruned|failed)", head[2])]
+    assert counts == [sum(trial.state == state for trial in trials) for state in ("finished", "pruned", "failed")]
     assert "msm4sr tune ..." in head[3]
     assert "epochs" not in yaml.safe_load(text)["finetune"]  # of the budget, not of the result
     settings = resolve_settings("best", "sasrec", ["finetune.epochs=4"], file=file)

@@ -235,7 +235,7 @@ def _open(tuning: Tuning) -> optuna.Study:
     taken, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
     identity = {
         **flat({"settings": tuning.settings.model_dump(mode="json")}),
-        **flat({"search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()}}),
+        "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
         "histories": digest(taken.values, taken.offsets, validation.targets),
     }
     with _lock(tuning.folder):
