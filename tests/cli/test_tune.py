@@ -24,7 +24,7 @@ parameters:
   model.dropout: {kind: float, low: 0.0, high: 0.5}
 """
 BUDGET = """
-trials: 4
+trials: 3
 settings: {finetune: {epochs: 6, max_steps: 0, batch_pairs: 16, validate_every: 1, patience: 9, select: ndcg@10}}
 """
 
@@ -72,20 +72,22 @@ def test_a_study_that_is_killed_in_a_trial_ends_as_if_it_had_not_been(
 ) -> None:
     process = start(command("killed"))
     while process.poll() is None:
-        under_way = [trial for trial in trials(tmp_path / "killed") if trial.number == 1 and trial.intermediate_values]
-        if under_way:
+        if any(trial.number > 0 and trial.state.name == "RUNNING" for trial in trials(tmp_path / "killed")):
             process.kill()
             break
         time.sleep(0.02)
     assert process.wait() == -9, process.communicate()[0]
-    assert [trial.state.name for trial in trials(tmp_path / "killed")] == ["COMPLETE", "RUNNING"]
+    *ended, last = (trial.state for trial in trials(tmp_path / "killed"))
+    assert ended
+    assert all(state.is_finished() for state in ended)
+    assert last.name == "RUNNING"
     called = cli(*command("killed"))
     assert called.code == 0, called
     assert "trial 0 " not in called.out.split("validation ndcg@10")[0]  # is kept, not made again
     assert cli(*command("undisturbed")).code == 0
     assert values(tmp_path / "killed") == values(tmp_path / "undisturbed")
-    assert len(values(tmp_path / "killed")) == 4
-    assert len(trials(tmp_path / "killed")) == 5
+    assert len(values(tmp_path / "killed")) == 3
+    assert len(trials(tmp_path / "killed")) == 4
     killed, undisturbed = (
         yaml.safe_load((tmp_path / name / "best.yaml").read_text()) for name in ("killed", "undisturbed")
     )
@@ -98,7 +100,7 @@ def test_several_processes_share_a_study(command: Callable[[str], list[str]], tm
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     numbers = sorted(int(n) for text in said for n in re.findall(r"^trial +(\d+)  ", text, re.MULTILINE))
-    assert numbers == [0, 1, 2, 3], said
+    assert numbers == [0, 1, 2], said
     assert {trial.state.is_finished() for trial in trials(tmp_path / "shared")} == {True}
 
 
@@ -139,5 +141,5 @@ def test_what_is_wrong_leaves_nothing_behind(
 def test_without_optuna_it_says_what_to_install(
     refused: Callable[..., str], command: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msm4sr.cli.tune.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["msm4sr.cli.tune"], "find_spec", lambda name: None)
     assert "pip install 'msm4sr[tune]'" in refused(*command("study"))
