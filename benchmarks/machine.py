@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import platform
-import resource
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-STATUS = Path("/proc/self/status")
+from msm4sr.experiments.machine import memory_peak, memory_status, processor
+
+__all__ = ["describe", "forget_peak", "matrix_peak", "memory_now", "memory_peak"]
+
 SIZE = 2048  # of the square matrices: 48 MiB in float32, more than the caches hold
 
 
 def describe() -> str:
     """The processor, its cores, the threads in use and how busy the machine is: one line."""
-    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
     load = f"{os.getloadavg()[0]:.2f}"
     return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"load of the last minute {load}"
     )
 
@@ -40,16 +38,7 @@ def matrix_peak(dtype: torch.dtype = torch.float32, size: int = SIZE, repeats: i
 
 def memory_now() -> float:
     """Resident memory of this process: MiB."""
-    return _status("VmRSS") or memory_peak()
-
-
-def memory_peak() -> float:
-    """The most that this process has had resident (since `forget_peak`, where the system can forget): MiB.
-
-    Not `ru_maxrss` where it can be helped: a child starts with that of its parent.
-    """
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return memory_status("VmRSS") or memory_peak()
 
 
 def forget_peak() -> None:
@@ -58,15 +47,3 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
-
-
-def _status(key: str) -> float:
-    """A line of /proc/self/status in MiB; 0 where there is none."""
-    for line in _lines(STATUS):
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []

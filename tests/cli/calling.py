@@ -43,9 +43,9 @@ class Trained:
 
 
 def metrics_of(run: Path) -> dict[str, Any]:
-    """metrics.json without what two equal runs may differ in: the time they took."""
+    """metrics.json without what two equal runs may differ in: the time and the memory they took."""
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    del metrics["run"]["training_seconds"]
+    del metrics["run"]["training_seconds"], metrics["run"]["peak_memory_mib"]
     return metrics
 
 

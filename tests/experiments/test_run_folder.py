@@ -13,6 +13,7 @@ from torch import nn
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
+from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.experiments.run import (
     Run,
     begin_run,
@@ -174,6 +175,41 @@ def test_metrics_are_those_of_the_best_epoch(run: Run) -> None:
     assert "| recall@10 |" in (run.folder / "model" / "README.md").read_text()
 
 
+def test_the_ranks_of_all_users_are_kept_and_the_metrics_follow_from_them(run: Run) -> None:
+    dataset, model = begin(run)
+    train_stage(run, "finetune", dataset, model)
+    result = evaluate_stage(run, dataset, model)
+    users = pl.read_parquet(run.folder / "users.parquet")
+    assert users.columns == ["part", "user_id", "item_id", "rank", "item_count"]
+    for part in ("validation", "test"):
+        own = users.filter(pl.col("part") == part)
+        assert own["user_id"].to_list() == dataset.user_ids
+        assert mean_metrics(own["rank"].to_numpy()) == result[part]
+
+
+def test_metrics_say_with_what_and_on_what_they_were_made(run: Run) -> None:
+    dataset, model = begin(run)
+    train_stage(run, "finetune", dataset, model)
+    result = evaluate_stage(run, dataset, model)
+    assert {"msm4sr", "python", "torch"} <= result["versions"].keys()
+    assert all(isinstance(value, str) and value for value in result["versions"].values())
+    assert 50 < result["run"]["peak_memory_mib"] < 1e5
+    assert result["run"]["hardware"]
+
+
+def test_a_table_of_users_that_cannot_be_written_leaves_no_results(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    dataset, model = begin(run)
+    train_stage(run, "finetune", dataset, model)
+    before = sorted(path.name for path in run.folder.iterdir())
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(OSError, match="No space"):
+        evaluate_stage(run, dataset, model)
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+
+
 def test_the_model_folder_needs_nothing_else(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
@@ -251,4 +287,4 @@ def test_no_temporary_file_remains(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
-    assert not list(run.folder.rglob("*.part"))
+    assert not [*run.folder.rglob("*.part"), *run.folder.rglob("*.unfinished")]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -353,8 +351,7 @@ def _summary(metrics: dict[str, Any]) -> None:
         table.add_row(name, f"{metrics['validation'][name]:.4f}", f"{value:.4f}")
     console.print(table)
     seconds = about["training_seconds"]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
     console.print(
         f"{about['parameters']:,} weights; pre-training {seconds['pretrain']:.0f} s, "
-        f"fine-tuning {seconds['finetune']:.0f} s (validation apart); peak memory {memory / 1024:.2f} GiB"
+        f"fine-tuning {seconds['finetune']:.0f} s (validation apart); peak memory {about['peak_memory_mib']} MiB"
     )

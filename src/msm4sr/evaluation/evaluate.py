@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from msm4sr.data.dataset import Dataset, test_targets, validation_targets
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
+from msm4sr.evaluation.users import Part
 from msm4sr.models.base import Scorer
 
 
@@ -24,11 +26,22 @@ class EvaluationSettings(BaseModel):
 def evaluate(
     model: Scorer,
     dataset: Dataset,
-    part: Literal["validation", "test"],
+    part: Part,
     settings: EvaluationSettings = EvaluationSettings(),
     on_progress: Callable[[int], object] = lambda users: None,
 ) -> dict[str, float]:
-    """Recall, NDCG at 5, 10, 20, 50 and MRR, means over users, ranking all items.
+    """Recall, NDCG at 5, 10, 20, 50 and MRR, means over users, ranking all items; see `rank_users`."""
+    return mean_metrics(rank_users(model, dataset, part, settings, on_progress))
+
+
+def rank_users(
+    model: Scorer,
+    dataset: Dataset,
+    part: Part,
+    settings: EvaluationSettings = EvaluationSettings(),
+    on_progress: Callable[[int], object] = lambda users: None,
+) -> npt.NDArray[np.float64]:
+    """Each user's rank of the target among all items: float64 [users].
 
     Validation ranks each user's second-last item given the training part, test the last item given all before it.
     """
@@ -42,4 +55,4 @@ def evaluate(
         on_progress=on_progress,
     )
     model.train(was_training)
-    return mean_metrics(ranks)
+    return ranks

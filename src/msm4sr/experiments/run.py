@@ -4,7 +4,8 @@ config.yaml           data folder, features folder, vectors of one's own, preset
 features/             what the frozen encoders made of the items (unless the features folder is another)
 metrics.jsonl         a line an epoch
 curves.png            the same lines, drawn
-metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, ...}
+metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "run": what was run, "versions": {...}}
+users.parquet         each user's rank of the target, on validation and on test: what a paired test needs
 checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage;
                       pretrain.last.safetensors, ...: what an interrupted stage goes on from
 model/                config.json, model.safetensors, items.json, README.md: whole without the rest
@@ -31,9 +32,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
+from msm4sr.data.files import new_file
 from msm4sr.errors import InputError
-from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.evaluation.evaluate import rank_users
+from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.curves import write_curves
+from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.extract import extract_features, extract_shard
 from msm4sr.features.own import file_hash
@@ -54,7 +59,7 @@ Note = Callable[[str], object]
 
 MOST = 0.5  # a modality that fewer items have than this share of them is worth a warning
 BEFORE_A_RUN = {"features", "config.yaml.part"}  # what an extraction leaves, even one that was killed at its very end
-RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
+RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the last stage's weights
 
 
 @dataclass(frozen=True)
@@ -371,17 +376,20 @@ def _identity(run: Run) -> dict[str, Any]:
 def evaluate_stage(
     run: Run, dataset: Dataset, model: Model, on_progress: Callable[[int], object] = lambda users: None
 ) -> dict[str, Any]:
-    """Validation and test metrics into metrics.json, and the model folder.
+    """Validation and test metrics into metrics.json, each user's ranks into users.parquet, and the model folder.
+
+    metrics.json comes after users.parquet: where the one is, the other is.
 
     `on_progress` is told how many users were ranked since the last call, twice `dataset.n_users` in all.
     """
     settings = run.settings
     epochs = run.epochs()
     excludes = settings.evaluation.exclude_history or not model.ranks_history
-    model.to(settings.device.torch_device())
-    result: dict[str, Any] = {
-        part: evaluate(model, dataset, part, settings.evaluation, on_progress) for part in ("validation", "test")
-    }
+    device = settings.device.torch_device()
+    model.to(device)
+    parts: tuple[Part, ...] = ("validation", "test")
+    ranks = {part: rank_users(model, dataset, part, settings.evaluation, on_progress) for part in parts}
+    result: dict[str, Any] = {part: mean_metrics(rank) for part, rank in ranks.items()}
     result["run"] = {
         "data": dataset.folder.name,
         "users": dataset.n_users,
@@ -396,7 +404,14 @@ def evaluate_stage(
         "training_seconds": {
             stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES
         },
+        "peak_memory_mib": round(memory_peak()),
+        "hardware": hardware(device),
     }
+    if device.type == "cuda":
+        result["run"]["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    result["versions"] = versions()
+    with new_file(run.folder / "users.parquet") as file:
+        users_table(dataset, ranks).write_parquet(file)
     _write(run.metrics_file, json.dumps(result, indent=2) + "\n")
     save_model(run, dataset, model, result)
     return result

@@ -1,0 +1,68 @@
+"""What a run was made with: versions, the hardware, and the memory that this process has taken."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).resolve().parents[3]  # of a checkout the root; of an installed package nothing of ours
+STATUS = Path("/proc/self/status")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a result, by name; `commit` where the package runs from a checkout of its repository."""
+    found = {"msm4sr": version("msm4sr"), "python": platform.python_version()}
+    found |= {name: version(name) for name in ("torch", "numpy", "polars")}
+    commit = _commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `-dirty` where files differ from it."""
+    if not (SOURCE / ".git").exists():
+        return None
+    command = ["git", "-C", str(SOURCE), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or not a repository that it may read
+        return None
+
+
+def hardware(device: torch.device) -> str:
+    """The processor and the threads in use, or the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The name that the system has for it."""
+    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def memory_peak() -> float:
+    """The most that this process has had resident: MiB.
+
+    Not `ru_maxrss` where it can be helped: a child starts with that of its parent.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return memory_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def memory_status(key: str) -> float:
+    """A line of /proc/self/status in MiB; 0 where there is none."""
+    for line in _lines(STATUS):
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
