@@ -41,7 +41,8 @@ class Difference:
 
 def mean_over_seeds(values: Sequence[Floats]) -> Floats:
     """A metric of each user, float64 [users] from each seed, averaged over the seeds: float64 [users]."""
-    return np.mean(np.stack(values), axis=0)
+    mean: Floats = np.mean(np.stack(values), axis=0)
+    return mean
 
 
 def paired_bootstrap(
@@ -106,4 +107,4 @@ def holm(p: Sequence[float]) -> list[float]:
     raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(raised, 1.0)
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]

@@ -92,19 +92,24 @@ class Run:
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        file = self.folder / "metrics.jsonl"
-        if not file.exists():
-            return []
-        rows = []
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # for example half a line, of a run that was killed
-                row = None
-            if not (isinstance(row, dict) and {"stage", "epoch", "seconds"} <= row.keys()):
-                raise InputError(f"{file}, line {number}: not the record of an epoch; delete that line")
-            rows.append(row)
-        return rows
+        return read_epochs(self.folder)
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none before the first epoch has ended. InputError for half a line."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # for example half a line, of a run that was killed
+            row = None
+        if not (isinstance(row, dict) and {"stage", "epoch", "seconds"} <= row.keys()):
+            raise InputError(f"{file}, line {number}: not the record of an epoch; delete that line")
+        rows.append(row)
+    return rows
 
 
 def plan_run(

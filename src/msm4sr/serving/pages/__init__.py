@@ -6,18 +6,13 @@ content security policy forbids any request. Everything that comes from data is 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from msm4sr.serving.pages.bars import Bars
 from msm4sr.serving.pages.charts import learning_curves
+from msm4sr.serving.pages.page import render
 from msm4sr.serving.pages.thumbnails import Tile, Tiles, write_page
 from msm4sr.serving.recommender import ItemTable, Recommendation
 
@@ -113,7 +108,7 @@ class _Person:
 
 def recommendation_page(title: str, rows: Sequence[HistoryAndRecommendations]) -> str:
     """One HTML page: each row's history as a strip of pictures, its recommendations as a grid of cards."""
-    return _render("recommendations.html.jinja", title=title, people=_people(rows))
+    return render("recommendations.html.jinja", title=title, people=_people(rows))
 
 
 def report_page(report: RunReport) -> str:
@@ -125,7 +120,7 @@ def report_page(report: RunReport) -> str:
         name: max((values[name] for _, values in report.comparison if name in values), default=math.nan)
         for name in compared
     }
-    return _render(
+    return render(
         "report.html.jinja",
         title=report.name,
         report=report,
@@ -142,7 +137,7 @@ def report_page(report: RunReport) -> str:
 def data_page(report: DataReport) -> str:
     """A data set on one page: numbers, where it comes from, distributions, some items with their pictures."""
     tiles, titles = Tiles(), report.items.titles
-    return _render(
+    return render(
         "data.html.jinja",
         title=report.name,
         headline=report.headline,
@@ -214,30 +209,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _metric_name(name: str) -> str:
-    """`ndcg@10` -> `NDCG@10`, as people write it."""
-    measure, _, cutoff = name.partition("@")
-    written = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(measure, measure)
-    return f"{written}@{cutoff}" if cutoff else written
-
-
-def _number(value: float) -> str:
-    """A metric to four digits after the point; a count with thousands marks."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _render(template: str, **values: object) -> str:
-    style = files(__package__).joinpath("templates", "style.css").read_text(encoding="utf-8")
-    # The policy names the style sheet by its hash: no other style, and no script at all, can take effect.
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("msm4sr.serving.pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"metric_name": _metric_name, "number": _number}
-    return environment.get_template(template).render(style=Markup(style), style_hash=digest, **values)

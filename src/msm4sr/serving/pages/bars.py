@@ -47,7 +47,7 @@ def histogram(title: str, what: str, values: np.ndarray) -> Bars:
     edges = edges[first : last + 1]
     counts = np.histogram(values, np.array(edges))[0] if len(edges) > 1 else np.array([len(values)])
     names = [f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}" for low, high in itertools.pairwise(edges)]
-    return bars(title, what, names, [_short(edge) for edge in edges[:-1]], counts.tolist())
+    return bars(title, what, names, [short(edge) for edge in edges[:-1]], counts.tolist())
 
 
 def bars(title: str, what: str, names: Sequence[str], labels: Sequence[str], counts: Sequence[int]) -> Bars:
@@ -74,11 +74,11 @@ def bars(title: str, what: str, names: Sequence[str], labels: Sequence[str], cou
         description=f"{title}: {len(names)} bars, from {names[0]} to {names[-1]}; the highest is {drawn[most].text}.",
         bars=drawn,
         x_ticks=[(round(LEFT + (place + 0.5) * step, 1), labels[place]) for place in range(0, len(labels), every)],
-        y_ticks=[(round(floor - tick * scale, 1), _short(int(tick))) for tick in y_ticks if tick == int(tick)],
+        y_ticks=[(round(floor - tick * scale, 1), short(int(tick))) for tick in y_ticks if tick == int(tick)],
     )
 
 
-def _short(number: int) -> str:
+def short(number: int) -> str:
     """`5000` -> `5k`."""
     for size, letter in ((10**6, "M"), (10**3, "k")):
         if number >= size:
