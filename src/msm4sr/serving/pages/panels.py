@@ -86,7 +86,7 @@ def panels(
         return " ".join(f"{x},{y}" for x, y in map(at, curve.points))
 
     shown = []
-    for name, own in there.items():
+    for name, own in sorted(there.items(), key=lambda item: item[0] not in ours):  # ours first, the order kept
         late = [curve for curve in own if not curve.early] or own
         top = max((point for curve in late for point in curve.points), key=lambda point: point[1])
         where = names[int(top[0])] if names else f"{top[0]:,.0f}"
