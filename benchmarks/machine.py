@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import torch
 
-from msm4sr.experiments.machine import memory_peak, memory_status, processor
+from msm4sr.experiments.machine import forget_peak, memory_peak, memory_status, processor
 
 __all__ = ["describe", "forget_peak", "matrix_peak", "memory_now", "memory_peak"]
 
@@ -39,11 +38,3 @@ def matrix_peak(dtype: torch.dtype = torch.float32, size: int = SIZE, repeats: i
 def memory_now() -> float:
     """Resident memory of this process: MiB."""
     return memory_status("VmRSS") or memory_peak()
-
-
-def forget_peak() -> None:
-    """Let `memory_peak` begin from what is resident now. Without effect where the system cannot do it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,12 +49,20 @@ def processor() -> str:
 
 
 def memory_peak() -> float:
-    """The most that this process has had resident: MiB.
+    """The most that this process has had resident (since `forget_peak`, where the system can forget): MiB.
 
     Not `ru_maxrss` where it can be helped: a child starts with that of its parent.
     """
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return memory_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def forget_peak() -> None:
+    """Let `memory_peak`, and that of a GPU, begin from what is taken now. Without effect where the system cannot."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_status(key: str) -> float:

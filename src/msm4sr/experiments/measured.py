@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,7 @@ class Measured:
     rows: tuple[RowInfo, ...]
     metrics: tuple[str, ...]
     excludes_history: bool
+    resamples: int
     scores: Mapping[tuple[str, str, str], Score]
     """(data, row, metric); rows without a finished cell have none."""
     against: Mapping[tuple[str, str], str]
@@ -141,7 +142,7 @@ def _measured(
         if (outcomes := results.finished(data, row.name))
         for metric in metrics
     }
-    plain = Measured(results, rows, metrics, excludes, scores, {}, {}, ())
+    plain = Measured(results, rows, metrics, excludes, resamples, scores, {}, {}, ())
     against: dict[tuple[str, str], str] = {}
     tests: dict[tuple[str, str, str], Test] = {}
     untested: list[tuple[str, str]] = []
@@ -151,15 +152,14 @@ def _measured(
             other = full if results.kind in VARIANTS else plain.best(data, metric, ours=False)
             if other is not None and (data, other, metric) in scores:
                 against[data, metric] = other
-        tests |= _tests(plain, data, against, resamples, untested)
-    return Measured(results, rows, metrics, excludes, scores, against, tests, untested)
+        tests |= _tests(plain, data, against, untested)
+    return replace(plain, against=against, tests=tests, untested=untested)
 
 
 def _tests(
     measured: Measured,
     data: str,
     against: Mapping[tuple[str, str], str],
-    resamples: int,
     untested: list[tuple[str, str]],
 ) -> dict[tuple[str, str, str], Test]:
     """Each row of a data set against the reference of each metric; what cannot be paired is told to `untested`."""
@@ -191,7 +191,7 @@ def _tests(
         return {}
     first = np.stack([per_user[row][metric] for row, metric, _ in pairs], axis=1)
     second = np.stack([per_user[other][metric] for _, metric, other in pairs], axis=1)
-    differences = paired_bootstrap(first, second, resamples=resamples, confidence=1 - LEVEL)
+    differences = paired_bootstrap(first, second, resamples=measured.resamples, confidence=1 - LEVEL)
     tests = {}
     for metric in measured.metrics:
         column = [place for place, pair in enumerate(pairs) if pair[1] == metric]

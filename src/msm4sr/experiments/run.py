@@ -38,7 +38,7 @@ from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.curves import write_curves
-from msm4sr.experiments.machine import hardware, memory_peak, versions
+from msm4sr.experiments.machine import forget_peak, hardware, memory_peak, versions
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.extract import extract_features, extract_shard
 from msm4sr.features.own import file_hash
@@ -154,8 +154,10 @@ def own_vectors(modality: str, file: Path) -> OwnVectors:
 def begin_run(run: Run) -> None:
     """Write config.yaml; what a former run has left is removed, but for its features.
 
-    A features folder inside the run is written as a relative path, so that the run can be moved.
+    A features folder inside the run is written as a relative path, so that the run can be moved. The memory that the
+    run is said to take counts from here.
     """
+    forget_peak()
     inside = run.features.is_relative_to(run.folder.absolute())
     features = run.features.relative_to(run.folder.absolute()) if inside else run.features
     config: dict[str, Any] = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
@@ -194,6 +196,7 @@ def resume_run(
             "with, or start anew by --overwrite"
         )
     settings.device.check()
+    forget_peak()
     return run
 
 

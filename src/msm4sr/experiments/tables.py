@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.measured import LEVEL, VARIANTS, Measured, Test, by_popularity
 from msm4sr.experiments.published import elsewhere, of_paper
 from msm4sr.experiments.results import GridResults, Outcome
@@ -149,7 +148,8 @@ def _notes(measured: Measured, shown: Sequence[str]) -> list[str]:
         than = "the full system" if results.kind in VARIANTS else "the best baseline of the column"
         notes.append(
             f"⁺ significantly better, ⁻ significantly worse than {than}: paired bootstrap over users "
-            f"({RESAMPLES:,} resamples, metric averaged over seeds), p ≤ {LEVEL} after Holm's correction over the rows."
+            f"({measured.resamples:,} resamples, metric averaged over seeds), p ≤ {LEVEL} after Holm's correction over "
+            "the rows."
         )
     if results.kind not in VARIANTS and results.ours:
         ours = " or ".join(row.label for row in measured.rows if row.name in results.ours)
@@ -185,7 +185,7 @@ def difference_sheet(measured: Measured, data: str, several: bool = False) -> Sh
     users = next((test.users for (name, _, _), test in measured.tests.items() if name == data), 0)
     columns = [Column("against", words=True), Column("difference"), Column(f"{1 - LEVEL:.0%}, from"), Column("to")]
     columns += [Column("p"), Column("p, Holm")]
-    note = f"Paired bootstrap over {users:,} users, {RESAMPLES:,} resamples, percentile intervals."
+    note = f"Paired bootstrap over {users:,} users, {measured.resamples:,} resamples, percentile intervals."
     name = f"{_named(measured, several)}-differences-{data}"
     return Sheet(name, f"Differences on {data}", "System, metric", columns, lines, [note])
 
@@ -235,7 +235,7 @@ def cost_sheet(results: GridResults, data: str) -> Sheet:
             Cell("; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in runs))),
         ]
         lines.append(Line(row.label, cells, ours=row.name in results.ours))
-    note = "Means over seeds; seconds without validation; memory is the peak of the process that evaluated the run."
+    note = "Means over seeds; seconds without validation; memory is the peak of the process since the run began."
     return Sheet(f"{results.name}-cost-{data}", f"Weights, time and memory, {data}", "System", columns, lines, [note])
 
 

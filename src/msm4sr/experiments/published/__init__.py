@@ -1,8 +1,8 @@
 """Numbers that others have printed, to stand beside what is measured here and never among it.
 
 `paper.csv`: the tables of the method's paper (arXiv 2303.11879), values as printed: table, data set, system, metric,
-and the names by which our grids may call that row. `elsewhere.csv`: other published figures on public data sets, each
-with its protocol and source.
+and the name of that row in the grids that ship with the package. `elsewhere.csv`: other published figures on public
+data sets, each with its protocol and source.
 
 A data set is the same when its folder has the printed name, however capitalised: `pantry` is the paper's Pantry.
 Whoever names a folder so says that it was prepared so; `msm4sr prepare amazon ... --like-paper` does it.
@@ -36,7 +36,7 @@ def of_paper(table: str, dataset: str) -> dict[tuple[str, str], Printed]:
     for line in _lines("paper.csv"):
         if line["table"] == table and _same(line["dataset"], dataset):
             printed = Printed(line["system"], line["metric"], line["value"], line["source"])
-            found |= {(row, line["metric"]): printed for row in line["rows"].split()}
+            found[line["row"], line["metric"]] = printed
     return found
 
 

@@ -14,7 +14,7 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.features.store import load_features, read_manifest, read_missing, read_rows
 from msm4sr.features.text import item_sentences
-from msm4sr.serving.pages import _render
+from msm4sr.serving.pages.page import render
 from msm4sr.serving.pages.thumbnails import Tile, make_tile
 from msm4sr.serving.recommender import ItemTable
 
@@ -74,7 +74,7 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
             _add_missing(samples, folder, manifest["modality"])
         if manifest["kind"] == "keywords":
             _add_words(samples, dataset, folder)
-    return _render(
+    return render(
         "features.html.jinja",
         title=f"Features of {dataset.folder.absolute().name}",
         samples=list(samples.values()),

@@ -1,0 +1,124 @@
+"""Grid folders for the tests of reports: of real, tiny runs, and of cells that are written as a test needs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.users import SCHEMA
+from msm4sr.experiments.run import begin_run, build_model, evaluate_stage, load_run_data, plan_run, train_stage
+from msm4sr.experiments.settings import resolve_settings
+
+TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=3")
+RANKED = "leave-one-out, full ranking, history ranked like any item"
+LEFT_OUT = "leave-one-out, full ranking, history never ranked"
+
+
+def write_grid(
+    folder: Path,
+    rows: Sequence[str] = ("sasrec", "msm4sr"),
+    data: Sequence[str] = ("shop",),
+    seeds: Sequence[int] = (0,),
+    labels: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> Path:
+    """grid.yaml of a grid whose rows are models with the model's name."""
+    folder.mkdir(parents=True)
+    said = {
+        "name": "trial",
+        "title": "A trial",
+        "kind": "comparison",
+        "data": [{"name": name, "folder": f"/data/{name}"} for name in data],
+        "seeds": list(seeds),
+        "rows": [{"name": row, "label": (labels or {}).get(row, row.upper()), "model": row} for row in rows],
+        "best_against": ["msm4sr"],
+    } | changes
+    (folder / "grid.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
+    return folder
+
+
+def cell_folder(grid: Path, row: str, data: str = "shop", seed: int = 0) -> Path:
+    return grid / "cells" / data / row / f"seed-{seed}"
+
+
+def write_cell(
+    grid: Path,
+    row: str,
+    ranks: Sequence[float],
+    data: str = "shop",
+    seed: int = 0,
+    item_counts: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    protocol: str = RANKED,
+    users: Sequence[str] | None = None,
+) -> Path:
+    """A finished cell in which user u's test item stands at `ranks[u]`, on validation at rank 1."""
+    folder = cell_folder(grid, row, data, seed)
+    folder.mkdir(parents=True)
+    n = len(ranks)
+    common = {
+        "user_id": list(users or (f"u{u}" for u in range(n))),
+        "item_id": [f"i{u % 7}" for u in range(n)],
+        "item_count": list(item_counts or range(n)),
+    }
+    parts = {"validation": [1.0] * n, "test": [float(rank) for rank in ranks]}
+    tables = [
+        pl.DataFrame({"part": [part] * n, "rank": rank, **common}).select(*SCHEMA) for part, rank in parts.items()
+    ]
+    pl.concat(tables).cast(SCHEMA).write_parquet(folder / "users.parquet")
+    config = {"data": f"/data/{data}", "features_folder": "features", "preset": "best", "seed": seed}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | (settings or {"model": {"name": row}})))
+    epochs = [{"stage": "finetune", "epoch": e, "loss": 2.0 / e, "seconds": 2.0, "ndcg@10": e / 10} for e in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    about = {
+        "users": n,
+        "items": 7,
+        "interactions": 5 * n,
+        "parameters": 1234,
+        "protocol": protocol,
+        "training_seconds": {"pretrain": 0, "finetune": 6.0},
+        "peak_memory_mib": 321,
+        "hardware": "a CPU, 2 threads",
+    }
+    metrics = {part: mean_metrics(np.array(rank)) for part, rank in parts.items()}
+    versions = {"python": "3.11.9", "torch": "2.13.0"}
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"run": about, "versions": versions}))
+    return folder
+
+
+def fail_cell(grid: Path, row: str, reason: str, data: str = "shop", seed: int = 0) -> None:
+    folder = cell_folder(grid, row, data, seed)
+    folder.mkdir(parents=True)
+    (folder / "failed.json").write_text(json.dumps({"reason": reason, "traceback": None}))
+
+
+def run_grid(
+    folder: Path, rows: Sequence[str] = ("popularity", "itemknn", "sasrec"), seeds: Sequence[int] = (0, 1)
+) -> Path:
+    """A grid of real runs on users who go round a few items; the last row is ours."""
+    rng = np.random.default_rng(0)
+    log = [(f"u{u}", f"i{(u + 2 * step) % 12}", step) for u in range(40) for step in range(int(rng.integers(4, 9)))]
+    data = folder.parent / "ring"
+    data.mkdir(parents=True)
+    pl.DataFrame(log, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(
+        data / "interactions.parquet"
+    )
+    write_grid(folder, rows, ("ring",), seeds, best_against=[rows[-1]])
+    for row in rows:
+        for seed in seeds:
+            changes = TINY if row == "sasrec" else ()
+            settings = resolve_settings("seed", row, changes, seed)
+            run = plan_run(data, cell_folder(folder, row, "ring", seed), settings, "seed")
+            begin_run(run)
+            dataset = load_run_data(run)
+            model = build_model(run.settings, dataset, {})
+            train_stage(run, "finetune", dataset, model)
+            evaluate_stage(run, dataset, model)
+    return folder
