@@ -36,6 +36,11 @@ def test_each_cell_is_finished_failed_at_work_or_missing(tmp_path: Path) -> None
     assert [row.label for row in results.rows] == ["SASREC", "MSM4SR"]
 
 
+def test_rows_that_share_a_label_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "sine", "msm4sr"), labels={"sasrec": "A", "sine": "A"})
+    assert [row.label for row in read_grid(grid).rows] == ["A (sasrec)", "A (sine)", "MSM4SR"]
+
+
 def test_what_is_no_grid_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no grid here \(no grid\.yaml\); `msm4sr compare` makes one$"):
         read_grid(tmp_path)

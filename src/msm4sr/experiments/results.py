@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ def read_grid(folder: Path) -> GridResults:
     try:
         data = tuple(str(entry["name"]) for entry in said["data"])
         seeds = tuple(int(seed) for seed in said["seeds"])
-        rows = tuple(_row(row) for row in said["rows"])
+        rows = _with_labels_of_their_own([_row(row) for row in said["rows"]])
         name, kind = str(said["name"]), str(said.get("kind", "comparison"))
         ours = tuple(said.get("best_against", ("msm4sr",)))
     except (KeyError, TypeError, ValueError) as error:
@@ -112,6 +112,14 @@ def _row(said: Mapping[str, Any]) -> RowInfo:
         preset=said.get("preset", "best"),
         changes=said.get("changes") or {},
         settings=said.get("settings"),
+    )
+
+
+def _with_labels_of_their_own(rows: Sequence[RowInfo]) -> tuple[RowInfo, ...]:
+    """Rows that share a label are told apart by their names."""
+    labels = [row.label for row in rows]
+    return tuple(
+        replace(row, label=f"{row.label} ({row.name})") if labels.count(row.label) > 1 else row for row in rows
     )
 
 

@@ -110,9 +110,14 @@ def in_words(measured: Measured, test: Test) -> str:
     """A test in a line."""
     it = test.difference
     return (
-        f"{it.mean:+.4f} [{it.low:+.4f}, {it.high:+.4f}] against {measured.label(test.against)}, "
+        f"{signed(it.mean)} [{signed(it.low)}, {signed(it.high)}] against {measured.label(test.against)}, "
         f"p {p_text(test.p)} after Holm's correction, {test.users:,} users"
     )
+
+
+def signed(value: float, form: str = f".{DIGITS}f") -> str:
+    """With a sign that is as wide as a digit."""
+    return f"{value:+{form}}".replace("-", "−")
 
 
 def p_text(p: float) -> str:
@@ -128,7 +133,7 @@ def _improvement_cell(measured: Measured, data: str, metric: str) -> Cell:
     assert other is not None
     test = measured.tests.get((data, mine, metric))
     tip = f"{measured.label(mine)} over {measured.label(other)}"
-    return Cell(f"{share:+.1%}", share, sign=test.sign if test else 0, tip=tip)
+    return Cell(signed(share, ".1%"), share, sign=test.sign if test else 0, tip=tip)
 
 
 def _notes(measured: Measured, shown: Sequence[str]) -> list[str]:
@@ -170,9 +175,9 @@ def difference_sheet(measured: Measured, data: str, several: bool = False) -> Sh
             f"{measured.label(row.name)}, {metric_name(metric)}",
             [
                 Cell(measured.label(test.against)),
-                Cell(f"{test.difference.mean:+.4f}", test.difference.mean, sign=test.sign),
-                Cell(f"{test.difference.low:+.4f}", test.difference.low),
-                Cell(f"{test.difference.high:+.4f}", test.difference.high),
+                Cell(signed(test.difference.mean), test.difference.mean, sign=test.sign),
+                Cell(signed(test.difference.low), test.difference.low),
+                Cell(signed(test.difference.high), test.difference.high),
                 Cell(p_text(test.difference.p), test.difference.p),
                 Cell(p_text(test.p), test.p),
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from msm4sr.experiments.tables import (
     main_sheet,
     metric_name,
     popularity_sheet,
+    signed,
     split_settings,
     versions,
 )
@@ -58,6 +60,7 @@ def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
     return GridPage(
         title=results.title,
         kind=results.kind.replace("_", " ").capitalize(),
+        popularity_first="cold" in results.kind,
         facts=_facts(results, cells),
         headline=[line for one in measured for line in _headline(one)],
         main=[main_sheet(one, several, data) for data in results.data for one in measured],
@@ -103,7 +106,7 @@ def _headline(measured: Measured) -> list[Headline]:
         more = ""
         if share is not None and test is not None:
             verdict = "significant" if test.sign else "not significant"
-            more = f"{share:+.1%} against {measured.label(test.against)}, {verdict}".replace("-", "−", share < 0)
+            more = f"{signed(share, '.1%')} against {measured.label(test.against)}, {verdict}"
         label = f"{measured.label(mine)} on {data}, {metric_name(metric)}"
         lines.append(Headline(label, f"{score.mean:.4f}", more))
     return lines
@@ -180,8 +183,9 @@ def _cell_curves(cell: Outcome, clock: str) -> list[Curve]:
     gone = 0.0
     for row in cell.epochs:
         gone += 1 if clock == "epoch" else float(row["seconds"])
-        if WATCHED in row:
-            points[row["stage"]].append((gone, float(row[WATCHED])))
+        value = row.get(WATCHED)  # there is none where an epoch was not validated, and no number where it diverged
+        if isinstance(value, int | float) and math.isfinite(value):
+            points[row["stage"]].append((gone, float(value)))
     return [Curve(points[stage], early=stage != stages[-1]) for stage in stages]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msm4sr.experiments.tables import signed
+
 WIDTH = 100.0  # viewBox units of the strip that a bar lies in; it is stretched to the width that there is
 
 
@@ -51,8 +53,3 @@ def difference_bars(
         )
         for label, mean, low, high, sign, ours in rows
     ]
-
-
-def signed(value: float) -> str:
-    """With a sign that is as wide as a digit."""
-    return f"{value:+.4f}".replace("-", "−")

@@ -63,6 +63,8 @@ class GridPage:
 
     title: str
     kind: str
+    popularity_first: bool
+    """It is what this grid is about."""
     facts: str
     headline: Sequence[Headline]
     main: Sequence[Sheet]

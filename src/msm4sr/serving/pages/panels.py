@@ -62,8 +62,8 @@ def panels(
 
     Args:
         title, x_name: what is on the y axis, and on the x axis.
-        curves: system to its curves, one a seed and stage; x is at least 1, on a logarithmic axis, since systems
-            differ by their speed tenfold.
+        curves: system to its curves, one a seed and stage. The x axis is logarithmic, since systems differ by their
+            speed tenfold; what is less than 1 stands at 1.
         ours: systems to mark.
         names: of the places 0, 1, 2, ... that x then holds, evenly spaced.
     """
@@ -72,7 +72,10 @@ def panels(
     if not there:
         return None
     every = [point for own in there.values() for curve in own for point in curve.points]
-    along = float if names else math.log10
+
+    def along(x: float) -> float:
+        return x if names else math.log10(max(x, 1.0))
+
     x_low, x_high = along(min(x for x, _ in every)), along(max(x for x, _ in every))
     y_ticks = ticks(min(0.0, *(y for _, y in every)), max(y for _, y in every), 3)
 
