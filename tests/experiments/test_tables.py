@@ -116,6 +116,16 @@ def test_failed_and_missing_cells_are_shown_as_such(tmp_path: Path) -> None:
     assert any(note.startswith("* mean over the seeds that are finished") for note in sheet.notes)
 
 
+@pytest.mark.parametrize("ours", [["nobody"], list(RANKS)])
+def test_without_baselines_or_without_ours_there_is_no_improvement(tmp_path: Path, ours: list[str]) -> None:
+    grid = write_grid(tmp_path / "grid", tuple(RANKS), best_against=ours)
+    for row in RANKS:
+        write_cell(grid, row, ranks(row))
+    sheet = main(read_grid(grid))
+    assert [each.label for each in sheet.lines] == [row.upper() for row in RANKS]
+    assert not any("Improvement" in note for note in sheet.notes)
+
+
 def test_a_grid_of_one_seed_says_so(tmp_path: Path) -> None:
     sheet = main(results(tmp_path, seeds=(0,)))
     assert any(note.startswith("One seed, so there are no deviations") for note in sheet.notes)

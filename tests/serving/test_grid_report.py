@@ -200,6 +200,21 @@ def test_panels_stay_in_their_frames_and_ours_comes_first(systems: dict[str, lis
     assert len(drawn.background) == sum(1 for curves in systems.values() for own in curves if own)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "labels"),
+    [
+        ((1, 4), ["1", "2", "3", "4"]),
+        ((1, 30), ["1", "3", "10", "30"]),
+        ((2, 60), ["3", "10", "30"]),
+        ((1, 5000), ["1", "10", "100", "1k"]),
+    ],
+)
+def test_a_logarithmic_axis_has_a_few_marks(epochs: tuple[int, int], labels: list[str]) -> None:
+    drawn = panels("NDCG", "epoch", {"a": [Curve([(float(epoch), 0.1) for epoch in epochs])]})
+    assert drawn is not None
+    assert [label for _, label in drawn.x_ticks] == labels
+
+
 def test_places_with_names_are_evenly_spaced_and_have_no_best() -> None:
     drawn = panels("Recall", "bucket", {"a": [Curve([(0.0, 0.1), (1.0, 0.3), (2.0, 0.2)])]}, names=["0", "1-5", ">5"])
     assert drawn is not None

@@ -39,7 +39,8 @@ def hardware(device: torch.device) -> str:
     """The processor and the threads in use, or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def processor() -> str:

@@ -133,7 +133,7 @@ def _outcome(folder: Path, data: str, row: str, seed: int) -> Outcome:
     if (folder / "failed.json").exists():
         reason = _read(folder / "failed.json").get("reason") or "no reason was kept"
         return Outcome(data, row, seed, folder, "failed", str(reason))
-    state: State = "at work" if (folder / "cell.claim").exists() else "missing"
+    state: State = "at work" if any(folder.glob("cell.claim*")) else "missing"
     return Outcome(data, row, seed, folder, state)
 
 

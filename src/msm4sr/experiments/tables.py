@@ -57,7 +57,7 @@ def main_sheet(measured: Measured, several: bool = False, only: str | None = Non
                 there = paper.get((row.name, metric))
                 cells.append(Cell(there.text, there.value, tip=there.source) if there else Cell())
         lines.append(Line(row.label, cells, ours=row.name in results.ours))
-    if results.kind not in VARIANTS:
+    if _has_improvement(measured):
         cells = [Cell("")]
         for data in shown:
             cells += [_improvement_cell(measured, data, metric) for metric in measured.metrics]
@@ -65,6 +65,13 @@ def main_sheet(measured: Measured, several: bool = False, only: str | None = Non
         lines.append(Line("Improvement", cells, summary=True))
     title = (only or results.title) + (f", {PROTOCOLS[measured.excludes_history].replace('-', ' ')}" if several else "")
     return Sheet(_named(measured, several), title, "System", columns, lines, _notes(measured, shown))
+
+
+def _has_improvement(measured: Measured) -> bool:
+    """Whether there are both, rows of ours and baselines."""
+    return (
+        measured.results.kind not in VARIANTS and len({row.name in measured.results.ours for row in measured.rows}) == 2
+    )
 
 
 def _named(measured: Measured, several: bool) -> str:
@@ -156,9 +163,9 @@ def _notes(measured: Measured, shown: Sequence[str]) -> list[str]:
             f"({measured.resamples:,} resamples, metric averaged over seeds), p ≤ {LEVEL} after Holm's correction over "
             "the rows."
         )
-    if results.kind not in VARIANTS and results.ours:
+    if _has_improvement(measured):
         ours = " or ".join(row.label for row in measured.rows if row.name in results.ours)
-        notes.append(f"Improvement: of {ours or 'ours'} over the best baseline.")
+        notes.append(f"Improvement: of {ours} over the best baseline.")
     notes += [f"Not tested: {reason}." for data, reason in measured.untested if data in shown]
     for data in shown:
         if _printed(measured, data):

@@ -13,8 +13,7 @@ from msm4sr.serving.pages.bars import short
 from msm4sr.serving.pages.charts import ticks
 
 WIDTH, HEIGHT = 240, 150  # viewBox units, about pixels where four stand side by side
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 10, 24
-MARKS = [factor * 10**power for power in range(7) for factor in (1, 3)]  # of the logarithmic axis
+LEFT, RIGHT, TOP, BOTTOM = 40, 20, 10, 24
 
 Points = Sequence[tuple[float, float]]
 
@@ -104,7 +103,7 @@ def panels(
                 ours=name in ours,
             )
         )
-    marks = list(enumerate(names)) or [(mark, short(mark)) for mark in MARKS if x_low <= math.log10(mark) <= x_high]
+    marks = list(enumerate(names)) or [(mark, short(mark)) for mark in _marks(x_low, x_high)]
     digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
     return Panels(
         title=title,
@@ -114,3 +113,13 @@ def panels(
         x_ticks=[(at((mark, 0))[0], text) for mark, text in marks],
         y_ticks=[(at((every[0][0], tick))[1], f"{tick:.{digits}f}") for tick in y_ticks],
     )
+
+
+def _marks(low: float, high: float) -> list[int]:
+    """Whole numbers with a logarithm from `low` to `high`: three or more where there are so many, few if they do."""
+    found: list[int] = []
+    for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        found = [f * 10**power for power in range(8) for f in factors if low <= math.log10(f * 10**power) <= high]
+        if len(found) >= 3:
+            break
+    return found
