@@ -56,6 +56,13 @@ def test_a_damaged_grid_is_named(tmp_path: Path, text: str) -> None:
         read_grid(tmp_path)
 
 
+def test_metrics_of_something_else_are_named(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid")
+    (write_cell(grid, "sasrec", [1, 2]) / "metrics.json").write_text('{"validation": {}}')
+    with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a run; `msm4sr evaluate"):
+        read_grid(grid)
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "metrics.jsonl", "users.parquet"])
 def test_a_damaged_file_of_a_cell_is_named(tmp_path: Path, name: str) -> None:
     grid = write_grid(tmp_path / "grid")

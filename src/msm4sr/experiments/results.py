@@ -124,12 +124,13 @@ def _with_labels_of_their_own(rows: Sequence[RowInfo]) -> tuple[RowInfo, ...]:
 
 
 def _outcome(folder: Path, data: str, row: str, seed: int) -> Outcome:
-    if (folder / "metrics.json").exists():
-        config = _read(folder / "config.yaml")
+    file = folder / "metrics.json"
+    if file.exists():
+        metrics, config = _read(file), _read(folder / "config.yaml")
+        if not {"test", "run"} <= metrics.keys():
+            raise InputError(f"{file}: not the metrics of a run; `msm4sr evaluate {folder}` makes it anew")
         settings = {key: value for key, value in flat(config).items() if key not in ("data", "features_folder", "seed")}
-        return Outcome(
-            data, row, seed, folder, "finished", "", _read(folder / "metrics.json"), settings, read_epochs(folder)
-        )
+        return Outcome(data, row, seed, folder, "finished", "", metrics, settings, read_epochs(folder))
     if (folder / "failed.json").exists():
         reason = _read(folder / "failed.json").get("reason") or "no reason was kept"
         return Outcome(data, row, seed, folder, "failed", str(reason))

@@ -105,8 +105,9 @@ def _headline(measured: Measured) -> list[Headline]:
         test = measured.tests.get((data, mine, metric))
         more = ""
         if share is not None and test is not None:
-            verdict = "significant" if test.sign else "not significant"
-            more = f"{signed(share, '.1%')} against {measured.label(test.against)}, {verdict}"
+            it, verdict = test.difference, "significant" if test.sign else "not significant"
+            interval = f"{signed(it.mean)} [{signed(it.low)}, {signed(it.high)}]"
+            more = f"{signed(share, '.1%')} against {measured.label(test.against)}: {interval}, {verdict}"
         label = f"{measured.label(mine)} on {data}, {metric_name(metric)}"
         lines.append(Headline(label, f"{score.mean:.4f}", more))
     return lines
