@@ -42,6 +42,7 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
     for part in (
         "6 of 6 cells finished",
         "Results on ring",
+        "40 users, 12 items,",
         "Differences on ring",
         "By how well the item was known, ring",
         "Learning curves, ring",

@@ -26,7 +26,16 @@ from msm4sr.experiments.tables import (
 )
 from msm4sr.serving.pages import write_page
 from msm4sr.serving.pages.differences import difference_bars
-from msm4sr.serving.pages.grid import Differences, GridPage, Headline, Popularity, RowSettings, Unfinished, grid_page
+from msm4sr.serving.pages.grid import (
+    Differences,
+    GridPage,
+    Headline,
+    Popularity,
+    Result,
+    RowSettings,
+    Unfinished,
+    grid_page,
+)
 from msm4sr.serving.pages.panels import Curve, Panels, panels
 
 WATCHED = "ndcg@10"  # in charts, where the table has it
@@ -63,7 +72,7 @@ def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
         popularity_first="cold" in results.kind,
         facts=_facts(results, cells),
         headline=[line for one in measured for line in _headline(one)],
-        main=[main_sheet(one, several, data) for data in results.data for one in measured],
+        main=[Result(main_sheet(one, several, data), _size(one, data)) for data in results.data for one in measured],
         whole=[main_sheet(one, several) for one in measured],
         unfinished=_unfinished(results),
         differences=[found for one in measured for data in results.data for found in _differences(one, data, several)],
@@ -87,6 +96,13 @@ def _facts(results: GridResults, cells: Sequence[Outcome]) -> str:
     states = [cell.state for cell in cells]
     parts.append(f"{states.count('finished')} of {len(cells)} cells finished")
     return " · ".join(parts)
+
+
+def _size(measured: Measured, data: str) -> str:
+    """Users, items and interactions, as the runs say; where they do not agree, all that they say."""
+    runs = [cell.metrics["run"] for row in measured.rows for cell in measured.results.finished(data, row.name)]
+    sizes = (", ".join(f"{run[what]:,} {what}" for what in ("users", "items", "interactions")) for run in runs)
+    return "; or ".join(dict.fromkeys(sizes))
 
 
 def _watched(measured: Measured) -> str:

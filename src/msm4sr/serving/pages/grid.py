@@ -19,6 +19,14 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class Result:
+    """The main table of a data set, and how large the data is."""
+
+    sheet: Sheet
+    size: str
+
+
+@dataclass(frozen=True)
 class Unfinished:
     """Cells that have no result: which, in what state, and why."""
 
@@ -67,7 +75,7 @@ class GridPage:
     """It is what this grid is about."""
     facts: str
     headline: Sequence[Headline]
-    main: Sequence[Sheet]
+    main: Sequence[Result]
     """One a data set, as wide as a screen."""
     whole: Sequence[Sheet]
     """The same for all data sets side by side, in the paper's form: for the files."""
