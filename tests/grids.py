@@ -23,13 +23,13 @@ LEFT_OUT = "leave-one-out, full ranking, history never ranked"
 
 def write_grid(
     folder: Path,
-    rows: Sequence[str] = ("sasrec", "msm4sr"),
+    rows: Sequence[str | Mapping[str, Any]] = ("sasrec", "msm4sr"),
     data: Sequence[str] = ("shop",),
     seeds: Sequence[int] = (0,),
     labels: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> Path:
-    """grid.yaml of a grid whose rows are models with the model's name."""
+    """grid.yaml of a grid whose rows are models with the model's name, or what is said of them."""
     folder.mkdir(parents=True)
     said = {
         "name": "trial",
@@ -37,11 +37,15 @@ def write_grid(
         "kind": "comparison",
         "data": [{"name": name, "folder": f"/data/{name}"} for name in data],
         "seeds": list(seeds),
-        "rows": [{"name": row, "label": (labels or {}).get(row, row.upper()), "model": row} for row in rows],
+        "rows": [_row(row, labels or {}) for row in rows],
         "best_against": ["msm4sr"],
     } | changes
     (folder / "grid.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
     return folder
+
+
+def _row(row: str | Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
+    return {"name": row, "label": labels.get(row, row.upper()), "model": row} if isinstance(row, str) else row
 
 
 def cell_folder(grid: Path, row: str, data: str = "shop", seed: int = 0) -> Path:
@@ -58,6 +62,7 @@ def write_cell(
     settings: Mapping[str, Any] | None = None,
     protocol: str = RANKED,
     users: Sequence[str] | None = None,
+    held_out: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished cell in which user u's test item stands at `ranks[u]`, on validation at rank 1."""
     folder = cell_folder(grid, row, data, seed)
@@ -88,6 +93,7 @@ def write_cell(
         "hardware": "a CPU, 2 threads",
     }
     metrics = {part: mean_metrics(np.array(rank)) for part, rank in parts.items()}
+    metrics |= {"held_out": held_out} if held_out else {}  # type: ignore[dict-item]
     versions = {"python": "3.11.9", "torch": "2.13.0"}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"run": about, "versions": versions}))
     return folder

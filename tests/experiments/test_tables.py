@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grids import LEFT_OUT, fail_cell, write_cell, write_grid
+from grids import LEFT_OUT, RANKED, fail_cell, write_cell, write_grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from msm4sr.experiments.tables import (
     cost_sheet,
     difference_sheet,
     elsewhere_sheet,
+    held_out_sheet,
     main_sheet,
     places,
     popularity_sheet,
@@ -70,6 +71,12 @@ def test_every_row_says_what_becomes_of_histories(tmp_path: Path) -> None:
     sheet = main(results(tmp_path))
     said = [line(sheet, label)["", "History"].text for label in ("POPULARITY", "SASREC")]
     assert said == ["left out", "ranked"]
+
+
+def test_what_a_run_says_more_of_its_protocol_is_kept(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("msm4sr",))
+    write_cell(grid, "msm4sr", ranks("msm4sr"), protocol=f"{RANKED}, by content alone")
+    assert line(main(read_grid(grid)), "MSM4SR")["", "History"].text == "ranked, by content alone"
 
 
 def test_printed_numbers_stand_apart_and_take_no_part(tmp_path: Path) -> None:
@@ -170,6 +177,30 @@ def test_popularity_has_a_column_for_each_bucket_that_has_users(tmp_path: Path) 
     assert [c.name for c in sheet.columns] == names * 2
     assert sheet.groups == [("Recall@10", 6), ("NDCG@10", 6)]
     assert max(cell.place for each in sheet.lines for cell in each.cells) == 2
+
+
+def test_items_held_out_of_training_have_a_table_with_chance_below_it(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), seeds=(0, 1))
+    for seed in (0, 1):
+        for row, value in (("sasrec", 0.1), ("msm4sr", 0.3 + seed / 10)):
+            parts = {"among_all": value, "among_held_out": 2 * value}
+            by_lot = {"chance_among_all": 0.01, "chance_among_held_out": 0.05}
+            said = {name: dict.fromkeys(METRICS, number) for name, number in (parts | by_lot).items()}
+            write_cell(grid, row, ranks(row), seed=seed, held_out={"users": 1200, "items": 34} | said)
+    (measured,) = measure(read_grid(grid), METRICS, resamples=50)
+    sheet = held_out_sheet(measured, "shop")
+    assert [each.label for each in sheet.lines] == ["SASREC", "MSM4SR", "By lot"]
+    assert sheet.groups == [("among all items", 6), ("among those held out", 6)]
+    best = line(sheet, "MSM4SR")["among all items", "R@10"]
+    assert (best.text, best.place) == ("0.3500", 1)
+    assert best.spread == pytest.approx(0.0707, abs=1e-4)
+    assert line(sheet, "By lot")["among those held out", "N@5"].text == "0.0500"
+    assert sheet.notes[0].startswith("The 1,200 users whose last item is one of the 34 that no training saw")
+
+
+def test_without_items_held_out_there_is_no_such_table(tmp_path: Path) -> None:
+    (measured,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
+    assert held_out_sheet(measured, "shop").lines == []
 
 
 def test_cost_says_weights_seconds_memory_and_machine(tmp_path: Path) -> None:

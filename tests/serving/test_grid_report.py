@@ -232,3 +232,21 @@ def test_places_with_names_are_evenly_spaced_and_have_no_best() -> None:
 def test_a_grid_about_cold_items_begins_with_them(tmp_path: Path, kind: str, first: str) -> None:
     text = page_of(small(tmp_path, kind=kind)).text
     assert min(("Differences", "By how well"), key=text.index) == first
+
+
+def test_shares_of_the_users_are_drawn_as_a_curve_of_each_model(tmp_path: Path) -> None:
+    rows = [
+        {"name": f"{model}-{share}", "label": f"{model} {share} %", "model": model}
+        for model in ("sasrec", "msm4sr")
+        for share in (10, 50, 100)
+    ]
+    grid = write_grid(tmp_path / "grid", kind="sparsity", rows=rows, best_against=["msm4sr-10", "msm4sr-100"])
+    for row in rows:
+        held_out = 1 - int(str(row["name"]).rpartition("-")[2]) / 100
+        write_cell(grid, str(row["name"]), [3, 9, 40], settings={"dataset": {"hold_out_users": held_out}})
+    html = write_grid_report(grid, resamples=50).read_text()
+    section = html[html.index("By the share of the users") : html.index("Differences on")]
+    assert section.count("<figure") == 2
+    assert section.count('class="ours"') == 1
+    assert all(f">{name}</text>" in section for name in ("10%", "50%", "100%"))
+    assert "By the share" not in page_of(small(tmp_path / "other")).text

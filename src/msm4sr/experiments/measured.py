@@ -24,7 +24,7 @@ from msm4sr.experiments.results import GridResults, RowInfo
 ALL_METRICS = (*(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS), "mrr")
 METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")  # the columns of the paper
 LEVEL = 0.05  # of significance, after Holm's correction; intervals hold 1 - LEVEL
-VARIANTS = ("ablation", "modality", "sensitivity", "sparsity", "any_modality")
+VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
 EXCLUDES = "evaluation.exclude_history"
 
 
@@ -148,7 +148,7 @@ def _measured(
     untested: list[tuple[str, str]] = []
     for data in results.data:
         for metric in metrics:
-            full = next((row.name for row in rows if row.name in results.ours), None)
+            full = next((name for name in results.ours if name in {row.name for row in rows}), None)
             other = full if results.kind in VARIANTS else plain.best(data, metric, ours=False)
             if other is not None and (data, other, metric) in scores:
                 against[data, metric] = other

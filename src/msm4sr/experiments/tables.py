@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from msm4sr.experiments.measured import LEVEL, VARIANTS, Measured, Test, by_popularity
+from msm4sr.experiments.measured import LEVEL, VARIANTS, Measured, Score, Test, by_popularity
 from msm4sr.experiments.published import elsewhere, of_paper
 from msm4sr.experiments.results import GridResults, Outcome
 from msm4sr.experiments.sheets import Cell, Column, Line, Sheet
@@ -91,7 +91,9 @@ def _history(results: GridResults, row: str) -> str:
         for data in results.data
         for outcome in results.finished(data, row)
     }
-    return "; ".join(sorted(HISTORY.get(one, one) for one in said)) or "–"
+    for long, short in HISTORY.items():
+        said = {one.replace(long, short) for one in said}
+    return "; ".join(sorted(said)) or "–"
 
 
 def _score_cell(measured: Measured, data: str, row: str, metric: str, place: int) -> Cell:
@@ -224,6 +226,46 @@ def popularity_sheet(measured: Measured, data: str, several: bool = False) -> Sh
     note = "Users by the training interactions of the item that they took (n: users); test part, means over seeds."
     name = f"{_named(measured, several)}-popularity-{data}"
     return Sheet(name, f"By how well the item was known, {data}", "System", columns, lines, [note])
+
+
+HELD_OUT = {"among_all": "among all items", "among_held_out": "among those held out"}
+
+
+def held_out_sheet(measured: Measured, data: str, several: bool = False) -> Sheet:
+    """How items that no training saw are recommended when they arrive; a last line: by lot. No lines for other runs."""
+    cells_of = {row.name: measured.results.finished(data, row.name) for row in measured.rows}
+    found = {
+        row.name: [cell.metrics["held_out"] for cell in cells_of[row.name]]
+        for row in measured.rows
+        if cells_of[row.name] and all("held_out" in cell.metrics for cell in cells_of[row.name])
+    }
+    rows = [row for row in measured.rows if row.name in found]
+    columns: list[Column] = []
+    cells: list[list[Cell]] = []
+    for among, group in HELD_OUT.items():
+        for metric in measured.metrics:
+            columns.append(Column(metric_name(metric, short=True), group))
+            scores = [Score(tuple(each[among][metric] for each in found[row.name])) for row in rows]
+            column = [
+                Cell(f"{score.mean:.{DIGITS}f}", score.mean, score.deviation, place)
+                for score, place in zip(scores, places([score.mean for score in scores]), strict=True)
+            ]
+            by_lot = [each[f"chance_{among}"][metric] for row in rows for each in found[row.name]]
+            cells.append([*column, Cell(f"{by_lot[0]:.{DIGITS}f}", by_lot[0]) if by_lot else Cell()])
+    lines = [
+        Line(row.label, [column[number] for column in cells], ours=row.name in measured.results.ours)
+        for number, row in enumerate(rows)
+    ]
+    notes: list[str] = []
+    if rows:
+        lines.append(Line("By lot", [column[-1] for column in cells], summary=True))
+        first = found[rows[0].name][0]
+        notes.append(
+            f"The {first['users']:,} users whose last item is one of the {first['items']:,} that no training saw; "
+            "recommended without any further training. By lot: what a random order has on average."
+        )
+    name = f"{_named(measured, several)}-held-out-{data}"
+    return Sheet(name, f"Items that were held out of training, {data}", "System", columns, lines, notes)
 
 
 def cost_sheet(results: GridResults, data: str) -> Sheet:

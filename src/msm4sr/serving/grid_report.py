@@ -17,6 +17,7 @@ from msm4sr.experiments.tables import (
     cost_sheet,
     difference_sheet,
     elsewhere_sheet,
+    held_out_sheet,
     main_sheet,
     metric_name,
     popularity_sheet,
@@ -74,6 +75,10 @@ def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
         headline=[line for one in measured for line in _headline(one)],
         main=[Result(main_sheet(one, several, data), _size(one, data)) for data in results.data for one in measured],
         whole=[main_sheet(one, several) for one in measured],
+        held_out=[
+            sheet for one in measured for data in results.data if (sheet := held_out_sheet(one, data, several)).lines
+        ],
+        shares=[(data, chart) for one in measured for data in results.data if (chart := _shares(one, data))],
         unfinished=_unfinished(results),
         differences=[found for one in measured for data in results.data for found in _differences(one, data, several)],
         popularity=[found for one in measured for data in results.data for found in _popularity(one, data, several)],
@@ -174,6 +179,27 @@ def _popularity(measured: Measured, data: str, several: bool) -> list[Popularity
     drawn = [chart for chart in charts if chart is not None]
     users = ", ".join(f"{count:,} at {bucket}" for bucket, count in counts.items())
     return [Popularity(data, users, drawn, popularity_sheet(measured, data, several))] if drawn else []
+
+
+def _shares(measured: Measured, data: str) -> Panels | None:
+    """The watched metric of each model by the share of the users that it was trained on; None where all saw all."""
+    metric = _watched(measured)
+    points: dict[str, dict[float, float]] = {}
+    ours = []
+    for row in measured.rows:
+        for cell in measured.results.finished(data, row.name)[:1]:
+            share = 1 - float(cell.settings.get("dataset.hold_out_users", 0))
+            points.setdefault(row.model, {})[share] = measured.scores[data, row.name, metric].mean
+            ours += [row.model] if row.name in measured.results.ours else []
+    shares = sorted({share for own in points.values() for share in own})
+    if len(shares) < 2:
+        return None
+    curves = {
+        model: [Curve([(float(shares.index(share)), own[share]) for share in sorted(own)])]
+        for model, own in points.items()
+    }
+    names = [f"{share:.0%}" for share in shares]
+    return panels(metric_name(metric), "share of the users that is trained on", curves, ours, names)
 
 
 def _ours(measured: Measured) -> list[str]:

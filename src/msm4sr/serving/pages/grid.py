@@ -79,6 +79,9 @@ class GridPage:
     """One a data set, as wide as a screen."""
     whole: Sequence[Sheet]
     """The same for all data sets side by side, in the paper's form: for the files."""
+    held_out: Sequence[Sheet]
+    shares: Sequence[tuple[str, Panels]]
+    """A data set, and a metric by the share of the users that is trained on."""
     unfinished: Sequence[Unfinished]
     differences: Sequence[Differences]
     popularity: Sequence[Popularity]
@@ -94,7 +97,7 @@ class GridPage:
     def sheets(self) -> list[Sheet]:
         """Every table, to be written beside the page."""
         found = [*self.whole, *(one.sheet for one in self.differences), *(one.sheet for one in self.popularity)]
-        return [*found, *self.cost, *self.elsewhere, self.cells]
+        return [*found, *self.held_out, *self.cost, *self.elsewhere, self.cells]
 
 
 @dataclass(frozen=True)
