@@ -33,6 +33,7 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.experiments.claims import CLAIM
 from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.extract import extract_features, extract_shard
@@ -54,6 +55,7 @@ Note = Callable[[str], object]
 
 MOST = 0.5  # a modality that fewer items have than this share of them is worth a warning
 BEFORE_A_RUN = {"features", "config.yaml.part"}  # what an extraction leaves, even one that was killed at its very end
+UNSEEN = (".", CLAIM)  # how the names begin of what is no content of a folder: files in the making, claims
 RESULTS = ("metrics.json", "report.html", "model")  # what evaluation makes of the last stage's weights
 
 
@@ -125,7 +127,7 @@ def plan_run(
                 f"{folder}: there is a run already; go on with it by --resume (or by msm4sr pretrain, finetune, "
                 "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
             )
-    elif folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= BEFORE_A_RUN:
+    elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(UNSEEN)} <= BEFORE_A_RUN:
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
     return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, own)
 
@@ -397,8 +399,8 @@ def evaluate_stage(
             stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES
         },
     }
-    _write(run.metrics_file, json.dumps(result, indent=2) + "\n")
     save_model(run, dataset, model, result)
+    _write(run.metrics_file, json.dumps(result, indent=2) + "\n")  # last: a run that has it is whole
     return result
 
 
