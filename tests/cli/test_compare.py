@@ -262,3 +262,40 @@ def test_what_ships_is_a_grid(name: str, ring: Path) -> None:
     assert grid.kind == name
     assert all(row.label for row in grid.rows)
     assert set(grid.best_against) <= {row.name for row in grid.rows}
+
+
+SHORT = (
+    *("--preset=seed", "--set=model.dim=16", "--set=model.experts=2", "--set=pretrain.batch_pairs=128"),
+    *("--set=pretrain.epochs=1", "--set=finetune.epochs=1", "--set=finetune.batch_pairs=128"),
+)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, shop: Path, features: Path) -> Path:
+    """A folder with the features of the shop under its name."""
+    folder = tmp_path_factory.mktemp("shelf")
+    (folder / shop.name).symlink_to(features)
+    return folder
+
+
+def stages(run: Path) -> list[str]:
+    return [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_rows_of_the_ablation_train_what_they_say(cli: Cli, shop: Path, shelf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    called = cli("compare", "ablation", "--data", shop, "--features", shelf, "--out", out, *SHORT)
+    assert called.code == 0, called
+    runs = {path.parent.name: path for path in out.glob("cells/toyshop/*/seed-0")}
+    assert len(runs) == 7
+    assert {tuple(stages(run)) for name, run in runs.items() if name not in ("no-pretraining", "end-to-end")} == {
+        ("pretrain", "finetune")
+    }
+    assert stages(runs["no-pretraining"]) == stages(runs["end-to-end"]) == ["finetune"]
+    losses = {
+        name: (run / "metrics.jsonl").read_text().split('"loss": ')[1].split(",")[0] for name, run in runs.items()
+    }
+    assert len(set(losses.values())) == 7, losses
+    finished = metrics_of(runs["end-to-end"])
+    assert cli("evaluate", runs["end-to-end"]).code == 0
+    assert metrics_of(runs["end-to-end"]) == finished

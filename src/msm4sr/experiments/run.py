@@ -332,7 +332,7 @@ def train_stage(
     With `resume` it goes on from the stage's last checkpoint, where there is one.
     """
     settings: StageSettings = getattr(run.settings, stage)
-    task = task_of(stage, model, settings)
+    task = task_of(stage, model, run.settings)
     if task is None:
         return
     run.settings.device.check()  # the run may have come from another machine
@@ -367,7 +367,10 @@ def train_stage(
 
 def _identity(run: Run) -> dict[str, Any]:
     """What weights depend on beside the settings of their stage."""
-    return flat(run.settings.model_dump(mode="json", include={"dataset", "features", "model"}))
+    decides = run.settings.model_dump(mode="json", include={"dataset", "features", "model"})
+    if run.settings.pretrain.end_to_end:
+        decides["pretrain"] = run.settings.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})
+    return flat(decides)
 
 
 def evaluate_stage(
@@ -464,7 +467,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
 def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = None) -> None:
     """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
     earlier = STAGES[: STAGES.index(before) if before else None]
-    stages = [stage for stage in earlier if task_of(stage, model, getattr(run.settings, stage))]
+    stages = [stage for stage in earlier if task_of(stage, model, run.settings)]
     if stages:
         restore(run, dataset, model, stages[-1])
 

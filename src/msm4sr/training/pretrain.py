@@ -31,6 +31,10 @@ class PretrainSettings(StageSettings):
     negatives: Literal["cross", "within"] = Field("cross", description="of CMCL: as printed, or as released")
     drop: float = Field(0.2, ge=0, lt=1, description="sequence random drop: each row's probability is U(0, drop)")
     mixup: float = Field(0.5, ge=0, le=0.5, description="complementary mixup: each batch's rho is U(0, mixup)")
+    end_to_end: bool = Field(
+        False,
+        description="no stage of its own: its loss is added to that of fine-tuning, at every step of that stage",
+    )
 
 
 def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
