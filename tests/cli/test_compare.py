@@ -219,6 +219,25 @@ def test_rows_seeds_and_data_are_added_to_a_grid(cli: Cli, grid: Path, ring: Pat
     }
 
 
+def test_rows_take_files_of_settings_for_their_data_set(
+    cli: Cli, refused: Callable[..., str], ring: Path, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tuned" / "ring").mkdir(parents=True)
+    (tmp_path / "tuned" / "ring" / "sasrec.yaml").write_text("model: {dim: 24, inner_dim: 24}\n")
+    arguments = ("compare", config, "--data", ring, "--settings", tmp_path / "tuned", "--set=finetune.epochs=2")
+    out = tmp_path / "grid"
+    assert cli(*arguments, "--set=model.inner_dim=8", "--out", out).code == 0
+    used = yaml.safe_load((cell(out, "sasrec") / "config.yaml").read_text())["model"]
+    assert (used["dim"], used["inner_dim"]) == (24, 8), "what is set on the command line stands"
+    (tmp_path / "tuned" / "ring" / "sasrec.yaml").write_text("model: {dim: 25}\n")
+    assert "heads" in refused(*arguments, "--out", out)
+    (tmp_path / "tuned" / "ring" / "sasrec.yaml").write_text("model: {dim: 26}\n")
+    assert "model.dim is 24 there and 26 now" in refused(*arguments, "--set=model.inner_dim=8", "--out", out)
+    other = write_folder(tmp_path / "other", small_log())
+    said = refused(*arguments, "--data", other, "--out", tmp_path / "more")
+    assert "sasrec has a file for ring, and none for other" in said
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
@@ -233,7 +252,7 @@ def test_rows_seeds_and_data_are_added_to_a_grid(cli: Cli, grid: Path, ring: Pat
         ("rows: [{name: a, colour: red}]", [], "row a: colour"),
         ("kind: poem\nrows: [{name: a}]", [], "kind"),
         ("rows: 3", [], "rows: a list of mappings"),
-        ("a b", [], "a grid is a mapping"),
+        ("a b", [], "not a mapping"),
         ("a: [", [], "not YAML"),
     ],
 )

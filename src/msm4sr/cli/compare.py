@@ -36,6 +36,10 @@ def compare(
     ] = [],  # noqa: B006
     changes: Changes = [],  # noqa: B006
     preset: Annotated[str | None, typer.Option("--preset", help="In place of that of the config.")] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option("--settings", metavar="DIR", help="Take DIR/DATASET/ROW.yaml for the rows that have one."),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option("--features", metavar="DIR", help="Keep features in DIR/DATASET.", show_default="GRID/features"),
@@ -57,7 +61,7 @@ def compare(
         from msm4sr.experiments.compare import Options, do_cells, do_in_processes
         from msm4sr.experiments.grid import cells_of, check_cells, enter_grid, plan_grid
 
-        asked = plan_grid(config, data, seeds, rows, changes, preset)
+        asked = plan_grid(config, data, seeds, rows, changes, preset, settings)
         enter_grid(out, asked)
         cells = cells_of(out.absolute(), asked)
         check_cells(cells)

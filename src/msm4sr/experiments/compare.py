@@ -75,7 +75,7 @@ def run_cell(
 
     Raises whatever the stages raise.
     """
-    settings = row.settings(seed)
+    settings = row.resolve(data.resolve().name, seed)
     dataset = load_dataset(data, settings.dataset)
     begun = not anew and (folder / "config.yaml").exists()
     if begun:
@@ -153,7 +153,7 @@ def _write_failure(cell: Cell, error: Exception) -> None:
         "reason": reason if known else f"{type(error).__name__}: {reason}",
         "traceback": None if known else "".join(traceback.format_exception(error)),
         "data": str(cell.data.folder),
-        "settings": cell.row.settings(cell.seed).model_dump(mode="json"),
+        "settings": cell.settings.model_dump(mode="json"),
         "host": socket.gethostname(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -13,7 +13,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file, files
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from msm4sr.data.files import new_file
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
-from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings
 from msm4sr.models.registry import CONFIGS
 from msm4sr.training.checkpoint import flat
 
@@ -46,13 +47,15 @@ class Row(BaseModel):
     label: str = Field("", description="as the table shows it; empty: the name")
     model: str = "msm4sr"
     preset: str = "best"
-    changes: Mapping[str, Any] = Field({}, description="dotted key to value, what differs from the preset")
+    changes: Mapping[str, Any] = Field({}, description="dotted key to value, what differs from preset and file")
+    settings: str | None = Field(None, description="a file of settings; {data} in it stands for the data set")
 
-    def settings(self, seed: int) -> RunSettings:
-        """Of one cell. InputError, which names the row, for what is no setting of the model."""
+    def resolve(self, data: str, seed: int) -> RunSettings:
+        """The settings of one cell. InputError, which names the row, for what is no setting of the model."""
         changes = [f"{key}={json.dumps(value)}" for key, value in self.changes.items()]
+        file = None if self.settings is None else Path(self.settings.replace("{data}", data))
         try:
-            return resolve_settings(self.preset, self.model, changes, seed)
+            return resolve_settings(self.preset, self.model, changes, seed, file)
         except InputError as error:
             raise InputError(f"row {self.name}: {error}") from None
 
@@ -103,6 +106,7 @@ class Base(BaseModel):
     model: str = "msm4sr"
     preset: str = "best"
     changes: Mapping[str, Any] = {}
+    settings: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,10 @@ class Cell:
     @property
     def title(self) -> str:
         return f"{self.data.name} {self.row.name} seed {self.seed}"
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.row.resolve(self.data.name, self.seed)
 
     @property
     def failed_file(self) -> Path:
@@ -144,23 +152,14 @@ def config_names() -> list[str]:
 def read_config(config: str) -> dict[str, Any]:
     """A shipped config by name, or a YAML file. InputError when it is neither."""
     if config in config_names():
-        text, where = (files(CONFIGS_PACKAGE) / f"{config}.yaml").read_text(encoding="utf-8"), config
+        with as_file(files(CONFIGS_PACKAGE) / f"{config}.yaml") as file:
+            said = read_yaml(file)
     elif Path(config).is_file():
-        where = config
-        try:
-            text = Path(config).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{config}: not readable ({error})") from None
+        said = read_yaml(Path(config))
     else:
         near = difflib.get_close_matches(config, config_names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"{config}: neither a file nor one of {', '.join(config_names())}{hint}")
-    try:
-        said = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(said, dict):
-        raise InputError(f"{where}: a grid is a mapping with rows: [...], see msm4sr compare --help")
     return {"name": Path(config).stem, "title": Path(config).stem} | said
 
 
@@ -171,6 +170,7 @@ def plan_grid(
     rows: Sequence[str] = (),
     changes: Sequence[str] = (),
     preset: str | None = None,
+    settings: Path | None = None,
 ) -> Grid:
     """The grid that is asked for: each row whole, with what it takes from the base and from the options.
 
@@ -181,6 +181,8 @@ def plan_grid(
         rows: names of those wanted; none: all.
         changes: `key=value` for all rows whose model has that setting; what a row changes itself stands.
         preset: in place of the base's.
+        settings: folder of settings files DATASET/ROW.yaml, of which those that are there are taken: by rows that name
+            none, on all data sets or on none.
 
     Raises:
         InputError: anything in the config or the options that is no grid.
@@ -207,12 +209,14 @@ def plan_grid(
     if not folders:
         raise InputError("--data: name at least one prepared folder")
     _check_unique("--data: names of folders", [entry.name for entry in said["data"]])
+    if settings is not None:
+        names = [entry.name for entry in said["data"]]
+        said["rows"] = [_with_file(row, settings.absolute(), names) for row in filled]
     if seeds:
         said["seeds"] = list(dict.fromkeys(seeds))
     grid = _validated(Grid, said, config)
-    for row in grid.rows:
-        settings = row.settings(grid.seeds[0])
-        if settings.device.processes > 1:
+    for entry, row in product(grid.data, grid.rows):
+        if row.resolve(entry.name, grid.seeds[0]).device.processes > 1:
             raise InputError(f"row {row.name}: device.devices: a cell is one process; --jobs runs several cells")
     return grid
 
@@ -221,9 +225,24 @@ def _filled(row: Mapping[str, Any], base: Base, set_for_all: Mapping[str, Any], 
     """A row of a config with what it takes from elsewhere."""
     model = row.get("model", base.model)
     shared = {key: value for key, value in {**base.changes, **set_for_all}.items() if _has(model, key)}
-    whole = {"model": model, "preset": base.preset, **row, "changes": shared | (row.get("changes") or {})}
+    own = {"model": model, "preset": base.preset, "settings": base.settings, **row}
+    if isinstance(own["settings"], str):
+        own["settings"] = str(Path(own["settings"]).absolute())
+    whole = {**own, "changes": shared | (row.get("changes") or {})}
     filled = _validated(Row, whole, f"{where}: row {row.get('name', '')}")
     return filled if filled.label else filled.model_copy(update={"label": filled.name})
+
+
+def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
+    """The row, with its settings files DATASET/ROW.yaml under `folder` where they are there."""
+    file = str(folder / "{data}" / f"{row.name}.yaml")
+    there = [name for name in data if Path(file.replace("{data}", name)).is_file()]
+    if row.settings is not None or not there:
+        return row
+    if len(there) < len(data):
+        lacking = next(name for name in data if name not in there)
+        raise InputError(f"--settings {folder}: {row.name} has a file for {there[0]}, and none for {lacking}")
+    return row.model_copy(update={"settings": file})
 
 
 def _has(model: str, key: str) -> bool:
@@ -262,12 +281,9 @@ def _validated(kind: type[Section], said: Any, where: str) -> Section:
 def open_grid(folder: Path) -> Grid:
     """The grid that stands in `folder`. InputError when there is none."""
     file = folder / "grid.yaml"
-    try:
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: there is no grid here (no grid.yaml); `msm4sr compare` makes one") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not readable ({' '.join(str(error).split())})") from None
+    if not file.is_file():
+        raise InputError(f"{folder}: there is no grid here (no grid.yaml); `msm4sr compare` makes one")
+    said = read_yaml(file)
     return _validated(Grid, said, str(file))
 
 
@@ -345,7 +361,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if (cell.folder / "config.yaml").exists():
             run = open_run(cell.folder)
-            then, now = (flat(s.model_dump(mode="json")) for s in (run.settings, cell.row.settings(cell.seed)))
+            then, now = (flat(s.model_dump(mode="json")) for s in (run.settings, cell.settings))
             differing = [f"{key} is {then[key]} there and {now[key]} now" for key in now if then.get(key) != now[key]]
             if differing:
                 raise InputError(
@@ -360,7 +376,7 @@ def features_folder(root: Path, cell: Cell) -> Path:
     A store holds one version of what its name says: rows whose features differ in what no store's name tells (the
     number of words, say) have a folder of their own, `root`/DATASET-HASH.
     """
-    settings = cell.row.settings(cell.seed)
+    settings = cell.settings
     differs = [
         settings.features.model_dump(mode="json", exclude=NAMED, exclude_defaults=True),
         settings.dataset.model_dump(mode="json", include={"user_core", "item_core"}, exclude_defaults=True),
