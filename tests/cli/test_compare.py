@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import yaml
 from calling import Cli, metrics_of, small_log, write_folder
@@ -277,7 +279,11 @@ def test_a_config_that_is_not_there_a_grid_without_data_and_a_folder_of_somethin
 
 @pytest.mark.parametrize("name", config_names())
 def test_what_ships_is_a_grid(name: str, ring: Path) -> None:
-    grid = plan_grid(name, [ring])
+    needed: dict[str, Any] = {
+        "transfer": {"changes": ["pretrain.init_from=RUN"]},
+        "any_modality": {"vectors": {"audio": Path("audio.parquet")}},
+    }
+    grid = plan_grid(name, [ring], **needed.get(name, {}))
     assert grid.kind == name
     assert all(row.label for row in grid.rows)
     assert set(grid.best_against) <= {row.name for row in grid.rows}
@@ -318,3 +324,48 @@ def test_the_rows_of_the_ablation_train_what_they_say(cli: Cli, shop: Path, shel
     finished = metrics_of(runs["end-to-end"])
     assert cli("evaluate", runs["end-to-end"]).code == 0
     assert metrics_of(runs["end-to-end"]) == finished
+
+
+def test_rows_with_items_held_out_are_shown_beside_chance(cli: Cli, ring: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    rows = ("--rows=popularity", "--rows=sasrec", "--set=dataset.hold_out_items=0.3")
+    file = tmp_path / "strict.yaml"
+    file.write_text("kind: strict_cold_start\nbase: {changes: {dataset.hold_out_items: 0.1}}\n" + ROWS.lstrip())
+    called = cli("compare", file, "--data", ring, "--out", out, *QUICK, *rows)
+    assert called.code == 0, called
+    held = metrics_of(cell(out, "sasrec"))["held_out"]
+    assert held["items"] == 8, "of the 27 that the log names"
+    shown = called.out.split("recommended when they arrive")[1]
+    values = [held[part][metric] for part in ("among_all", "among_held_out") for metric in ("ndcg@10", "recall@10")]
+    assert "sasrec " + " ".join(f"{value:.4f}" for value in values) in shown
+    chances = [held[f"chance_{part}"][m] for part in ("among_all", "among_held_out") for m in ("ndcg@10", "recall@10")]
+    assert "chance " + " ".join(f"{value:.4f}" for value in chances) in shown
+
+
+def test_what_a_config_needs_is_asked_for(refused: Callable[..., str], ring: Path, tmp_path: Path) -> None:
+    for config, said in (
+        ("transfer", "give --set pretrain.init_from=...: a run of msm4sr on another data set"),
+        ("any_modality", "give --features NAME=FILE: vectors of your own"),
+    ):
+        assert said in refused("compare", config, "--data", ring, "--out", tmp_path / "grid")
+
+
+def test_a_modality_of_ones_own_is_there_in_the_rows_that_say_so(
+    cli: Cli, shop: Path, shelf: Path, tmp_path: Path
+) -> None:
+    items = pl.read_parquet(shop / "items.parquet")["item_id"]
+    vectors = np.random.default_rng(0).normal(size=(len(items), 4)).tolist()
+    pl.DataFrame({"item_id": items, "vector": vectors}).write_parquet(tmp_path / "audio-toyshop.parquet")
+    audio = f"audio={tmp_path}/audio-{{data}}.parquet"
+    out = tmp_path / "grid"
+    options = ("--features", shelf, "--features", audio, "--out", out, *SHORT, "--set=finetune.epochs=0")
+    called = cli("compare", "any_modality", "--data", shop, *options)
+    assert called.code == 0, called
+    models = {
+        row: json.loads((out / "cells" / "toyshop" / row / "seed-0" / "model" / "config.json").read_text())
+        for row in ("without", "own", "all")
+    }
+    assert models["without"]["modalities"] == ["text", "visual"]
+    assert models["own"]["modalities"] == models["all"]["modalities"] == ["text", "visual", "audio"]
+    assert models["own"]["config"]["score_with"] == ["audio"]
+    assert models["all"]["config"]["score_with"] == []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from msm4sr.cli.console import Changes, TrainingProgress, console, errors, progress_bar, told
+from msm4sr.cli.stages import feature_sources
 
 if TYPE_CHECKING:
     from msm4sr.experiments.grid import Cell
@@ -41,9 +42,15 @@ def compare(
         typer.Option("--settings", metavar="DIR", help="Take DIR/DATASET/ROW.yaml for the rows that have one."),
     ] = None,
     features: Annotated[
-        Path | None,
-        typer.Option("--features", metavar="DIR", help="Keep features in DIR/DATASET.", show_default="GRID/features"),
-    ] = None,
+        list[str],
+        typer.Option(
+            "--features",
+            metavar="DIR | NAME=FILE",
+            help="DIR: keep features in DIR/DATASET. NAME=FILE: vectors of your own for the modality NAME; {data} in "
+            "FILE stands for the data set.",
+            show_default="GRID/features",
+        ),
+    ] = [],  # noqa: B006
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, a process each.")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do cells that failed again.")] = False,
     stale_after: Annotated[
@@ -61,13 +68,12 @@ def compare(
         from msm4sr.experiments.compare import Options, do_cells, do_in_processes
         from msm4sr.experiments.grid import cells_of, check_cells, enter_grid, plan_grid
 
-        asked = plan_grid(config, data, seeds, rows, changes, preset, settings)
+        kept, vectors = feature_sources(features)
+        asked = plan_grid(config, data, seeds, rows, changes, preset, settings, vectors)
         enter_grid(out, asked)
         cells = cells_of(out.absolute(), asked)
         check_cells(cells)
-        options = Options(
-            (features or out / "features").absolute(), file_time(out) if retry_failed else 0.0, stale_after
-        )
+        options = Options((kept or out / "features").absolute(), file_time(out) if retry_failed else 0.0, stale_after)
         news = _News(cells, options.retry_before)
         died = 0
         if jobs > 1:
@@ -81,7 +87,7 @@ def compare(
                     progress=progress,
                     monitor=lambda: TrainingProgress(progress, lines=False),
                 )
-        _table(cells)
+        _tables(cells)
         failed = [cell for cell in cells if cell.failure()]
         if failed:
             errors.print(f"{len(failed)} of {len(cells)} cells failed; --retry-failed does them again")
@@ -118,32 +124,60 @@ class _News:
         console.print(f"{len(self._told)}/{len(self._cells)}  {escape(cell.title)}  {what}")
 
 
-def _table(cells: Sequence[Cell]) -> None:
+def _tables(cells: Sequence[Cell]) -> None:
     """Means over seeds on the test items, and by which protocol: some models never rank what a user took."""
     found = {cell.folder: metrics for cell in cells if (metrics := cell.metrics())}
     protocols = {folder: metrics["run"]["protocol"].split(", ") for folder, metrics in found.items()}
     same = [part for part in next(iter(protocols.values()), []) if all(part in p for p in protocols.values())]
     seeds = len({cell.seed for cell in cells})
     console.print(f"test, mean over {seeds} seed{'s' if seeds > 1 else ''}; {', '.join(same)}", markup=False)
+    differs = {folder: [part for part in parts if part not in same] for folder, parts in protocols.items()}
+    _table(cells, found, {metric: ("test", metric) for metric in SHOWN}, differs)
+    if any("held_out" in metrics for metrics in found.values()):
+        console.print("items that were held out, recommended when they arrive", markup=False)
+        among = {"all": "among_all", "held-out": "among_held_out"}
+        columns = {f"among {name}\n{metric}": (key, metric) for name, key in among.items() for metric in SHOWN}
+        held_out = {folder: metrics["held_out"] for folder, metrics in found.items() if "held_out" in metrics}
+        _table(cells, held_out, columns, {}, chance=True)
 
+
+def _table(
+    cells: Sequence[Cell],
+    found: Mapping[Path, Mapping[str, Any]],
+    columns: Mapping[str, tuple[str, str]],
+    differs: Mapping[Path, Sequence[str]],
+    chance: bool = False,
+) -> None:
+    """A table of means over seeds: a line a row, and for each data set `columns`, heading to where the value stands.
+
+    With `chance` a last line, of what stands under the same name with `chance_` before it.
+    """
     names = list(dict.fromkeys(cell.data.name for cell in cells))
     table = Table(box=SIMPLE_HEAD)
     table.add_column("row")
     for name in names:
-        for metric in SHOWN:
-            table.add_column(f"{escape(name)}\n{metric}" if len(names) > 1 else metric, justify="right")
-    table.add_column("protocol")
+        for heading in columns:
+            table.add_column(f"{escape(name)}\n{heading}" if len(names) > 1 else heading, justify="right")
+    if any(differs.values()):
+        table.add_column("protocol")
+
+    def mean(folders: Sequence[Path], place: tuple[str, str]) -> float:
+        part, metric = place
+        return sum(float(found[folder][part][metric]) for folder in folders) / len(folders)
+
     for row in {cell.row.name: cell.row for cell in cells}.values():
         shown: list[str] = []
-        differs: list[str] = []
+        notes: list[str] = []
         for name in names:
             own = [cell for cell in cells if (cell.row.name, cell.data.name) == (row.name, name)]
             done = [cell.folder for cell in own if cell.folder in found]
-            differs += [part for folder in done for part in protocols[folder] if part not in same]
+            notes += [part for folder in done for part in differs.get(folder, ())]
             few = f" ({len(done)} of {len(own)})" if len(done) < len(own) else ""
             missing = "failed" if any(cell.failure() for cell in own) else "-"
-            for metric in SHOWN:
-                mean = sum(found[folder]["test"][metric] for folder in done) / max(1, len(done))
-                shown.append(f"{mean:.4f}{few}" if done else missing)
-        table.add_row(escape(row.label), *shown, ", ".join(dict.fromkeys(differs)))
+            shown += [f"{mean(done, place):.4f}{few}" if done else missing for place in columns.values()]
+        table.add_row(escape(row.label), *shown, *([", ".join(dict.fromkeys(notes))] if any(differs.values()) else []))
+    if chance:
+        done_on = [[cell.folder for cell in cells if cell.data.name == name and cell.folder in found] for name in names]
+        places = [(f"chance_{part}", metric) for part, metric in columns.values()]
+        table.add_row("chance", *(f"{mean(done, p):.4f}" if done else "-" for done in done_on for p in places))
     console.print(table)

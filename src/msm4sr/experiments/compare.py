@@ -75,13 +75,14 @@ def run_cell(
 
     Raises whatever the stages raise.
     """
-    settings = row.resolve(data.resolve().name, seed)
+    name = data.resolve().name
+    settings, vectors = row.resolve(name, seed), row.own_vectors(name, seed)
     dataset = load_dataset(data, settings.dataset)
     begun = not anew and (folder / "config.yaml").exists()
     if begun:
-        run = resume_run(data, folder, settings, features)
+        run = resume_run(data, folder, settings, features, vectors)
     else:
-        run = plan_run(data, folder, settings, row.preset, features, overwrite=True)
+        run = plan_run(data, folder, settings, row.preset, features, True, vectors)
     model = build_model(settings, dataset, extract_stage(run, dataset, progress, note))
     if not begun:
         begin_run(run)

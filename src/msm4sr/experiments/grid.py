@@ -48,16 +48,27 @@ class Row(BaseModel):
     model: str = "msm4sr"
     preset: str = "best"
     changes: Mapping[str, Any] = Field({}, description="dotted key to value, what differs from preset and file")
-    settings: str | None = Field(None, description="a file of settings; {data} in it stands for the data set")
+    settings: str | None = Field(None, description="a file of settings")
+    vectors: Mapping[str, str] = Field({}, description="modality to a file of vectors of the user's own")
+
+    # In all that a row names {data} stands for the name of the data set, {seed} for the seed.
 
     def resolve(self, data: str, seed: int) -> RunSettings:
         """The settings of one cell. InputError, which names the row, for what is no setting of the model."""
-        changes = [f"{key}={json.dumps(value)}" for key, value in self.changes.items()]
-        file = None if self.settings is None else Path(self.settings.replace("{data}", data))
+        changes = [f"{key}={json.dumps(_filled_in(value, data, seed))}" for key, value in self.changes.items()]
+        file = None if self.settings is None else Path(_filled_in(self.settings, data, seed))
         try:
             return resolve_settings(self.preset, self.model, changes, seed, file)
         except InputError as error:
             raise InputError(f"row {self.name}: {error}") from None
+
+    def own_vectors(self, data: str, seed: int) -> dict[str, Path]:
+        """Modality to file, of one cell."""
+        return {modality: Path(_filled_in(file, data, seed)) for modality, file in self.vectors.items()}
+
+
+def _filled_in(value: Any, data: str, seed: int) -> Any:
+    return value.replace("{data}", data).replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 class Data(BaseModel):
@@ -171,6 +182,7 @@ def plan_grid(
     changes: Sequence[str] = (),
     preset: str | None = None,
     settings: Path | None = None,
+    vectors: Mapping[str, Path] | None = None,
 ) -> Grid:
     """The grid that is asked for: each row whole, with what it takes from the base and from the options.
 
@@ -183,6 +195,7 @@ def plan_grid(
         preset: in place of the base's.
         settings: folder of settings files DATASET/ROW.yaml, of which those that are there are taken: by rows that name
             none, on all data sets or on none.
+        vectors: modality to a file of vectors of one's own, for all rows that do not say else.
 
     Raises:
         InputError: anything in the config or the options that is no grid.
@@ -195,7 +208,11 @@ def plan_grid(
     if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
         raise InputError(f"{config}: rows: a list of mappings such as {{name: sasrec, model: sasrec}}")
     set_for_all = dict(_change(change) for change in changes)
-    filled = [_filled(row, base, set_for_all, config) for row in given]
+    own = {modality: str(file.absolute()) for modality, file in (vectors or {}).items()}
+    for need, why in said.pop("needs", {}).items():
+        if need not in set_for_all and not (need == "--features NAME=FILE" and own):
+            raise InputError(f"{config}: give {need if need.startswith('-') else f'--set {need}=...'}: {why}")
+    filled = [_filled(row, base, set_for_all, own, config) for row in given]
     _check_unique(f"{config}: rows", [row.name for row in filled])
     for key in set_for_all:
         if not any(_has(row.model, key) for row in filled):
@@ -215,20 +232,26 @@ def plan_grid(
     if seeds:
         said["seeds"] = list(dict.fromkeys(seeds))
     grid = _validated(Grid, said, config)
+    for modality in {modality for row in grid.rows for modality in row.vectors}:
+        if len({row.vectors[modality] for row in grid.rows if modality in row.vectors}) > 1:
+            raise InputError(f"{config}: rows have different files of {modality}; give each a name of its own")
     for entry, row in product(grid.data, grid.rows):
         if row.resolve(entry.name, grid.seeds[0]).device.processes > 1:
             raise InputError(f"row {row.name}: device.devices: a cell is one process; --jobs runs several cells")
     return grid
 
 
-def _filled(row: Mapping[str, Any], base: Base, set_for_all: Mapping[str, Any], where: str) -> Row:
+def _filled(
+    row: Mapping[str, Any], base: Base, set_for_all: Mapping[str, Any], vectors: Mapping[str, str], where: str
+) -> Row:
     """A row of a config with what it takes from elsewhere."""
     model = row.get("model", base.model)
     shared = {key: value for key, value in {**base.changes, **set_for_all}.items() if _has(model, key)}
-    own = {"model": model, "preset": base.preset, "settings": base.settings, **row}
+    own = {"model": model, "preset": base.preset, "settings": base.settings, "vectors": vectors, **row}
     if isinstance(own["settings"], str):
         own["settings"] = str(Path(own["settings"]).absolute())
-    whole = {**own, "changes": shared | (row.get("changes") or {})}
+    changes = {key: list(vectors) if value == "{own}" else value for key, value in (row.get("changes") or {}).items()}
+    whole = {**own, "changes": shared | changes}
     filled = _validated(Row, whole, f"{where}: row {row.get('name', '')}")
     return filled if filled.label else filled.model_copy(update={"label": filled.name})
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
@@ -34,6 +35,9 @@ class PretrainSettings(StageSettings):
     end_to_end: bool = Field(
         False,
         description="no stage of its own: its loss is added to that of fine-tuning, at every step of that stage",
+    )
+    init_from: Annotated[str, AfterValidator(os.path.abspath)] | None = Field(
+        None, description="a run, of any data set: begin with the weights of its pre-training (its IDs apart)"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import Model, ProductModel
+from msm4sr.models.base import Model, ProductModel, Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
@@ -14,7 +14,7 @@ from msm4sr.training.bpr import BPRTask
 from msm4sr.training.end_to_end import EndToEndTask
 from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
 from msm4sr.training.loop import StageSettings
-from msm4sr.training.pretrain import PretrainSettings, PretrainTask
+from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, PretrainTask
 from msm4sr.training.s3rec import S3RecTask
 from msm4sr.training.stage import Task
 
@@ -47,3 +47,13 @@ def task_of(stage: str, model: Model, settings: Stages) -> Task | None:
         if stage == "pretrain":
             raise InputError("pretrain.end_to_end is for msm4sr alone; leave the stage out with pretrain.epochs=0")
     return tasks[kind](model, own)
+
+
+def scorer_of(model: Model, settings: Stages) -> Scorer:
+    """Whom evaluation ranks by: the model; where it is not fine-tuned, what its pre-training is validated by."""
+    if settings.finetune.epochs:
+        return model
+    if isinstance(model, MSM4SR):  # whose pre-trained weights may come from another run
+        return ContentMatcher(model)
+    task = task_of("pretrain", model, settings)
+    return model if task is None else task.scorer
