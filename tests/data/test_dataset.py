@@ -15,6 +15,7 @@ from msm4sr.data.dataset import (
     Dataset,
     DataSettings,
     Histories,
+    arrivals,
     item_categories,
     load_dataset,
     test_targets,
@@ -325,3 +326,80 @@ def test_an_items_categories_are_numbered_each_once_and_it_may_have_none(tmp_pat
     categories, names = item_categories(load_dataset(tmp_path))
     assert names == ["Art", "Toys"]
     assert [row.tolist() for row in categories] == [[0, 1], [], [1]]
+
+
+# What is held out
+
+
+def drawn_rows(users: int = 40, items: int = 30, seed: int = 0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    return [(f"u{u}", f"i{i}", t) for u in range(users) for t, i in enumerate(rng.integers(0, items, 3 + u % 7))]
+
+
+CATALOGUE = [f"i{i}" for i in range(30)]
+HELD = 0.3
+
+
+def test_without_items_that_are_held_out_the_data_is_as_if_they_had_never_been() -> None:
+    whole, left = load(drawn_rows(), CATALOGUE), load(drawn_rows(), CATALOGUE, hold_out_items=HELD)
+    gone = set(whole.item_ids) - set(left.item_ids)
+    assert len(gone) == 9
+    reference = load([row for row in drawn_rows() if row[1] not in gone], [i for i in CATALOGUE if i not in gone])
+    assert histories(left) == histories(reference)
+    assert left.item_ids == reference.item_ids == left.items["item_id"].to_list()
+    assert left.dropped["items: held out"] == 9
+    assert left.dropped["interactions: with items held out"] == sum(row[1] in gone for row in drawn_rows())
+    assert left.n_users < whole.n_users, "some had too few interactions left"
+    assert left.dropped["users: fewer than 3 interactions"] == whole.n_users - left.n_users
+
+
+def test_arrivals_are_the_last_items_that_are_held_out_given_all_else_that_their_users_took() -> None:
+    whole, left = load(drawn_rows(), CATALOGUE), load(drawn_rows(), CATALOGUE, hold_out_items=HELD)
+    gone = set(whole.item_ids) - set(left.item_ids)
+    expected = {
+        user: (taken[-1], [item for item in taken if item not in gone])
+        for user, taken in histories(whole).items()
+        if taken[-1] in gone and user in left.user_ids
+    }
+    assert len(expected) > 3
+    targets = arrivals(whole, left)
+    assert targets.users is not None
+    found = {
+        left.user_ids[user]: (whole.item_ids[item], [whole.item_ids[i] for i in history])
+        for user, item, history in zip(targets.users, targets.targets, targets.histories, strict=True)
+    }
+    assert found == expected
+
+
+def test_the_draw_follows_from_its_own_seed() -> None:
+    same, again, other = (
+        load(drawn_rows(), CATALOGUE, hold_out_items=HELD, hold_out_seed=seed).item_ids for seed in (0, 0, 1)
+    )
+    assert same == again
+    assert same != other
+
+
+def test_of_users_who_are_held_out_nothing_is_trained_on_and_everything_is_measured() -> None:
+    whole = load(drawn_rows())
+    before: set[int] = set()
+    for share in (0.1, 0.5, 0.9):
+        dataset = load(drawn_rows(), hold_out_users=share)
+        assert dataset.trained_on is not None
+        out = set(np.flatnonzero(~dataset.trained_on).tolist())
+        assert len(out) == round(share * 40)
+        assert before < out, "a larger share contains a smaller one"
+        before = out
+        for user, (history, all_of_it) in enumerate(
+            zip(training_histories(dataset), training_histories(whole), strict=True)
+        ):
+            assert history.tolist() == ([] if user in out else all_of_it.tolist())
+        for part in (validation_targets, test_targets):
+            assert part(dataset).targets.tolist() == part(whole).targets.tolist()
+            assert part(dataset).histories.values.tolist() == part(whole).histories.values.tolist()
+
+
+def test_too_much_held_out_is_an_error() -> None:
+    with pytest.raises(InputError, match="lower hold_out_items"):
+        load(A_USER, hold_out_items=0.1)  # one of three: what is left cannot be split
+    with pytest.raises(ValidationError):
+        load(A_USER, hold_out_users=1)

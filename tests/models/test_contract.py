@@ -6,6 +6,7 @@ have none), users and their histories. What is particular to a model is tested b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Model
 from msm4sr.models.graph import GraphModel
+from msm4sr.models.grow import grow
 from msm4sr.models.registry import MODELS, build, from_pretrained
 from msm4sr.training.bpr import bpr_loss, pair_batches
 from msm4sr.training.checkpoint import weights_of
@@ -220,3 +222,39 @@ def test_a_model_learns_which_items_go_together(name: str) -> None:
     dataset = communities()
     assert evaluate(trained(name, dataset, epochs=20), dataset, "test")["recall@10"] > 0.95
     assert evaluate(trained("popularity", dataset, 0), dataset, "test")["recall@10"] < 0.5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_grows_by_new_items_scores_the_known_ones_as_before(name: str) -> None:
+    """The new ones stand between the known ones; nobody took them."""
+    config, known = tiny_config(name), torch.tensor([i for i in range(N_ITEMS + 3) if i not in (2, 7, 8)])
+
+    def spread(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The known items keep theirs, each new one has the rows of item 0."""
+        vectors, offsets = rows
+        of_old = [vectors[offsets[i] : offsets[i + 1]] for i in range(N_ITEMS)]
+        of_all = [of_old[known.tolist().index(i)] if i in known else of_old[0] for i in range(N_ITEMS + 3)]
+        return torch.cat(of_all), torch.tensor([0, *map(len, of_all)]).cumsum(0)
+
+    inputs = every_input()
+    taken, offsets = inputs.histories
+    assert inputs.categories is not None
+    larger = replace(
+        inputs,
+        n_items=N_ITEMS + 3,
+        histories=(known[taken], offsets),
+        features={a: spread(rows) for a, rows in inputs.features.items()},
+        categories=spread(inputs.categories),
+    )
+    model, grown = make_model(name, inputs).eval(), build(config, larger, seed=5).eval()
+    grow(model, grown, known)
+    users = torch.tensor([0, 1, 3])
+    lengths = [4, 4, 4]
+    before, after = scores(model, ROWS, lengths, users), scores(grown, known[ROWS], lengths, users)
+    torch.testing.assert_close(after[:, known], before, rtol=1e-4, atol=1e-4)
+    trained = dict(model.named_parameters())
+    per_item = [
+        weight for weight_name, weight in grown.named_parameters() if weight.shape != trained[weight_name].shape
+    ]
+    assert not any(weight[[2, 7, 8]].any() for weight in per_item)
+    assert all(weight[known].any() for weight in per_item)

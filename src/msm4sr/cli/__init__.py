@@ -8,6 +8,7 @@ import warnings
 
 import typer
 
+from msm4sr.cli.compare import compare
 from msm4sr.cli.data import data
 from msm4sr.cli.demo import demo
 from msm4sr.cli.export import export
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, extract, pretrain, finetune, evaluate, tune, recommend, report, features, demo):
+for command in (run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, features, demo):
     app.command()(command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")

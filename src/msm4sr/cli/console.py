@@ -148,10 +148,11 @@ class StatusColumn(ProgressColumn):
 
 
 class TrainingProgress:
-    """A bar over all steps with the current loss and speed, and a line an epoch."""
+    """A bar over all steps with the current loss and speed, and (with `lines`) a line an epoch."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, lines: bool = True) -> None:
         self._progress = progress
+        self._lines = lines
         self._task: TaskID | None = None
         self._epochs, self._steps = 0, 0
 
@@ -176,6 +177,8 @@ class TrainingProgress:
             description=f"{record.stage} {record.epoch}/{self._epochs}",
             status=f"loss {record.loss:.3f}  {record.pairs_per_second:.0f} pairs/s",
         )
+        if not self._lines:
+            return
         found = " ".join(
             f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation
         )

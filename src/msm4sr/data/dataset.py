@@ -10,6 +10,10 @@ The rules, each of them counted in `Dataset.dropped` where it drops something:
    again until all that remain satisfy both; such items leave the catalogue too.
 5. A user with fewer than 3 interactions cannot be split into training, validation and test, and leaves.
    Where that takes an item under `item_core`, rule 4 is applied again.
+6. `hold_out_items`: a share of the items is taken out, with all their interactions, as if the shop did not have them
+   yet; then rule 5 again. What is left is the data set, to train on and to measure; `arrivals` says who took one of
+   them last.
+7. `hold_out_users`: a share of the users is not trained on; all are measured, so that every share measures the same.
 
 Last item = test, the one before = validation, the rest = training.
 """
@@ -17,7 +21,7 @@ Last item = test, the one before = validation, the rest = training.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +50,12 @@ class DataSettings(BaseModel):
     """Items with fewer interactions leave, the catalogue too; 0 keeps all, items nobody took included."""
     unknown_items: Literal["error", "drop"] = "error"
     """What an interaction with an item that the catalogue lacks is: an error, or dropped and counted."""
+    hold_out_items: float = Field(0.0, ge=0, lt=1)
+    """Share of the items that are taken out, to be recommended when they arrive: strict cold start."""
+    hold_out_users: float = Field(0.0, ge=0, lt=1)
+    """Share of the users that are not trained on; a larger share contains a smaller one."""
+    hold_out_seed: int = Field(0, ge=0)
+    """Of both draws; not that of the run, so that runs of all seeds measure the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +75,8 @@ class Dataset:
     """Row i describes item i: item_id, title, text, categories, image (see `read_items`)."""
     dropped: dict[str, int]
     """Reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0."""
+    trained_on: npt.NDArray[np.bool_] | None = None
+    """[users]: whose interactions are trained on; None: everybody's."""
 
     @property
     def n_users(self) -> int:
@@ -104,10 +116,12 @@ class Histories:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What to rank: item `targets[u]` (int64 [users]) given `histories[u]`."""
+    """What to rank: item `targets[u]` (int64 [rows]) given `histories[u]`."""
 
     histories: Histories
     targets: Ints
+    users: Ints | None = None
+    """int64 [rows], whose they are; None: those of users 0, 1, ..."""
 
 
 def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
@@ -144,7 +158,7 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
         )
     items = items.filter(pl.Series(keep_item))
     lengths = np.bincount(user, minlength=len(user_names))[keep_user]
-    return Dataset(
+    dataset = Dataset(
         folder=folder,
         user_ids=user_names.filter(pl.Series(keep_user)).to_list(),
         item_ids=items["item_id"].to_list(),
@@ -153,11 +167,23 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
         items=items,
         dropped={reason: count for reason, count in dropped.items() if count},
     )
+    if settings.hold_out_items:
+        dataset = without_items(dataset, _drawn(settings.hold_out_items, dataset.n_items, settings, 0))
+    if settings.hold_out_users:
+        dataset = replace(dataset, trained_on=~_drawn(settings.hold_out_users, dataset.n_users, settings, 1))
+    return dataset
 
 
 def training_histories(dataset: Dataset) -> Histories:
-    """Each user's items but the last two."""
-    return _without_last(dataset, 2)
+    """Each user's items but the last two; of users that are not trained on, none."""
+    histories = _without_last(dataset, 2)
+    if dataset.trained_on is None:
+        return histories
+    lengths = np.diff(histories.offsets)
+    return Histories(
+        histories.values[np.repeat(dataset.trained_on, lengths)],
+        np.concatenate([[0], np.cumsum(lengths * dataset.trained_on)]).astype(np.int64),
+    )
 
 
 def validation_targets(dataset: Dataset) -> Targets:
@@ -172,6 +198,65 @@ def test_targets(dataset: Dataset) -> Targets:
 
 # The name starts with `test_`; pytest must not collect it where a test module imports it.
 test_targets.__test__ = False  # type: ignore[attr-defined]
+
+
+def without_items(dataset: Dataset, items: npt.NDArray[np.bool_]) -> Dataset:
+    """The data set as it was before these items [N] came: they and their interactions are taken out, and then users
+    with fewer than 3. InputError where nothing is left.
+    """
+    kept = ~items[dataset.values]
+    user = np.repeat(np.arange(dataset.n_users), np.diff(dataset.offsets))
+    remains = np.bincount(user[kept], minlength=dataset.n_users) >= MIN_HISTORY
+    short = kept & ~remains[user]
+    kept &= ~short
+    if not kept.any():
+        raise InputError(
+            f"{dataset.folder}: nothing left of {dataset.n_interactions:,} interactions without the "
+            f"{items.sum():,} items that are held out; lower hold_out_items"
+        )
+    dropped = Counter(dataset.dropped)
+    dropped["items: held out"] += int(items.sum())
+    dropped["interactions: with items held out"] += int(items[dataset.values].sum())
+    dropped[f"users: fewer than {MIN_HISTORY} interactions"] += int((~remains).sum())
+    dropped[f"interactions: fewer than {MIN_HISTORY} interactions"] += int(short.sum())
+    lengths = np.bincount(user[kept], minlength=dataset.n_users)[remains]
+    table = dataset.items.filter(pl.Series(~items))
+    return replace(
+        dataset,
+        user_ids=[name for name, stays in zip(dataset.user_ids, remains, strict=True) if stays],
+        item_ids=table["item_id"].to_list(),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        values=(np.cumsum(~items) - 1)[dataset.values[kept]].astype(np.int32),
+        items=table,
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def arrivals(whole: Dataset, dataset: Dataset) -> Targets:
+    """Of the users of `dataset` those whose last item in `whole` is one that `dataset` lacks: that item is to be ranked
+    given all that they took in `dataset`. Items are rows of `whole`, users are rows of `dataset`.
+    """
+    place = {name: row for row, name in enumerate(whole.item_ids)}
+    known = np.array([place[name] for name in dataset.item_ids], dtype=np.int64)
+    is_known = np.isin(np.arange(whole.n_items), known)
+    row = {name: user for user, name in enumerate(whole.user_ids)}
+    last = whole.values[whole.offsets[1:] - 1][[row[name] for name in dataset.user_ids]].astype(np.int64)
+    users = np.flatnonzero(~is_known[last])
+    lengths = np.diff(dataset.offsets)
+    theirs = np.repeat(~is_known[last], lengths)
+    histories = Histories(
+        known[dataset.values[theirs]].astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths[users])]).astype(np.int64),
+    )
+    return Targets(histories, last[users], users)
+
+
+def _drawn(share: float, count: int, settings: DataSettings, number: int) -> npt.NDArray[np.bool_]:
+    """A share of so many, at least one: bool [count]. Draws of other numbers are independent."""
+    order = np.random.default_rng([settings.hold_out_seed, number]).permutation(count)
+    drawn = np.zeros(count, dtype=bool)
+    drawn[order[: max(1, round(share * count))]] = True
+    return drawn
 
 
 def item_categories(dataset: Dataset) -> tuple[Histories, list[str]]:

@@ -27,3 +27,8 @@ def metrics_per_user(ranks: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np
 def mean_metrics(ranks: npt.NDArray[np.float64]) -> dict[str, float]:
     """The means over users of `metrics_per_user`."""
     return {name: float(values.mean()) for name, values in metrics_per_user(ranks).items()}
+
+
+def chance(n_items: int) -> dict[str, float]:
+    """What a ranking of so many items by lot has on average: every rank is as likely as any other."""
+    return mean_metrics(np.arange(1, n_items + 1, dtype=np.float64))

@@ -23,6 +23,7 @@ def rank_targets(
     targets: Targets,
     *,
     exclude_history: bool = False,
+    among: npt.NDArray[np.bool_] | None = None,
     on_progress: Callable[[int], object] = lambda users: None,
 ) -> npt.NDArray[np.float64]:
     """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items: float64 [users].
@@ -34,6 +35,7 @@ def rank_targets(
         model: put into evaluation mode by the caller.
         targets: histories of users 0, 1, ... and what to rank.
         exclude_history: rank the items of the history last. A target that is among them is then a miss.
+        among: [N], rank these items alone, of which every target is one; None: all.
         on_progress: told how many users were ranked since the last call.
 
     Raises:
@@ -49,13 +51,16 @@ def rank_targets(
         users = by_length[start : start + users_at_once]
         histories = [targets.histories[int(u)] for u in users]
         items, length = (part.to(keys.device) for part in pad_histories(histories, model.max_history))
-        scores = model.score(items, length, catalogue, keys, torch.from_numpy(users).to(keys.device)).float()
+        whose = torch.from_numpy(users if targets.users is None else targets.users[users]).to(keys.device)
+        scores = model.score(items, length, catalogue, keys, whose).float()
         if exclude_history:
             seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
             row = torch.repeat_interleave(
                 torch.arange(len(users)), torch.tensor([len(history) for history in histories])
             )
             scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
+        if among is not None:
+            scores[:, torch.from_numpy(~among).to(scores.device)] = -torch.inf
         ranks[users] = ranks_of(scores, torch.from_numpy(targets.targets[users]).to(scores.device)).numpy()
         on_progress(len(users))
     return ranks

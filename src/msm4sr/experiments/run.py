@@ -20,31 +20,36 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import yaml
 from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
-from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
+from msm4sr.data.dataset import Dataset, arrivals, item_categories, load_dataset, training_histories
 from msm4sr.data.files import new_file
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import rank_users
-from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.metrics import chance, mean_metrics
+from msm4sr.evaluation.ranking import rank_targets
 from msm4sr.evaluation.users import Part, users_table
+from msm4sr.experiments.claims import CLAIM
 from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.machine import forget_peak, hardware, memory_peak, versions
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
+from msm4sr.experiments.transfer import start_from
 from msm4sr.features.extract import extract_features, extract_shard
 from msm4sr.features.own import file_hash
 from msm4sr.features.parts import Shard
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs, Model
+from msm4sr.models.grow import grow
 from msm4sr.models.msm4sr import as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.training import stage as training
@@ -52,13 +57,14 @@ from msm4sr.training.checkpoint import check_same, flat, read_about, read_weight
 from msm4sr.training.loop import EpochRecord, Monitor, Place, Silent, StageSettings, best_file, last_file, read_place
 from msm4sr.training.pretrain import PretrainTask
 from msm4sr.training.s3rec import S3RecTask
-from msm4sr.training.tasks import STAGES, task_of
+from msm4sr.training.tasks import STAGES, scorer_of, task_of
 
 Note = Callable[[str], object]
 """Is told a line, in rich's markup."""
 
 MOST = 0.5  # a modality that fewer items have than this share of them is worth a warning
 BEFORE_A_RUN = {"features", "config.yaml.part"}  # what an extraction leaves, even one that was killed at its very end
+UNSEEN = (".", CLAIM)  # how the names begin of what is no content of a folder: files in the making, claims
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the last stage's weights
 
 
@@ -135,7 +141,7 @@ def plan_run(
                 f"{folder}: there is a run already; go on with it by --resume (or by msm4sr pretrain, finetune, "
                 "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
             )
-    elif folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= BEFORE_A_RUN:
+    elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(UNSEEN)} <= BEFORE_A_RUN:
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
     return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, own)
 
@@ -267,7 +273,7 @@ def extract_stage(
         return {}
     vectors = _unchanged_vectors(run)
     features = extract_features(
-        dataset,
+        whole_catalogue(run, dataset),
         run.features,
         run.settings.features,
         progress,
@@ -276,6 +282,8 @@ def extract_stage(
         strict=strict,
         merge=merge,
     )
+    if run.settings.dataset.hold_out_items:
+        features = {modality: rows.of(dataset.item_ids) for modality, rows in features.items()}
     for modality, rows in features.items():
         there = rows.n_items_with_rows
         if there:
@@ -299,8 +307,26 @@ def shard_stage(
         vectors = _unchanged_vectors(run)
         device = run.settings.device.accelerator
         extract_shard(
-            dataset, run.features, shard, run.settings.features, progress, vectors=vectors, device=device, strict=strict
+            whole_catalogue(run, dataset),
+            run.features,
+            shard,
+            run.settings.features,
+            progress,
+            vectors=vectors,
+            device=device,
+            strict=strict,
         )
+
+
+def whole_run(run: Run) -> Run:
+    """The run as if nothing were held out."""
+    dataset = run.settings.dataset.model_copy(update={"hold_out_items": 0.0, "hold_out_users": 0.0})
+    return replace(run, settings=run.settings.model_copy(update={"dataset": dataset}))
+
+
+def whole_catalogue(run: Run, dataset: Dataset) -> Dataset:
+    """The data set with the items that are held out: features are those of all, so that runs can share them."""
+    return load_run_data(whole_run(run)) if run.settings.dataset.hold_out_items else dataset
 
 
 def _unchanged_vectors(run: Run) -> dict[str, Path]:
@@ -315,7 +341,7 @@ def _unchanged_vectors(run: Run) -> dict[str, Path]:
 
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:
-    """A new model with the weights that the seed draws."""
+    """A new model with the weights that the seed draws, or with those of another run (`pretrain.init_from`)."""
     taken = training_histories(dataset)
     categories, names = item_categories(dataset)
     inputs = Inputs(
@@ -326,7 +352,10 @@ def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, 
         categories=(torch.from_numpy(categories.values.astype(np.int64)), torch.from_numpy(categories.offsets)),
         n_categories=len(names),
     )
-    return build(settings.model, inputs, settings.seed)
+    model = build(settings.model, inputs, settings.seed)
+    if settings.pretrain.init_from is not None:
+        start_from(Path(settings.pretrain.init_from), model)
+    return model
 
 
 def train_stage(
@@ -343,7 +372,7 @@ def train_stage(
     With `resume` it goes on from the stage's last checkpoint, where there is one.
     """
     settings: StageSettings = getattr(run.settings, stage)
-    task = task_of(stage, model, settings)
+    task = task_of(stage, model, run.settings)
     if task is None:
         return
     run.settings.device.check()  # the run may have come from another machine
@@ -378,7 +407,12 @@ def train_stage(
 
 def _identity(run: Run) -> dict[str, Any]:
     """What weights depend on beside the settings of their stage."""
-    return flat(run.settings.model_dump(mode="json", include={"dataset", "features", "model"}))
+    decides = run.settings.model_dump(mode="json", include={"dataset", "features", "model"})
+    if run.settings.pretrain.end_to_end:
+        decides["pretrain"] = run.settings.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})
+    elif run.settings.pretrain.init_from is not None:
+        decides["pretrain"] = run.settings.pretrain.model_dump(mode="json", include={"init_from"})
+    return flat(decides)
 
 
 def evaluate_stage(
@@ -395,9 +429,12 @@ def evaluate_stage(
     excludes = settings.evaluation.exclude_history or not model.ranks_history
     device = settings.device.torch_device()
     model.to(device)
+    scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
-    ranks = {part: rank_users(model, dataset, part, settings.evaluation, on_progress) for part in parts}
+    ranks = {part: rank_users(scorer, dataset, part, settings.evaluation, on_progress) for part in parts}
     result: dict[str, Any] = {part: mean_metrics(rank) for part, rank in ranks.items()}
+    if settings.dataset.hold_out_items:
+        result["held_out"] = evaluate_arrivals(run, dataset, model)
     result["run"] = {
         "data": dataset.folder.name,
         "users": dataset.n_users,
@@ -418,11 +455,57 @@ def evaluate_stage(
     if device.type == "cuda":
         result["run"]["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     result["versions"] = versions()
+    if scorer is not model:
+        result["run"]["protocol"] += ", by content alone"
     with new_file(run.folder / "users.parquet") as file:
         users_table(dataset, ranks).write_parquet(file)
-    _write(run.metrics_file, json.dumps(result, indent=2) + "\n")
     save_model(run, dataset, model, result)
+    _write(run.metrics_file, json.dumps(result, indent=2) + "\n")  # last: a run that has it is whole
     return result
+
+
+def evaluate_arrivals(run: Run, dataset: Dataset, model: Model) -> dict[str, Any]:
+    """How the items that were held out are recommended when they arrive, to the users who took one of them last.
+
+    The model is not trained again: of the new items it knows the content, and whatever it has for each item alone is 0.
+    They are ranked among all items, and among one another; chance stands beside.
+    """
+    settings, whole = run.settings, whole_catalogue(run, dataset)
+    targets = arrivals(whole, dataset)
+    if not len(targets.targets):
+        raise InputError(f"{run.data}: no user's last item is held out; raise dataset.hold_out_items")
+    place = {name: row for row, name in enumerate(whole.item_ids)}
+    known = np.array([place[name] for name in dataset.item_ids], dtype=np.int64)
+    new = ~np.isin(np.arange(whole.n_items), known)
+    _, names = item_categories(dataset)
+    catalogue = replace(
+        dataset,
+        item_ids=whole.item_ids,
+        values=known[dataset.values].astype(np.int32),
+        items=_with_categories(whole.items, set(names)),  # the model knows no others
+    )
+    grown = build_model(settings, catalogue, extract_stage(whole_run(run), whole))
+    grow(model, grown, torch.from_numpy(known))
+    grown.to(settings.device.torch_device()).eval()
+    scorer = scorer_of(grown, settings)
+    excludes = settings.evaluation.exclude_history or not model.ranks_history
+    ranks = {
+        name: rank_targets(scorer, targets, exclude_history=excludes, among=among)
+        for name, among in (("among_all", None), ("among_held_out", new))
+    }
+    return {
+        "users": len(targets.targets),
+        "items": int(new.sum()),
+        **{name: mean_metrics(rank) for name, rank in ranks.items()},
+        "chance_among_all": chance(whole.n_items),
+        "chance_among_held_out": chance(int(new.sum())),
+    }
+
+
+def _with_categories(items: pl.DataFrame, known: set[str]) -> pl.DataFrame:
+    """The items with those of their categories that are known."""
+    left = [[name for name in names or () if name in known] for names in items["categories"].to_list()]
+    return items.with_columns(pl.Series("categories", left, dtype=pl.List(pl.String)))
 
 
 def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, Any]) -> None:
@@ -485,7 +568,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
 def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = None) -> None:
     """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
     earlier = STAGES[: STAGES.index(before) if before else None]
-    stages = [stage for stage in earlier if task_of(stage, model, getattr(run.settings, stage))]
+    stages = [stage for stage in earlier if task_of(stage, model, run.settings)]
     if stages:
         restore(run, dataset, model, stages[-1])
 

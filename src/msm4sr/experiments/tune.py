@@ -176,7 +176,7 @@ def _value(trial: optuna.Trial, tuning: Tuning) -> float:
     settings = trial_settings(tuning, {} if is_default else _rounded(trial.params))
     model = build_model(settings, tuning.dataset, tuning.features)
     for stage in STAGES:
-        task = task_of(stage, model, getattr(settings, stage))
+        task = task_of(stage, model, settings)
         if task is not None:
             train_stage(
                 stage,

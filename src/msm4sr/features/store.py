@@ -63,6 +63,15 @@ class Features:
     def n_items_with_rows(self) -> int:
         return int(np.count_nonzero(np.diff(self.offsets)))
 
+    def of(self, item_ids: Sequence[str]) -> Features:
+        """Those of some of the items, in another order if so given."""
+        place = {name: item for item, name in enumerate(self.item_ids)}
+        items = np.array([place[name] for name in item_ids], dtype=np.int64)
+        counts = np.diff(self.offsets)[items]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+        return Features(self.vectors[np.repeat(self.offsets[items], counts) + within], offsets, list(item_ids))
+
 
 # --- reading
 

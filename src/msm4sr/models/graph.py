@@ -384,7 +384,11 @@ class GraphModel(ProductModel):
         """Every item's score [B, N]: of the `users` themselves where they are known, else of their `histories`."""
         if users is None:
             return super().score(histories, lengths, catalogue, keys)
-        return self.nodes()[0][users] @ keys.T
+        scores = self.nodes()[0][users] @ keys.T
+        new = self.graph.user_degrees()[users] == 0  # they were not trained on
+        if new.any():
+            scores[new] = super().score(histories[new], lengths[new], catalogue, keys)
+        return scores
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:

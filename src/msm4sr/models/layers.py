@@ -82,9 +82,17 @@ class ItemMeans(ItemFeatures):
         present = lengths > 0
         rows = torch.arange(len(vectors), device=vectors.device)
         means = F.embedding_bag(rows, vectors, offsets[:-1][present], mode="mean")
-        means = means - means.mean(dim=0)
-        means = means / means.norm(dim=1).mean().clamp(min=1e-12)  # one vector for all: nothing is told, all is 0
-        super().__init__(means, F.pad(present.long().cumsum(0), (1, 0)))
+        centre = means.mean(dim=0)
+        means = means - centre
+        length = means.norm(dim=1).mean().clamp(min=1e-12)  # one vector for all: nothing is told, all is 0
+        super().__init__(means / length, F.pad(present.long().cumsum(0), (1, 0)))
+        self.centre: Tensor = centre
+        self.length: Tensor = length
+
+    def measure_as(self, other: ItemMeans) -> None:
+        """Centre and divide by what `other`, which was made of other items, was centred and divided by."""
+        self.vectors = (self.vectors * self.length + self.centre - other.centre) / other.length
+        self.centre, self.length = other.centre, other.length
 
 
 class ItemCategories(ItemFeatures):

@@ -107,12 +107,15 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_same(
     then: Mapping[str, Any], now: Mapping[str, Any], otherwise: str = "the checkpoint is of another training"
 ) -> None:
-    """InputError that says what differs between what a checkpoint (or a study) is of and what is asked for (`now`)."""
+    """InputError that says what differs between what a checkpoint (or a study) is of and what is asked for (`now`).
+
+    A setting that the checkpoint does not know has come since; where it is off, all is as it was.
+    """
     now = json.loads(json.dumps(now))  # as it was stored: no tuples
     differing = [
         f"{name} ({then.get(name, 'not known')} there, {value} now)"
         for name, value in now.items()
-        if name not in then or then[name] != value
+        if (then[name] != value if name in then else bool(value))
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

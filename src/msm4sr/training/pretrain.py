@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
@@ -31,6 +32,13 @@ class PretrainSettings(StageSettings):
     negatives: Literal["cross", "within"] = Field("cross", description="of CMCL: as printed, or as released")
     drop: float = Field(0.2, ge=0, lt=1, description="sequence random drop: each row's probability is U(0, drop)")
     mixup: float = Field(0.5, ge=0, le=0.5, description="complementary mixup: each batch's rho is U(0, mixup)")
+    end_to_end: bool = Field(
+        False,
+        description="no stage of its own: its loss is added to that of fine-tuning, at every step of that stage",
+    )
+    init_from: Annotated[str, AfterValidator(os.path.abspath)] | None = Field(
+        None, description="a run, of any data set: begin with the weights of its pre-training (its IDs apart)"
+    )
 
 
 def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from msm4sr.models.base import Model, ProductModel
+from msm4sr.errors import InputError
+from msm4sr.models.base import Model, ProductModel, Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.bpr import BPRTask
-from msm4sr.training.finetune import FinetuneTask
+from msm4sr.training.end_to_end import EndToEndTask
+from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
 from msm4sr.training.loop import StageSettings
-from msm4sr.training.pretrain import PretrainTask
+from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, PretrainTask
 from msm4sr.training.s3rec import S3RecTask
 from msm4sr.training.stage import Task
 
@@ -23,9 +25,35 @@ TASKS: Mapping[str, Mapping[type[Any], Callable[[Any, Any], Task]]] = {
 STAGES = tuple(TASKS)
 
 
-def task_of(stage: str, model: Model, settings: StageSettings) -> Task | None:
+class Stages(Protocol):
+    """The settings of all stages."""
+
+    @property
+    def pretrain(self) -> PretrainSettings: ...
+    @property
+    def finetune(self) -> FinetuneSettings: ...
+
+
+def task_of(stage: str, model: Model, settings: Stages) -> Task | None:
     """The task of a model in a stage: that of its class, or of the nearest class above. None: it has no such stage."""
-    if settings.epochs == 0 or not any(weight.requires_grad for weight in model.parameters()):
-        return None
+    own: StageSettings = getattr(settings, stage)
     tasks = TASKS[stage]
-    return next((tasks[kind](model, settings) for kind in type(model).__mro__ if kind in tasks), None)
+    kind = next((kind for kind in type(model).__mro__ if kind in tasks), None)
+    if own.epochs == 0 or kind is None or not any(weight.requires_grad for weight in model.parameters()):
+        return None
+    if settings.pretrain.end_to_end:
+        if isinstance(model, MSM4SR):
+            return None if stage == "pretrain" else EndToEndTask(model, settings.finetune, settings.pretrain)
+        if stage == "pretrain":
+            raise InputError("pretrain.end_to_end is for msm4sr alone; leave the stage out with pretrain.epochs=0")
+    return tasks[kind](model, own)
+
+
+def scorer_of(model: Model, settings: Stages) -> Scorer:
+    """Whom evaluation ranks by: the model; where it is not fine-tuned, what its pre-training is validated by."""
+    if settings.finetune.epochs:
+        return model
+    if isinstance(model, MSM4SR):  # whose pre-trained weights may come from another run
+        return ContentMatcher(model)
+    task = task_of("pretrain", model, settings)
+    return model if task is None else task.scorer

@@ -1,0 +1,371 @@
+"""Grids through the command line: whole, interrupted, failed, shared, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from calling import Cli, metrics_of, small_log, write_folder
+
+from msm4sr.experiments import compare
+from msm4sr.experiments.grid import config_names, plan_grid
+from msm4sr.training.loop import last_file, read_place
+
+QUICK = ("--set=finetune.epochs=2", "--set=model.dim=8", "--set=model.inner_dim=8")
+ROWS = """
+rows:
+  - {name: popularity, label: Popularity, model: popularity}
+  - {name: sasrec, model: sasrec}
+  - {name: itemknn, label: ItemKNN, model: itemknn}
+"""
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """IDs alone."""
+    return write_folder(tmp_path_factory.mktemp("data") / "ring", small_log(users=20, length=8, items=60))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "three.yaml"
+    file.write_text(ROWS)
+    return file
+
+
+@pytest.fixture
+def grid(cli: Cli, ring: Path, config: Path, tmp_path: Path) -> Path:
+    called = cli("compare", config, "--data", ring, "--out", tmp_path / "grid", *QUICK)
+    assert called.code == 0, called
+    return tmp_path / "grid"
+
+
+def cell(grid: Path, row: str, seed: int = 0) -> Path:
+    return grid / "cells" / "ring" / row / f"seed-{seed}"
+
+
+def test_every_cell_is_the_run_that_its_settings_make(cli: Cli, grid: Path, ring: Path, tmp_path: Path) -> None:
+    assert {path.name for path in (grid / "cells" / "ring").iterdir()} == {"popularity", "sasrec", "itemknn"}
+    assert cli("run", ring, "--out", tmp_path / "run", "--model", "sasrec", *QUICK, "--seed=0").code == 0
+    assert metrics_of(cell(grid, "sasrec")) == metrics_of(tmp_path / "run")
+    assert (cell(grid, "sasrec") / "model" / "model.safetensors").exists()
+    assert not list(grid.rglob("cell.claim*"))
+
+
+def test_the_table_shows_means_over_seeds_and_by_which_protocol_each_row_is_ranked(
+    cli: Cli, grid: Path, ring: Path, config: Path
+) -> None:
+    called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=0", "--seed=1")
+    assert called.code == 0
+    assert "3 of 6 cells are finished already" in called.out
+    values = [metrics_of(cell(grid, "sasrec", seed))["test"]["ndcg@10"] for seed in (0, 1)]
+    assert values[0] != values[1]
+    assert f"sasrec {sum(values) / 2:.4f} " in called.out
+    assert "test, mean over 2 seeds; leave-one-out, full ranking" in called.out
+    assert "history never ranked" in called.out.split("ItemKNN")[1]
+
+
+def test_what_is_finished_is_left_alone(
+    cli: Cli, grid: Path, ring: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "run_cell", None)
+    called = cli("compare", config, "--data", ring, "--out", grid, *QUICK)
+    assert called.code == 0
+    assert "3 of 3 cells are finished already" in called.out
+
+
+def test_an_interrupted_cell_goes_on(
+    cli: Cli, grid: Path, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = tmp_path / "other"
+    with monkeypatch.context() as patched:
+        patched.setattr(compare, "evaluate_stage", interrupt)
+        arguments = ("compare", config, "--data", ring, "--out", other, *QUICK, "--rows", "sasrec")
+        called = cli(*arguments)
+    assert called.code == 130
+    assert "the same command goes on" in called.err
+    before = last_file(cell(other, "sasrec") / "checkpoints", "finetune").stat().st_mtime_ns
+    assert cli(*arguments).code == 0
+    assert last_file(cell(other, "sasrec") / "checkpoints", "finetune").stat().st_mtime_ns == before
+    assert metrics_of(cell(other, "sasrec")) == metrics_of(cell(grid, "sasrec"))
+
+
+FAILING = ROWS + "  - {name: unhappy, model: sasrec, changes: {finetune.learning_rate: 1.0e+30}}\n"
+
+
+def test_a_failed_cell_stops_nothing_is_shown_and_is_done_again_on_demand(
+    cli: Cli, ring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.yaml").write_text(FAILING.replace("rows:\n", "rows:\n  - {name: blind, model: dualgnn}\n"))
+    out = tmp_path / "grid"
+    arguments = ("compare", tmp_path / "failing.yaml", "--data", ring, "--out", out, *QUICK)
+    called = cli(*arguments)
+    assert called.code == 1
+    assert "2 of 5 cells failed" in called.err
+    assert cell(out, "itemknn").joinpath("metrics.json").exists()
+    blind, unhappy = (json.loads((cell(out, row) / "failed.json").read_text()) for row in ("blind", "unhappy"))
+    assert blind["traceback"] is None
+    assert "text" in blind["reason"]
+    assert unhappy["reason"].startswith("FloatingPointError: finetune: the loss became")
+    assert "Traceback" in unhappy["traceback"]
+    assert unhappy["settings"]["finetune"]["learning_rate"] == 1e30
+    assert f"failed: {blind['reason']}" in called.out
+
+    done: list[Path] = []
+    monkeypatch.setattr(compare, "run_cell", lambda *arguments, **options: done.append(arguments[3]) or fail())
+    called = cli(*arguments)
+    assert called.code == 1
+    assert not done
+    assert "failed" in called.out
+    assert cli(*arguments, "--retry-failed").code == 1
+    assert sorted(done) == [cell(out, "blind"), cell(out, "unhappy")]
+    monkeypatch.undo()
+    assert cli(*arguments, "--retry-failed", "--rows=blind").code == 1
+    assert "text" in json.loads((cell(out, "blind") / "failed.json").read_text())["reason"]
+
+
+def fail() -> None:
+    raise RuntimeError("not today")
+
+
+MSM4SR = (sys.executable, "-m", "msm4sr.cli")
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*MSM4SR, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def test_two_workers_take_over_from_one_that_was_killed_to_the_same_digits(
+    cli: Cli, ring: Path, config: Path, tmp_path: Path
+) -> None:
+    settings = (*QUICK, "--set=finetune.epochs=40", "--set=finetune.patience=40", "--rows=sasrec")
+    arguments = ("compare", config, "--data", ring, *settings, "--seed=0", "--seed=1")
+    out = tmp_path / "grid"
+    first = start(*arguments, "--out", out)
+    while True:
+        place = read_place(cell(out, "sasrec") / "checkpoints", "finetune")
+        if place is not None and place.epoch > 3:
+            break
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.005)
+    first.kill()
+    first.wait()
+    assert not (cell(out, "sasrec") / "metrics.json").exists(), "it was to be killed before it was done"
+    second = start(*arguments, "--out", out, "--jobs=2", "--stale-after=2")
+    said = second.communicate()[0]
+    assert second.returncode == 0, said
+    assert cli(*arguments, "--out", tmp_path / "undisturbed").code == 0
+    for seed in (0, 1):
+        assert metrics_of(cell(out, "sasrec", seed)) == metrics_of(cell(tmp_path / "undisturbed", "sasrec", seed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--set=finetune.epochs=3"], "rows popularity: changes.finetune.epochs is 2 there and 3 now"),
+        (["--preset=seed"], "rows popularity: preset is best there and seed now"),
+    ],
+)
+def test_another_grid_in_the_same_folder_is_refused_and_what_differs_is_said(
+    refused: Callable[..., str], grid: Path, ring: Path, config: Path, changed: list[str], said: str
+) -> None:
+    before = (grid / "grid.yaml").read_text()
+    assert said in refused("compare", config, "--data", ring, "--out", grid, *QUICK, *changed)
+    assert (grid / "grid.yaml").read_text() == before
+
+
+def test_a_cell_that_was_made_by_other_settings_is_refused(
+    refused: Callable[..., str], grid: Path, ring: Path, config: Path
+) -> None:
+    """For example by a preset that has changed since."""
+    file = cell(grid, "sasrec") / "config.yaml"
+    file.write_text(file.read_text().replace("dropout: 0.2", "dropout: 0.3", 1))
+    message = refused("compare", config, "--data", ring, "--out", grid, *QUICK)
+    assert "seed-0: made with other settings: model.dropout is 0.3 there and 0.2 now" in message
+
+
+def test_rows_seeds_and_data_are_added_to_a_grid(cli: Cli, grid: Path, ring: Path, tmp_path: Path) -> None:
+    more = tmp_path / "three.yaml"
+    more.write_text(ROWS + "  - {name: wider, model: sasrec, changes: {model.dim: 16}}\n")
+    other = write_folder(tmp_path / "other", small_log(users=9, items=9))
+    options = ("--data", other, "--out", grid, *QUICK, "--rows=wider", "--rows=popularity", "--seed=7")
+    assert cli("compare", more, *options).code == 0
+    said = yaml.safe_load((grid / "grid.yaml").read_text())
+    assert [row["name"] for row in said["rows"]] == ["popularity", "sasrec", "itemknn", "wider"]
+    assert said["rows"][-1]["changes"]["model.dim"] == 16, "what a row says itself stands"
+    assert [data["name"] for data in said["data"]] == ["ring", "other"]
+    assert said["seeds"] == [0, 7]
+    made = {str(file.parent.relative_to(grid / "cells")) for file in grid.glob("cells/*/*/*/metrics.json")}
+    assert made == {"ring/popularity/seed-0", "ring/sasrec/seed-0", "ring/itemknn/seed-0"} | {
+        "other/popularity/seed-7",
+        "other/wider/seed-7",
+    }
+
+
+def test_rows_take_files_of_settings_for_their_data_set(
+    cli: Cli, refused: Callable[..., str], ring: Path, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tuned" / "ring").mkdir(parents=True)
+    (tmp_path / "tuned" / "ring" / "sasrec.yaml").write_text("model: {dim: 24, inner_dim: 24}\n")
+    arguments = ("compare", config, "--data", ring, "--settings", tmp_path / "tuned", "--set=finetune.epochs=2")
+    out = tmp_path / "grid"
+    assert cli(*arguments, "--set=model.inner_dim=8", "--out", out).code == 0
+    used = yaml.safe_load((cell(out, "sasrec") / "config.yaml").read_text())["model"]
+    assert (used["dim"], used["inner_dim"]) == (24, 8), "what is set on the command line stands"
+    (tmp_path / "tuned" / "ring" / "sasrec.yaml").write_text("model: {dim: 25}\n")
+    assert "heads" in refused(*arguments, "--out", out)
+    (tmp_path / "tuned" / "ring" / "sasrec.yaml").write_text("model: {dim: 26}\n")
+    assert "model.dim is 24 there and 26 now" in refused(*arguments, "--set=model.inner_dim=8", "--out", out)
+    other = write_folder(tmp_path / "other", small_log())
+    said = refused(*arguments, "--data", other, "--out", tmp_path / "more")
+    assert "sasrec has a file for ring, and none for other" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        (ROWS, ["--rows=sasrek"], "there is no row 'sasrek'; there are popularity, sasrec, itemknn"),
+        (ROWS, ["--set=model.hops=3"], "no model of these rows has that setting"),
+        (ROWS, ["--set=finetune.epoch=3"], "there is no setting 'finetune.epoch' of popularity"),
+        (ROWS, ["--set=device.devices=2"], "--jobs runs several cells"),
+        ("rows: [{model: sasrec}]", [], "row : name"),
+        ("rows: [{name: ../x}]", [], "row ../x: name"),
+        ("rows: [{name: a}, {name: a}]", [], "'a' stands there twice"),
+        ("rows: [{name: a, model: sasrek}]", [], "row a: --model: there is no model 'sasrek'"),
+        ("rows: [{name: a, colour: red}]", [], "row a: colour"),
+        ("kind: poem\nrows: [{name: a}]", [], "kind"),
+        ("rows: 3", [], "rows: a list of mappings"),
+        ("a b", [], "not a mapping"),
+        ("a: [", [], "not YAML"),
+    ],
+)
+def test_what_is_no_grid_is_told_before_anything_is_made(
+    refused: Callable[..., str], ring: Path, tmp_path: Path, text: str, options: list[str], said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    out = tmp_path / "grid"
+    assert said in refused("compare", tmp_path / "mine.yaml", "--data", ring, "--out", out, *options)
+    assert not out.exists()
+
+
+def test_a_config_that_is_not_there_a_grid_without_data_and_a_folder_of_something_else_are_refused(
+    refused: Callable[..., str], ring: Path, config: Path, tmp_path: Path
+) -> None:
+    assert "did you mean 'comparison'?" in refused("compare", "comparisn", "--data", ring, "--out", tmp_path / "g")
+    assert "--data: name at least one" in refused("compare", config, "--out", tmp_path / "g")
+    same = ("--data", ring, "--data", ring)
+    assert "'ring' stands there twice" in refused("compare", config, *same, "--out", tmp_path / "g")
+    assert "holds no grid" in refused("compare", config, "--data", ring, "--out", ring)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_what_ships_is_a_grid(name: str, ring: Path) -> None:
+    needed: dict[str, Any] = {
+        "transfer": {"changes": ["pretrain.init_from=RUN"]},
+        "any_modality": {"vectors": {"audio": Path("audio.parquet")}},
+    }
+    grid = plan_grid(name, [ring], **needed.get(name, {}))
+    assert grid.kind == name
+    assert all(row.label for row in grid.rows)
+    assert set(grid.best_against) <= {row.name for row in grid.rows}
+
+
+SHORT = (
+    *("--preset=seed", "--set=model.dim=16", "--set=model.experts=2", "--set=pretrain.batch_pairs=128"),
+    *("--set=pretrain.epochs=1", "--set=finetune.epochs=1", "--set=finetune.batch_pairs=128"),
+)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, shop: Path, features: Path) -> Path:
+    """A folder with the features of the shop under its name."""
+    folder = tmp_path_factory.mktemp("shelf")
+    (folder / shop.name).symlink_to(features)
+    return folder
+
+
+def stages(run: Path) -> list[str]:
+    return [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_rows_of_the_ablation_train_what_they_say(cli: Cli, shop: Path, shelf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    called = cli("compare", "ablation", "--data", shop, "--features", shelf, "--out", out, *SHORT)
+    assert called.code == 0, called
+    runs = {path.parent.name: path for path in out.glob("cells/toyshop/*/seed-0")}
+    assert len(runs) == 7
+    assert {tuple(stages(run)) for name, run in runs.items() if name not in ("no-pretraining", "end-to-end")} == {
+        ("pretrain", "finetune")
+    }
+    assert stages(runs["no-pretraining"]) == stages(runs["end-to-end"]) == ["finetune"]
+    losses = {
+        name: (run / "metrics.jsonl").read_text().split('"loss": ')[1].split(",")[0] for name, run in runs.items()
+    }
+    assert len(set(losses.values())) == 7, losses
+    finished = metrics_of(runs["end-to-end"])
+    assert cli("evaluate", runs["end-to-end"]).code == 0
+    assert metrics_of(runs["end-to-end"]) == finished
+
+
+def test_rows_with_items_held_out_are_shown_beside_chance(cli: Cli, ring: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    rows = ("--rows=popularity", "--rows=sasrec", "--set=dataset.hold_out_items=0.3")
+    file = tmp_path / "strict.yaml"
+    file.write_text("kind: strict_cold_start\nbase: {changes: {dataset.hold_out_items: 0.1}}\n" + ROWS.lstrip())
+    called = cli("compare", file, "--data", ring, "--out", out, *QUICK, *rows)
+    assert called.code == 0, called
+    held = metrics_of(cell(out, "sasrec"))["held_out"]
+    assert held["items"] == 8, "of the 27 that the log names"
+    shown = called.out.split("recommended when they arrive")[1]
+    values = [held[part][metric] for part in ("among_all", "among_held_out") for metric in ("ndcg@10", "recall@10")]
+    assert "sasrec " + " ".join(f"{value:.4f}" for value in values) in shown
+    chances = [held[f"chance_{part}"][m] for part in ("among_all", "among_held_out") for m in ("ndcg@10", "recall@10")]
+    assert "chance " + " ".join(f"{value:.4f}" for value in chances) in shown
+
+
+def test_what_a_config_needs_is_asked_for(refused: Callable[..., str], ring: Path, tmp_path: Path) -> None:
+    for config, said in (
+        ("transfer", "give --set pretrain.init_from=...: a run of msm4sr on another data set"),
+        ("any_modality", "give --features NAME=FILE: vectors of your own"),
+    ):
+        assert said in refused("compare", config, "--data", ring, "--out", tmp_path / "grid")
+
+
+def test_a_modality_of_ones_own_is_there_in_the_rows_that_say_so(
+    cli: Cli, shop: Path, shelf: Path, tmp_path: Path
+) -> None:
+    items = pl.read_parquet(shop / "items.parquet")["item_id"]
+    vectors = np.random.default_rng(0).normal(size=(len(items), 4)).tolist()
+    pl.DataFrame({"item_id": items, "vector": vectors}).write_parquet(tmp_path / "audio-toyshop.parquet")
+    audio = f"audio={tmp_path}/audio-{{data}}.parquet"
+    out = tmp_path / "grid"
+    options = ("--features", shelf, "--features", audio, "--out", out, *SHORT, "--set=finetune.epochs=0")
+    called = cli("compare", "any_modality", "--data", shop, *options)
+    assert called.code == 0, called
+    models = {
+        row: json.loads((out / "cells" / "toyshop" / row / "seed-0" / "model" / "config.json").read_text())
+        for row in ("without", "own", "all")
+    }
+    assert models["without"]["modalities"] == ["text", "visual"]
+    assert models["own"]["modalities"] == models["all"]["modalities"] == ["text", "visual", "audio"]
+    assert models["own"]["config"]["score_with"] == ["audio"]
+    assert models["all"]["config"]["score_with"] == []
