@@ -305,9 +305,9 @@ def open_grid(folder: Path) -> Grid:
     """The grid that stands in `folder`. InputError when there is none."""
     file = folder / "grid.yaml"
     if not file.is_file():
-        raise InputError(f"{folder}: there is no grid here (no grid.yaml); `msm4sr compare` makes one")
-    said = read_yaml(file)
-    return _validated(Grid, said, str(file))
+        run = "; a run has its report in report.html already" if (folder / "config.yaml").exists() else ""
+        raise InputError(f"{folder}: there is no grid here (no grid.yaml); `msm4sr compare` makes one{run}")
+    return _validated(Grid, read_yaml(file), str(file))
 
 
 def enter_grid(folder: Path, asked: Grid) -> Grid:

@@ -19,7 +19,8 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import CUTOFFS, metrics_per_user
 from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
 from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
-from msm4sr.experiments.results import GridResults, RowInfo
+from msm4sr.experiments.grid import Row
+from msm4sr.experiments.results import GridResults
 
 ALL_METRICS = (*(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS), "mrr")
 METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")  # the columns of the paper
@@ -67,7 +68,7 @@ class Measured:
     """All rows that share a protocol, with what was computed of them."""
 
     results: GridResults
-    rows: tuple[RowInfo, ...]
+    rows: tuple[Row, ...]
     metrics: tuple[str, ...]
     excludes_history: bool
     resamples: int
@@ -115,7 +116,7 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
 
     InputError: cells of one row have different protocols.
     """
-    protocols: dict[bool, list[RowInfo]] = {}
+    protocols: dict[bool, list[Row]] = {}
     for row in results.rows:
         finished = [outcome for data in results.data for outcome in results.finished(data, row.name)]
         excludes = {bool(outcome.settings.get(EXCLUDES, False)) for outcome in finished}
@@ -133,7 +134,7 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
 
 
 def _measured(
-    results: GridResults, rows: tuple[RowInfo, ...], metrics: tuple[str, ...], excludes: bool, resamples: int
+    results: GridResults, rows: tuple[Row, ...], metrics: tuple[str, ...], excludes: bool, resamples: int
 ) -> Measured:
     scores = {
         (data, row.name, metric): Score(tuple(float(outcome.metrics["test"][metric]) for outcome in outcomes))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-import yaml
 
 from msm4sr.errors import InputError
+from msm4sr.experiments.claims import CLAIM
+from msm4sr.experiments.grid import Cell, Row, cells_of, open_grid
 from msm4sr.experiments.run import read_epochs
+from msm4sr.experiments.settings import read_yaml
 from msm4sr.training.checkpoint import flat
 
 State = Literal["finished", "failed", "at work", "missing"]
@@ -44,18 +45,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class RowInfo:
-    """A line of the grid: its name, how it is called on a page, and what it differs by."""
-
-    name: str
-    label: str
-    model: str
-    preset: str
-    changes: Mapping[str, Any]
-    settings: str | None
-
-
-@dataclass(frozen=True)
 class GridResults:
     """A grid and all its cells."""
 
@@ -65,7 +54,7 @@ class GridResults:
     kind: str
     data: tuple[str, ...]
     seeds: tuple[int, ...]
-    rows: tuple[RowInfo, ...]
+    rows: tuple[Row, ...]
     ours: tuple[str, ...]
     """Names of rows; what is not ours is a baseline."""
     outcomes: Mapping[tuple[str, str], Sequence[Outcome]]
@@ -81,70 +70,38 @@ class GridResults:
 
 def read_grid(folder: Path) -> GridResults:
     """Everything that a report shows. InputError: there is no grid here, or a file in it cannot be read."""
-    file = folder / "grid.yaml"
-    if not file.is_file():
-        run = "; a run has its report in report.html already" if (folder / "config.yaml").exists() else ""
-        raise InputError(f"{folder}: there is no grid here (no grid.yaml); `msm4sr compare` makes one{run}")
-    said = _read(file)
-    try:
-        data = tuple(str(entry["name"]) for entry in said["data"])
-        seeds = tuple(int(seed) for seed in said["seeds"])
-        rows = _with_labels_of_their_own([_row(row) for row in said["rows"]])
-        name, kind = str(said["name"]), str(said.get("kind", "comparison"))
-        ours = tuple(said.get("best_against", ("msm4sr",)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: not a grid ({type(error).__name__}: {error})") from None
-    outcomes = {
-        (entry, row.name): [
-            _outcome(folder / "cells" / entry / row.name / f"seed-{seed}", entry, row.name, seed) for seed in seeds
-        ]
-        for entry in data
-        for row in rows
-    }
-    return GridResults(folder, name, str(said.get("title") or name), kind, data, seeds, rows, ours, outcomes)
+    grid = open_grid(folder)
+    rows = _with_labels_of_their_own(grid.rows)
+    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    for cell in cells_of(folder, grid):
+        outcomes.setdefault((cell.data.name, cell.row.name), []).append(_outcome(cell))
+    data = tuple(entry.name for entry in grid.data)
+    return GridResults(folder, grid.name, grid.title, grid.kind, data, grid.seeds, rows, grid.best_against, outcomes)
 
 
-def _row(said: Mapping[str, Any]) -> RowInfo:
-    return RowInfo(
-        name=said["name"],
-        label=said.get("label") or said["name"],
-        model=said.get("model", "msm4sr"),
-        preset=said.get("preset", "best"),
-        changes=said.get("changes") or {},
-        settings=said.get("settings"),
-    )
-
-
-def _with_labels_of_their_own(rows: Sequence[RowInfo]) -> tuple[RowInfo, ...]:
+def _with_labels_of_their_own(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Rows that share a label are told apart by their names."""
     labels = [row.label for row in rows]
     return tuple(
-        replace(row, label=f"{row.label} ({row.name})") if labels.count(row.label) > 1 else row for row in rows
+        row.model_copy(update={"label": f"{row.label} ({row.name})"}) if labels.count(row.label) > 1 else row
+        for row in rows
     )
 
 
-def _outcome(folder: Path, data: str, row: str, seed: int) -> Outcome:
-    file = folder / "metrics.json"
-    if file.exists():
-        metrics, config = _read(file), _read(folder / "config.yaml")
+def _outcome(cell: Cell) -> Outcome:
+    folder = cell.folder
+    metrics, failure = cell.metrics(), cell.failure()
+    if metrics is not None:
         if not {"test", "run"} <= metrics.keys():
-            raise InputError(f"{file}: not the metrics of a run; `msm4sr evaluate {folder}` makes it anew")
-        settings = {key: value for key, value in flat(config).items() if key not in ("data", "features_folder", "seed")}
-        return Outcome(data, row, seed, folder, "finished", "", metrics, settings, read_epochs(folder))
-    if (folder / "failed.json").exists():
-        reason = _read(folder / "failed.json").get("reason") or "no reason was kept"
-        return Outcome(data, row, seed, folder, "failed", str(reason))
-    state: State = "at work" if any(folder.glob("cell.claim*")) else "missing"
-    return Outcome(data, row, seed, folder, state)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A mapping from a JSON or YAML file."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        said = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not readable ({' '.join(str(error).split())})") from None
-    if not isinstance(said, dict):
-        raise InputError(f"{file}: not a mapping; remove that cell's folder and run the grid again")
-    return said
+            raise InputError(
+                f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it anew"
+            )
+        config = flat(read_yaml(folder / "config.yaml"))
+        settings = {key: value for key, value in config.items() if key not in ("data", "features_folder", "seed")}
+        epochs = read_epochs(folder)
+        return Outcome(cell.data.name, cell.row.name, cell.seed, folder, "finished", "", metrics, settings, epochs)
+    if failure is not None:
+        reason = str(failure.get("reason") or "no reason was kept")
+        return Outcome(cell.data.name, cell.row.name, cell.seed, folder, "failed", reason)
+    state: State = "at work" if any(folder.glob(f"{CLAIM}*")) else "missing"
+    return Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from msm4sr.evaluation.significance import RESAMPLES
+from msm4sr.experiments.grid import Row
 from msm4sr.experiments.measured import METRICS, VARIANTS, Measured, by_popularity, measure
-from msm4sr.experiments.results import GridResults, Outcome, RowInfo, read_grid
+from msm4sr.experiments.results import GridResults, Outcome, read_grid
 from msm4sr.experiments.sheets import Cell, Column, Line, Sheet, write_sheet
 from msm4sr.experiments.tables import (
     BY_POPULARITY,
@@ -232,7 +233,7 @@ def _cell_curves(cell: Outcome, clock: str) -> list[Curve]:
     return [Curve(points[stage], early=stage != stages[-1]) for stage in stages]
 
 
-def _asked(row: RowInfo) -> str:
+def _asked(row: Row) -> str:
     """A row as the grid asks for it."""
     parts = [f"--model {row.model}", f"--preset {row.preset}"]
     parts += [f"--settings {row.settings}"] if row.settings else []
