@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -151,28 +152,53 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        start_new_session=True,
     )
 
 
-def test_two_workers_take_over_from_one_that_was_killed_to_the_same_digits(
+def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> None:
+    """Until the checkpoints of fine-tuning there are of that epoch."""
+    while True:
+        place = read_place(run / "checkpoints", "finetune")
+        if place is not None and place.epoch >= epoch:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def test_several_processes_share_the_cells(cli: Cli, grid: Path, ring: Path, config: Path) -> None:
+    called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1", "--rows=sasrec", "--jobs=2")
+    assert called.code == 0, called
+    assert "1/1 ring sasrec seed 1 ndcg@10" in called.out
+    assert metrics_of(cell(grid, "sasrec", 1))["run"]["seed"] == 1
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_and_after_a_kill_others_take_over_to_the_same_digits(
     cli: Cli, ring: Path, config: Path, tmp_path: Path
 ) -> None:
-    settings = (*QUICK, "--set=finetune.epochs=40", "--set=finetune.patience=40", "--rows=sasrec")
+    settings = (*QUICK, "--set=finetune.epochs=150", "--set=finetune.patience=150", "--rows=sasrec")
     arguments = ("compare", config, "--data", ring, *settings, "--seed=0", "--seed=1")
     out = tmp_path / "grid"
-    first = start(*arguments, "--out", out)
-    while True:
-        place = read_place(cell(out, "sasrec") / "checkpoints", "finetune")
-        if place is not None and place.epoch > 3:
-            break
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.005)
-    first.kill()
-    first.wait()
+    first = start(*arguments, "--out", out, "--jobs=2")
+    wait_for_epoch(first, cell(out, "sasrec"), 4)
+    os.killpg(first.pid, signal.SIGINT)
+    said = first.communicate()[0]
+    assert first.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+
+    at = read_place(cell(out, "sasrec") / "checkpoints", "finetune")
+    assert at is not None
+    second = start(*arguments, "--out", out)  # takes over at once what was let go
+    wait_for_epoch(second, cell(out, "sasrec"), at.epoch + 4)
+    second.kill()
+    second.communicate()
     assert not (cell(out, "sasrec") / "metrics.json").exists(), "it was to be killed before it was done"
-    second = start(*arguments, "--out", out, "--jobs=2", "--stale-after=2")
-    said = second.communicate()[0]
-    assert second.returncode == 0, said
+
+    third = start(*arguments, "--out", out, "--jobs=2", "--stale-after=2")
+    said = third.communicate()[0]
+    assert third.returncode == 0, said
     assert cli(*arguments, "--out", tmp_path / "undisturbed").code == 0
     for seed in (0, 1):
         assert metrics_of(cell(out, "sasrec", seed)) == metrics_of(cell(tmp_path / "undisturbed", "sasrec", seed))

@@ -130,7 +130,8 @@ def _tables(cells: Sequence[Cell]) -> None:
     protocols = {folder: metrics["run"]["protocol"].split(", ") for folder, metrics in found.items()}
     same = [part for part in next(iter(protocols.values()), []) if all(part in p for p in protocols.values())]
     seeds = len({cell.seed for cell in cells})
-    console.print(f"test, mean over {seeds} seed{'s' if seeds > 1 else ''}; {', '.join(same)}", markup=False)
+    shared = f"; {', '.join(same)}" if same else ""
+    console.print(f"test, mean over {seeds} seed{'s' if seeds > 1 else ''}{shared}", markup=False)
     differs = {folder: [part for part in parts if part not in same] for folder, parts in protocols.items()}
     _table(cells, found, {metric: ("test", metric) for metric in SHOWN}, differs)
     if any("held_out" in metrics for metrics in found.values()):

@@ -39,6 +39,8 @@ from msm4sr.experiments.run import (
 from msm4sr.training.loop import EpochRecord, Monitor, Silent
 from msm4sr.training.tasks import STAGES
 
+INTERRUPTED = 130  # exit code of a process that was: 128 + SIGINT
+
 
 @dataclass(frozen=True)
 class Options:
@@ -208,6 +210,8 @@ def do_in_processes(
             worker.join()
         raise
     watch()
+    if any(worker.exitcode == INTERRUPTED for worker in workers):
+        raise KeyboardInterrupt
     return sum(worker.exitcode != 0 for worker in workers)
 
 
@@ -230,7 +234,7 @@ def _worker(cells: list[Cell], options: Options) -> None:
     try:
         do_cells(cells, options)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _follow(parent: int) -> None:
