@@ -138,6 +138,25 @@ def test_a_failed_cell_stops_nothing_is_shown_and_is_done_again_on_demand(
     assert "text" in json.loads((cell(out, "blind") / "failed.json").read_text())["reason"]
 
 
+def test_a_row_that_has_only_failed_may_be_mended(cli: Cli, grid: Path, ring: Path, tmp_path: Path) -> None:
+    file = tmp_path / "three.yaml"
+    arguments = ("compare", file, "--data", ring, "--out", grid, *QUICK)
+    file.write_text(FAILING)
+    assert cli(*arguments).code == 1
+    file.write_text(FAILING.replace("1.0e+30", "1.0e-2").replace("label: ItemKNN", "label: Neighbours"))
+    called = cli(*arguments)
+    assert called.code == 1
+    assert "FloatingPointError" in called.out, "failed cells are done again on demand alone"
+    called = cli(*arguments, "--retry-failed")
+    assert called.code == 0, called
+    assert "Neighbours" in called.out
+    said = yaml.safe_load((grid / "grid.yaml").read_text())
+    assert said["rows"][-1]["changes"]["finetune.learning_rate"] == 0.01
+    assert not (cell(grid, "unhappy") / "failed.json").exists()
+    file.write_text(FAILING)
+    assert cli(*arguments).code == 2, "what is finished stands"
+
+
 def fail() -> None:
     raise RuntimeError("not today")
 

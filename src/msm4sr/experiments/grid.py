@@ -313,7 +313,7 @@ def open_grid(folder: Path) -> Grid:
 def enter_grid(folder: Path, asked: Grid) -> Grid:
     """Write what is asked for into grid.yaml, beside what stands there already; the whole.
 
-    Rows, seeds and data may be added to a grid, by several processes at a time.
+    Rows, seeds and data may be added to a grid, and rows mended that have only failed, by several processes at a time.
 
     Raises:
         InputError: the folder holds something else, or a grid in which the same name means something else.
@@ -336,14 +336,17 @@ def enter_grid(folder: Path, asked: Grid) -> Grid:
 
 
 def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
-    """Both, the stored first. InputError, which says what differs, where a name means something else in one of them."""
+    """Both, the stored first; titles, labels and rows that have only failed yet are as asked.
+
+    InputError, which says what differs, where a name means something else in one of them.
+    """
     differing = [
         f"{key} is {getattr(stored, key)} there and {getattr(asked, key)} now"
-        for key in ("name", "kind", "best_against")
+        for key in ("name", "kind")
         if getattr(stored, key) != getattr(asked, key)
     ]
-    for part in ("data", "rows"):
-        there = {entry.name: entry for entry in getattr(stored, part)}
+    done = {row.name: row for row in stored.rows if not _only_failed(file.parent, row.name)}
+    for part, there in (("data", {entry.name: entry for entry in stored.data}), ("rows", done)):
         for entry in getattr(asked, part):
             if entry.name in there:
                 then, now = (flat(e.model_dump(mode="json", exclude={"label"})) for e in (there[entry.name], entry))
@@ -355,18 +358,24 @@ def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(f"{file}: another grid: {'; '.join(differing[:3])}{more}; name another --out")
-    return stored.model_copy(
+    return asked.model_copy(
         update={
             "seeds": tuple(dict.fromkeys((*stored.seeds, *asked.seeds))),
-            "data": _added(stored.data, asked.data),
-            "rows": _added(stored.rows, asked.rows),
+            "data": _united(stored.data, asked.data),
+            "rows": _united(stored.rows, asked.rows),
         }
     )
 
 
-def _added(stored: tuple[Any, ...], asked: tuple[Any, ...]) -> tuple[Any, ...]:
-    names = {entry.name for entry in stored}
-    return (*stored, *(entry for entry in asked if entry.name not in names))
+def _only_failed(folder: Path, row: str) -> bool:
+    """Whether no cell of a row has come further than to fail: its settings may then be mended."""
+    cells = folder.glob(f"cells/*/{row}/seed-*")
+    return all((cell / "failed.json").exists() and not (cell / "metrics.json").exists() for cell in cells)
+
+
+def _united(stored: tuple[Any, ...], asked: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those of both by name, in the order of the first; what both have is as asked."""
+    return tuple(({entry.name: entry for entry in stored} | {entry.name: entry for entry in asked}).values())
 
 
 def cells_of(folder: Path, grid: Grid) -> list[Cell]:
@@ -382,7 +391,7 @@ def cells_of(folder: Path, grid: Grid) -> list[Cell]:
 def check_cells(cells: Sequence[Cell]) -> None:
     """InputError where a cell that was begun has other settings than its row has now (a preset may have changed)."""
     for cell in cells:
-        if (cell.folder / "config.yaml").exists():
+        if (cell.folder / "config.yaml").exists() and not cell.failed_file.exists():  # else it is made anew, if at all
             run = open_run(cell.folder)
             then, now = (flat(s.model_dump(mode="json")) for s in (run.settings, cell.settings))
             differing = [f"{key} is {then[key]} there and {now[key]} now" for key in now if then.get(key) != now[key]]
