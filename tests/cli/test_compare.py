@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from calling import Cli, metrics_of, small_log, write_folder
+from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
 from msm4sr.experiments.grid import config_names, plan_grid
@@ -341,10 +342,10 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, shop: Path, features: Path) -> Path:
-    """A folder with the features of the shop under its name."""
+def shelf(tmp_path_factory: pytest.TempPathFactory, shop: Path, trained: Trained, features: Path) -> Path:
+    """A folder with the features of the shop under its name, to be written to."""
     folder = tmp_path_factory.mktemp("shelf")
-    (folder / shop.name).symlink_to(features)
+    shutil.copytree(features, folder / shop.name)
     return folder
 
 

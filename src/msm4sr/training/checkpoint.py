@@ -38,10 +38,11 @@ def save_weights(weights: Mapping[str, Tensor], file: Path, about: Mapping[str, 
             os.fsync(written.fileno())  # else a power cut could leave the new name on an empty file
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # the folder cannot be written, which is being told
-            part.unlink(missing_ok=True)
         kept = "; the one before is whole" if file.exists() else ""
         raise InputError(f"{file}: the checkpoint could not be written ({error}){kept}") from None
+    finally:  # after Ctrl-C too
+        with suppress(OSError):  # a folder that cannot be written is being told
+            part.unlink(missing_ok=True)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
