@@ -20,6 +20,7 @@ import yaml
 from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
+from msm4sr.experiments.claims import take
 from msm4sr.experiments.grid import config_names, plan_grid
 from msm4sr.training.loop import last_file, read_place
 
@@ -184,6 +185,26 @@ def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> Non
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
+
+
+def test_what_others_hold_is_waited_for_and_that_is_told(
+    cli: Cli, grid: Path, ring: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = cell(grid, "sasrec", 1)
+    claim = take(held)
+    assert claim is not None
+    slept: list[float] = []
+
+    def the_other_works(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            shutil.copytree(cell(grid, "sasrec"), held, dirs_exist_ok=True)
+
+    monkeypatch.setattr("msm4sr.experiments.claims.time.sleep", the_other_works)
+    called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1", "--rows=sasrec")
+    assert called.code == 0
+    assert called.out.count("others are at what is left (1); waiting") == 1
+    assert len(slept) == 2
 
 
 def test_several_processes_share_the_cells(cli: Cli, grid: Path, ring: Path, config: Path) -> None:

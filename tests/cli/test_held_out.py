@@ -78,7 +78,7 @@ def test_what_is_not_fine_tuned_ranks_by_content(cli: Cli, shop: Path, features:
     assert {row["stage"] for row in rows} == {"pretrain"}
     best = max(rows, key=lambda row: row["recall@20"])
     assert found["validation"]["recall@20"] == best["recall@20"], "as pre-training was validated"
-    assert found["run"]["protocol"].endswith("by content alone")
+    assert found["run"]["protocol"].endswith("not fine-tuned")
 
 
 def test_users_who_are_held_out_are_measured_and_not_trained_on(cli: Cli, tmp_path: Path) -> None:

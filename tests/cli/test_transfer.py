@@ -106,7 +106,7 @@ def test_a_grid_takes_a_source_for_each_seed(
     called = cli("compare", "transfer", "--data", shop, *options, source, *rows)
     assert called.code == 0, called
     assert "Zero-shot" in called.out
-    assert "by content alone" in called.out
+    assert "not fine-tuned" in called.out
     called = cli("compare", "transfer", "--data", shop, *options, source, *rows, "--seed=1")
     assert called.code == 1
     assert "source-1 has no pre-trained weights" in called.out

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from msm4sr.cli.console import Changes, TrainingProgress, console, errors, progress_bar, told
+from msm4sr.cli.console import Changes, TrainingProgress, console, errors, progress_bar, say_next, told
 from msm4sr.cli.stages import feature_sources
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def compare(
                     watch=news.tell,
                     progress=progress,
                     monitor=lambda: TrainingProgress(progress, lines=False),
+                    waiting=lambda folders: news.wait(len(folders), stale_after),
                 )
         _tables(cells)
         failed = [cell for cell in cells if cell.failure()]
@@ -93,6 +94,7 @@ def compare(
             errors.print(f"{len(failed)} of {len(cells)} cells failed; --retry-failed does them again")
         if died:
             errors.print(f"{died} of {jobs} processes died; the same command goes on with what they left")
+        say_next("report", out)
         if failed or died:
             raise typer.Exit(1)
 
@@ -102,6 +104,7 @@ class _News:
 
     def __init__(self, cells: Sequence[Cell], retry_before: float) -> None:
         self._cells, self._retry_before = cells, retry_before
+        self._waits = False
         self._told: set[Path] = {cell.folder for cell in cells if cell.finished}
         if self._told:
             console.print(f"{len(self._told)} of {len(cells)} cells are finished already")
@@ -118,6 +121,15 @@ class _News:
                 self._say(cell, found)
             elif failure is not None:
                 self._say(cell, f"[red]failed[/red]: {escape(failure['reason'])}")
+
+    def wait(self, count: int, stale_after: float) -> None:
+        """The first time that there is nothing to do but to wait."""
+        if not self._waits:
+            self._waits = True
+            console.print(
+                f"others are at what is left ({count}); waiting (a cell whose worker was killed is taken over after "
+                f"{stale_after:g} s, see --stale-after)"
+            )
 
     def _say(self, cell: Cell, what: str) -> None:
         self._told.add(cell.folder)

@@ -115,6 +115,7 @@ def work_through(
     work: Callable[[Path, Claim], object],
     stale_after: float = STALE_AFTER,
     watch: Callable[[], object] = lambda: None,
+    waiting: Callable[[Sequence[Path]], object] = lambda folders: None,
 ) -> None:
     """Do `work` in every folder that is open, beside all others who do the same, until none is.
 
@@ -125,9 +126,11 @@ def work_through(
         is_open: whether there is work to do in a folder.
         work: leaves the folder no longer open. What it raises is raised here; ClaimLost is not: the other goes on.
         watch: called now and then, and at the end.
+        waiting: told, now and then, which folders are still open when others hold them all.
     """
     while remaining := [folder for folder in folders if is_open(folder)]:
         if not _begin_one(remaining, is_open, work, stale_after):
+            waiting(remaining)
             time.sleep(min(POLL, stale_after / BEATS))
         watch()
     watch()

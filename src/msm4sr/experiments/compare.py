@@ -111,8 +111,12 @@ def do_cells(
     progress: Progress | None = None,
     monitor: Callable[[], Monitor] = Silent,
     note: Note = lambda line: None,
+    waiting: Callable[[Sequence[Path]], object] = lambda folders: None,
 ) -> None:
-    """Do all cells in this process, beside whoever else is at them, until none is open. `watch` is called between."""
+    """Do all cells in this process, beside whoever else is at them, until none is open.
+
+    `watch` is called between them; `waiting` is told what is left when others hold it all.
+    """
     by_folder = {cell.folder: cell for cell in cells}
 
     def do(folder: Path, claim: Claim) -> None:
@@ -120,7 +124,10 @@ def do_cells(
         note(f"[bold]{cell.title}[/bold]")
         _do(cell, claim, options, progress, monitor(), note)
 
-    work_through(list(by_folder), lambda f: is_open(by_folder[f], options.retry_before), do, options.stale_after, watch)
+    def still_open(folder: Path) -> bool:
+        return is_open(by_folder[folder], options.retry_before)
+
+    work_through(list(by_folder), still_open, do, options.stale_after, watch, waiting)
 
 
 def _do(cell: Cell, claim: Claim, options: Options, progress: Progress | None, monitor: Monitor, note: Note) -> None:
@@ -196,9 +203,10 @@ def do_in_processes(
     Returns:
         How many of them died of something that was no failure of a cell, such as a lack of memory.
     """
+    jobs = min(jobs, sum(is_open(cell, options.retry_before) for cell in cells))
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_worker, args=(list(cells), options)) for _ in range(jobs)]
-    with _threads(max(1, (os.cpu_count() or 1) // jobs)):
+    with _threads(max(1, (os.cpu_count() or 1) // max(1, jobs))):
         for worker in workers:
             worker.start()
     try:

@@ -456,7 +456,7 @@ def evaluate_stage(
         result["run"]["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     result["versions"] = versions()
     if scorer is not model:
-        result["run"]["protocol"] += ", by content alone"
+        result["run"]["protocol"] += ", not fine-tuned"
     with new_file(run.folder / "users.parquet") as file:
         users_table(dataset, ranks).write_parquet(file)
     save_model(run, dataset, model, result)
