@@ -16,6 +16,7 @@ import torch
 from builders import (
     HISTORIES,
     N_ITEMS,
+    as_ragged,
     cycle_dataset,
     every_input,
     generator,
@@ -258,3 +259,13 @@ def test_a_model_that_grows_by_new_items_scores_the_known_ones_as_before(name: s
     ]
     assert not any(weight[[2, 7, 8]].any() for weight in per_item)
     assert all(weight[known].any() for weight in per_item)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if issubclass(MODELS[name], GraphModel)])
+def test_a_user_of_whom_nothing_was_trained_on_is_known_by_the_history(name: str) -> None:
+    taken = [HISTORIES[0], [], *HISTORIES[2:]]
+    model = make_model(name, every_input(histories=as_ragged(taken))).eval()
+    lengths = [4, 4, 4]
+    by_user, by_history = scores(model, ROWS, lengths, torch.tensor([0, 1, 2])), scores(model, ROWS, lengths)
+    torch.testing.assert_close(by_user[1], by_history[1])
+    assert not torch.allclose(by_user[0], by_history[0])

@@ -130,3 +130,11 @@ def test_another_content_or_another_cut_of_it_has_another_digest() -> None:
     assert digest(np.arange(3), b"") != digest(np.arange(4), b"")
     assert digest(np.arange(6).reshape(2, 3).T) != digest(np.arange(6).reshape(2, 3))
     assert digest(np.zeros((0, 3)))
+
+
+def test_a_setting_that_came_later_is_no_difference_where_it_is_off() -> None:
+    check_same({"dim": 8}, {"dim": 8, "new.switch": False, "new.share": 0.0, "new.file": None})
+    with pytest.raises(InputError, match=r"new.switch \(not known there, True now\)"):
+        check_same({"dim": 8}, {"dim": 8, "new.switch": True})
+    with pytest.raises(InputError, match=r"dim \(8 there, 0 now\)"):
+        check_same({"dim": 8}, {"dim": 0})
