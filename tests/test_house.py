@@ -132,3 +132,10 @@ def test_every_constraint_is_an_exact_public_version() -> None:
         assert name.replace("-", "").replace(".", "").isalnum(), pin
         assert version, pin
         assert not set("/+@: ") & set(version), pin
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Each is a module of that name: pytest refuses the second."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 20
+    assert not [name for name in names if names.count(name) > 1]
