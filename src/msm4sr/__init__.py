@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from msm4sr.models.baselines.sine import SINE
     from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
     from msm4sr.models.registry import from_pretrained
-    from msm4sr.serving.recommender import ItemTable, recommend
+    from msm4sr.serving.catalogue import NewItem
+    from msm4sr.serving.recommender import ItemTable, Recommender, recommend
     from msm4sr.training.finetune import FinetuneSettings, finetune
     from msm4sr.training.pretrain import PretrainSettings, pretrain
 
@@ -49,9 +50,11 @@ _HOME = {
     "MSM4SR": "models.msm4sr",
     "MSM4SRConfig": "models.msm4sr",
     "MVRNN": "models.baselines.mvrnn",
+    "NewItem": "serving.catalogue",
     "Popularity": "models.baselines.popularity",
     "PretrainSettings": "training.pretrain",
     "S3Rec": "models.baselines.s3rec",
+    "Recommender": "serving.recommender",
     "SASRec": "models.baselines.sasrec",
     "SASRecConfig": "models.baselines.sasrec",
     "SASRecM": "models.baselines.sasrecm",
@@ -85,8 +88,10 @@ __all__ = [
     "LightGCN",
     "LightGCNConfig",
     "MSM4SRConfig",
+    "NewItem",
     "Popularity",
     "PretrainSettings",
+    "Recommender",
     "S3Rec",
     "SASRec",
     "SASRecConfig",

@@ -533,13 +533,19 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     )
 
 
-def check_items(run: Run, dataset: Dataset) -> None:
-    """InputError when the data no longer has the items, in the order, that the stored model was trained on."""
+def read_item_names(run: Run) -> tuple[list[str], list[str]]:
+    """Ids and titles of the items of the stored model, in row order. InputError where they are not there."""
     file = run.folder / "model" / "items.json"
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))["item_ids"]
+        names = json.loads(file.read_text(encoding="utf-8"))
+        return names["item_ids"], names["titles"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not readable ({type(error).__name__}); `msm4sr evaluate RUN` makes it") from None
+
+
+def check_items(run: Run, dataset: Dataset) -> None:
+    """InputError when the data no longer has the items, in the order, that the stored model was trained on."""
+    stored, _ = read_item_names(run)
     if stored != dataset.item_ids:
         raise InputError(
             f"{run.data}: the items are no longer those that {run.folder / 'model'} was trained on "

@@ -136,7 +136,7 @@ def extract_features(
             that cannot be used, with `merge` a shard that is not there.
     """
     own = dict(vectors or {})
-    job = _Job(dataset, settings, Path(out), _Encoders(settings, device), progress, strict, merge)
+    job = _Job(dataset, settings, Path(out), Encoders(settings, device), progress, strict, merge)
     job.out.mkdir(parents=True, exist_ok=True)
     _tell_old_stores(job)
     # Own vectors first: what is wrong with them is known at once.
@@ -174,7 +174,7 @@ def extract_shard(
     Needs the pictures of the shard's own items only.
     """
     own = vectors or {}
-    job = _Job(dataset, settings, Path(out), _Encoders(settings, device), progress, strict)
+    job = _Job(dataset, settings, Path(out), Encoders(settings, device), progress, strict)
     job.out.mkdir(parents=True, exist_ok=True)
     if "text" not in own:
         make_shard(_text_work(job), shard, progress)
@@ -189,13 +189,13 @@ class _Job:
     dataset: Dataset
     settings: FeatureSettings
     out: Path
-    encoders: _Encoders
+    encoders: Encoders
     progress: Progress | None
     strict: bool
     merge: bool = False
 
 
-class _Encoders:
+class Encoders:
     """Encoders, loaded when first needed: what is stored already needs none of them."""
 
     def __init__(self, settings: FeatureSettings, device: str) -> None:
@@ -487,7 +487,7 @@ def _tag(job: _Job, pictures: Features, text: Features | None) -> tuple[list[lis
                 more |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
     if tagger is None:
         vocabulary, source = list(dict.fromkeys(keywords.imagenet_labels())), "imagenet labels"
-        tagger = job.encoders.clip() if text is None else _label_tagger(job)
+        tagger = job.encoders.clip() if text is None else label_tagger(job.encoders)
     words, scores = keywords.scored_words(tagger, images, vocabulary, chosen.words)
     more |= {"tagger": tagger.name, "vocabulary": source, "vocabulary_words": vocabulary}
     return words, scores, more
@@ -505,11 +505,12 @@ def _vocabulary(job: _Job) -> list[str]:
     return keywords.build_vocabulary(documents, *limits)
 
 
-def _label_tagger(job: _Job) -> ImageTagger:
+def label_tagger(encoders: Encoders) -> ImageTagger:
+    """ImageNet's labels as the words. Raises InputError where the pooled layer is another network's."""
     from msm4sr.features.keywords import LabelTagger
     from msm4sr.features.visual import EfficientNetLite0
 
-    network = job.encoders.network()
+    network = encoders.network()
     if not isinstance(network, EfficientNetLite0):
         raise InputError(
             f"features.visual.network={network.name}: the catalogue has too few texts to learn keywords from, and "
@@ -519,7 +520,7 @@ def _label_tagger(job: _Job) -> ImageTagger:
     return LabelTagger(*network.label_weights())
 
 
-class _StoredWords:
+class StoredWords:
     """A vocabulary's vectors, out of their store, in the place of the encoder that made them."""
 
     def __init__(self, words: list[str], vectors: np.ndarray, encoder: Mapping[str, str]) -> None:
@@ -554,7 +555,7 @@ def _stored_words(job: _Job, vocabulary: list[str]) -> SentenceEncoder:
         "settings": {"max_tokens": text.max_tokens},
     }
     work = Work(job.out / store_names(job.settings)["words"], about, vocabulary, contents, encode, "encoding words")
-    return _StoredWords(vocabulary, make_store(work, job.progress).vectors, encoder)
+    return StoredWords(vocabulary, make_store(work, job.progress).vectors, encoder)
 
 
 def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndarray, float, int] | None:
@@ -568,7 +569,7 @@ def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndar
     n_items = len(text.item_ids)
     owners = np.repeat(np.arange(n_items), np.diff(pictures.offsets))  # [pictures]
     has_text = np.diff(text.offsets) > 0  # [items]
-    means = _item_means(text)
+    means = item_means(text)
     groups = keywords.group_near_duplicates(
         [(np.flatnonzero(has_text), means[has_text]), (owners, np.asarray(pictures.vectors))], n_items
     )
@@ -582,7 +583,7 @@ def _pictures_in_text_space(pictures: Features, text: Features) -> tuple[np.ndar
     return mapped, ridge, len(np.unique(groups[taking_part]))
 
 
-def _item_means(text: Features) -> np.ndarray:
+def item_means(text: Features) -> np.ndarray:
     """float32 [items, dim]: the mean of an item's sentence vectors, zeros where it has none."""
     counts = np.diff(text.offsets)
     owners = np.repeat(np.arange(len(counts)), counts)

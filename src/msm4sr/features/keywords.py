@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -349,14 +349,34 @@ def _fit_folds(x: np.ndarray, y: np.ndarray, has_text: np.ndarray, folds: np.nda
     total = [sum(parts) for parts in zip(*moments, strict=True)]
     maps = {}
     for fold, own in zip(names, moments, strict=True):
-        n, sum_x, sum_y, xx, xy = (whole - part for whole, part in zip(total, own, strict=True))
-        if n == 0:
+        outside = [whole - part for whole, part in zip(total, own, strict=True)]
+        if outside[0] == 0:
             raise ValueError("all texts are in one fold: nothing to fit on")
-        mean_x, mean_y = sum_x / n, sum_y / n
-        spread, axes = np.linalg.eigh(xx / n - np.outer(mean_x, mean_x))
-        cross = axes.T @ (xy / n - np.outer(mean_x, mean_y))
-        maps[fold] = _FoldMap(mean_x, mean_y, axes, spread.clip(min=0), cross)
+        maps[fold] = _fit(*outside)
     return maps
+
+
+def _fit(n: int, sum_x: np.ndarray, sum_y: np.ndarray, xx: np.ndarray, xy: np.ndarray) -> _FoldMap:
+    mean_x, mean_y = sum_x / n, sum_y / n
+    spread, axes = np.linalg.eigh(xx / n - np.outer(mean_x, mean_x))
+    return _FoldMap(mean_x, mean_y, axes, spread.clip(min=0), axes.T @ (xy / n - np.outer(mean_x, mean_y)))
+
+
+def fit_map(
+    pooled: np.ndarray, texts: np.ndarray, has_text: np.ndarray, ridge: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """As `map_pictures`, but fitted on all texts: for pictures of items that are not among these.
+
+    What comes back takes pooled vectors [pictures, p] to [pictures, d].
+    """
+    fitted = _fit(*_moments(pooled, texts, np.flatnonzero(has_text)))
+    weights = fitted.axes @ fitted.weights(ridge)  # [p, d]
+
+    def mapped(pictures: np.ndarray) -> np.ndarray:
+        places: np.ndarray = ((pictures - fitted.mean_x) @ weights).astype(np.float32)
+        return places
+
+    return mapped
 
 
 def _blocks(rows: np.ndarray, block: int = 8192) -> Iterator[np.ndarray]:

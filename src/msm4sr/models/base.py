@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -163,6 +163,52 @@ class Model(Scorer):
 
 class ProductModel(ProductScorer, Model):
     """A model whose scores are one product: all but the floors."""
+
+
+class ContentRows(NamedTuple):
+    """Rows [R, D_in] of items in one modality, and how many each item has [n]."""
+
+    vectors: Tensor
+    lengths: Tensor
+
+
+class ContentModel(ProductModel):
+    """A model that knows what it makes of an item's content alone, so that a new item needs no training."""
+
+    @property
+    @abstractmethod
+    def content_modalities(self) -> tuple[str, ...]:
+        """The modalities whose content scores, M of them, in the order of `score_parts`."""
+
+    @abstractmethod
+    def content_rows(self, modality: str, item: int | None = None) -> ContentRows:
+        """What the frozen encoder said of an item, or of all items."""
+
+    @abstractmethod
+    def encode_new_items(self, features: Mapping[str, Ragged]) -> Tensor:
+        """What `encode_items` would say of n items that were not there: [n, M + 1, D], the content and last the ID.
+
+        Args:
+            features: for each modality of the model vectors [R, D_in] and offsets [n + 1], as in `Inputs`.
+        """
+
+    @abstractmethod
+    def encode_part(self, modality: str, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What new content becomes in one modality, and the weight of each of its rows.
+
+        Rows [R, D_in], `lengths` [n] of them an item, to vectors [n, D] and weights [R], which sum to 1 for an item.
+        """
+
+    @abstractmethod
+    def score_parts(self, prefix: Tensor, catalogue: Tensor) -> Tensor:
+        """The score as a sum: what each modality's content, and last the ID, gives to it.
+
+        A history's vector [Q] and items [n, M + 1, D] to [n, M + 1]; its rows sum to the score.
+        """
+
+    @abstractmethod
+    def only(self, prefixes: Tensor, modality: str) -> Tensor:
+        """Vectors of histories [B, Q] that score by one modality (its content and the ID) alone: [B, Q]."""
 
 
 class CategoryModel(ProductModel):

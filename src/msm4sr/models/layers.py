@@ -143,6 +143,18 @@ class AttentionPooling(nn.Module):
         """Pool rows [R, D_in], `lengths` [N] (all >= 1) of them an item, into [N, D_in]."""
         if len(rows) == len(lengths):
             return rows  # one row an item: alpha is 1
+        return F.embedding_bag(
+            torch.arange(len(rows), device=rows.device),
+            rows,
+            lengths.cumsum(0) - lengths,
+            mode="sum",
+            per_sample_weights=self.weights(rows, lengths).to(rows.dtype),
+        )
+
+    def weights(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """alpha of each row: [R]. They sum to 1 over the rows of an item."""
+        if len(rows) == 0:
+            return rows.new_zeros(0)
         if self.activation == "relu":
             scores = self.outer(self.inner(rows).relu()).squeeze(1)  # [R]
         else:
@@ -152,14 +164,8 @@ class AttentionPooling(nn.Module):
         item = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)  # [R]
         slot = torch.arange(len(rows), device=rows.device) - (ends - lengths)[item]  # [R]
         table = scores.new_full((len(lengths), int(lengths.max())), -torch.inf).index_put((item, slot), scores)
-        alpha = table.softmax(dim=1)[item, slot]  # [R]
-        return F.embedding_bag(
-            torch.arange(len(rows), device=rows.device),
-            rows,
-            ends - lengths,
-            mode="sum",
-            per_sample_weights=alpha.to(rows.dtype),
-        )
+        alpha: Tensor = table.softmax(dim=1)[item, slot]
+        return alpha
 
 
 class MixtureOfExperts(nn.Module):

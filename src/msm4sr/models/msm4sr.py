@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import Inputs, ProductModel, Ragged, stored_rows
+from msm4sr.models.base import ContentModel, ContentRows, Inputs, Ragged, stored_rows
 from msm4sr.models.layers import (
     CausalTransformer,
     ItemEncoder,
@@ -68,7 +68,7 @@ class MSM4SRConfig(TransformerConfig):
     )
 
 
-class MSM4SR(ProductModel):
+class MSM4SR(ContentModel):
     """The method's model over a fixed catalogue. It reads `inputs.features`.
 
     Raises:
@@ -150,6 +150,50 @@ class MSM4SR(ProductModel):
         if self.config.similarity == "cosine":
             vectors = F.normalize(vectors, dim=-1)
         return vectors.flatten(1)
+
+    # -- serving: items that came later, and what a score is made of -----------------------------------------------
+
+    @property
+    def content_modalities(self) -> tuple[str, ...]:
+        return self.scored
+
+    def content_rows(self, modality: str, item: int | None = None) -> ContentRows:
+        return ContentRows(*self.features[modality](None if item is None else torch.tensor([item])))
+
+    def encode_new_items(self, features: Mapping[str, Ragged]) -> Tensor:
+        """F by the item encoder; for E its mean over the catalogue: [n, M + 1, D].
+
+        What all rows of E have in common adds the same h E to every dot product, and is left undetermined by the
+        softmax of (13). Against it a row of zeros would stand apart, by an amount that training never looked at.
+        """
+        content = [self.encode_part(a, rows, offsets.diff())[0] for a in self.scored for rows, offsets in [features[a]]]
+        mean = self.item_embedding.weight.mean(dim=0).expand_as(content[0])
+        return torch.stack([*content, mean], dim=1)
+
+    def encode_part(self, modality: str, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """z [n, D], and alpha of equation 3 [R]."""
+        encoder = self.encoders[modality]
+        assert isinstance(encoder, ItemEncoder)
+        weights = encoder.pooling.weights(rows, lengths[lengths > 0])
+        return encoder(rows, lengths), weights
+
+    def score_parts(self, prefix: Tensor, catalogue: Tensor) -> Tensor:
+        """h^a F^a of each modality, and h^t E + h^v E (with cosine, both over the length of F^a + E): [n, M + 1]."""
+        hidden = prefix.view(len(self.scored), -1)  # [M, D]
+        content, embedding = catalogue[:, :-1], catalogue[:, -1:]
+        if self.config.similarity == "cosine":
+            lengths = (content + embedding).norm(dim=2, keepdim=True).clamp(min=1e-12)  # [n, M, 1], as F.normalize
+            content, embedding = content / lengths, embedding / lengths
+        by_content = (hidden * content).sum(dim=2)  # [n, M]
+        by_id = (hidden * embedding).sum(dim=(1, 2))  # [n]
+        return torch.cat([by_content, by_id.unsqueeze(1)], dim=1)
+
+    def only(self, prefixes: Tensor, modality: str) -> Tensor:
+        """h^a, and zeros for the other modalities: [B, M * D]; MSM4SR-T and -V of the paper, by the same weights."""
+        hidden = prefixes.view(len(prefixes), len(self.scored), -1)  # [B, M, D]
+        kept = torch.zeros_like(hidden)
+        kept[:, self.scored.index(modality)] = hidden[:, self.scored.index(modality)]
+        return kept.flatten(1)
 
     # -- making, storing -----------------------------------------------------------------------------------------
 

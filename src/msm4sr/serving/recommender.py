@@ -1,25 +1,50 @@
-"""From a history to the next items: the ranking that the command line and the pages share."""
+"""From a history to the next items: `Recommender` for a run as a service, `recommend` for a model in hand."""
 
 from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
+from typing import Self
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import Scorer
+from msm4sr.experiments.run import open_run
+from msm4sr.features.content import Content, ContentEncoder
+from msm4sr.features.images import BrokenImage, read_image
+from msm4sr.features.text import item_sentences
+from msm4sr.models.base import ContentModel, Model, ProductModel, Scorer
+from msm4sr.models.registry import from_pretrained
+from msm4sr.serving.catalogue import Base, Catalogue, EncodedItem, Item, ItemExists, NewItem, Vectors
+from msm4sr.serving.explain import (
+    ID,
+    Explanation,
+    PastItem,
+    Reason,
+    Sentence,
+    past_weights,
+    reasons,
+    score_parts,
+    sentence_weights,
+)
+from msm4sr.serving.index import ApproximateIndex, IndexSettings, top_k
+from msm4sr.serving.loading import open_encoder, picture_words, read_base, sample_histories
+from msm4sr.serving.scoring import BOTH, best_rows, encode_histories, modalities_of, score_all, similarities
+from msm4sr.serving.words import DistinctiveWords
 
 # difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
 CLOSE_CANDIDATES = 5_000
+LONGEST_ID = 200
 
 
 @dataclass(frozen=True)
@@ -70,13 +95,369 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item: its row, its id and title, its score, and its rank from 1."""
+    """One recommended item: its row, id and title, its score, its rank from 1, and a reason if one was asked for."""
 
     item: int
     item_id: str
     title: str
     score: float
     rank: int
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """What came back for a history, best first, and the ids that nobody knows: they were left out."""
+
+    items: list[Recommendation]
+    unknown: list[str]
+
+
+class Recommender:
+    """A finished run as a service: any history, any item, new items included. Safe under threads.
+
+        recommender = Recommender.load("runs/shop")
+        recommender.recommend(["A-17", "B-02"], k=10).items
+        recommender.add_items([NewItem("N-1", "Red wooden train", pictures=[Path("train.jpg").read_bytes()])])
+
+    All items of a call are of one state of the catalogue, which a change by another thread does not touch.
+
+    Args:
+        model: a model in evaluation mode.
+        base: its items.
+        encoder: of new items; None where the run cannot take any.
+        folder: of the data set, for pictures.
+        index: an approximate index over the keys of `base`; None: exact.
+        keywords: of the run's items, those that pictures were found to have: item id to words.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        base: Base,
+        encoder: ContentEncoder | None = None,
+        folder: Path | None = None,
+        index: ApproximateIndex | None = None,
+        keywords: Mapping[str, list[str]] = {},
+    ) -> None:
+        self.model, self.encoder, self.folder, self.index = model, encoder, folder, index
+        self._catalogue = Catalogue.of(base)
+        self._keywords = keywords
+        self._changing = Lock()
+
+    @classmethod
+    def load(cls, run: str | Path, index: IndexSettings = IndexSettings()) -> Self:
+        """The run in a folder. Pictures, texts and categories are read from its data set, where that is still there.
+
+        Raises InputError when there is no finished run, or the model's numbers are not finite.
+        """
+        opened = open_run(Path(run))
+        model = from_pretrained(opened.folder / "model")
+        base = read_base(opened, model)
+        found = None
+        if isinstance(model, ProductModel) and index.approximates(len(base)):
+            with torch.inference_mode():
+                queries = encode_histories(model, Catalogue.of(base), sample_histories(opened, base))
+            found = ApproximateIndex.open(opened.folder / "model", base.vectors.keys, queries, index)
+        return cls(model, base, open_encoder(opened, model), opened.data, found, picture_words(opened))
+
+    # -- looking up
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items as they are now."""
+        return self._catalogue
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those by which one can recommend alone, and find similar items."""
+        return modalities_of(self.model)
+
+    @property
+    def takes_new_items(self) -> bool:
+        return self.encoder is not None
+
+    def item(self, item_id: str) -> Item:
+        """What is known of an item. Raises InputError for an unknown one."""
+        catalogue = self._catalogue
+        return catalogue.item(catalogue.known_row(item_id))
+
+    def keywords(self, item_id: str, n: int = 8) -> list[str]:
+        """The words of its pictures where the run finds such words, else those that set its text apart."""
+        catalogue = self._catalogue
+        return self._words(catalogue, catalogue.known_row(item_id), n)
+
+    def read_picture(self, item_id: str, number: int = 0) -> bytes:
+        """The bytes of a picture of one of the run's items. Raises BrokenImage where there is none that can be read."""
+        base = self._catalogue.base
+        row = base.rows.get(item_id)
+        if row is None or self.folder is None or not 0 <= number < len(base.images[row]):
+            raise BrokenImage("no such picture")
+        return read_image(self.folder, base.images[row][number])
+
+    # -- recommending
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        filter: Callable[[Item], bool] | None = None,
+        candidates: Collection[str] | None = None,
+        by: str = BOTH,
+        reasons: bool = False,
+    ) -> Recommendations:
+        """The `k` items with the highest scores after `history` (item ids, oldest first), best first.
+
+        Ids that are not in the catalogue are left out and reported. Equal scores rank by row. Fewer than `k` come back
+        only where there are no more.
+
+        Args:
+            exclude_seen: leave the items of the history out.
+            filter: only items for which it is true. It is asked from the best item on, until there are `k`.
+            candidates: only these items.
+            by: a modality's name: its content and the ID alone score (MSM4SR-T and -V); "both": all modalities.
+            reasons: say why, in short (costs as much as another 20 histories).
+
+        Raises InputError: an empty history, or one of unknown items only; k < 1; a modality that does not score.
+        """
+        rest = (k, exclude_seen, filter, candidates, by, reasons)
+        return self._recommend([history], *rest)[0]
+
+    def recommend_batch(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        filter: Callable[[Item], bool] | None = None,
+        candidates: Collection[str] | None = None,
+        by: str = BOTH,
+        reasons: bool = False,
+    ) -> list[Recommendations]:
+        """As `recommend`, for several histories; an InputError says which, counted from 1."""
+        return self._recommend(histories, k, exclude_seen, filter, candidates, by, reasons)
+
+    def _recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int,
+        exclude_seen: bool,
+        keep: Callable[[Item], bool] | None,
+        candidates: Collection[str] | None,
+        by: str,
+        with_reasons: bool,
+    ) -> list[Recommendations]:
+        if k < 1:
+            raise InputError(f"k is {k}: ask for at least 1 recommendation")
+        if not histories:
+            return []
+        model, catalogue = self.model, self._catalogue
+        known = [
+            catalogue.known_rows(history, f"history {n} of {len(histories)}: " if len(histories) > 1 else "")
+            for n, history in enumerate(histories, start=1)
+        ]
+        among = None
+        if candidates is not None:
+            among = {row for item_id in candidates if (row := catalogue.row(item_id)) is not None}
+        keep_row = None if keep is None else lambda row: keep(catalogue.item(row))
+        found = []
+        with torch.inference_mode():
+            queries: Sequence[Tensor | None] = [None] * len(known)
+            if isinstance(model, ProductModel):
+                queries = list(encode_histories(model, catalogue, [rows for rows, _ in known], by))
+            for query, (rows, unknown) in zip(queries, known, strict=True):
+                hidden = set(rows) if exclude_seen or not model.ranks_history else set()
+                best = best_rows(model, catalogue, rows, query, k, hidden, keep_row, among, self.index)
+                chosen = [row for row, _ in best]
+                why = reasons(model, catalogue, rows, query, chosen, by) if with_reasons else [None] * len(best)
+                items = [
+                    Recommendation(row, catalogue.item_id(row), catalogue.title(row), score, rank, reason)
+                    for rank, ((row, score), reason) in enumerate(zip(best, why, strict=True), start=1)
+                ]
+                found.append(Recommendations(items, unknown))
+        return found
+
+    # -- similar items
+
+    def similar_items(self, item_id: str, k: int = 10, by: str = BOTH) -> list[Recommendation]:
+        """The `k` items most like an item, best first; the score is a cosine.
+
+        by: "text", "visual" or another modality: what the model makes of it, items without it left out; "both": the
+        mean over the modalities that the item has, one that the other lacks counted as 0; "taste": the vectors that are
+        multiplied for a score, in which items are near that are taken after the same histories. A model that reads no
+        content knows taste alone; ItemKNN compares items by who took both.
+
+        Raises InputError: an unknown item, k < 1, a modality that the model or the item does not have.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}: ask for at least 1 item")
+        catalogue = self._catalogue
+        row = catalogue.known_row(item_id)
+        with torch.inference_mode():
+            scores = similarities(self.model, catalogue, row, by)
+            best = top_k(scores, k)
+        return [
+            Recommendation(other, catalogue.item_id(other), catalogue.title(other), float(scores[other]), rank)
+            for rank, other in enumerate(best, start=1)
+        ]
+
+    # -- adding and removing
+
+    def add_items(self, items: Sequence[NewItem]) -> None:
+        """Encode new items; from the next call on they are recommended as any other, by their content.
+
+        All of them or none. Raises InputError: a model that takes no new items; an id that is there already, twice, or
+        no proper id; an item of which nothing can be used; a picture that cannot be read.
+        """
+        self.insert(self.encode_items(items))
+
+    def encode_items(self, items: Sequence[NewItem], new_ids: bool = True) -> list[EncodedItem]:
+        """The slow half of `add_items`: nothing is changed yet. Without `new_ids`, the ids are not looked at."""
+        encoder = self._encoder()
+        if new_ids:
+            self._check_new([item.item_id for item in items])
+        contents = [Content(item.title, item.text, item.pictures, item.vectors) for item in items]
+        encoded = encoder.encode(contents)
+        for item, one in zip(items, encoded, strict=True):
+            for place, reason in one.broken.items():
+                raise InputError(f"item {item.item_id!r}: picture {place + 1} cannot be used: {reason}")
+            if not any(len(rows) for rows in one.rows.values()):
+                needs = " or ".join(sorted(one.rows))
+                raise InputError(f"item {item.item_id!r}: there is nothing to know it by; give it a {needs}")
+        return [
+            EncodedItem(i.item_id, i.title, i.text, tuple(i.categories), len(i.pictures), one)
+            for i, one in zip(items, encoded, strict=True)
+        ]
+
+    def insert(self, items: Sequence[EncodedItem]) -> None:
+        """The quick half of `add_items`."""
+        self._encoder()
+        if not items:
+            return
+        vectors = self._vectors_of(items)
+        with self._changing:
+            self._check_new([item.item_id for item in items])
+            self._catalogue = self._catalogue.with_added(items, vectors)
+
+    def update(self, gone: Sequence[str], come: Sequence[EncodedItem]) -> None:
+        """Remove items that are there, then add others, in one step: nobody sees the catalogue between."""
+        vectors = self._vectors_of(come) if come else None
+        with self._changing:
+            catalogue = self._catalogue.without(gone) if gone else self._catalogue
+            self._catalogue = catalogue if vectors is None else catalogue.with_added(come, vectors)
+
+    def remove_items(self, item_ids: Sequence[str]) -> None:
+        """From the next call on these items are recommended no longer, and unknown in histories.
+
+        All of them or none. Raises InputError for an unknown item, and where no item would be left.
+        """
+        with self._changing:
+            catalogue = self._catalogue
+            for item_id in item_ids:
+                catalogue.known_row(item_id)
+            rest = catalogue.without(item_ids)
+            if rest.n_items == 0:
+                raise InputError("no item would be left to recommend; keep one at least")
+            self._catalogue = rest
+
+    def _encoder(self) -> ContentEncoder:
+        if self.encoder is None:
+            raise InputError(
+                f"a model {type(self.model).__name__} takes no new items: it must be trained on them; train msm4sr, "
+                "which knows an item by its content"
+            )
+        return self.encoder
+
+    def _check_new(self, item_ids: Sequence[str]) -> None:
+        catalogue = self._catalogue
+        seen = set()
+        for item_id in item_ids:
+            if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
+                raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
+            if catalogue.row(item_id) is not None:
+                raise ItemExists(f"item {item_id!r} is in the catalogue already; remove it first, or take another id")
+            if item_id in seen:
+                raise InputError(f"item {item_id!r} is given twice")
+            seen.add(item_id)
+
+    def _vectors_of(self, items: Sequence[EncodedItem]) -> Vectors:
+        assert isinstance(self.model, ContentModel)
+        features = {}
+        for name in self.modalities:
+            rows = [torch.from_numpy(item.encoded.rows[name]) for item in items]
+            lengths = torch.tensor([len(part) for part in rows])
+            features[name] = (torch.cat(rows), torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
+        with torch.inference_mode():
+            catalogue = self.model.encode_new_items(features)
+            present = torch.stack([features[name][1].diff() > 0 for name in self.modalities], dim=1)
+            return Vectors(catalogue, self.model.scoring_vectors(catalogue), present)
+
+    # -- explaining
+
+    def explain(self, history: Sequence[str], item_id: str) -> Explanation:
+        """What the score of an item after a history is made of; see `Explanation` and the module `explain`.
+
+        Raises InputError as `recommend` does, and for an unknown item.
+        """
+        model, catalogue = self.model, self._catalogue
+        row = catalogue.known_row(item_id)
+        rows, unknown = catalogue.known_rows(history)
+        sentences: list[Sentence] = []
+        with torch.inference_mode():
+            if isinstance(model, ProductModel):
+                query = encode_histories(model, catalogue, [rows])[0]
+                parts = score_parts(model, catalogue, query, [row])[0]
+                texts, vectors = self._sentences(catalogue, row)
+                if texts and isinstance(model, ContentModel):
+                    sentences = sentence_weights(model, catalogue, query, row, texts, vectors)
+            else:
+                parts = {ID: float(score_all(model, catalogue, rows)[row])}
+            weights = past_weights(model, catalogue, rows, [row], model.max_history)
+        history_weights = [
+            PastItem(catalogue.item_id(past), catalogue.title(past), float(weight)) for past, weight in weights.items()
+        ]
+        return Explanation(
+            item_id,
+            catalogue.title(row),
+            sum(parts.values()),
+            parts,
+            sorted(history_weights, key=lambda past: -past.weight),
+            sentences,
+            self._words(catalogue, row),
+            unknown,
+        )
+
+    def _sentences(self, catalogue: Catalogue, row: int) -> tuple[list[str], np.ndarray]:
+        """An item's sentences and their vectors; none where they are not known."""
+        none: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.float32))
+        if not isinstance(self.model, ContentModel) or self.encoder is None or not self.encoder.encodes("text"):
+            return none
+        n = len(catalogue.base)
+        if row >= n:
+            encoded = catalogue.added[row - n].encoded
+            texts, vectors = encoded.sentences, encoded.rows["text"]
+        else:
+            chosen, item = self.encoder.settings.text, catalogue.item(row)
+            title = item.title if item.title != item.item_id else None
+            texts = item_sentences(title, item.text, chosen.max_sentences, chosen.max_characters)
+            vectors = self.model.content_rows("text", row).vectors.numpy()
+        return (texts, vectors) if len(texts) == len(vectors) else none
+
+    def _words(self, catalogue: Catalogue, row: int, n: int = 8) -> list[str]:
+        item = catalogue.item(row)
+        if item.added:
+            words = catalogue.added[row - len(catalogue.base)].encoded.keywords
+            of_pictures = list(dict.fromkeys(word for picture in words for word in picture))
+        else:
+            of_pictures = self._keywords.get(item.item_id, [])
+        return of_pictures[:n] or self._distinctive.of(f"{item.title} {item.text or ''}", n)
+
+    @cached_property
+    def _distinctive(self) -> DistinctiveWords:
+        base = self._catalogue.base
+        return DistinctiveWords(f"{title} {text or ''}" for title, text in zip(base.titles, base.texts, strict=True))
 
 
 def recommend(
