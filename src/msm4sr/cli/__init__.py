@@ -17,6 +17,7 @@ from msm4sr.cli.fetch import fetch_images
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
 from msm4sr.cli.report import report
+from msm4sr.cli.serve import serve
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
 from msm4sr.cli.tune import tune
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, features, demo):
+for command in (run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, serve, features, demo):
     app.command()(command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")

@@ -88,7 +88,7 @@ class ApproximateIndex:
         try:
             from usearch.index import Index
         except ImportError:
-            raise InputError("an approximate index needs usearch; pip install 'msm4sr[serve]'") from None
+            raise InputError("an approximate index needs usearch, which is not installed; pip install usearch") from None
         made_of = {"keys": _digest(keys), "settings": settings.model_dump(exclude={"kind", "approximate_from"})}
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

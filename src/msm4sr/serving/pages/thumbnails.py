@@ -57,18 +57,31 @@ def make_tile(items: ItemTable, row: int) -> Tile:
     note = "picture unreadable" if paths else "no picture"
     if paths and all(is_url(path) for _, path in paths):
         note = "not fetched yet"
-    initial = next((letter.upper() for letter in title if letter.isalnum()), "?")
-    # crc32, not hash(): the same tint in every process.
-    return Tile(title, None, False, initial, zlib.crc32(items.item_ids[row].encode()) % TINTS, note)
+    return Tile(title, None, False, initial_of(title), tint_of(items.item_ids[row]), note)
+
+
+def initial_of(title: str) -> str:
+    """The letter that stands on the tile of an item without a picture."""
+    return next((letter.upper() for letter in title if letter.isalnum()), "?")
+
+
+def tint_of(item_id: str) -> int:
+    """The colour of its tile; by crc32, not hash(): the same in every process."""
+    return zlib.crc32(item_id.encode()) % TINTS
 
 
 def data_uri(picture: Image.Image) -> str:
     """An RGB picture as a small JPEG inside a `data:` URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(small_jpeg(picture, SIDE)).decode("ascii")
+
+
+def small_jpeg(picture: Image.Image, side: int) -> bytes:
+    """An RGB picture as a JPEG whose longer side has `side` pixels at most."""
     small = picture.copy()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
 def write_page(path: Path, page: str) -> None:

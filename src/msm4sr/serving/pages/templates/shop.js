@@ -1,0 +1,299 @@
+// Picks, what is recommended for them, search while typing, and the form that adds an item.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const SHOWN = 12;
+const LOOKED_AT = 200; // recommendations among which an added item's rank is looked for
+const KEPT = 100; // picks, the latest ones
+
+// -- picks: item ids with what their tile shows, kept for this tab
+
+const picks = {
+  all: () => JSON.parse(sessionStorage.getItem("picks") || "[]"),
+  keep(list) {
+    sessionStorage.setItem("picks", JSON.stringify(list.slice(-KEPT)));
+    show();
+  },
+  has: (id) => picks.all().some((one) => one.item_id === id),
+  toggle(card) {
+    const rest = picks.all().filter((one) => one.item_id !== card.item_id);
+    picks.keep(rest.length === picks.all().length ? [...rest, card] : rest);
+  },
+};
+
+// -- drawing
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function tile(card) {
+  const initial = element("span", { class: "initial", "aria-hidden": "true" }, card.initial);
+  const made = element("span", { class: `tile tint-${Number(card.tint)}` }, initial);
+  if (card.picture) made.append(element("img", { src: card.picture, alt: "", loading: "lazy", decoding: "async" }));
+  return made;
+}
+
+function wallCard(card) {
+  const name = element("span", { class: "name" }, card.title);
+  const button = element("button", { type: "button", class: "pick", title: card.title }, tile(card), name);
+  const more = element("a", { class: "more", href: card.page, "aria-label": `About ${card.title}` }, "About");
+  const made = element("li", { class: "card" }, button, more);
+  if (card.added) made.append(element("span", { class: "new" }, "New"));
+  made.dataset.id = card.item_id;
+  return made;
+}
+
+// What a card of the wall says of its item.
+function read(card) {
+  const image = card.querySelector("img");
+  return {
+    item_id: card.dataset.id,
+    title: card.querySelector(".name").textContent,
+    picture: image ? image.getAttribute("src") : null,
+    initial: card.querySelector(".initial").textContent,
+    tint: Number(/tint-(\d)/.exec(card.querySelector(".tile").className)[1]),
+  };
+}
+
+function why(reason, by) {
+  const names = { text: "its text", visual: "its picture", id: "who took it" };
+  const mostly = by === "both" ? `mostly by ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
+  return reason.because === null ? `Fits your picks as a whole, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
+}
+
+function show() {
+  const list = picks.all();
+  const ids = new Set(list.map((one) => one.item_id));
+  for (const card of document.querySelectorAll(".card")) {
+    const button = card.querySelector("button.pick");
+    if (button) button.setAttribute("aria-pressed", ids.has(card.dataset.id));
+  }
+  if (!$("history")) return;
+  $("history").replaceChildren(
+    ...list.map((one) => {
+      const button = element("button", { type: "button", title: one.title, "aria-label": `Remove ${one.title}` }, tile(one));
+      button.addEventListener("click", () => picks.toggle(one));
+      return element("li", {}, button);
+    }),
+  );
+  $("history").scrollLeft = $("history").scrollWidth;
+  $("invite").hidden = list.length > 0;
+  $("clear").hidden = list.length === 0;
+  $("next").hidden = list.length === 0;
+  document.querySelector(".picked").classList.toggle("filled", list.length > 0);
+  recommend(list);
+}
+
+// -- asking the service
+
+async function ask(path, options) {
+  const response = await fetch(path, options);
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const problem = await response.json().catch(() => ({ detail: `The service answered ${response.status}.` }));
+  throw new Error(problem.detail);
+}
+
+const post = (path, body) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+const by = () => document.querySelector("#by input:checked")?.value || "both";
+
+let asked = 0;
+
+async function recommend(list) {
+  const number = ++asked; // an answer that comes late is not shown
+  if (!list.length) return;
+  $("recommended").classList.add("waiting");
+  try {
+    const way = by();
+    const found = await post("/page/recommend", { history: list.map((one) => one.item_id), k: SHOWN, by: way });
+    if (number !== asked) return;
+    $("recommended").replaceChildren(...found.items.map((item) => recommendation(item, way)));
+    $("told").textContent = "";
+    forget(found.unknown);
+  } catch (error) {
+    if (number === asked) $("told").textContent = error.message;
+  } finally {
+    if (number === asked) $("recommended").classList.remove("waiting");
+  }
+}
+
+function recommendation(item, way) {
+  const words = element(
+    "span",
+    {},
+    element("span", { class: "name" }, item.title),
+    element("span", { class: "why-line" }, why(item.reason, way)),
+  );
+  const button = element("button", { type: "button", title: `Pick ${item.title}` }, tile(item), words);
+  button.addEventListener("click", () => picks.toggle(item));
+  const made = element("li", {}, button);
+  made.dataset.id = item.item_id;
+  if (item.added) made.append(element("span", { class: "new" }, "New"));
+  return made;
+}
+
+// Items that were removed meanwhile.
+function forget(unknown) {
+  if (!unknown.length) return;
+  const gone = new Set(unknown);
+  sessionStorage.setItem("picks", JSON.stringify(picks.all().filter((one) => !gone.has(one.item_id))));
+}
+
+// -- the wall: search while typing, more at the end
+
+const wall = $("wall");
+
+async function fill(search, offset, replace) {
+  const limit = 60;
+  const found = await ask(`/items?${new URLSearchParams({ q: search, offset, limit })}`);
+  if (search !== wall.dataset.search) return; // typed on meanwhile
+  const made = found.items.map(wallCard);
+  if (replace) wall.replaceChildren(...made);
+  else wall.append(...made);
+  wall.dataset.total = found.total;
+  wall.dataset.offset = offset;
+  const words = search ? `${found.total.toLocaleString("en")} found for “${search}”` : "";
+  $("found").textContent = search && !found.total ? `${words}: try fewer or other words` : words;
+  mark();
+}
+
+function mark() {
+  const ids = new Set(picks.all().map((one) => one.item_id));
+  for (const card of wall.children) card.querySelector(".pick").setAttribute("aria-pressed", ids.has(card.dataset.id));
+  const rest = Number(wall.dataset.total) - Number(wall.dataset.offset) - 60;
+  const more = element("button", { type: "button", id: "more" }, `More (${Math.max(0, rest).toLocaleString("en")})`);
+  more.addEventListener("click", async () => {
+    const last = wall.lastElementChild;
+    await fill(wall.dataset.search, Number(wall.dataset.offset) + 60, false);
+    last?.nextElementSibling?.querySelector(".pick").focus({ preventScroll: true });
+  });
+  $("pages").replaceChildren(...(rest > 0 ? [more] : []));
+}
+
+function startWall() {
+  wall.addEventListener("click", (event) => {
+    const button = event.target.closest("button.pick");
+    if (button) picks.toggle(read(button.closest(".card")));
+  });
+  let typed;
+  $("q").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => {
+      wall.dataset.search = $("q").value.trim();
+      history.replaceState(null, "", wall.dataset.search ? `/?${new URLSearchParams({ q: wall.dataset.search })}` : "/");
+      fill(wall.dataset.search, 0, true);
+    }, 150);
+  });
+  $("q").form.addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.matches("input, textarea");
+    if (event.key === "/" && !typing) {
+      event.preventDefault();
+      $("q").focus();
+    }
+  });
+  $("clear").addEventListener("click", () => picks.keep([]));
+  $("by")?.addEventListener("change", () => recommend(picks.all()));
+  mark();
+}
+
+// -- adding an item
+
+function startAdding() {
+  const dialog = $("add");
+  const form = $("add-form");
+  $("open-add").hidden = false;
+  $("open-add").addEventListener("click", () => {
+    $("add-told").textContent = "";
+    dialog.showModal();
+  });
+  $("close-add").addEventListener("click", () => dialog.close());
+  form.elements.pictures.addEventListener("change", () => preview(form.elements.pictures.files[0]));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    $("send-add").disabled = true;
+    $("add-told").textContent = "";
+    try {
+      const item = await send(form);
+      dialog.close();
+      form.reset();
+      preview(undefined);
+      await fill(wall.dataset.search, 0, true);
+      await tellOf(item);
+    } catch (error) {
+      $("add-told").textContent = error.message;
+    } finally {
+      $("send-add").disabled = false;
+    }
+  });
+}
+
+function preview(file) {
+  const image = $("preview");
+  image.hidden = !file;
+  if (!file) return image.removeAttribute("src");
+  const reader = new FileReader();
+  reader.addEventListener("load", () => (image.src = reader.result));
+  reader.readAsDataURL(file);
+}
+
+function send(form) {
+  const body = new FormData(form);
+  const key = body.get("key");
+  body.delete("key");
+  const words = body.get("title").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
+  body.set("item_id", `${words}-${Date.now().toString(36)}`);
+  if (!body.get("pictures").size) body.delete("pictures");
+  return ask("/items", { method: "POST", body, headers: key ? { "X-API-Key": key } : {} });
+}
+
+async function tellOf(item) {
+  const list = picks.all();
+  if (!list.length) {
+    $("told").textContent = `“${item.title}” is here. Pick items that go with it, and it is recommended.`;
+    return;
+  }
+  await recommend(list);
+  const found = await post("/recommend", { history: list.map((one) => one.item_id), k: LOOKED_AT, by: by() });
+  const rank = found.items.find((one) => one.item_id === item.item_id)?.rank;
+  const place = rank ? `rank ${rank} for your picks` : `not among the first ${found.items.length} for your picks`;
+  $("told").textContent = `“${item.title}” is here: ${place}.`;
+}
+
+// -- an item's own page
+
+function startItem(about) {
+  const button = document.querySelector(".pick-this");
+  const image = about.querySelector(".pictures img");
+  const card = {
+    item_id: about.dataset.id,
+    title: about.querySelector("h1").textContent,
+    picture: image ? image.getAttribute("src").split("?")[0] : null,
+    initial: about.querySelector(".initial").textContent,
+    tint: Number(/tint-(\d)/.exec(about.querySelector(".tile").className)[1]),
+  };
+  const tell = () => {
+    button.setAttribute("aria-pressed", picks.has(card.item_id));
+    button.textContent = picks.has(card.item_id) ? "Picked: take it back" : "Pick it";
+  };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    picks.toggle(card);
+    tell();
+  });
+  tell();
+}
+
+// A picture that cannot be shown leaves the tile's initial.
+document.addEventListener("error", (event) => event.target.matches?.(".tile img") && event.target.parentElement.classList.add("broken"), true);
+
+if (wall) startWall();
+if ($("add")) startAdding();
+const about = document.querySelector(".about[data-id]");
+if (about) startItem(about);
+show();

@@ -1,0 +1,368 @@
+"""The endpoints, in this process. What needs a process of its own is in `test_server`."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from msm4sr.data.dataset import load_dataset
+from msm4sr.serving.app import create_app
+from msm4sr.serving.recommender import Recommender
+from msm4sr.serving.service import ServeSettings, Service
+
+KEY = "a secret"
+
+
+def jpeg(colour: str = "red", size: tuple[int, int] = (64, 48)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """One service for this module; each test cleans up what it adds."""
+    settings = ServeSettings(
+        run=run_folder, state=tmp_path_factory.mktemp("state"), api_key=KEY, max_k=50, max_history=30, max_body=200_000
+    )
+    client = TestClient(create_app(settings), raise_server_exceptions=False)
+    client.headers["X-API-Key"] = KEY
+    return client
+
+
+@pytest.fixture(scope="module")
+def ids(toyshop: Path) -> list[str]:
+    return load_dataset(toyshop).item_ids
+
+
+@pytest.fixture(scope="module")
+def recommender(run_folder: Path) -> Recommender:
+    """What the service must say."""
+    return Recommender.load(run_folder)
+
+
+def add(client: TestClient, item_id: str, pictures: list[bytes] = [], **fields: Any) -> Any:  # noqa: B006
+    files = [("pictures", (f"{n}.jpg", data, "image/jpeg")) for n, data in enumerate(pictures)]
+    return client.post("/items", data={"item_id": item_id, "title": "Red wooden train"} | fields, files=files or None)
+
+
+def assert_problem(response: Any, status: int, *words: str) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert set(body) == {"type", "title", "status", "detail"}
+    assert body["status"] == status
+    for word in words:
+        assert word in body["detail"]
+
+
+def test_recommendations_are_those_of_the_recommender(
+    client: TestClient, ids: list[str], recommender: Recommender
+) -> None:
+    asked = {"history": [ids[0], "gone", ids[4]], "k": 5, "reasons": True}
+    answer = client.post("/recommend", json=asked).json()
+    expected = recommender.recommend(asked["history"], 5, reasons=True)
+    assert answer["unknown"] == ["gone"]
+    assert [one["item_id"] for one in answer["items"]] == [one.item_id for one in expected.items]
+    for one, like in zip(answer["items"], expected.items, strict=True):
+        assert one["score"] == pytest.approx(like.score, abs=1e-4)
+        assert one["title"] == like.title
+        assert one["reason"]["because"] == (like.reason and like.reason.because)
+
+
+def test_a_batch_answers_each_history(client: TestClient, ids: list[str]) -> None:
+    histories = [ids[:1], ids[3:8]]
+    answer = client.post("/recommend/batch", json={"histories": histories, "k": 4}).json()["results"]
+    for history, one in zip(histories, answer, strict=True):
+        alone = client.post("/recommend", json={"history": history, "k": 4}).json()
+        assert [i["item_id"] for i in one["items"]] == [i["item_id"] for i in alone["items"]]
+
+
+def test_options_choose_what_is_ranked(client: TestClient, ids: list[str], recommender: Recommender) -> None:
+    category = next(name for i in ids for name in recommender.item(i).categories)
+    answer = client.post("/recommend", json={"history": ids[:2], "categories": [category], "k": 50}).json()
+    assert answer["items"]
+    assert all(category in recommender.item(one["item_id"]).categories for one in answer["items"])
+    some = client.post("/recommend", json={"history": ids[:2], "candidates": ids[1:4], "exclude_seen": False}).json()
+    assert {one["item_id"] for one in some["items"]} == set(ids[1:4])
+    by_text = client.post("/recommend", json={"history": ids[:2], "by": "text"}).json()
+    assert [o["item_id"] for o in by_text["items"]] == [
+        o.item_id for o in recommender.recommend(ids[:2], by="text").items
+    ]
+
+
+def test_an_item_is_described_and_has_similar_ones(
+    client: TestClient, ids: list[str], recommender: Recommender
+) -> None:
+    answer = client.get(f"/items/{ids[0]}").json()
+    assert answer["title"] == recommender.item(ids[0]).title
+    assert answer["keywords"] == recommender.keywords(ids[0])
+    similar = client.get(f"/items/{ids[0]}/similar", params={"k": 3, "by": "text"}).json()["items"]
+    assert [one["item_id"] for one in similar] == [o.item_id for o in recommender.similar_items(ids[0], 3, "text")]
+
+
+def test_an_explanation_sums_up(client: TestClient, ids: list[str]) -> None:
+    answer = client.post("/explain", json={"history": ids[:3], "item_id": ids[7]}).json()
+    assert sum(answer["parts"].values()) == pytest.approx(answer["score"], abs=1e-4)
+    assert {past["item_id"] for past in answer["history"]} == set(ids[:3])
+
+
+def test_a_new_item_is_recommended_from_the_next_request_on_and_gone_after_it_is_removed(
+    client: TestClient, ids: list[str]
+) -> None:
+    added = add(client, "new/1 ü", [jpeg()], text="It has four carriages.", categories=["trains", "wood"])
+    assert added.status_code == 201
+    assert added.json()["categories"] == ["trains", "wood"]
+    assert added.json()["added"] is True
+    assert client.get("/items/new%2F1%20%C3%BC").json()["pictures"] == 1
+    ranked = client.post("/recommend", json={"history": ids[:2], "candidates": ["new/1 ü"]}).json()
+    assert [one["item_id"] for one in ranked["items"]] == ["new/1 ü"]
+    assert client.post("/recommend", json={"history": ["new/1 ü"]}).json()["unknown"] == []
+    assert_problem(add(client, "new/1 ü"), 409, "in the catalogue already")
+    assert client.delete("/items/new%2F1%20%C3%BC").status_code == 204
+    assert_problem(client.get("/items/new%2F1%20%C3%BC"), 404, "no item 'new/1 ü'")
+    assert_problem(client.delete("/items/new%2F1%20%C3%BC"), 404)
+
+
+def test_who_changes_something_needs_the_key(client: TestClient, ids: list[str]) -> None:
+    for key in ("", "wrong", KEY + "x", KEY[:-1], "ü"):
+        headers = {"X-API-Key": key.encode()}
+        assert_problem(client.request("DELETE", f"/items/{ids[0]}", headers=headers), 401, "API key")
+        assert_problem(client.post("/reload", headers=headers), 401)
+        assert_problem(client.post("/items", headers=headers, data={"item_id": "n", "title": "t"}), 401)
+    bearer = {"X-API-Key": "", "Authorization": f"Bearer {KEY}"}
+    assert_problem(client.request("DELETE", "/items/nobody", headers=bearer), 404)
+    assert client.get(f"/items/{ids[0]}", headers={"X-API-Key": ""}).status_code == 200
+
+
+def test_a_page_of_another_site_cannot_change_anything(client: TestClient, ids: list[str]) -> None:
+    assert_problem(client.delete(f"/items/{ids[0]}", headers={"Origin": "https://evil.example"}), 403, "evil.example")
+    assert client.delete("/items/nobody", headers={"Origin": "http://testserver"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"history": []}, ["history", "at least 1"]),
+        ({}, ["history", "required"]),
+        ({"history": ["x"], "k": 0}, ["k", "greater than or equal to 1"]),
+        ({"history": ["x"], "k": 51}, ["k is 51; ask for 50 items at most"]),
+        ({"history": ["x"] * 31}, ["a history of 31 items; send the latest 30"]),
+        ({"history": ["x"], "kk": 3}, ["kk", "not permitted"]),
+        ({"history": ["x"]}, ["none of the history's items is in the catalogue", "'x'"]),
+        ({"history": ["x" * 201]}, ["history.0", "at most 200"]),
+        ({"history": "x"}, ["history", "list"]),
+        ({"history": [3]}, ["history.0", "string"]),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_told(client: TestClient, body: Any, words: list[str]) -> None:
+    assert_problem(client.post("/recommend", json=body), 422, *words)
+
+
+def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[str]) -> None:
+    asked = {"history": ids[:1], "by": "smell"}
+    assert_problem(client.post("/recommend", json=asked), 422, "text, visual, both")
+    assert_problem(client.get(f"/items/{ids[0]}/similar?by=smell"), 422, "text, visual, both, taste")
+    assert_problem(client.get(f"/items/{ids[0]}/similar?k=0"), 422, "k:")
+
+
+@pytest.mark.parametrize(
+    ("fields", "pictures", "status", "words"),
+    [
+        ({"title": ""}, [], 422, ["nothing to know it by; give it a text or visual"]),
+        ({}, [b"no picture"], 422, ["picture 1 cannot be used: not an image"]),
+        ({}, [jpeg(), jpeg()[:100]], 422, ["picture 2 cannot be used: damaged or cut short"]),
+        ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),
+        ({}, [jpeg()] * 9, 422, ["9 pictures; send 8 at most"]),
+        ({"text": "x" * 20_001}, [], 422, ["20,000 are read at most"]),
+        ({"item_id": "a\x07b"}, [], 422, ["printable characters"]),
+        ({"item_id": ""}, [], 422, ["item_id"]),
+        ({}, [b"x" * 200_001], 413, ["larger than 200,000 bytes"]),
+    ],
+)
+def test_an_item_that_cannot_be_added_is_refused_whole(
+    client: TestClient, fields: dict[str, str], pictures: list[bytes], status: int, words: list[str]
+) -> None:
+    before = client.get("/ready").json()["items"]
+    assert_problem(add(client, **({"item_id": "n"} | fields), pictures=pictures), status, *words)
+    assert client.get("/ready").json()["items"] == before
+
+
+MALFORMED = {
+    "no boundary": ("multipart/form-data", b"--x\r\n"),
+    "wrong boundary": ("multipart/form-data; boundary=y", b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb"),
+    "cut short": ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="item_id"\r\n\r\nb'),
+    "no name": ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nb\r\n--x--\r\n"),
+    "binary": ("multipart/form-data; boundary=x", bytes(range(256)) * 20),
+    "empty": ("multipart/form-data; boundary=x", b""),
+    "json": ("application/json", b'{"item_id": "n"}'),
+    "header without end": ("multipart/form-data; boundary=x", b"--x\r\n" + b"A" * 100_000),
+    "many parts": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n' * 3000 + b"--x--\r\n",
+    ),
+    "surrogates": (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="item_id"\r\n\r\n\xed\xa0\x80\r\n--x--\r\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_upload_is_a_problem_of_the_sender(client: TestClient, kind: str) -> None:
+    content_type, body = MALFORMED[kind]
+    answer = client.post("/items", content=body, headers={"Content-Type": content_type})
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert 400 <= answer.status_code < 500
+
+
+def test_a_body_without_a_length_is_bounded_too(client: TestClient) -> None:
+    answer = client.post("/recommend", content=(b"x" * 50_000 for _ in range(10)))
+    assert_problem(answer, 413, "larger than 200,000 bytes")
+
+
+def test_what_is_not_there_and_what_is_not_answered_are_told(client: TestClient) -> None:
+    assert_problem(client.get("/nothing"), 404, "/openapi.json lists")
+    assert_problem(client.put("/recommend"), 405, "use POST")
+
+
+def test_an_unforeseen_error_tells_nothing_of_the_inside(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise RuntimeError("a secret of the house")
+
+    monkeypatch.setattr(Recommender, "recommend", fails)
+    answer = client.post("/recommend", json={"history": ["x"]})
+    assert_problem(answer, 500, "the log of the service has it")
+    assert "secret" not in answer.text
+
+
+def test_health_readiness_and_metrics(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    ready = client.get("/ready").json()
+    assert (ready["items"], ready["added"], ready["modalities"]) == (60, 0, ["text", "visual"])
+    client.get("/nothing/at/all")
+    text = client.get("/metrics").text
+    assert 'msm4sr_requests_total{method="GET",route="/health",status="200"}' in text
+    assert "msm4sr_request_seconds_bucket" in text
+    assert "msm4sr_items 60.0" in text
+    assert "/nothing/at/all" not in text  # or anybody could fill the memory with names
+
+
+def test_every_endpoint_is_described_with_its_problems(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert {"/recommend", "/recommend/batch", "/explain", "/health", "/ready", "/metrics", "/reload"} <= set(
+        schema["paths"]
+    )
+    assert "examples" in schema["components"]["schemas"]["RecommendRequest"]
+    for path in schema["paths"].values():
+        for operation in path.values():
+            assert operation["responses"]["422"]["content"].keys() == {"application/problem+json"}
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
+# -- what is kept, and newer runs
+
+
+def settings_of(run: Path, state: Path, **more: Any) -> ServeSettings:
+    return ServeSettings.model_validate({"run": run, "state": state} | more)
+
+
+def candidates(service: Service, names: list[str], history: list[str]) -> list[str]:
+    return sorted(one.item_id for one in service.recommender.recommend(history, 50, candidates=names).items)
+
+
+def test_what_was_added_and_removed_survives_a_restart_without_being_encoded_again(
+    run_folder: Path, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(run_folder, tmp_path / "state")
+    client = TestClient(create_app(settings))
+    assert add(client, "n1", [jpeg()]).status_code == 201
+    assert add(client, "n2", text="A longer story. Of two sentences.").status_code == 201
+    assert add(client, "n3").status_code == 201
+    assert client.delete("/items/n3").status_code == 204
+    assert client.delete(f"/items/{ids[5]}").status_code == 204
+    assert client.delete(f"/items/{ids[6]}").status_code == 204
+    assert add(client, ids[6], title="Another thing").status_code == 201
+    before = client.post("/recommend", json={"history": ids[:3], "k": 70}).json()
+    client.app.state.service.store.close()  # type: ignore[attr-defined]
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr("msm4sr.features.content.ContentEncoder.encode", never)
+    service = Service(settings)
+    after = service.recommender.recommend(ids[:3], 70)
+    assert [o.item_id for o in after.items] == [o["item_id"] for o in before["items"]]
+    assert [o.score for o in after.items] == pytest.approx([o["score"] for o in before["items"]], abs=1e-5)
+    assert service.recommender.item(ids[6]).title == "Another thing"
+    assert candidates(service, ["n1", "n2", "n3", ids[5]], ids[:3]) == ["n1", "n2"]
+    assert service.recommender.explain(ids[:2], "n2").sentences[1].text == "A longer story."
+
+
+def test_services_over_one_state_see_each_other_at_once(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+    settings = settings_of(run_folder, tmp_path / "state")
+    one, other = TestClient(create_app(settings)), TestClient(create_app(settings))
+    for number in range(5):
+        assert add(one, f"n{number}").status_code == 201
+        assert other.get(f"/items/n{number}").status_code == 200
+        assert_problem(add(other, f"n{number}"), 409)
+        assert other.delete(f"/items/n{number}").status_code == 204
+        assert one.get(f"/items/n{number}").status_code == 404
+
+
+def test_a_newer_run_takes_the_place_of_the_old_one_with_all_that_was_added(
+    run_folder: Path, ids: list[str], tmp_path: Path
+) -> None:
+    older = shutil.copytree(run_folder, tmp_path / "older")
+    newer = shutil.copytree(run_folder, tmp_path / "newer")
+    link = tmp_path / "current"
+    link.symlink_to(older)
+    client = TestClient(create_app(settings_of(link, tmp_path / "state")))
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    add(client, "n1")
+    client.delete(f"/items/{ids[5]}")
+    old = service.recommender
+    assert not service.look_for_a_newer_run()
+    (tmp_path / "next").symlink_to(newer)
+    (tmp_path / "next").replace(link)
+    assert service.look_for_a_newer_run()
+    assert service.recommender is not old
+    assert candidates(service, ["n1", ids[5], ids[7]], ids[:2]) == sorted(["n1", ids[7]])
+    assert not service.look_for_a_newer_run()
+    assert client.post("/reload").status_code == 202
+    assert service.look_for_a_newer_run()
+
+
+def test_a_newer_run_that_cannot_be_read_leaves_the_old_one(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    client = TestClient(create_app(settings_of(run, tmp_path / "state")))
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    whole = (run / "model" / "model.safetensors").read_bytes()
+    (run / "model" / "model.safetensors").write_bytes(whole[:1000])
+    assert not service.look_for_a_newer_run()
+    assert client.post("/recommend", json={"history": ids[:2]}).status_code == 200
+    assert "model.safetensors" in client.get("/ready").json()["failed_reload"]
+    (run / "model" / "model.safetensors").write_bytes(whole)
+    assert service.look_for_a_newer_run()
+    assert client.get("/ready").json()["failed_reload"] == ""
+
+
+def test_a_run_of_other_encoders_encodes_the_added_items_anew(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    settings = settings_of(run, tmp_path / "state")
+    client = TestClient(create_app(settings))
+    add(client, "n1", [jpeg()], text="One sentence. Another one. A third.")
+    assert len(client.post("/explain", json={"history": ids[:2], "item_id": "n1"}).json()["sentences"]) == 4
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("max_sentences: 10", "max_sentences: 2"))
+    again = Service(settings)
+    assert len(again.recommender.explain(ids[:2], "n1").sentences) == 2
+    stored = again.store.changes()[0].item
+    assert stored is not None
+    assert len(stored.encoded.sentences) == 2
