@@ -354,3 +354,16 @@ def test_a_position_sees_exactly_what_is_visible_whatever_stands_elsewhere() -> 
     later = x.clone()
     later[0, 3] = x[0, 3].flip(0)
     assert (transformer(later, visible)[0, 0] - first[0, 0]).abs().max() > 1e-3  # what comes later is seen
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_last_place_alone_is_what_all_places_give_there(layers: int) -> None:
+    torch.manual_seed(0)
+    transformer = CausalTransformer(
+        TransformerConfig(dim=8, heads=2, layers=layers, inner_dim=16, max_history=6, dropout=0, attention_dropout=0)
+    )
+    for weight in transformer.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    x, lengths = torch.randn(4, 6, 8), torch.tensor([1, 6, 3, 2])
+    expected = transformer(x)[torch.arange(4), lengths - 1]
+    torch.testing.assert_close(transformer.last(x, lengths), expected, atol=1e-6, rtol=1e-5)

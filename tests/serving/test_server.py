@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from server import Server, serving
+from service import Server, serving
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.serving.recommender import Recommender

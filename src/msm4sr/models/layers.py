@@ -246,6 +246,17 @@ class CausalAttention(nn.Module):
         mixed = attend(q, k, v, self.dropout, visible)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def at(self, x: Tensor, places: Tensor) -> Tensor:
+        """What `forward` gives at one place of each row alone: x [B, L, D], places [B] to [B, D]."""
+        own, dim = x[torch.arange(len(x), device=x.device), places], x.shape[2]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(own, weight[:dim], bias[:dim]).view(len(x), 1, self.heads, -1).transpose(1, 2)  # [B, heads, 1, d]
+        keys = F.linear(x, weight[dim:], bias[dim:])
+        k, v = keys.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, L, d]
+        visible = torch.arange(x.shape[1], device=x.device) <= places.unsqueeze(1)  # [B, L]
+        mixed = attend(q, k, v, self.dropout, visible)
+        return self.out(mixed.transpose(1, 2).flatten(1))  # type: ignore[no-any-return]
+
 
 class TransformerLayer(nn.Module):
     """Attention, then a feed-forward net, each added to its input and normalised after."""
@@ -260,8 +271,16 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """[B, L, D] to [B, L, D]. `context` is what the attention is given beside them."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, context)))
+        return self._after(x, self.attention(x, context))
+
+    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.dropout(attended))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
+
+    def at(self, x: Tensor, places: Tensor) -> Tensor:
+        """What `forward` gives at one place of each row alone: [B, D]."""
+        own = x[torch.arange(len(x), device=x.device), places]
+        return self._after(own, self.attention.at(x, places))  # type: ignore[operator]
 
 
 class TransformerConfig(BaseModel):
@@ -315,6 +334,16 @@ class CausalTransformer(nn.Module):
         for layer in self.layers:
             x = layer(x, visible)
         return x
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The encoding of each whole history: [B, L, D], of which the first `lengths` [B] count, to [B, D].
+
+        As `forward` at the last places, for less: what the last layer gives at the others is read by nobody.
+        """
+        x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        return self.layers[-1].at(x, lengths - 1)  # type: ignore[no-any-return,operator]
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:

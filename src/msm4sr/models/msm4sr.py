@@ -137,12 +137,25 @@ class MSM4SR(ContentModel):
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """Rows of the catalogue [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
+        hidden = self.encode_sequences(self._inputs(histories, catalogue))  # [M, B, L, D]
+        return self._compared(hidden).permute(1, 2, 0, 3).flatten(2)
+
+    def encode_last(self, histories: Tensor, lengths: Tensor, catalogue: Tensor) -> Tensor:
+        """[B, M * D]."""
+        inputs = self._inputs(histories, catalogue)
+        hidden = self.transformer.last(inputs.flatten(0, 1), lengths.repeat(len(inputs)))  # [M * B, D]
+        return self._compared(hidden).unflatten(0, inputs.shape[:2]).transpose(0, 1).flatten(1)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _inputs(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+        """What the Transformer reads: [M, B, L, D]."""
         content, embedding = catalogue[:, :-1], catalogue[:, -1:]
-        inputs = take(content + embedding if self.config.id_in_input else content, histories)  # [B, L, M, D]
-        hidden = self.encode_sequences(inputs.permute(2, 0, 1, 3))  # [M, B, L, D]
+        return take(content + embedding if self.config.id_in_input else content, histories).permute(2, 0, 1, 3)
+
+    def _compared(self, hidden: Tensor) -> Tensor:
+        """h as it is multiplied for a score: [..., D]."""
         if self.config.similarity == "cosine":
-            hidden = F.normalize(hidden, dim=-1) / self.config.temperature
-        return hidden.permute(1, 2, 0, 3).flatten(2)
+            return F.normalize(hidden, dim=-1) / self.config.temperature
+        return hidden
 
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[F^t + E; F^v + E]: [N, M * D]."""

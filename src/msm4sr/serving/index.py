@@ -24,7 +24,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from msm4sr.data.files import new_file, write_json
-from msm4sr.errors import InputError
 
 FILE, ABOUT = "index.usearch", "index.json"
 MEASURED_AT = 20  # items of a list whose recall is measured
@@ -82,13 +81,10 @@ class ApproximateIndex:
     def open(cls, folder: Path, keys: Tensor, queries: Tensor, settings: IndexSettings) -> Self:
         """The index in `folder`, if it is of these keys and settings; else it is built from the keys and saved there.
 
-        `queries` [any, Q] are vectors of histories, by which its recall is measured. Raises InputError where
-        usearch is not installed.
+        `queries` [any, Q] are vectors of histories, by which its recall is measured.
         """
-        try:
-            from usearch.index import Index
-        except ImportError:
-            raise InputError("an approximate index needs usearch, which is not installed; pip install usearch") from None
+        from usearch.index import Index
+
         made_of = {"keys": _digest(keys), "settings": settings.model_dump(exclude={"kind", "approximate_from"})}
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

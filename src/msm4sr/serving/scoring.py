@@ -50,8 +50,7 @@ def _encode(model: ProductModel, catalogue: Catalogue, histories: list[np.ndarra
     rows, places = np.unique(np.concatenate(histories), return_inverse=True)
     padded, length = pad_histories(np.split(places, np.cumsum(lengths)[:-1]), model.max_history)  # [B, L]
     gathered = catalogue.gather(torch.from_numpy(rows))
-    prefixes = model.encode_histories(padded, gathered.catalogue)  # [B, L, Q]
-    return prefixes[torch.arange(len(histories)), length - 1]
+    return model.encode_last(padded, length, gathered.catalogue)
 
 
 def _chunks(histories: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -94,17 +93,18 @@ def best_rows(
     hidden: rows to leave out. keep: asked of each row from the best one on, until there are `k`. among: these rows
     alone.
     """
-    left_out = torch.tensor(sorted(hidden), dtype=torch.int64)
+    hidden_rows = torch.tensor(sorted(hidden), dtype=torch.int64)
     wanted = k
     while True:
         rows, scores = _candidates(model, catalogue, history, query, wanted + len(hidden), among, index)
         if hidden:
-            scores[torch.isin(rows, left_out)] = -torch.inf
+            scores[hidden_rows if rows is None else torch.isin(rows, hidden_rows)] = -torch.inf
         best = top_k(scores, wanted)
-        places = [place for place in best if keep is None or keep(int(rows[place]))][:k]
-        everything = among is not None or len(rows) == len(catalogue)
-        if len(places) == k or (everything and len(best) < wanted):
-            return [(int(rows[place]), float(scores[place])) for place in places]
+        found = best if rows is None else rows[best].tolist()
+        kept = [pair for pair in zip(found, scores[best].tolist(), strict=True) if keep is None or keep(pair[0])][:k]
+        everything = among is not None or rows is None
+        if len(kept) == k or (everything and len(best) < wanted):
+            return kept
         wanted *= 4
 
 
@@ -116,8 +116,9 @@ def _candidates(
     wanted: int,
     among: Collection[int] | None,
     index: ApproximateIndex | None,
-) -> tuple[Tensor, Tensor]:
-    """Rows in ascending order and their scores: all, those `among`, or by the index about the `wanted` best."""
+) -> tuple[Tensor | None, Tensor]:
+    """Scores of all rows, and None; or rows in ascending order and their scores: those `among`, or by the index about
+    the `wanted` best."""
     n = len(catalogue.base)
     if among is not None:
         rows = torch.tensor(sorted(among), dtype=torch.int64)
@@ -125,7 +126,7 @@ def _candidates(
             return rows, catalogue.gather(rows).keys @ query
         return rows, score_all(model, catalogue, history)[rows]
     if index is None or query is None or wanted > n // APPROXIMATE_SHARE:
-        return torch.arange(len(catalogue)), score_all(model, catalogue, history, query)
+        return None, score_all(model, catalogue, history, query)
     found = index.search(query, wanted + min(wanted, len(catalogue.removed))).sort().values
     if catalogue.removed:
         found = found[~torch.isin(found, catalogue.removed_rows)]

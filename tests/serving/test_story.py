@@ -1,0 +1,206 @@
+"""The page in Chromium: build a history, see it change, switch, add an item with a photo, find it recommended."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from service import Server, serving
+
+from msm4sr.data.dataset import load_dataset
+from msm4sr.serving.recommender import Recommender
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
+HOSTILE = "<img src=x onerror=alert(1)> & \"quotes\" 'n' </script>"
+
+
+@pytest.fixture(scope="module")
+def server(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(run_folder, tmp_path_factory.mktemp("story") / "state") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
+def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Page]:
+    """The wall. Nothing may be asked of another host, no script may fail, nothing may overflow sideways."""
+    context = browser.new_context(viewport=request.param)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)  # a busy machine is no failure
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
+    page.on("request", lambda one: None if one.url.startswith((server.url, "data:")) else wrong.append(one.url))
+    page.on("dialog", lambda dialog: wrong.append("a dialog"))
+    page.goto(server.url)
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+    context.close()
+    assert wrong == []
+
+
+def is_wrong(message: ConsoleMessage) -> bool:
+    """Chromium itself tells of every answer over 400; the page tells of those in words."""
+    return message.type == "error" and "Failed to load resource" not in message.text
+
+
+def recommended(page: Page) -> list[str]:
+    expect(page.locator("#recommended:not(.waiting) li")).to_have_count(12)
+    return [str(one.get_attribute("data-id")) for one in page.locator("#recommended li").all()]
+
+
+def pick(page: Page, item_id: str) -> None:
+    page.locator(f'#wall [data-id="{item_id}"] .pick').click()
+
+
+def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, server: Server) -> None:
+    ids = [str(one.get_attribute("data-id")) for one in page.locator("#wall > li").all()]
+    assert len(ids) == 60
+    pick(page, ids[0])
+    first = recommended(page)
+    assert first == answer(server, [ids[0]], "both")
+    assert ids[0] not in first
+    pick(page, ids[7])
+    expect(page.locator("#history li")).to_have_count(2)
+    expect(page.locator("#recommended li .why-line").first).to_contain_text("by")
+    second = answer(server, [ids[0], ids[7]], "both")
+    expect(page.locator(f'#recommended:not(.waiting) li:first-child[data-id="{second[0]}"]')).to_be_visible()
+    assert recommended(page) == second
+    for label, way in (("Text", "text"), ("Picture", "visual"), ("Both", "both")):
+        wanted = answer(server, [ids[0], ids[7]], way)
+        page.locator("#by").get_by_label(label, exact=True).check()
+        for place, item_id in enumerate(wanted, start=1):
+            expect(page.locator(f"#recommended:not(.waiting) li:nth-child({place})")).to_have_attribute(
+                "data-id", item_id
+            )
+    page.locator("#recommended button").first.click()  # a recommendation is picked as well
+    expect(page.locator("#history li")).to_have_count(3)
+    page.locator("#history button").first.click()  # and taken back
+    expect(page.locator("#history li")).to_have_count(2)
+    page.reload()
+    expect(page.locator("#history li")).to_have_count(2)
+    page.locator("#clear").click()
+    expect(page.locator("#invite")).to_be_visible()
+
+
+def answer(server: Server, history: list[str], way: str) -> list[str]:
+    found = server.client.post("/recommend", json={"history": history, "k": 12, "by": way}).json()
+    return [one["item_id"] for one in found["items"]]
+
+
+def test_an_item_that_is_added_with_a_photo_is_recommended(
+    page: Page, server: Server, run_folder: Path, toyshop: Path, tmp_path: Path
+) -> None:
+    """The photo and the title of the best recommendation there is: its twin must be among the next."""
+    recommender = Recommender.load(run_folder)
+    ids = load_dataset(toyshop).item_ids
+    pick(page, ids[0])
+    pick(page, ids[1])
+    expect(page.locator("#history li")).to_have_count(2)
+    best = next(i for i in answer(server, ids[:2], "both") if recommender.item(i).pictures)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(recommender.read_picture(best))
+    page.locator("#open-add").click()
+    page.get_by_label("Title", exact=True).fill(f"My own {page.viewport_size['width'] if page.viewport_size else ''}")
+    page.locator("#add-form textarea").fill(recommender.item(best).text or recommender.item(best).title)
+    page.get_by_label("Photo").set_input_files(photo)
+    expect(page.locator("#preview")).to_be_visible()
+    page.locator("#send-add").click()
+    expect(page.locator("#told")).to_contain_text("is here: rank")
+    new = str(page.locator("#wall > li").first.get_attribute("data-id"))
+    assert new.startswith("my-own")
+    rank = next(n for n, one in enumerate(all_ranked(server, ids[:2]), start=1) if one == new)
+    expect(page.locator("#told")).to_contain_text(f"rank {rank} for your picks")
+    assert rank <= 30  # of 59
+    shown = page.locator(f'#wall [data-id="{new}"] img')
+    expect(shown).to_be_visible()
+    assert shown.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
+    server.client.delete(f"/items/{new}")
+
+
+def all_ranked(server: Server, history: list[str]) -> list[str]:
+    found = server.client.post("/recommend", json={"history": history, "k": 200}).json()
+    return [one["item_id"] for one in found["items"]]
+
+
+def test_a_photo_that_is_none_is_told_in_the_form(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"no photo")
+    page.locator("#open-add").click()
+    page.get_by_label("Title", exact=True).fill("A thing")
+    page.get_by_label("Photo").set_input_files(tmp_path / "photo.jpg")
+    page.locator("#send-add").click()
+    expect(page.locator("#add-told")).to_contain_text("picture 1 cannot be used: not an image")
+    page.keyboard.press("Escape")
+    expect(page.locator("#add")).to_be_hidden()
+
+
+def test_what_comes_from_data_is_text_wherever_it_stands(page: Page, server: Server) -> None:
+    added = server.client.post("/items", data={"item_id": HOSTILE, "title": HOSTILE, "text": HOSTILE})
+    assert added.status_code == 201
+    page.reload()
+    card = page.locator("#wall > li").first
+    expect(card.locator(".name")).to_have_text(HOSTILE)
+    card.locator(".pick").click()
+    expect(page.locator("#history li")).to_have_count(1)
+    recommended(page)
+    page.locator("#recommended button").first.click()
+    expect(page.locator("#history li")).to_have_count(2)
+    card.locator(".more").click()
+    expect(page.locator("h1")).to_have_text(HOSTILE)
+    expect(page.locator(".pick-this")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".about .grid").first).to_be_visible()
+    page.locator(".about .grid a").first.click()
+    expect(page.locator("h1")).not_to_have_text(HOSTILE)
+    page.goto(server.url)
+    assert server.client.delete(f"/items/{quote(HOSTILE, safe='')}").status_code == 204
+
+
+def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
+    page.keyboard.press("/")
+    expect(page.locator("#q")).to_be_focused()
+    title = page.locator("#wall .name").nth(9).inner_text()
+    page.keyboard.type(title)
+    expect(page.locator("#found")).to_contain_text("found for")
+    expect(page.locator("#wall .name").first).to_have_text(title)
+    page.locator("#wall .pick").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#wall .pick").first).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#history li")).to_have_count(1)
+    page.keyboard.press("Tab")
+    expect(page.locator("#wall .more").first).to_be_focused()
+
+
+def test_search_that_finds_nothing_says_what_to_do(page: Page) -> None:
+    page.locator("#q").fill("no such thing at all")
+    expect(page.locator("#found")).to_contain_text("try fewer or other words")
+    expect(page.locator("#wall > li")).to_have_count(0)
+
+
+def test_without_a_script_one_can_search_and_look(browser: Browser, server: Server) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(server.url)
+    title = page.locator("#wall .name").first.inner_text()
+    page.locator("#q").fill(title)
+    page.keyboard.press("Enter")
+    expect(page.locator("#found")).to_contain_text("found for")
+    page.locator("#wall .more").first.click()
+    expect(page.locator("h1")).to_have_text(title)
+    context.close()
