@@ -4,18 +4,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from services import train
 
 from msm4sr.data.toyshop import generate_toyshop
-from msm4sr.experiments.run import (
-    begin_run,
-    build_model,
-    evaluate_stage,
-    extract_stage,
-    load_run_data,
-    plan_run,
-    train_stage,
-)
-from msm4sr.experiments.settings import resolve_settings
 from msm4sr.serving.recommender import ItemTable
 
 
@@ -45,19 +36,3 @@ def toyshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(tmp_path_factory: pytest.TempPathFactory, toyshop: Path) -> Path:
     """A finished run of msm4sr on the toy shop. Not to be changed."""
     return train(toyshop, tmp_path_factory.mktemp("runs") / "msm4sr")
-
-
-def train(data: Path, out: Path, model: str = "msm4sr", *changes: str) -> Path:
-    """The stages of `msm4sr run`, quickly."""
-    quick = ["finetune.epochs=1", "model.dim=16"] if model != "popularity" else []
-    if model == "msm4sr":
-        quick += ["pretrain.epochs=1", "features.visual.kind=pooled"]
-    settings = resolve_settings("seed", model, [*quick, *changes], seed=0)
-    run = plan_run(data, out, settings, "seed", out.parent / "features")
-    dataset = load_run_data(run)
-    network = build_model(settings, dataset, extract_stage(run, dataset))
-    begin_run(run)
-    for stage in ("pretrain", "finetune"):
-        train_stage(run, stage, dataset, network)
-    evaluate_stage(run, dataset, network)
-    return out

@@ -10,6 +10,16 @@ import numpy as np
 import torch
 from builders import every_input, make_model
 
+from msm4sr.experiments.run import (
+    begin_run,
+    build_model,
+    evaluate_stage,
+    extract_stage,
+    load_run_data,
+    plan_run,
+    train_stage,
+)
+from msm4sr.experiments.settings import resolve_settings
 from msm4sr.features.content import Content, ContentEncoder, Encoded
 from msm4sr.features.extract import FeatureSettings
 from msm4sr.models.base import ContentModel, Model
@@ -75,3 +85,19 @@ def slow_scores(recommender: Recommender, history: Sequence[int]) -> torch.Tenso
 
 def new_item(name: str = "n0", title: str | None = None, picture: bytes | None = None, **more: object) -> NewItem:
     return NewItem(name, title or f"Title of {name}", pictures=[picture] if picture else [], **more)  # type: ignore
+
+
+def train(data: Path, out: Path, model: str = "msm4sr", *changes: str) -> Path:
+    """The stages of `msm4sr run`, quickly."""
+    quick = ["finetune.epochs=1", "model.dim=16"] if model != "popularity" else []
+    if model == "msm4sr":
+        quick += ["pretrain.epochs=1", "features.visual.kind=pooled"]
+    settings = resolve_settings("seed", model, [*quick, *changes], seed=0)
+    run = plan_run(data, out, settings, "seed", out.parent / "features")
+    dataset = load_run_data(run)
+    network = build_model(settings, dataset, extract_stage(run, dataset))
+    begin_run(run)
+    for stage in ("pretrain", "finetune"):
+        train_stage(run, stage, dataset, network)
+    evaluate_stage(run, dataset, network)
+    return out

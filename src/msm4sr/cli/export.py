@@ -1,4 +1,4 @@
-"""A prepared folder for other programs."""
+"""A prepared folder, or a run's model, for other programs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from msm4sr.cli.console import Data, console, say_next, told
+from msm4sr.cli.console import Data, RunFolder, console, say_next, told
 
 if TYPE_CHECKING:
     from msm4sr.data.export import Exported
 
-export = typer.Typer(help="Write a prepared folder for other programs.", no_args_is_help=True)
+export = typer.Typer(help="A prepared folder, or a run's model, for other programs.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
 
@@ -35,6 +35,16 @@ def export_recbole(data: Data, out: Out) -> None:
         tell(exported)
         separator = [] if exported.separator == " " else ["--separator", exported.separator]
         say_next("prepare", "recbole", out, "DATA", "--images", data, *separator)
+
+
+@export.command("onnx")
+def export_onnx(run: RunFolder, out: Out) -> None:
+    """A run's model for other programs: the encoders of items and of histories as ONNX, and the catalogue's vectors."""
+    with told("interrupted; nothing was written"):
+        from msm4sr.serving.onnx import export_onnx
+
+        for path in export_onnx(run, out):
+            console.print(f"written  {escape(str(path))}")
 
 
 @export.command("csv")
