@@ -248,9 +248,9 @@ class CausalAttention(nn.Module):
 
     def at(self, x: Tensor, places: Tensor) -> Tensor:
         """What `forward` gives at one place of each row alone: x [B, L, D], places [B] to [B, D]."""
-        own, dim = x[torch.arange(len(x), device=x.device), places], x.shape[2]
+        own, dim = x[torch.arange(x.shape[0], device=x.device), places], x.shape[2]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(own, weight[:dim], bias[:dim]).view(len(x), 1, self.heads, -1).transpose(1, 2)  # [B, heads, 1, d]
+        q = F.linear(own, weight[:dim], bias[:dim]).view(x.shape[0], 1, self.heads, -1).transpose(1, 2)  # [B, heads, 1, d]
         keys = F.linear(x, weight[dim:], bias[dim:])
         k, v = keys.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, L, d]
         visible = torch.arange(x.shape[1], device=x.device) <= places.unsqueeze(1)  # [B, L]
@@ -279,7 +279,7 @@ class TransformerLayer(nn.Module):
 
     def at(self, x: Tensor, places: Tensor) -> Tensor:
         """What `forward` gives at one place of each row alone: [B, D]."""
-        own = x[torch.arange(len(x), device=x.device), places]
+        own = x[torch.arange(x.shape[0], device=x.device), places]
         return self._after(own, self.attention.at(x, places))  # type: ignore[operator]
 
 
