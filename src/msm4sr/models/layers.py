@@ -250,7 +250,9 @@ class CausalAttention(nn.Module):
         """What `forward` gives at one place of each row alone: x [B, L, D], places [B] to [B, D]."""
         own, dim = x[torch.arange(x.shape[0], device=x.device), places], x.shape[2]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(own, weight[:dim], bias[:dim]).view(x.shape[0], 1, self.heads, -1).transpose(1, 2)  # [B, heads, 1, d]
+        q = (
+            F.linear(own, weight[:dim], bias[:dim]).view(x.shape[0], 1, self.heads, -1).transpose(1, 2)
+        )  # [B, heads, 1, d]
         keys = F.linear(x, weight[dim:], bias[dim:])
         k, v = keys.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, L, d]
         visible = torch.arange(x.shape[1], device=x.device) <= places.unsqueeze(1)  # [B, L]

@@ -52,8 +52,9 @@ def top_k(scores: Tensor, k: int) -> list[int]:
     k = min(k, len(scores))
     if k == 0:
         return []
-    least = torch.topk(scores, k, sorted=False).values.min()
-    rows = torch.nonzero((scores >= least) & (scores > -torch.inf)).squeeze(1)  # ascending; more than k with ties
+    least = float(torch.topk(scores, k, sorted=False).values.min())
+    there = scores >= least if least > -torch.inf else scores > -torch.inf
+    rows = torch.nonzero(there).squeeze(1)  # ascending; more than k with ties
     order = torch.sort(scores[rows], descending=True, stable=True).indices[:k]
     found: list[int] = rows[order].tolist()
     return found

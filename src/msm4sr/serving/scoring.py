@@ -39,23 +39,23 @@ def encode_histories(
     modalities = modalities_of(model)
     if by != BOTH and by not in modalities:
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
-    latest = [np.array(history[-model.max_history :], np.int64) for history in histories]
+    latest = [history[-model.max_history :] for history in histories]
     vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(latest)])
     return model.only(vectors, by) if by != BOTH and isinstance(model, ContentModel) else vectors
 
 
-def _encode(model: ProductModel, catalogue: Catalogue, histories: list[np.ndarray]) -> Tensor:
-    lengths = [len(history) for history in histories]
+def _encode(model: ProductModel, catalogue: Catalogue, histories: list[Sequence[int]]) -> Tensor:
     # Equal items are one row of what is gathered: some models count distinct rows.
-    rows, places = np.unique(np.concatenate(histories), return_inverse=True)
-    padded, length = pad_histories(np.split(places, np.cumsum(lengths)[:-1]), model.max_history)  # [B, L]
-    gathered = catalogue.gather(torch.from_numpy(rows))
+    place: dict[int, int] = {}
+    places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in histories]
+    padded, length = pad_histories(places, model.max_history)  # [B, L]
+    gathered = catalogue.gather(torch.tensor(list(place)))
     return model.encode_last(padded, length, gathered.catalogue)
 
 
-def _chunks(histories: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def _chunks(histories: list[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
     """As many at a time as have `SLOTS_AT_ONCE` slots, padding counted."""
-    chunk: list[np.ndarray] = []
+    chunk: list[Sequence[int]] = []
     longest = 0
     for history in histories:
         longest = max(longest, len(history))
