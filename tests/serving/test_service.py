@@ -346,8 +346,12 @@ def test_the_parts_of_a_score_sum_to_it_and_are_what_they_are_called(similarity:
     if similarity == "dot":
         prefix = model.encode_histories(torch.tensor([[3, 1, 5]]), model.encode_items())[0, -1].view(2, -1)
         told = recommender.explain(HISTORY, "i0")
-        assert told.parts["text"] == pytest.approx(float(prefix[0] @ model.encode_content("text")[0]), abs=1e-5)
-        assert told.parts["id"] == pytest.approx(float(prefix.sum(0) @ model.item_embedding.weight[0]), abs=1e-5)
+        assert told.parts["text"] == pytest.approx(
+            float((prefix[0] @ model.encode_content("text")[0]).detach()), abs=1e-5
+        )
+        assert told.parts["id"] == pytest.approx(
+            float((prefix.sum(0) @ model.item_embedding.weight[0]).detach()), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
