@@ -1,57 +1,145 @@
-"""What a load generator asks of a service; `serving.py` and `soak.py` start it.
+"""Requests that are sent at fixed times, and how long each took: a process of its own, by Locust's fast client.
 
-    HISTORIES=histories.json locust -f benchmarks/load.py --headless --host http://127.0.0.1:8000 -u 50 -r 50 -t 30s
+    python benchmarks/load.py http://127.0.0.1:8000 REQUESTS.jsonl --rate 300 --seconds 20
 
-histories.json is a list of histories (item ids). The users ask at RATE requests a second altogether, at times that are
-drawn; who waits for an answer when the next is due makes up for it. MIX=1 asks for explanations, similar items and
-pages too.
+A line of the file is a request, `["POST", "/recommend", {"history": ["1", "2"]}]` or `["GET", "/health"]`; they are
+taken in turn. `run_load` of this module writes the file, starts the process and reads what it prints.
+
+At a rate, request n is due at n / rate seconds, whatever became of those before it, and its time counts from when it
+was due: a server that falls behind is not asked less often, and its delay is not left out ("coordinated omission").
+Without a rate, each of the connections asks again as soon as it is answered. The first seconds warm up and are not
+counted.
+Prints a line of JSON, a `Load`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
-import random
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
+from subprocess import PIPE, Popen
+from tempfile import NamedTemporaryFile
+from typing import Annotated, Any
 
-from locust import FastHttpUser, task
-
-HISTORIES: list[list[str]] = json.loads(Path(os.environ["HISTORIES"]).read_text())
-MIX = int(os.environ.get("MIX", "0"))
-EACH = float(os.environ.get("RATE", "300")) / float(os.environ.get("USERS", "50"))
-random.seed(0)
+import numpy as np
+import orjson
+import typer
 
 
-class Visitor(FastHttpUser):
-    due = 0.0
+@dataclass(frozen=True)
+class Load:
+    """What came of a load. Times are milliseconds, from when a request was due until its answer had come."""
 
-    def wait_time(self) -> float:
-        """Until the next request is due: by chance, so that users do not come all at once."""
-        now = time.monotonic()
-        self.due = max(self.due or now, now - 1.0) + random.expovariate(EACH)
-        return max(0.0, self.due - now)
+    requests: int
+    failed: int
+    per_second: float
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+    generator_cpu: float
+    """CPU milliseconds of this process a request."""
 
-    @task(40)
-    def recommend(self) -> None:
-        self.client.post("/recommend", json={"history": random.choice(HISTORIES), "k": 10})
 
-    @task(2 * MIX)
-    def recommend_with_reasons(self) -> None:
-        body = {"history": random.choice(HISTORIES)[-10:], "k": 12, "reasons": True}
-        self.client.post("/recommend", json=body, name="/recommend with reasons")
+Request = tuple[str, str] | tuple[str, str, dict[str, Any]]
+"""Method, path and a body for JSON."""
 
-    @task(MIX)
-    def explain(self) -> None:
-        history = random.choice(HISTORIES)[-20:]
-        self.client.post("/explain", json={"history": history, "item_id": history[0]})
 
-    @task(MIX)
-    def similar(self) -> None:
-        item_id = random.choice(random.choice(HISTORIES))
-        self.client.get(f"/items/{quote(item_id, safe='')}/similar", name="/items/ID/similar")
+def start_load(url: str, requests: Sequence[Request], rate: float, seconds: float, **options: float) -> Popen[str]:
+    """The process; `options` are those of `main`."""
+    with NamedTemporaryFile("wb", suffix=".jsonl", delete=False) as file:
+        file.writelines(orjson.dumps(request) + b"\n" for request in requests)
+    given = {"rate": rate, "seconds": seconds} | options
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", f"{value:g}")]
+    return Popen([sys.executable, __file__, url, file.name, *flags], stdout=PIPE, text=True)
 
-    @task(MIX)
-    def wall(self) -> None:
-        self.client.get(f"/?page={random.randint(1, 20)}", name="/")
+
+def read_load(process: Popen[str]) -> Load:
+    """When it is over."""
+    said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the load generator ended with {process.returncode}")
+    return Load(**json.loads(said.splitlines()[-1]))
+
+
+def run_load(url: str, requests: Sequence[Request], rate: float, seconds: float, **options: float) -> Load:
+    return read_load(start_load(url, requests, rate, seconds, **options))
+
+
+def main(
+    url: str,
+    file: Annotated[Path, typer.Argument(help="A request a line.")],
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second; 0: as fast as they are answered.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.1)] = 20,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that, of the same load.")] = 2,
+    connections: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    from locust import FastHttpUser, constant, task
+    from locust.env import Environment
+    from locust.exception import StopUser
+
+    requests = itertools.cycle([_prepared(line) for line in file.read_bytes().splitlines()])
+    numbers = itertools.count()
+    began = time.perf_counter() + 0.5  # when all connections are there
+    counted_from, end = began + warm_up, began + warm_up + seconds
+    taken: list[float] = []
+    failed = 0
+
+    class Asker(FastHttpUser):
+        """One connection."""
+
+        host = url
+        wait_time = constant(0)
+
+        @task
+        def ask(self) -> None:
+            nonlocal failed
+            number = next(numbers)
+            due = began + number / rate if rate else max(began, time.perf_counter())
+            if due >= end:
+                raise StopUser
+            _sleep_until(due)
+            answer = self.client.request(**next(requests))
+            if due >= counted_from:
+                taken.append(time.perf_counter() - due)
+                failed += answer.status_code != 200
+
+    runner = Environment(user_classes=[Asker]).create_local_runner()
+    cpu = time.process_time()
+    runner.start(connections, spawn_rate=connections)
+    _sleep_until(end)
+    while runner.user_count:  # the last ones are still waiting for their answers
+        _sleep_until(time.perf_counter() + 0.05)
+    cpu = (time.process_time() - cpu) / (next(numbers) - connections)
+    print(json.dumps(asdict(summary(taken, failed, seconds, cpu))))
+    sys.stdout.flush()
+    runner.quit()
+
+
+def summary(taken: Sequence[float], failed: int, seconds: float, cpu: float) -> Load:
+    """Of the seconds that requests took, and the CPU seconds of one."""
+    p50, p95, p99, longest = 1000 * np.quantile(taken, [0.5, 0.95, 0.99, 1])
+    return Load(len(taken), failed, len(taken) / seconds, p50, p95, p99, longest, 1000 * cpu)
+
+
+def _prepared(line: bytes) -> dict[str, Any]:
+    """What the client is called with."""
+    method, path, *body = orjson.loads(line)
+    call = {"method": method, "url": path, "name": method}
+    if body:
+        call |= {"data": orjson.dumps(body[0]), "headers": {"Content-Type": "application/json"}}
+    return call
+
+
+def _sleep_until(moment: float) -> None:
+    import gevent
+
+    gevent.sleep(max(0.0, moment - time.perf_counter()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

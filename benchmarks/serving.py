@@ -1,118 +1,134 @@
-"""Latency and throughput of `msm4sr serve`, by locust (pip install 'msm4sr[bench]').
+"""Latency and throughput of `msm4sr serve`, asked by Locust (pip install 'msm4sr[bench]') on the same machine.
 
-    python benchmarks/serving.py --run runs/ml-1m                      # a finished run, histories of its log
-    python benchmarks/serving.py --items 1000000 --index exact         # a generated catalogue
-    python benchmarks/serving.py --items 1000000 --index approximate   # with the recall
+    python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
+    python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
 
-Server and load share the machine. First the asked rate, then as much as comes through with --users at once. A generated
-catalogue has one row of 32 numbers an item and modality, around 1,000 centres, an untrained model, and histories that
-are drawn: its times are real, its recommendations are not.
+Prints a table (Markdown). Each index is first asked by 8 connections as fast as it answers, then at fixed rates, which
+are left out where they are more than it can answer. The time of a request counts from when it was due (see `load.py`).
+Server and load share the machine; what each of them takes of it is in the last columns.
+
+A generated catalogue has one row of 32 numbers an item and modality around 1,000 centres, a model of the preset's sizes
+that nobody trained, and histories that are drawn: its times are real, its recommendations are not. Building the
+approximate index of a million items takes some minutes.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import polars as pl
-import psutil
 import typer
+from load import Request, run_load
 from machine import describe
-from service import Server, print_load, read_load, serving, start_load
+from service import Server, serving
 
 from msm4sr.cli.console import told
 from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import begin_run, open_run, plan_run
+from msm4sr.experiments.run import begin_run, open_run, plan_run, read_item_names
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
 WIDTH, CENTRES = 32, 1000
 ASKED = 2000  # histories
+RATES = (50.0, 100.0, 300.0)  # requests a second
 
 
 @dataclass(frozen=True)
-class Rows:
+class GeneratedRows:
+    """Features of one modality, as a model takes them."""
+
     vectors: np.ndarray
     offsets: np.ndarray
 
 
 def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
-    """A run over items "0", "1", ... that nobody trained, with an empty data set."""
+    """A run over items "0", "1", ... that nobody trained. There is no data set."""
     rng = np.random.default_rng(seed)
     features = {}
     for name in ("text", "visual"):
         centres = rng.standard_normal((CENTRES, WIDTH), dtype=np.float32)
         noise = rng.standard_normal((items, WIDTH), dtype=np.float32)
-        features[name] = Rows(centres[rng.integers(0, CENTRES, items)] + 0.5 * noise, np.arange(items + 1))
-    settings = resolve_settings("best")
+        features[name] = GeneratedRows(centres[rng.integers(0, CENTRES, items)] + 0.5 * noise, np.arange(items + 1))
+    settings = resolve_settings("best", changes=["device.accelerator=cpu"])
     assert isinstance(settings.model, MSM4SRConfig)
     run = plan_run(folder / "data", folder / "run", settings, "best")
     begin_run(run)
-    MSM4SR.from_features(settings.model, features).eval().save_pretrained(run.folder / "model")
+    MSM4SR.from_features(settings.model, features, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
     names = {"item_ids": ids, "titles": [f"Item {item}" for item in ids]}
     (run.folder / "model" / "items.json").write_text(json.dumps(names))
     return run.folder
 
 
-def histories_of(run: Path) -> list[list[str]]:
-    """The histories of some users of the log; drawn ones where there is no log."""
-    rng = np.random.default_rng(0)
+def histories_of(folder: Path) -> list[list[str]]:
+    """Whole histories of some users of the log that a run was trained on; drawn ones where there is no log."""
+    run = open_run(folder)
+    ids, _ = read_item_names(run)
     try:
-        log = read_interactions(open_run(run).data).sort("order", maintain_order=True)
+        log = read_interactions(run.data).filter(pl.col("item_id").is_in(ids)).sort("order", maintain_order=True)
     except InputError:
-        ids = json.loads((run / "model" / "items.json").read_text())["item_ids"]
+        rng = np.random.default_rng(0)
         return [[ids[item] for item in rng.integers(0, len(ids), rng.integers(1, 100))] for _ in range(ASKED)]
-    users = log["user_id"].unique(maintain_order=True).sample(fraction=1, shuffle=True, seed=0).head(ASKED)
-    taken = log.filter(pl.col("user_id").is_in(users.implode())).group_by("user_id").agg("item_id")
-    return [history[-200:] for history in taken["item_id"].to_list()]
+    users = log["user_id"].unique(maintain_order=True)
+    chosen = users.sample(min(ASKED, len(users)), shuffle=True, seed=0)
+    taken = log.filter(pl.col("user_id").is_in(chosen.implode()))
+    histories: list[list[str]] = taken.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
+    return [histories[place] for place in np.random.default_rng(0).permutation(len(histories))]
 
 
-def measure(server: Server, histories: list[list[str]], rate: float, seconds: float, users: int) -> None:
+def measure(server: Server, histories: Sequence[Sequence[str]], rates: Sequence[float], seconds: float) -> None:
+    """Rows of the table for one server."""
+    requests: list[Request] = [("POST", "/recommend", {"history": history, "k": 10}) for history in histories]
     ready = server.client.get("/ready").json()
-    recall = "" if ready["recall"] is None else f", recall@20 {ready['recall']:.3f}"
-    print(f"{ready['items']:,} items, {ready['index']}{recall}")
-    read_load(start_load(server.url, histories, rate, min(5.0, seconds), users))  # warms up
-    for words, asked, at_once in (
-        (f"{rate:g} requests/s asked for:", rate, users),
-        ("as many as come through:", 1e6, 8),
-    ):
-        before = cpu_seconds(server)
-        found = read_load(start_load(server.url, histories, asked, seconds, at_once))
-        each = (cpu_seconds(server) - before) / sum(one.requests for one in found)
-        print(words)
-        print_load(found)
-        print(f"{each * 1e3:.2f} ms of CPU time a request")
-
-
-def cpu_seconds(server: Server) -> float:
-    """What the server and its workers have used so far."""
-    family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-    return sum(one.cpu_times().user + one.cpu_times().system for one in family)
+    recall = "" if ready["recall"] is None else f"{ready['recall']:.3f}"
+    most = 0.0
+    for rate in (0.0, *sorted(rates)):
+        what = f"| {ready['items']:,} | {ready['index']} | {recall} | {f'{rate:g}' if rate else 'as fast as answered'}"
+        if rate and rate > most:
+            print(f"{what} | more than it answers | | | | | | | |", flush=True)
+            continue
+        before = server.cpu()
+        warm_up = 2.0
+        load = run_load(server.url, requests, rate, seconds, warm_up=warm_up, connections=64 if rate else 8)
+        most = most or load.per_second
+        cpu = 1000 * (server.cpu() - before) / (load.requests * (1 + warm_up / seconds))
+        print(
+            f"{what} | {load.per_second:.0f} requests/s | {load.p50:.1f} | {load.p95:.1f} | {load.p99:.1f} "
+            f"| {load.longest:.1f} | {load.failed} | {cpu:.2f} | {load.generator_cpu:.2f} |",
+            flush=True,
+        )
 
 
 def main(
     run: Annotated[Path | None, typer.Option(help="A finished run.")] = None,
     items: Annotated[int | None, typer.Option(min=100, help="Of a generated catalogue.")] = None,
-    index: Annotated[Literal["auto", "exact", "approximate"], typer.Option()] = "auto",
-    rate: Annotated[float, typer.Option(help="Requests a second.")] = 300,
-    seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 30,
+    index: Annotated[list[str] | None, typer.Option(help="exact or approximate; both for a generated one.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; 50, 100 and 300 if not said.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 30,
     workers: Annotated[int, typer.Option(min=1)] = 1,
-    users: Annotated[int, typer.Option(min=1, help="Connections.")] = 50,
 ) -> None:
     with told(), tempfile.TemporaryDirectory() as scratch:
         if (run is None) == (items is None):
             raise InputError("name either a run (--run) or the size of a generated catalogue (--items)")
         folder = run if run is not None else generate_run(Path(scratch), items or 0)
-        print(f"{describe()}; {workers} worker{'s' if workers > 1 else ''}")
-        options = ("--index", index, "--workers", str(workers))
-        with serving(folder, Path(scratch) / "state", *options) as server:
-            measure(server, histories_of(folder), rate, seconds, users)
+        histories = histories_of(folder)
+        lengths = np.mean([len(history) for history in histories])
+        print(f"{describe()}; workers {workers}; {len(histories):,} histories of {lengths:.0f} items on average\n")
+        print(
+            "| items | index | recall@20 | asked, requests/s | answered | p50, ms | p95, ms | p99, ms | longest, ms "
+            "| failed | server's CPU, ms a request | load's CPU, ms a request |\n" + "|---" * 3 + "|--:" * 9 + "|"
+        )
+        for kind in index or (["auto"] if run is not None else ["exact", "approximate"]):
+            options = ("--index", kind, "--workers", str(workers))
+            with serving(folder, Path(scratch) / f"state-{kind}", *options) as server:
+                measure(server, histories, rate or RATES, seconds)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """A service under mixed load while items come and go, then killed: is memory flat, did a request fail, is all there?
 
-    python benchmarks/soak.py --run runs/ml-1m --minutes 10
+    python benchmarks/soak.py --run runs/ml-1m               # 10 minutes; a table, and docs/images/soak.png
+    python benchmarks/soak.py --run runs/ml-1m --minutes 1   # to see that it works
 
-locust recommends, explains and looks at pages; beside it, items with a picture are added (every --every seconds) and
-two of three removed again. Memory is that of all processes of the server, every ten seconds. At the end the server is
-killed with SIGKILL and started again on the same state.
+Locust asks for recommendations, reasons, explanations, similar items, batches and pages at a steady rate. Beside it an
+item with a picture is added every --every seconds, and must be recommendable at once; from 100 of them on the oldest is
+removed for each that comes, and now and then an item of the run. Memory is the resident memory of all processes of the
+server (what they share counts for each), every ten seconds. At the end the server is killed by SIGKILL and started
+again on the same state: every item that was added must be found, every one that was removed must not. It ends with
+code 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -12,80 +16,198 @@ from __future__ import annotations
 import io
 import tempfile
 import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
-import psutil
 import typer
+from load import Request, read_load, start_load
 from machine import describe
+from matplotlib.figure import Figure
+from options import Plot
 from PIL import Image
-from service import Server, print_load, read_load, serving, start_load
+from service import Server, serving
 from serving import histories_of
 
 from msm4sr.cli.console import told
+from msm4sr.errors import InputError
 
 SAMPLE = 10.0  # seconds between two looks at memory
+AT_MOST = 100  # added items that are there at a time
+OF_THE_RUN = 20  # items of the run that are removed
 
 
-def memory(server: Server) -> float:
-    """MiB of the server and its workers that no other process shares."""
-    family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-    return sum(one.memory_full_info().uss for one in family) / 2**20
+@dataclass(frozen=True)
+class Sample:
+    """What was there at a moment."""
+
+    seconds: float
+    memory: float
+    added: int
+    removed: int
 
 
-def picture(number: int) -> bytes:
-    rng = np.random.default_rng(number)
-    small = Image.fromarray(rng.integers(0, 256, (12, 8, 3), dtype=np.uint8)).resize((300, 450))
+@dataclass
+class Changes:
+    """What was done to the items, and what of it went wrong."""
+
+    server: Server
+    history: Sequence[str]
+    of_the_run: Sequence[str]
+    there: deque[str] = field(default_factory=deque)
+    gone: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    number: int = 0
+
+    def step(self) -> None:
+        """Add an item; where there are enough, remove the oldest; sometimes remove one of the run."""
+        item_id, self.number = f"soak-{self.number}", self.number + 1
+        fields = {
+            "item_id": item_id,
+            "title": f"Thing number {self.number}",
+            "text": "It came while others were asked.",
+        }
+        files = {"pictures": ("picture.jpg", picture(self.number), "image/jpeg")}
+        self._expect(201, self.server.client.post("/items", data=fields, files=files))
+        self.there.append(item_id)
+        if recommended(self.server, self.history, [item_id]) != {item_id}:
+            self.failed.append(f"{item_id} was not recommended at once")
+        if len(self.there) > AT_MOST:
+            self._remove(self.there.popleft())
+        if self.number % 10 == 0 and self.number // 10 <= len(self.of_the_run):
+            self._remove(self.of_the_run[self.number // 10 - 1])
+
+    def _remove(self, item_id: str) -> None:
+        self._expect(204, self.server.client.delete(f"/items/{quote(item_id, safe='')}"))
+        self.gone.append(item_id)
+
+    def _expect(self, status: int, answer: Any) -> None:
+        if answer.status_code != status:
+            self.failed.append(f"{answer.status_code} in place of {status}: {answer.text[:200]}")
+
+
+def picture(seed: int) -> bytes:
+    """A JPEG of coloured patches."""
+    patches = np.random.default_rng(seed).integers(0, 256, (12, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG")
+    Image.fromarray(patches).resize((300, 450)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
+def recommended(server: Server, history: Sequence[str], candidates: Sequence[str]) -> set[str]:
+    """Which of the candidates can be recommended."""
+    body = {"history": list(history), "candidates": list(candidates), "k": min(200, len(candidates))}
+    answer = server.client.post("/recommend", json=body).json()
+    return {item["item_id"] for item in answer["items"]}
+
+
+def mixed_requests(histories: Sequence[Sequence[str]]) -> list[Request]:
+    """Four fifths plain recommendations, the rest of every other kind."""
+    rng = np.random.default_rng(0)
+    requests: list[Request] = []
+    for history in map(list, histories):
+        item = quote(history[-1], safe="")
+        others: list[Request] = [
+            ("POST", "/recommend", {"history": history[-10:], "k": 12, "reasons": True}),
+            ("POST", "/recommend/batch", {"histories": [history[:-1] or history, history]}),
+            ("POST", "/explain", {"history": history[-20:], "item_id": history[0]}),
+            ("GET", f"/items/{item}/similar"),
+            ("GET", f"/items/{item}"),
+            ("GET", "/"),
+        ]
+        drawn = int(rng.integers(0, 5 * len(others)))
+        requests.append(others[drawn] if drawn < len(others) else ("POST", "/recommend", {"history": history}))
+    return requests
+
+
+def soak(
+    server: Server, histories: Sequence[Sequence[str]], minutes: float, rate: float, every: float
+) -> tuple[list[Sample], Changes]:
+    """Load and changes until the time is over; prints what it sees, raises InputError where anything failed."""
+    items = [item for history in histories for item in history]
+    of_the_run = list(dict.fromkeys(items))[:OF_THE_RUN]
+    asked = [kept for history in histories if (kept := [item for item in history if item not in of_the_run])]
+    changes = Changes(server, asked[0][:20], of_the_run)
+    load = start_load(server.url, mixed_requests(asked), rate, 60 * minutes, warm_up=0, connections=32)
+    samples: list[Sample] = []
+    began = time.monotonic()
+    print("| seconds | memory, MiB | added items | removed |\n|--:|--:|--:|--:|")
+    while load.poll() is None:
+        seconds = time.monotonic() - began
+        if seconds >= SAMPLE * len(samples):
+            samples.append(Sample(seconds, server.memory(), len(changes.there), len(changes.gone)))
+            print("| {seconds:.0f} | {memory:.0f} | {added} | {removed} |".format(**vars(samples[-1])), flush=True)
+        changes.step()
+        time.sleep(max(0.0, every * changes.number - (time.monotonic() - began)))
+    result = read_load(load)
+    print(
+        f"\n{result.requests:,} requests at {rate:g} requests/s, {result.failed} failed; p50 {result.p50:.0f} ms, "
+        f"p99 {result.p99:.0f} ms, longest {result.longest:.0f} ms; {changes.number} items added, "
+        f"{len(changes.gone)} removed, {len(changes.failed)} failed\n{growth(samples)}"
+    )
+    if result.failed or changes.failed:
+        raise InputError("; ".join(["requests failed", *changes.failed[:3]]))
+    return samples, changes
+
+
+def check_all_is_there(server: Server, changes: Changes) -> None:
+    """Raises InputError for an added item that is lost, and for a removed one that is back."""
+    there, gone = list(changes.there), changes.gone
+    lost = [item for item in there if status(server, item) != 200]
+    back = [item for item in gone if status(server, item) != 404]
+    found = recommended(server, changes.history, [*there, *gone])
+    print(
+        f"after the kill {len(there) - len(lost)} of {len(there)} added items are there, {len(found & set(there))} are "
+        f"recommended; of {len(gone)} removed ones {len(back)} are back, {len(found & set(gone))} are recommended"
+    )
+    if lost or back or found != set(there):
+        raise InputError(f"lost: {lost[:5]}, back: {back[:5]}, recommended wrongly: {sorted(found ^ set(there))[:5]}")
+
+
+def status(server: Server, item_id: str) -> int:
+    return server.client.get(f"/items/{quote(item_id, safe='')}").status_code
+
+
+def growth(samples: Sequence[Sample]) -> str:
+    """The trend of memory over the second half, when all is warm and as many items come as go."""
+    late = samples[len(samples) // 2 :]
+    if len(late) < 3:
+        return "memory: too short to say"
+    slope = np.polyfit([s.seconds / 60 for s in late], [s.memory for s in late], 1)[0]
+    return f"memory: {late[0].memory:.0f} MiB at half time, {late[-1].memory:.0f} at the end, {slope:+.1f} MiB a minute"
+
+
+def plot(samples: Sequence[Sample], file: Path) -> None:
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    panel = figure.subplots()
+    panel.plot([s.seconds / 60 for s in samples], [s.memory for s in samples])
+    panel.set(xlabel="minutes", ylabel="resident memory of all processes, MiB", ylim=(0, None))
+    panel.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
 def main(
-    run: Annotated[Path, typer.Option(help="A finished run.")],
-    minutes: float = 10,
-    rate: Annotated[float, typer.Option(help="Requests a second.")] = 50,
-    every: Annotated[float, typer.Option(help="Seconds between two new items.")] = 1.0,
-    workers: int = 2,
+    run: Annotated[Path, typer.Option(help="A finished run that takes new items.")],
+    minutes: Annotated[float, typer.Option(min=0.1)] = 10,
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second.")] = 50,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two new items.")] = 1,
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+    out: Plot = Path("docs/images/soak.png"),
 ) -> None:
     with told(), tempfile.TemporaryDirectory() as scratch:
         state, options = Path(scratch) / "state", ("--workers", str(workers))
-        there: set[str] = set()
-        gone: set[str] = set()
-        failed: list[str] = []
-        print(f"{describe()}; {workers} workers, {rate:g} requests/s, an item every {every:g} s")
+        print(f"{describe()}; {workers} workers, {rate:g} requests/s, an item every {every:g} s\n")
         with serving(run, state, *options) as server:
-            load = start_load(server.url, histories_of(run), rate, 60 * minutes, users=16, mix=True)
-            began, looked, number = time.monotonic(), -SAMPLE, 0
-            while load.poll() is None:
-                now = time.monotonic() - began
-                if now - looked >= SAMPLE:
-                    looked = now
-                    print(f"{now:6.0f} s  {memory(server):8.0f} MiB  {len(there)} items added, {len(gone)} removed")
-                data = {"item_id": f"soak-{number}", "title": f"A thing number {number}"}
-                files = {"pictures": ("a.jpg", picture(number), "image/jpeg")}
-                answer = server.client.post("/items", data=data, files=files)
-                (there.add(f"soak-{number}") if answer.status_code == 201 else failed.append(answer.text))
-                if number % 3 and (victim := f"soak-{number - 1}") in there:
-                    answer = server.client.delete(f"/items/{victim}")
-                    if answer.status_code != 204:
-                        failed.append(answer.text)
-                    there.discard(victim)
-                    gone.add(victim)
-                number += 1
-                time.sleep(max(0.0, every * number - (time.monotonic() - began)))
-            print_load(read_load(load))
-            print(f"{memory(server):.0f} MiB at the end; {len(failed)} changes failed {failed[:3]}")
+            samples, changes = soak(server, histories_of(run), minutes, rate, every)
             server.kill()
+        plot(samples, out)
         with serving(run, state, *options) as server:
-            lost = [item for item in there if server.client.get(f"/items/{item}").status_code != 200]
-            back = [item for item in gone if server.client.get(f"/items/{item}").status_code != 404]
-            print(
-                f"after the kill: {len(there) - len(lost)} of {len(there)} added items there, {len(back)} removed back"
-            )
-            if lost or back or failed:
-                raise typer.Exit(1)
+            check_all_is_there(server, changes)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,18 @@ def test_one_pass_over_a_history_gives_the_scores_after_each_of_its_prefixes(nam
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
+@pytest.mark.parametrize("ends", [[4, 4, 4], [1, 2, 4], [3, 1, 1]])
+def test_the_vector_of_whole_histories_is_that_of_their_last_prefix(name: str, ends: list[int]) -> None:
+    model = make_model(name).eval()
+    lengths = torch.tensor(ends)
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        prefixes = model.encode_histories(ROWS, catalogue)  # [B, L, Q]
+        last = model.encode_last(ROWS, lengths, catalogue)
+    torch.testing.assert_close(last, prefixes[torch.arange(3), lengths - 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
 def test_the_latest_item_of_a_history_matters(name: str) -> None:
     model = make_model(name).eval()
     other = torch.tensor([[1, 5, 0, 8]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
 import os
@@ -43,7 +44,7 @@ from msm4sr.serving.site import add_pages
 ENVIRONMENT = "MSM4SR_SERVE"  # where the command leaves the settings for its workers, as JSON
 LOOK_EVERY = 1.0  # seconds between two looks for a newer run
 AT_ONCE = 1 << 22  # products that are computed between two requests; more go to a thread
-LONG_HISTORY = 100  # items, likewise
+MANY, LONG_HISTORY = 8, 200  # histories, and items of one that are read, likewise
 
 T = TypeVar("T")
 ItemPath = Annotated[str, Path(min_length=1, max_length=LONGEST_ID, description="The item's id.")]
@@ -65,8 +66,8 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
 
     parent: the process that watches over this one; where it is gone, this one ends as well.
     """
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // settings.workers)))
     service = Service(settings)
+    torch.set_num_threads(_threads(service))
     metrics = Metrics()
     app = FastAPI(
         title="msm4sr",
@@ -100,10 +101,27 @@ async def _lifespan(service: Service, metrics: Metrics, parent: int | None, app:
         await asyncio.wait([warming])
 
 
+def _threads(service: Service) -> int:
+    """Threads of a product: more than one only wait for each other, unless the catalogue is large and all compared."""
+    if _compared(service.recommender) <= AT_ONCE:
+        return 1
+    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // service.settings.workers))
+
+
+def _compared(recommender: Recommender) -> int:
+    """Numbers that each history is multiplied with."""
+    return 0 if recommender.index is not None else recommender.catalogue.base.vectors.keys.numel()
+
+
 def _warm(service: Service) -> None:
     encoder = service.recommender.encoder
     if encoder is not None:
         encoder.warm()
+    # What has been loaded stays. Were it not set apart, Python would go through all of it now and then while requests
+    # wait, 0.1 s for 3,000 items. What an older run has left goes.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 async def _watch(service: Service, metrics: Metrics, parent: int | None) -> None:
@@ -160,12 +178,14 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     async def answer(work: Callable[[], T], recommender: Recommender, products: int) -> T:
         """At once where it is quick; a thread costs more than a small product."""
-        if products * recommender.catalogue.base.vectors.keys.numel() <= AT_ONCE:
+        if products <= MANY and products * _compared(recommender) <= AT_ONCE:
             return work()
         return await anyio.to_thread.run_sync(work)
 
-    def quick(how: How, histories: list[list[str]]) -> int:
-        slow = how.reasons or how.categories or max(map(len, histories)) > LONG_HISTORY
+    def products(how: How, recommender: Recommender, histories: list[list[str]]) -> int:
+        """How often as much is to be done as for a history of usual length."""
+        read = min(max(map(len, histories)), recommender.model.max_history)
+        slow = how.reasons or how.categories or read > LONG_HISTORY
         return 1 << 30 if slow else len(histories)
 
     def shown(found: Recommendations) -> dict[str, Any]:
@@ -189,7 +209,7 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         check_sizes(settings, body, [body.history])
         recommender = service.recommender
         work = partial(recommender.recommend, body.history, **options(body))
-        found = await answer(work, recommender, quick(body, [body.history]))
+        found = await answer(work, recommender, products(body, recommender, [body.history]))
         metrics.unknown.inc(len(found.unknown))
         return _json(shown(found))
 
@@ -199,7 +219,7 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         check_sizes(settings, body, body.histories)
         recommender = service.recommender
         work = partial(recommender.recommend_batch, body.histories, **options(body))
-        found = await answer(work, recommender, quick(body, body.histories))
+        found = await answer(work, recommender, products(body, recommender, body.histories))
         return _json({"results": [shown(one) for one in found]})
 
     @app.post("/explain", response_model=ExplanationOut, tags=["recommend"], responses=described(404))

@@ -155,8 +155,10 @@ class Catalogue:
         """The rows of a history's items, in its order, and the ids that are unknown. InputError where none is known."""
         if not history:
             raise InputError(f"{where}the history is empty: give at least one item id")
-        rows = [self.row(item_id) for item_id in history]
+        rows = self._rows(history)
         known = [row for row in rows if row is not None]
+        if len(known) == len(rows):
+            return known, []
         unknown = dict.fromkeys(item_id for item_id, row in zip(history, rows, strict=True) if row is None)
         if not known:
             example = next(iter(unknown))[:200]
@@ -165,6 +167,12 @@ class Catalogue:
                 "one that is"
             )
         return known, list(unknown)
+
+    def _rows(self, item_ids: Sequence[str]) -> list[int | None]:
+        """`row` of each; histories are long."""
+        old, new, removed = self.base.rows, self.added_rows, self.removed
+        rows = [new.get(item_id, old.get(item_id)) for item_id in item_ids]
+        return [None if row in removed else row for row in rows] if removed else rows
 
     def item_id(self, row: int) -> str:
         n = len(self.base)
@@ -209,6 +217,16 @@ class Catalogue:
             found.catalogue[new] = self.vectors.catalogue[late]
             found.keys[new] = self.vectors.keys[late]
             found.present[new] = self.vectors.present[late]
+        return found
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """`gather(rows).catalogue` alone: [n, M, D]."""
+        n = len(self.base)
+        if not self.added:
+            return self.base.vectors.catalogue[rows]
+        late = rows >= n
+        found = self.base.vectors.catalogue[rows.clamp(max=n - 1)]
+        found[late] = self.vectors.catalogue[rows[late] - n]
         return found
 
     def score(self, query: Tensor) -> Tensor:

@@ -49,8 +49,7 @@ def _encode(model: ProductModel, catalogue: Catalogue, histories: list[Sequence[
     place: dict[int, int] = {}
     places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in histories]
     padded, length = pad_histories(places, model.max_history)  # [B, L]
-    gathered = catalogue.gather(torch.tensor(list(place)))
-    return model.encode_last(padded, length, gathered.catalogue)
+    return model.encode_last(padded, length, catalogue.inputs(torch.tensor(list(place))))
 
 
 def _chunks(histories: list[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

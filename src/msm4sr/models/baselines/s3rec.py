@@ -85,6 +85,10 @@ class S3Rec(CategoryModel):
         """Item rows [B, L] to a vector for each prefix [B, L, D]."""
         return self.transformer(take(catalogue, histories).squeeze(2))  # type: ignore[no-any-return]
 
+    def encode_last(self, histories: Tensor, lengths: Tensor, catalogue: Tensor) -> Tensor:
+        """[B, D]."""
+        return self.transformer.last(take(catalogue, histories).squeeze(2), lengths)
+
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[N, D]."""
         return catalogue.squeeze(1)
