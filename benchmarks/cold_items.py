@@ -79,8 +79,8 @@ def untrained(run: Path, out: Path) -> None:
         shutil.copy(run / "model" / "items.json", folder / "model")
 
 
-def pairs_of(data: Path, held_out: Sequence[str]) -> list[Pair]:
-    """What each person had taken before each of these items, the others of them left out."""
+def pairs_of(data: Path, held_out: Sequence[str], before: int = BEFORE) -> list[Pair]:
+    """What each person had taken before each of these items (the others of them left out), `before` items at least."""
     cold = set(held_out)
     log = read_interactions(data).sort("order", maintain_order=True)
     pairs = []
@@ -89,7 +89,7 @@ def pairs_of(data: Path, held_out: Sequence[str]) -> list[Pair]:
         for item in items:
             if item not in cold:
                 warm.append(item)
-            elif len(warm) >= BEFORE:
+            elif len(warm) >= before:
                 pairs.append((warm[-LATEST:], item))
     return pairs
 

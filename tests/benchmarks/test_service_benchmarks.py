@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from cold_items import choose, pairs_of
+from cold_items import choose, interval, pairs_of
+from load import summary
 from serving import generate_run, histories_of
+from soak import Sample, growth
 
+from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
 from msm4sr.serving.recommender import Recommender
 
@@ -31,16 +37,37 @@ def write_shop(folder: Path) -> Path:
     return folder
 
 
-def test_held_out_are_items_with_text_and_picture_that_were_taken_neither_rarely_nor_by_all(tmp_path: Path) -> None:
+def test_held_out_are_items_with_text_and_picture_that_were_taken_often_enough(tmp_path: Path) -> None:
     shop = write_shop(tmp_path / "shop")
-    assert choose(shop, 1, 0) == ["a"]
-    with pytest.raises(InputError, match="1 items have text, picture and 20 to 200 interactions, not 2"):
-        choose(shop, 2, 0)
+    assert choose(shop, 1, least=20, seed=0) == ["a"]
+    with pytest.raises(InputError, match="1 items have text, picture and 20 interactions, not 2"):
+        choose(shop, 2, least=20, seed=0)
 
 
 def test_a_history_is_what_came_before_without_held_out_items(tmp_path: Path) -> None:
-    pairs = pairs_of(write_shop(tmp_path / "shop"), ["a", "b"])
-    assert pairs == [(["x"], "a")] * 30  # nothing comes before "b"
+    shop = write_shop(tmp_path / "shop")
+    assert pairs_of(shop, ["a", "b"], before=1) == [(["x"], "a")] * 30  # nothing comes before "b"
+    assert pairs_of(shop, ["a", "b"], before=2) == []
+
+
+def test_an_interval_is_wide_where_few_items_decide() -> None:
+    items = np.repeat(["a", "b", "c", "d"], 100)
+    alike, one = np.tile([True, False], 200), items == "a"
+    assert interval(alike, items) == (0.5, 0.5)
+    low, high = interval(one, items)
+    assert low == 0 < 0.25 < 0.5 <= high
+
+
+def test_memory_that_grows_is_told() -> None:
+    told = growth([Sample(10 * n, 500 + 2 * n, 0, 0) for n in range(12)])
+    assert told == "memory: 512 MiB at half time, 522 at the end, +12.0 MiB a minute"
+
+
+def test_the_times_of_a_load_are_its_quantiles() -> None:
+    load = summary([n / 1000 for n in range(1, 101)], failed=2, seconds=10, cpu=0.001)
+    assert (load.requests, load.failed, load.per_second, load.longest) == (100, 2, 10, 100)
+    assert load.p50 == pytest.approx(50.5)
+    assert load.p99 == pytest.approx(99, abs=0.1)
 
 
 def test_a_generated_catalogue_is_a_run_that_recommends(tmp_path: Path) -> None:
@@ -51,11 +78,46 @@ def test_a_generated_catalogue_is_a_run_that_recommends(tmp_path: Path) -> None:
     assert {item for history in histories for item in history} <= set(recommender.catalogue.base.item_ids)
 
 
+def run(script: str, *options: str) -> str:
+    """What it printed."""
+    if find_spec("locust") is None:  # not importorskip: importing it changes sockets, locks and threads everywhere
+        pytest.skip("locust is not installed")
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_a_generated_catalogue_is_served_and_measured() -> None:
-    pytest.importorskip("locust")
-    command = [sys.executable, "benchmarks/serving.py", "--items", "300", "--index", "approximate"]
-    done = subprocess.run([*command, "--seconds", "2", "--rate", "20"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "300 items, approximate, recall@20" in done.stdout
-    assert done.stdout.count(" 0 failed") == 2
+    printed = run("serving.py", "--items", "300", "--seconds", "2", "--rate", "20")
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| 300 ")]
+    assert [row[1].strip() for row in rows] == ["exact", "exact", "approximate", "approximate"]
+    assert [row[9].strip() for row in rows] == ["0"] * 4  # failed
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of an experiment with held-out items, and what was printed."""
+    folder = tmp_path_factory.mktemp("cold")
+    generate_toyshop(folder / "shop", users=60, items=60)
+    options = ["--data", f"{folder}/shop", "--out", f"{folder}/out", "--items", "3", "--least", "3"]
+    quick = ["pretrain.max_steps=2", "finetune.max_steps=2", "features.visual.kind=pooled", "model.dim=16"]
+    return folder / "out", run("cold_items.py", *options, *(f"--set={change}" for change in quick))
+
+
+@pytest.mark.slow
+def test_items_that_were_held_out_are_added_and_counted(cold: tuple[Path, str]) -> None:
+    counts = re.findall(r"^\| (trained|untrained) \| (\d+) of (\d+) \| (\d\.\d+) ", cold[1], re.MULTILINE)
+    assert [name for name, *_ in counts] == ["trained", "untrained"]
+    assert all(float(share) == pytest.approx(int(hits) / int(all_), abs=1e-3) for _, hits, all_, share in counts)
+
+
+@pytest.mark.slow
+def test_the_soak_finds_after_the_kill_what_was_added(cold: tuple[Path, str], tmp_path: Path) -> None:
+    options = ["--run", f"{cold[0]}/run", "--minutes", "0.2", "--rate", "10", "--out", f"{tmp_path}/soak.png"]
+    printed = run("soak.py", *options)
+    assert ", 0 failed; p50" in printed
+    assert re.search(r"after the kill (\d+) of \1 added items are there, \1 are recommended", printed)
+    assert (tmp_path / "soak.png").exists()

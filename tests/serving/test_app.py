@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,53 @@ def test_a_malformed_upload_is_a_problem_of_the_sender(client: TestClient, kind:
     answer = client.post("/items", content=body, headers={"Content-Type": content_type})
     assert answer.headers["content-type"] == "application/problem+json"
     assert 400 <= answer.status_code < 500
+
+
+def png_bomb() -> bytes:
+    """40,000 x 40,000 pixels, as its head says, in some bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 100_000)) + chunk(b"IEND", b"")
+
+
+def gif() -> bytes:
+    buffer = io.BytesIO()
+    frames = [Image.new("P", (20, 20), number) for number in range(3)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><rect width="9" height="9"/></svg>'
+
+
+@pytest.mark.parametrize(
+    ("files", "status"),
+    [
+        ([("a.png", png_bomb(), "image/png")], 422),
+        ([("a.jpg", jpeg()[:-200], "image/jpeg")], 422),
+        ([("a.svg", SVG, "image/svg+xml")], 422),
+        ([("a.jpg", b"", "image/jpeg")], 422),
+        ([("a.png", b"\x89PNG\r\n\x1a\n", "image/png")], 422),
+        ([(f"{n}.jpg", jpeg(), "image/jpeg") for n in range(100)], 422),
+        ([("a" * 10_000, jpeg(), "image/jpeg")], 400),
+        ([("../../a.jpg", jpeg(), "application/x-sh")], 201),  # what it is called, and said to be, is not looked at
+        ([("a.gif", gif(), "image/gif")], 201),
+    ],
+    ids=["bomb", "cut short", "svg", "empty", "head alone", "100", "long name", "wrong type", "gif"],
+)
+def test_of_pictures_those_that_can_be_read_are_taken(
+    client: TestClient, files: list[tuple[str, bytes, str]], status: int
+) -> None:
+    answer = client.post("/items", data={"item_id": "n", "title": "A"}, files=[("pictures", file) for file in files])
+    if status == 201:
+        assert answer.json()["pictures"] == 1
+        assert client.delete("/items/n").status_code == 204
+    else:
+        assert_problem(answer, status, "picture" if status == 422 else "header")
+    assert client.get("/items/n").status_code == 404
 
 
 def test_a_body_without_a_length_is_bounded_too(client: TestClient) -> None:
