@@ -267,7 +267,7 @@ def test_of_pictures_those_that_can_be_read_are_taken(
         assert answer.json()["pictures"] == 1
         assert client.delete("/items/n").status_code == 204
     else:
-        assert_problem(answer, status, "picture" if status == 422 else "header")
+        assert_problem(answer, status, "picture" if status == 422 else "multipart")
     assert client.get("/items/n").status_code == 404
 
 
