@@ -180,7 +180,7 @@ def test_what_cannot_be_compared_is_told() -> None:
 # -- adding and removing
 
 
-def test_a_new_item_is_scored_by_its_content_and_the_mean_id() -> None:
+def test_a_new_item_is_scored_by_its_content_alone() -> None:
     recommender = make_recommender()
     model = recommender.model
     assert isinstance(model, MSM4SR)
@@ -190,7 +190,7 @@ def test_a_new_item_is_scored_by_its_content_and_the_mean_id() -> None:
         model.encoders[a](torch.from_numpy(encoded.rows[a]), torch.tensor([len(encoded.rows[a])]))[0]
         for a in ("text", "visual")
     ]
-    keys = torch.cat([part + model.item_embedding.weight.mean(dim=0) for part in z]).detach()
+    keys = torch.cat(z).detach()
     catalogue = model.encode_items()
     prefix = model.encode_histories(torch.tensor([[3, 1, 5]]), catalogue)[0, -1].detach()
     found = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=20).items}
@@ -379,6 +379,7 @@ def test_a_sentence_weighs_what_the_score_loses_without_it() -> None:
     recommender.add_items([two, NewItem("n1", "A heading", pictures=[b"p"])])
     told = recommender.explain(HISTORY, "n2")
     scores = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30).items}
+    assert told.parts["id"] == 0
     assert [sentence.text for sentence in told.sentences] == ["A heading", "And a text."]
     assert sum(sentence.attention for sentence in told.sentences) == pytest.approx(1, abs=1e-5)
     assert told.sentences[1].weight == pytest.approx(scores["n2"] - scores["n1"], abs=1e-5)

@@ -174,14 +174,9 @@ class MSM4SR(ContentModel):
         return ContentRows(*self.features[modality](None if item is None else torch.tensor([item])))
 
     def encode_new_items(self, features: Mapping[str, Ragged]) -> Tensor:
-        """F by the item encoder; for E its mean over the catalogue: [n, M + 1, D].
-
-        What all rows of E have in common adds the same h E to every dot product, and is left undetermined by the
-        softmax of (13). Against it a row of zeros would stand apart, by an amount that training never looked at.
-        """
+        """F by the item encoder, and E = 0: what pre-training compared, which knew no E: [n, M + 1, D]."""
         content = [self.encode_part(a, rows, offsets.diff())[0] for a in self.scored for rows, offsets in [features[a]]]
-        mean = self.item_embedding.weight.mean(dim=0).expand_as(content[0])
-        return torch.stack([*content, mean], dim=1)
+        return torch.stack([*content, torch.zeros_like(content[0])], dim=1)
 
     def encode_part(self, modality: str, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """z [n, D], and alpha of equation 3 [R]."""

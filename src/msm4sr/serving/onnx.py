@@ -2,7 +2,7 @@
 
 items.onnx            rows of each modality (and ID vectors) -> items, keys
 histories.onnx        the items of histories -> queries
-catalogue.safetensors items [N, M + 1, D], keys [N, M * D], mean_id [D]: what items.onnx gives for the run's items
+catalogue.safetensors items [N, M + 1, D], keys [N, M * D]: what items.onnx gives for the run's items
 items.json            their ids and titles, in row order
 about.json            the modalities, in the order of the inputs, and the longest history
 
@@ -87,11 +87,7 @@ def export_onnx(run: str | Path, out: Path) -> list[Path]:
         raise InputError(f"{run}: a model {type(model).__name__}; msm4sr alone is exported")
     with new_folder(out) as folder, torch.inference_mode():
         catalogue = model.encode_items()
-        tensors = {
-            "items": catalogue,
-            "keys": model.scoring_vectors(catalogue).contiguous(),
-            "mean_id": model.item_embedding.weight.mean(dim=0).contiguous(),
-        }
+        tensors = {"items": catalogue, "keys": model.scoring_vectors(catalogue)}
         save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, folder / "catalogue.safetensors")
         shutil.copy(opened.folder / "model" / "items.json", folder / "items.json")
         _export_items(model, folder / "items.onnx")
