@@ -89,7 +89,7 @@ def new_item(name: str = "n0", title: str | None = None, picture: bytes | None =
 
 def train(data: Path, out: Path, model: str = "msm4sr", *changes: str) -> Path:
     """The stages of `msm4sr run`, quickly."""
-    quick = ["finetune.epochs=1", "model.dim=16"] if model != "popularity" else []
+    quick = ["finetune.epochs=1", "model.dim=16"] if model not in ("popularity", "itemknn") else []
     if model == "msm4sr":
         quick += ["pretrain.epochs=1", "features.visual.kind=pooled"]
     settings = resolve_settings("seed", model, [*quick, *changes], seed=0)

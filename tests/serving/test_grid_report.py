@@ -89,9 +89,7 @@ def test_what_charts_refer_to_is_there(real: Path) -> None:
 
 
 def test_nothing_of_a_grid_is_markup(tmp_path: Path) -> None:
-    grid = write_grid(
-        tmp_path / "grid", ("sasrec", "msm4sr"), labels={"sasrec": EVIL, "msm4sr": EVIL}, title=EVIL
-    )
+    grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), labels={"sasrec": EVIL, "msm4sr": EVIL}, title=EVIL)
     write_cell(grid, "sasrec", [1, 2], settings={EVIL: EVIL}, protocol=EVIL)
     fail_cell(grid, "msm4sr", EVIL)
     page = page_of(grid)

@@ -41,7 +41,7 @@ def export_recbole(data: Data, out: Out) -> None:
 def export_onnx(run: RunFolder, out: Out) -> None:
     """A run's model for other programs: the encoders of items and of histories as ONNX, and the catalogue's vectors."""
     with told("interrupted; nothing was written"):
-        from msm4sr.serving.onnx import export_onnx
+        from msm4sr.serving.onnx_export import export_onnx
 
         for path in export_onnx(run, out):
             console.print(f"written  {escape(str(path))}")

@@ -155,17 +155,19 @@ class AttentionPooling(nn.Module):
         """alpha of each row: [R]. They sum to 1 over the rows of an item."""
         if len(rows) == 0:
             return rows.new_zeros(0)
-        if self.activation == "relu":
-            scores = self.outer(self.inner(rows).relu()).squeeze(1)  # [R]
-        else:
-            weight = self.outer.weight @ self.inner.weight  # [1, D_in]
-            scores = F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)  # [R]
-        ends = lengths.cumsum(0)
+        scores, ends = self.scores(rows), lengths.cumsum(0)
         item = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)  # [R]
         slot = torch.arange(len(rows), device=rows.device) - (ends - lengths)[item]  # [R]
         table = scores.new_full((len(lengths), int(lengths.max())), -torch.inf).index_put((item, slot), scores)
         alpha: Tensor = table.softmax(dim=1)[item, slot]
         return alpha
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """(x W1 + b1) W2 + b2 of each row: [R]."""
+        if self.activation == "relu":
+            return self.outer(self.inner(rows).relu()).squeeze(1)  # type: ignore[no-any-return]
+        weight = self.outer.weight @ self.inner.weight  # [1, D_in]
+        return F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)
 
 
 class MixtureOfExperts(nn.Module):

@@ -144,7 +144,7 @@ class MSM4SR(ContentModel):
         """[B, M * D]."""
         inputs = self._inputs(histories, catalogue)
         hidden = self.transformer.last(inputs.flatten(0, 1), lengths.repeat(len(inputs)))  # [M * B, D]
-        return self._compared(hidden).unflatten(0, inputs.shape[:2]).transpose(0, 1).flatten(1)  # type: ignore[no-any-return, no-untyped-call]
+        return self._compared(hidden).view(*inputs.shape[:2], -1).transpose(0, 1).flatten(1)
 
     def _inputs(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """What the Transformer reads: [M, B, L, D]."""
