@@ -75,7 +75,7 @@ class ApproximateIndex:
     def search(self, query: Tensor, k: int) -> Tensor:
         """About the `k` best rows for a query [Q], in no order: int64 [at most k]."""
         wanted = np.append(query.numpy(), np.float32(0))
-        found = torch.from_numpy(self._index.search(wanted, k).keys.astype(np.int64))
+        found = torch.from_numpy(self._index.search(wanted, k, threads=1).keys.astype(np.int64))
         return found
 
     @classmethod
