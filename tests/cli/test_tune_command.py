@@ -14,6 +14,7 @@ import optuna
 import pytest
 import yaml
 from calling import Cli
+from filelock import FileLock
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 SEARCH = """
@@ -51,10 +52,8 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 def trials(study: Path) -> list[optuna.trial.FrozenTrial]:
     if not (study / "study.db").exists():
         return []
-    try:
+    with FileLock(study / ".study.lock"):  # not while it is being made: to look is to make what is not there yet
         loaded = optuna.load_study(study_name="study", storage=f"sqlite:///{study}/study.db")
-    except (KeyError, RuntimeError, optuna.exceptions.StorageInternalError):  # is just being made
-        return []
     return loaded.get_trials(deepcopy=False)
 
 

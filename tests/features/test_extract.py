@@ -211,7 +211,7 @@ def test_what_is_there_is_used_again_without_any_model(
     def no_model(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(extract._Encoders, "_once", no_model)
+    monkeypatch.setattr(extract.Encoders, "_once", no_model)
     second = extract_features(dataset, out, FeatureSettings())
     for name in ("text", "visual"):
         assert np.array_equal(first[name].vectors, second[name].vectors)

@@ -47,7 +47,7 @@ class Encoder:
         sums = np.array([sum(map(ord, sentence)) for sentence in sentences], np.float32)
         return np.stack([sums, sums ** 0.5, sums * 0 + len(sentences), sums * 0 + sums.sum()], axis=1)
 
-extract._Encoders.sentences = lambda self: Encoder()
+extract.Encoders.sentences = lambda self: Encoder()
 extract._encoder = lambda name: {"name": name, "fingerprint": "stub"}
 text.item_sentences = lambda title, text, n, m: [part for part in (title, text) if part]
 pooled = extract.FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
