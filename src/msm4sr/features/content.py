@@ -7,9 +7,9 @@ taken from the stores that it left; a new item changes none of it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +63,10 @@ class Encoded:
 
 
 class ContentEncoder:
-    """Encodes new items as `extract_features` encoded those of the catalogue. One at a time, whatever the threads.
+    """Encodes new items as `extract_features` encoded those of the catalogue.
+
+    On a thread of its own, one call at a time, whoever calls: what the encoders' libraries keep for each thread that
+    uses them, they keep once.
 
     Args:
         folder: the run's features folder. Only keywords read it.
@@ -83,16 +86,18 @@ class ContentEncoder:
     ) -> None:
         self.folder, self.settings, self.dims, self.own = folder, settings, dict(dims), frozenset(own)
         self._encoders = Encoders(settings, device)
-        self._lock = Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._tagging: tuple[Callable[[np.ndarray], np.ndarray], ImageTagger, list[str]] | None = None
 
     def warm(self) -> None:
         """Load the encoders, so that the first new item does not wait for them (some seconds)."""
-        with self._lock:
-            if self.encodes("text"):
-                self._texts([["A word."]])
-            if self.encodes("visual"):
-                self._pictures([Image.new("RGB", (8, 8))])
+        self._thread.submit(self._warm).result()
+
+    def _warm(self) -> None:
+        if self.encodes("text"):
+            self._texts([["A word."]])
+        if self.encodes("visual"):
+            self._pictures([Image.new("RGB", (8, 8))])
 
     def encode(self, items: Sequence[Content]) -> list[Encoded]:
         """The features of `items`.
@@ -105,12 +110,14 @@ class ContentEncoder:
         found = [Encoded({name: np.zeros((0, dim), np.float32) for name, dim in self.dims.items()}) for _ in items]
         for item, encoded in zip(items, found, strict=True):
             encoded.rows.update({name: np.atleast_2d(rows).astype(np.float32) for name, rows in item.vectors.items()})
-        with self._lock:
-            if self.encodes("text"):
-                self._add_texts(items, found)
-            if self.encodes("visual"):
-                self._add_pictures(items, found)
+        self._thread.submit(self._add, items, found).result()
         return found
+
+    def _add(self, items: Sequence[Content], found: Sequence[Encoded]) -> None:
+        if self.encodes("text"):
+            self._add_texts(items, found)
+        if self.encodes("visual"):
+            self._add_pictures(items, found)
 
     def encodes(self, modality: str) -> bool:
         """Whether this modality of the run comes from an encoder."""
