@@ -20,7 +20,7 @@ import torch
 import typer
 from environment import ensure_environment, run_recbole
 from export import DATA, NAME, as_recbole_training, check_same_data, export_dataset
-from report import ndcg_of, report
+from report import Reached, compare, ndcg_of
 from torch import nn
 
 from msm4sr.cli.console import told
@@ -44,18 +44,16 @@ def main(
     torch.set_num_threads(threads)
     with told():
         python = ensure_environment(environment)
-        rows: dict[str, list[tuple[float, float]]] = {"msm4sr": [], "RecBole": []}
-        for seed in range(seeds):
+
+        def train(seed: int) -> tuple[Reached, Reached, float]:
             settings = as_authors(epochs, every, seed)
             dataset = load_dataset(data, settings.dataset)
-            rows["msm4sr"].append(train_ours(dataset, settings))
+            ours = train_ours(dataset, settings)
             with tempfile.TemporaryDirectory() as folder:
                 theirs, difference = train_theirs(python, dataset, settings, threads, Path(folder))
-            rows["RecBole"].append(theirs)
-            print(f"seed {seed}: with RecBole's weights our scores differ from its own by {difference:.1e} at most")
-            if difference > 1e-5:
-                raise RuntimeError("the two models are not the same")
-        report(f"LightGCN on {data.name}, {epochs} epochs, {seeds} seeds", rows)
+            return ours, theirs, difference
+
+        compare(f"LightGCN on {data.name}, {epochs} epochs", seeds, train)
 
 
 def as_authors(epochs: int, every: int, seed: int) -> RunSettings:
@@ -115,7 +113,7 @@ def ndcg_of_others(scores: np.ndarray, targets: Targets) -> float:
     return ndcg_of(left.numpy(), targets.targets)
 
 
-def train_ours(dataset: Dataset, settings: RunSettings) -> tuple[float, float]:
+def train_ours(dataset: Dataset, settings: RunSettings) -> Reached:
     """NDCG@10 on validation and test of the epoch that validates best."""
     model = new_model(dataset, settings)
     finetune(model, dataset, settings.finetune, seed=settings.seed, device=settings.device)
@@ -125,7 +123,7 @@ def train_ours(dataset: Dataset, settings: RunSettings) -> tuple[float, float]:
 
 def train_theirs(
     python: Path, dataset: Dataset, settings: RunSettings, threads: int, folder: Path
-) -> tuple[tuple[float, float], float]:
+) -> tuple[Reached, float]:
     """The same of RecBole, and how far our scores with its last weights are from its own."""
     export_dataset(dataset, folder)
     epochs, every = settings.finetune.epochs, settings.finetune.validate_every

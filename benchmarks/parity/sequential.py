@@ -25,7 +25,7 @@ import torch
 import typer
 from environment import ensure_environment, run_recbole
 from export import DATA, NAME, as_recbole_training, as_recbole_transformer, check_same_data, export_dataset
-from report import ndcg_of, report
+from report import Reached, compare, ndcg_of
 from torch import Tensor
 
 from msm4sr.cli.console import told
@@ -65,18 +65,16 @@ def main(
     torch.set_num_threads(threads)
     with told():
         python = ensure_environment(environment)
-        rows: dict[str, list[tuple[float, float]]] = {"msm4sr": [], "RecBole": []}
-        for seed in range(seeds):
+
+        def train(seed: int) -> tuple[Reached, Reached, float]:
             settings = same_settings(model, epochs, seed)
             dataset = load_dataset(data, settings.dataset)
-            rows["msm4sr"].append(train_ours(dataset, settings, pretrain_epochs))
+            ours = train_ours(dataset, settings, pretrain_epochs)
             with tempfile.TemporaryDirectory() as folder:
                 theirs, difference = train_theirs(python, model, dataset, settings, pretrain_epochs, Path(folder))
-            rows["RecBole"].append(theirs)
-            print(f"seed {seed}: with RecBole's weights our scores differ from its own by {difference:.1e} at most")
-            if difference > 1e-5:
-                raise RuntimeError("the two models are not the same")
-        report(f"{THEIRS[model]} on {data.name}, {epochs} epochs, {seeds} seeds", rows)
+            return ours, theirs, difference
+
+        compare(f"{THEIRS[model]} on {data.name}, {epochs} epochs", seeds, train)
 
 
 def same_settings(model: Name, epochs: int, seed: int) -> RunSettings:
@@ -120,7 +118,7 @@ def as_recbole(name: Name, settings: RunSettings, pretrain_epochs: int) -> dict[
     return sizes | weights | attributes | {"mask_ratio": model["mask_probability"], "pretrain_epochs": pretrain_epochs}
 
 
-def train_ours(dataset: Dataset, settings: RunSettings, pretrain_epochs: int) -> tuple[float, float]:
+def train_ours(dataset: Dataset, settings: RunSettings, pretrain_epochs: int) -> Reached:
     """NDCG@10 on validation and test of the epoch that validates best."""
     model = build_model(settings, dataset, {})
     assert isinstance(model, ProductModel)
@@ -138,7 +136,7 @@ def train_ours(dataset: Dataset, settings: RunSettings, pretrain_epochs: int) ->
 
 def train_theirs(
     python: Path, name: Name, dataset: Dataset, settings: RunSettings, pretrain_epochs: int, folder: Path
-) -> tuple[tuple[float, float], float]:
+) -> tuple[Reached, float]:
     """The same of RecBole, and how far our scores with its last weights are from its own."""
     export_dataset(dataset, folder)
     epochs = settings.finetune.epochs

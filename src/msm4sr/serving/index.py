@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -87,15 +88,14 @@ class ApproximateIndex:
         from usearch.index import Index
 
         made_of = {"keys": _digest(keys), "settings": settings.model_dump(exclude={"kind", "approximate_from"})}
-        try:
+        # Where it is not there, of another run or damaged, it is made anew.
+        with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             if all(about[name] == value for name, value in made_of.items()):
                 index = _empty(Index, keys, settings)
                 index.view(str(folder / FILE))
                 if len(index) == len(keys):
                     return cls(index, about)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-            pass  # not there, of another run, or damaged: made anew
         return cls._build(Index, folder, keys, queries, settings, made_of)
 
     @classmethod
