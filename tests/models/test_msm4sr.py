@@ -297,6 +297,19 @@ def all_scores(model: MSM4SR) -> Tensor:
         return model.encode_histories(histories, catalogue)[:, -1] @ model.scoring_vectors(catalogue).T
 
 
+def test_id_dropout_leaves_a_share_of_the_items_to_their_content_in_training_alone() -> None:
+    model = make_msm4sr(id_dropout=0.5)
+    assert torch.equal(model.eval().encode_items()[:, -1], model.item_embedding.weight)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = torch.stack([model.train().encode_items()[:, -1] for _ in range(200)])  # [200, N, D]
+    whole = (draws == model.item_embedding.weight).all(dim=2)  # neither scaled nor cut
+    gone = (draws == 0).all(dim=2)
+    assert torch.equal(whole, ~gone)
+    assert float(gone.double().mean()) == pytest.approx(0.5, abs=0.05)  # of 2,400 draws
+    assert 0 < gone.double().mean(dim=0).min() < gone.double().mean(dim=0).max() < 1  # not always the same ones
+
+
 @pytest.mark.parametrize("modalities", MODALITIES)
 def test_a_stored_model_scores_the_same_to_the_last_bit(modalities: tuple[str, ...], tmp_path: Path) -> None:
     model = make_msm4sr(modalities=modalities, similarity="cosine", id_in_input=True, dropout=0.2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
-from msm4sr.training.loop import Device, EpochRecord, StageSettings, fit
+from msm4sr.training.loop import Device, EpochRecord, StageSettings, _schedule, fit
 
 CPU = Device(accelerator="cpu")
 ONE_PAIR = Batch(torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), torch.ones(1, 1).bool())
@@ -257,15 +257,22 @@ def test_a_constant_rate_moves_the_same_way_every_step() -> None:
     assert steps_of(model) == pytest.approx([0.01] * 11, rel=1e-3)  # Adam with one slope: the rate itself
 
 
-def test_the_cosine_schedule_warms_up_over_a_twentieth_and_ends_near_zero() -> None:
+def test_the_cosine_schedule_of_a_short_training_warms_up_over_a_quarter_and_ends_near_zero() -> None:
     model = Number()
-    train(model, [0.1] * 10, steps=10, learning_rate=0.01, schedule="cosine")
+    train(model, [0.1] * 4, steps=5, learning_rate=0.01, schedule="cosine")
     moved = steps_of(model)
     assert moved[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01], rel=1e-3)
     assert max(moved) == pytest.approx(0.01, rel=1e-3)
     assert moved[5:] == sorted(moved[5:], reverse=True)
-    assert moved[52] == pytest.approx(0.005, rel=0.05)  # half way
-    assert moved[-1] < 1e-4
+    assert moved[12] > 0.005 > moved[13]  # half way
+    assert moved[-1] < 3e-4
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(300, 75), (1000, 100), (4000, 200)])
+def test_the_cosine_schedule_warms_up_for_100_steps_or_a_twentieth(steps: int, warmup: int) -> None:
+    factor = _schedule("cosine", steps)
+    assert [factor(step) < factor(step + 1) for step in range(warmup + 1)] == [True] * (warmup - 1) + [False] * 2
+    assert factor(warmup - 1) == 1
 
 
 def test_more_steps_than_told_do_not_raise_a_cosine_schedule_again() -> None:

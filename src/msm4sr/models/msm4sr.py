@@ -63,6 +63,9 @@ class MSM4SRConfig(TransformerConfig):
     temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="of equation 12; cosine is divided by tau")
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
+    id_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the items that a step of fine-tuning knows by their content alone"
+    )
     score_with: tuple[str, ...] = Field(
         (), description="modalities in equation 12; empty: all. (text,) is MSM4SR-T, (visual,) is MSM4SR-V"
     )
@@ -133,6 +136,10 @@ class MSM4SR(ContentModel):
         return self._catalogue(items, self.item_embedding(items))
 
     def _catalogue(self, items: Tensor | None, embedding: Tensor) -> Tensor:
+        if self.training and self.config.id_dropout:
+            # an item without its E is what a new item is; the others have theirs whole, not divided by 1 - p
+            kept = torch.rand(len(embedding), 1, device=embedding.device) >= self.config.id_dropout
+            embedding = embedding * kept
         return torch.stack([*(self.encode_content(a, items) for a in self.scored), embedding], dim=1)
 
     def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:

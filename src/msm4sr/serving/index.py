@@ -29,6 +29,7 @@ from msm4sr.data.files import new_file, write_json
 FILE, ABOUT = "index.usearch", "index.json"
 MEASURED_AT = 20  # items of a list whose recall is measured
 BLOCK = 8192  # keys added at a time
+NUMBERS = "bf16"  # in which the graph keeps its keys: a third of the time of float32 to build, half of the memory
 
 
 class IndexSettings(BaseModel):
@@ -74,10 +75,12 @@ class ApproximateIndex:
         return float(self.about[f"recall@{MEASURED_AT}"])
 
     def search(self, query: Tensor, k: int) -> Tensor:
-        """About the `k` best rows for a query [Q], in no order: int64 [at most k]."""
+        """About the `k` best rows for a query [Q], and half as many that come next, in no order: int64 [at most 1.5 k].
+
+        The order of rounded keys is not that of the keys; the exact scores choose among all of them.
+        """
         wanted = np.append(query.numpy(), np.float32(0))
-        found = torch.from_numpy(self._index.search(wanted, k, threads=1).keys.astype(np.int64))
-        return found
+        return torch.from_numpy(self._index.search(wanted, k + k // 2, threads=1).keys.astype(np.int64))
 
     @classmethod
     def open(cls, folder: Path, keys: Tensor, queries: Tensor, settings: IndexSettings) -> Self:
@@ -87,7 +90,11 @@ class ApproximateIndex:
         """
         from usearch.index import Index
 
-        made_of = {"keys": _digest(keys), "settings": settings.model_dump(exclude={"kind", "approximate_from"})}
+        made_of = {
+            "numbers": NUMBERS,
+            "keys": _digest(keys),
+            "settings": settings.model_dump(exclude={"kind", "approximate_from"}),
+        }
         # Where it is not there, of another run or damaged, it is made anew.
         with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -127,7 +134,7 @@ def _empty(index_class: Any, keys: Tensor, settings: IndexSettings) -> Any:
     return index_class(
         ndim=keys.shape[1] + 1,
         metric="cos",
-        dtype="f32",
+        dtype=NUMBERS,
         connectivity=settings.neighbours,
         expansion_add=settings.effort_of_building,
         expansion_search=settings.effort_of_search,

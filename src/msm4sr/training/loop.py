@@ -50,7 +50,7 @@ class StageSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="cosine: warm up over the first 5 % of all steps, then fall to 0 at the last epoch",
+        description="cosine: warm up over 5 % of all steps, or 100 if these are a quarter at most; then fall to 0",
     )
     batch_pairs: int = Field(1024, ge=1, description="pairs (prefix, next item) in a batch")
     pairs: Literal["all", "last"] = Field(
@@ -432,8 +432,8 @@ def _finite(loss: Tensor, stage: str, epoch: int, step: int) -> float:
 
 
 def _schedule(name: Literal["constant", "cosine"], total: int) -> Callable[[int], float]:
-    """The factor of the learning rate at a step."""
-    warmup = max(1, total // 20)
+    """The factor of the learning rate at a step. A short training warms up for longer: docs/decisions.md."""
+    warmup = max(1, total // 20, min(100, total // 4))
 
     def cosine(step: int) -> float:
         if step < warmup:
