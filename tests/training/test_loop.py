@@ -265,7 +265,7 @@ def test_the_cosine_schedule_of_a_short_training_warms_up_over_a_quarter_and_end
     assert max(moved) == pytest.approx(0.01, rel=1e-3)
     assert moved[5:] == sorted(moved[5:], reverse=True)
     assert moved[12] > 0.005 > moved[13]  # half way
-    assert moved[-1] < 3e-4
+    assert moved[-1] < 5e-4
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(300, 75), (1000, 100), (4000, 200)])
