@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
+    python benchmarks/serving.py --items 10000 --page   # what the page at / asks for, instead
 
 Prints a table (Markdown). Each index is first asked by 8 connections as fast as it answers, then at fixed rates, which
 are left out where they are more than it can answer. The time of a request counts from when it was due (see `load.py`).
@@ -106,6 +107,27 @@ def measure(server: Server, histories: Sequence[Sequence[str]], rates: Sequence[
         )
 
 
+def measure_page(server: Server, histories: Sequence[Sequence[str]], seconds: float) -> None:
+    """Rows of the table for what the page asks for, 8 connections at once as fast as it is answered."""
+    n_items = server.client.get("/ready").json()["items"]
+    asked: dict[str, list[Request]] = {
+        "the page itself": [("GET", "/")],
+        "the last of the wall": [("GET", f"/items?offset={n_items - 60}")],
+        "a search by a word of all titles": [("GET", "/items?q=item")],
+        "a search that finds nothing": [("GET", "/items?q=nothing")],
+        "recommendations with reasons": [
+            ("POST", "/page/recommend", {"history": history[-5:], "k": 12}) for history in histories
+        ],
+    }
+    for what, requests in asked.items():
+        load = run_load(server.url, requests, 0, seconds, connections=8)
+        print(
+            f"| {n_items:,} | {what} | {load.per_second:.0f} requests/s | {load.p50:.1f} | {load.p95:.1f} "
+            f"| {load.p99:.1f} | {load.failed} |",
+            flush=True,
+        )
+
+
 def main(
     run: Annotated[Path | None, typer.Option(help="A finished run.")] = None,
     items: Annotated[int | None, typer.Option(min=100, help="Of a generated catalogue.")] = None,
@@ -113,6 +135,7 @@ def main(
     rate: Annotated[list[float] | None, typer.Option(help="Requests a second; 50, 100 and 300 if not said.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 30,
     workers: Annotated[int, typer.Option(min=1)] = 1,
+    page: Annotated[bool, typer.Option("--page", help="What the page asks for, in place of recommendations.")] = False,
 ) -> None:
     with told(), tempfile.TemporaryDirectory() as scratch:
         if (run is None) == (items is None):
@@ -121,6 +144,12 @@ def main(
         histories = histories_of(folder)
         lengths = np.mean([len(history) for history in histories])
         print(f"{describe()}; workers {workers}; {len(histories):,} histories of {lengths:.0f} items on average\n")
+        if page:
+            print(
+                "| items | what | answered | p50, ms | p95, ms | p99, ms | failed |\n" + "|---" * 2 + "|--:" * 5 + "|"
+            )
+            with serving(folder, Path(scratch) / "state", "--workers", str(workers)) as server:
+                return measure_page(server, histories, seconds)
         print(
             "| items | index | recall@20 | asked, requests/s | answered | p50, ms | p95, ms | p99, ms | longest, ms "
             "| failed | server's CPU, ms a request | load's CPU, ms a request |\n" + "|---" * 3 + "|--:" * 9 + "|"

@@ -41,15 +41,20 @@ def test_every_operation_is_tried(api: Any) -> None:
     assert described == set(OPERATIONS)
 
 
+@pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_every_answer_is_one_that_the_openapi_describes(api: Any, method: str, path: str, mode: GenerationMode) -> None:
+def test_every_answer_is_one_that_the_openapi_describes(
+    api: Any, method: str, path: str, mode: GenerationMode, examples: int
+) -> None:
     operation = api[path][method]
     if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query or operation.path_parameters):
         pytest.skip("there is nothing to get wrong")
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     def answered(case: schemathesis.Case) -> None:
         response = case.call()
         case.validate_response(

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from service import Server, serving
+from serving import generate_run
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.serving.recommender import Recommender
@@ -204,3 +205,20 @@ def test_without_a_script_one_can_search_and_look(browser: Browser, server: Serv
     page.locator("#wall .more").first.click()
     expect(page.locator("h1")).to_have_text(title)
     context.close()
+
+
+def test_a_wall_of_ten_thousand_items_comes_in_parts(browser: Browser, tmp_path: Path) -> None:
+    with serving(generate_run(tmp_path, 10_000), tmp_path / "state") as server:
+        context = browser.new_context(viewport=PHONE)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        expect(page.locator("#wall > li")).to_have_count(60)
+        assert len(page.content()) < 200_000
+        page.locator("#more").click()
+        expect(page.locator("#wall > li")).to_have_count(120)
+        page.locator("#q").fill("Item 9999")
+        expect(page.locator("#wall > li")).to_have_count(1)
+        pick(page, "9999")
+        assert recommended(page) == answer(server, ["9999"], "both")
+        context.close()
