@@ -57,6 +57,7 @@ class MSM4SRConfig(TransformerConfig):
 
     name: Literal["msm4sr"] = "msm4sr"
     experts: int = Field(8, ge=1, description="experts in the item encoder (equation 4)")
+    expert_dropout: float | None = Field(None, ge=0, lt=1, description="of equation 4; null: `dropout`")
     pooling_activation: Literal["none", "relu"] = Field(
         "none", description="between W1 and W2 of equation 3: none as printed, relu as released"
     )
@@ -96,10 +97,11 @@ class MSM4SR(ContentModel):
         for name, (_, offsets) in features.items():
             if len(offsets) != n_items + 1:
                 raise InputError(f"features of {name} describe {len(offsets) - 1} items, the catalogue has {n_items}")
+        dropout = config.dropout if config.expert_dropout is None else config.expert_dropout
         self.features = nn.ModuleDict({a: ItemFeatures(*rows) for a, rows in features.items()})
         self.encoders = nn.ModuleDict(
             {
-                a: ItemEncoder(rows[0].shape[1], config.dim, config.experts, config.dropout, config.pooling_activation)
+                a: ItemEncoder(rows[0].shape[1], config.dim, config.experts, dropout, config.pooling_activation)
                 for a, rows in features.items()
             }
         )

@@ -44,6 +44,7 @@ from msm4sr.serving.site import add_pages
 ENVIRONMENT = "MSM4SR_SERVE"  # where the command leaves the settings for its workers, as JSON
 LOOK_EVERY = 1.0  # seconds between two looks for a newer run
 AT_ONCE = 1 << 22  # products that are computed between two requests; more go to a thread
+THREADS = 8  # of long requests; more would wait for the cores as well, and each keeps memory of its own
 MANY, LONG_HISTORY = 8, 200  # histories, and items of one that are read, likewise
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(service: Service, metrics: Metrics, parent: int | None, app: FastAPI) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     warming = asyncio.create_task(asyncio.to_thread(_warm, service))
     watching = asyncio.create_task(_watch(service, metrics, parent))
     try:
