@@ -63,6 +63,12 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
     assert resolve_settings("best", "popularity").model == PopularityConfig()
 
 
+def test_a_preset_says_what_one_model_has_otherwise() -> None:
+    rates = {name: resolve_settings("best", name).finetune.learning_rate for name in ("msm4sr", "sasrec", "lightgcn")}
+    assert rates == {"msm4sr": 8e-3, "sasrec": 3e-3, "lightgcn": 3e-3}
+    assert resolve_settings("best", changes=["finetune.learning_rate=1e-3"]).finetune.learning_rate == 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "section", "key", "value"),
     [

@@ -48,7 +48,7 @@ def resolve_settings(
     """The settings of a preset for a model, then those of a file, then `seed`, then `key=value` changes.
 
     Another model than MSM4SR takes over what it shares with the preset (widths, layers, dropout, the second stage),
-    so that rows of a comparison stand on the same footing.
+    so that rows of a comparison stand on the same footing; `models` of the preset says what one model has otherwise.
 
     Args:
         changes: such as `finetune.learning_rate=1e-4`.
@@ -61,6 +61,8 @@ def resolve_settings(
     if model not in CONFIGS:
         raise InputError(f"--model: there is no model {model!r}; there are {', '.join(CONFIGS)}{_hint(model, CONFIGS)}")
     settings = load_preset(preset)
+    for key, value in flat(settings.pop("models", {}).get(model, {})).items():
+        _put(settings, key, value)
     shared = settings.get("model", {})
     settings["model"] = {k: v for k, v in shared.items() if k in CONFIGS[model].model_fields} | {"name": model}
     if file is not None:
