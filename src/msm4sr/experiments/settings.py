@@ -60,9 +60,7 @@ def resolve_settings(
     """
     if model not in CONFIGS:
         raise InputError(f"--model: there is no model {model!r}; there are {', '.join(CONFIGS)}{_hint(model, CONFIGS)}")
-    settings = load_preset(preset)
-    for key, value in flat(settings.pop("models", {}).get(model, {})).items():
-        _put(settings, key, value)
+    settings = nested(_for_model(load_preset(preset), model, f"--preset {preset}"))
     shared = settings.get("model", {})
     settings["model"] = {k: v for k, v in shared.items() if k in CONFIGS[model].model_fields} | {"name": model}
     if file is not None:
@@ -107,13 +105,23 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _settings_of(file: Path, model: str) -> dict[str, Any]:
     """Dotted names and values of a settings file, all of them names that the model has."""
-    said = flat(read_yaml(file))
+    said = _for_model(read_yaml(file), model, str(file))
     meant = said.pop("model.name", model)
     if meant != model:
         raise InputError(f"{file}: settings of {meant}, and --model is {model}; one of the two must change")
     for key in said:
         check_key(key, model, str(file))
     return said
+
+
+def _for_model(said: dict[str, Any], model: str, where: str) -> dict[str, Any]:
+    """Dotted names and values, those that the section `models` has for this one model over the others."""
+    models = said.pop("models", {})
+    if not isinstance(models, dict) or not all(isinstance(one, dict) for one in models.values()):
+        raise InputError(f"{where}: models: for each model the settings that it has otherwise")
+    if unknown := sorted(set(models) - set(CONFIGS)):
+        raise InputError(f"{where}: models: there is no model {unknown[0]!r}{_hint(str(unknown[0]), CONFIGS)}")
+    return flat(said) | flat(models.get(model, {}))
 
 
 def check_key(key: str, model: str, where: str) -> None:
