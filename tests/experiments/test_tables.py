@@ -22,6 +22,7 @@ from msm4sr.experiments.tables import (
     places,
     popularity_sheet,
     split_settings,
+    validation_sheet,
     versions,
 )
 
@@ -201,6 +202,16 @@ def test_items_held_out_of_training_have_a_table_with_chance_below_it(tmp_path: 
 def test_without_items_held_out_there_is_no_such_table(tmp_path: Path) -> None:
     (measured,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
     assert held_out_sheet(measured, "shop").lines == []
+
+
+def test_validation_has_the_mean_of_what_chose_the_weights(tmp_path: Path) -> None:
+    grid = results(tmp_path, ("shop",))
+    (measured,) = measure(grid, ("ndcg@10",))
+    sheet = validation_sheet(measured, "shop")
+    for row, line in zip(measured.rows, sheet.lines, strict=True):
+        each = [outcome.metrics["validation"]["ndcg@10"] for outcome in grid.finished("shop", row.name)]
+        assert line.cells[0].value == pytest.approx(sum(each) / len(each))
+    assert sorted(line.cells[0].place for line in sheet.lines)[-1] == 2
 
 
 def test_cost_says_weights_seconds_memory_and_machine(tmp_path: Path) -> None:

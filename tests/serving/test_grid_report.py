@@ -62,7 +62,14 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
 def test_the_tables_lie_beside_the_page_in_three_forms_and_the_page_links_them(real: Path) -> None:
     page = Page(real.read_text(encoding="utf-8"))
     names = {file.name for file in real.parent.iterdir()} - {"index.html"}
-    stems = {"trial", "trial-differences-ring", "trial-popularity-ring", "trial-cost-ring", "trial-cells"}
+    stems = {
+        "trial",
+        "trial-differences-ring",
+        "trial-popularity-ring",
+        "trial-validation-ring",
+        "trial-cost-ring",
+        "trial-cells",
+    }
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("md", "tex", "csv")}
     assert {link["href"] for link in page.all("a")} == names
     (row,) = (row for row in csv.DictReader((real.parent / "trial.csv").open()) if row["System"] == "SASREC")

@@ -1,4 +1,4 @@
-"""The tables of a report as sheets: systems on rows, data sets and metrics in columns, all on the test part."""
+"""The tables of a report as sheets: systems on rows, data sets and metrics in columns; on the test part unless said."""
 
 from __future__ import annotations
 
@@ -266,6 +266,30 @@ def held_out_sheet(measured: Measured, data: str, several: bool = False) -> Shee
         )
     name = f"{_named(measured, several)}-held-out-{data}"
     return Sheet(name, f"Items that were held out of training, {data}", "System", columns, lines, notes)
+
+
+def validation_sheet(measured: Measured, data: str, several: bool = False) -> Sheet:
+    """What chose the weights of each row, on a data set: metrics of the validation part."""
+    scores = {
+        (row.name, metric): Score(tuple(float(outcome.metrics["validation"][metric]) for outcome in outcomes))
+        for row in measured.rows
+        if (outcomes := measured.results.finished(data, row.name))
+        for metric in measured.metrics
+    }
+    rows = [row for row in measured.rows if (row.name, measured.metrics[0]) in scores]
+    place = {
+        (row.name, metric): rank
+        for metric in measured.metrics
+        for row, rank in zip(rows, places([scores[row.name, metric].mean for row in rows]), strict=True)
+    }
+    lines = []
+    for row in rows:
+        found = [(scores[row.name, metric], place[row.name, metric]) for metric in measured.metrics]
+        cells = [Cell(f"{one.mean:.{DIGITS}f}", one.mean, one.deviation, rank) for one, rank in found]
+        lines.append(Line(row.label, cells, ours=row.name in measured.results.ours))
+    columns = [Column(metric_name(metric, short=True)) for metric in measured.metrics]
+    name = f"{_named(measured, several)}-validation-{data}"
+    return Sheet(name, f"Validation, {data}", "System", columns, lines, ["The part that chose the weights."])
 
 
 def cost_sheet(results: GridResults, data: str) -> Sheet:

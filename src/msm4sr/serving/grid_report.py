@@ -24,6 +24,7 @@ from msm4sr.experiments.tables import (
     popularity_sheet,
     signed,
     split_settings,
+    validation_sheet,
     versions,
 )
 from msm4sr.serving.pages import write_page
@@ -84,6 +85,9 @@ def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
         differences=[found for one in measured for data in results.data for found in _differences(one, data, several)],
         popularity=[found for one in measured for data in results.data for found in _popularity(one, data, several)],
         curves=[(data, drawn) for data in results.data if (drawn := _curves(results, data))],
+        validation=[
+            sheet for data in results.data for one in measured if (sheet := validation_sheet(one, data, several)).lines
+        ],
         cost=[sheet for data in results.data if (sheet := cost_sheet(results, data)).lines],
         elsewhere=[sheet for data in results.data if (sheet := elsewhere_sheet(data)).lines],
         rows=[RowSettings(row.label, _asked(row), _as_text(own[row.name])) for row in results.rows],

@@ -86,6 +86,7 @@ class GridPage:
     differences: Sequence[Differences]
     popularity: Sequence[Popularity]
     curves: Sequence[tuple[str, Sequence[Panels]]]
+    validation: Sequence[Sheet]
     cost: Sequence[Sheet]
     elsewhere: Sequence[Sheet]
     rows: Sequence[RowSettings]
@@ -97,7 +98,7 @@ class GridPage:
     def sheets(self) -> list[Sheet]:
         """Every table, to be written beside the page."""
         found = [*self.whole, *(one.sheet for one in self.differences), *(one.sheet for one in self.popularity)]
-        return [*found, *self.held_out, *self.cost, *self.elsewhere, self.cells]
+        return [*found, *self.held_out, *self.validation, *self.cost, *self.elsewhere, self.cells]
 
 
 @dataclass(frozen=True)
