@@ -132,3 +132,19 @@ def test_a_default_that_the_search_would_never_come_upon_is_told(tmp_path: Path)
     search = read_search(write(tmp_path, "{model.dropout: {kind: float, low: 0.4, high: 0.9}}"), "sasrec")
     with pytest.raises(InputError, match=r"model\.dropout: its default, 0\.2, is outside"):
         check_defaults(search, resolve_settings("best", "sasrec"))
+
+
+KEPT = sorted(SHIPPED.parent.glob("models/*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", KEPT, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_kept_settings_fit_their_model(file: Path) -> None:
+    tuned, search = resolve_settings("best", file.stem, file=file), read_search(find_search(file.stem), file.stem)
+    assert tuned.model.name == file.stem
+    for key, parameter in search.parameters.items():
+        section, name = key.split(".")
+        assert parameter.holds(getattr(getattr(tuned, section), name))
+
+
+def test_there_are_kept_settings_of_every_model_that_can_be_searched() -> None:
+    assert {file.stem for file in KEPT if file.parent.name == "ml-100k"} == set(NAMES)
