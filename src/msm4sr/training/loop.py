@@ -50,7 +50,7 @@ class StageSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="cosine: warm up over 5 % of all steps, or 100 if these are a quarter at most; then fall to 0",
+        description="cosine: warm up over 5 % of all steps, at least 100 (but no more than a quarter), then fall to 0",
     )
     batch_pairs: int = Field(1024, ge=1, description="pairs (prefix, next item) in a batch")
     pairs: Literal["all", "last"] = Field(
