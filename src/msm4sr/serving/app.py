@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import hmac
 import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -45,7 +44,6 @@ from msm4sr.serving.site import add_pages
 ENVIRONMENT = "MSM4SR_SERVE"  # where the command leaves the settings for its workers, as JSON
 LOOK_EVERY = 1.0  # seconds between two looks for a newer run
 AT_ONCE = 1 << 22  # products that are computed between two requests; more go to a thread
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of mallopt(3), bytes
 THREADS = 8  # of long requests; more would wait for the cores as well, and each keeps memory of its own
 MANY, LONG_HISTORY = 8, 200  # histories, and items of one that are read, likewise
 
@@ -96,7 +94,6 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(service: Service, metrics: Metrics, parent: int | None, app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-    _give_memory_back()
     warming = asyncio.create_task(asyncio.to_thread(_warm, service))
     watching = asyncio.create_task(_watch(service, metrics, parent))
     try:
@@ -104,15 +101,6 @@ async def _lifespan(service: Service, metrics: Metrics, parent: int | None, app:
     finally:
         watching.cancel()
         await asyncio.wait([warming])
-
-
-def _give_memory_back() -> None:
-    """Large buffers go back to the system when they are freed; by itself glibc soon keeps what is under 32 MiB.
-
-    Their sizes follow the catalogue's, so that with every item that comes or goes what was kept fits no more.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _threads(service: Service) -> int:
