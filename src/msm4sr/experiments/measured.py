@@ -19,6 +19,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import CUTOFFS, metrics_per_user
 from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
 from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
+from msm4sr.evaluation.users import Part
 from msm4sr.experiments.grid import Row
 from msm4sr.experiments.results import GridResults
 
@@ -133,16 +134,23 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
     ]
 
 
-def _measured(
-    results: GridResults, rows: tuple[Row, ...], metrics: tuple[str, ...], excludes: bool, resamples: int
-) -> Measured:
-    scores = {
-        (data, row.name, metric): Score(tuple(float(outcome.metrics["test"][metric]) for outcome in outcomes))
+def scores_of(
+    results: GridResults, rows: Sequence[Row], metrics: Sequence[str], part: Part
+) -> dict[tuple[str, str, str], Score]:
+    """(data, row, metric) to the metric on a part, of the rows that have a finished cell."""
+    return {
+        (data, row.name, metric): Score(tuple(float(outcome.metrics[part][metric]) for outcome in outcomes))
         for data in results.data
         for row in rows
         if (outcomes := results.finished(data, row.name))
         for metric in metrics
     }
+
+
+def _measured(
+    results: GridResults, rows: tuple[Row, ...], metrics: tuple[str, ...], excludes: bool, resamples: int
+) -> Measured:
+    scores = scores_of(results, rows, metrics, "test")
     plain = Measured(results, rows, metrics, excludes, resamples, scores, {}, {}, ())
     against: dict[tuple[str, str], str] = {}
     tests: dict[tuple[str, str, str], Test] = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from msm4sr.experiments.measured import LEVEL, VARIANTS, Measured, Score, Test, by_popularity
+from msm4sr.experiments.measured import LEVEL, VARIANTS, Measured, Score, Test, by_popularity, scores_of
 from msm4sr.experiments.published import elsewhere, of_paper
 from msm4sr.experiments.results import GridResults, Outcome
 from msm4sr.experiments.sheets import Cell, Column, Line, Sheet
@@ -270,21 +270,16 @@ def held_out_sheet(measured: Measured, data: str, several: bool = False) -> Shee
 
 def validation_sheet(measured: Measured, data: str, several: bool = False) -> Sheet:
     """What chose the weights of each row, on a data set: metrics of the validation part."""
-    scores = {
-        (row.name, metric): Score(tuple(float(outcome.metrics["validation"][metric]) for outcome in outcomes))
-        for row in measured.rows
-        if (outcomes := measured.results.finished(data, row.name))
-        for metric in measured.metrics
-    }
-    rows = [row for row in measured.rows if (row.name, measured.metrics[0]) in scores]
+    scores = scores_of(measured.results, measured.rows, measured.metrics, "validation")
+    rows = [row for row in measured.rows if (data, row.name, measured.metrics[0]) in scores]
     place = {
         (row.name, metric): rank
         for metric in measured.metrics
-        for row, rank in zip(rows, places([scores[row.name, metric].mean for row in rows]), strict=True)
+        for row, rank in zip(rows, places([scores[data, row.name, metric].mean for row in rows]), strict=True)
     }
     lines = []
     for row in rows:
-        found = [(scores[row.name, metric], place[row.name, metric]) for metric in measured.metrics]
+        found = [(scores[data, row.name, metric], place[row.name, metric]) for metric in measured.metrics]
         cells = [Cell(f"{one.mean:.{DIGITS}f}", one.mean, one.deviation, rank) for one, rank in found]
         lines.append(Line(row.label, cells, ours=row.name in measured.results.ours))
     columns = [Column(metric_name(metric, short=True)) for metric in measured.metrics]

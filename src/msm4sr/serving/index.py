@@ -29,7 +29,7 @@ from msm4sr.data.files import new_file, write_json
 FILE, ABOUT = "index.usearch", "index.json"
 MEASURED_AT = 20  # items of a list whose recall is measured
 BLOCK = 8192  # keys added at a time
-NUMBERS = "bf16"  # in which the graph keeps its keys: a third of the time of float32 to build, half of the memory
+NUMBERS = "bf16"  # in which the graph keeps its keys: quicker to build than float32, half of the memory
 
 
 class IndexSettings(BaseModel):
