@@ -48,9 +48,14 @@ class Server:
         self.process.terminate()
         self.process.wait()
 
-    def memory(self) -> float:
-        """Resident MiB of all its processes; what they share counts for each."""
-        return sum(one.memory_info().rss for one in self._processes()) / 2**20
+    def memory(self) -> tuple[float, float]:
+        """MiB of all its processes: what they have allocated, and beside it the pages of files that they have mapped.
+
+        The pages count for each process that has touched them, and the system takes them back when it needs room.
+        """
+        found = [one.memory_info() for one in self._processes()]
+        mapped = sum(getattr(memory, "shared", 0) for memory in found)
+        return (sum(memory.rss for memory in found) - mapped) / 2**20, mapped / 2**20
 
     def cpu(self) -> float:
         """CPU seconds that they have taken."""

@@ -5,10 +5,10 @@
 
 Locust asks for recommendations, reasons, explanations, similar items, batches and pages at a steady rate. Beside it an
 item with a picture is added every --every seconds, and must be recommendable at once; from 100 of them on the oldest is
-removed for each that comes, and now and then an item of the run. Memory is the resident memory of all processes of the
-server (what they share counts for each), every ten seconds. At the end the server is killed by SIGKILL and started
-again on the same state: every item that was added must be found, every one that was removed must not. It ends with
-code 1 where anything failed.
+removed for each that comes, and now and then an item of the run. Memory is what all processes of the server have
+allocated, every ten seconds; the pages of the files that they have mapped (a run's features, of which each request
+touches its own items') stand apart. At the end the server is killed by SIGKILL and started again on the same state:
+every item that was added must be found, every one that was removed must not. It ends with code 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Sample:
 
     seconds: float
     memory: float
+    mapped: float
     added: int
     removed: int
 
@@ -135,12 +136,13 @@ def soak(
     load = start_load(server.url, mixed_requests(asked), rate, 60 * minutes, warm_up=0, connections=32)
     samples: list[Sample] = []
     began = time.monotonic()
-    print("| seconds | memory, MiB | added items | removed |\n|--:|--:|--:|--:|")
+    print("| seconds | memory, MiB | mapped files, MiB | added items | removed |\n|--:|--:|--:|--:|--:|")
     while load.poll() is None:
         seconds = time.monotonic() - began
         if seconds >= SAMPLE * len(samples):
-            samples.append(Sample(seconds, server.memory(), len(changes.there), len(changes.gone)))
-            print("| {seconds:.0f} | {memory:.0f} | {added} | {removed} |".format(**vars(samples[-1])), flush=True)
+            samples.append(Sample(seconds, *server.memory(), len(changes.there), len(changes.gone)))
+            row = "| {seconds:.0f} | {memory:.0f} | {mapped:.0f} | {added} | {removed} |"
+            print(row.format(**vars(samples[-1])), flush=True)
         changes.step()
         time.sleep(max(0.0, every * changes.number - (time.monotonic() - began)))
     result = read_load(load)
@@ -184,8 +186,11 @@ def growth(samples: Sequence[Sample]) -> str:
 def plot(samples: Sequence[Sample], file: Path) -> None:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     panel = figure.subplots()
-    panel.plot([s.seconds / 60 for s in samples], [s.memory for s in samples])
-    panel.set(xlabel="minutes", ylabel="resident memory of all processes, MiB", ylim=(0, None))
+    minutes = [s.seconds / 60 for s in samples]
+    panel.plot(minutes, [s.memory for s in samples], label="allocated")
+    panel.plot(minutes, [s.mapped for s in samples], label="pages of mapped files")
+    panel.legend()
+    panel.set(xlabel="minutes", ylabel="memory of all processes, MiB", ylim=(0, None))
     panel.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

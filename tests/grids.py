@@ -63,8 +63,10 @@ def write_cell(
     protocol: str = RANKED,
     users: Sequence[str] | None = None,
     held_out: Mapping[str, Any] | None = None,
+    left_out: Sequence[float] | None = None,
 ) -> Path:
-    """A finished cell in which user u's test item stands at `ranks[u]`, on validation at rank 1."""
+    """A finished cell in which user u's test item stands at `ranks[u]`, on validation at rank 1; without the history at
+    `left_out[u]`, or where it does with it."""
     folder = cell_folder(grid, row, data, seed)
     folder.mkdir(parents=True)
     n = len(ranks)
@@ -74,10 +76,12 @@ def write_cell(
         "item_count": list(item_counts or range(n)),
     }
     parts = {"validation": [1.0] * n, "test": [float(rank) for rank in ranks]}
+    without = parts | ({} if left_out is None else {"test": [float(rank) for rank in left_out]})
     tables = [
-        pl.DataFrame({"part": [part] * n, "rank": rank, **common}).select(*SCHEMA) for part, rank in parts.items()
+        pl.DataFrame({"part": [part] * n, "rank": parts[part], "rank_left_out": without[part], **common})
+        for part in parts
     ]
-    pl.concat(tables).cast(SCHEMA).write_parquet(folder / "users.parquet")
+    pl.concat(tables).select(*SCHEMA).cast(SCHEMA).write_parquet(folder / "users.parquet")
     config = {"data": f"/data/{data}", "features_folder": "features", "preset": "best", "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | (settings or {"model": {"name": row}})))
     epochs = [{"stage": "finetune", "epoch": e, "loss": 2.0 / e, "seconds": 2.0, "ndcg@10": e / 10} for e in (1, 2, 3)]
@@ -92,8 +96,9 @@ def write_cell(
         "peak_memory_mib": 321,
         "hardware": "a CPU, 2 threads",
     }
-    metrics = {part: mean_metrics(np.array(rank)) for part, rank in parts.items()}
-    metrics |= {"held_out": held_out} if held_out else {}  # type: ignore[dict-item]
+    metrics: dict[str, Any] = {part: mean_metrics(np.array(rank)) for part, rank in parts.items()}
+    metrics["history_left_out"] = {part: mean_metrics(np.array(rank)) for part, rank in without.items()}
+    metrics |= {"held_out": held_out} if held_out else {}
     versions = {"python": "3.11.9", "torch": "2.13.0"}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"run": about, "versions": versions}))
     return folder

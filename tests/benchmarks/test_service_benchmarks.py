@@ -59,7 +59,7 @@ def test_an_interval_is_wide_where_few_items_decide() -> None:
 
 
 def test_memory_that_grows_is_told() -> None:
-    told = growth([Sample(10 * n, 500 + 2 * n, 0, 0) for n in range(12)])
+    told = growth([Sample(10 * n, 500 + 2 * n, 0, 0, 0) for n in range(12)])
     assert told == "memory: 512 MiB at half time, 522 at the end, +12.0 MiB a minute"
 
 

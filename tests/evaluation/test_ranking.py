@@ -14,7 +14,7 @@ from msm4sr.data.dataset import Targets, test_targets, validation_targets
 from msm4sr.evaluation import ranking
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import rank_targets, ranks_of
+from msm4sr.evaluation.ranking import rank_protocols, rank_targets, ranks_of
 from msm4sr.models.base import ProductScorer
 
 N_ITEMS = 12
@@ -102,6 +102,9 @@ def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_hist
     model, targets = make().eval(), part(DATASET)
     ranks = rank_targets(model, targets, exclude_history=exclude_history)
     assert ranks.tolist() == ranks_slowly(model, targets, exclude_history)
+    both = rank_protocols(model, targets, (exclude_history, not exclude_history))
+    assert both[0].tolist() == ranks.tolist()
+    assert both[1].tolist() == ranks_slowly(model, targets, not exclude_history)
 
 
 def test_chunks_of_users_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from builders import make_dataset, make_popularity, random_sequences
 
-from msm4sr.evaluation.evaluate import evaluate, rank_users
+from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate, rank_users_both
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.users import SCHEMA, Part, users_table
 
@@ -16,7 +16,7 @@ PARTS: tuple[Part, ...] = ("validation", "test")
 
 
 def table() -> pl.DataFrame:
-    return users_table(DATASET, {part: rank_users(MODEL, DATASET, part) for part in PARTS})
+    return users_table(DATASET, {part: rank_users_both(MODEL, DATASET, part) for part in PARTS})
 
 
 def test_each_user_has_a_row_in_each_part_with_the_target_and_how_often_training_saw_it() -> None:
@@ -37,4 +37,7 @@ def test_the_metrics_follow_from_the_ranks() -> None:
     for part in PARTS:
         ranks = table().filter(pl.col("part") == part)["rank"].to_numpy()
         assert mean_metrics(ranks) == evaluate(MODEL, DATASET, part)
+        left_out = table().filter(pl.col("part") == part)["rank_left_out"].to_numpy()
+        assert mean_metrics(left_out) == evaluate(MODEL, DATASET, part, EvaluationSettings(exclude_history=True))
+        assert (left_out <= ranks).any()
         assert not np.array_equal(ranks, np.sort(ranks))

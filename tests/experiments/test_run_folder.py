@@ -180,11 +180,12 @@ def test_the_ranks_of_all_users_are_kept_and_the_metrics_follow_from_them(run: R
     train_stage(run, "finetune", dataset, model)
     result = evaluate_stage(run, dataset, model)
     users = pl.read_parquet(run.folder / "users.parquet")
-    assert users.columns == ["part", "user_id", "item_id", "rank", "item_count"]
+    assert users.columns == ["part", "user_id", "item_id", "rank", "rank_left_out", "item_count"]
     for part in ("validation", "test"):
         own = users.filter(pl.col("part") == part)
         assert own["user_id"].to_list() == dataset.user_ids
         assert mean_metrics(own["rank"].to_numpy()) == result[part]
+        assert mean_metrics(own["rank_left_out"].to_numpy()) == result["history_left_out"][part]
 
 
 def test_metrics_say_with_what_and_on_what_they_were_made(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from msm4sr.data.dataset import Dataset, test_targets, validation_targets
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import rank_targets
+from msm4sr.evaluation.ranking import rank_protocols
 from msm4sr.evaluation.users import Part
 from msm4sr.models.base import Scorer
 
@@ -45,14 +45,34 @@ def rank_users(
 
     Validation ranks each user's second-last item given the training part, test the last item given all before it.
     """
+    excludes = settings.exclude_history or not model.ranks_history
+    (ranks,) = _rank(model, dataset, part, (excludes,), on_progress)
+    return ranks
+
+
+def rank_users_both(
+    model: Scorer,
+    dataset: Dataset,
+    part: Part,
+    settings: EvaluationSettings = EvaluationSettings(),
+    on_progress: Callable[[int], object] = lambda users: None,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """`rank_users` as the settings say, and with the history left out: the same where they say so or the model does."""
+    excludes = settings.exclude_history or not model.ranks_history
+    ranks, left_out = _rank(model, dataset, part, (excludes, True), on_progress)
+    return ranks, left_out
+
+
+def _rank(
+    model: Scorer,
+    dataset: Dataset,
+    part: Part,
+    exclude_history: Sequence[bool],
+    on_progress: Callable[[int], object],
+) -> list[npt.NDArray[np.float64]]:
     targets = validation_targets(dataset) if part == "validation" else test_targets(dataset)
     was_training = model.training
     model.eval()
-    ranks = rank_targets(
-        model,
-        targets,
-        exclude_history=settings.exclude_history or not model.ranks_history,
-        on_progress=on_progress,
-    )
+    ranks = rank_protocols(model, targets, exclude_history, on_progress=on_progress)
     model.train(was_training)
     return ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32: scores of a chunk of users times 
 TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
 
 
-@torch.inference_mode()
 def rank_targets(
     model: Scorer,
     targets: Targets,
@@ -41,9 +40,23 @@ def rank_targets(
     Raises:
         FloatingPointError: the model gave a score that is no number.
     """
+    (ranks,) = rank_protocols(model, targets, (exclude_history,), among=among, on_progress=on_progress)
+    return ranks
+
+
+@torch.inference_mode()
+def rank_protocols(
+    model: Scorer,
+    targets: Targets,
+    exclude_history: Sequence[bool],
+    *,
+    among: npt.NDArray[np.bool_] | None = None,
+    on_progress: Callable[[int], object] = lambda users: None,
+) -> list[npt.NDArray[np.float64]]:
+    """`rank_targets` with the history ranked, without, or both, from the same scores: float64 [users] for each."""
     catalogue = model.encode_items()
     keys = model.scoring_vectors(catalogue)
-    ranks = np.empty(len(targets.targets), dtype=np.float64)
+    ranks = {excludes: np.empty(len(targets.targets), dtype=np.float64) for excludes in exclude_history}
     lengths = np.minimum(np.diff(targets.histories.offsets), model.max_history)
     by_length = np.argsort(lengths, kind="stable")
     users_at_once = max(1, min(SCORES_AT_ONCE // len(keys), TOKENS_AT_ONCE // max(1, int(lengths.max()))))
@@ -53,17 +66,22 @@ def rank_targets(
         items, length = (part.to(keys.device) for part in pad_histories(histories, model.max_history))
         whose = torch.from_numpy(users if targets.users is None else targets.users[users]).to(keys.device)
         scores = model.score(items, length, catalogue, keys, whose).float()
-        if exclude_history:
-            seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
-            row = torch.repeat_interleave(
-                torch.arange(len(users)), torch.tensor([len(history) for history in histories])
-            )
-            scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
+        target = torch.from_numpy(targets.targets[users]).to(scores.device)
         if among is not None:
             scores[:, torch.from_numpy(~among).to(scores.device)] = -torch.inf
-        ranks[users] = ranks_of(scores, torch.from_numpy(targets.targets[users]).to(scores.device)).numpy()
+        for excludes in sorted(ranks):  # with the history first
+            if excludes:
+                _leave_out(scores, histories)
+            ranks[excludes][users] = ranks_of(scores, target).numpy()
         on_progress(len(users))
-    return ranks
+    return [ranks[excludes] for excludes in exclude_history]
+
+
+def _leave_out(scores: Tensor, histories: Sequence[npt.NDArray[np.int32]]) -> None:
+    """Give the items of each row's history no chance: scores [B, N] are changed."""
+    row = torch.repeat_interleave(torch.arange(len(histories)), torch.tensor([len(history) for history in histories]))
+    seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
+    scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
 
 
 def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 A table of one row a user and part, `users.parquet` in a run's folder:
 
-    part        str      "validation" or "test"
-    user_id     str
-    item_id     str      the target
-    rank        float64  1 is the best, ties at their mean
-    item_count  int32    interactions of the target in the training part: how well the item was known
+    part           str      "validation" or "test"
+    user_id        str
+    item_id        str      the target
+    rank           float64  1 is the best, ties at their mean
+    rank_left_out  float64  the same where the items of the user's history are not ranked
+    item_count     int32    interactions of the target in the training part: how well the item was known
 """
 
 from __future__ import annotations
@@ -27,22 +28,28 @@ SCHEMA = {
     "user_id": pl.String(),
     "item_id": pl.String(),
     "rank": pl.Float64(),
+    "rank_left_out": pl.Float64(),
     "item_count": pl.Int32(),
 }
 
 
-def users_table(dataset: Dataset, ranks: Mapping[Part, npt.NDArray[np.float64]]) -> pl.DataFrame:
-    """The table of this module; `ranks` holds float64 [users] of each part, as `rank_users` gives them."""
+Ranks = npt.NDArray[np.float64]
+"""[users]."""
+
+
+def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> pl.DataFrame:
+    """The table of this module; `ranks` holds those of each part, as `rank_users_both` gives them."""
     counts = np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
     item_ids = np.array(dataset.item_ids, dtype=object)
     parts = []
-    for part, rank in ranks.items():
+    for part, (rank, left_out) in ranks.items():
         targets = (validation_targets(dataset) if part == "validation" else test_targets(dataset)).targets
         columns = {
             "part": [part] * dataset.n_users,
             "user_id": dataset.user_ids,
             "item_id": item_ids[targets].tolist(),
             "rank": rank,
+            "rank_left_out": left_out,
             "item_count": counts[targets].astype(np.int32),
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))

@@ -4,7 +4,8 @@ config.yaml           data folder, features folder, vectors of one's own, preset
 features/             what the frozen encoders made of the items (unless the features folder is another)
 metrics.jsonl         a line an epoch
 curves.png            the same lines, drawn
-metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "run": what was run, "versions": {...}}
+metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "history_left_out": the same without the items that a
+                      user already took, "run": what was run, "versions": {...}}
 users.parquet         each user's rank of the target, on validation and on test: what a paired test needs
 checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage;
                       pretrain.last.safetensors, ...: what an interrupted stage goes on from
@@ -35,7 +36,7 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset, arrivals, item_categories, load_dataset, training_histories
 from msm4sr.data.files import new_file
 from msm4sr.errors import InputError
-from msm4sr.evaluation.evaluate import rank_users
+from msm4sr.evaluation.evaluate import rank_users_both
 from msm4sr.evaluation.metrics import chance, mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
 from msm4sr.evaluation.users import Part, users_table
@@ -431,8 +432,9 @@ def evaluate_stage(
     model.to(device)
     scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
-    ranks = {part: rank_users(scorer, dataset, part, settings.evaluation, on_progress) for part in parts}
-    result: dict[str, Any] = {part: mean_metrics(rank) for part, rank in ranks.items()}
+    ranks = {part: rank_users_both(scorer, dataset, part, settings.evaluation, on_progress) for part in parts}
+    result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
+    result["history_left_out"] = {part: mean_metrics(left_out) for part, (_, left_out) in ranks.items()}
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_arrivals(run, dataset, model)
     result["run"] = {
