@@ -4,8 +4,8 @@ config.yaml           data folder, features folder, vectors of one's own, preset
 features/             what the frozen encoders made of the items (unless the features folder is another)
 metrics.jsonl         a line an epoch
 curves.png            the same lines, drawn
-metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "history_left_out": the same without the items that a
-                      user already took, "run": what was run, "versions": {...}}
+metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "history_left_out": the same two where what a user
+                      already took is not ranked, "run": what was run, "versions": {...}}
 users.parquet         each user's rank of the target, on validation and on test: what a paired test needs
 checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage;
                       pretrain.last.safetensors, ...: what an interrupted stage goes on from
