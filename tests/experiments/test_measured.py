@@ -12,8 +12,9 @@ from grids import LEFT_OUT, cell_folder, write_cell, write_grid
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.significance import holm, mean_over_seeds, paired_bootstrap
-from msm4sr.experiments.measured import Measured, by_popularity, check_metrics, measure
+from msm4sr.experiments.measured import Measured, by_popularity, check_metrics, measure, measure_left_out
 from msm4sr.experiments.results import read_grid
+from msm4sr.experiments.tables import main_sheet
 
 ROWS = ("popularity", "sasrec", "s3rec", "msm4sr")
 QUALITY = {"popularity": 60.0, "sasrec": 25.0, "s3rec": 22.0, "msm4sr": 12.0}  # mean rank
@@ -142,6 +143,31 @@ def test_systems_without_an_order_stand_beside_the_others(tmp_path: Path) -> Non
     write_cell(folder, "sasrec", ranks("sasrec").tolist(), protocol=LEFT_OUT)
     write_cell(folder, "msm4sr", ranks("msm4sr").tolist())
     assert len(measure(read_grid(folder), METRICS, resamples=50)) == 1
+
+
+def test_rows_that_rank_histories_are_measured_without_them_too(tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", ("popularity", "sasrec", "msm4sr"))
+    for row in ("popularity", "sasrec", "msm4sr"):
+        own = ranks(row)
+        write_cell(folder, row, own.tolist(), left_out=own.tolist() if row == "popularity" else [1.0] * len(own))
+    measured = measure(read_grid(folder), METRICS, resamples=50)
+    without = measure_left_out(measured)
+    assert without is not None
+    assert without.scores["shop", "sasrec", "ndcg@10"].mean == 1.0
+    assert without.scores["shop", "popularity", "ndcg@10"] == measured[0].scores["shop", "popularity", "ndcg@10"]
+    assert without.tests["shop", "popularity", "ndcg@10"].difference.mean < 0
+    assert "histories left out" in main_sheet(without).title
+
+
+def test_there_is_no_second_look_where_it_would_show_the_same(tmp_path: Path) -> None:
+    same = write_grid(tmp_path / "same", ("sasrec",))
+    write_cell(same, "sasrec", ranks("sasrec").tolist())
+    assert measure_left_out(measure(read_grid(same), METRICS, resamples=50)) is None
+    mixed = write_grid(tmp_path / "mixed", ("sasrec", "s3rec"))
+    for row in ("sasrec", "s3rec"):
+        settings = {"evaluation": {"exclude_history": row == "s3rec"}}
+        write_cell(mixed, row, [5, 6], settings=settings, left_out=[1, 2])
+    assert measure_left_out(measure(read_grid(mixed), METRICS, resamples=50)) is None
 
 
 def test_a_row_with_two_protocols_is_an_error(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
     for part in (
         "6 of 6 cells finished",
         "Results on ring",
+        "ring, histories left out",
         "40 users, 12 items,",
         "Differences on ring",
         "By how well the item was known, ring",
@@ -55,7 +56,7 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
         "Mean ± standard deviation over 2 seeds",
     ):
         assert part in page.text, part
-    assert len(page.all("ul", "differences")) == 1
+    assert len(page.all("ul", "differences")) == 2  # as the runs rank, and with the histories left out
     assert page.all("polyline", "line")
 
 
@@ -64,7 +65,9 @@ def test_the_tables_lie_beside_the_page_in_three_forms_and_the_page_links_them(r
     names = {file.name for file in real.parent.iterdir()} - {"index.html"}
     stems = {
         "trial",
+        "trial-histories-left-out",
         "trial-differences-ring",
+        "trial-histories-left-out-differences-ring",
         "trial-popularity-ring",
         "trial-validation-ring",
         "trial-cost-ring",

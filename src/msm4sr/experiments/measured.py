@@ -28,6 +28,7 @@ METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
 LEVEL = 0.05  # of significance, after Holm's correction; intervals hold 1 - LEVEL
 VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
 EXCLUDES = "evaluation.exclude_history"
+LEFT_OUT = "history_left_out"  # of metrics.json
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Measured:
     tests: Mapping[tuple[str, str, str], Test]
     untested: Sequence[tuple[str, str]]
     """Data set, and which row could not be compared on it, and why."""
+    beside: bool = False
+    """A second look at rows that rank histories: the same weights, with the histories left out."""
 
     def label(self, row: str) -> str:
         return next(info.label for info in self.rows if info.name == row)
@@ -134,24 +137,49 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
     ]
 
 
+def measure_left_out(measured: Sequence[Measured]) -> Measured | None:
+    """All rows with the histories left out, from the same weights: what systems that never rank them are like.
+
+    None where the rows have protocols of their own, or none of them would be another.
+    """
+    if [one.excludes_history for one in measured] != [False]:
+        return None
+    (one,) = measured
+    cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
+    if all(cell["test"] == cell.get(LEFT_OUT, cell)["test"] for cell in cells):
+        return None
+    return _measured(one.results, one.rows, one.metrics, True, one.resamples, beside=True)
+
+
 def scores_of(
-    results: GridResults, rows: Sequence[Row], metrics: Sequence[str], part: Part
+    results: GridResults, rows: Sequence[Row], metrics: Sequence[str], part: Part, left_out: bool = False
 ) -> dict[tuple[str, str, str], Score]:
-    """(data, row, metric) to the metric on a part, of the rows that have a finished cell."""
-    return {
-        (data, row.name, metric): Score(tuple(float(outcome.metrics[part][metric]) for outcome in outcomes))
-        for data in results.data
-        for row in rows
-        if (outcomes := results.finished(data, row.name))
-        for metric in metrics
-    }
+    """(data, row, metric) to the metric on a part, of the rows that have a finished cell.
+
+    `left_out`: with the histories left out, of the rows whose cells have all measured that.
+    """
+    found = {}
+    for data in results.data:
+        for row in rows:
+            cells = [outcome.metrics for outcome in results.finished(data, row.name)]
+            if left_out:
+                cells = [cell[LEFT_OUT] for cell in cells] if all(LEFT_OUT in cell for cell in cells) else []
+            if cells:
+                for metric in metrics:
+                    found[data, row.name, metric] = Score(tuple(float(cell[part][metric]) for cell in cells))
+    return found
 
 
 def _measured(
-    results: GridResults, rows: tuple[Row, ...], metrics: tuple[str, ...], excludes: bool, resamples: int
+    results: GridResults,
+    rows: tuple[Row, ...],
+    metrics: tuple[str, ...],
+    excludes: bool,
+    resamples: int,
+    beside: bool = False,
 ) -> Measured:
-    scores = scores_of(results, rows, metrics, "test")
-    plain = Measured(results, rows, metrics, excludes, resamples, scores, {}, {}, ())
+    scores = scores_of(results, rows, metrics, "test", beside)
+    plain = Measured(results, rows, metrics, excludes, resamples, scores, {}, {}, (), beside)
     against: dict[tuple[str, str], str] = {}
     tests: dict[tuple[str, str, str], Test] = {}
     untested: list[tuple[str, str]] = []
@@ -187,7 +215,8 @@ def _tests(
         if any(not table.select("user_id", "item_id").equals(users) for table in found):
             untested.append((data, f"{measured.label(row)} was tested on other users or items than the others"))
             continue
-        each = [metrics_per_user(table["rank"].to_numpy()) for table in found]
+        ranks = "rank_left_out" if measured.beside else "rank"
+        each = [metrics_per_user(table[ranks].to_numpy()) for table in found]
         per_user[row] = {metric: mean_over_seeds([one[metric] for one in each]) for metric in measured.metrics}
     pairs = [
         (row, metric, against[data, metric])

@@ -48,7 +48,7 @@ def main_sheet(measured: Measured, several: bool = False, only: str | None = Non
     }
     lines = []
     for row in measured.rows:
-        cells = [Cell(_history(results, row.name))]
+        cells = [Cell("left out" if measured.beside else _history(results, row.name))]
         for data in shown:
             for metric in measured.metrics:
                 cells.append(_score_cell(measured, data, row.name, metric, place[data, row.name, metric]))
@@ -63,8 +63,10 @@ def main_sheet(measured: Measured, several: bool = False, only: str | None = Non
             cells += [_improvement_cell(measured, data, metric) for metric in measured.metrics]
             cells += [Cell("")] * len(_printed(measured, data))
         lines.append(Line("Improvement", cells, summary=True))
-    title = (only or results.title) + (f", {PROTOCOLS[measured.excludes_history].replace('-', ' ')}" if several else "")
-    return Sheet(_named(measured, several), title, "System", columns, lines, _notes(measured, shown))
+    name = _named(measured, several)
+    protocol = name.removeprefix(results.name).replace("-", " ")
+    title = (only or results.title) + (f",{protocol}" if protocol else "")
+    return Sheet(name, title, "System", columns, lines, _notes(measured, shown))
 
 
 def _has_improvement(measured: Measured) -> bool:
@@ -75,11 +77,13 @@ def _has_improvement(measured: Measured) -> bool:
 
 
 def _named(measured: Measured, several: bool) -> str:
-    return measured.results.name + (f"-{PROTOCOLS[measured.excludes_history]}" if several else "")
+    return measured.results.name + (f"-{PROTOCOLS[measured.excludes_history]}" if several or measured.beside else "")
 
 
 def _printed(measured: Measured, data: str) -> list[str]:
     """The metrics of the table that the paper prints for this data set and one of these rows."""
+    if measured.beside:
+        return []
     paper = of_paper(measured.results.kind, data)
     return [metric for metric in measured.metrics if any((row.name, metric) in paper for row in measured.rows)]
 
@@ -147,10 +151,16 @@ def _improvement_cell(measured: Measured, data: str, metric: str) -> Cell:
 
 def _notes(measured: Measured, shown: Sequence[str]) -> list[str]:
     results, notes = measured.results, []
-    notes.append(
-        "Test part, leave-one-out, all items ranked. History: whether the items that a user already took are ranked "
-        "like any other or left out; systems that do not read the order never rank them."
-    )
+    if measured.beside:
+        notes.append(
+            "The same weights as in the table before, ranked without what a user already took: as in serving, on one "
+            "footing with the systems that never rank it, and as some publish their figures."
+        )
+    else:
+        notes.append(
+            "Test part, leave-one-out, all items ranked. History: whether the items that a user already took are "
+            "ranked like any other or left out; systems that do not read the order never rank them."
+        )
     notes.append("Best in bold, second underlined, among what was measured here.")
     if len(results.seeds) > 1:
         notes.append(f"Mean ± standard deviation over {len(results.seeds)} seeds.")
@@ -201,7 +211,8 @@ def difference_sheet(measured: Measured, data: str, several: bool = False) -> Sh
     columns += [Column("p"), Column("p, Holm")]
     note = f"Paired bootstrap over {users:,} users, {measured.resamples:,} resamples, percentile intervals."
     name = f"{_named(measured, several)}-differences-{data}"
-    return Sheet(name, f"Differences on {data}", "System, metric", columns, lines, [note])
+    title = f"Differences on {data}{', histories left out' if measured.beside else ''}"
+    return Sheet(name, title, "System, metric", columns, lines, [note])
 
 
 def popularity_sheet(measured: Measured, data: str, several: bool = False) -> Sheet:

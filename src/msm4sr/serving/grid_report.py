@@ -10,7 +10,7 @@ from typing import Any
 
 from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
-from msm4sr.experiments.measured import METRICS, VARIANTS, Measured, by_popularity, measure
+from msm4sr.experiments.measured import METRICS, VARIANTS, Measured, by_popularity, measure, measure_left_out
 from msm4sr.experiments.results import GridResults, Outcome, read_grid
 from msm4sr.experiments.sheets import Cell, Column, Line, Sheet, write_sheet
 from msm4sr.experiments.tables import (
@@ -66,6 +66,8 @@ def write_grid_report(
 def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
     """All that the page shows. Rows of different protocols stand in tables of their own."""
     several = len(measured) > 1
+    left_out = measure_left_out(measured)
+    looks = [*measured, *([left_out] if left_out else [])]
     cells = list(results.all())
     finished = [cell for cell in cells if cell.state == "finished"]
     shared, own = split_settings(results)
@@ -75,14 +77,14 @@ def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
         popularity_first="cold" in results.kind,
         facts=_facts(results, cells),
         headline=[line for one in measured for line in _headline(one)],
-        main=[Result(main_sheet(one, several, data), _size(one, data)) for data in results.data for one in measured],
-        whole=[main_sheet(one, several) for one in measured],
+        main=[Result(main_sheet(one, several, data), _size(one, data)) for data in results.data for one in looks],
+        whole=[main_sheet(one, several) for one in looks],
         held_out=[
             sheet for one in measured for data in results.data if (sheet := held_out_sheet(one, data, several)).lines
         ],
         shares=[(data, chart) for one in measured for data in results.data if (chart := _shares(one, data))],
         unfinished=_unfinished(results),
-        differences=[found for one in measured for data in results.data for found in _differences(one, data, several)],
+        differences=[found for one in looks for data in results.data for found in _differences(one, data, several)],
         popularity=[found for one in measured for data in results.data for found in _popularity(one, data, several)],
         curves=[(data, drawn) for data in results.data if (drawn := _curves(results, data))],
         validation=[
@@ -165,10 +167,11 @@ def _differences(measured: Measured, data: str, several: bool) -> list[Differenc
     if not rows:
         return []
     other = measured.label(measured.against[data, metric])
+    where = f"{data}, histories left out" if measured.beside else data
     what = "the full system" if measured.results.kind in VARIANTS else "the best baseline"
     score = measured.scores[data, measured.against[data, metric], metric].mean
     said = f"{metric_name(metric)}, difference to {what}, {other} ({score:.4f})"
-    return [Differences(data, said, difference_bars(rows), difference_sheet(measured, data, several))]
+    return [Differences(where, said, difference_bars(rows), difference_sheet(measured, data, several))]
 
 
 def _popularity(measured: Measured, data: str, several: bool) -> list[Popularity]:
