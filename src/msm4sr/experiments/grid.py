@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -82,7 +83,7 @@ class Data(BaseModel):
     @classmethod
     def of(cls, folder: Path) -> Data:
         """Named as its folder is."""
-        return cls(name=folder.resolve().name, folder=folder.absolute())
+        return cls(name=folder.resolve().name, folder=Path(os.path.abspath(folder)))  # without ".."
 
 
 class Grid(BaseModel):
