@@ -12,7 +12,7 @@ def keep_one_heap() -> None:
     """Have the threads that come from now on share one heap. Without effect where the C library is not glibc.
 
     glibc gives threads heaps of their own, and in each there is room for the largest answer that its threads ever made
-    at once: memory crept up for as long as we watched. With one heap it is flat (docs/serving.md, `benchmarks/soak.py`).
+    at once: memory crept up for as long as we watched. With one it is flat (docs/serving.md, `benchmarks/soak.py`).
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 1)
