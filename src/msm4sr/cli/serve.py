@@ -11,6 +11,7 @@ import typer
 
 from msm4sr.cli.console import RunFolder, console, told
 from msm4sr.errors import InputError
+from msm4sr.serving.memory import keep_one_heap
 
 if TYPE_CHECKING:
     from msm4sr.serving.service import ServeSettings
@@ -35,6 +36,7 @@ def serve(
 ) -> None:
     """Recommendations over HTTP, and a page at /. RUN may be a link; when it leads to a newer run, that is served."""
     with told("stopped"):
+        keep_one_heap()
         settings = _settings(folder, workers, state, api_key_file, index)
         _serve(settings, host, port)
 

@@ -20,7 +20,6 @@ import torch
 from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
 
 from msm4sr.serving.catalogue import NewItem
-from msm4sr.serving.memory import keep_one_heap
 from msm4sr.serving.messages import (
     BatchOut,
     BatchRequest,
@@ -68,7 +67,6 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
 
     parent: the process that watches over this one; where it is gone, this one ends as well.
     """
-    keep_one_heap()
     service = Service(settings)
     torch.set_num_threads(_threads(service))
     metrics = Metrics()
