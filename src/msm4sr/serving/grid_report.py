@@ -76,7 +76,7 @@ def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
         kind=results.kind.replace("_", " ").capitalize(),
         popularity_first="cold" in results.kind,
         facts=_facts(results, cells),
-        headline=[line for one in measured for line in _headline(one)],
+        headline=[line for one in looks for line in _headline(one)],
         main=[Result(main_sheet(one, several, data), _size(one, data)) for data in results.data for one in looks],
         whole=[main_sheet(one, several) for one in looks],
         held_out=[
@@ -137,6 +137,7 @@ def _headline(measured: Measured) -> list[Headline]:
             interval = f"{signed(it.mean)} [{signed(it.low)}, {signed(it.high)}]"
             more = f"{signed(share, '.1%')} against {measured.label(test.against)}: {interval}, {verdict}"
         label = f"{measured.label(mine)} on {data}, {metric_name(metric)}"
+        label += ", histories left out" if measured.beside else ""
         lines.append(Headline(label, f"{score.mean:.4f}", more))
     return lines
 
