@@ -41,7 +41,7 @@ class IndexSettings(BaseModel):
         "auto", description="exact: one product with all items. auto: approximate from `approximate_from` items on"
     )
     approximate_from: int = Field(300_000, ge=1, description="items from which on `auto` is approximate")
-    neighbours: int = Field(32, ge=2, description="that each item keeps in the graph: more memory, better recall")
+    neighbours: int = Field(16, ge=2, description="that each item keeps in the graph: more memory, better recall")
     effort_of_building: int = Field(128, ge=1, description="items looked at to place one in the graph")
     effort_of_search: int = Field(256, ge=1, description="items looked at in a search at least")
 
