@@ -84,6 +84,11 @@ class Measured:
     beside: bool = False
     """A second look at rows that rank histories: the same weights, with the histories left out."""
 
+    @property
+    def look(self) -> str:
+        """What follows a data set's name in a title, to tell the second look from the first."""
+        return ", histories left out" if self.beside else ""
+
     def label(self, row: str) -> str:
         return next(info.label for info in self.rows if info.name == row)
 

@@ -63,10 +63,9 @@ def main_sheet(measured: Measured, several: bool = False, only: str | None = Non
             cells += [_improvement_cell(measured, data, metric) for metric in measured.metrics]
             cells += [Cell("")] * len(_printed(measured, data))
         lines.append(Line("Improvement", cells, summary=True))
-    name = _named(measured, several)
-    protocol = name.removeprefix(results.name).replace("-", " ")
-    title = (only or results.title) + (f",{protocol}" if protocol else "")
-    return Sheet(name, title, "System", columns, lines, _notes(measured, shown))
+    protocol = f", {PROTOCOLS[measured.excludes_history].replace('-', ' ')}" if several else measured.look
+    title = (only or results.title) + protocol
+    return Sheet(_named(measured, several), title, "System", columns, lines, _notes(measured, shown))
 
 
 def _has_improvement(measured: Measured) -> bool:
@@ -211,8 +210,7 @@ def difference_sheet(measured: Measured, data: str, several: bool = False) -> Sh
     columns += [Column("p"), Column("p, Holm")]
     note = f"Paired bootstrap over {users:,} users, {measured.resamples:,} resamples, percentile intervals."
     name = f"{_named(measured, several)}-differences-{data}"
-    title = f"Differences on {data}{', histories left out' if measured.beside else ''}"
-    return Sheet(name, title, "System, metric", columns, lines, [note])
+    return Sheet(name, f"Differences on {data}{measured.look}", "System, metric", columns, lines, [note])
 
 
 def popularity_sheet(measured: Measured, data: str, several: bool = False) -> Sheet:

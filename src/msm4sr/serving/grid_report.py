@@ -136,8 +136,7 @@ def _headline(measured: Measured) -> list[Headline]:
             it, verdict = test.difference, "significant" if test.sign else "not significant"
             interval = f"{signed(it.mean)} [{signed(it.low)}, {signed(it.high)}]"
             more = f"{signed(share, '.1%')} against {measured.label(test.against)}: {interval}, {verdict}"
-        label = f"{measured.label(mine)} on {data}, {metric_name(metric)}"
-        label += ", histories left out" if measured.beside else ""
+        label = f"{measured.label(mine)} on {data}, {metric_name(metric)}{measured.look}"
         lines.append(Headline(label, f"{score.mean:.4f}", more))
     return lines
 
@@ -168,11 +167,11 @@ def _differences(measured: Measured, data: str, several: bool) -> list[Differenc
     if not rows:
         return []
     other = measured.label(measured.against[data, metric])
-    where = f"{data}, histories left out" if measured.beside else data
     what = "the full system" if measured.results.kind in VARIANTS else "the best baseline"
     score = measured.scores[data, measured.against[data, metric], metric].mean
     said = f"{metric_name(metric)}, difference to {what}, {other} ({score:.4f})"
-    return [Differences(where, said, difference_bars(rows), difference_sheet(measured, data, several))]
+    bars, sheet = difference_bars(rows), difference_sheet(measured, data, several)
+    return [Differences(data + measured.look, said, bars, sheet)]
 
 
 def _popularity(measured: Measured, data: str, several: bool) -> list[Popularity]:
