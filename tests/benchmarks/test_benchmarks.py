@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 from builders import make_dataset, make_msm4sr, random_sequences
+from grids import write_cell, write_grid
 from machine import matrix_peak, memory_now, memory_peak
 from parity.export import NAME, as_recbole_transformer, export_dataset
 from steps import PARTS, Parts, Stage, run_steps
@@ -138,3 +139,13 @@ def test_both_libraries_train_on_the_same_pairs_and_are_ranked_alike(shop: Path,
     assert difference
     assert float(difference[1]) < 1e-6
     assert len(re.findall(r"^\| (?:msm4sr|RecBole) \|", done.out, re.M)) == 2
+
+
+def test_a_row_is_compared_with_the_one_that_it_builds_upon(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "sasrecm"))
+    write_cell(grid, "sasrec", [3, 30, 30], left_out=[1, 30, 30])
+    write_cell(grid, "sasrecm", [1, 30, 30], left_out=[1, 30, 30])
+    command = [sys.executable, str(ROOT / "benchmarks" / "twins.py"), str(grid), "--pair", "sasrecm:sasrec"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "| shop | ranked | sasrecm | sasrec | +0.1667 |" in printed
+    assert "| shop | left out | sasrecm | sasrec | +0.0000 |" in printed
