@@ -85,9 +85,11 @@ def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
         embedding = model.item_embedding.weight
         steps = [content[i] + embedding[i] if model.config.id_in_input else content[i] for i in history]
         hidden = model.transformer(torch.stack(steps)[None])[0, -1]
+        if model.config.projections == "both":
+            hidden = model.projections[name](hidden)
         for item in range(N_ITEMS):
             other = content[item] + embedding[item]
-            product = sum(float(a) * float(b) for a, b in zip(hidden, other, strict=True))
+            product = sum(float(a) * float(b) for a, b in zip(hidden.detach(), other.detach(), strict=True))
             if model.config.similarity == "cosine":
                 product /= math.sqrt(float(hidden @ hidden)) * math.sqrt(float(other @ other))
                 product /= model.config.temperature
@@ -106,6 +108,32 @@ def test_scores_are_equation_12(similarity: str, id_in_input: bool, score_with: 
             last = model.encode_histories(torch.tensor([history]), catalogue)[0, -1]
             ours = model.scoring_vectors(catalogue) @ last
             torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("score_with", [(), ("visual",)])
+def test_projections_may_be_of_equation_12_too(similarity: str, score_with: tuple[str, ...]) -> None:
+    model = make_msm4sr(similarity=similarity, score_with=score_with, projections="both").eval()
+    catalogue = model.encode_items()
+    histories, lengths = torch.tensor([[4, 0, 0], [1, 5, 7]]), torch.tensor([1, 3])
+    last = model.encode_last(histories, lengths, catalogue)
+    for row, history in enumerate([[4], [1, 5, 7]]):
+        ours = model.scoring_vectors(catalogue) @ last[row]
+        torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
+    all_prefixes = model.encode_histories(histories, catalogue)
+    torch.testing.assert_close(all_prefixes[[0, 1], [0, 2]], last, rtol=1e-4, atol=1e-4)
+    without = zero_gradient_names(model.train(), finetune_loss(model, make_batch(HISTORIES)), tiny=1e-6)
+    assert not any(f"projections.{a}" in name for a in model.scored for name in without)
+
+
+def test_without_projections_pre_training_compares_what_equation_12_does() -> None:
+    model = make_msm4sr(projections="none")
+    assert not any(name.startswith("projections") for name, _ in model.named_parameters())
+    hidden = torch.randn(3, model.config.dim)
+    assert torch.equal(model.project(hidden, "text"), hidden)
+    without = zero_gradient_names(model, loss_of_pretraining(model), tiny=1e-6)
+    idle = {f"encoders.{a}.pooling.{part}.bias" for a in model.modalities for part in ("inner", "outer")}
+    assert without == {"item_embedding.weight"} | idle
 
 
 def test_a_modality_that_does_not_score_changes_no_score() -> None:

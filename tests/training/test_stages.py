@@ -30,7 +30,7 @@ from msm4sr.models.base import Inputs, Scorer
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.training.checkpoint import weights_of
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
+from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, log_shares, sampled_finetune_loss
 from msm4sr.training.loop import Device
 from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, pretrain, pretrain_loss
 
@@ -139,6 +139,49 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
     model.encode_content = lambda a, items=None: asked.append(items.tolist()) or encode(a, items)  # type: ignore
     sampled_finetune_loss(model, batch, torch.tensor([7, 3]), 50)
     assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
+
+
+# Logit adjustment
+
+
+def test_a_prior_is_added_to_every_score_of_the_softmax() -> None:
+    model, batch = make_sasrec(), one_batch(random_sequences(10, N_ITEMS, longest=7), "all")
+    prior = torch.linspace(-3, 0, N_ITEMS)
+    catalogue = model.encode_items()
+    prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]
+    scores = prefixes @ model.scoring_vectors(catalogue).T + prior
+    expected = torch.nn.functional.cross_entropy(scores, batch.targets[batch.mask])
+    assert finetune_loss(model, batch, prior=prior).item() == pytest.approx(expected.item(), rel=1e-5)
+    everything = torch.randperm(N_ITEMS, generator=generator())
+    sampled = sampled_finetune_loss(model, batch, everything, N_ITEMS, prior)
+    assert sampled.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_prior_is_the_log_of_the_shares_of_the_training_parts() -> None:
+    shares = log_shares(ragged([[0, 0, 2], [2, 0]]), 4).exp()
+    assert shares.tolist() == pytest.approx([4 / 9, 1 / 9, 3 / 9, 1 / 9])
+
+
+def test_with_logit_adjustment_less_popular_items_are_recommended() -> None:
+    rng = np.random.default_rng(0)
+    popular = [[int(min(item, N_ITEMS - 1)) for item in rng.geometric(0.35, 8) - 1] for _ in range(300)]
+    dataset = make_dataset(popular, N_ITEMS)  # each item says nothing of the next: popularity is all there is
+    spread = []
+    for adjustment in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = make_sasrec()
+        finetune(model, dataset, FinetuneSettings(epochs=12, logit_adjustment=adjustment, **QUICK), device=CPU)
+        catalogue = model.eval().encode_items()
+        last = model.encode_last(torch.tensor([[3, 4]]), torch.tensor([2]), catalogue)
+        spread.append(float((last @ model.scoring_vectors(catalogue).T).std().detach()))
+    assert spread[1] < spread[0] / 3
+
+
+def test_logit_adjustment_is_refused_where_there_is_no_softmax() -> None:
+    settings = FinetuneSettings(logit_adjustment=1.0)
+    for model in (make_sasrec(loss="bce"), make_model("lightgcn")):
+        with pytest.raises(InputError, match=r"finetune.logit_adjustment.*leave it at 0"):
+            finetune(model, SMALL, settings, device=CPU)
 
 
 def test_candidates_are_sampled_by_option_or_over_a_hundred_thousand_items() -> None:

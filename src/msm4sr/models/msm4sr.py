@@ -64,6 +64,9 @@ class MSM4SRConfig(TransformerConfig):
     temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="of equation 12; cosine is divided by tau")
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
+    projections: Literal["pretrain", "both", "none"] = Field(
+        "pretrain", description="of equation 6: in pre-training alone, as printed, in equation 12 too, or nowhere"
+    )
     id_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the items that a step of fine-tuning knows by their content alone"
     )
@@ -106,7 +109,8 @@ class MSM4SR(ContentModel):
             }
         )
         self.transformer = CausalTransformer(config)
-        self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in features})  # W_t, W_v
+        projected = () if config.projections == "none" else self.modalities
+        self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in projected})  # W_t, W_v
         self.item_embedding = nn.Embedding(n_items, config.dim)  # E
         self.apply(initialise)
 
@@ -125,7 +129,7 @@ class MSM4SR(ContentModel):
 
     def project(self, hidden: Tensor, modality: str) -> Tensor:
         """Into the space of a modality (equation 6): [..., D] to [..., D]."""
-        return self.projections[modality](hidden)  # type: ignore[no-any-return]
+        return self.projections[modality](hidden) if self.projections else hidden
 
     # -- fine-tuning, evaluation, serving (equation 12 as one product) --------------------------------------------
 
@@ -153,7 +157,7 @@ class MSM4SR(ContentModel):
         """[B, M * D]."""
         inputs = self._inputs(histories, catalogue)
         hidden = self.transformer.last(inputs.flatten(0, 1), lengths.repeat(len(inputs)))  # [M * B, D]
-        return self._compared(hidden).view(*inputs.shape[:2], -1).transpose(0, 1).flatten(1)
+        return self._compared(hidden.view(*inputs.shape[:2], -1)).transpose(0, 1).flatten(1)
 
     def _inputs(self, histories: Tensor, catalogue: Tensor) -> Tensor:
         """What the Transformer reads: [M, B, L, D]."""
@@ -161,7 +165,9 @@ class MSM4SR(ContentModel):
         return take(content + embedding if self.config.id_in_input else content, histories).permute(2, 0, 1, 3)
 
     def _compared(self, hidden: Tensor) -> Tensor:
-        """h as it is multiplied for a score: [..., D]."""
+        """h of each modality that scores, as it is multiplied for that: [M, ..., D]."""
+        if self.config.projections == "both":
+            hidden = torch.stack([self.project(h, a) for h, a in zip(hidden, self.scored, strict=True)])
         if self.config.similarity == "cosine":
             return F.normalize(hidden, dim=-1) / self.config.temperature
         return hidden

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.dataset import Histories
+from msm4sr.errors import InputError
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.layers import take
 from msm4sr.objectives import bayesian_personalised_ranking, squared_length
@@ -86,6 +87,8 @@ class BPRTask(Task):
 
     def __init__(self, model: GraphModel, settings: StageSettings) -> None:
         super().__init__(model)
+        if getattr(settings, "logit_adjustment", 0):
+            raise InputError("finetune.logit_adjustment is for a softmax, and this model learns by bpr: leave it at 0")
 
     def forward(self, batch: PairBatch, generator: torch.Generator) -> Tensor:
         return bpr_loss(self.model, batch)

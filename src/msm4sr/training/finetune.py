@@ -7,12 +7,15 @@ from __future__ import annotations
 import math
 from typing import Literal, Unpack
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, Histories
+from msm4sr.errors import InputError
 from msm4sr.models.base import ProductModel, ProductScorer
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.layers import take
@@ -33,6 +36,12 @@ class FinetuneSettings(StageSettings):
         description="items of the softmax: all of the catalogue, or a sample; auto: a sample over 100,000 items",
     )
     samples: int = Field(8192, ge=1, description="items drawn for a step, where they are sampled")
+    logit_adjustment: float = Field(
+        0.0,
+        ge=0,
+        description="training adds so many times the log of an item's share of the interactions to its score; ranking "
+        "does not, and recommends what is less popular",
+    )
 
     def samples_of(self, n_items: int) -> int | None:
         """How many items to draw of a catalogue of `n_items`; None: all are candidates."""
@@ -43,16 +52,19 @@ class FinetuneSettings(StageSettings):
 SAMPLED = {"bce": sampled_binary_cross_entropy, "bpr": bayesian_personalised_ranking}
 
 
-def finetune_loss(model: ProductScorer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+def finetune_loss(
+    model: ProductScorer, batch: Batch, generator: torch.Generator | None = None, prior: Tensor | None = None
+) -> Tensor:
     """The model's loss of the batch's next items, and what it adds; the catalogue is encoded once.
 
-    By default the mean negative log-likelihood. `generator` draws the items which `bce` and `bpr` compare with.
+    By default the mean negative log-likelihood, of scores to which `prior` [N] is added. `generator` draws the items
+    which `bce` and `bpr` compare with.
     """
     catalogue, targets = model.encode_items(), batch.targets[batch.mask]
     prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]  # [P, Q]
     keys = model.scoring_vectors(catalogue)
     if model.loss == "softmax":
-        loss = next_item_cross_entropy(prefixes, keys, targets)
+        loss = next_item_cross_entropy(*_adjusted(prefixes, keys, prior), targets)
     else:
         other = absent_items(batch, len(keys), generator)[batch.mask]
         scores = [(prefixes * take(keys, items)).sum(dim=1) for items in (targets, other)]
@@ -60,7 +72,9 @@ def finetune_loss(model: ProductScorer, batch: Batch, generator: torch.Generator
     return _with_added(loss, model, prefixes, targets, take(catalogue, targets))
 
 
-def sampled_finetune_loss(model: ProductScorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
+def sampled_finetune_loss(
+    model: ProductScorer, batch: Batch, sample: Tensor, n_items: int, prior: Tensor | None = None
+) -> Tensor:
     """`finetune_loss` with the denominator estimated from a uniform sample [S] of distinct items.
 
     Only those items, the histories' and the next items are encoded. With S = `n_items` it is the full loss.
@@ -72,8 +86,25 @@ def sampled_finetune_loss(model: ProductScorer, batch: Batch, sample: Tensor, n_
     log_weights[drawn] = math.log(n_items / len(sample))
     catalogue = model.encode_some_items(everything)
     prefixes = model.encode_histories(histories.view_as(batch.items), catalogue)[batch.mask]
-    loss = next_item_cross_entropy(prefixes, model.scoring_vectors(catalogue), target, log_weights)
+    keys, own_prior = model.scoring_vectors(catalogue), None if prior is None else prior[everything]
+    loss = next_item_cross_entropy(*_adjusted(prefixes, keys, own_prior), target, log_weights)
     return _with_added(loss, model, prefixes, items, take(catalogue, target))
+
+
+def log_shares(histories: Histories, n_items: int) -> Tensor:
+    """The log of each item's share of the interactions, float32 [N]; each counts once more, so that none has none."""
+    counts = torch.from_numpy(np.bincount(histories.values, minlength=n_items) + 1)
+    return (counts / counts.sum()).log().float()
+
+
+def _adjusted(prefixes: Tensor, keys: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Prefixes [P, Q] and keys [N, Q] whose product has `prior` [N] in it: the logit-adjusted softmax.
+
+    Reference: Menon et al. 2021, arXiv 2007.07314, equation 10.
+    """
+    if prior is None:
+        return prefixes, keys
+    return F.pad(prefixes, (0, 1), value=1.0), torch.cat([keys, prior.to(keys.dtype).unsqueeze(1)], dim=1)
 
 
 def _with_added(loss: Tensor, model: ProductScorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
@@ -85,17 +116,28 @@ class FinetuneTask(Task):
     """`finetune_loss`, or over a sample of the items `sampled_finetune_loss`, as a task."""
 
     model: ProductModel
+    prior: Tensor | None
 
     def __init__(self, model: ProductModel, settings: FinetuneSettings) -> None:
         super().__init__(model)
         self.n_items = model.n_items
         self.samples = settings.samples_of(model.n_items)
+        self.logit_adjustment = settings.logit_adjustment
+        self.register_buffer("prior", None)
+        if self.logit_adjustment and model.loss != "softmax":
+            raise InputError(
+                f"finetune.logit_adjustment is for a softmax, and this model learns by {model.loss}: leave it at 0"
+            )
+
+    def start(self, histories: Histories) -> None:
+        if self.logit_adjustment:
+            self.prior = self.logit_adjustment * log_shares(histories, self.n_items)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         if self.samples is None or self.model.loss != "softmax":
-            return finetune_loss(self.model, batch, generator)
+            return finetune_loss(self.model, batch, generator, self.prior)
         sample = torch.randperm(self.n_items, generator=generator, device=batch.items.device)[: self.samples]
-        return sampled_finetune_loss(self.model, batch, sample, self.n_items)
+        return sampled_finetune_loss(self.model, batch, sample, self.n_items, self.prior)
 
 
 def finetune(

@@ -37,6 +37,9 @@ class Task(nn.Module):
         self.model = model
         self.gather = alone
 
+    def start(self, histories: Histories) -> None:
+        """Told the training parts of the histories, before the first batch. Nothing, unless overridden."""
+
     @abstractmethod
     def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
         """The loss of a batch, a mean over its pairs; `generator` is for what the task itself draws."""
@@ -101,6 +104,7 @@ def train_stage(
     See `fit` for the other arguments and what is raised.
     """
     histories = training_histories(dataset)
+    task.start(histories)
     return fit(
         task,
         task.model,
