@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,8 +94,22 @@ def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return cosine.to(dtype).sub_(1 / temperature).exp_()  # in place: nobody else needs the steps between
 
 
+class Taken(NamedTuple):
+    """What the prefixes hold, and what is added to the scores of that.
+
+    Attributes:
+        items: int64 [P, L], items of a prefix and maybe others.
+        counts: bool [P, L], which of them the prefix holds; one that it holds twice counts in one place.
+        bias: a number.
+    """
+
+    items: Tensor
+    counts: Tensor
+    bias: Tensor
+
+
 def next_item_cross_entropy(
-    prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None
+    prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None, taken: Taken | None = None
 ) -> Tensor:
     """Softmax over the whole catalogue (equations 12 and 13): -mean log y(next item).
 
@@ -112,24 +126,36 @@ def next_item_cross_entropy(
         items: [N, Q], what it is multiplied with.
         target: int64 [P], the next item's row.
         log_weights: [N]; None: the items are the whole catalogue, and count once each.
+        taken: what the prefixes hold, by rows of `items`, whose scores have its bias added.
     """
-    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights)  # type: ignore[no-any-return, no-untyped-call]
+    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights, *(taken or (None, None, None)))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SoftmaxOverCatalogue(torch.autograd.Function):
     """Cross-entropy of prefixes @ items.T; the gradient is made on the way forward, while the scores are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        prefixes: Tensor,
+        items: Tensor,
+        target: Tensor,
+        log_weights: Tensor | None,
+        taken: Tensor | None,
+        counts: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
         prefixes, items = prefixes.detach(), items.detach()
         pairs = max(1, SCORES_AT_ONCE // len(items))
         # in float32 at least, whatever the products are computed in (bfloat16 under autocast)
         total = prefixes.new_zeros((), dtype=torch.promote_types(prefixes.dtype, torch.float32))
-        to_prefixes, to_items = torch.empty_like(prefixes), torch.zeros_like(items)
+        to_prefixes, to_items, to_bias = torch.empty_like(prefixes), torch.zeros_like(items), total.clone()
         for start in range(0, len(prefixes), pairs):
             chunk = slice(start, start + pairs)
             wanted = target[chunk].unsqueeze(1)
             scores = (prefixes[chunk] @ items.T).to(total.dtype)  # [pairs, N]
+            if taken is not None and counts is not None and bias is not None:
+                scores.scatter_add_(1, taken[chunk], counts[chunk] * bias.detach().to(scores.dtype))
             if log_weights is not None:
                 own = scores.gather(1, wanted)
                 scores += log_weights
@@ -141,17 +167,20 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             total += normaliser.log().sum()
             scores /= normaliser  # y
             scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=scores.dtype))  # dL/dscores
+            if taken is not None and counts is not None:
+                to_bias += (scores.gather(1, taken[chunk]) * counts[chunk]).sum()
             to_prefixes[chunk] = scores @ items  # not in place: autocast leaves such products alone
             to_items += scores.T @ prefixes[chunk]
-        ctx.save_for_backward(to_prefixes, to_items)
+        ctx.save_for_backward(to_prefixes, to_items, to_bias)
         ctx.pairs = len(prefixes)
         return total / len(prefixes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        to_prefixes, to_items = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        to_prefixes, to_items, to_bias = ctx.saved_tensors
         scale = gradients[0] / ctx.pairs
-        return to_prefixes * scale, to_items * scale, None, None
+        of_bias = to_bias * scale if ctx.needs_input_grad[6] else None
+        return to_prefixes * scale, to_items * scale, None, None, None, None, of_bias
 
 
 def sampled_binary_cross_entropy(taken: Tensor, not_taken: Tensor) -> Tensor:

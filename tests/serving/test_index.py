@@ -76,9 +76,9 @@ def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path, what: str) -> N
     assert json.loads((tmp_path / "index.json").read_text()) == index.about
 
 
-def approximate(tmp_path: Path) -> tuple[Recommender, Recommender]:
+def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recommender]:
     """The same items, exact and through an index that is asked for few of them."""
-    exact = make_recommender()
+    exact = make_recommender(**changes)
     base = make_base(exact.model)
     keys = base.vectors.keys
     index = ApproximateIndex.open(tmp_path, keys, keys, SETTINGS)
@@ -110,6 +110,23 @@ def test_items_that_come_and_go_beside_an_index_are_found_at_once(
     filtered = [[o.item_id for o in recommender.recommend(["i3"], 20, **odd).items] for recommender in (exact, through)]
     assert filtered[0] == filtered[1]
     assert asked
+
+
+@pytest.mark.parametrize("bias", [-20.0, 20.0])
+def test_what_was_taken_is_found_or_not_as_the_model_scores_it(
+    bias: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index knows products alone, and the model adds to those of the history."""
+    monkeypatch.setattr("msm4sr.serving.scoring.APPROXIMATE_SHARE", 1)
+    exact, through = approximate(tmp_path, repeat_bias=True)
+    for recommender in (exact, through):
+        recommender.model.repeat_bias.data.fill_(bias)  # type: ignore[union-attr, operator]
+        recommender.add_items([new_item("n0", picture=b"x")])
+    history = ["i3", "n0", "i1"]
+    for k in (1, 3, 5):
+        (found, expected) = (one.recommend(history, k, exclude_seen=False).items for one in (through, exact))
+        assert [one.item_id for one in found] == [one.item_id for one in expected]
+        assert ({one.item_id for one in found} <= set(history)) is (bias > 0 and k <= 3)
 
 
 def test_a_run_keeps_its_index_beside_its_model(run_folder: Path, tmp_path: Path) -> None:

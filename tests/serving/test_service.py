@@ -373,6 +373,30 @@ def test_the_only_past_item_weighs_the_score() -> None:
     assert [past.weight for past in told.history] == [pytest.approx(told.score)]
 
 
+@pytest.mark.parametrize("bias", [-3.0, 3.0])
+def test_what_was_taken_scores_as_the_model_has_learned(bias: float) -> None:
+    recommender = make_recommender(repeat_bias=True, max_history=4)
+    model = recommender.model
+    assert isinstance(model, MSM4SR)
+    model.repeat_bias.data.fill_(bias)  # type: ignore[union-attr]
+    history = ["i9", "i3", "i1", "i3", "i5"]  # the first is no longer read
+    told = recommender.recommend(history, k=12, exclude_seen=False, reasons=True).items
+    expected = slow_scores(recommender, [9, 3, 1, 3, 5])
+    assert [one.item for one in told] == slow_ranking(expected, set())
+    for one in told:
+        assert one.score == pytest.approx(float(expected[one.item]), abs=1e-4)
+        explained = recommender.explain(history, one.item_id)
+        assert list(explained.parts) == ["text", "visual", "id", "taken"]
+        assert explained.parts["taken"] == pytest.approx(float(model.repeat) if one.item in (3, 1, 5) else 0.0)  # type: ignore
+        assert explained.score == pytest.approx(one.score, abs=1e-4)
+    hidden = recommender.recommend(history, k=12).items
+    assert [one.item for one in hidden] == slow_ranking(expected, {9, 3, 1, 5})
+    # without the pick itself, the number is gone too
+    rest = float(slow_scores(recommender, [1, 5])[3])  # what is read without i3
+    weights = {past.item_id: past.weight for past in recommender.explain(history, "i3").history}
+    assert weights["i3"] == pytest.approx(float(expected[3]) - rest, abs=1e-4)
+
+
 def test_a_sentence_weighs_what_the_score_loses_without_it() -> None:
     recommender = make_recommender()
     two = NewItem("n2", "A heading", "And a text.", pictures=[b"p"])

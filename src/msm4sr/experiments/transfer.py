@@ -10,9 +10,11 @@ from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.checkpoint import read_weights, set_weights
 from msm4sr.training.loop import best_file
 
+OF_THE_LOG = ("item_embedding.weight", "repeat_bias")  # learned of the other data set's items and customs
+
 
 def start_from(folder: Path, model: Model) -> None:
-    """Put what another run has learned in pre-training into the model: all but its IDs, which are of its own items.
+    """Put what another run has learned in pre-training into the model: all but what is of its log.
 
     Modalities that it has and the model lacks are left out.
 
@@ -27,7 +29,7 @@ def start_from(folder: Path, model: Model) -> None:
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} is not there)")
     weights = read_weights(file)
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
-    own = {name: weight for name, weight in model.named_parameters() if name != "item_embedding.weight"}
+    own = {name: weight for name, weight in model.named_parameters() if name not in OF_THE_LOG}
     for modality in model.modalities:
         if modality not in there:
             raise InputError(f"pretrain.init_from: {folder} has not learned {modality}, only {' and '.join(there)}")
@@ -45,4 +47,4 @@ def start_from(folder: Path, model: Model) -> None:
                 f"pretrain.init_from: {folder} is of another model: {name} is {shapes[0]} there and {shapes[1]} here; "
                 "make the settings of the model the same"
             )
-    set_weights(model, {name: weights[name] for name in own} | {"item_embedding.weight": model.item_embedding.weight})
+    set_weights(model, dict(model.named_parameters()) | {name: weights[name] for name in own})

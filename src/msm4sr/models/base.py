@@ -84,13 +84,19 @@ class Scorer(nn.Module):
 
 
 class ProductScorer(Scorer):
-    """A scorer whose scores are one product, `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`.
+    """A scorer whose scores are one product, `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`,
+    to which a number may be added for what the history holds.
 
     Fine-tuning asks for all prefixes of a history at once, evaluation and serving for the last.
     """
 
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
     """What fine-tuning holds the next item against: all items, or one that is drawn (see `msm4sr.objectives`)."""
+
+    @property
+    def repeat(self) -> Tensor | None:
+        """What is added to the score of an item that is read in the history, a number; None: nothing."""
+        return None
 
     def encode_some_items(self, items: Tensor) -> Tensor:
         """What `encode_items` says of `items` [n] alone: [n, M, D]. Worth overriding where that costs less than all."""
@@ -106,8 +112,14 @@ class ProductScorer(Scorer):
     def score(
         self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
     ) -> Tensor:
-        """The last prefix's vector times every item's: [B, N]; see `Scorer`."""
-        return self.encode_last(histories, lengths, catalogue) @ keys.T
+        """The last prefix's vector times every item's, plus `repeat` for the items of the history: [B, N]."""
+        scores = self.encode_last(histories, lengths, catalogue) @ keys.T
+        if self.repeat is None:
+            return scores
+        read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
+        taken = torch.zeros_like(scores, dtype=torch.bool)
+        taken.scatter_(1, torch.where(read, histories, histories[:, :1]), True)
+        return scores + taken * self.repeat
 
     def encode_last(self, histories: Tensor, lengths: Tensor, catalogue: Tensor) -> Tensor:
         """What `encode_histories` gives at the last of the first `lengths` [B] items: [B, Q].
@@ -168,7 +180,15 @@ class Model(Scorer):
 
 
 class ProductModel(ProductScorer, Model):
-    """A model whose scores are one product: all but the floors."""
+    """A model whose scores are one product, apart from `repeat`: all but the floors."""
+
+    def __init__(self, config: BaseModel, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.repeat_bias = nn.Parameter(torch.zeros(())) if getattr(config, "repeat_bias", False) else None
+
+    @property
+    def repeat(self) -> Tensor | None:
+        return self.repeat_bias
 
 
 class ContentRows(NamedTuple):

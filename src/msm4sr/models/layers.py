@@ -299,6 +299,9 @@ class TransformerConfig(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout wherever the model has one, attention weights apart")
     attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
     max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
+    repeat_bias: bool = Field(
+        False, description="learn a number that is added to the scores of the items which the history holds"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:

@@ -172,6 +172,13 @@ class MSM4SR(ContentModel):
             return F.normalize(hidden, dim=-1) / self.config.temperature
         return hidden
 
+    @property
+    def repeat(self) -> Tensor | None:
+        """The learned number, divided by tau as the cosines are."""
+        if self.repeat_bias is None or self.config.similarity == "dot":
+            return self.repeat_bias
+        return self.repeat_bias / self.config.temperature
+
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[F^t + E; F^v + E]: [N, M * D]."""
         vectors = catalogue[:, :-1] + catalogue[:, -1:]

@@ -1,8 +1,9 @@
 """What a score is made of. Call it in inference mode.
 
 With h a history's vector and F, E an item's content and ID (equation 12), the score is exactly the sum of h^a F^a over
-the modalities, and of h E. What a past item or a sentence weighs is the score as it is minus the score without it, all
-else as it was: such weights need not sum to anything.
+the modalities, and of h E; and of what the model adds where the history holds the item, if it has learned that. What a
+past item or a sentence weighs is the score as it is minus the score without it, all else as it was: such weights need
+not sum to anything.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from msm4sr.models.base import ContentModel, Model, ProductModel
 from msm4sr.serving.catalogue import Catalogue
-from msm4sr.serving.scoring import BOTH, encode_histories, left_out, score_all
+from msm4sr.serving.scoring import BOTH, encode_histories, left_out, score_all, with_repeats
 
 ID = "id"  # the name of the part of a score that is no modality's content
+TAKEN = "taken"  # of the part that the history gives to what it holds
 REASONS_FROM = 20  # latest items of a history among which a reason is looked for
 
 
@@ -26,7 +28,7 @@ REASONS_FROM = 20  # latest items of a history among which a reason is looked fo
 class Reason:
     """Why an item is recommended, in short: the past item that gives it most, and what of it counts most.
 
-    `because` is None where every past item speaks against it; `mostly` is a modality, or "id".
+    `because` is None where every past item speaks against it; `mostly` is a modality, "id" or "taken".
     """
 
     because: str | None
@@ -56,7 +58,8 @@ class Sentence:
 class Explanation:
     """What the score of an item is made of.
 
-    `parts` sum to the score: each modality's content, and "id", what was learned of the item beside its content.
+    `parts` sum to the score: each modality's content, and "id", what was learned of the item beside its content; of a
+    model with `repeat_bias` also "taken", which is 0 of what the history does not hold.
     `history` has the items that were read, the most weighing first; `sentences` stand in the item's order; `keywords`
     are the words of its pictures where the run finds such words, else those that set its text apart. `unknown` are ids
     of the history that nobody knows.
@@ -72,13 +75,19 @@ class Explanation:
     unknown: list[str]
 
 
-def score_parts(model: Model, catalogue: Catalogue, query: Tensor, rows: Sequence[int]) -> list[dict[str, float]]:
-    """Of the score of each row the parts, by name."""
-    vectors = catalogue.gather(torch.tensor(rows, dtype=torch.int64))
-    if not isinstance(model, ContentModel):
-        return [{ID: score} for score in (vectors.keys @ query).tolist()]
-    names = (*model.content_modalities, ID)
-    parts = model.score_parts(query, vectors.catalogue)
+def score_parts(
+    model: ProductModel, catalogue: Catalogue, history: Sequence[int], query: Tensor, rows: Sequence[int]
+) -> list[dict[str, float]]:
+    """Of the score of each row after a history, whose vector is `query`, the parts by name."""
+    chosen = torch.tensor(rows, dtype=torch.int64)
+    vectors = catalogue.gather(chosen)
+    names: tuple[str, ...] = (ID,)
+    parts = (vectors.keys @ query).unsqueeze(1)  # [rows, parts]
+    if isinstance(model, ContentModel):
+        names, parts = (*model.content_modalities, ID), model.score_parts(query, vectors.catalogue)
+    if model.repeat is not None:
+        names = (*names, TAKEN)
+        parts = torch.cat([parts, with_repeats(model, history, torch.zeros(len(rows)), chosen).unsqueeze(1)], dim=1)
     return [dict(zip(names, row, strict=True)) for row in parts.tolist()]
 
 
@@ -93,8 +102,12 @@ def past_weights(
     without = dict(left_out(read)[:latest])
     histories = [read, *(rest for rest in without.values() if rest)]
     if isinstance(model, ProductModel):
-        keys = catalogue.gather(torch.tensor(rows, dtype=torch.int64)).keys
-        scores = encode_histories(model, catalogue, histories, by) @ keys.T  # [histories, rows]
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        scores = (
+            encode_histories(model, catalogue, histories, by) @ catalogue.gather(chosen).keys.T
+        )  # [histories, rows]
+        for one, row in zip(histories, scores, strict=True):
+            with_repeats(model, one, row, chosen)
     else:
         scores = torch.stack([score_all(model, catalogue, one)[torch.tensor(rows)] for one in histories])
     rests = iter(scores[1:])
@@ -111,8 +124,8 @@ def reasons(
     pasts = list(weights)
     most, place = torch.stack(list(weights.values())).max(dim=0)  # over [past, rows]
     mostly = [ID] * len(rows)
-    if query is not None:
-        parts = score_parts(model, catalogue, query, rows)
+    if query is not None and isinstance(model, ProductModel):
+        parts = score_parts(model, catalogue, history, query, rows)
         mostly = [max(part, key=part.__getitem__) for part in parts]
     chosen = [pasts[int(p)] if weight > 0 else None for p, weight in zip(place, most, strict=True)]
     return [

@@ -8,8 +8,8 @@ OUT/catalogue.safetensors    `vectors` [N, M, D] and `keys` [N, Q] of the run's 
 OUT/items.json           their ids and titles, in this order
 OUT/README.md            how to use them
 
-The score of an item is its key times the query. Vectors may be those of items that came later; a history's latest
-`max_history` items are to be given, oldest first.
+The score of an item is its key times the query, and of a model with `repeat_bias` a number more where the history holds
+it. Vectors may be those of items that came later; a history's latest `max_history` items are to be given, oldest first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ README = """# {model} of {run} as ONNX
   the latest, and `lengths` int64 [batch], to `queries` float32 [batch, {q}].
 {items}- `catalogue.safetensors` has the `vectors` [{n}, {m}, {d}] and `keys` [{n}, {q}] of the items in `items.json`.
 
-An item's score after a history is its key times the query:
+An item's score after a history is its key times the query{repeat}:
 
 ```python
 import json
@@ -59,7 +59,7 @@ taken = [row[item_id] for item_id in item_ids[:3]][-{max_history}:]  # a history
 distinct, places = np.unique(taken, return_inverse=True)
 told = {{"vectors": catalogue["vectors"][distinct], "histories": places[None], "lengths": np.array([len(taken)])}}
 scores = catalogue["keys"] @ histories.run(None, told)[0][0]
-print([item_ids[item] for item in np.argsort(-scores)[:10]])
+{add}print([item_ids[item] for item in np.argsort(-scores)[:10]])
 ```
 """
 ITEMS = """- `items.onnx` makes vectors and keys of items that came later: {inputs},
@@ -136,6 +136,8 @@ def export_onnx(run: Path, out: Path) -> list[Path]:
             run=run.resolve().name,
             items=ITEMS.format(inputs=inputs, **sizes) if inputs else "",
             n=len(keys),
+            repeat="" if model.repeat is None else ", and a number more where the history holds it",
+            add="" if model.repeat is None else f"scores[distinct] += {float(model.repeat):.6g}  # what is held\n",
             max_history=model.max_history,
             **sizes,
         )

@@ -408,7 +408,7 @@ class Recommender:
         with torch.inference_mode():
             if isinstance(model, ProductModel):
                 query = encode_histories(model, catalogue, [rows])[0]
-                parts = score_parts(model, catalogue, query, [row])[0]
+                parts = score_parts(model, catalogue, rows, query, [row])[0]
                 texts, vectors = self._sentences(catalogue, row)
                 if texts and isinstance(model, ContentModel):
                     sentences = sentence_weights(model, catalogue, query, row, texts, vectors)
@@ -471,7 +471,8 @@ def recommend(
 ) -> list[Recommendation]:
     """The `k` items with the highest scores after `history` (item ids, oldest first), best first.
 
-    The score is the dot product of the history's vector with the item's, equation (12). Equal scores rank by
+    The score is the dot product of the history's vector with the item's, equation (12), and for items of the history
+    what the model may have learned to add to it (`model.repeat_bias`). Equal scores rank by
     item row. The model reads the last `max_history` items; `exclude_history` (default) keeps the whole
     history out of the list, older items too. Fewer than `k` come back only where the catalogue has no more.
     `catalogue` is `model.encode_items()` if the caller already has it, so that many histories share it.

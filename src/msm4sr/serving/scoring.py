@@ -69,11 +69,19 @@ def _chunks(histories: list[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
 def score_all(model: Model, catalogue: Catalogue, history: Sequence[int], query: Tensor | None = None) -> Tensor:
     """Every row's score after a history, -inf for removed items: [rows]. `query` is its vector, where there is one."""
     if query is not None:
-        return catalogue.score(query)
+        return with_repeats(model, history, catalogue.score(query))
     batch = torch.tensor([history[-model.max_history :]], dtype=torch.int64)
     vectors = catalogue.base.vectors
     scores = model.score(batch, torch.tensor([batch.shape[1]]), vectors.catalogue, vectors.keys)[0]
     return catalogue.without_removed(scores.float())
+
+
+def with_repeats(model: Model, history: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Scores of `rows` (None: of all), in place with what a product model adds to those it has read in the history."""
+    if isinstance(model, ProductModel) and model.repeat is not None:
+        read = torch.tensor(sorted(set(history[-model.max_history :])), dtype=torch.int64)
+        scores[read if rows is None else torch.isin(rows, read)] += model.repeat
+    return scores
 
 
 def best_rows(
@@ -122,15 +130,20 @@ def _candidates(
     if among is not None:
         rows = torch.tensor(sorted(among), dtype=torch.int64)
         if query is not None:
-            return rows, catalogue.gather(rows).keys @ query
+            return rows, with_repeats(model, history, catalogue.gather(rows).keys @ query, rows)
         return rows, score_all(model, catalogue, history)[rows]
     if index is None or query is None or wanted > n // APPROXIMATE_SHARE:
         return None, score_all(model, catalogue, history, query)
-    found = index.search(query, wanted + min(wanted, len(catalogue.removed))).sort().values
+    moved: list[int] = []  # rows whose scores are no product, which is all that the index knows
+    if isinstance(model, ProductModel) and model.repeat is not None:
+        moved = [row for row in set(history[-model.max_history :]) if row < n]
+    found = index.search(query, wanted + len(moved) + min(wanted, len(catalogue.removed)))
+    found = torch.unique(torch.cat([found, torch.tensor(moved, dtype=torch.int64)]))
     if catalogue.removed:
         found = found[~torch.isin(found, catalogue.removed_rows)]
     rows = torch.cat([found, torch.arange(n, len(catalogue))])
-    return rows, torch.cat([catalogue.base.vectors.keys[found] @ query, catalogue.vectors.keys @ query])
+    scores = torch.cat([catalogue.base.vectors.keys[found] @ query, catalogue.vectors.keys @ query])
+    return rows, with_repeats(model, history, scores, rows)
 
 
 def left_out(rows: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -88,7 +88,7 @@ class BPRTask(Task):
     def __init__(self, model: GraphModel, settings: StageSettings) -> None:
         super().__init__(model)
         if getattr(settings, "logit_adjustment", 0):
-            raise InputError("finetune.logit_adjustment is for a softmax, and this model learns by bpr: leave it at 0")
+            raise InputError("finetune.logit_adjustment is for a softmax, and this model learns by bpr: leave it off")
 
     def forward(self, batch: PairBatch, generator: torch.Generator) -> Tensor:
         return bpr_loss(self.model, batch)

@@ -5,6 +5,7 @@ propagate over the user-item graph learn by BPR in its place (`msm4sr.training.b
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, Unpack
 
 import numpy as np
@@ -19,7 +20,12 @@ from msm4sr.errors import InputError
 from msm4sr.models.base import ProductModel, ProductScorer
 from msm4sr.models.graph import GraphModel
 from msm4sr.models.layers import take
-from msm4sr.objectives import bayesian_personalised_ranking, next_item_cross_entropy, sampled_binary_cross_entropy
+from msm4sr.objectives import (
+    Taken,
+    bayesian_personalised_ranking,
+    next_item_cross_entropy,
+    sampled_binary_cross_entropy,
+)
 from msm4sr.training.bpr import BPRTask
 from msm4sr.training.loop import EpochRecord, StageSettings
 from msm4sr.training.negatives import absent_items
@@ -64,7 +70,7 @@ def finetune_loss(
     prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]  # [P, Q]
     keys = model.scoring_vectors(catalogue)
     if model.loss == "softmax":
-        loss = next_item_cross_entropy(*_adjusted(prefixes, keys, prior), targets)
+        loss = next_item_cross_entropy(*_adjusted(prefixes, keys, prior), targets, taken=_taken(model, batch))
     else:
         other = absent_items(batch, len(keys), generator)[batch.mask]
         scores = [(prefixes * take(keys, items)).sum(dim=1) for items in (targets, other)]
@@ -87,7 +93,8 @@ def sampled_finetune_loss(
     catalogue = model.encode_some_items(everything)
     prefixes = model.encode_histories(histories.view_as(batch.items), catalogue)[batch.mask]
     keys, own_prior = model.scoring_vectors(catalogue), None if prior is None else prior[everything]
-    loss = next_item_cross_entropy(*_adjusted(prefixes, keys, own_prior), target, log_weights)
+    taken = _taken(model, replace(batch, items=histories.view_as(batch.items)))
+    loss = next_item_cross_entropy(*_adjusted(prefixes, keys, own_prior), target, log_weights, taken)
     return _with_added(loss, model, prefixes, items, take(catalogue, target))
 
 
@@ -107,6 +114,16 @@ def _adjusted(prefixes: Tensor, keys: Tensor, prior: Tensor | None) -> tuple[Ten
     return F.pad(prefixes, (0, 1), value=1.0), torch.cat([keys, prior.to(keys.dtype).unsqueeze(1)], dim=1)
 
 
+def _taken(model: ProductScorer, batch: Batch) -> Taken | None:
+    """What the prefix of each pair holds, where the model learns something of that."""
+    if model.repeat is None:
+        return None
+    row, last = batch.mask.nonzero(as_tuple=True)  # [P] each
+    slot = torch.arange(batch.items.shape[1], device=row.device)
+    again = (batch.items.unsqueeze(2) == batch.items.unsqueeze(1)).tril(-1).any(dim=2)  # [B, L]: was there before
+    return Taken(batch.items[row], (slot <= last.unsqueeze(1)) & ~again[row], model.repeat)
+
+
 def _with_added(loss: Tensor, model: ProductScorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
     added = model.auxiliary_loss(prefixes, items, next_items)
     return loss if added is None else loss + added
@@ -124,10 +141,13 @@ class FinetuneTask(Task):
         self.samples = settings.samples_of(model.n_items)
         self.logit_adjustment = settings.logit_adjustment
         self.register_buffer("prior", None)
-        if self.logit_adjustment and model.loss != "softmax":
-            raise InputError(
-                f"finetune.logit_adjustment is for a softmax, and this model learns by {model.loss}: leave it at 0"
-            )
+        of_softmax = {
+            "finetune.logit_adjustment": bool(self.logit_adjustment),
+            "model.repeat_bias": model.repeat is not None,
+        }
+        for name, on in of_softmax.items():
+            if on and model.loss != "softmax":
+                raise InputError(f"{name} is for a softmax, and this model learns by {model.loss}: leave it off")
 
     def start(self, histories: Histories) -> None:
         if self.logit_adjustment:

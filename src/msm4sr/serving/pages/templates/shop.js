@@ -60,7 +60,7 @@ function read(card) {
 }
 
 function why(reason, by) {
-  const names = { text: "its text", visual: "its picture", id: "who took it" };
+  const names = { text: "its text", visual: "its picture", id: "who took it", taken: "your having it" };
   const mostly = by === "both" ? `mostly by ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
   return reason.because === null ? `Fits your picks as a whole, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }

@@ -1,0 +1,131 @@
+"""`model.repeat_bias`: one learned number for what a history holds, in training and in ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import generator, make_batch, make_dataset, make_model, random_sequences
+from torch import Tensor
+
+from msm4sr.errors import InputError
+from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.experiments.transfer import start_from
+from msm4sr.models.base import ProductModel
+from msm4sr.models.registry import from_pretrained
+from msm4sr.training.checkpoint import save_weights, weights_of
+from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
+from msm4sr.training.loop import Device, best_file
+
+CPU = Device(accelerator="cpu")
+N_ITEMS = 12
+HISTORIES = [[3, 1, 3, 5, 3, 7], [2, 2, 4], [0, 11, 0]]
+WITH_REPEATS = ["sasrec", "sasrecm", "s3rec", "difsr", "msm4sr"]
+
+
+def make(name: str = "msm4sr", **changes: Any) -> ProductModel:
+    model = make_model(name, repeat_bias=True, **changes).eval()
+    assert isinstance(model, ProductModel)
+    return model
+
+
+def scores(model: ProductModel, histories: list[list[int]]) -> Tensor:
+    """[B, N]; the histories are padded with an item that none of them holds."""
+    lengths = torch.tensor([len(history) for history in histories])
+    rows = torch.full((len(histories), int(lengths.max())), 9)
+    for row, history in zip(rows, histories, strict=True):
+        row[: len(history)] = torch.tensor(history)
+    catalogue = model.encode_items()
+    return model.score(rows, lengths, catalogue, model.scoring_vectors(catalogue))
+
+
+@pytest.mark.parametrize("name", WITH_REPEATS)
+def test_the_number_is_added_once_to_each_item_that_the_history_holds(name: str) -> None:
+    model, histories = make(name), [[3, 1, 3], [2]]
+    with torch.no_grad():
+        model.repeat_bias.zero_()  # type: ignore[union-attr]
+        without = scores(model, histories)
+        model.repeat_bias.fill_(-0.5)  # type: ignore[union-attr]
+        added = scores(model, histories) - without
+    expected = torch.zeros(2, N_ITEMS)
+    expected[0, [1, 3]] = expected[1, 2] = -0.5
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=0)
+
+
+def test_with_cosine_it_is_divided_by_the_temperature_as_the_cosines_are() -> None:
+    model = make(similarity="cosine", temperature=0.1)
+    with torch.no_grad():
+        model.repeat_bias.fill_(0.2)  # type: ignore[union-attr]
+    assert float(model.repeat) == pytest.approx(2.0)  # type: ignore[arg-type]
+    assert make_model("msm4sr").repeat is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", WITH_REPEATS)
+def test_fine_tuning_is_cross_entropy_of_the_scores_that_are_ranked(name: str) -> None:
+    model, batch = make(name, **({"attribute_weight": 0.0} if name == "difsr" else {})), make_batch(HISTORIES)
+    pairs = [(history[:end], history[end]) for history in HISTORIES for end in range(1, len(history))]
+    losses = [F.cross_entropy(scores(model, [prefix]), torch.tensor([target])) for prefix, target in pairs]
+    expected = torch.stack(losses).mean()
+    gradients = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    for loss in (
+        finetune_loss(model, batch),
+        sampled_finetune_loss(model, batch, torch.randperm(N_ITEMS, generator=generator()), N_ITEMS),
+    ):
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+        ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        for (weight, _), mine, theirs in zip(model.named_parameters(), ours, gradients, strict=True):
+            if theirs is not None and mine is not None:
+                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=weight)
+    assert model.repeat_bias is not None
+    assert float(torch.autograd.grad(finetune_loss(model, batch), model.repeat_bias)[0].abs()) > 1e-3
+
+
+@pytest.mark.parametrize(("repeats", "sign"), [(True, 1), (False, -1)])
+def test_it_learns_whether_people_take_things_again(repeats: bool, sign: int) -> None:
+    rng = np.random.default_rng(0)
+    taken = [
+        rng.choice(rng.choice(N_ITEMS, 3, replace=False), 9) if repeats else rng.permutation(N_ITEMS)[:9]
+        for _ in range(150)
+    ]
+    dataset = make_dataset([[int(item) for item in history] for history in taken], N_ITEMS)
+    settings = FinetuneSettings(epochs=12, learning_rate=2e-2, batch_pairs=128, select="recall@5")
+    with_it, without = (make_model("sasrec", repeat_bias=on, max_history=12) for on in (True, False))
+    for model in (with_it, without):
+        finetune(model, dataset, settings, device=CPU)  # type: ignore[arg-type]
+    assert isinstance(with_it, ProductModel)
+    assert float(with_it.repeat) * sign > 0.5  # type: ignore[arg-type]
+    if not repeats:  # as good as never ranking what was taken, and nobody had to say so
+        left_out = evaluate(with_it, dataset, "test", EvaluationSettings(exclude_history=True))["recall@5"]
+        assert evaluate(with_it, dataset, "test")["recall@5"] > left_out - 0.1
+
+
+def test_a_stored_model_keeps_it(tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert isinstance(again, ProductModel)
+    assert torch.equal(scores(model, HISTORIES[1:]), scores(again, HISTORIES[1:]))
+
+
+def test_another_data_set_does_not_hand_it_down(tmp_path: Path) -> None:
+    """What people take again there says nothing of here; and a run without the number may be begun with."""
+    for here, there in ((True, False), (False, True)):
+        model, source = (make_model("msm4sr", repeat_bias=on, seed=seed) for on, seed in ((here, 0), (there, 1)))
+        before = model.repeat_bias.clone() if here else None  # type: ignore[union-attr, operator]
+        file = best_file(tmp_path / f"{here}" / "checkpoints", "pretrain")
+        file.parent.mkdir(parents=True)
+        save_weights(weights_of(source), file, {})
+        start_from(tmp_path / f"{here}", model)
+        assert torch.equal(model.transformer.position.weight, source.transformer.position.weight)  # type: ignore
+        assert before is None or torch.equal(model.repeat_bias, before)  # type: ignore[arg-type]
+
+
+def test_it_is_refused_where_there_is_no_softmax() -> None:
+    dataset = make_dataset(random_sequences(10, N_ITEMS, longest=6), N_ITEMS)
+    model = make("sasrec", loss="bce")
+    with pytest.raises(InputError, match=r"model.repeat_bias is for a softmax.*learns by bce: leave it off"):
+        finetune(model, dataset, FinetuneSettings(epochs=1), device=CPU)
