@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from builders import enlarge, make_rows
 from torch import Tensor
@@ -18,6 +20,7 @@ from msm4sr.models.layers import (
     ItemFeatures,
     MixtureOfExperts,
     TransformerConfig,
+    Whitening,
     initialise,
     take,
 )
@@ -367,3 +370,39 @@ def test_the_last_place_alone_is_what_all_places_give_there(layers: int) -> None
     x, lengths = torch.randn(4, 6, 8), torch.tensor([1, 6, 3, 2])
     expected = transformer(x)[torch.arange(4), lengths - 1]
     torch.testing.assert_close(transformer.last(x, lengths), expected, atol=1e-6, rtol=1e-5)
+
+
+# Whitening
+
+
+def crowded_rows(n: int = 400, dim: int = 5) -> Tensor:
+    """Rows with most of their length in common, and far more in some directions than in others."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(n, dim, generator=draw) @ torch.diag(torch.tensor([3.0, 1.0, 0.3, 0.1, 0.0])) + 20
+
+
+def test_whitening_is_the_inverse_root_of_the_covariance_and_a_mean_of_it() -> None:
+    rows = crowded_rows()
+    white = Whitening(rows)(rows).double()
+    covariance = np.cov(rows.numpy(), rowvar=False, bias=True)
+    shrunk = covariance + np.trace(covariance) / 5 * np.eye(5)
+    expected = (rows.numpy() - rows.numpy().mean(0)) @ np.linalg.inv(scipy.linalg.sqrtm(shrunk))
+    np.testing.assert_allclose(white.numpy(), expected, atol=1e-4)
+    sizes = np.linalg.eigvalsh(np.cov(white.numpy(), rowvar=False, bias=True))
+    was = np.linalg.eigvalsh(covariance)
+    np.testing.assert_allclose(sizes, was / (was + was.mean()), atol=1e-4)
+
+
+def test_rows_that_say_nothing_are_whitened_to_nothing() -> None:
+    for rows in (torch.ones(3, 4), torch.zeros(0, 4)):
+        assert torch.equal(Whitening(rows)(rows), torch.zeros_like(rows))
+
+
+def test_what_all_items_have_in_common_makes_no_difference_to_a_whitened_model() -> None:
+    rows, lengths = crowded_rows(30), torch.tensor([2, 0, 1, 3] * 5)
+    encoded = []
+    for shift in (0.0, 100.0):
+        torch.manual_seed(0)
+        encoder = ItemEncoder(5, 8, 2, 0.0, "none", Whitening(rows + shift))
+        encoded.append(encoder(rows + shift, lengths).detach())
+    torch.testing.assert_close(encoded[0], encoded[1], rtol=1e-3, atol=1e-3)

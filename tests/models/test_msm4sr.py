@@ -114,14 +114,15 @@ def test_scores_are_equation_12(similarity: str, id_in_input: bool, score_with: 
 @pytest.mark.parametrize("score_with", [(), ("visual",)])
 def test_projections_may_be_of_equation_12_too(similarity: str, score_with: tuple[str, ...]) -> None:
     model = make_msm4sr(similarity=similarity, score_with=score_with, projections="both").eval()
-    catalogue = model.encode_items()
     histories, lengths = torch.tensor([[4, 0, 0], [1, 5, 7]]), torch.tensor([1, 3])
-    last = model.encode_last(histories, lengths, catalogue)
-    for row, history in enumerate([[4], [1, 5, 7]]):
-        ours = model.scoring_vectors(catalogue) @ last[row]
-        torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
-    all_prefixes = model.encode_histories(histories, catalogue)
-    torch.testing.assert_close(all_prefixes[[0, 1], [0, 2]], last, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        last = model.encode_last(histories, lengths, catalogue)
+        for row, history in enumerate([[4], [1, 5, 7]]):
+            ours = model.scoring_vectors(catalogue) @ last[row]
+            torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
+        all_prefixes = model.encode_histories(histories, catalogue)
+        torch.testing.assert_close(all_prefixes[[0, 1], [0, 2]], last, rtol=1e-4, atol=1e-4)
     without = zero_gradient_names(model.train(), finetune_loss(model, make_batch(HISTORIES)), tiny=1e-6)
     assert not any(f"projections.{a}" in name for a in model.scored for name in without)
 
@@ -134,6 +135,20 @@ def test_without_projections_pre_training_compares_what_equation_12_does() -> No
     without = zero_gradient_names(model, loss_of_pretraining(model), tiny=1e-6)
     idle = {f"encoders.{a}.pooling.{part}.bias" for a in model.modalities for part in ("inner", "outer")}
     assert without == {"item_embedding.weight"} | idle
+
+
+def test_a_whitened_model_keeps_by_what_it_whitens(tmp_path: Path) -> None:
+    """New items are whitened by the catalogue that was trained on, not by themselves."""
+    model = make_msm4sr(whiten=True).eval()
+    model.save_pretrained(tmp_path)
+    again = MSM4SR.from_pretrained(tmp_path)
+    new = make_features(5, seed=3)
+    with torch.no_grad():
+        assert torch.equal(model.encode_items(), again.encode_items())
+        assert torch.equal(model.encode_new_items(new), again.encode_new_items(new))
+        alone = {a: (rows[:1], torch.tensor([0, 1])) for a, (rows, _) in new.items()}
+        several = {a: (rows, torch.tensor([0, 1, len(rows)])) for a, (rows, _) in new.items()}
+        torch.testing.assert_close(model.encode_new_items(alone)[0], model.encode_new_items(several)[0])
 
 
 def test_a_modality_that_does_not_score_changes_no_score() -> None:

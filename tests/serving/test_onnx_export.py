@@ -45,8 +45,9 @@ def test_histories_of_any_number_and_length_score_as_in_pytorch(name: str, tmp_p
             np.testing.assert_allclose(queries @ keys.numpy().T, expected.numpy(), atol=1e-4)
 
 
-def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(tmp_path: Path) -> None:
-    model = make_model("msm4sr").eval()
+@pytest.mark.parametrize("whiten", [False, True])
+def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tmp_path: Path) -> None:
+    model = make_model("msm4sr", whiten=whiten).eval()
     write_graphs(model, tmp_path)
     graph = session(tmp_path / "items.onnx")
     for counts in (

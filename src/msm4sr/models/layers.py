@@ -193,14 +193,55 @@ class MixtureOfExperts(nn.Module):
         return torch.einsum("nk,nkd->nd", gates, experts)
 
 
+class Whitening(nn.Module):
+    """(x - mean) (C + c I)^(-1/2), mean and covariance C of the rows that it is made from, c the mean of C's diagonal.
+
+    What all vectors of an encoder have in common goes, and what few of them have counts as much as what most of them
+    have. c keeps directions in which there is next to nothing from counting as much again.
+
+    Args:
+        rows: float [R, D_in], the frozen encoder's vectors of the catalogue. They are read in parts.
+
+    Reference: whitening of frozen text vectors for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        parts = torch.split(rows, 1 << 16)
+        mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / max(1, len(rows))
+        centred = (part.double() - mean for part in parts)
+        covariance = torch.stack([part.T @ part for part in centred]).sum(dim=0) / max(1, len(rows))
+        sizes, directions = torch.linalg.eigh(covariance)
+        shrunk = sizes.clamp(min=0) + sizes.mean().clamp(min=1e-6)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("matrix", (directions * shrunk.rsqrt() @ directions.T).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D_in] to [..., D_in]."""
+        return (x - self.mean) @ self.matrix
+
+
 class ItemEncoder(nn.Module):
-    """Attention pooling, then experts; an item without this modality has a learned stand-in."""
+    """Attention pooling, then experts; an item without this modality has a learned stand-in.
+
+    With `whitening` the pooled vectors are whitened before the experts read them.
+    """
 
     def __init__(
-        self, dim_in: int, dim: int, experts: int, dropout: float, activation: Literal["none", "relu"]
+        self,
+        dim_in: int,
+        dim: int,
+        experts: int,
+        dropout: float,
+        activation: Literal["none", "relu"],
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
         self.pooling = AttentionPooling(dim_in, dim, activation)
+        self.whitening = nn.Identity() if whitening is None else whitening
         self.experts = MixtureOfExperts(dim_in, dim, experts, dropout)
         # as long as what it stands for: a mean of `experts` independent normalised vectors
         self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
@@ -211,7 +252,7 @@ class ItemEncoder(nn.Module):
         stand_in = self.missing.expand(len(lengths), -1)
         if len(present) == 0:
             return stand_in
-        encoded = self.experts(self.pooling(rows, lengths[present]))
+        encoded = self.experts(self.whitening(self.pooling(rows, lengths[present])))
         return stand_in.to(encoded.dtype).index_copy(0, present, encoded)
 
 

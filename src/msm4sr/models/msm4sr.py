@@ -25,6 +25,7 @@ from msm4sr.models.layers import (
     ItemEncoder,
     ItemFeatures,
     TransformerConfig,
+    Whitening,
     initialise,
     take,
 )
@@ -61,6 +62,7 @@ class MSM4SRConfig(TransformerConfig):
     pooling_activation: Literal["none", "relu"] = Field(
         "none", description="between W1 and W2 of equation 3: none as printed, relu as released"
     )
+    whiten: bool = Field(False, description="whiten what the experts read, by the vectors of the catalogue")
     temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="of equation 12; cosine is divided by tau")
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
@@ -104,7 +106,14 @@ class MSM4SR(ContentModel):
         self.features = nn.ModuleDict({a: ItemFeatures(*rows) for a, rows in features.items()})
         self.encoders = nn.ModuleDict(
             {
-                a: ItemEncoder(rows[0].shape[1], config.dim, config.experts, dropout, config.pooling_activation)
+                a: ItemEncoder(
+                    rows[0].shape[1],
+                    config.dim,
+                    config.experts,
+                    dropout,
+                    config.pooling_activation,
+                    Whitening(rows[0]) if config.whiten else None,
+                )
                 for a, rows in features.items()
             }
         )

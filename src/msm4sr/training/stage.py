@@ -122,7 +122,7 @@ def train_stage(
         identity={
             **identity_of(stage, settings, dataset.item_ids, seed),
             "histories": digest(histories.values, histories.offsets),
-            "features": digest(*(buffer.cpu().numpy() for buffer in task.model.buffers())),
+            "features": digest(*(table.cpu().numpy() for table in _tables(task.model))),
             **flat({"evaluation": evaluation.model_dump(), "device": {"precision": device.precision}}),
             **(identity or {}),
         },
@@ -137,3 +137,8 @@ def identity_of(stage: str, settings: StageSettings, item_ids: Sequence[str], se
         "items": f"{len(item_ids)} items, {digest(*(item.encode() for item in item_ids))}",
         **flat({stage: decides}),
     }
+
+
+def _tables(model: nn.Module) -> Iterator[Tensor]:
+    """What a model keeps of its inputs; whitening follows from that, with other last bits on another machine."""
+    return (table for name, table in model.named_buffers() if ".whitening." not in name)
