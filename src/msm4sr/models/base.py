@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.models.layers import ItemCategories
 
+REPEAT_SCALE = 10.0  # a step of Adam moves a weight by its rate at most, and `repeat` has far to go in few steps
+
 Ragged = tuple[Tensor, Tensor]
 """Values [R, ...] of all rows, one after another, and offsets int64 [rows + 1]: row i is
 values[offsets[i]:offsets[i + 1]]."""
@@ -188,7 +190,7 @@ class ProductModel(ProductScorer, Model):
 
     @property
     def repeat(self) -> Tensor | None:
-        return self.repeat_bias
+        return None if self.repeat_bias is None else REPEAT_SCALE * self.repeat_bias
 
 
 class ContentRows(NamedTuple):

@@ -184,9 +184,10 @@ class MSM4SR(ContentModel):
     @property
     def repeat(self) -> Tensor | None:
         """The learned number, divided by tau as the cosines are."""
-        if self.repeat_bias is None or self.config.similarity == "dot":
-            return self.repeat_bias
-        return self.repeat_bias / self.config.temperature
+        number = super().repeat
+        if number is None or self.config.similarity == "dot":
+            return number
+        return number / self.config.temperature
 
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         """[F^t + E; F^v + E]: [N, M * D]."""
@@ -254,7 +255,9 @@ class MSM4SR(ContentModel):
         Raises InputError for an unknown preset or setting and for a value that does not fit.
         """
         try:
-            config = MSM4SRConfig.model_validate(load_preset(name)["model"] | changes)
+            preset = load_preset(name)
+            own = preset.get("models", {}).get("msm4sr", {}).get("model", {})
+            config = MSM4SRConfig.model_validate(preset["model"] | own | changes)
         except ValidationError as error:
             problem = error.errors()[0]
             raise InputError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
