@@ -307,6 +307,22 @@ def test_rows_take_files_of_settings_for_their_data_set(
     assert "sasrec has a file for ring, and none for other" in said
 
 
+def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, tmp_path: Path) -> None:
+    (tmp_path / "ring").mkdir(exist_ok=True)
+    (tmp_path / "ring" / "sasrec.yaml").write_text("model: {dim: 24}\n")
+    (tmp_path / "ring" / "own.yaml").write_text("model: {dim: 32}\n")
+    config = tmp_path / "grid.yaml"
+    rows = [
+        "{name: a, model: sasrec}",
+        "{name: own, model: sasrec}",
+        "{name: b, model: sasrec, changes: {model.dim: 8}}",
+    ]
+    config.write_text(f"rows: [{', '.join([*rows, '{name: knn, model: itemknn}'])}]")
+    grid = plan_grid(str(config), [ring], settings=tmp_path)
+    assert [row.resolve("ring", 0).model.dim for row in grid.rows[:3]] == [24, 32, 8]  # type: ignore[union-attr]
+    assert grid.rows[3].settings is None
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [

@@ -39,7 +39,7 @@ def compare(
     preset: Annotated[str | None, typer.Option("--preset", help="In place of that of the config.")] = None,
     settings: Annotated[
         Path | None,
-        typer.Option("--settings", metavar="DIR", help="Take DIR/DATASET/ROW.yaml for the rows that have one."),
+        typer.Option("--settings", metavar="DIR", help="Take DIR/DATASET/ROW.yaml (or MODEL.yaml) where it is there."),
     ] = None,
     features: Annotated[
         list[str],

@@ -194,8 +194,8 @@ def plan_grid(
         rows: names of those wanted; none: all.
         changes: `key=value` for all rows whose model has that setting; what a row changes itself stands.
         preset: in place of the base's.
-        settings: folder of settings files DATASET/ROW.yaml, of which those that are there are taken: by rows that name
-            none, on all data sets or on none.
+        settings: folder of settings files DATASET/ROW.yaml (for this row) or DATASET/MODEL.yaml (for all rows of a
+            model), of which those that are there are taken: by rows that name none, on all data sets or on none.
         vectors: modality to a file of vectors of one's own, for all rows that do not say else.
 
     Raises:
@@ -258,15 +258,16 @@ def _filled(
 
 
 def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
-    """The row, with its settings files DATASET/ROW.yaml under `folder` where they are there."""
-    file = str(folder / "{data}" / f"{row.name}.yaml")
-    there = [name for name in data if Path(file.replace("{data}", name)).is_file()]
-    if row.settings is not None or not there:
-        return row
-    if len(there) < len(data):
-        lacking = next(name for name in data if name not in there)
-        raise InputError(f"--settings {folder}: {row.name} has a file for {there[0]}, and none for {lacking}")
-    return row.model_copy(update={"settings": file})
+    """The row, with its settings files DATASET/ROW.yaml under `folder`, or those of its model, where they are there."""
+    for owner in () if row.settings is not None else (row.name, row.model):
+        file = str(folder / "{data}" / f"{owner}.yaml")
+        there = [name for name in data if Path(file.replace("{data}", name)).is_file()]
+        if len(there) == len(data):
+            return row.model_copy(update={"settings": file})
+        if there:
+            lacking = next(name for name in data if name not in there)
+            raise InputError(f"--settings {folder}: {owner} has a file for {there[0]}, and none for {lacking}")
+    return row
 
 
 def _has(model: str, key: str) -> bool:
