@@ -57,7 +57,7 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
     ours = resolve_settings("best").model
     assert isinstance(sasrec, SASRecConfig)
     assert isinstance(ours, MSM4SRConfig)
-    shared = set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields) - {"name"}
+    shared = (set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields)) - {"name", "repeat_bias"}
     assert {"dim", "layers", "heads", "max_history"} <= shared
     assert {name: getattr(sasrec, name) for name in shared} == {name: getattr(ours, name) for name in shared}
     assert resolve_settings("best", "popularity").model == PopularityConfig()
@@ -65,7 +65,9 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
 
 def test_a_preset_says_what_one_model_has_otherwise() -> None:
     rates = {name: resolve_settings("best", name).finetune.learning_rate for name in ("msm4sr", "sasrec", "lightgcn")}
-    assert rates == {"msm4sr": 8e-3, "sasrec": 3e-3, "lightgcn": 3e-3}
+    assert rates == {"msm4sr": 2e-3, "sasrec": 3e-3, "lightgcn": 3e-3}
+    repeats = {name: resolve_settings("best", name).model.repeat_bias for name in ("msm4sr", "sasrec")}  # type: ignore
+    assert repeats == {"msm4sr": True, "sasrec": False}
     assert resolve_settings("best", changes=["finetune.learning_rate=1e-3"]).finetune.learning_rate == 1e-3
 
 
