@@ -170,29 +170,6 @@ class AttentionPooling(nn.Module):
         return F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)
 
 
-class MixtureOfExperts(nn.Module):
-    """From the encoder's space into the model's (equations 4 and 5).
-
-    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). All experts are one product.
-    """
-
-    def __init__(self, dim_in: int, dim: int, experts: int, dropout: float) -> None:
-        super().__init__()
-        self.shape = (experts, dim)
-        self.weight = nn.Linear(dim_in, experts * dim, bias=False)  # W_1 ... W_K side by side
-        self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
-        self.scale = nn.Parameter(torch.ones(experts, dim))
-        self.shift = nn.Parameter(torch.zeros(experts, dim))
-        self.dropout = Dropout(dropout)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """[N, D_in] to [N, D]."""
-        experts = self.dropout(self.weight(pooled)).unflatten(1, self.shape)  # [N, K, D]
-        experts = F.layer_norm(experts, self.shape[1:]) * self.scale + self.shift
-        gates = self.gate(pooled).softmax(dim=1)  # [N, K]
-        return torch.einsum("nk,nkd->nd", gates, experts)
-
-
 class Whitening(nn.Module):
     """(x - mean) (C + c I)^(-1/2), mean and covariance C of the rows that it is made from, c the mean of C's diagonal.
 
@@ -223,12 +200,43 @@ class Whitening(nn.Module):
         """[..., D_in] to [..., D_in]."""
         return (x - self.mean) @ self.matrix
 
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [D_out, D_in] and bias [D_out] that make of x what `weight` makes of the whitened x."""
+        folded = weight @ self.matrix  # which is symmetric
+        return folded, -folded @ self.mean
+
+
+class MixtureOfExperts(nn.Module):
+    """From the encoder's space into the model's (equations 4 and 5).
+
+    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). All experts are one product. With
+    `whitening` e is whitened before.
+    """
+
+    def __init__(self, dim_in: int, dim: int, experts: int, dropout: float, whitening: Whitening | None = None) -> None:
+        super().__init__()
+        self.shape = (experts, dim)
+        self.whitening = whitening
+        self.weight = nn.Linear(dim_in, experts * dim, bias=False)  # W_1 ... W_K side by side
+        self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
+        self.scale = nn.Parameter(torch.ones(experts, dim))
+        self.shift = nn.Parameter(torch.zeros(experts, dim))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[N, D_in] to [N, D]."""
+        experts = self.dropout(self._read(pooled, self.weight)).unflatten(1, self.shape)  # [N, K, D]
+        experts = F.layer_norm(experts, self.shape[1:]) * self.scale + self.shift
+        gates = self._read(pooled, self.gate).softmax(dim=1)  # [N, K]
+        return torch.einsum("nk,nkd->nd", gates, experts)
+
+    def _read(self, pooled: Tensor, linear: nn.Linear) -> Tensor:
+        """[N, D_in] to [N, D_out]. To whiten the weights costs less than to whiten a catalogue of items."""
+        return linear(pooled) if self.whitening is None else F.linear(pooled, *self.whitening.fold(linear.weight))
+
 
 class ItemEncoder(nn.Module):
-    """Attention pooling, then experts; an item without this modality has a learned stand-in.
-
-    With `whitening` the pooled vectors are whitened before the experts read them.
-    """
+    """Attention pooling, then experts; an item without this modality has a learned stand-in."""
 
     def __init__(
         self,
@@ -241,8 +249,7 @@ class ItemEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling = AttentionPooling(dim_in, dim, activation)
-        self.whitening = nn.Identity() if whitening is None else whitening
-        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout)
+        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout, whitening)
         # as long as what it stands for: a mean of `experts` independent normalised vectors
         self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
 
@@ -252,7 +259,7 @@ class ItemEncoder(nn.Module):
         stand_in = self.missing.expand(len(lengths), -1)
         if len(present) == 0:
             return stand_in
-        encoded = self.experts(self.whitening(self.pooling(rows, lengths[present])))
+        encoded = self.experts(self.pooling(rows, lengths[present]))
         return stand_in.to(encoded.dtype).index_copy(0, present, encoded)
 
 

@@ -106,7 +106,7 @@ class NewItems(nn.Module):
         own = (slot >= ends - lengths.unsqueeze(1)) & (slot < ends)  # [n, R]
         # Of an item without rows it is no number that counts: the stand-in takes its place.
         alpha = encoder.pooling.scores(rows).masked_fill(~own, -1e30).softmax(dim=1)
-        return torch.where(lengths.unsqueeze(1) > 0, encoder.experts(encoder.whitening(alpha @ rows)), encoder.missing)
+        return torch.where(lengths.unsqueeze(1) > 0, encoder.experts(alpha @ rows), encoder.missing)
 
 
 def export_onnx(run: Path, out: Path) -> list[Path]:
