@@ -452,3 +452,13 @@ def test_a_modality_of_ones_own_is_there_in_the_rows_that_say_so(
     assert models["own"]["modalities"] == models["all"]["modalities"] == ["text", "visual", "audio"]
     assert models["own"]["config"]["score_with"] == ["audio"]
     assert models["all"]["config"]["score_with"] == []
+
+
+CHECKOUT = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("file", sorted((CHECKOUT / "grids").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_grids_of_the_checkout_are_grids(file: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "ml-1m", small_log())
+    grid = plan_grid(str(file), [tmp_path / "ml-1m"], settings=CHECKOUT / "models")
+    assert {row.name for row in grid.rows} >= set(grid.best_against)
