@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import yaml
 
 from msm4sr.errors import InputError
 from msm4sr.experiments.settings import RunSettings, resolve_settings, validate_settings
@@ -180,13 +179,3 @@ def test_what_is_wrong_in_a_file_is_told_with_its_name(tmp_path: Path, text: str
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.yaml: not readable"):
         resolve_settings(file=tmp_path / "nothing.yaml")
-
-
-CHECKOUT = Path(__file__).parents[2] / "configs" / "models"
-
-
-@pytest.mark.parametrize("file", sorted(CHECKOUT.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_the_settings_files_of_the_checkout_are_of_models_as_they_are_now(file: Path) -> None:
-    model = yaml.safe_load(file.read_text())["model"]["name"]
-    assert file.stem in (model, "former")
-    assert resolve_settings("best", model, file=file).model.name == model
