@@ -103,9 +103,8 @@ def past_weights(
     histories = [read, *(rest for rest in without.values() if rest)]
     if isinstance(model, ProductModel):
         chosen = torch.tensor(rows, dtype=torch.int64)
-        scores = (
-            encode_histories(model, catalogue, histories, by) @ catalogue.gather(chosen).keys.T
-        )  # [histories, rows]
+        keys = catalogue.gather(chosen).keys
+        scores = encode_histories(model, catalogue, histories, by) @ keys.T  # [histories, rows]
         for one, row in zip(histories, scores, strict=True):
             with_repeats(model, one, row, chosen)
     else:

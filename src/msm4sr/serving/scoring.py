@@ -76,11 +76,17 @@ def score_all(model: Model, catalogue: Catalogue, history: Sequence[int], query:
     return catalogue.without_removed(scores.float())
 
 
+def repeated_rows(model: Model, history: Sequence[int]) -> list[int]:
+    """Rows whose score is no product alone, since the model has read them in the history (`repeat`)."""
+    adds = isinstance(model, ProductModel) and model.repeat is not None
+    return sorted(set(history[-model.max_history :])) if adds else []
+
+
 def with_repeats(model: Model, history: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
     """Scores of `rows` (None: of all), in place with what a product model adds to those it has read in the history."""
     if isinstance(model, ProductModel) and model.repeat is not None:
-        read = torch.tensor(sorted(set(history[-model.max_history :])), dtype=torch.int64)
-        scores[read if rows is None else torch.isin(rows, read)] += model.repeat
+        repeated = torch.tensor(repeated_rows(model, history), dtype=torch.int64)
+        scores[repeated if rows is None else torch.isin(rows, repeated)] += model.repeat
     return scores
 
 
@@ -134,9 +140,7 @@ def _candidates(
         return rows, score_all(model, catalogue, history)[rows]
     if index is None or query is None or wanted > n // APPROXIMATE_SHARE:
         return None, score_all(model, catalogue, history, query)
-    moved: list[int] = []  # rows whose scores are no product, which is all that the index knows
-    if isinstance(model, ProductModel) and model.repeat is not None:
-        moved = [row for row in set(history[-model.max_history :]) if row < n]
+    moved = [row for row in repeated_rows(model, history) if row < n]  # the index knows products alone
     found = index.search(query, wanted + len(moved) + min(wanted, len(catalogue.removed)))
     found = torch.unique(torch.cat([found, torch.tensor(moved, dtype=torch.int64)]))
     if catalogue.removed:
