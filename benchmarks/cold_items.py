@@ -11,7 +11,7 @@
 4. For everyone who took one of them, after at least 5 other items, 20 recommendations are asked for the history before
    that moment (held-out items left out of it), and we count the histories where the item is among them.
 
-By chance that would be 20 out of all items that were not in the history. Histories of one film are no independent
+By chance that would be 20 out of all items that were not in the history. Ragged of one film are no independent
 draws, so the interval (95 %) draws whole films anew, 2,000 times. Other parts of the log were trained on whatever their
 time, as in leave-one-out: what is cold is the film, not the person.
 """
@@ -34,10 +34,11 @@ from options import Changes, Data, Preset
 from service import Server, serving
 
 from msm4sr.cli.console import told
-from msm4sr.data.files import new_folder
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import build_model, extract_stage, load_run_data, open_run
+from msm4sr.experiments.run import open_run
+from msm4sr.experiments.stages import build_model, extract_stage, load_run_data
+from msm4sr.files import atomic_folder
 
 BEFORE = 5  # items of a history at least
 LATEST = 1000  # of a history that are sent
@@ -62,7 +63,7 @@ def choose(data: Path, count: int, least: int, seed: int) -> list[str]:
 
 def leave_out(data: Path, out: Path, held_out: Sequence[str]) -> None:
     """A prepared folder without these items."""
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for name in ("interactions.parquet", "items.parquet"):
             table = pl.read_parquet(data / name)
             table.filter(~pl.col("item_id").is_in(held_out)).write_parquet(folder / name)
@@ -73,7 +74,7 @@ def untrained(run: Path, out: Path) -> None:
     """The run with the weights that its model began with."""
     opened = open_run(run)
     dataset = load_run_data(opened)
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         shutil.copy(run / "config.yaml", folder)
         build_model(opened.settings, dataset, extract_stage(opened, dataset)).save_pretrained(folder / "model")
         shutil.copy(run / "model" / "items.json", folder / "model")
@@ -146,7 +147,7 @@ def main(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder of the experiment.")],
     preset: Preset = "best",
-    changes: Changes = [],  # noqa: B006  # never changed
+    changes: Changes = [],  # never changed
     items: Annotated[int, typer.Option(min=1, help="How many are held out.")] = 50,
     least: Annotated[int, typer.Option(min=1, help="Interactions that each of them has.")] = 50,
     k: Annotated[int, typer.Option(min=1)] = 20,

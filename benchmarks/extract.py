@@ -34,9 +34,9 @@ import torch
 from PIL import Image
 
 from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.features.backends import agrees, cosines
 from msm4sr.features.extract import FeatureSettings, extract_features
 from msm4sr.features.images import BrokenImage, in_threads, load_images
-from msm4sr.features.paths import agrees, cosines
 from msm4sr.features.text import TransformerSentenceEncoder, item_sentences
 from msm4sr.features.visual import CALLERS, EfficientNetLite0, squash
 

@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from msm4sr.data.batches import Batch
 from msm4sr.models.baselines.sasrec import SASRec
-from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures, TransformerLayer
+from msm4sr.models.item_encoder import ItemEncoder
+from msm4sr.models.layers import ItemFeatures
 from msm4sr.models.msm4sr import MSM4SR
+from msm4sr.models.transformer import CausalTransformer, TransformerLayer
 from msm4sr.training.pretrain import PretrainSettings
 
 aten = torch.ops.aten

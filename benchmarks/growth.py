@@ -75,7 +75,7 @@ class GeneratedRows:
 
 
 def generate_dataset(cell: Cell, seed: int = 0) -> Dataset:
-    """Histories of two thirds to four thirds of `taken` items, but of three at least."""
+    """Ragged of two thirds to four thirds of `taken` items, but of three at least."""
     rng = np.random.default_rng([seed, 0])
     lengths = np.maximum(3, rng.integers(2 * cell.taken // 3, 4 * cell.taken // 3 + 1, cell.users))
     popularity = 1 / (np.arange(cell.items) + 20.0)
@@ -150,7 +150,7 @@ def cells(quick: bool) -> Iterator[tuple[str, Cell]]:
 
 def main(
     preset: Preset = "seed",
-    changes: Changes = [],  # noqa: B006  # never changed
+    changes: Changes = [],  # never changed
     out: Plot = Path("docs/images/growth.png"),
     steps: Annotated[int, typer.Option(min=2, help="Of a cell, at most.")] = 60,
     seconds: Annotated[float, typer.Option(min=0, help="Of a cell's steps; two are taken at least.")] = 10,

@@ -30,8 +30,8 @@ from parity.report import ndcg_of
 
 from msm4sr.cli.console import told
 from msm4sr.data.dataset import Dataset, load_dataset, training_histories, validation_targets
-from msm4sr.experiments.run import build_model
 from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.experiments.stages import build_model
 from msm4sr.training.finetune import finetune
 
 
@@ -49,7 +49,7 @@ def main(
     data: Data,
     epochs: Annotated[int, typer.Option(min=1, help="Of both.")] = 10,
     preset: Preset = "seed",
-    changes: Changes = [],  # noqa: B006  # never changed
+    changes: Changes = [],  # never changed
     threads: Threads = 2,
     environment: Annotated[Path, typer.Option(help="RecBole's.")] = Path(".venv-recbole"),
     out: Plot = Path("docs/images/recbole.png"),

@@ -32,7 +32,8 @@ from service import Server, serving
 from msm4sr.cli.console import told
 from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import begin_run, open_run, plan_run, read_item_names
+from msm4sr.experiments.model_folder import read_item_names
+from msm4sr.experiments.run import begin_run, open_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 

@@ -26,8 +26,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.settings import RunSettings
-from msm4sr.models.layers import CausalTransformer, ItemEncoder, ItemFeatures
-from msm4sr.training.loop import fit
+from msm4sr.models.item_encoder import ItemEncoder
+from msm4sr.models.layers import ItemFeatures
+from msm4sr.models.transformer import CausalTransformer
+from msm4sr.training.trainer import fit
 
 Stage = Literal["pretrain", "finetune"]
 

@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 from msm4sr.cli.console import progress_bar, told
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import build_model
 from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.experiments.stages import build_model
 from msm4sr.features.extract import extract_features
 from msm4sr.features.store import Features
 from msm4sr.models.baselines.sasrec import SASRec
@@ -42,7 +42,7 @@ def main(
     stage: Annotated[Stage, typer.Option(help="Which.", show_default=False)],
     preset: Preset = "seed",
     model: Annotated[str, typer.Option(help="Any that has the stage.")] = "msm4sr",
-    changes: Changes = [],  # noqa: B006  # never changed
+    changes: Changes = [],  # never changed
     features: Annotated[Path | None, typer.Option(help="Extracted features; default runs/features/NAME.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="To be timed.")] = 100,
     warmup: Annotated[int, typer.Option(min=1, help="Steps before those.")] = 10,

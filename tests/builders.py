@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.batches import Batch
-from msm4sr.data.dataset import Dataset, Histories, training_histories
+from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.models.base import Inputs, Model
 from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
 from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
@@ -22,6 +22,7 @@ from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.models.registry import CONFIGS, build
+from msm4sr.ragged import Ragged
 
 Rows = tuple[Tensor, Tensor]
 
@@ -41,9 +42,9 @@ HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 10, 7], [6, 8, 9, 10, 2], [0, 1]]
 CATEGORIES = [[0, 2], [1], [], [0], [0, 1, 2], [2], [], [1, 2], [0], [1], [2], []]
 
 
-def ragged(sequences: Sequence[Sequence[int]]) -> Histories:
+def ragged(sequences: Sequence[Sequence[int]]) -> Ragged:
     offsets = np.cumsum([0, *(len(s) for s in sequences)]).astype(np.int64)
-    return Histories(np.array([item for s in sequences for item in s], dtype=np.int32), offsets)
+    return Ragged(np.array([item for s in sequences for item in s], dtype=np.int32), offsets)
 
 
 def make_dataset(sequences: Sequence[Sequence[int]], n_items: int) -> Dataset:

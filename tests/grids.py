@@ -13,8 +13,10 @@ import yaml
 
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.users import SCHEMA
-from msm4sr.experiments.run import begin_run, build_model, evaluate_stage, load_run_data, plan_run, train_stage
+from msm4sr.experiments.metrics import evaluate_stage
+from msm4sr.experiments.run import begin_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.stages import build_model, load_run_data, train_stage
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=3")
 RANKED = "leave-one-out, full ranking, history ranked like any item"
@@ -78,7 +80,7 @@ def write_cell(
     parts = {"validation": [1.0] * n, "test": [float(rank) for rank in ranks]}
     without = parts | ({} if left_out is None else {"test": [float(rank) for rank in left_out]})
     tables = [
-        pl.DataFrame({"part": [part] * n, "rank": parts[part], "rank_left_out": without[part], **common})
+        pl.DataFrame({"part": [part] * n, "rank": parts[part], "rank_seen_excluded": without[part], **common})
         for part in parts
     ]
     pl.concat(tables).select(*SCHEMA).cast(SCHEMA).write_parquet(folder / "users.parquet")
@@ -97,7 +99,7 @@ def write_cell(
         "hardware": "a CPU, 2 threads",
     }
     metrics: dict[str, Any] = {part: mean_metrics(np.array(rank)) for part, rank in parts.items()}
-    metrics["history_left_out"] = {part: mean_metrics(np.array(rank)) for part, rank in without.items()}
+    metrics["seen_excluded"] = {part: mean_metrics(np.array(rank)) for part, rank in without.items()}
     metrics |= {"held_out": held_out} if held_out else {}
     versions = {"python": "3.11.9", "torch": "2.13.0"}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"run": about, "versions": versions}))

@@ -25,8 +25,8 @@ from torch import nn
 
 from msm4sr.cli.console import told
 from msm4sr.data.dataset import Dataset, Targets, load_dataset, test_targets, validation_targets
-from msm4sr.experiments.run import build_model
 from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.experiments.stages import build_model
 from msm4sr.models.baselines.lightgcn import LightGCN
 from msm4sr.training.finetune import finetune
 

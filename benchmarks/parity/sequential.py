@@ -31,8 +31,8 @@ from torch import Tensor
 from msm4sr.cli.console import told
 from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Dataset, Targets, load_dataset, test_targets, training_histories, validation_targets
-from msm4sr.experiments.run import build_model
 from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.experiments.stages import build_model
 from msm4sr.models.base import ProductModel
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.training.finetune import finetune

@@ -18,7 +18,7 @@ from soak import Sample, growth
 
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
-from msm4sr.serving.recommender import Recommender
+from msm4sr.experiments.loading import load_recommender
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_the_times_of_a_load_are_its_quantiles() -> None:
 
 def test_a_generated_catalogue_is_a_run_that_recommends(tmp_path: Path) -> None:
     run = generate_run(tmp_path, 300)
-    recommender = Recommender.load(run)
+    recommender = load_recommender(run)
     histories = histories_of(run)
     assert len(recommender.recommend(histories[0], 10).items) == 10
     assert {item for history in histories for item in history} <= set(recommender.catalogue.base.item_ids)

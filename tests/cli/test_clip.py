@@ -68,7 +68,7 @@ def test_a_run_with_clip_keeps_the_words_that_clip_itself_ranks_best(
 ) -> None:
     out = tmp_path / "run"
     tagger = ("--set", "features.visual.kind=keywords", "--set", f"features.visual.tagger={clip}")
-    called = cli("run", shop, "--out", out, *QUICK, *tagger, "--set", "features.visual.words=5")
+    called = cli("run", shop, "--out", out, *QUICK, *tagger, "--set", "features.visual.num_keywords=5")
     assert called.code == 0, called
     assert (out / "metrics.json").exists()
 

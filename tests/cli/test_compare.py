@@ -22,7 +22,7 @@ from calling import Cli, Trained, metrics_of, small_log, write_folder
 from msm4sr.experiments import compare
 from msm4sr.experiments.claims import take
 from msm4sr.experiments.grid import config_names, plan_grid
-from msm4sr.training.loop import last_file, read_place
+from msm4sr.training.trainer import last_file, read_place
 
 QUICK = ("--set=finetune.epochs=2", "--set=model.dim=8", "--set=model.inner_dim=8")
 ROWS = """

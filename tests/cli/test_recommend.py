@@ -64,7 +64,7 @@ def test_the_order_of_a_history_matters(cli: Cli, trained: Trained) -> None:
 
 def test_the_history_comes_back_only_on_request(cli: Cli, trained: Trained) -> None:
     without = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60").out
-    included = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60", "--include-history").out
+    included = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60", "--include-seen").out
     assert "│ toy-0001 │" not in without
     assert "│ toy-0001 │" in included
 

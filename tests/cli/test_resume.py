@@ -20,7 +20,7 @@ import yaml
 from calling import Cli, metrics_of
 
 from msm4sr.training.checkpoint import read_weights
-from msm4sr.training.loop import Place, best_file, last_file, read_place
+from msm4sr.training.trainer import Place, best_file, last_file, read_place
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 STAGES = ("pretrain", "finetune")
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_is_told_and_the_last_good_checkpoint_goes_on(
     """A stage that may write no more in the middle of fine-tuning; then there is room again."""
     code = (
         "import resource, sys\n"
-        "from msm4sr.training import loop\n"
+        "from msm4sr.training import trainer as loop\n"
         "from msm4sr.cli import app\n"
         "save, saved = loop.save_weights, []\n"
         "def until_full(weights, file, about=None):\n"

@@ -16,7 +16,7 @@ import torch
 from calling import Called, Cli
 
 from msm4sr.training.checkpoint import read_weights
-from msm4sr.training.loop import best_file, last_file, read_place
+from msm4sr.training.trainer import best_file, last_file, read_place
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 STAGES = ("pretrain", "finetune")
@@ -70,7 +70,7 @@ BROKEN = """
 import sys
 from msm4sr.cli import main
 from msm4sr.errors import InputError
-from msm4sr.training import loop
+from msm4sr.training import trainer as loop
 from msm4sr.training.device import rank_here
 
 whole, saving = loop.shared_loss, loop.save_weights

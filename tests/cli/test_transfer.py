@@ -15,7 +15,7 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.transfer import start_from
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.checkpoint import read_weights, save_weights, weights_of
-from msm4sr.training.loop import best_file
+from msm4sr.training.trainer import best_file
 
 E = "item_embedding.weight"
 FROM_THERE = ("--set=pretrain.epochs=0",)

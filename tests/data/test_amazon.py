@@ -156,7 +156,7 @@ def test_items_that_only_the_reviews_know_are_kept_or_dropped(tmp_path: Path) ->
 
 
 def test_items_nobody_took_can_stay(tmp_path: Path) -> None:
-    prepare(tmp_path, LINES_2018, META_2018, untaken_items="keep")
+    prepare(tmp_path, LINES_2018, META_2018, unseen_items="keep")
     assert read(tmp_path, "items")["item_id"].to_list() == [asin(i) for i in range(50)]
 
 
@@ -237,7 +237,7 @@ def test_too_many_bad_rows_stop_it_and_nothing_is_written(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=message + r"1 broken JSON \(first: line 99\); 1 rows that are no object"):
         prepare_amazon(*paths, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Snacks_5.json.gz", "meta_Snacks.json.gz"]
-    prepare_amazon(*paths, tmp_path / "out", rules=AMAZON_RULES.model_copy(update={"max_bad_share": 0.02}))
+    prepare_amazon(*paths, tmp_path / "out", rules=AMAZON_RULES.model_copy(update={"max_invalid_fraction": 0.02}))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -254,7 +254,9 @@ def test_a_damaged_gzip_stops_it_unless_everything_is_allowed(tmp_path: Path, da
     with pytest.raises(InputError, match=r"Snacks_5.json.gz: cut short or damaged in line \d+"):
         prepare_amazon(reviews, meta, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    report = prepare_amazon(reviews, meta, tmp_path / "out", rules=AMAZON_RULES.model_copy(update={"max_bad_share": 1}))
+    report = prepare_amazon(
+        reviews, meta, tmp_path / "out", rules=AMAZON_RULES.model_copy(update={"max_invalid_fraction": 1})
+    )
     assert dropped(report)["interactions: end of a file that is cut short or damaged"] == 1
     assert report.interactions_kept > 0
 

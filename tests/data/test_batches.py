@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm4sr.data.batches import Batch, count_batches, epoch_batches, pad_histories
-from msm4sr.data.dataset import Histories
+from msm4sr.ragged import Ragged
 
 Pairs = Literal["all", "last"]
 
-# Histories whose items are all different tell from an item which user and position it is: item = 1000 user + position
+# Ragged whose items are all different tell from an item which user and position it is: item = 1000 user + position
 lengths_of_users = st.lists(st.integers(0, 23), min_size=1, max_size=8).filter(lambda n: max(n) >= 2)
 both = pytest.mark.parametrize("pairs", ["all", "last"])
 
 
-def numbered(lengths: list[int]) -> Histories:
+def numbered(lengths: list[int]) -> Ragged:
     return ragged([[1000 * user + position for position in range(n)] for user, n in enumerate(lengths)])
 
 
 def epoch(
-    histories: Histories,
+    histories: Ragged,
     pairs: Pairs = "all",
     max_history: int = 5,
     batch_pairs: int = 7,
@@ -109,7 +109,7 @@ def test_a_long_history_is_cut_at_other_places_every_epoch() -> None:
 
 @both
 def test_padding_is_on_the_right_is_item_0_and_is_no_pair(pairs: Pairs) -> None:
-    histories = Histories(numbered([9, 3, 5]).values + 1, numbered([9, 3, 5]).offsets)  # no real item 0
+    histories = Ragged(numbered([9, 3, 5]).values + 1, numbered([9, 3, 5]).offsets)  # no real item 0
     for batch in epoch(histories, pairs, batch_pairs=100):
         assert batch.items.shape == batch.targets.shape == batch.mask.shape
         assert batch.items.dtype == batch.targets.dtype == torch.int64
@@ -230,7 +230,7 @@ def test_drop_loses_first_and_last_items_as_often_as_others() -> None:
     assert all(positions[p] == pytest.approx(0.8 * 2000, rel=0.05) for p in range(1, 11))
 
 
-# Histories to rank with
+# Ragged to rank with
 
 
 def test_the_latest_items_of_a_history_are_padded_on_the_right() -> None:

@@ -533,7 +533,7 @@ def test_bad_times_can_be_allowed_for(shop: Path) -> None:
     (shop / "log.csv").write_text(log)
     with pytest.raises(InputError, match="data row 21: 'soon' is no time"):
         prepare_csv(shop / "log.csv", None, None, shop / "out")
-    rules = TABLE_RULES.model_copy(update={"max_bad_share": 0.1})
+    rules = TABLE_RULES.model_copy(update={"max_invalid_fraction": 0.1})
     report = prepare_csv(shop / "log.csv", None, None, shop / "out", rules=rules)
     assert dropped(report)["interactions whose time cannot be read"] == 2
     assert rows(shop) == [("u", "a", 5), ("u", "b", 6)]

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from msm4sr.data.dataset import (
     Dataset,
     DataSettings,
-    Histories,
-    arrivals,
+    cold_start_targets,
     item_categories,
     load_dataset,
     test_targets,
@@ -23,6 +22,7 @@ from msm4sr.data.dataset import (
     validation_targets,
 )
 from msm4sr.errors import InputError
+from msm4sr.ragged import Ragged
 
 Row = tuple[str, str, int]
 
@@ -196,7 +196,7 @@ def test_leave_one_out_by_hand() -> None:
 
 
 def test_a_sequence_that_is_not_there_is_an_index_error() -> None:
-    sequences = Histories(np.array([1, 2], dtype=np.int32), np.array([0, 2]))
+    sequences = Ragged(np.array([1, 2], dtype=np.int32), np.array([0, 2]))
     assert len(sequences) == 1
     for wrong in (1, -1):
         with pytest.raises(IndexError):
@@ -362,7 +362,7 @@ def test_arrivals_are_the_last_items_that_are_held_out_given_all_else_that_their
         if taken[-1] in gone and user in left.user_ids
     }
     assert len(expected) > 3
-    targets = arrivals(whole, left)
+    targets = cold_start_targets(whole, left)
     assert targets.users is not None
     found = {
         left.user_ids[user]: (whole.item_ids[item], [whole.item_ids[i] for i in history])

@@ -140,7 +140,7 @@ def run(files: Files, prepare: Prepare, folder: Path, rng: random.Random) -> boo
     """Whether it came to a result; anything but a result or an InputError with one line is raised."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    rules = Rules(max_bad_share=rng.choice([0, 0.01, 0.3, 1]), unknown_items=rng.choice(["keep", "drop"]))
+    rules = Rules(max_invalid_fraction=rng.choice([0, 0.01, 0.3, 1]), unknown_items=rng.choice(["keep", "drop"]))
     before = sorted(folder.parent.iterdir())
     try:
         prepare(folder, folder.parent / "out", rules)

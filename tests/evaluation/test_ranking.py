@@ -28,7 +28,7 @@ def rank_slowly(scores: list[float], target: int) -> float:
     return sum(places) / len(places)
 
 
-def ranks_slowly(model: Any, targets: Targets, exclude_history: bool = False) -> list[float]:
+def ranks_slowly(model: Any, targets: Targets, exclude_seen: bool = False) -> list[float]:
     """One user at a time, the history cut to the model's longest, unpadded."""
     ranks = []
     with torch.no_grad():
@@ -38,7 +38,7 @@ def ranks_slowly(model: Any, targets: Targets, exclude_history: bool = False) ->
             history = [int(item) for item in targets.histories[user]]
             latest = torch.tensor([history[-model.max_history :]])
             scores = (keys @ model.encode_histories(latest, catalogue)[0, -1]).tolist()
-            for item in history if exclude_history else []:
+            for item in history if exclude_seen else []:
                 scores[item] = -float("inf")
             ranks.append(rank_slowly(scores, int(target)))
     return ranks
@@ -95,16 +95,16 @@ def test_a_score_that_is_no_number_is_an_error_not_the_best_rank() -> None:
 # All users
 
 
-@pytest.mark.parametrize("exclude_history", [False, True])
+@pytest.mark.parametrize("exclude_seen", [False, True])
 @pytest.mark.parametrize("make", [make_sasrec, make_msm4sr, lambda: make_popularity([i // 3 for i in range(N_ITEMS)])])
 @pytest.mark.parametrize("part", [validation_targets, test_targets])
-def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_history: bool) -> None:
+def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_seen: bool) -> None:
     model, targets = make().eval(), part(DATASET)
-    ranks = rank_targets(model, targets, exclude_history=exclude_history)
-    assert ranks.tolist() == ranks_slowly(model, targets, exclude_history)
-    both = rank_protocols(model, targets, (exclude_history, not exclude_history))
+    ranks = rank_targets(model, targets, exclude_seen=exclude_seen)
+    assert ranks.tolist() == ranks_slowly(model, targets, exclude_seen)
+    both = rank_protocols(model, targets, (exclude_seen, not exclude_seen))
     assert both[0].tolist() == ranks.tolist()
-    assert both[1].tolist() == ranks_slowly(model, targets, not exclude_history)
+    assert both[1].tolist() == ranks_slowly(model, targets, not exclude_seen)
 
 
 def test_chunks_of_users_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +124,14 @@ def test_an_item_of_the_history_ranks_last_when_histories_are_excluded() -> None
     targets = Targets(ragged([[0, 2, 0], [1]]), np.array([1, 3]))
     model = Scores([9.0, 1.0, 8.0, 2.0])
     assert rank_targets(model, targets).tolist() == [4.0, 3.0]
-    assert rank_targets(model, targets, exclude_history=True).tolist() == [2.0, 3.0]
+    assert rank_targets(model, targets, exclude_seen=True).tolist() == [2.0, 3.0]
     repeated = Targets(ragged([[0, 2, 0]]), np.array([2]))
-    assert rank_targets(model, repeated, exclude_history=True).tolist() == [3.5]  # a miss, behind all others
+    assert rank_targets(model, repeated, exclude_seen=True).tolist() == [3.5]  # a miss, behind all others
 
 
 def test_items_before_the_longest_history_are_excluded_too() -> None:
     targets = Targets(ragged([[0, 1, 1, 1, 1, 1]]), np.array([2]))
-    assert rank_targets(Scores([9.0, 8.0, 1.0], max_history=2), targets, exclude_history=True).tolist() == [1.0]
+    assert rank_targets(Scores([9.0, 8.0, 1.0], max_history=2), targets, exclude_seen=True).tolist() == [1.0]
 
 
 def test_the_model_is_given_no_more_than_its_longest_history() -> None:
@@ -183,5 +183,5 @@ def test_evaluation_takes_place_without_dropout_and_leaves_the_mode_as_it_was() 
 
 def test_histories_are_ranked_unless_excluded() -> None:
     model = make_popularity(list(range(N_ITEMS)))
-    protocols = [evaluate(model, DATASET, "test", EvaluationSettings(exclude_history=e)) for e in (False, True)]
+    protocols = [evaluate(model, DATASET, "test", EvaluationSettings(exclude_seen=e)) for e in (False, True)]
     assert protocols[0] != protocols[1]

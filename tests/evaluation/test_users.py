@@ -37,7 +37,7 @@ def test_the_metrics_follow_from_the_ranks() -> None:
     for part in PARTS:
         ranks = table().filter(pl.col("part") == part)["rank"].to_numpy()
         assert mean_metrics(ranks) == evaluate(MODEL, DATASET, part)
-        left_out = table().filter(pl.col("part") == part)["rank_left_out"].to_numpy()
-        assert mean_metrics(left_out) == evaluate(MODEL, DATASET, part, EvaluationSettings(exclude_history=True))
+        left_out = table().filter(pl.col("part") == part)["rank_seen_excluded"].to_numpy()
+        assert mean_metrics(left_out) == evaluate(MODEL, DATASET, part, EvaluationSettings(exclude_seen=True))
         assert (left_out <= ranks).any()
         assert not np.array_equal(ranks, np.sort(ranks))

@@ -14,23 +14,13 @@ from torch import nn
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.experiments.run import (
-    Run,
-    begin_run,
-    build_model,
-    evaluate_stage,
-    load_run_data,
-    open_run,
-    plan_run,
-    restore,
-    restore_last,
-    tidy,
-    train_stage,
-)
+from msm4sr.experiments.metrics import evaluate_stage
+from msm4sr.experiments.run import Run, begin_run, open_run, plan_run, tidy
 from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.stages import build_model, load_run_data, restore, restore_last, train_stage
 from msm4sr.models.registry import from_pretrained
 from msm4sr.training.checkpoint import read_weights, weights_of
-from msm4sr.training.loop import EpochRecord, Silent, best_file
+from msm4sr.training.trainer import EpochRecord, Silent, best_file
 
 SMALL = ("model.dim=8", "model.inner_dim=8", "finetune.epochs=3", "finetune.learning_rate=0.01")
 
@@ -180,12 +170,12 @@ def test_the_ranks_of_all_users_are_kept_and_the_metrics_follow_from_them(run: R
     train_stage(run, "finetune", dataset, model)
     result = evaluate_stage(run, dataset, model)
     users = pl.read_parquet(run.folder / "users.parquet")
-    assert users.columns == ["part", "user_id", "item_id", "rank", "rank_left_out", "item_count"]
+    assert users.columns == ["part", "user_id", "item_id", "rank", "rank_seen_excluded", "item_count"]
     for part in ("validation", "test"):
         own = users.filter(pl.col("part") == part)
         assert own["user_id"].to_list() == dataset.user_ids
         assert mean_metrics(own["rank"].to_numpy()) == result[part]
-        assert mean_metrics(own["rank_left_out"].to_numpy()) == result["history_left_out"][part]
+        assert mean_metrics(own["rank_seen_excluded"].to_numpy()) == result["seen_excluded"][part]
 
 
 def test_metrics_say_with_what_and_on_what_they_were_made(run: Run) -> None:

@@ -11,7 +11,7 @@ import yaml
 from msm4sr.errors import InputError
 from msm4sr.experiments.search import SHIPPED, Choices, SearchFile, check_defaults, find_search, read_search
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
-from msm4sr.models.graph import GraphModel
+from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.registry import CONFIGS, MODELS
 from msm4sr.training.tasks import TASKS
 

@@ -38,7 +38,7 @@ def test_the_seed_preset_is_the_paper_to_the_letter() -> None:
     assert (pretrain.cmcl_weight, pretrain.negatives, pretrain.drop, pretrain.mixup) == (0.01, "cross", 0.2, 0.5)
     assert (pretrain.batch_pairs, pretrain.learning_rate, pretrain.patience) == (1024, 1e-3, 20)
     assert (pretrain.max_gradient_norm, pretrain.select) == (5.0, "recall@20")
-    assert (settings.features.visual.kind, settings.features.visual.words) == ("keywords", 15)
+    assert (settings.features.visual.kind, settings.features.visual.num_keywords) == ("keywords", 15)
 
 
 def test_the_released_preset_differs_where_the_released_code_does() -> None:
@@ -57,7 +57,7 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
     ours = resolve_settings("best").model
     assert isinstance(sasrec, SASRecConfig)
     assert isinstance(ours, MSM4SRConfig)
-    shared = (set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields)) - {"name", "repeat_bias"}
+    shared = (set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields)) - {"name", "seen_item_bias"}
     assert {"dim", "layers", "heads", "max_history"} <= shared
     assert {name: getattr(sasrec, name) for name in shared} == {name: getattr(ours, name) for name in shared}
     assert resolve_settings("best", "popularity").model == PopularityConfig()
@@ -66,7 +66,7 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
 def test_a_preset_says_what_one_model_has_otherwise() -> None:
     rates = {name: resolve_settings("best", name).finetune.learning_rate for name in ("msm4sr", "sasrec", "lightgcn")}
     assert rates == {"msm4sr": 2e-3, "sasrec": 3e-3, "lightgcn": 3e-3}
-    repeats = {name: resolve_settings("best", name).model.repeat_bias for name in ("msm4sr", "sasrec")}  # type: ignore
+    repeats = {name: resolve_settings("best", name).model.seen_item_bias for name in ("msm4sr", "sasrec")}  # type: ignore
     assert repeats == {"msm4sr": True, "sasrec": False}
     assert resolve_settings("best", changes=["finetune.learning_rate=1e-3"]).finetune.learning_rate == 1e-3
 
@@ -77,7 +77,7 @@ def test_a_preset_says_what_one_model_has_otherwise() -> None:
         ("finetune.learning_rate=1e-4", "finetune", "learning_rate", 1e-4),  # YAML 1.1 alone would read a text
         ("pretrain.negatives=within", "pretrain", "negatives", "within"),
         ("model.id_in_input=true", "model", "id_in_input", True),
-        ("evaluation.exclude_history=yes", "evaluation", "exclude_history", True),
+        ("evaluation.exclude_seen=yes", "evaluation", "exclude_seen", True),
         ("model.score_with=[text]", "model", "score_with", ("text",)),
         ("dataset.item_core=5", "dataset", "item_core", 5),
     ],
@@ -101,7 +101,7 @@ def test_the_option_seed_is_the_setting_seed() -> None:
     assert resolve_settings("seed", seed=7).seed == 7
 
 
-@pytest.mark.parametrize("name", ["max_history", "learning_rate", "user_core", "exclude_history"])
+@pytest.mark.parametrize("name", ["max_history", "learning_rate", "user_core", "exclude_seen"])
 def test_a_key_without_its_section_is_told_the_whole_name(name: str) -> None:
     with pytest.raises(InputError, match=rf"did you mean '\w+\.{name}'\?"):
         resolve_settings("seed", changes=[f"{name}=1"])
@@ -149,7 +149,7 @@ def test_options_come_after_the_file(tmp_path: Path) -> None:
 
 def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
     for preset in PRESETS:
-        file = Path(str(files("msm4sr.presets") / f"{preset}.yaml"))
+        file = Path(str(files("msm4sr.experiments.presets") / f"{preset}.yaml"))
         assert resolve_settings("seed", file=file).model == resolve_settings(preset).model
 
 

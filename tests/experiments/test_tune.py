@@ -18,9 +18,9 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments import tune as module
-from msm4sr.experiments.run import build_model
 from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search
 from msm4sr.experiments.settings import resolve_settings, with_values
+from msm4sr.experiments.stages import build_model
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
 from msm4sr.training.stage import train_stage
 

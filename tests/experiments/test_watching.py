@@ -14,12 +14,13 @@ from msm4sr.errors import InputError
 from msm4sr.experiments import loggers
 from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.loggers import Logged, make_logger
-from msm4sr.experiments.run import Run, extract_stage, falls_from_the_start, train_stage
+from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.stages import extract_stage, falls_from_the_start, train_stage
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.sasrec import SASRec
-from msm4sr.training.loop import EpochRecord, Silent
+from msm4sr.training.trainer import EpochRecord, Silent
 
 
 def rows_of(stage: str, epochs: int) -> list[dict[str, Any]]:
@@ -157,7 +158,7 @@ def test_a_modality_that_most_items_lack_is_told_once_with_what_to_do(
     names = [f"i{i}" for i in range(10)]
     offsets = np.minimum(np.arange(11), there)
     found = Features(np.ones((there, 3), dtype=np.float32), offsets, names)
-    monkeypatch.setattr("msm4sr.experiments.run.extract_features", lambda *_, **options: {"visual": found})
+    monkeypatch.setattr("msm4sr.experiments.stages.extract_features", lambda *_, **options: {"visual": found})
     notes: list[str] = []
     run = Run(tmp_path, tmp_path, tmp_path, "seed", resolve_settings("seed"))
     extract_stage(run, make_dataset([[0, 1, 2]], 10), note=notes.append)

@@ -10,15 +10,15 @@ import pytest
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
+from msm4sr.features.backends import cosines
 from msm4sr.features.content import Content, ContentEncoder
 from msm4sr.features.extract import FeatureSettings, TextSettings, VisualSettings, extract_features, store_names
-from msm4sr.features.paths import cosines
 from msm4sr.features.store import Features, read_manifest, read_rows
 
 WAYS = {
     "pooled": VisualSettings(kind="pooled"),
     "labels": VisualSettings(kind="keywords"),
-    "learned": VisualSettings(kind="keywords", min_texts=20, words=5),
+    "learned": VisualSettings(kind="keywords", min_texts=20, num_keywords=5),
 }
 
 

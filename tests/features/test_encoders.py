@@ -10,7 +10,7 @@ import torch
 from tiny_models import save_bert
 
 from msm4sr.errors import InputError
-from msm4sr.features.paths import agrees, choose_device, cosines
+from msm4sr.features.backends import agrees, choose_device, cosines
 from msm4sr.features.text import TransformerSentenceEncoder
 
 SENTENCES = [

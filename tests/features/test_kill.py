@@ -29,7 +29,7 @@ def die(event, arguments):
         touched += 1
 
 sys.addaudithook(die)
-from msm4sr.features import parts
+from msm4sr.features import chunks as parts
 parts.FEWEST_ITEMS = 16  # many parts of a small catalogue
 atexit.register(lambda: print(touched))
 '''

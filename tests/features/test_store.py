@@ -14,7 +14,7 @@ import pytest
 
 from msm4sr.errors import InputError
 from msm4sr.features import store
-from msm4sr.features.parts import no_missing
+from msm4sr.features.chunks import no_missing
 from msm4sr.features.store import (
     MISSING,
     Features,

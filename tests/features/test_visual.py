@@ -11,9 +11,9 @@ import tiny_models
 from PIL import Image
 
 from msm4sr.errors import InputError
+from msm4sr.features.backends import cosines
 from msm4sr.features.images import BrokenImage
 from msm4sr.features.keywords import LabelTagger, best_words, imagenet_labels
-from msm4sr.features.paths import cosines
 from msm4sr.features.visual import (
     EfficientNetLite0,
     TransformersVision,

@@ -32,8 +32,8 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Model
-from msm4sr.models.graph import GraphModel
-from msm4sr.models.grow import grow
+from msm4sr.models.extend import grow
+from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.registry import MODELS, build, from_pretrained
 from msm4sr.training.bpr import bpr_loss, pair_batches
 from msm4sr.training.checkpoint import weights_of
@@ -45,7 +45,7 @@ SEQUENCES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8, 9, 10, 2], [0, 1]]
 ROWS = torch.tensor([[1, 5, 0, 7], [3, 4, 11, 7], [2, 2, 2, 9]])
 
 TRAINED = [name for name in MODELS if list(make_model(name).parameters())]
-SEQUENTIAL = [name for name in TRAINED if MODELS[name].ranks_history]
+SEQUENTIAL = [name for name in TRAINED if MODELS[name].ranks_seen_items]
 """Their scores follow the order of a history."""
 
 

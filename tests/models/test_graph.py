@@ -15,10 +15,11 @@ from torch import Tensor
 
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Inputs
-from msm4sr.models.graph import GraphModel, UserItemGraph
+from msm4sr.models.graph import UserItemGraph
+from msm4sr.models.graph_model import GraphModel
 from msm4sr.training.bpr import bpr_loss, pair_batches
 from msm4sr.training.finetune import FinetuneSettings, finetune
-from msm4sr.training.loop import Device
+from msm4sr.training.trainer import Device
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12

@@ -11,19 +11,9 @@ import torch
 from builders import enlarge, make_rows
 from torch import Tensor
 
-from msm4sr.models.layers import (
-    AttentionPooling,
-    CausalAttention,
-    CausalTransformer,
-    Dropout,
-    ItemEncoder,
-    ItemFeatures,
-    MixtureOfExperts,
-    TransformerConfig,
-    Whitening,
-    initialise,
-    take,
-)
+from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts, Whitening
+from msm4sr.models.layers import Dropout, ItemFeatures, initialise, take
+from msm4sr.models.transformer import CausalAttention, CausalTransformer, TransformerConfig
 
 LENGTHS = [2, 1, 4, 3]
 

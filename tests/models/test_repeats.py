@@ -1,4 +1,4 @@
-"""`model.repeat_bias`: one learned number for what a history holds, in training and in ranking."""
+"""`model.seen_item_bias`: one learned number for what a history holds, in training and in ranking."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from msm4sr.models.base import ProductModel
 from msm4sr.models.registry import from_pretrained
 from msm4sr.training.checkpoint import save_weights, weights_of
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
-from msm4sr.training.loop import Device, best_file
+from msm4sr.training.trainer import Device, best_file
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12
@@ -28,7 +28,7 @@ WITH_REPEATS = ["sasrec", "sasrecm", "s3rec", "difsr", "msm4sr"]
 
 
 def make(name: str = "msm4sr", **changes: Any) -> ProductModel:
-    model = make_model(name, repeat_bias=True, **changes).eval()
+    model = make_model(name, seen_item_bias=True, **changes).eval()
     assert isinstance(model, ProductModel)
     return model
 
@@ -47,9 +47,9 @@ def scores(model: ProductModel, histories: list[list[int]]) -> Tensor:
 def test_the_number_is_added_once_to_each_item_that_the_history_holds(name: str) -> None:
     model, histories = make(name), [[3, 1, 3], [2]]
     with torch.no_grad():
-        model.repeat_bias.zero_()  # type: ignore[union-attr]
+        model.seen_item_bias.zero_()  # type: ignore[union-attr]
         without = scores(model, histories)
-        model.repeat_bias.fill_(-0.05)  # type: ignore[union-attr]
+        model.seen_item_bias.fill_(-0.05)  # type: ignore[union-attr]
         added = scores(model, histories) - without
     expected = torch.zeros(2, N_ITEMS)
     expected[0, [1, 3]] = expected[1, 2] = -0.5
@@ -59,7 +59,7 @@ def test_the_number_is_added_once_to_each_item_that_the_history_holds(name: str)
 def test_with_cosine_it_is_divided_by_the_temperature_as_the_cosines_are() -> None:
     model = make(similarity="cosine", temperature=0.1)
     with torch.no_grad():
-        model.repeat_bias.fill_(0.2)  # type: ignore[union-attr]
+        model.seen_item_bias.fill_(0.2)  # type: ignore[union-attr]
         assert float(model.repeat) == pytest.approx(10 * 0.2 / 0.1)  # type: ignore[arg-type]
     assert make_model("msm4sr").repeat is None  # type: ignore[union-attr]
 
@@ -80,8 +80,8 @@ def test_fine_tuning_is_cross_entropy_of_the_scores_that_are_ranked(name: str) -
         for (weight, _), mine, theirs in zip(model.named_parameters(), ours, gradients, strict=True):
             if theirs is not None and mine is not None:
                 torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=weight)
-    assert model.repeat_bias is not None
-    assert float(torch.autograd.grad(finetune_loss(model, batch), model.repeat_bias)[0].abs()) > 1e-3
+    assert model.seen_item_bias is not None
+    assert float(torch.autograd.grad(finetune_loss(model, batch), model.seen_item_bias)[0].abs()) > 1e-3
 
 
 @pytest.mark.parametrize(("repeats", "sign"), [(True, 1), (False, -1)])
@@ -93,13 +93,13 @@ def test_it_learns_whether_people_take_things_again(repeats: bool, sign: int) ->
     ]
     dataset = make_dataset([[int(item) for item in history] for history in taken], N_ITEMS)
     settings = FinetuneSettings(epochs=12, learning_rate=2e-2, batch_pairs=128, select="recall@5")
-    with_it, without = (make_model("sasrec", repeat_bias=on, max_history=12) for on in (True, False))
+    with_it, without = (make_model("sasrec", seen_item_bias=on, max_history=12) for on in (True, False))
     for model in (with_it, without):
         finetune(model, dataset, settings, device=CPU)  # type: ignore[arg-type]
     assert isinstance(with_it, ProductModel)
     assert float(with_it.repeat) * sign > 0.5  # type: ignore[arg-type]
     if not repeats:  # as good as never ranking what was taken, and nobody had to say so
-        left_out = evaluate(with_it, dataset, "test", EvaluationSettings(exclude_history=True))["recall@5"]
+        left_out = evaluate(with_it, dataset, "test", EvaluationSettings(exclude_seen=True))["recall@5"]
         assert evaluate(with_it, dataset, "test")["recall@5"] > left_out - 0.1
 
 
@@ -114,18 +114,18 @@ def test_a_stored_model_keeps_it(tmp_path: Path) -> None:
 def test_another_data_set_does_not_hand_it_down(tmp_path: Path) -> None:
     """What people take again there says nothing of here; and a run without the number may be begun with."""
     for here, there in ((True, False), (False, True)):
-        model, source = (make_model("msm4sr", repeat_bias=on, seed=seed) for on, seed in ((here, 0), (there, 1)))
-        before = model.repeat_bias.clone() if here else None  # type: ignore[union-attr, operator]
+        model, source = (make_model("msm4sr", seen_item_bias=on, seed=seed) for on, seed in ((here, 0), (there, 1)))
+        before = model.seen_item_bias.clone() if here else None  # type: ignore[union-attr, operator]
         file = best_file(tmp_path / f"{here}" / "checkpoints", "pretrain")
         file.parent.mkdir(parents=True)
         save_weights(weights_of(source), file, {})
         start_from(tmp_path / f"{here}", model)
         assert torch.equal(model.transformer.position.weight, source.transformer.position.weight)  # type: ignore
-        assert before is None or torch.equal(model.repeat_bias, before)  # type: ignore[arg-type]
+        assert before is None or torch.equal(model.seen_item_bias, before)  # type: ignore[arg-type]
 
 
 def test_it_is_refused_where_there_is_no_softmax() -> None:
     dataset = make_dataset(random_sequences(10, N_ITEMS, longest=6), N_ITEMS)
     model = make("sasrec", loss="bce")
-    with pytest.raises(InputError, match=r"model.repeat_bias is for a softmax.*learns by bce: leave it off"):
+    with pytest.raises(InputError, match=r"model.seen_item_bias is for a softmax.*learns by bce: leave it off"):
         finetune(model, dataset, FinetuneSettings(epochs=1), device=CPU)

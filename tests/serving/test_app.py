@@ -14,8 +14,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from msm4sr.data.dataset import load_dataset
+from msm4sr.experiments.loading import load_recommender
+from msm4sr.recommend.recommender import Recommender
 from msm4sr.serving.app import create_app
-from msm4sr.serving.recommender import Recommender
 from msm4sr.serving.service import ServeSettings, Service
 
 KEY = "a secret"
@@ -46,7 +47,7 @@ def ids(toyshop: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def recommender(run_folder: Path) -> Recommender:
     """What the service must say."""
-    return Recommender.load(run_folder)
+    return load_recommender(run_folder)
 
 
 def add(client: TestClient, item_id: str, pictures: list[bytes] = [], **fields: Any) -> Any:  # noqa: B006

@@ -12,7 +12,7 @@ import pytest
 from service import Server, serving
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.serving.recommender import Recommender
+from msm4sr.experiments.loading import load_recommender
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def known(server: Server, item_id: str) -> bool:
 
 
 def test_what_was_answered_survives_a_kill(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
-    picture = Recommender.load(run_folder).read_picture(ids[0])
+    picture = load_recommender(run_folder).read_picture(ids[0])
     with serving(run_folder, tmp_path / "state") as server:
         assert add(server, "n1", picture) == 201
         assert server.client.delete(f"/items/{ids[3]}").status_code == 204

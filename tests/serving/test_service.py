@@ -13,9 +13,9 @@ import torch
 from services import make_recommender, new_item, slow_scores
 
 from msm4sr.errors import InputError
+from msm4sr.experiments.loading import load_recommender
 from msm4sr.models.msm4sr import MSM4SR
-from msm4sr.serving.catalogue import ItemExists, NewItem, UnknownItem
-from msm4sr.serving.recommender import Recommender
+from msm4sr.recommend.catalogue import ItemExists, NewItem, UnknownItem
 
 MODELS = ["msm4sr", "sasrec", "sasrecm", "lightgcn", "grcn", "dualgnn", "mvrnn", "s3rec", "sine", "difsr", "itemknn"]
 HISTORY = ["i3", "i1", "i5"]
@@ -53,7 +53,7 @@ def test_histories_of_more_slots_than_go_at_once_are_all_answered(monkeypatch: p
     recommender = make_recommender()
     histories = [[f"i{(n + m) % 12}" for m in range(1 + n % 6)] for n in range(20)]
     expected = recommender.recommend_batch(histories, k=3)
-    monkeypatch.setattr("msm4sr.serving.scoring.SLOTS_AT_ONCE", 13)
+    monkeypatch.setattr("msm4sr.recommend.scoring.SLOTS_AT_ONCE", 13)
     again = recommender.recommend_batch(histories, k=3)
     assert [[one.item_id for one in a.items] for a in again] == [[one.item_id for one in a.items] for a in expected]
 
@@ -375,10 +375,10 @@ def test_the_only_past_item_weighs_the_score() -> None:
 
 @pytest.mark.parametrize("bias", [-3.0, 3.0])
 def test_what_was_taken_scores_as_the_model_has_learned(bias: float) -> None:
-    recommender = make_recommender(repeat_bias=True, max_history=4)
+    recommender = make_recommender(seen_item_bias=True, max_history=4)
     model = recommender.model
     assert isinstance(model, MSM4SR)
-    model.repeat_bias.data.fill_(bias)  # type: ignore[union-attr]
+    model.seen_item_bias.data.fill_(bias)  # type: ignore[union-attr]
     history = ["i9", "i3", "i1", "i3", "i5"]  # the first is no longer read
     told = recommender.recommend(history, k=12, exclude_seen=False, reasons=True).items
     expected = slow_scores(recommender, [9, 3, 1, 3, 5])
@@ -431,7 +431,7 @@ def test_a_reason_is_the_past_item_that_weighs_most_and_the_part_that_counts_mos
 
 
 def test_a_run_is_loaded_and_recommends_items_that_came_after_it(run_folder: Path) -> None:
-    recommender = Recommender.load(run_folder)
+    recommender = load_recommender(run_folder)
     ids = recommender.catalogue.base.item_ids
     pictured = next(i for i in ids if recommender.item(i).pictures and recommender.item(i).text)
     known = recommender.item(pictured)
@@ -450,7 +450,7 @@ def test_a_run_is_loaded_and_recommends_items_that_came_after_it(run_folder: Pat
 
 
 def test_a_broken_picture_is_told_by_its_number(run_folder: Path) -> None:
-    recommender = Recommender.load(run_folder)
+    recommender = load_recommender(run_folder)
     with pytest.raises(InputError, match="item 'n': picture 1 cannot be used: not an image"):
         recommender.add_items([NewItem("n", "A thing", pictures=[b"no picture"])])
 
@@ -460,7 +460,7 @@ def test_a_run_serves_without_its_data(run_folder: Path, tmp_path: Path) -> None
     text = (copy / "config.yaml").read_text().splitlines()
     elsewhere = ["data: /nowhere" if row.startswith("data:") else row for row in text]
     (copy / "config.yaml").write_text("\n".join(elsewhere))
-    whole, bare = Recommender.load(run_folder), Recommender.load(copy)
+    whole, bare = load_recommender(run_folder), load_recommender(copy)
     ids = whole.catalogue.base.item_ids
     assert bare.recommend(ids[:4]).items == whole.recommend(ids[:4]).items
     assert bare.item(ids[0]).title == whole.item(ids[0]).title
@@ -468,7 +468,7 @@ def test_a_run_serves_without_its_data(run_folder: Path, tmp_path: Path) -> None
 
 
 def test_every_pair_of_items_gives_finite_scores(run_folder: Path) -> None:
-    recommender = Recommender.load(run_folder)
+    recommender = load_recommender(run_folder)
     ids = recommender.catalogue.base.item_ids[:6]
     for pair in itertools.permutations(ids, 2):
         assert all(np.isfinite(one.score) for one in recommender.recommend(list(pair)).items)

@@ -13,7 +13,7 @@ from service import Server, serving
 from serving import generate_run
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.serving.recommender import Recommender
+from msm4sr.experiments.loading import load_recommender
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -110,7 +110,7 @@ def test_an_item_that_is_added_with_a_photo_is_recommended(
     page: Page, server: Server, run_folder: Path, toyshop: Path, tmp_path: Path
 ) -> None:
     """The photo and the title of the best recommendation there is: its twin must be among the next."""
-    recommender = Recommender.load(run_folder)
+    recommender = load_recommender(run_folder)
     ids = load_dataset(toyshop).item_ids
     pick(page, ids[0])
     pick(page, ids[1])

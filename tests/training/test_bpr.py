@@ -12,7 +12,7 @@ from builders import TAKEN, make_dataset, make_inputs, make_lightgcn, ragged, ra
 from msm4sr.data.dataset import training_histories
 from msm4sr.training.bpr import PairBatch, bpr_loss, count_pair_batches, pair_batches
 from msm4sr.training.finetune import FinetuneSettings, finetune
-from msm4sr.training.loop import Device
+from msm4sr.training.trainer import Device
 
 N_ITEMS = 12
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from builders import make_msm4sr, make_sasrec
 
+from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.training.checkpoint import (
     check_same,
     digest,
-    flat,
     read_about,
     read_weights,
     save_weights,
@@ -116,7 +116,7 @@ def test_what_a_checkpoint_is_of_comes_back_without_its_weights(tmp_path: Path) 
 
 
 def test_what_differs_from_the_checkpoint_is_said() -> None:
-    then = flat({"seed": 0, "model": {"dim": 8, "score_with": ["text"]}, "pretrain": {"epochs": 3}})
+    then = flatten({"seed": 0, "model": {"dim": 8, "score_with": ["text"]}, "pretrain": {"epochs": 3}})
     check_same(then, {"seed": 0, "model.score_with": ("text",)})  # as it comes back from JSON
     with pytest.raises(InputError, match=r"another training: model\.dim \(8 there, 16 now\)$"):
         check_same(then, then | {"model.dim": 16})

@@ -31,8 +31,8 @@ from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, log_shares, sampled_finetune_loss
-from msm4sr.training.loop import Device
 from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, pretrain, pretrain_loss
+from msm4sr.training.trainer import Device
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12

@@ -15,9 +15,9 @@ from builders import generator, make_batch, make_msm4sr, make_sasrec
 from msm4sr.training.checkpoint import save_weights
 from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
-from msm4sr.training.loop import shared_loss
 from msm4sr.training.pretrain import PretrainSettings, PretrainTask
 from msm4sr.training.stage import Task
+from msm4sr.training.trainer import shared_loss
 
 # Rows of unequal lengths, an item that is next in rows of different processes, the same pair twice.
 SEQUENCES = [[10, 1, 5, 0, 7], [2, 3, 4], [6, 8, 5, 11, 1, 3], [9, 5, 7], [2, 3, 4, 1]]

@@ -9,6 +9,7 @@ import warnings
 import typer
 
 from msm4sr.cli.compare import compare
+from msm4sr.cli.console import log_to_console
 from msm4sr.cli.data import data
 from msm4sr.cli.demo import demo
 from msm4sr.cli.export import export
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+log_to_console()
 for command in (run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, serve, features, demo):
     app.command()(command)
 app.command("fetch-images")(fetch_images)

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from msm4sr.cli.console import Changes, TrainingProgress, console, errors, progress_bar, say_next, told
+from msm4sr.cli.console import Changes, TrainingProgress, console, errors, handle_errors, progress_bar, say_next
 from msm4sr.cli.stages import feature_sources
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="The grid folder, to make or to go on with.", metavar="GRID")],
     data: Annotated[
         list[Path], typer.Option("--data", help="A prepared folder. May be given several times.", metavar="DATA")
-    ] = [],  # noqa: B006  # typer reads it, nobody changes it
+    ] = [],
     seeds: Annotated[
         list[int], typer.Option("--seed", min=0, help="A seed. May be given several times.", show_default="0")
-    ] = [],  # noqa: B006
+    ] = [],
     rows: Annotated[
         list[str], typer.Option("--rows", metavar="NAME", help="This row alone. May be given several times.")
-    ] = [],  # noqa: B006
-    changes: Changes = [],  # noqa: B006
+    ] = [],
+    changes: Changes = [],
     preset: Annotated[str | None, typer.Option("--preset", help="In place of that of the config.")] = None,
     settings: Annotated[
         Path | None,
@@ -50,7 +50,7 @@ def compare(
             "FILE stands for the data set.",
             show_default="GRID/features",
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, a process each.")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do cells that failed again.")] = False,
     stale_after: Annotated[
@@ -63,7 +63,7 @@ def compare(
     The same command goes on where it was interrupted, and adds rows, seeds and data to a grid. Several machines that
     see the same folders may run it at once.
     """
-    with told(f"interrupted; what was done is kept in {out}: the same command goes on"):
+    with handle_errors(f"interrupted; what was done is kept in {out}: the same command goes on"):
         from msm4sr.experiments.claims import file_time
         from msm4sr.experiments.compare import Options, do_cells, do_in_processes
         from msm4sr.experiments.grid import cells_of, check_cells, enter_grid, plan_grid

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +27,10 @@ from rich.progress import (
 from rich.text import Text
 
 from msm4sr.errors import InputError
+from msm4sr.progress import Advance
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
-    from msm4sr.training.loop import EpochRecord
+    from msm4sr.training.trainer import EpochRecord
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -78,7 +81,7 @@ Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard,
 
 
 @contextmanager
-def told(interrupted: str = "interrupted") -> Iterator[None]:
+def handle_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """What goes wrong, in one line and an exit code: 2 for wrong input, 130 for Ctrl-C.
 
     Where several processes train together, what goes wrong in all of them is told by the first.
@@ -127,8 +130,29 @@ def say_next(*words: str | Path) -> None:
     console.print("next: msm4sr", shlex.join(str(word) for word in words), markup=False)
 
 
-def progress_bar() -> Progress:
-    return Progress(
+class ProgressBars(Progress):
+    """Bars of rich that also show the tasks of the libraries (`msm4sr.progress.Progress`)."""
+
+    @contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+        """See `msm4sr.progress.Progress.task`."""
+        row = self.add_task(title, total=total)
+        start, done = time.monotonic(), 0.0
+
+        def advance(more: float) -> None:
+            nonlocal done
+            done += more
+            speed = done / max(time.monotonic() - start, 1e-9)
+            self.update(row, advance=more, status=f"{speed:.0f} {unit}/s" if unit else "")
+
+        try:
+            yield advance
+        finally:
+            self.update(row, total=total or 1, completed=total or 1)
+
+
+def progress_bar() -> ProgressBars:
+    return ProgressBars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -138,6 +162,22 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not console.is_terminal,  # in a file or a pipe the lines of the epochs are enough
     )
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints what the libraries log, above any progress bar; warnings in yellow."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        console.print(Text(record.getMessage(), style=style or ""))
+
+
+def log_to_console() -> None:
+    """Show the log of the libraries on the console, from INFO on. Safe to call more than once."""
+    logger = logging.getLogger("msm4sr")
+    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(ConsoleHandler())
+        logger.setLevel(logging.INFO)
 
 
 class StatusColumn(ProgressColumn):

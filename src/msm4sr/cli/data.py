@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from msm4sr.cli.console import Data, console, told
+from msm4sr.cli.console import Data, console, handle_errors
 
 data = typer.Typer(help="Look at a prepared folder.", no_args_is_help=True)
 
@@ -22,13 +22,13 @@ def data_info(
     """The numbers of a data set as papers print them, and where it comes from."""
     from msm4sr.data.statistics import statistics
 
-    with told():
+    with handle_errors():
         counted = statistics(folder)
         lines = counted.lines()
         width = max(len(label) for label, _ in lines)
         for label, value in lines:
             console.print(f"{label:<{width}}  {value}", markup=False)
         if html is not None:
-            from msm4sr.serving.data_report import write_data_report
+            from msm4sr.reports.data_report import write_data_report
 
             console.print(f"page: {write_data_report(counted, html)}", markup=False)

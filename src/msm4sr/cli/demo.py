@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from msm4sr.cli.console import TrainingProgress, console, progress_bar, told
+from msm4sr.cli.console import TrainingProgress, console, handle_errors, progress_bar
 
 
 def demo(
@@ -19,9 +19,9 @@ def demo(
 ) -> None:
     """The main job on a generated toy shop: popularity, texts alone, pictures alone, and both, side by side."""
     from msm4sr.experiments.demo import run_demo
-    from msm4sr.serving.report import write_run_report
+    from msm4sr.reports.run_report import write_run_report
 
-    with told(f"interrupted; what was done is kept in {out}"):
+    with handle_errors(f"interrupted; what was done is kept in {out}"):
         with progress_bar() as progress:
             done = run_demo(
                 out,

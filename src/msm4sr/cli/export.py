@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from msm4sr.cli.console import Data, RunFolder, console, say_next, told
+from msm4sr.cli.console import Data, RunFolder, console, handle_errors, say_next
 
 if TYPE_CHECKING:
     from msm4sr.data.export import Exported
@@ -30,7 +30,7 @@ def export_recbole(data: Data, out: Out) -> None:
     """RecBole's atomic files: NAME.inter, NAME.item and settings for the same protocol; NAME is that of OUT."""
     from msm4sr.data.export import export_recbole
 
-    with told("interrupted; nothing was written"):
+    with handle_errors("interrupted; nothing was written"):
         exported = export_recbole(data, out)
         tell(exported)
         separator = [] if exported.separator == " " else ["--separator", exported.separator]
@@ -40,10 +40,10 @@ def export_recbole(data: Data, out: Out) -> None:
 @export.command("onnx")
 def export_onnx(run: RunFolder, out: Out) -> None:
     """A run's model for other programs: the encoders of items and of histories as ONNX, and the catalogue's vectors."""
-    with told("interrupted; nothing was written"):
-        from msm4sr.serving.onnx_export import export_onnx
+    with handle_errors("interrupted; nothing was written"):
+        from msm4sr.experiments.loading import export_run
 
-        for path in export_onnx(run, out):
+        for path in export_run(run, out):
             console.print(f"written  {escape(str(path))}")
 
 
@@ -52,7 +52,7 @@ def export_csv(data: Data, out: Out) -> None:
     """interactions.csv and items.csv."""
     from msm4sr.data.export import export_csv
 
-    with told("interrupted; nothing was written"):
+    with handle_errors("interrupted; nothing was written"):
         exported = export_csv(data, out)
         tell(exported)
         separator = [] if exported.separator == "|" else ["--separator", exported.separator]

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from msm4sr.cli.console import console, told
+from msm4sr.cli.console import console, handle_errors
 from msm4sr.errors import InputError
 
 SHOWN_REASONS = 5
@@ -27,9 +27,10 @@ def features(
     ] = None,
 ) -> None:
     """What was extracted: encoders, settings, vectors, what is missing and why."""
-    with told():
+    with handle_errors():
         from msm4sr.data.dataset import load_dataset
-        from msm4sr.experiments.run import load_run_data, open_run
+        from msm4sr.experiments.run import open_run
+        from msm4sr.experiments.stages import load_run_data
         from msm4sr.features.extract import store_names
         from msm4sr.features.store import find_stores, read_manifest
 
@@ -47,8 +48,8 @@ def features(
             waiting = len(list(parts.glob("*.safetensors")))
             console.print(f"{parts}: {waiting} finished parts of an extraction that has not ended", markup=False)
         if html is not None:
-            from msm4sr.serving.pages import write_page
-            from msm4sr.serving.pages.features import features_page
+            from msm4sr.reports.pages import write_page
+            from msm4sr.reports.pages.features import features_page
 
             if run is None and data is None:
                 raise InputError("--html: pictures and texts are in the data; name its folder with --data")

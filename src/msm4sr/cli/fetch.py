@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from msm4sr.cli.console import Data, console, progress_bar, say_next, told
+from msm4sr.cli.console import Data, console, handle_errors, progress_bar, say_next
 
 
 def fetch_images(
@@ -18,7 +18,7 @@ def fetch_images(
     max_mib: Annotated[float, typer.Option(min=0.01, help="Largest picture, in MiB.")] = 20,
 ) -> None:
     """Download the pictures that DATA's items name by address; run it again to go on or to retry what failed."""
-    with told("interrupted; what was fetched stays, the same command goes on"):
+    with handle_errors("interrupted; what was fetched stays, the same command goes on"):
         from msm4sr.features.fetch import FetchSettings, fetch_images
 
         settings = FetchSettings(parallel=parallel, attempts=attempts, timeout=timeout, max_mib=max_mib)

@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.markup import escape
 
-from msm4sr.cli.console import console, say_next, told
+from msm4sr.cli.console import console, handle_errors, say_next
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ RULES: dict[str, Any] = {
         typer.Option(help="last: of a user's interactions with an item the latest alone stays.  [default: keep]"),
     ],
     "unknown_items": Annotated[Keep | None, typer.Option(help="Interactions whose item the catalogue lacks.")],
-    "untaken_items": Annotated[Keep | None, typer.Option(help="Items that nobody took.")],
-    "max_bad_share": Annotated[
+    "unseen_items": Annotated[Keep | None, typer.Option(help="Items that nobody took.")],
+    "max_invalid_fraction": Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of unusable rows in a file that is put up with.")
     ],
 }
@@ -101,7 +101,7 @@ def prepare_amazon(
     """From Amazon's public files (of 2014, 2018 or 2023) to a prepared folder."""
     from msm4sr.data.sources import amazon
 
-    with told(NOTHING_WRITTEN):
+    with handle_errors(NOTHING_WRITTEN):
         kept = chosen(
             amazon.AMAZON_LIKE_PAPER if like_paper else amazon.AMAZON_RULES,
             min_rating=min_rating,
@@ -124,7 +124,7 @@ def prepare_movielens(
     """From MovieLens (100K, 1M, 10M, 20M, 25M, 32M, latest-small) to a prepared folder."""
     from msm4sr.data.sources import movielens
 
-    with told(NOTHING_WRITTEN):
+    with handle_errors(NOTHING_WRITTEN):
         kept = chosen(
             movielens.MOVIELENS_RULES,
             min_rating=min_rating,
@@ -161,7 +161,7 @@ def prepare_recbole(
     """From RecBole's atomic files (NAME.inter, NAME.item) to a prepared folder."""
     from msm4sr.data.sources import recbole
 
-    with told(NOTHING_WRITTEN):
+    with handle_errors(NOTHING_WRITTEN):
         columns = chosen(
             recbole.RecboleColumns(),
             user=user,
@@ -202,7 +202,7 @@ def prepare_csv(
     min_rating: MinRating = None,
     item_id: Annotated[str, typer.Option(help="Column of the catalogue: the item's id.")] = "item_id",
     title: Annotated[str, typer.Option(help="Column of the catalogue.")] = "title",
-    text: Annotated[list[str], typer.Option(help="Column of the catalogue; several are joined.")] = ["text"],  # noqa: B006
+    text: Annotated[list[str], typer.Option(help="Column of the catalogue; several are joined.")] = ["text"],
     categories: Annotated[str, typer.Option(help="Column of the catalogue.")] = "categories",
     separator: Annotated[str, typer.Option(help="Between categories.")] = "|",
     delimiter: Annotated[str | None, typer.Option(help="Between fields, where it is not a comma (.tsv: tab).")] = None,
@@ -213,7 +213,7 @@ def prepare_csv(
     """From tables and a folder of pictures to a prepared folder; says what it kept and dropped, and why."""
     from msm4sr.data.sources import csv
 
-    with told(NOTHING_WRITTEN):
+    with handle_errors(NOTHING_WRITTEN):
         named = {
             "user": user,
             "item": item,
@@ -248,7 +248,7 @@ def prepare_toyshop(
     """Generate a catalogue with drawn pictures and a log whose taste shows in pictures, in texts and in order."""
     from msm4sr.data.toyshop import generate_toyshop
 
-    with told("interrupted"):
+    with handle_errors("interrupted"):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise InputError(f"{out}: exists already; name a new or an empty folder")
         generate_toyshop(out, users=users, items=items, seed=seed)

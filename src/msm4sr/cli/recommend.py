@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from msm4sr.cli.console import RunFolder, console, told
+from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
 
 
@@ -21,26 +21,28 @@ def recommend(
         list[str] | None, typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first.")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    include_history: Annotated[bool, typer.Option("--include-history", help="Items of the history too.")] = False,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history too.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures here.")] = None,
 ) -> None:
     """The next items for a user of the data or for any history."""
-    with told():
+    with handle_errors():
         if (user is None) == (history is None):
             raise InputError("name either a user (--user U) or a history (--history ID ID ...)")
         if more and history is None:
             raise InputError(f"unexpected {' '.join(more)!r}; item ids come after --history")
-        _recommend(folder, user, [*(history or []), *(more or [])], k, include_history, html)
+        _recommend(folder, user, [*(history or []), *(more or [])], k, include_seen, html)
 
 
 def _recommend(
-    folder: Path, user: str | None, history: list[str], k: int, include_history: bool, html: Path | None
+    folder: Path, user: str | None, history: list[str], k: int, include_seen: bool, html: Path | None
 ) -> None:
-    from msm4sr.experiments.run import check_items, load_run_data, open_run
+    from msm4sr.experiments.model_folder import check_items
+    from msm4sr.experiments.run import open_run
+    from msm4sr.experiments.stages import load_run_data
     from msm4sr.models.registry import from_pretrained
-    from msm4sr.serving.pages import HistoryAndRecommendations, recommendation_page, write_page
-    from msm4sr.serving.recommender import ItemTable, user_history
-    from msm4sr.serving.recommender import recommend as rank
+    from msm4sr.recommend.recommender import ItemTable, user_history
+    from msm4sr.recommend.recommender import recommend as rank
+    from msm4sr.reports.pages import HistoryAndRecommendations, recommendation_page, write_page
 
     opened = open_run(folder)
     network = from_pretrained(folder / "model")
@@ -49,7 +51,7 @@ def _recommend(
     items = ItemTable.from_dataset(dataset)
     if user is not None:
         history = user_history(dataset, user)
-    chosen = rank(network, items, history, k, exclude_history=not include_history)
+    chosen = rank(network, items, history, k, exclude_seen=not include_seen)
     who = f"user {user}" if user is not None else "this history"
     shown = [items.titles[items.rows[item]] for item in history[-5:]]
     latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from msm4sr.cli.console import console, told
+from msm4sr.cli.console import console, handle_errors
 
 
 def report(
@@ -18,15 +18,15 @@ def report(
     metrics: Annotated[
         list[str],
         typer.Option("--metric", help="A column of the tables; several times.", show_default="as in the paper"),
-    ] = [],  # noqa: B006  # typer reads it, nobody changes it
+    ] = [],
 ) -> None:
     """One page of a grid's results, with tests and intervals, and its tables as Markdown, LaTeX and CSV.
 
     It can be called while cells are still at work, and again.
     """
-    with told():
-        from msm4sr.experiments.measured import check_metrics
-        from msm4sr.serving.grid_report import write_grid_report
+    with handle_errors():
+        from msm4sr.reports.grid_report import write_grid_report
+        from msm4sr.reports.measured import check_metrics
 
         page = write_grid_report(grid, out, check_metrics(metrics))
         console.print(f"report: {page}", markup=False)

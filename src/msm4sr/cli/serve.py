@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from msm4sr.cli.console import RunFolder, console, told
+from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
 from msm4sr.serving.memory import keep_one_heap
 
@@ -35,7 +35,7 @@ def serve(
     ] = "auto",
 ) -> None:
     """Recommendations over HTTP, and a page at /. RUN may be a link; when it leads to a newer run, that is served."""
-    with told("stopped"):
+    with handle_errors("stopped"):
         keep_one_heap()
         settings = _settings(folder, workers, state, api_key_file, index)
         _serve(settings, host, port)
@@ -43,7 +43,7 @@ def serve(
 
 def _settings(folder: Path, workers: int, state: Path | None, key_file: Path | None, index: str) -> ServeSettings:
     try:
-        from msm4sr.serving.index import IndexSettings
+        from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.service import ServeSettings, default_state
     except ImportError as error:
         raise InputError(f"serving needs {error.name}; pip install 'msm4sr[serve]'") from None

@@ -27,18 +27,18 @@ from msm4sr.cli.console import (
     Strict,
     TrainingProgress,
     console,
+    handle_errors,
     progress_bar,
     say_next,
-    told,
 )
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
-    from msm4sr.features.parts import Shard
+    from msm4sr.features.chunks import Shard
     from msm4sr.models.base import Model
-    from msm4sr.training.loop import Monitor
+    from msm4sr.training.trainer import Monitor
 
 
 def run(
@@ -47,9 +47,9 @@ def run(
     preset: Preset = "best",
     model: ModelName = "msm4sr",
     file: SettingsFile = None,
-    changes: Changes = [],  # noqa: B006  # typer reads it, nobody changes it
+    changes: Changes = [],
     seed: Seed = None,
-    features: FeatureSources = [],  # noqa: B006
+    features: FeatureSources = [],
     overwrite: Overwrite = False,
     strict: Strict = False,
     resume: Resume = False,
@@ -58,7 +58,7 @@ def run(
     log: Log = None,
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
-    with told(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
+    with handle_errors(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
         _check_log(log)
         changes = [*changes, *_device_changes(devices, strategy)]
         started, dataset, network = _start(
@@ -76,9 +76,9 @@ def extract(
     preset: Preset = "best",
     model: ModelName = "msm4sr",
     file: SettingsFile = None,
-    changes: Changes = [],  # noqa: B006
+    changes: Changes = [],
     seed: Seed = None,
-    features: FeatureSources = [],  # noqa: B006
+    features: FeatureSources = [],
     overwrite: Overwrite = False,
     strict: Strict = False,
     shard: Annotated[
@@ -91,9 +91,9 @@ def extract(
 
     Started by torchrun or `fabric run`, each process encodes its share and the first one joins them.
     """
-    with told(f"interrupted; finished parts are kept in {out}, and the same command goes on"):
+    with handle_errors(f"interrupted; finished parts are kept in {out}, and the same command goes on"):
         from msm4sr.experiments.processes import launched
-        from msm4sr.features.parts import Shard
+        from msm4sr.features.chunks import Shard
 
         share = None if shard is None else Shard.parse(shard)
         if share is not None and merge:
@@ -123,7 +123,7 @@ def pretrain(
     log: Log = None,
 ) -> None:
     """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
-    with told(
+    with handle_errors(
         f"interrupted; msm4sr pretrain {folder} --resume goes on; the best validated epoch so far is kept, and "
         f"msm4sr finetune {folder} goes on from it"
     ):
@@ -143,11 +143,11 @@ def finetune(
     log: Log = None,
 ) -> None:
     """The third stage alone: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    with told(
+    with handle_errors(
         f"interrupted; msm4sr finetune {folder} --resume goes on; the best validated epoch so far is kept, and "
         f"msm4sr evaluate {folder} measures it"
     ):
-        from msm4sr.experiments.run import restore_last
+        from msm4sr.experiments.stages import restore_last
 
         _check_log(log)
         started = _open(folder, devices, strategy)
@@ -160,8 +160,8 @@ def finetune(
 
 def evaluate(folder: RunFolder) -> None:
     """The last stage alone: rank all items for every user, write metrics.json, the model folder and report.html."""
-    with told():
-        from msm4sr.experiments.run import restore_last
+    with handle_errors():
+        from msm4sr.experiments.stages import restore_last
 
         started = _open(folder)
         dataset, network = _load(started)
@@ -212,8 +212,9 @@ def _plan(
 ) -> tuple[Run, Dataset]:
     """The run that is asked for, or with `resume` the one that stands there, checked; nothing is written yet."""
     from msm4sr.data.dataset import load_dataset
-    from msm4sr.experiments.run import describe_data, plan_run, resume_run
+    from msm4sr.experiments.run import plan_run, resume_run
     from msm4sr.experiments.settings import resolve_settings
+    from msm4sr.experiments.stages import describe_data
 
     if resume and overwrite:
         raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
@@ -260,7 +261,7 @@ def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) ->
 
 
 def _encode_shard(planned: Run, dataset: Dataset, shard: Shard, strict: bool) -> None:
-    from msm4sr.experiments.run import shard_stage
+    from msm4sr.experiments.stages import shard_stage
 
     with progress_bar() as progress:
         shard_stage(planned, dataset, shard, progress, strict=strict)
@@ -302,14 +303,14 @@ def _load_together(run: Run) -> tuple[Dataset, Model]:
 
 
 def _load(run: Run) -> tuple[Dataset, Model]:
-    from msm4sr.experiments.run import load_run_data
+    from msm4sr.experiments.stages import load_run_data
 
     dataset = load_run_data(run, console.print)
     return dataset, _extract(run, dataset)
 
 
 def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = False) -> Model:
-    from msm4sr.experiments.run import build_model, extract_stage
+    from msm4sr.experiments.stages import build_model, extract_stage
 
     with progress_bar() as progress:
         features = extract_stage(run, dataset, progress, progress.console.print, strict=strict, merge=merge)
@@ -318,7 +319,7 @@ def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = Fal
 
 def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:
     from msm4sr.experiments.loggers import Logged, make_logger
-    from msm4sr.experiments.run import train_stage
+    from msm4sr.experiments.stages import train_stage
 
     with progress_bar() as progress:
         monitor: Monitor = TrainingProgress(progress)
@@ -328,8 +329,8 @@ def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool,
 
 
 def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
-    from msm4sr.experiments.run import evaluate_stage
-    from msm4sr.serving.report import write_run_report
+    from msm4sr.experiments.metrics import evaluate_stage
+    from msm4sr.reports.run_report import write_run_report
 
     with progress_bar() as progress:
         task = progress.add_task("evaluate", total=2 * dataset.n_users)

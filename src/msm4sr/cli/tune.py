@@ -20,9 +20,9 @@ from msm4sr.cli.console import (
     Seed,
     SettingsFile,
     console,
+    handle_errors,
     progress_bar,
     say_next,
-    told,
 )
 from msm4sr.cli.stages import feature_sources
 from msm4sr.errors import InputError
@@ -48,9 +48,9 @@ def tune(
     ] = None,
     preset: Preset = "best",
     file: SettingsFile = None,
-    changes: Changes = [],  # noqa: B006  # typer reads it, nobody changes it
+    changes: Changes = [],
     seed: Seed = None,
-    features: FeatureSources = [],  # noqa: B006
+    features: FeatureSources = [],
     save: Annotated[
         Path | None,
         typer.Option("--save", help="Copy best.yaml there, e.g. configs/models/DATASET/NAME.yaml.", show_default=False),
@@ -60,16 +60,17 @@ def tune(
 
     The same command goes on with a study that was interrupted, and may run several times at once.
     """
-    with told(f"interrupted; finished trials are kept in {out}, and the same command goes on"):
+    with handle_errors(f"interrupted; finished trials are kept in {out}, and the same command goes on"):
         if find_spec("optuna") is None:
             raise InputError("tuning needs optuna: pip install 'msm4sr[tune]'")
         import optuna
 
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments import tune as tuning
-        from msm4sr.experiments.run import Run, describe_data, extract_stage, own_vectors, tidy
+        from msm4sr.experiments.run import Run, precomputed_embeddings, tidy
         from msm4sr.experiments.search import check_defaults, find_search, read_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
+        from msm4sr.experiments.stages import describe_data, extract_stage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         searched = read_search(find_search(search or model), model)
@@ -84,7 +85,7 @@ def tune(
         kept, vectors = feature_sources(features)
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset, console.print)
-        own = {name: own_vectors(name, vector_file) for name, vector_file in vectors.items()}
+        own = {name: precomputed_embeddings(name, vector_file) for name, vector_file in vectors.items()}
         reads = Run(out, data.absolute(), (kept or out / "features").absolute(), preset, settings, own)
         try:
             with progress_bar() as progress:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.data.dataset import Histories
+from msm4sr.ragged import Ragged
 
 BUCKET = 64  # batches among which windows are sorted by length, so that a batch has little padding
 
@@ -48,7 +48,7 @@ class Windows:
 
 
 def cut_windows(
-    histories: Histories, max_history: int, pairs: Literal["all", "last"], rng: np.random.Generator
+    histories: Ragged, max_history: int, pairs: Literal["all", "last"], rng: np.random.Generator
 ) -> Windows:
     """The windows of one epoch. Every pair of every history is in exactly one of them."""
     first = histories.offsets[:-1].astype(np.int64)
@@ -69,7 +69,7 @@ def cut_windows(
 
 
 def epoch_batches(
-    histories: Histories,
+    histories: Ragged,
     *,
     max_history: int,
     batch_pairs: int,
@@ -95,7 +95,7 @@ def epoch_batches(
         yield _batch(histories.values, windows.start[rows], windows.length[rows], pairs, drop, rng)
 
 
-def count_batches(histories: Histories, batch_pairs: int) -> int:
+def count_batches(histories: Ragged, batch_pairs: int) -> int:
     """About how many batches an epoch has."""
     pairs = np.maximum(np.diff(histories.offsets) - 1, 0).sum()
     return max(1, -(-int(pairs) // batch_pairs))

@@ -11,8 +11,8 @@ The rules, each of them counted in `Dataset.dropped` where it drops something:
 5. A user with fewer than 3 interactions cannot be split into training, validation and test, and leaves.
    Where that takes an item under `item_core`, rule 4 is applied again.
 6. `hold_out_items`: a share of the items is taken out, with all their interactions, as if the shop did not have them
-   yet; then rule 5 again. What is left is the data set, to train on and to measure; `arrivals` says who took one of
-   them last.
+   yet; then rule 5 again. What remains is the data set, to train on and to measure; `cold_start_targets` gives the
+   users whose last interaction is with one of them.
 7. `hold_out_users`: a share of the users is not trained on; all are measured, so that every share measures the same.
 
 Last item = test, the one before = validation, the rest = training.
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from msm4sr.data.kcore import k_core
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
 from msm4sr.errors import InputError
+from msm4sr.ragged import Ragged
 
 MIN_HISTORY = 3  # one item each to train on, to validate and to test
 
@@ -92,33 +93,14 @@ class Dataset:
 
     def history(self, user: int) -> Ints:
         """User number `user`'s items, oldest first: int32 [length]."""
-        return Histories(self.values, self.offsets)[user]
-
-
-@dataclass(frozen=True, eq=False)
-class Histories:
-    """Sequences of any lengths, oldest first: sequence u is `values[offsets[u]:offsets[u + 1]]`."""
-
-    values: Ints
-    """int32 [items of all sequences]."""
-    offsets: Ints
-    """int64 [sequences + 1]."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, user: int) -> Ints:
-        # IndexError past the end also lets `for history in histories` stop.
-        if not 0 <= user < len(self):
-            raise IndexError(f"sequence {user} of {len(self)}")
-        return self.values[self.offsets[user] : self.offsets[user + 1]]
+        return Ragged(self.values, self.offsets)[user]
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
     """What to rank: item `targets[u]` (int64 [rows]) given `histories[u]`."""
 
-    histories: Histories
+    histories: Ragged
     targets: Ints
     users: Ints | None = None
     """int64 [rows], whose they are; None: those of users 0, 1, ..."""
@@ -174,13 +156,13 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
     return dataset
 
 
-def training_histories(dataset: Dataset) -> Histories:
+def training_histories(dataset: Dataset) -> Ragged:
     """Each user's items but the last two; of users that are not trained on, none."""
     histories = _without_last(dataset, 2)
     if dataset.trained_on is None:
         return histories
     lengths = np.diff(histories.offsets)
-    return Histories(
+    return Ragged(
         histories.values[np.repeat(dataset.trained_on, lengths)],
         np.concatenate([[0], np.cumsum(lengths * dataset.trained_on)]).astype(np.int64),
     )
@@ -232,7 +214,7 @@ def without_items(dataset: Dataset, items: npt.NDArray[np.bool_]) -> Dataset:
     )
 
 
-def arrivals(whole: Dataset, dataset: Dataset) -> Targets:
+def cold_start_targets(whole: Dataset, dataset: Dataset) -> Targets:
     """Of the users of `dataset` those whose last item in `whole` is one that `dataset` lacks: that item is to be ranked
     given all that they took in `dataset`. Items are rows of `whole`, users are rows of `dataset`.
     """
@@ -244,7 +226,7 @@ def arrivals(whole: Dataset, dataset: Dataset) -> Targets:
     users = np.flatnonzero(~is_known[last])
     lengths = np.diff(dataset.offsets)
     theirs = np.repeat(~is_known[last], lengths)
-    histories = Histories(
+    histories = Ragged(
         known[dataset.values[theirs]].astype(np.int32),
         np.concatenate([[0], np.cumsum(lengths[users])]).astype(np.int64),
     )
@@ -259,23 +241,23 @@ def _drawn(share: float, count: int, settings: DataSettings, number: int) -> npt
     return drawn
 
 
-def item_categories(dataset: Dataset) -> tuple[Histories, list[str]]:
+def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
     """For each item the numbers of its categories, each once, and the categories' names in alphabetical order."""
     if "categories" not in dataset.items.columns:
-        return Histories(np.zeros(0, np.int32), np.zeros(dataset.n_items + 1, np.int64)), []
+        return Ragged(np.zeros(0, np.int32), np.zeros(dataset.n_items + 1, np.int64)), []
     named = [sorted(set(names or ())) for names in dataset.items["categories"].to_list()]
     names = sorted({name for item in named for name in item})
     number = {name: n for n, name in enumerate(names)}
     offsets = np.cumsum([0, *(len(item) for item in named)]).astype(np.int64)
-    return Histories(np.array([number[name] for item in named for name in item], dtype=np.int32), offsets), names
+    return Ragged(np.array([number[name] for item in named for name in item], dtype=np.int32), offsets), names
 
 
-def _without_last(dataset: Dataset, count: int) -> Histories:
+def _without_last(dataset: Dataset, count: int) -> Ragged:
     """Every history without its last `count` items (every history is longer than that)."""
     kept = np.ones(len(dataset.values), dtype=bool)
     for back in range(1, count + 1):
         kept[dataset.offsets[1:] - back] = False
-    return Histories(dataset.values[kept], dataset.offsets - count * np.arange(len(dataset.offsets)))
+    return Ragged(dataset.values[kept], dataset.offsets - count * np.arange(len(dataset.offsets)))
 
 
 def _numbers(names: pl.Series, index: pl.Series) -> tuple[Ints, npt.NDArray[np.bool_]]:

@@ -13,9 +13,9 @@ from typing import Literal
 
 import polars as pl
 
-from msm4sr.data.files import new_folder
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_items, scan_interactions
 from msm4sr.errors import InputError
+from msm4sr.files import atomic_folder
 
 SEPARATORS = (" ", "|", ";", "\x1f")
 """Between the values of a list; the first that no value contains is used."""
@@ -64,7 +64,7 @@ def export_recbole(folder: Path, out: Path) -> Exported:
         if changed:
             notes.append(f"{changed:,} items have a line break or a tab in their texts; it became a space")
         items = clean
-    with new_folder(out) as target:
+    with atomic_folder(out) as target:
         _write(log, target / f"{name}.inter", "\t", typed=True)
         if items is not None:
             _write(_joined(items, separator), target / f"{name}.item", "\t", typed=True)
@@ -81,7 +81,7 @@ def export_csv(folder: Path, out: Path) -> Exported:
     """
     log, items = scan_interactions(folder), _items(folder)
     separator = "|" if items is None else _separator(folder, items, SEPARATORS[1:])
-    with new_folder(out) as target:
+    with atomic_folder(out) as target:
         _write(log, target / "interactions.csv", ",")
         if items is not None:
             _write(_joined(items, separator), target / "items.csv", ",")

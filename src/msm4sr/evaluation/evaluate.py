@@ -20,7 +20,7 @@ class EvaluationSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    exclude_history: bool = Field(False, description="never rank items that the user already took")
+    exclude_seen: bool = Field(False, description="never rank items that the user already took")
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def rank_users(
 
     Validation ranks each user's second-last item given the training part, test the last item given all before it.
     """
-    excludes = settings.exclude_history or not model.ranks_history
+    excludes = settings.exclude_seen or not model.ranks_seen_items
     (ranks,) = _rank(model, dataset, part, (excludes,), on_progress)
     return ranks
 
@@ -58,7 +58,7 @@ def rank_users_both(
     on_progress: Callable[[int], object] = lambda users: None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """`rank_users` as the settings say, and with the history left out: the same where they say so or the model does."""
-    excludes = settings.exclude_history or not model.ranks_history
+    excludes = settings.exclude_seen or not model.ranks_seen_items
     ranks, left_out = _rank(model, dataset, part, (excludes, True), on_progress)
     return ranks, left_out
 
@@ -67,12 +67,12 @@ def _rank(
     model: Scorer,
     dataset: Dataset,
     part: Part,
-    exclude_history: Sequence[bool],
+    exclude_seen: Sequence[bool],
     on_progress: Callable[[int], object],
 ) -> list[npt.NDArray[np.float64]]:
     targets = validation_targets(dataset) if part == "validation" else test_targets(dataset)
     was_training = model.training
     model.eval()
-    ranks = rank_protocols(model, targets, exclude_history, on_progress=on_progress)
+    ranks = rank_protocols(model, targets, exclude_seen, on_progress=on_progress)
     model.train(was_training)
     return ranks

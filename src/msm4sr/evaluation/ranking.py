@@ -21,7 +21,7 @@ def rank_targets(
     model: Scorer,
     targets: Targets,
     *,
-    exclude_history: bool = False,
+    exclude_seen: bool = False,
     among: npt.NDArray[np.bool_] | None = None,
     on_progress: Callable[[int], object] = lambda users: None,
 ) -> npt.NDArray[np.float64]:
@@ -33,14 +33,14 @@ def rank_targets(
     Args:
         model: put into evaluation mode by the caller.
         targets: histories of users 0, 1, ... and what to rank.
-        exclude_history: rank the items of the history last. A target that is among them is then a miss.
+        exclude_seen: rank the items of the history last. A target that is among them is then a miss.
         among: [N], rank these items alone, of which every target is one; None: all.
         on_progress: told how many users were ranked since the last call.
 
     Raises:
         FloatingPointError: the model gave a score that is no number.
     """
-    (ranks,) = rank_protocols(model, targets, (exclude_history,), among=among, on_progress=on_progress)
+    (ranks,) = rank_protocols(model, targets, (exclude_seen,), among=among, on_progress=on_progress)
     return ranks
 
 
@@ -48,7 +48,7 @@ def rank_targets(
 def rank_protocols(
     model: Scorer,
     targets: Targets,
-    exclude_history: Sequence[bool],
+    exclude_seen: Sequence[bool],
     *,
     among: npt.NDArray[np.bool_] | None = None,
     on_progress: Callable[[int], object] = lambda users: None,
@@ -56,7 +56,7 @@ def rank_protocols(
     """`rank_targets` with the history ranked, without, or both, from the same scores: float64 [users] for each."""
     catalogue = model.encode_items()
     keys = model.scoring_vectors(catalogue)
-    ranks = {excludes: np.empty(len(targets.targets), dtype=np.float64) for excludes in exclude_history}
+    ranks = {excludes: np.empty(len(targets.targets), dtype=np.float64) for excludes in exclude_seen}
     lengths = np.minimum(np.diff(targets.histories.offsets), model.max_history)
     by_length = np.argsort(lengths, kind="stable")
     users_at_once = max(1, min(SCORES_AT_ONCE // len(keys), TOKENS_AT_ONCE // max(1, int(lengths.max()))))
@@ -74,7 +74,7 @@ def rank_protocols(
                 _leave_out(scores, histories)
             ranks[excludes][users] = ranks_of(scores, target).numpy()
         on_progress(len(users))
-    return [ranks[excludes] for excludes in exclude_history]
+    return [ranks[excludes] for excludes in exclude_seen]
 
 
 def _leave_out(scores: Tensor, histories: Sequence[npt.NDArray[np.int32]]) -> None:

@@ -6,7 +6,7 @@ A table of one row a user and part, `users.parquet` in a run's folder:
     user_id        str
     item_id        str      the target
     rank           float64  1 is the best, ties at their mean
-    rank_left_out  float64  the same where the items of the user's history are not ranked
+    rank_seen_excluded  float64  the same where the items of the user's history are not ranked
     item_count     int32    interactions of the target in the training part: how well the item was known
 """
 
@@ -28,7 +28,7 @@ SCHEMA = {
     "user_id": pl.String(),
     "item_id": pl.String(),
     "rank": pl.Float64(),
-    "rank_left_out": pl.Float64(),
+    "rank_seen_excluded": pl.Float64(),
     "item_count": pl.Int32(),
 }
 
@@ -49,7 +49,7 @@ def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> 
             "user_id": dataset.user_ids,
             "item_id": item_ids[targets].tolist(),
             "rank": rank,
-            "rank_left_out": left_out,
+            "rank_seen_excluded": left_out,
             "item_count": counts[targets].astype(np.int32),
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))

@@ -22,22 +22,15 @@ from typing import Any
 from rich.progress import Progress
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.files import write_json
 from msm4sr.errors import InputError
 from msm4sr.experiments.claims import POLL, STALE_AFTER, Claim, ClaimLost, claims_of, work_through
 from msm4sr.experiments.grid import Cell, Row, features_folder
-from msm4sr.experiments.run import (
-    Note,
-    begin_run,
-    build_model,
-    evaluate_stage,
-    extract_stage,
-    plan_run,
-    resume_run,
-    train_stage,
-)
-from msm4sr.training.loop import EpochRecord, Monitor, Silent
+from msm4sr.experiments.metrics import evaluate_stage
+from msm4sr.experiments.run import Note, begin_run, plan_run, resume_run
+from msm4sr.experiments.stages import build_model, extract_stage, train_stage
+from msm4sr.files import write_json
 from msm4sr.training.tasks import STAGES
+from msm4sr.training.trainer import EpochRecord, Monitor, Silent
 
 INTERRUPTED = 130  # exit code of a process that was: 128 + SIGINT
 
@@ -78,7 +71,7 @@ def run_cell(
     Raises whatever the stages raise.
     """
     name = data.resolve().name
-    settings, vectors = row.resolve(name, seed), row.own_vectors(name, seed)
+    settings, vectors = row.resolve(name, seed), row.precomputed_embeddings(name, seed)
     dataset = load_dataset(data, settings.dataset)
     begun = not anew and (folder / "config.yaml").exists()
     if begun:

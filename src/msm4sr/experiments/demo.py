@@ -13,21 +13,12 @@ from rich.progress import Progress
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import (
-    Note,
-    Run,
-    begin_run,
-    build_model,
-    evaluate_stage,
-    extract_stage,
-    load_run_data,
-    plan_run,
-    restore,
-    train_stage,
-)
+from msm4sr.experiments.metrics import evaluate_stage
+from msm4sr.experiments.run import Note, Run, begin_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, restore, train_stage
 from msm4sr.models.base import Model
-from msm4sr.training.loop import Monitor, Silent
+from msm4sr.training.trainer import Monitor, Silent
 
 # The paper's settings, made short for a small shop. A toy's pattern is never named in a text, so that its picture is
 # read through the pooled layer: keywords carry only what the catalogue has words for.

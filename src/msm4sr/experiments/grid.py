@@ -23,12 +23,12 @@ import yaml
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from msm4sr.data.files import new_file
+from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
 from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings
+from msm4sr.files import atomic_file
 from msm4sr.models.registry import CONFIGS
-from msm4sr.training.checkpoint import flat
 
 CONFIGS_PACKAGE = "msm4sr.experiments.configs"
 Section = TypeVar("Section", bound=BaseModel)
@@ -63,7 +63,7 @@ class Row(BaseModel):
         except InputError as error:
             raise InputError(f"row {self.name}: {error}") from None
 
-    def own_vectors(self, data: str, seed: int) -> dict[str, Path]:
+    def precomputed_embeddings(self, data: str, seed: int) -> dict[str, Path]:
         """Modality to file, of one cell."""
         return {modality: Path(_filled_in(file, data, seed)) for modality, file in self.vectors.items()}
 
@@ -330,7 +330,7 @@ def enter_grid(folder: Path, asked: Grid) -> Grid:
             whole = asked if stored is None else _joined(stored, asked, file)
             if whole != stored:
                 text = yaml.safe_dump(whole.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-                with new_file(file) as unfinished:
+                with atomic_file(file) as unfinished:
                     unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -351,7 +351,7 @@ def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
     for part, there in (("data", {entry.name: entry for entry in stored.data}), ("rows", done)):
         for entry in getattr(asked, part):
             if entry.name in there:
-                then, now = (flat(e.model_dump(mode="json", exclude={"label"})) for e in (there[entry.name], entry))
+                then, now = (flatten(e.model_dump(mode="json", exclude={"label"})) for e in (there[entry.name], entry))
                 differing += [
                     f"{part} {entry.name}: {key} is {then.get(key)} there and {now.get(key)} now"
                     for key in then | now
@@ -395,7 +395,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if (cell.folder / "config.yaml").exists() and not cell.failed_file.exists():  # else it is made anew, if at all
             run = open_run(cell.folder)
-            then, now = (flat(s.model_dump(mode="json")) for s in (run.settings, cell.settings))
+            then, now = (flatten(s.model_dump(mode="json")) for s in (run.settings, cell.settings))
             differing = [f"{key} is {then[key]} there and {now[key]} now" for key in now if then.get(key) != now[key]]
             if differing:
                 raise InputError(
@@ -408,7 +408,7 @@ def features_folder(root: Path, cell: Cell) -> Path:
     """Where the features of a cell are kept: `root`/DATASET.
 
     A store holds one version of what its name says: rows whose features differ in what no store's name tells (the
-    number of words, say) have a folder of their own, `root`/DATASET-HASH.
+    number of keywords, say) have a folder of their own, `root`/DATASET-HASH.
     """
     settings = cell.settings
     differs = [

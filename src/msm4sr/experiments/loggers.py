@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msm4sr.errors import InputError
-from msm4sr.training.loop import EpochRecord, Monitor
+from msm4sr.training.trainer import EpochRecord, Monitor
 
 # name: the module of the logger (Fabric's own, or Lightning's, which Fabric takes too), its class, and what must be
 # installed, by the names to install and to import

@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.settings import RunSettings, check_key, read_yaml
-from msm4sr.training.checkpoint import flat
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "search"
 SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once, and the seed is not luck to be tried
@@ -142,7 +142,7 @@ def read_search(file: Path, model: str) -> Search:
         raise InputError(f"{file}: a search for {said.model}, and --model is {model}; one of the two must change")
     budget_file = file.parent / said.budget
     budget = _validated(Budget, budget_file)
-    common = flat(budget.settings)
+    common = flatten(budget.settings)
     for key in common:
         check_key(key, model, str(budget_file))
     for key in said.parameters:
@@ -157,7 +157,7 @@ def read_search(file: Path, model: str) -> Search:
 
 def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:
     """The default of everything that is searched. InputError for one that the search would never come upon."""
-    known = flat(settings.model_dump(mode="json"))
+    known = flatten(settings.model_dump(mode="json"))
     for key, parameter in search.parameters.items():
         if not parameter.holds(known[key]):
             raise InputError(

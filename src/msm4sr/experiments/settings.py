@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from msm4sr.data.dataset import DataSettings
+from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
+from msm4sr.experiments.presets import load_preset
 from msm4sr.features.extract import FeatureSettings
-from msm4sr.models.msm4sr import MSM4SRConfig
+from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig, Rows
 from msm4sr.models.registry import CONFIGS, ModelConfig
-from msm4sr.presets import load_preset
-from msm4sr.training.checkpoint import flat
 from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings
 from msm4sr.training.pretrain import PretrainSettings
@@ -60,17 +61,30 @@ def resolve_settings(
     """
     if model not in CONFIGS:
         raise InputError(f"--model: there is no model {model!r}; there are {', '.join(CONFIGS)}{_hint(model, CONFIGS)}")
-    settings = nested(_for_model(load_preset(preset), model, f"--preset {preset}"))
+    settings = nest(_for_model(load_preset(preset), model, f"--preset {preset}"))
     shared = settings.get("model", {})
     settings["model"] = {k: v for k, v in shared.items() if k in CONFIGS[model].model_fields} | {"name": model}
     if file is not None:
         for key, value in _settings_of(file, model).items():
-            _put(settings, key, value)
+            put(settings, key, value)
         validate_settings(settings, str(file))  # so that what is wrong in the file is told by its name
     if seed is not None:
         settings["seed"] = seed
     _apply(changes, settings)
     return validate_settings(settings, "--set")
+
+
+def from_preset(name: str, features: Mapping[str, Rows], seed: int = 0, **changes: Any) -> MSM4SR:
+    """A new MSM4SR model over the items that `features` describe, with the settings of a preset.
+
+        model = from_preset("best", features, dim=128)
+
+    Raises:
+        InputError: an unknown preset or setting, or a value that does not fit.
+    """
+    settings = resolve_settings(name, "msm4sr", [f"model.{key}={json.dumps(value)}" for key, value in changes.items()])
+    assert isinstance(settings.model, MSM4SRConfig)
+    return MSM4SR.from_features(settings.model, features, seed)
 
 
 def change_settings(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
@@ -86,7 +100,7 @@ def with_values(settings: RunSettings, values: Mapping[str, Any], where: str) ->
     """The settings with these values, by dotted name. The InputError of a wrong one names `where` it stands."""
     changed = settings.model_dump(mode="json")
     for key, value in values.items():
-        _put(changed, key, value)
+        put(changed, key, value)
     return validate_settings(changed, where)
 
 
@@ -121,7 +135,7 @@ def _for_model(said: dict[str, Any], model: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: models: for each model the settings that it has otherwise")
     if unknown := sorted(set(models) - set(CONFIGS)):
         raise InputError(f"{where}: models: there is no model {unknown[0]!r}{_hint(str(unknown[0]), CONFIGS)}")
-    return flat(said) | flat(models.get(model, {}))
+    return flatten(said) | flatten(models.get(model, {}))
 
 
 def check_key(key: str, model: str, where: str) -> None:
@@ -133,21 +147,6 @@ def check_key(key: str, model: str, where: str) -> None:
         raise InputError(f"{where}: there is no setting {key!r} of {model}{whose}{_hint(key, valid)}")
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as a mapping of sections."""
-    sections: dict[str, Any] = {}
-    for key, value in settings.items():
-        _put(sections, key, value)
-    return sections
-
-
-def _put(settings: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        settings = settings.setdefault(section, {})
-    settings[name] = value
-
-
 def _apply(changes: Sequence[str], settings: dict[str, Any]) -> None:
     model = settings["model"]["name"]
     for change in changes:
@@ -155,7 +154,7 @@ def _apply(changes: Sequence[str], settings: dict[str, Any]) -> None:
         if not equals:
             raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
         check_key(key, model, f"--set {change}")
-        _put(settings, key, _value(change, text))
+        put(settings, key, _value(change, text))
 
 
 def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:

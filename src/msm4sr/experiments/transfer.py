@@ -8,9 +8,9 @@ from msm4sr.errors import InputError
 from msm4sr.models.base import Model
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.checkpoint import read_weights, set_weights
-from msm4sr.training.loop import best_file
+from msm4sr.training.trainer import best_file
 
-OF_THE_LOG = ("item_embedding.weight", "repeat_bias")  # learned of the other data set's items and customs
+OF_THE_LOG = ("item_embedding.weight", "seen_item_bias")  # learned of the other data set's items and customs
 
 
 def start_from(folder: Path, model: Model) -> None:

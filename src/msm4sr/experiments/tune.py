@@ -25,17 +25,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from msm4sr.data.dataset import Dataset, training_histories, validation_targets
-from msm4sr.data.files import new_file
+from msm4sr.dotted import flatten, nest
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
-from msm4sr.experiments.run import build_model
 from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
-from msm4sr.experiments.settings import RunSettings, nested, resolve_settings, with_values
+from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
+from msm4sr.experiments.stages import build_model
 from msm4sr.features.store import Features
-from msm4sr.training.checkpoint import check_same, digest, flat
-from msm4sr.training.loop import EpochRecord, Silent
+from msm4sr.files import atomic_file
+from msm4sr.training.checkpoint import check_same, digest
 from msm4sr.training.stage import train_stage
 from msm4sr.training.tasks import STAGES, task_of
+from msm4sr.training.trainer import EpochRecord, Silent
 
 OBJECTIVE = "ndcg@10"
 DATABASE = "study.db"
@@ -137,10 +138,10 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
     What else the trials changed of the preset is in it too, the budget apart: the values are good beside it.
     """
     best, model = best_of(trials, tuning.folder), tuning.settings.model.name
-    plain = flat(resolve_settings(preset, model).model_dump(mode="json"))
+    plain = flatten(resolve_settings(preset, model).model_dump(mode="json"))
     beside = {
         key: value
-        for key, value in flat(tuning.settings.model_dump(mode="json")).items()
+        for key, value in flatten(tuning.settings.model_dump(mode="json")).items()
         if key.startswith(SEARCHED) and value != plain[key] and key not in tuning.search.budget
     }
     default = next((trial for trial in trials if trial.is_default), None)
@@ -156,14 +157,14 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
         f"Made by: {command}",
         f"Use it by: msm4sr run DATA/{data} --model {model} --preset {preset} --settings FILE --out RUN",
     )
-    body = yaml.safe_dump(nested({"model.name": model, **beside, **best.values}), sort_keys=False)
+    body = yaml.safe_dump(nest({"model.name": model, **beside, **best.values}), sort_keys=False)
     return "".join(f"# {line}\n" for line in head) + body
 
 
 def write_text(file: Path, text: str) -> None:
     """Whole or not at all; folders above it are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(file) as unfinished:
+    with atomic_file(file) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
@@ -234,7 +235,7 @@ def _open(tuning: Tuning) -> optuna.Study:
     tuning.folder.mkdir(parents=True, exist_ok=True)
     taken, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
     identity = {
-        **flat({"settings": tuning.settings.model_dump(mode="json")}),
+        **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
         "histories": digest(taken.values, taken.offsets, validation.targets),
     }

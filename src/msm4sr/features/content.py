@@ -185,7 +185,7 @@ class ContentEncoder:
         if self._tagging is None:
             self._tagging = self._load_tagging()
         mapped, tagger, vocabulary = self._tagging
-        words = best_words(tagger, mapped(pooled), vocabulary, self.settings.visual.words)
+        words = best_words(tagger, mapped(pooled), vocabulary, self.settings.visual.num_keywords)
         return self._encoders.sentences().encode([" ".join(line) for line in words]), words
 
     def _load_tagging(self) -> tuple[Callable[[np.ndarray], np.ndarray], ImageTagger, list[str]]:

@@ -13,9 +13,9 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from msm4sr.errors import InputError
+from msm4sr.features.chunks import Part, Shard, Work, current, digest, make_shard, make_store
 from msm4sr.features.images import BrokenImage, image_digest, load_images
-from msm4sr.features.own import own_features, own_folder
-from msm4sr.features.parts import Part, Shard, Work, current, digest, make_shard, make_store
+from msm4sr.features.precomputed import precomputed_features, precomputed_folder
 from msm4sr.features.progress import Advance, say, task
 from msm4sr.features.store import Features, read_manifest, read_missing, read_rows
 
@@ -73,7 +73,7 @@ class VisualSettings(BaseModel):
         description="What finds the words: 'offline' (learned from the catalogue's own texts, out of fold), "
         "'clip' (openai/clip-vit-base-patch32, from the hub), or the folder or hub name of a CLIP model.",
     )
-    words: int = Field(15, ge=1, description="Words kept of a picture, N in the paper.")
+    num_keywords: int = Field(15, ge=1, description="Words kept of a picture, N in the paper.")
     min_texts: int = Field(
         500,
         ge=10,
@@ -141,7 +141,7 @@ def extract_features(
     _tell_old_stores(job)
     # Own vectors first: what is wrong with them is known at once.
     given = {
-        name: own_features(dataset.item_ids, name, file, own_folder(job.out, name), progress)
+        name: precomputed_features(dataset.item_ids, name, file, precomputed_folder(job.out, name), progress)
         for name, file in own.items()
     }
     found: dict[str, Features] = {}
@@ -253,7 +253,7 @@ def store_names(settings: FeatureSettings, own: Iterable[str] = ()) -> dict[str,
         names["pictures"] = pictures
         names["visual"] = f"visual-keywords-{_slug(visual.tagger)}-{_slug(text.encoder)}"
         names["words"] = f"words-{_slug(text.encoder)}"
-    return names | {name: own_folder(Path(), name).name for name in own}
+    return names | {name: precomputed_folder(Path(), name).name for name in own}
 
 
 def _slug(name: str) -> str:
@@ -429,7 +429,7 @@ def _extract_keywords(job: _Job, below: Path, pictures: Features, text: Features
 
     more: dict[str, Any] = dict(made_of)
     words: list[list[str]] = []
-    scores = np.zeros((0, chosen.words), np.float32)
+    scores = np.zeros((0, chosen.num_keywords), np.float32)
     if pictures.n_rows:
         if offline and text is None:  # the texts teach the words, even where other vectors stand for them
             text = make_store(texts, job.progress, merge=job.merge)
@@ -469,7 +469,7 @@ def _tag(job: _Job, pictures: Features, text: Features | None) -> tuple[list[lis
     more: dict[str, Any] = {}
     images = np.asarray(pictures.vectors)
     tagger: ImageTagger | None = None
-    if own or len(vocabulary) >= chosen.words:
+    if own or len(vocabulary) >= chosen.num_keywords:
         if text is None:
             tagger = job.encoders.clip()
         else:
@@ -488,7 +488,7 @@ def _tag(job: _Job, pictures: Features, text: Features | None) -> tuple[list[lis
     if tagger is None:
         vocabulary, source = list(dict.fromkeys(keywords.imagenet_labels())), "imagenet labels"
         tagger = job.encoders.clip() if text is None else label_tagger(job.encoders)
-    words, scores = keywords.scored_words(tagger, images, vocabulary, chosen.words)
+    words, scores = keywords.scored_words(tagger, images, vocabulary, chosen.num_keywords)
     more |= {"tagger": tagger.name, "vocabulary": source, "vocabulary_words": vocabulary}
     return words, scores, more
 

@@ -35,12 +35,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from msm4sr.data.files import PROVENANCE, new_file, result_record, write_json
+from msm4sr.data.provenance import PROVENANCE, result_record
 from msm4sr.data.schema import ITEMS, read_items
-from msm4sr.data.sources.pictures import SafeNames, is_url
+from msm4sr.data.sources.images import SafeNames, is_url
 from msm4sr.data.sources.pipeline import write_items
 from msm4sr.errors import InputError
 from msm4sr.features.images import FORMATS, BrokenImage, decode_image
+from msm4sr.files import atomic_file, write_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -100,7 +101,7 @@ def is_public(address: Address) -> bool:
 
 def fetch_images(
     folder: Path,
-    settings: FetchSettings = FetchSettings(),  # noqa: B008 (frozen)
+    settings: FetchSettings = FetchSettings(),
     progress: Progress | None = None,
     *,
     allowed: Callable[[Address], bool] = is_public,
@@ -168,7 +169,7 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
         table = pl.read_parquet(folder / ITEMS, glob=False).with_columns(
             pl.Series("image", image, pl.List(pl.String()))
         )
-        with new_file(folder / ITEMS) as unfinished:
+        with atomic_file(folder / ITEMS) as unfinished:
             write_items(table.lazy(), unfinished)
     (folder / FAILED).unlink(missing_ok=True)
     if report.failed:
@@ -176,7 +177,7 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
         for item_id, image in items.select("item_id", "image").iter_rows():
             for name in image or ():
                 owners.setdefault(name, []).append(item_id)
-        with new_file(folder / FAILED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        with atomic_file(folder / FAILED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             for url, reason in sorted(report.failed.items()):
                 file.write(json.dumps({"items": owners[url], "url": url, "reason": reason}) + "\n")
     provenance = folder / PROVENANCE

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
-from msm4sr.features.paths import agrees, choose_device, native_bf16, path_name
+from msm4sr.features.backends import agrees, choose_device, native_bf16, path_name
 
 # pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
 # 0.4 s), and ten sentences rarely need more.

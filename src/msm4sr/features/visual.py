@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
+from msm4sr.features.backends import agrees, choose_device, native_bf16, path_name
 from msm4sr.features.images import BrokenImage, in_threads
-from msm4sr.features.paths import agrees, choose_device, native_bf16, path_name
 from msm4sr.features.text import first_line, model_fingerprint, quiet_loading, resolve_model
 
 if TYPE_CHECKING:

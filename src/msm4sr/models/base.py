@@ -58,7 +58,7 @@ class Scorer(nn.Module):
 
     max_history: int
     """Items of a history that are read, the latest ones."""
-    ranks_history: ClassVar[bool] = True
+    ranks_seen_items: ClassVar[bool] = True
     """False: what a user took is never recommended again, whatever the evaluation's settings say."""
 
     @abstractmethod
@@ -186,11 +186,11 @@ class ProductModel(ProductScorer, Model):
 
     def __init__(self, config: BaseModel, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.repeat_bias = nn.Parameter(torch.zeros(())) if getattr(config, "repeat_bias", False) else None
+        self.seen_item_bias = nn.Parameter(torch.zeros(())) if getattr(config, "seen_item_bias", False) else None
 
     @property
     def repeat(self) -> Tensor | None:
-        return None if self.repeat_bias is None else REPEAT_SCALE * self.repeat_bias
+        return None if self.seen_item_bias is None else REPEAT_SCALE * self.seen_item_bias
 
 
 class ContentRows(NamedTuple):

@@ -15,21 +15,14 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import ContentModel, ContentRows, Inputs, Ragged, stored_rows
-from msm4sr.models.layers import (
-    CausalTransformer,
-    ItemEncoder,
-    ItemFeatures,
-    TransformerConfig,
-    Whitening,
-    initialise,
-    take,
-)
-from msm4sr.presets import load_preset
+from msm4sr.models.item_encoder import ItemEncoder, Whitening
+from msm4sr.models.layers import ItemFeatures, initialise, take
+from msm4sr.models.transformer import CausalTransformer, TransformerConfig
 
 
 class Rows(Protocol):
@@ -247,21 +240,6 @@ class MSM4SR(ContentModel):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return cls(config, Inputs(n_items, features=as_tensors(features)))
-
-    @classmethod
-    def from_preset(cls, name: str, features: Mapping[str, Rows], seed: int = 0, **changes: Any) -> Self:
-        """A new model with the settings of a preset, `changes` apart: `from_preset("seed", features, dim=128)`.
-
-        Raises InputError for an unknown preset or setting and for a value that does not fit.
-        """
-        try:
-            preset = load_preset(name)
-            own = preset.get("models", {}).get("msm4sr", {}).get("model", {})
-            config = MSM4SRConfig.model_validate(preset["model"] | own | changes)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise InputError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-        return cls.from_features(config, features, seed)
 
     def sizes(self) -> dict[str, Any]:
         return super().sizes() | {"modalities": self.modalities}

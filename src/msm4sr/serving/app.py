@@ -19,7 +19,8 @@ import orjson
 import torch
 from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
 
-from msm4sr.serving.catalogue import NewItem
+from msm4sr.recommend.catalogue import NewItem
+from msm4sr.recommend.recommender import LONGEST_ID, Recommendations, Recommender
 from msm4sr.serving.messages import (
     BatchOut,
     BatchRequest,
@@ -37,7 +38,6 @@ from msm4sr.serving.messages import (
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.middleware import Bounds
 from msm4sr.serving.problems import Problem, Refused, answer_problems, described
-from msm4sr.serving.recommender import LONGEST_ID, Recommendations, Recommender
 from msm4sr.serving.service import ServeSettings, Service
 from msm4sr.serving.site import add_pages
 
@@ -265,8 +265,8 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         item_id: Annotated[str, Form(min_length=1, max_length=LONGEST_ID, examples=["N-1"])],
         title: Annotated[str, Form(max_length=1000, examples=["Red wooden train"])] = "",
         text: Annotated[str, Form(examples=["Four carriages, for children from three years."])] = "",
-        categories: Annotated[list[str], Form(max_length=50)] = [],  # noqa: B006
-        pictures: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],  # noqa: B006
+        categories: Annotated[list[str], Form(max_length=50)] = [],
+        pictures: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
     ) -> Response:
         """Add an item by what it is: from the next request on it is recommended, without training."""
         if len(text) > settings.max_text:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from msm4sr.recommend.recommender import LONGEST_ID
 from msm4sr.serving.problems import Refused
-from msm4sr.serving.recommender import LONGEST_ID
 from msm4sr.serving.service import ServeSettings
 
 ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]

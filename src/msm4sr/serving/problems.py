@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from msm4sr.errors import InputError
-from msm4sr.serving.catalogue import ItemExists, UnknownItem
+from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 
 MEDIA_TYPE = "application/problem+json"
 FIELDS = 20  # wrong fields that are named at most

@@ -17,9 +17,10 @@ from threading import Lock
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from msm4sr.errors import InputError
-from msm4sr.serving.catalogue import EncodedItem, NewItem
-from msm4sr.serving.index import IndexSettings
-from msm4sr.serving.recommender import Recommender
+from msm4sr.experiments.loading import load_recommender
+from msm4sr.recommend.catalogue import EncodedItem, NewItem
+from msm4sr.recommend.index import IndexSettings
+from msm4sr.recommend.recommender import Recommender
 from msm4sr.serving.store import Change, ItemStore
 
 log = logging.getLogger("msm4sr.serving")
@@ -40,7 +41,7 @@ class ServeSettings(BaseModel):
     max_text: int = Field(20_000, ge=1, description="Characters of a new item's text.")
     max_k: int = Field(200, ge=1, description="Items that can be asked for at once.")
     max_history: int = Field(2_000, ge=1, description="Items of a history in a request.")
-    max_batch: int = Field(256, ge=1, description="Histories in a request.")
+    max_batch: int = Field(256, ge=1, description="Ragged in a request.")
     seconds: float = Field(30.0, gt=0, description="Within which the whole of a request must have come.")
 
 
@@ -81,7 +82,7 @@ class Service:
         return served.recommender
 
     def _load(self) -> _Served:
-        recommender = Recommender.load(self.settings.run, self.settings.index)
+        recommender = load_recommender(self.settings.run, self.settings.index)
         served = _Served(recommender, made_by(recommender))
         self._catch_up(served)
         return served

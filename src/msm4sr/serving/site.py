@@ -23,15 +23,15 @@ from fastapi.responses import HTMLResponse
 from fastapi.responses import Response as PlainResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from msm4sr.data.files import new_file
-from msm4sr.data.sources.pictures import is_url
+from msm4sr.data.sources.images import is_url
 from msm4sr.errors import InputError
 from msm4sr.features.images import BrokenImage, decode_image
-from msm4sr.serving.catalogue import Catalogue
+from msm4sr.files import atomic_file
+from msm4sr.recommend.catalogue import Catalogue
+from msm4sr.recommend.recommender import Recommender
+from msm4sr.reports.pages.thumbnails import initial_of, small_jpeg, tint_of
 from msm4sr.serving.messages import CardsOut, RecommendRequest, check_sizes
-from msm4sr.serving.pages.thumbnails import initial_of, small_jpeg, tint_of
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.recommender import Recommender
 from msm4sr.serving.service import Service
 
 ON_THE_WALL = 60  # items at a time
@@ -306,20 +306,20 @@ class Thumbnails:
         return Thumbnail(made, f'"{name}"')
 
     def _keep(self, file: Path, data: bytes) -> None:
-        with new_file(file) as path:
+        with atomic_file(file) as path:
             path.write_bytes(data)
 
 
 @cache
 def _static(name: str) -> tuple[bytes, str]:
-    data = files("msm4sr.serving.pages").joinpath("templates", name).read_bytes()
+    data = files("msm4sr.reports.pages").joinpath("templates", name).read_bytes()
     return data, f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
 
 
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("msm4sr.serving.pages"),
+        loader=PackageLoader("msm4sr.reports.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from msm4sr.errors import InputError
 from msm4sr.features.content import Encoded
-from msm4sr.serving.catalogue import EncodedItem, ItemExists, NewItem, UnknownItem
+from msm4sr.recommend.catalogue import EncodedItem, ItemExists, NewItem, UnknownItem
 
 FILE = "items.sqlite"
 FORMAT = 1

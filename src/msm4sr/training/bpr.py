@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.data.dataset import Histories
 from msm4sr.errors import InputError
-from msm4sr.models.graph import GraphModel
+from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.layers import take
 from msm4sr.objectives import bayesian_personalised_ranking, squared_length
-from msm4sr.training.loop import StageSettings
+from msm4sr.ragged import Ragged
 from msm4sr.training.stage import Task
+from msm4sr.training.trainer import StageSettings
 
 
 @dataclass  # not frozen: Lightning Fabric refuses to pass frozen ones on in mixed precision
@@ -35,7 +35,7 @@ class PairBatch:
         return PairBatch(self.users.to(device), self.taken.to(device), self.not_taken.to(device))
 
 
-def pair_batches(histories: Histories, n_items: int, batch_pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
+def pair_batches(histories: Ragged, n_items: int, batch_pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
     """All interactions of `histories` once, in random order, in batches of `batch_pairs`.
 
     The item not taken is drawn alike from all that its user did not take. A user who took the whole catalogue has
@@ -64,7 +64,7 @@ def _draw(users: np.ndarray, taken: np.ndarray, n_items: int, rng: np.random.Gen
     return drawn
 
 
-def count_pair_batches(histories: Histories, batch_pairs: int) -> int:
+def count_pair_batches(histories: Ragged, batch_pairs: int) -> int:
     """How many batches an epoch has."""
     return max(1, -(-len(histories.values) // batch_pairs))
 
@@ -93,8 +93,8 @@ class BPRTask(Task):
     def forward(self, batch: PairBatch, generator: torch.Generator) -> Tensor:
         return bpr_loss(self.model, batch)
 
-    def batches(self, histories: Histories, settings: StageSettings, rng: np.random.Generator) -> Iterator[PairBatch]:
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[PairBatch]:
         return pair_batches(histories, self.model.n_items, settings.batch_pairs, rng)
 
-    def count_batches(self, histories: Histories, settings: StageSettings) -> int:
+    def count_batches(self, histories: Ragged, settings: StageSettings) -> int:
         return count_pair_batches(histories, settings.batch_pairs)

@@ -94,17 +94,6 @@ def digest(*parts: bytes | np.ndarray) -> str:
     return made.hexdigest()
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one mapping with dotted names."""
-    return {
-        name: value
-        for key, part in settings.items()
-        for name, value in (
-            flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
-        ).items()
-    }
-
-
 def check_same(
     then: Mapping[str, Any], now: Mapping[str, Any], otherwise: str = "the checkpoint is of another training"
 ) -> None:

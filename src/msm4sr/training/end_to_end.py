@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
-from msm4sr.data.dataset import Histories
 from msm4sr.models.msm4sr import MSM4SR
+from msm4sr.ragged import Ragged
 from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
-from msm4sr.training.loop import StageSettings
 from msm4sr.training.pretrain import PretrainSettings, PretrainTask, pretrain_loss
+from msm4sr.training.trainer import StageSettings
 
 
 @dataclass  # not frozen: Lightning Fabric refuses to pass frozen ones on in mixed precision
@@ -64,7 +64,7 @@ class EndToEndTask(FinetuneTask):
         pretraining = pretrain_loss(self.model, batch.left, self.pretraining, generator, self.gather)
         return super().forward(batch.whole, generator) + pretraining
 
-    def batches(self, histories: Histories, settings: StageSettings, rng: np.random.Generator) -> Iterator[DoubleBatch]:
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[DoubleBatch]:
         """All pairs once, and what sequence random drop leaves of them."""
         seed = int(rng.integers(2**62))
 

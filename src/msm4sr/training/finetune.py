@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch
-from msm4sr.data.dataset import Dataset, Histories
+from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.models.base import ProductModel, ProductScorer
-from msm4sr.models.graph import GraphModel
+from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.layers import take
 from msm4sr.objectives import (
     Taken,
@@ -26,10 +26,11 @@ from msm4sr.objectives import (
     next_item_cross_entropy,
     sampled_binary_cross_entropy,
 )
+from msm4sr.ragged import Ragged
 from msm4sr.training.bpr import BPRTask
-from msm4sr.training.loop import EpochRecord, StageSettings
 from msm4sr.training.negatives import absent_items
 from msm4sr.training.stage import StageOptions, Task, train_stage
+from msm4sr.training.trainer import EpochRecord, StageSettings
 
 SAMPLE_OVER = 100_000  # items; below, all of them cost less than what a sample loses
 
@@ -98,7 +99,7 @@ def sampled_finetune_loss(
     return _with_added(loss, model, prefixes, items, take(catalogue, target))
 
 
-def log_shares(histories: Histories, n_items: int) -> Tensor:
+def log_shares(histories: Ragged, n_items: int) -> Tensor:
     """The log of each item's share of the interactions, float32 [N]; each counts once more, so that none has none."""
     counts = torch.from_numpy(np.bincount(histories.values, minlength=n_items) + 1)
     return (counts / counts.sum()).log().float()
@@ -143,13 +144,13 @@ class FinetuneTask(Task):
         self.register_buffer("prior", None)
         of_softmax = {
             "finetune.logit_adjustment": bool(self.logit_adjustment),
-            "model.repeat_bias": model.repeat is not None,
+            "model.seen_item_bias": model.repeat is not None,
         }
         for name, on in of_softmax.items():
             if on and model.loss != "softmax":
                 raise InputError(f"{name} is for a softmax, and this model learns by {model.loss}: leave it off")
 
-    def start(self, histories: Histories) -> None:
+    def start(self, histories: Ragged) -> None:
         if self.logit_adjustment:
             self.prior = self.logit_adjustment * log_shares(histories, self.n_items)
 

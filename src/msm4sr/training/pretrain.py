@@ -13,15 +13,16 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
-from msm4sr.data.dataset import Dataset, Histories
+from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.models.base import ProductScorer, Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
+from msm4sr.ragged import Ragged
 from msm4sr.training.device import Gather, alone
-from msm4sr.training.loop import EpochRecord, StageSettings
 from msm4sr.training.stage import StageOptions, Task, train_stage
+from msm4sr.training.trainer import EpochRecord, StageSettings
 
 
 class PretrainSettings(StageSettings):
@@ -158,7 +159,7 @@ class PretrainTask(Task):
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return pretrain_loss(self.model, batch, self.settings, generator, self.gather)
 
-    def batches(self, histories: Histories, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
         """All pairs once, in what sequence random drop leaves of the histories."""
         return epoch_batches(
             histories,

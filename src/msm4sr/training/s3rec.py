@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
-from msm4sr.data.dataset import Dataset, Histories
+from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.models.base import ProductScorer, Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.objectives import attribute_mutual_information, contrastive_mutual_information
-from msm4sr.training.loop import EpochRecord, StageSettings
+from msm4sr.ragged import Ragged
 from msm4sr.training.negatives import draw_absent
 from msm4sr.training.stage import StageOptions, Task, train_stage
+from msm4sr.training.trainer import EpochRecord, StageSettings
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class S3RecTask(Task):
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return s3rec_loss(self.model, batch, generator)
 
-    def batches(self, histories: Histories, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
         """All histories once; their inputs are one shorter than the model reads, since the last target comes too."""
         return epoch_batches(
             histories, max_history=self.model.max_history - 1, batch_pairs=settings.batch_pairs, rng=rng

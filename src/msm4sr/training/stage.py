@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from msm4sr.data.batches import count_batches, epoch_batches
-from msm4sr.data.dataset import Dataset, Histories, training_histories
+from msm4sr.data.dataset import Dataset, training_histories
+from msm4sr.dotted import flatten
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.models.base import Scorer
-from msm4sr.training.checkpoint import digest, flat
+from msm4sr.ragged import Ragged
+from msm4sr.training.checkpoint import digest
 from msm4sr.training.device import Device, Gather, alone
-from msm4sr.training.loop import EpochRecord, Monitor, Silent, StageSettings, TrainingBatch, fit
+from msm4sr.training.trainer import EpochRecord, Monitor, Silent, StageSettings, TrainingBatch, fit
 
 
 class Task(nn.Module):
@@ -37,16 +39,14 @@ class Task(nn.Module):
         self.model = model
         self.gather = alone
 
-    def start(self, histories: Histories) -> None:
+    def start(self, histories: Ragged) -> None:
         """Told the training parts of the histories, before the first batch. Nothing, unless overridden."""
 
     @abstractmethod
     def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
         """The loss of a batch, a mean over its pairs; `generator` is for what the task itself draws."""
 
-    def batches(
-        self, histories: Histories, settings: StageSettings, rng: np.random.Generator
-    ) -> Iterator[TrainingBatch]:
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[TrainingBatch]:
         """The batches of one epoch; unless overridden, all pairs (prefix, next item) of the histories once."""
         return epoch_batches(
             histories,
@@ -56,7 +56,7 @@ class Task(nn.Module):
             rng=rng,
         )
 
-    def count_batches(self, histories: Histories, settings: StageSettings) -> int:
+    def count_batches(self, histories: Ragged, settings: StageSettings) -> int:
         """About how many those are."""
         return count_batches(histories, settings.batch_pairs)
 
@@ -123,7 +123,7 @@ def train_stage(
             **identity_of(stage, settings, dataset.item_ids, seed),
             "histories": digest(histories.values, histories.offsets),
             "features": digest(*(table.cpu().numpy() for table in _tables(task.model))),
-            **flat({"evaluation": evaluation.model_dump(), "device": {"precision": device.precision}}),
+            **flatten({"evaluation": evaluation.model_dump(), "device": {"precision": device.precision}}),
             **(identity or {}),
         },
     )
@@ -135,7 +135,7 @@ def identity_of(stage: str, settings: StageSettings, item_ids: Sequence[str], se
     return {
         "seed": seed,
         "items": f"{len(item_ids)} items, {digest(*(item.encode() for item in item_ids))}",
-        **flat({stage: decides}),
+        **flatten({stage: decides}),
     }
 
 

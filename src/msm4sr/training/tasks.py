@@ -8,15 +8,15 @@ from typing import Any, Protocol
 from msm4sr.errors import InputError
 from msm4sr.models.base import Model, ProductModel, Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
-from msm4sr.models.graph import GraphModel
+from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.bpr import BPRTask
 from msm4sr.training.end_to_end import EndToEndTask
 from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
-from msm4sr.training.loop import StageSettings
 from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, PretrainTask
 from msm4sr.training.s3rec import S3RecTask
 from msm4sr.training.stage import Task
+from msm4sr.training.trainer import StageSettings
 
 TASKS: Mapping[str, Mapping[type[Any], Callable[[Any, Any], Task]]] = {
     "pretrain": {MSM4SR: PretrainTask, S3Rec: S3RecTask},

@@ -18,7 +18,6 @@ from msm4sr.models.registry import build
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss
-from msm4sr.training.loop import StageSettings
 from msm4sr.training.negatives import draw_absent
 from msm4sr.training.s3rec import (
     MaskedNextItem,
@@ -30,6 +29,7 @@ from msm4sr.training.s3rec import (
     segment_of,
     whole_histories,
 )
+from msm4sr.training.trainer import StageSettings
 
 CPU = Device(accelerator="cpu")
 SEQUENCES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8], [9, 10, 2, 0, 1]]

@@ -28,7 +28,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from msm4sr.data.sources.pictures import is_url
+from msm4sr.data.sources.images import is_url
 from msm4sr.data.sources.pipeline import LIKE_PAPER, PrepareReport, Rules, Source, prepare, read_interactions
 from msm4sr.data.sources.rows import BadRow, BadRows, read_rows
 
@@ -37,7 +37,7 @@ MAX_LITERAL = 256 << 10  # bytes of a row in Python's notation: reading it takes
 MAX_TEXT = 50_000  # characters that are read of one text, markup included
 MAX_NESTING = 8  # lists in lists
 
-AMAZON_RULES = Rules(untaken_items="drop")
+AMAZON_RULES = Rules(unseen_items="drop")
 """The item files list a whole department, most of which nobody in the reviews took."""
 AMAZON_LIKE_PAPER = AMAZON_RULES.model_copy(update=dict(LIKE_PAPER))
 
@@ -69,7 +69,9 @@ def prepare_amazon(
         names = ("item_id", "title", "text", "categories", "image")
         text, texts = pl.String(), pl.List(pl.String())
         schema = dict(zip(names, (text, text, text, texts, texts), strict=True))
-        for numbers, rows in read_rows(items, lambda line: item(line, max_images), bad, report.rules.max_bad_share):
+        for numbers, rows in read_rows(
+            items, lambda line: item(line, max_images), bad, report.rules.max_invalid_fraction
+        ):
             columns = zip(names, zip(*rows, strict=True), strict=True)
             yield pl.DataFrame({"row": numbers, **dict(columns)}, {"row": pl.Int64(), **schema})
         report.items_read = bad.rows

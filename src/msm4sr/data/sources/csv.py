@@ -7,7 +7,7 @@ What is an error (nothing is written then), and what is dropped and counted:
 
 - A **broken row** (more or fewer fields than the header, quotation marks that do not pair) is an error that
   names the line: everything after it may have shifted.
-- A **time** that cannot be read is an error that names the row, unless `max_bad_share` allows for some. So is a
+- A **time** that cannot be read is an error that names the row, unless `max_invalid_fraction` allows for some. So is a
   rating, where ratings are filtered, always.
 - A row without user or item ID, under `min_rating`, or with an item that ITEMS lacks is dropped and
   counted.
@@ -33,14 +33,14 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from msm4sr.data.schema import missing_column
-from msm4sr.data.sources.pictures import is_url
+from msm4sr.data.sources.images import is_url
 from msm4sr.data.sources.pipeline import END_OF_TIME, PrepareReport, Rules, Source, prepare
 from msm4sr.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds 1973
 
-TABLE_RULES = Rules(unknown_items="drop", max_bad_share=0)
+TABLE_RULES = Rules(unknown_items="drop", max_invalid_fraction=0)
 """Of a table of one's own a value that cannot be read means a wrong column or unit more often than a bad row."""
 
 
@@ -102,7 +102,7 @@ def prepare_csv(
     items: Path | None,
     images: Path | None,
     out: Path,
-    columns: CsvColumns = CsvColumns(),  # noqa: B008 (frozen)
+    columns: CsvColumns = CsvColumns(),
     rules: Rules = TABLE_RULES,
 ) -> PrepareReport:
     """Write the prepared folder `out` from a table of interactions, one of items, and a folder of images.
@@ -182,7 +182,7 @@ def _with_time(
         seconds = numbers / (1000 if unit == "ms" else 1)
     wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
     bad = wrong.arg_true()
-    if len(bad) > report.rules.max_bad_share * report.interactions_read:
+    if len(bad) > report.rules.max_invalid_fraction * report.interactions_read:
         value, number = column[bad[0]], seconds[bad[0]]
         if value is None:
             problem = "no time"

@@ -70,7 +70,7 @@ def prepare_movielens(
 
     def read_movies(report: PrepareReport) -> Iterator[pl.DataFrame]:
         bad = BadRows()
-        path, share = folder / layout.movies, report.rules.max_bad_share
+        path, share = folder / layout.movies, report.rules.max_invalid_fraction
         schema = {"row": pl.Int64(), "item_id": pl.String(), "title": pl.String(), "categories": pl.List(pl.String())}
         for numbers, rows in read_rows(path, layout.movie, bad, share, layout.header):
             block = pl.DataFrame([numbers, *zip(*rows, strict=True)], schema)

@@ -32,12 +32,13 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from msm4sr.data.files import PROVENANCE, file_record, new_folder, result_record, write_json
 from msm4sr.data.kcore import Flags, Ints, k_core
+from msm4sr.data.provenance import PROVENANCE, file_record, result_record
 from msm4sr.data.schema import INTERACTIONS, ITEM_COLUMNS, ITEMS
-from msm4sr.data.sources.pictures import Pictures, SafeNames, copy_pictures, is_url
+from msm4sr.data.sources.images import Pictures, SafeNames, copy_pictures, is_url
 from msm4sr.data.sources.rows import BadRows, read_rows
 from msm4sr.errors import InputError
+from msm4sr.files import atomic_folder, write_json
 
 MICROSECONDS = 10**6
 END_OF_TIME = 253_402_300_800  # seconds: the year 10000; what lies beyond was written in another unit
@@ -59,13 +60,15 @@ class Rules(BaseModel):
     unknown_items: Literal["keep", "drop"] = Field(
         "keep", description="What an interaction is whose item the catalogue lacks: an item of which nothing is known."
     )
-    untaken_items: Literal["keep", "drop"] = Field(
+    unseen_items: Literal["keep", "drop"] = Field(
         "keep", description="What an item is that nobody (who is left) took: a candidate like any other."
     )
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="Share of unusable rows in a file that is put up with.")
+    max_invalid_fraction: float = Field(
+        0.01, ge=0, le=1, description="Share of unusable rows in a file that is put up with."
+    )
 
 
-LIKE_PAPER: Mapping[str, Any] = {"user_core": 5, "repeats": "last", "untaken_items": "drop"}
+LIKE_PAPER: Mapping[str, Any] = {"user_core": 5, "repeats": "last", "unseen_items": "drop"}
 """The paper's setting: users with at least 5 interactions, repeats collapsed, the items that were taken."""
 
 
@@ -188,7 +191,7 @@ def prepare(source: Source, out: Path, rules: Rules, images: Path | None = None)
     """
     report = PrepareReport(out.resolve(), rules, order=source.order)
     pictures = Pictures(images)
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "parts").mkdir()
         items: dict[str, int] = {}
         parts = list(_spill_items(source, items, folder / "parts", report))
@@ -202,7 +205,7 @@ def prepare(source: Source, out: Path, rules: Rules, images: Path | None = None)
         del log, user_ids
 
         stay = np.zeros(len(item_ids), dtype=bool)
-        stay[:n_catalogue] = rules.untaken_items == "keep" and not rules.item_core
+        stay[:n_catalogue] = rules.unseen_items == "keep" and not rules.item_core
         stay[taken] = True
         (folder / "images").mkdir()
         if source.items is not None or images is not None:
@@ -237,7 +240,7 @@ def read_interactions(
         "time": pl.Int64(),
         "rating": pl.Float32(),
     }
-    for numbers, rows in read_rows(path, parse, bad, report.rules.max_bad_share, header):
+    for numbers, rows in read_rows(path, parse, bad, report.rules.max_invalid_fraction, header):
         user, item, time, rating = zip(*rows, strict=True)
         yield pl.DataFrame([numbers, user, item, time, rating], schema)
     report.interactions_read = bad.rows

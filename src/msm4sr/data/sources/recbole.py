@@ -55,7 +55,7 @@ def prepare_recbole(
     path: Path,
     out: Path,
     images: Path | None = None,
-    columns: RecboleColumns = RecboleColumns(),  # noqa: B008 (frozen)
+    columns: RecboleColumns = RecboleColumns(),
     rules: Rules = RECBOLE_RULES,
 ) -> PrepareReport:
     """Write the prepared folder `out` from `path`, a `.inter` file or a folder with one; a `.item` file of the
@@ -132,7 +132,7 @@ def _items(path: Path, columns: RecboleColumns) -> Callable[[PrepareReport], Ite
             "categories": lists,
             "image": lists,
         }
-        for numbers, rows in read_rows(path, item, bad, report.rules.max_bad_share, header=True):
+        for numbers, rows in read_rows(path, item, bad, report.rules.max_invalid_fraction, header=True):
             yield pl.DataFrame([numbers, *zip(*rows, strict=True)], schema).drop(lacking)
         report.items_read = bad.rows
         report.drop_bad(path, "items", bad)

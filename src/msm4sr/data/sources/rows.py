@@ -57,7 +57,7 @@ class BadRows:
             )
             raise InputError(
                 f"{path}: {bad:,} of {self.rows:,} rows cannot be used, a share of {bad / self.rows:.2g} where "
-                f"{max_share:g} is allowed: {kinds}; repair the file, or allow more with --max-bad-share"
+                f"{max_share:g} is allowed: {kinds}; repair the file, or allow more with --max-invalid-fraction"
             )
 
 
@@ -120,7 +120,7 @@ def _lines(path: Path, bad: BadRows, max_share: float) -> Iterator[tuple[int, li
         if max_share < 1:
             raise InputError(
                 f"{path}: cut short or damaged in line {number} ({str(error) or type(error).__name__}); get the file "
-                "again, or use what can be read of it with --max-bad-share 1"
+                "again, or use what can be read of it with --max-invalid-fraction 1"
             ) from error
         bad.rows += 1
         bad.add("end of a file that is cut short or damaged", number)

@@ -31,7 +31,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from msm4sr.models.base import CategoryModel, Inputs
-from msm4sr.models.layers import Dropout, TransformerConfig, TransformerLayer, attend, initialise, take
+from msm4sr.models.layers import Dropout, initialise, take
+from msm4sr.models.transformer import TransformerConfig, TransformerLayer, attend
 
 
 class DIFSRConfig(TransformerConfig):

@@ -33,14 +33,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
-from msm4sr.models.graph import (
-    GraphConfig,
-    MultimodalGraphModel,
-    UserItemGraph,
-    nearest_by_overlap,
-    propagated,
-    symmetric_weights,
-)
+from msm4sr.models.graph import UserItemGraph, nearest_by_overlap, propagated, symmetric_weights
+from msm4sr.models.graph_model import GraphConfig, MultimodalGraphModel
 from msm4sr.models.layers import take
 
 

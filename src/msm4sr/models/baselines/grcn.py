@@ -44,7 +44,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
-from msm4sr.models.graph import GraphConfig, MultimodalGraphModel, UserItemGraph
+from msm4sr.models.graph import UserItemGraph
+from msm4sr.models.graph_model import GraphConfig, MultimodalGraphModel
 from msm4sr.models.layers import take
 
 

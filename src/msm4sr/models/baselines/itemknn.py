@@ -48,7 +48,7 @@ class ItemKNN(Model):
     config: ItemKNNConfig
     nearest: Tensor  # int32 [N, k]
     similarities: Tensor  # [N, k]
-    ranks_history = False
+    ranks_seen_items = False
 
     def __init__(self, config: ItemKNNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

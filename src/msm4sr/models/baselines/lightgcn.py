@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
-from msm4sr.models.graph import GraphConfig, GraphModel, propagated, symmetric_weights
+from msm4sr.models.graph import propagated, symmetric_weights
+from msm4sr.models.graph_model import GraphConfig, GraphModel
 from msm4sr.models.layers import take
 
 

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import CategoryModel, Inputs
 from msm4sr.models.baselines.sasrec import NextItemTransformerConfig
-from msm4sr.models.layers import CausalTransformer, initialise, take
+from msm4sr.models.layers import initialise, take
+from msm4sr.models.transformer import CausalTransformer
 
 
 class S3RecConfig(NextItemTransformerConfig):

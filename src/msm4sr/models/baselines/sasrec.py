@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, ProductModel
-from msm4sr.models.layers import CausalTransformer, TransformerConfig, initialise, take
+from msm4sr.models.layers import initialise, take
+from msm4sr.models.transformer import CausalTransformer, TransformerConfig
 
 
 class NextItemTransformerConfig(TransformerConfig):

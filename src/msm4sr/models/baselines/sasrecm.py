@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, ProductModel, stored_rows
-from msm4sr.models.layers import CausalTransformer, ItemMeans, TransformerConfig, initialise, take
+from msm4sr.models.layers import ItemMeans, initialise, take
+from msm4sr.models.transformer import CausalTransformer, TransformerConfig
 
 
 class SASRecMConfig(TransformerConfig):

@@ -1,0 +1,58 @@
+"""Nested settings as dotted names: flatten, nest, and say what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        put(nested, key, value)
+    return nested
+
+
+def put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted name in nested settings; sections that are missing are made."""
+    *sections, name = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+    settings[name] = value
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str] | None = None) -> list[str]:
+    """What differs between two flat mappings, one line a key: "finetune.epochs is 12 there and 20 now".
+
+    A setting that `then` does not know was added later; while it is off (None, False, 0, empty), nothing differs.
+
+    Args:
+        then: as stored.
+        now: as asked for; values are compared as JSON stores them (a tuple equals a list).
+        keys: the keys to compare; None: those of both.
+    """
+    now = json.loads(json.dumps(now))
+    return [
+        f"{key} is {then.get(key, 'unknown')} there and {now.get(key)} now"
+        for key in (dict.fromkeys([*now, *then]) if keys is None else keys)
+        if (then[key] != now.get(key) if key in then else bool(now.get(key)))
+    ]
+
+
+def shorten(found: list[str], limit: int = 3) -> str:
+    """The first lines of `differences`, joined, and how many more there are."""
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return "; ".join(found[:limit]) + more

@@ -1,0 +1,57 @@
+"""The model folder of a run: weights, settings, items and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from msm4sr.data.dataset import Dataset
+from msm4sr.errors import InputError
+from msm4sr.experiments.run import Run, _write
+from msm4sr.models.base import Model
+
+
+def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, Any]) -> None:
+    """The model folder: weights, settings, the items in row order, and a card that says what it is."""
+    folder = run.folder / "model"
+    model.save_pretrained(folder)
+    titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
+    _write(
+        folder / "items.json",
+        json.dumps({"item_ids": dataset.item_ids, "titles": titles}, ensure_ascii=False),
+    )
+    rows = "\n".join(
+        f"| {name} | {result['validation'][name]:.4f} | {result['test'][name]:.4f} |" for name in result["test"]
+    )
+    about, kind = result["run"], type(model).__name__
+    _write(
+        folder / "README.md",
+        f"# {about['model']} on {about['data']}\n\n"
+        f"Trained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
+        f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
+        f"{about['parameters']:,} weights. Protocol: {about['protocol']}.\n\n"
+        f"| metric | validation | test |\n|---|---|---|\n{rows}\n\n"
+        f"`from msm4sr import {kind}; {kind}.from_pretrained(folder)` reads it. "
+        "`items.json` names the items in row order.\n",
+    )
+
+
+def read_item_names(run: Run) -> tuple[list[str], list[str]]:
+    """Ids and titles of the items of the stored model, in row order. InputError where they are not there."""
+    file = run.folder / "model" / "items.json"
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+        return names["item_ids"], names["titles"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not readable ({type(error).__name__}); `msm4sr evaluate RUN` makes it") from None
+
+
+def check_items(run: Run, dataset: Dataset) -> None:
+    """InputError when the data no longer has the items, in the order, that the stored model was trained on."""
+    stored, _ = read_item_names(run)
+    if stored != dataset.item_ids:
+        raise InputError(
+            f"{run.data}: the items are no longer those that {run.folder / 'model'} was trained on "
+            f"({len(stored):,} then, {dataset.n_items:,} now, or in another order); train again with `msm4sr run`"
+        )

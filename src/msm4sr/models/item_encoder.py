@@ -1,0 +1,157 @@
+"""The item encoder of MSM4SR: attention pooling and mixture of experts (equations 3 to 5).
+
+Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder width, K experts,
+D model width."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msm4sr.models.layers import Dropout
+
+
+class AttentionPooling(nn.Module):
+    """One vector for an item out of its sentences or images (equation 3).
+
+    alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j. The rows come ragged, so
+    that there is no padded slot which could receive a weight.
+
+    Args:
+        dim: width of the rows.
+        hidden: width between W1 and W2.
+        activation: `none` as the paper prints it, `relu` between the two maps as its code has it. With `none` the
+            two maps are one linear map, and are applied as one: x (W1 W2) costs a hidden-th of (x W1) W2.
+    """
+
+    def __init__(self, dim: int, hidden: int, activation: Literal["none", "relu"] = "none") -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden)  # W1, b1
+        self.outer = nn.Linear(hidden, 1)  # W2, b2
+        self.activation = activation
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Pool rows [R, D_in], `lengths` [N] (all >= 1) of them an item, into [N, D_in]."""
+        if len(rows) == len(lengths):
+            return rows  # one row an item: alpha is 1
+        return F.embedding_bag(
+            torch.arange(len(rows), device=rows.device),
+            rows,
+            lengths.cumsum(0) - lengths,
+            mode="sum",
+            per_sample_weights=self.weights(rows, lengths).to(rows.dtype),
+        )
+
+    def weights(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """alpha of each row: [R]. They sum to 1 over the rows of an item."""
+        if len(rows) == 0:
+            return rows.new_zeros(0)
+        scores, ends = self.scores(rows), lengths.cumsum(0)
+        item = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)  # [R]
+        slot = torch.arange(len(rows), device=rows.device) - (ends - lengths)[item]  # [R]
+        table = scores.new_full((len(lengths), int(lengths.max())), -torch.inf).index_put((item, slot), scores)
+        alpha: Tensor = table.softmax(dim=1)[item, slot]
+        return alpha
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """(x W1 + b1) W2 + b2 of each row: [R]."""
+        if self.activation == "relu":
+            return self.outer(self.inner(rows).relu()).squeeze(1)  # type: ignore[no-any-return]
+        weight = self.outer.weight @ self.inner.weight  # [1, D_in]
+        return F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)
+
+
+class Whitening(nn.Module):
+    """(x - mean) (C + c I)^(-1/2), mean and covariance C of the rows that it is made from, c the mean of C's diagonal.
+
+    What all vectors of an encoder have in common goes, and what few of them have counts as much as what most of them
+    have. c keeps directions in which there is next to nothing from counting as much again.
+
+    Args:
+        rows: float [R, D_in], the frozen encoder's vectors of the catalogue. They are read in parts.
+
+    Reference: whitening of frozen text vectors for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        parts = torch.split(rows, 1 << 16)
+        mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / max(1, len(rows))
+        centred = (part.double() - mean for part in parts)
+        covariance = torch.stack([part.T @ part for part in centred]).sum(dim=0) / max(1, len(rows))
+        sizes, directions = torch.linalg.eigh(covariance)
+        shrunk = sizes.clamp(min=0) + sizes.mean().clamp(min=1e-6)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("matrix", (directions * shrunk.rsqrt() @ directions.T).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D_in] to [..., D_in]."""
+        return (x - self.mean) @ self.matrix
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [D_out, D_in] and bias [D_out] that make of x what `weight` makes of the whitened x."""
+        folded = weight @ self.matrix  # which is symmetric
+        return folded, -folded @ self.mean
+
+
+class MixtureOfExperts(nn.Module):
+    """From the encoder's space into the model's (equations 4 and 5).
+
+    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). All experts are one product. With
+    `whitening` e is whitened before.
+    """
+
+    def __init__(self, dim_in: int, dim: int, experts: int, dropout: float, whitening: Whitening | None = None) -> None:
+        super().__init__()
+        self.shape = (experts, dim)
+        self.whitening = whitening
+        self.weight = nn.Linear(dim_in, experts * dim, bias=False)  # W_1 ... W_K side by side
+        self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
+        self.scale = nn.Parameter(torch.ones(experts, dim))
+        self.shift = nn.Parameter(torch.zeros(experts, dim))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[N, D_in] to [N, D]."""
+        experts = self.dropout(self._read(pooled, self.weight)).unflatten(1, self.shape)  # [N, K, D]
+        experts = F.layer_norm(experts, self.shape[1:]) * self.scale + self.shift
+        gates = self._read(pooled, self.gate).softmax(dim=1)  # [N, K]
+        return torch.einsum("nk,nkd->nd", gates, experts)
+
+    def _read(self, pooled: Tensor, linear: nn.Linear) -> Tensor:
+        """[N, D_in] to [N, D_out]. To whiten the weights costs less than to whiten a catalogue of items."""
+        return linear(pooled) if self.whitening is None else F.linear(pooled, *self.whitening.fold(linear.weight))
+
+
+class ItemEncoder(nn.Module):
+    """Attention pooling, then experts; an item without this modality has a learned stand-in."""
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        experts: int,
+        dropout: float,
+        activation: Literal["none", "relu"],
+        whitening: Whitening | None = None,
+    ) -> None:
+        super().__init__()
+        self.pooling = AttentionPooling(dim_in, dim, activation)
+        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout, whitening)
+        # as long as what it stands for: a mean of `experts` independent normalised vectors
+        self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Rows [R, D_in], `lengths` [N] of them an item (0: missing), to item vectors [N, D]."""
+        present = lengths.nonzero().squeeze(1)
+        stand_in = self.missing.expand(len(lengths), -1)
+        if len(present) == 0:
+            return stand_in
+        encoded = self.experts(self.pooling(rows, lengths[present]))
+        return stand_in.to(encoded.dtype).index_copy(0, present, encoded)

@@ -1,0 +1,32 @@
+"""Progress of long work, reported to whoever shows it. The command line shows bars; a library call shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[float], None]
+"""Called with how many more units are done."""
+
+
+class Progress(Protocol):
+    """Shows the progress of tasks."""
+
+    def task(self, title: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Advance]:
+        """Show a task for the time of a `with` block; yields what to call as it advances.
+
+        Args:
+            title: what is done.
+            total: units of the whole task; None: unknown.
+            unit: what is counted, for the speed ("items" shows "120 items/s"); empty: no speed is shown.
+        """
+        ...
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    @contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+        yield lambda done: None

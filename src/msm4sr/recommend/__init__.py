@@ -1,0 +1,1 @@
+"""From a history to recommendations: one catalogue, one recommender, explanations, index, export."""

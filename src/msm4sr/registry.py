@@ -1,0 +1,80 @@
+"""Things that are found by name: models, encoders, sources. Other packages add theirs through an entry point."""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from msm4sr.errors import InputError
+
+T = TypeVar("T")
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """A hint for a misspelt name, such as "; did you mean 'sasrec'?"; empty where nothing is similar."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class Registry(Mapping[str, T]):
+    """A mapping from names to entries that register themselves with a decorator.
+
+        MODELS = Registry[type[Model]]("model", "msm4sr.models", ["msm4sr.models.baselines"])
+
+        @MODELS.register("sasrec")
+        class SASRec(Model): ...
+
+    Args:
+        kind: what the entries are, for messages.
+        group: the entry-point group of other packages; loading an entry point imports the module that registers.
+        packages: packages (or modules) of ours whose modules register the built-in entries.
+    """
+
+    def __init__(self, kind: str, group: str, packages: Iterable[str] = ()) -> None:
+        self._kind, self._group, self._packages = kind, group, tuple(packages)
+        self._entries: dict[str, T] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that adds its argument under `name`. Raises ValueError for a name that another entry has."""
+
+        def add(entry: T) -> T:
+            if self._entries.get(name, entry) is not entry:
+                raise ValueError(f"there are two entries named {name!r} for {self._kind}")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def find(self, name: str, where: str) -> T:
+        """The entry of that name. Raises InputError, which names `where` it was asked for and the closest name."""
+        if name not in self:
+            raise InputError(f"{where}: there is no {self._kind} {name!r}, only {', '.join(self)}{closest(name, self)}")
+        return self[name]
+
+    def __getitem__(self, name: str) -> T:
+        self._load()
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(list(self._entries))
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._entries)
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for package in self._packages:
+            module = import_module(package)
+            for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+                import_module(f"{package}.{found.name}")
+        for point in entry_points(group=self._group):
+            point.load()

@@ -1,0 +1,1 @@
+"""Pages and tables of runs, grids, data sets and features."""

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from services import make_base, make_recommender, new_item
+
+from msm4sr.experiments.loading import load_recommender
+from msm4sr.recommend.index import ApproximateIndex, IndexSettings, top_k
+from msm4sr.recommend.recommender import Recommender
+
+SETTINGS = IndexSettings(kind="approximate")
+
+
+@given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))
+def test_the_best_are_those_of_a_stable_sort(scores: list[int], k: int) -> None:
+    expected = sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:k]
+    assert top_k(torch.tensor(scores, dtype=torch.float32), k) == expected
+
+
+def test_what_is_minus_infinity_is_never_among_the_best() -> None:
+    assert top_k(torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0]), 4) == [3, 1]
+
+
+def some_keys(n: int = 3000, q: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys of very different lengths, where neighbours by cosine are not the best by product; and queries."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(n, q, generator=generator) * torch.rand(n, 1, generator=generator) * 5
+    return keys, torch.randn(50, q, generator=generator)
+
+
+def test_an_index_finds_nearly_all_of_the_best_and_says_how_many(tmp_path: Path) -> None:
+    keys, queries = some_keys()
+    index = ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+    shares = [
+        len(set(index.search(query, 20).tolist()) & set(torch.topk(keys @ query, 20).indices.tolist())) / 20
+        for query in queries
+    ]
+    assert index.recall == pytest.approx(sum(shares) / len(shares), abs=1e-4)
+    assert index.recall > 0.95
+    about = json.loads((tmp_path / "index.json").read_text())
+    assert (about["recall@20"], about["items"], about["queries"]) == (index.recall, 3000, 50)
+
+
+def test_an_index_is_opened_again_and_finds_the_same(tmp_path: Path) -> None:
+    keys, queries = some_keys()
+    first = ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+    written = (tmp_path / "index.usearch").stat().st_mtime_ns
+    again = ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+    assert (tmp_path / "index.usearch").stat().st_mtime_ns == written
+    assert again.about == first.about
+    for query in queries:
+        assert sorted(again.search(query, 20).tolist()) == sorted(first.search(query, 20).tolist())
+
+
+@pytest.mark.parametrize("what", ["other keys", "other settings", "cut short", "no json"])
+def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path, what: str) -> None:
+    keys, queries = some_keys(500)
+    ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+    settings = SETTINGS
+    if what == "other keys":
+        keys, queries = some_keys(500, seed=1)
+    elif what == "other settings":
+        settings = IndexSettings(kind="approximate", neighbours=8)
+    elif what == "cut short":
+        data = (tmp_path / "index.usearch").read_bytes()
+        (tmp_path / "index.usearch").write_bytes(data[: len(data) // 2])
+    else:
+        (tmp_path / "index.json").write_text("{")
+    index = ApproximateIndex.open(tmp_path, keys, queries, settings)
+    assert index.recall > 0.9
+    assert json.loads((tmp_path / "index.json").read_text()) == index.about
+
+
+def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recommender]:
+    """The same items, exact and through an index that is asked for few of them."""
+    exact = make_recommender(**changes)
+    base = make_base(exact.model)
+    keys = base.vectors.keys
+    index = ApproximateIndex.open(tmp_path, keys, keys, SETTINGS)
+    return exact, Recommender(exact.model, base, exact.encoder, index=index)
+
+
+def test_items_that_come_and_go_beside_an_index_are_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msm4sr.recommend.scoring.APPROXIMATE_SHARE", 1)
+    exact, through = approximate(tmp_path)
+    asked: list[int] = []
+    search = ApproximateIndex.search
+
+    def counted(index: ApproximateIndex, query: torch.Tensor, k: int) -> torch.Tensor:
+        asked.append(k)
+        return search(index, query, k)
+
+    monkeypatch.setattr(ApproximateIndex, "search", counted)
+    for recommender in (exact, through):
+        recommender.add_items([new_item("n0", picture=b"x"), new_item("n1")])
+        recommender.remove_items(["i4", "n1"])
+    for k in (1, 3, 20):
+        found = through.recommend(["i3", "i1"], k)
+        assert [o.item_id for o in found.items] == [o.item_id for o in exact.recommend(["i3", "i1"], k).items]
+        scores = [o.score for o in exact.recommend(["i3", "i1"], k).items]
+        assert [o.score for o in found.items] == pytest.approx(scores, abs=1e-5)
+    odd = {"filter": lambda item: "odd" in item.categories}
+    filtered = [[o.item_id for o in recommender.recommend(["i3"], 20, **odd).items] for recommender in (exact, through)]
+    assert filtered[0] == filtered[1]
+    assert asked
+
+
+@pytest.mark.parametrize("bias", [-20.0, 20.0])
+def test_what_was_taken_is_found_or_not_as_the_model_scores_it(
+    bias: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index knows products alone, and the model adds to those of the history."""
+    monkeypatch.setattr("msm4sr.recommend.scoring.APPROXIMATE_SHARE", 1)
+    exact, through = approximate(tmp_path, seen_item_bias=True)
+    for recommender in (exact, through):
+        recommender.model.seen_item_bias.data.fill_(bias)  # type: ignore[union-attr, operator]
+        recommender.add_items([new_item("n0", picture=b"x")])
+    history = ["i3", "n0", "i1"]
+    for k in (1, 3, 5):
+        (found, expected) = (one.recommend(history, k, exclude_seen=False).items for one in (through, exact))
+        assert [one.item_id for one in found] == [one.item_id for one in expected]
+        assert ({one.item_id for one in found} <= set(history)) is (bias > 0 and k <= 3)
+
+
+def test_a_run_keeps_its_index_beside_its_model(run_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    first = load_recommender(copy, SETTINGS)
+    assert first.index is not None
+    assert {"index.usearch", "index.json"} <= {path.name for path in (copy / "model").iterdir()}
+    assert first.index.recall > 0.9
+    assert load_recommender(copy).index is None
+    assert load_recommender(copy, IndexSettings(approximate_from=60)).index is not None

@@ -1,0 +1,102 @@
+"""ONNX Runtime gives what PyTorch gives."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from builders import make_model
+from services import train
+
+from msm4sr.errors import InputError
+from msm4sr.experiments.loading import export_run
+from msm4sr.models.base import ProductModel
+from msm4sr.models.registry import MODELS, from_pretrained
+from msm4sr.recommend.onnx_export import write_graphs
+
+PRODUCTS = [name for name in MODELS if isinstance(make_model(name), ProductModel)]
+
+
+def session(file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_histories_of_any_number_and_length_score_as_in_pytorch(name: str, tmp_path: Path) -> None:
+    model = make_model(name).eval()
+    write_graphs(model, tmp_path)
+    graph = session(tmp_path / "histories.onnx")
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        keys = model.scoring_vectors(catalogue)
+        for wanted in ([1], [3], [1, 4, 2], [50, 1]):
+            lengths = [min(length, model.max_history) for length in wanted]
+            rows = torch.randint(0, model.n_items, (len(lengths), max(lengths)))
+            expected = model.score(rows, torch.tensor(lengths), catalogue, keys)
+            distinct, places = rows.unique(return_inverse=True)
+            told = {"vectors": catalogue[distinct], "histories": places, "lengths": torch.tensor(lengths)}
+            (queries,) = graph.run(None, {name: array.numpy() for name, array in told.items()})
+            np.testing.assert_allclose(queries @ keys.numpy().T, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tmp_path: Path) -> None:
+    model = make_model("msm4sr", whiten=whiten).eval()
+    write_graphs(model, tmp_path)
+    graph = session(tmp_path / "items.onnx")
+    for counts in (
+        {"text": [2, 0, 1], "visual": [1, 3, 0]},
+        {"text": [1], "visual": [0]},
+        {"text": [0], "visual": [5]},
+    ):
+        features = {
+            name: (torch.randn(sum(lengths), model.features[name].dim), torch.tensor([0, *lengths]).cumsum(0))
+            for name, lengths in counts.items()
+        }
+        told = {name: rows.numpy() for name, (rows, _) in features.items()}
+        told["lengths"] = np.array([counts[name] for name in model.content_modalities])
+        vectors, keys = graph.run(None, told)
+        with torch.no_grad():
+            expected = model.encode_new_items(features)
+            np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-4)
+            np.testing.assert_allclose(keys, model.scoring_vectors(expected).numpy(), atol=1e-4)
+
+
+def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(run_folder: Path, tmp_path: Path) -> None:
+    files = export_run(run_folder, tmp_path / "out")
+    assert [file.name for file in files] == [
+        "README.md",
+        "catalogue.safetensors",
+        "histories.onnx",
+        "items.json",
+        "items.onnx",
+    ]
+    text = (tmp_path / "out" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=True
+    ).stdout
+    model = from_pretrained(run_folder / "model")
+    item_ids = json.loads((tmp_path / "out" / "items.json").read_text())["item_ids"]
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        scores = model.score(torch.tensor([[0, 1, 2]]), torch.tensor([3]), catalogue, model.scoring_vectors(catalogue))
+    best = [item_ids[item] for item in scores[0].argsort(descending=True)[:10]]
+    assert ast.literal_eval(said) == best
+
+
+def test_a_model_without_vectors_and_a_full_folder_are_refused(run_folder: Path, tmp_path: Path, toyshop: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(InputError, match="name a new or an empty folder"):
+        export_run(run_folder, tmp_path / "full")
+    with pytest.raises(InputError, match="itemknn encodes no history"):
+        export_run(train(toyshop, tmp_path / "itemknn", "itemknn"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

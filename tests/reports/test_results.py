@@ -1,0 +1,71 @@
+"""Reading a grid folder: what became of each cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from grids import cell_folder, fail_cell, write_cell, write_grid
+
+from msm4sr.errors import InputError
+from msm4sr.reports.results import read_grid
+
+
+def test_each_cell_is_finished_failed_at_work_or_missing(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), ("shop", "films"))
+    write_cell(grid, "sasrec", [1, 2, 3])
+    fail_cell(grid, "msm4sr", "no memory")
+    cell_folder(grid, "sasrec", "films").mkdir(parents=True)
+    (cell_folder(grid, "sasrec", "films") / "cell.claim").write_text("{}")
+    results = read_grid(grid)
+    found = {(cell.data, cell.row): (cell.state, cell.reason) for cell in results.all()}
+    assert found == {
+        ("shop", "sasrec"): ("finished", ""),
+        ("shop", "msm4sr"): ("failed", "no memory"),
+        ("films", "sasrec"): ("at work", ""),
+        ("films", "msm4sr"): ("missing", ""),
+    }
+    (done,) = results.finished("shop", "sasrec")
+    assert done.metrics["test"]["recall@5"] == 1
+    assert done.settings == {"preset": "best", "model.name": "sasrec"}  # neither data nor seed, which name the cell
+    assert [epoch["epoch"] for epoch in done.epochs] == [1, 2, 3]
+    users = done.test_users()
+    assert users is not None
+    assert users["rank"].to_list() == [1, 2, 3]
+    assert (results.title, results.kind, results.ours) == ("A trial", "comparison", ("msm4sr",))
+    assert [row.label for row in results.rows] == ["SASREC", "MSM4SR"]
+
+
+def test_rows_that_share_a_label_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "sine", "msm4sr"), labels={"sasrec": "A", "sine": "A"})
+    assert [row.label for row in read_grid(grid).rows] == ["A (sasrec)", "A (sine)", "MSM4SR"]
+
+
+def test_what_is_no_grid_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no grid here \(no grid\.yaml\); `msm4sr compare` makes one$"):
+        read_grid(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: x")
+    with pytest.raises(InputError, match=r"report\.html"):
+        read_grid(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "a: [", "name: x", "name: x\ndata: 3\nseeds: [0]\nrows: []"])
+def test_a_damaged_grid_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"grid\.yaml"):
+        read_grid(tmp_path)
+
+
+def test_metrics_of_something_else_are_named(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid")
+    (write_cell(grid, "sasrec", [1, 2]) / "metrics.json").write_text('{"validation": {}}')
+    with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a run; `msm4sr evaluate"):
+        read_grid(grid)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "metrics.jsonl", "users.parquet"])
+def test_a_damaged_file_of_a_cell_is_named(tmp_path: Path, name: str) -> None:
+    grid = write_grid(tmp_path / "grid")
+    (write_cell(grid, "sasrec", [1, 2]) / name).write_text("{half a li")
+    with pytest.raises(InputError, match=rf"seed-0/{name}"):
+        read_grid(grid).outcomes["shop", "sasrec"][0].test_users()
