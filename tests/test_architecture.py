@@ -1,4 +1,4 @@
-"""The rules of the house that no single module can keep alone."""
+"""The rules that no single module can keep alone: imports, vocabulary, size, no pickle."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "msm4sr"
 MAX_TRACKED_BYTES = 1024 * 1024  # 1 MiB
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 
 def python_files() -> list[Path]:
     found = sorted(SOURCE.rglob("*.py"))
-    assert found, f"no Python files under {SOURCE}: the tests below would pass for nothing"
+    assert found, f"no Python files under {SOURCE}: the tests below would check nothing"
     return found
 
 
@@ -98,7 +100,7 @@ def test_a_torch_file_is_read_by_features_only() -> None:
     assert readers <= {"features"}
 
 
-def test_the_arrows_between_rooms_point_one_way() -> None:
+def test_the_import_contracts_are_kept() -> None:
     command = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([command, "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -139,3 +141,64 @@ def test_no_two_files_of_tests_have_one_name() -> None:
     names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
     assert len(names) > 20
     assert not [name for name in names if names.count(name) > 1]
+
+
+def test_the_vocabulary_is_kept() -> None:
+    """DESIGN section 8: one term per concept, in code, options, messages, tests and documentation."""
+    searched = vocabulary.files()
+    assert len(searched) > 200, "the search must cover src, tests, benchmarks, docs, configs and the README"
+    found = [line for path in searched for line in vocabulary.search(path)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("term", sorted(vocabulary.EXAMPLES))
+def test_the_search_for_the_vocabulary_finds_a_replaced_term(term: str, tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(f"A line with {vocabulary.EXAMPLES[term]} in it.\n")
+    assert [found for found in vocabulary.search(file) if term in found], vocabulary.EXAMPLES[term]
+
+
+def test_the_search_for_the_vocabulary_passes_plain_english(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text("It takes seconds to rank all items; math.floor rounds down. Users interact with seen items.\n")
+    assert not list(vocabulary.search(file))
+
+
+def test_no_file_and_no_function_is_long() -> None:
+    long: list[str] = []
+    for path in python_files():
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(ROOT)
+        if (lines := text.count("\n")) > MAX_FILE_LINES:
+            long.append(f"{name}: {lines} lines, at most {MAX_FILE_LINES}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    long.append(f"{name}:{node.lineno} {node.name}: {length} lines, at most {MAX_FUNCTION_LINES}")
+    assert not long, "\n".join(long)
+
+
+def test_only_the_command_line_uses_rich() -> None:
+    users = {
+        path.relative_to(SOURCE).parts[0]
+        for path in python_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich")
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "rich" for alias in node.names))
+    }
+    assert users <= {"cli"}
+
+
+def test_only_models_look_at_the_class_of_a_model() -> None:
+    """Other packages ask for declared capabilities (`msm4sr.models.capabilities`)."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
+        for path in python_files()
+        if path.relative_to(SOURCE).parts[0] != "models"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and dotted(node.func) == "isinstance"
+        and "model" in dotted(node.args[0]).split(".")
+    ]
+    assert not found, "\n".join(found)

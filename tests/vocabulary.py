@@ -41,6 +41,34 @@ TERMS: dict[str, str] = {
     "table writer": r"sheets?(?!\.)",
     "user, customer, example user": r"people|persons?|somebody|nobody|anybody",
 }
+EXAMPLES = {
+    "interact, interaction, seen item, unseen item": "an item that was taken",
+    "image": "two pictures",
+    "seen items included, excluded (exclude_seen)": "histories left out",
+    "missing-modality embedding": "a learned stand-in",
+    "non-learned baseline": "two floors",
+    "random, chance": "a ranking by lot",
+    "package, module, import contract": "the rooms",
+    "resume; from scratch; bit-identical": "a run that goes on",
+    "catalogue, catalogue page": "items on the wall",
+    "precomputed embeddings": "vectors of your own",
+    "chunk": "a stretch of items",
+    "backend": "the ways of an encoder",
+    'embedding dimension ("384-d")': "vectors of 384 numbers",
+    "item embeddings, item vectors": "an item's key",
+    "collaborative similarity": "by taste",
+    "cold-start targets": "the arrivals",
+    "num_keywords": "features.visual.words=5",
+    "seen-item bias": "model.repeat_bias",
+    "paired comparison": "its twins",
+    "extend the catalogue": "the grown model",
+    "log, callback, report": "a monitor is told",
+    "complete, self-contained": "the whole run",
+    "table writer": "a sheet",
+    "user, customer, example user": "what people see",
+}
+"""A phrase that the pattern of each term must find; for the tests."""
+
 # Lines that must use such a word: other projects' names, quoted titles, data.
 ALLOWED = re.compile(r"math\.floor|np\.floor|torch\.floor|vocabulary: allow|style\s?sheets?|stylesheet|spreadsheet")
 OWN = {"tests/vocabulary.py"}
@@ -61,7 +89,7 @@ def files(paths: list[str] | None = None) -> list[Path]:
 
 def search(path: Path) -> Iterator[str]:
     """Yield "file:line: 'word' -> what to say" for each replaced term in a file."""
-    name = str(path.relative_to(ROOT))
+    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     if name in OWN:
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

@@ -12,6 +12,7 @@ from msm4sr.cli.compare import compare
 from msm4sr.cli.console import log_to_console
 from msm4sr.cli.data import data
 from msm4sr.cli.demo import demo
+from msm4sr.cli.doctor import doctor
 from msm4sr.cli.export import export
 from msm4sr.cli.features import features
 from msm4sr.cli.fetch import fetch_images
@@ -29,7 +30,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 log_to_console()
-for command in (run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, serve, features, demo):
+for command in (
+    run,
+    extract,
+    pretrain,
+    finetune,
+    evaluate,
+    tune,
+    compare,
+    report,
+    recommend,
+    serve,
+    features,
+    demo,
+    doctor,
+):
     app.command()(command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")
