@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from builders import every_input, make_model
 
+from msm4sr.data.items import Item
 from msm4sr.experiments.loading import vectors_of_all
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import begin_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, train_stage
-from msm4sr.features.content import Content, ContentEncoder, Encoded
+from msm4sr.features.content import ContentEncoder
 from msm4sr.features.extract import FeatureSettings
 from msm4sr.models.base import ContentModel, Model
 from msm4sr.recommend.catalogue import Base, NewItem
@@ -29,17 +31,17 @@ class HashingEncoder(ContentEncoder):
     def __init__(self, dims: dict[str, int]) -> None:
         super().__init__(Path("nowhere"), FeatureSettings(), dims)
 
-    def encode(self, items: Sequence[Content]) -> list[Encoded]:
+    def encode(self, items: Sequence[Item]) -> list[Item]:
         return [self._encode(item) for item in items]
 
-    def _encode(self, item: Content) -> Encoded:
+    def _encode(self, item: Item) -> Item:
         sentences = [part for part in (item.title, item.text) if part]
         rows = {
             "text": [self._vector("text", sentence.encode()) for sentence in sentences],
-            "visual": [self._vector("visual", picture) for picture in item.pictures],
+            "visual": [self._vector("visual", image) for image in item.images if isinstance(image, bytes)],
         }
         stacked = {name: np.array(rows[name], np.float32).reshape(-1, dim) for name, dim in self.dims.items()}
-        return Encoded(stacked, sentences)
+        return replace(item, features=stacked, sentences=sentences)
 
     def _vector(self, modality: str, data: bytes) -> np.ndarray:
         return np.random.default_rng(zlib.crc32(data)).normal(size=self.dims[modality]).astype(np.float32)

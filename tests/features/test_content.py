@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.data.items import Item
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
 from msm4sr.features.backends import cosines
-from msm4sr.features.content import Content, ContentEncoder
+from msm4sr.features.content import ContentEncoder
 from msm4sr.features.extract import FeatureSettings, TextSettings, VisualSettings, extract_features, store_names
 from msm4sr.features.store import Features, read_manifest, read_rows
 
-WAYS = {
+KINDS = {
     "pooled": VisualSettings(kind="pooled"),
     "labels": VisualSettings(kind="keywords"),
     "learned": VisualSettings(kind="keywords", min_texts=20, num_keywords=5),
@@ -34,82 +36,93 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
-def content_of(dataset: Dataset, item: int) -> Content:
-    title, text, images = dataset.items.select("title", "text", "image").row(item)
-    return Content(title, text, [(dataset.folder / path).read_bytes() for path in images or ()])
+def item_of(dataset: Dataset, row: int) -> Item:
+    item = Item.from_row(dataset.items, row)
+    return replace(item, images=[(dataset.folder / str(path)).read_bytes() for path in item.images])
 
 
 def rows_of(features: Features, item: int) -> np.ndarray:
     return np.asarray(features.vectors[features.offsets[item] : features.offsets[item + 1]])
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_item_of_the_catalogue_gets_the_features_that_it_has(dataset: Dataset, out: Path, way: str) -> None:
-    settings = FeatureSettings(visual=WAYS[way])
-    stored = extract_features(dataset, out / way, settings)
-    encoder = ContentEncoder(out / way, settings, {name: rows.vectors.shape[1] for name, rows in stored.items()})
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_of_the_catalogue_gets_the_features_that_it_has(dataset: Dataset, out: Path, kind: str) -> None:
+    settings = FeatureSettings(visual=KINDS[kind])
+    stored = extract_features(dataset, out / kind, settings)
+    encoder = ContentEncoder(out / kind, settings, {name: rows.vectors.shape[1] for name, rows in stored.items()})
     items = list(range(12))
-    encoded = encoder.encode([content_of(dataset, item) for item in items])
+    encoded = encoder.encode([item_of(dataset, item) for item in items])
     names = store_names(settings)
-    table = read_rows(out / way / names["visual"])
+    table = read_rows(out / kind / names["visual"])
     assert table is not None
     same = 0
     for item, found in zip(items, encoded, strict=True):
         text, visual = rows_of(stored["text"], item), rows_of(stored["visual"], item)
-        assert found.rows["text"].shape == text.shape
+        assert found.features["text"].shape == text.shape
         assert len(text) == len(found.sentences)
-        assert not len(text) or cosines(text, found.rows["text"]).min() > 0.99  # bf16 rounds by a batch's company
-        assert found.rows["visual"].shape == visual.shape
-        if way == "pooled":
-            np.testing.assert_allclose(found.rows["visual"], visual, atol=1e-3)
+        assert not len(text) or cosines(text, found.features["text"]).min() > 0.99  # bf16 rounding depends on the batch
+        assert found.features["visual"].shape == visual.shape
+        if kind == "pooled":
+            np.testing.assert_allclose(found.features["visual"], visual, atol=1e-3)
         elif len(visual):
             words = table["words"][int(stored["visual"].offsets[item])].to_list()
             same += found.keywords[0] == words
             alike = len(set(found.keywords[0]) & set(words)) / len(words)
             # labels are the network's own; what was learned out of fold differs from what was learned from all
-            assert alike == 1 if way == "labels" else found.keywords[0]
-    manifest = read_manifest(out / way / names["visual"])
+            assert alike == 1 if kind == "labels" else found.keywords[0]
+    manifest = read_manifest(out / kind / names["visual"])
     assert manifest is not None
-    if way == "learned":
+    if kind == "learned":
         assert manifest["tagger"] == "offline"
         vocabulary = set(manifest["vocabulary_words"])
-        assert all(set(picture) <= vocabulary for found in encoded for picture in found.keywords)
-    if way == "labels":
+        assert all(set(words) <= vocabulary for found in encoded for words in found.keywords)
+    if kind == "labels":
         assert same > 0
 
 
-def test_what_cannot_be_used_is_told_and_what_is_lacking_has_no_row(out: Path) -> None:
-    encoder = ContentEncoder(out, FeatureSettings(visual=WAYS["pooled"]), {"text": 384, "visual": 1280})
-    empty, broken = encoder.encode([Content(), Content("A title", pictures=[b"no picture"])])
-    assert [rows.shape for rows in empty.rows.values()] == [(0, 384), (0, 1280)]
-    assert broken.rows["text"].shape == (1, 384)
-    assert broken.rows["visual"].shape == (0, 1280)
-    assert broken.broken == {0: "not an image (JPEG, PNG, WEBP, GIF, BMP, TIFF can be read)"}
+def test_an_item_without_content_has_no_rows(out: Path) -> None:
+    encoder = ContentEncoder(out, FeatureSettings(visual=KINDS["pooled"]), {"text": 384, "visual": 1280})
+    empty, titled = encoder.encode([Item("N-1"), Item("N-2", "A title")])
+    assert [rows.shape for rows in empty.features.values()] == [(0, 384), (0, 1280)]
+    assert titled.features["text"].shape == (1, 384)
+    assert titled.features["visual"].shape == (0, 1280)
+    assert encoder.encode([]) == []
 
 
-def test_vectors_of_ones_own_are_taken_as_they_are(out: Path) -> None:
-    encoder = ContentEncoder(out, FeatureSettings(text=TextSettings()), {"audio": 3}, own=["audio"])
-    (found,) = encoder.encode([Content("not read", vectors={"audio": np.array([1.0, 2.0, 3.0])})])
-    np.testing.assert_array_equal(found.rows["audio"], [[1, 2, 3]])
-    assert found.sentences == []
+def test_an_image_that_cannot_be_used_is_an_error(dataset: Dataset, out: Path) -> None:
+    encoder = ContentEncoder(out, FeatureSettings(visual=KINDS["pooled"]), {"text": 384, "visual": 1280})
+    good = next(item.images[0] for row in range(60) if (item := item_of(dataset, row)).images)
+    message = r"item 'N-1': image 2 cannot be used: not an image \(JPEG, PNG, WEBP, GIF, BMP, TIFF can be read\)"
+    with pytest.raises(InputError, match=message):
+        encoder.encode([Item("N-1", "A title", images=[good, b"no image"])])
+    with pytest.raises(InputError, match="image 1 cannot be used: give the bytes of the file"):
+        encoder.encode([Item("N-1", images=["images/a.jpg"])])
+
+
+def test_precomputed_embeddings_are_used_unchanged(out: Path) -> None:
+    encoder = ContentEncoder(out, FeatureSettings(text=TextSettings()), {"audio": 3}, precomputed=["audio"])
+    (found,) = encoder.encode([Item("N-1", "not read", features={"audio": np.array([1.0, 2.0, 3.0])})])
+    np.testing.assert_array_equal(found.features["audio"], [[1, 2, 3]])
+    assert found.features["audio"].dtype == np.float32
+    assert list(found.sentences) == []
 
 
 @pytest.mark.parametrize(
-    ("vectors", "message"),
+    ("features", "message"),
     [
-        ({"sound": np.zeros(3)}, "vectors for 'sound': the run takes vectors of these modalities: audio"),
-        ({"audio": np.zeros(4)}, "vectors for 'audio': they should be 3 finite numbers a row"),
-        ({"audio": np.array([0.0, np.nan, 0.0])}, "3 finite numbers"),
+        ({"sound": np.zeros(3)}, "embeddings for 'sound': the run has precomputed embeddings of: audio"),
+        ({"audio": np.zeros(4)}, "embeddings for 'audio': they must be 3-d and finite"),
+        ({"audio": np.array([0.0, np.nan, 0.0])}, "3-d and finite"),
     ],
 )
-def test_vectors_that_do_not_fit_are_refused(out: Path, vectors: dict[str, np.ndarray], message: str) -> None:
-    encoder = ContentEncoder(out, FeatureSettings(), {"audio": 3}, own=["audio"])
+def test_embeddings_that_do_not_fit_are_an_error(out: Path, features: dict[str, np.ndarray], message: str) -> None:
+    encoder = ContentEncoder(out, FeatureSettings(), {"audio": 3}, precomputed=["audio"])
     with pytest.raises(InputError, match=message):
-        encoder.encode([Content(vectors=vectors)])
+        encoder.encode([Item("N-1", features=features)])
 
 
-def test_keywords_of_a_run_whose_features_are_gone_are_told(dataset: Dataset, tmp_path: Path) -> None:
-    encoder = ContentEncoder(tmp_path, FeatureSettings(visual=WAYS["labels"]), {"visual": 384})
-    item = next(item for item in range(60) if content_of(dataset, item).pictures)
+def test_keywords_of_a_run_whose_features_are_gone_are_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    encoder = ContentEncoder(tmp_path, FeatureSettings(visual=KINDS["labels"]), {"visual": 384})
+    item = next(item for item in range(60) if item_of(dataset, item).images)
     with pytest.raises(InputError, match="the features that the run was trained on are gone"):
-        encoder.encode([content_of(dataset, item)])
+        encoder.encode([item_of(dataset, item)])

@@ -179,8 +179,8 @@ def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[st
     ("fields", "pictures", "status", "words"),
     [
         ({"title": ""}, [], 422, ["nothing to know it by; give it a text or visual"]),
-        ({}, [b"no picture"], 422, ["picture 1 cannot be used: not an image"]),
-        ({}, [jpeg(), jpeg()[:100]], 422, ["picture 2 cannot be used: damaged or cut short"]),
+        ({}, [b"no picture"], 422, ["image 1 cannot be used: not an image"]),
+        ({}, [jpeg(), jpeg()[:100]], 422, ["image 2 cannot be used: damaged or cut short"]),
         ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),
         ({}, [jpeg()] * 9, 422, ["9 pictures; send 8 at most"]),
         ({"text": "x" * 20_001}, [], 422, ["20,000 are read at most"]),
@@ -268,7 +268,8 @@ def test_of_pictures_those_that_can_be_read_are_taken(
         assert answer.json()["pictures"] == 1
         assert client.delete("/items/n").status_code == 204
     else:
-        assert_problem(answer, status, "picture" if status == 422 else "multipart")
+        problem = "pictures; send" if len(files) > 8 else "image 1 cannot be used"
+        assert_problem(answer, status, problem if status == 422 else "multipart")
     assert client.get("/items/n").status_code == 404
 
 

@@ -187,7 +187,7 @@ def test_a_new_item_is_scored_by_its_content_alone() -> None:
     recommender.add_items([new_item("n0", picture=b"one")])
     encoded = recommender.catalogue.added[0].encoded
     z = [
-        model.encoders[a](torch.from_numpy(encoded.rows[a]), torch.tensor([len(encoded.rows[a])]))[0]
+        model.encoders[a](torch.from_numpy(encoded.features[a]), torch.tensor([len(encoded.features[a])]))[0]
         for a in ("text", "visual")
     ]
     keys = torch.cat(z).detach()
@@ -451,7 +451,7 @@ def test_a_run_is_loaded_and_recommends_items_that_came_after_it(run_folder: Pat
 
 def test_a_broken_picture_is_told_by_its_number(run_folder: Path) -> None:
     recommender = load_recommender(run_folder)
-    with pytest.raises(InputError, match="item 'n': picture 1 cannot be used: not an image"):
+    with pytest.raises(InputError, match="item 'n': image 1 cannot be used: not an image"):
         recommender.add_items([NewItem("n", "A thing", pictures=[b"no picture"])])
 
 

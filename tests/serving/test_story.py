@@ -147,7 +147,7 @@ def test_a_photo_that_is_none_is_told_in_the_form(page: Page, tmp_path: Path) ->
     page.get_by_label("Title", exact=True).fill("A thing")
     page.get_by_label("Photo").set_input_files(tmp_path / "photo.jpg")
     page.locator("#send-add").click()
-    expect(page.locator("#add-told")).to_contain_text("picture 1 cannot be used: not an image")
+    expect(page.locator("#add-told")).to_contain_text("image 1 cannot be used: not an image")
     page.keyboard.press("Escape")
     expect(page.locator("#add")).to_be_hidden()
 

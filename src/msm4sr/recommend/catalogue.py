@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msm4sr.data import items as content
 from msm4sr.errors import InputError
-from msm4sr.features.content import Encoded
 
 
 class UnknownItem(InputError):
@@ -50,7 +50,7 @@ class EncodedItem:
     text: str | None
     categories: tuple[str, ...]
     pictures: int
-    encoded: Encoded
+    encoded: content.Item
 
 
 @dataclass(frozen=True)

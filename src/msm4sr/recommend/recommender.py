@@ -6,7 +6,7 @@ import difflib
 import heapq
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -16,9 +16,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from msm4sr.data import items as content
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.features.content import Content, ContentEncoder
+from msm4sr.features.content import ContentEncoder
 from msm4sr.features.images import BrokenImage, read_image
 from msm4sr.features.text import item_sentences
 from msm4sr.models.base import ContentModel, Model, ProductModel, Scorer
@@ -298,13 +299,11 @@ class Recommender:
         encoder = self._encoder()
         if new_ids:
             self._check_new([item.item_id for item in items])
-        contents = [Content(item.title, item.text, item.pictures, item.vectors) for item in items]
-        encoded = encoder.encode(contents)
+        contents = [content.Item(i.item_id, i.title, i.text, images=i.pictures, features=i.vectors) for i in items]
+        encoded = [replace(one, images=()) for one in encoder.encode(contents)]
         for item, one in zip(items, encoded, strict=True):
-            for place, reason in one.broken.items():
-                raise InputError(f"item {item.item_id!r}: picture {place + 1} cannot be used: {reason}")
-            if not any(len(rows) for rows in one.rows.values()):
-                needs = " or ".join(sorted(one.rows))
+            if not any(len(rows) for rows in one.features.values()):
+                needs = " or ".join(sorted(one.features))
                 raise InputError(f"item {item.item_id!r}: there is nothing to know it by; give it a {needs}")
         return [
             EncodedItem(i.item_id, i.title, i.text, tuple(i.categories), len(i.pictures), one)
@@ -366,7 +365,7 @@ class Recommender:
         assert isinstance(self.model, ContentModel)
         features = {}
         for name in self.modalities:
-            rows = [torch.from_numpy(item.encoded.rows[name]) for item in items]
+            rows = [torch.from_numpy(item.encoded.features[name]) for item in items]
             lengths = torch.tensor([len(part) for part in rows])
             features[name] = (torch.cat(rows), torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
         with torch.inference_mode():
@@ -417,7 +416,7 @@ class Recommender:
         n = len(catalogue.base)
         if row >= n:
             encoded = catalogue.added[row - n].encoded
-            texts, vectors = encoded.sentences, encoded.rows["text"]
+            texts, vectors = list(encoded.sentences), encoded.features["text"]
         else:
             chosen, item = self.encoder.settings.text, catalogue.item(row)
             title = item.title if item.title != item.item_id else None

@@ -192,7 +192,11 @@ def made_by(recommender: Recommender) -> str:
     encoder = recommender.encoder
     if encoder is None:
         return ""
-    record = {"settings": encoder.settings.model_dump(mode="json"), "dims": encoder.dims, "own": sorted(encoder.own)}
+    record = {
+        "settings": encoder.settings.model_dump(mode="json"),
+        "dims": encoder.dims,
+        "precomputed": sorted(encoder.precomputed),
+    }
     if encoder.settings.visual.kind == "keywords":
         record["folder"] = str(encoder.folder)  # words and their map are learned from the catalogue there
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()

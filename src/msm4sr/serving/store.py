@@ -18,8 +18,8 @@ from threading import Lock
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from msm4sr.data.items import Item
 from msm4sr.errors import InputError
-from msm4sr.features.content import Encoded
 from msm4sr.recommend.catalogue import EncodedItem, ItemExists, NewItem, UnknownItem
 
 FILE = "items.sqlite"
@@ -133,7 +133,7 @@ class ItemStore:
         if removed:
             return Change(number, item_id, None, bool(replaces), "")
         try:
-            encoded = Encoded(load(features), **json.loads(words))
+            encoded = Item(item_id, features=load(features), **json.loads(words))
         except (SafetensorError, ValueError, TypeError) as error:
             raise InputError(f"{self.file}: what is stored of item {item_id!r} is damaged ({error})") from None
         item = EncodedItem(item_id, title, text, tuple(json.loads(categories)), pictures, encoded)
@@ -176,7 +176,7 @@ class ItemStore:
                         json.dumps(list(item.categories)),
                         len(item.pictures),
                         made_by,
-                        save(one.encoded.rows),
+                        save(dict(one.encoded.features)),
                         json.dumps(words),
                     ),
                 )
@@ -209,7 +209,7 @@ class ItemStore:
                 words = {"sentences": one.encoded.sentences, "keywords": one.encoded.keywords}
                 self._connection.execute(
                     "UPDATE items SET features = ?, words = ?, made_by = ? WHERE item_id = ? AND removed = 0",
-                    (save(one.encoded.rows), json.dumps(words), made_by, one.item_id),
+                    (save(dict(one.encoded.features)), json.dumps(words), made_by, one.item_id),
                 )
 
     def _is_there(self, item_id: str) -> bool:
