@@ -43,20 +43,17 @@ CATEGORIES = [[0, 2], [1], [], [0], [0, 1, 2], [2], [], [1, 2], [0], [1], [2], [
 
 
 def ragged(sequences: Sequence[Sequence[int]]) -> Ragged:
-    offsets = np.cumsum([0, *(len(s) for s in sequences)]).astype(np.int64)
-    return Ragged(np.array([item for s in sequences for item in s], dtype=np.int32), offsets)
+    return Ragged.from_rows(sequences, np.int32)
 
 
 def make_dataset(sequences: Sequence[Sequence[int]], n_items: int) -> Dataset:
     """Users with these histories (3 items at least each, validation and test item included)."""
-    histories = ragged(sequences)
     names = [f"i{item}" for item in range(n_items)]
     return Dataset(
         folder=Path("nowhere"),
         user_ids=[f"u{user}" for user in range(len(sequences))],
         item_ids=names,
-        offsets=histories.offsets,
-        values=histories.values,
+        histories=ragged(sequences),
         items=pl.DataFrame({"item_id": names}),
         dropped={},
     )

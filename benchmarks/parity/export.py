@@ -34,12 +34,11 @@ DATA: dict[str, Any] = {
 def export_dataset(dataset: Dataset, folder: Path) -> None:
     """Write `folder`/NAME/NAME.inter and .item. Users and items are named by their numbers, and the time of an event
     is its place in the user's history: where several have the same time, the order is ours."""
-    lengths = np.diff(dataset.offsets)
     table = pl.DataFrame(
         {
-            "user_id:token": np.repeat(np.arange(dataset.n_users), lengths),
-            "item_id:token": dataset.values,
-            "timestamp:float": np.arange(len(dataset.values)) - np.repeat(dataset.offsets[:-1], lengths),
+            "user_id:token": dataset.histories.row_numbers,
+            "item_id:token": dataset.histories.values,
+            "timestamp:float": np.concatenate([np.arange(n) for n in dataset.histories.lengths]),
         }
     )
     numbers, _ = item_categories(dataset)

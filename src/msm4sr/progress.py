@@ -18,7 +18,7 @@ class Progress(Protocol):
 
         Args:
             title: what is done.
-            total: units of the whole task; None: unknown.
+            total: units of the complete task; None: unknown.
             unit: what is counted, for the speed ("items" shows "120 items/s"); empty: no speed is shown.
         """
         ...

@@ -16,8 +16,9 @@ T = TypeVar("T")
 
 def closest(name: str, names: Iterable[str]) -> str:
     """A hint for a misspelt name, such as "; did you mean 'sasrec'?"; empty where nothing is similar."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    lower = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
 
 
 class Registry(Mapping[str, T]):

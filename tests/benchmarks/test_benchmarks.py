@@ -82,7 +82,7 @@ def test_the_export_keeps_every_item_and_the_order_of_each_history(tmp_path: Pat
     dataset = make_dataset([[3, 1, 3, 0], [2, 2, 1]], 6)
     export_dataset(dataset, tmp_path)
     log = pl.read_csv(tmp_path / NAME / f"{NAME}.inter", separator="\t")
-    assert log.sort("user_id:token", "timestamp:float")["item_id:token"].to_list() == dataset.values.tolist()
+    assert log.sort("user_id:token", "timestamp:float")["item_id:token"].to_list() == dataset.histories.values.tolist()
     assert log["user_id:token"].to_list() == [0, 0, 0, 0, 1, 1, 1]
     assert pl.read_csv(tmp_path / NAME / f"{NAME}.item", separator="\t")["item_id:token"].to_list() == [*range(6)]
 

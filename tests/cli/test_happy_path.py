@@ -143,7 +143,7 @@ def test_graph_models_that_read_features_run_and_recommend(
 def test_popularity_recommends_what_was_taken_most_in_training(cli: Cli, shop: Path, tmp_path: Path) -> None:
     cli("run", shop, "--out", tmp_path / "run", "--model", "popularity")
     dataset = load_dataset(shop)
-    training = np.concatenate([dataset.history(user)[:-2] for user in range(dataset.n_users)])
+    training = np.concatenate([dataset.histories[user][:-2] for user in range(dataset.n_users)])
     counts = np.bincount(training, minlength=dataset.n_items)
     seen = dataset.item_ids[0]
     counts[0] = -1

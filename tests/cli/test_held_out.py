@@ -51,7 +51,7 @@ def test_those_who_took_one_of_them_last_are_measured_beside_chance(run: Path, s
 
 def last_items(shop: Path) -> dict[str, str]:
     whole = load_dataset(shop)
-    return {name: whole.item_ids[whole.history(user)[-1]] for user, name in enumerate(whole.user_ids)}
+    return {name: whole.item_ids[whole.histories[user][-1]] for user, name in enumerate(whole.user_ids)}
 
 
 def test_evaluation_alone_finds_the_same(cli: Cli, run: Path) -> None:

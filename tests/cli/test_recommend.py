@@ -21,7 +21,7 @@ def test_a_user_gets_ten_new_items_with_titles(cli: Cli, trained: Trained, shop:
     assert called.code == 0, called
     items = dict(pl.read_parquet(shop / "items.parquet").select("item_id", "title").iter_rows())
     dataset = load_dataset(shop)
-    taken = {dataset.item_ids[i] for i in dataset.history(dataset.user_ids.index("user-00007"))}
+    taken = {dataset.item_ids[i] for i in dataset.histories[dataset.user_ids.index("user-00007")]}
     listed = re.findall(r"│ \d+ │ (\S+) │", called.out)
     assert len(listed) == len(set(listed)) == 10
     assert not set(listed) & taken
@@ -30,7 +30,7 @@ def test_a_user_gets_ten_new_items_with_titles(cli: Cli, trained: Trained, shop:
 
 def test_a_user_is_a_history_of_everything_the_user_took(cli: Cli, trained: Trained, shop: Path) -> None:
     dataset = load_dataset(shop)
-    history = [dataset.item_ids[i] for i in dataset.history(dataset.user_ids.index("user-00007"))]
+    history = [dataset.item_ids[i] for i in dataset.histories[dataset.user_ids.index("user-00007")]]
     of_user = cli("recommend", trained.folder, "--user", "user-00007").out
     of_history = cli("recommend", trained.folder, "--history", *history).out
     assert of_user.partition("┏")[2] == of_history.partition("┏")[2] != ""

@@ -84,7 +84,7 @@ def test_the_folder_loads_as_a_dataset(shop: Path) -> None:
     prepare(shop)
     dataset = load_dataset(shop / "out")
     assert dataset.user_ids == ["u"]
-    assert [dataset.item_ids[item] for item in dataset.history(0)] == ["b", "c", "a"]
+    assert [dataset.item_ids[item] for item in dataset.histories[0]] == ["b", "c", "a"]
 
 
 def test_the_report_is_printed_and_written(shop: Path) -> None:

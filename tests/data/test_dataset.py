@@ -38,7 +38,7 @@ def write(folder: Path, rows: list[Row], items: list[str] | None = None) -> Path
 def histories(dataset: Dataset) -> dict[str, list[str]]:
     """User name to item names, oldest first."""
     return {
-        name: [dataset.item_ids[item] for item in dataset.history(user)] for user, name in enumerate(dataset.user_ids)
+        name: [dataset.item_ids[item] for item in dataset.histories[user]] for user, name in enumerate(dataset.user_ids)
     }
 
 
@@ -58,9 +58,9 @@ def test_users_are_numbered_by_first_appearance_and_items_by_the_catalogue() -> 
     dataset = load(rows, ["c", "unseen", "b", "a"])
     assert dataset.user_ids == ["z", "a"]
     assert dataset.item_ids == ["c", "unseen", "b", "a"]
-    assert dataset.values.tolist() == [3, 2, 0, 3, 2, 0]
-    assert dataset.offsets.tolist() == [0, 3, 6]
-    assert (dataset.values.dtype, dataset.offsets.dtype) == (np.int32, np.int64)
+    assert dataset.histories.values.tolist() == [3, 2, 0, 3, 2, 0]
+    assert dataset.histories.offsets.tolist() == [0, 3, 6]
+    assert (dataset.histories.values.dtype, dataset.histories.offsets.dtype) == (np.int32, np.int64)
 
 
 def test_row_i_of_items_describes_item_i() -> None:
@@ -258,7 +258,7 @@ def test_training_validation_and_test_make_the_full_history(rows: list[Row]) -> 
     assert len(training) == len(validation.histories) == len(test.histories) == dataset.n_users
     for user in range(dataset.n_users):
         joined = [*training[user], validation.targets[user], test.targets[user]]
-        assert joined == dataset.history(user).tolist()
+        assert joined == dataset.histories[user].tolist()
         assert validation.histories[user].tolist() == training[user].tolist()
         assert test.histories[user].tolist() == [*training[user], validation.targets[user]]
 
@@ -280,8 +280,8 @@ def test_the_core_is_satisfied_maximal_and_a_fixed_point(rows: list[Row], user_c
     )
     if dataset is None:
         return
-    taken = np.bincount(dataset.values, minlength=dataset.n_items)
-    assert (np.diff(dataset.offsets) >= max(user_core, 3)).all()
+    taken = np.bincount(dataset.histories.values, minlength=dataset.n_items)
+    assert (dataset.histories.lengths >= max(user_core, 3)).all()
     assert (taken >= item_core).all()
     again = load(
         [event for event in rows if event in events],
@@ -348,7 +348,7 @@ def test_without_items_that_are_held_out_the_data_is_as_if_they_had_never_been()
     assert histories(left) == histories(reference)
     assert left.item_ids == reference.item_ids == left.items["item_id"].to_list()
     assert left.dropped["items: held out"] == 9
-    assert left.dropped["interactions: with items held out"] == sum(row[1] in gone for row in drawn_rows())
+    assert left.dropped["interactions: held out"] == sum(row[1] in gone for row in drawn_rows())
     assert left.n_users < whole.n_users, "some had too few interactions left"
     assert left.dropped["users: fewer than 3 interactions"] == whole.n_users - left.n_users
 

@@ -165,7 +165,7 @@ def test_validation_and_test_rank_their_own_item_given_all_before_it(part: str) 
     back = 2 if part == "validation" else 1
     histories, targets = [], []
     for user in range(DATASET.n_users):
-        history = DATASET.history(user).tolist()
+        history = DATASET.histories[user].tolist()
         histories.append(history[:-back])
         targets.append(history[-back])
     expected = ranks_slowly(model, Targets(ragged(histories), np.array(targets)))

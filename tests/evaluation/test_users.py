@@ -23,10 +23,10 @@ def test_each_user_has_a_row_in_each_part_with_the_target_and_how_often_training
     rows = table()
     assert dict(rows.schema) == SCHEMA
     assert len(rows) == 2 * DATASET.n_users
-    trained = [DATASET.item_ids[i] for user in range(DATASET.n_users) for i in DATASET.history(user)[:-2]]
+    trained = [DATASET.item_ids[i] for user in range(DATASET.n_users) for i in DATASET.histories[user][:-2]]
     expected = [(part, back) for part, back in (("validation", 2), ("test", 1)) for _ in range(DATASET.n_users)]
     for row, (part, back) in zip(rows.iter_rows(named=True), expected, strict=True):
-        history = DATASET.history(DATASET.user_ids.index(row["user_id"]))
+        history = DATASET.histories[DATASET.user_ids.index(row["user_id"])]
         assert row["part"] == part
         assert row["item_id"] == DATASET.item_ids[history[-back]]
         assert row["item_count"] == trained.count(row["item_id"])

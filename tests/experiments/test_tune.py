@@ -22,6 +22,7 @@ from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search
 from msm4sr.experiments.settings import resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
+from msm4sr.ragged import Ragged
 from msm4sr.training.stage import train_stage
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=4", "finetune.max_steps=0")
@@ -121,17 +122,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def with_other_test_items(dataset: Dataset) -> Dataset:
-    values = dataset.values.copy()
-    last = dataset.offsets[1:] - 1
+    values, offsets = dataset.histories.values.copy(), dataset.histories.offsets
+    last = offsets[1:] - 1
     values[last] = (values[last] + 5) % dataset.n_items
-    return replace(dataset, values=values)
+    return replace(dataset, histories=Ragged(values, offsets))
 
 
 @pytest.mark.parametrize("parameters", [KNN, SASREC], ids=["itemknn", "sasrec"])
 def test_trials_are_the_same_whatever_the_test_items_are(tmp_path: Path, parameters: dict[str, Any]) -> None:
     dataset = cycle_dataset(30, 12)
     other = with_other_test_items(dataset)
-    assert not np.array_equal(dataset.values, other.values)
+    assert not np.array_equal(dataset.histories.values, other.histories.values)
     found, expected = (tune(tuning(tmp_path / name, parameters, 3, d)) for name, d in (("a", other), ("b", dataset)))
     assert told(found) == told(expected)
 

@@ -203,7 +203,7 @@ def test_the_kept_propagation_is_dropped_by_a_step_and_by_new_weights(make: Call
 def test_a_seed_gives_the_same_digits_on_two_threads(make: Callable[..., GraphModel]) -> None:
     rng = np.random.default_rng(0)
     dataset = make_dataset([rng.integers(0, 40, rng.integers(3, 30)).tolist() for _ in range(60)], n_items=40)
-    inputs = make_inputs([dataset.history(user)[:-2].tolist() for user in range(60)], 40, ("text", "visual"))
+    inputs = make_inputs([dataset.histories[user][:-2].tolist() for user in range(60)], 40, ("text", "visual"))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

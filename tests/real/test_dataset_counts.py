@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from msm4sr.data.dataset import load_dataset
@@ -34,7 +33,7 @@ def test_counts_equal_those_of_the_readme(
     with_image: int,
 ) -> None:
     dataset = load_dataset(real_data(name))
-    lengths = np.diff(dataset.offsets)
+    lengths = dataset.histories.lengths
     assert (dataset.n_users, dataset.n_items, dataset.n_interactions) == (users, items, interactions)
     assert (lengths.min(), lengths.max()) == (shortest, longest)
     assert (dataset.items["text"].count(), dataset.items["image"].count()) == (with_text, with_image)

@@ -71,7 +71,7 @@ def test_recommendations_for_a_real_user_are_films_not_yet_watched(finished: Pat
     page = finished / "next.html"
     result = CliRunner().invoke(app, ["recommend", str(finished), "--user", dataset.user_ids[0], "--html", str(page)])
     assert result.exit_code == 0, result.output
-    watched = {dataset.items["title"][int(item)] for item in dataset.history(0)}
+    watched = {dataset.items["title"][int(item)] for item in dataset.histories[0]}
     rows = [line for line in result.output.splitlines() if line.startswith("│")]
     assert len(rows) == 10
     assert not any(title in row for title in watched for row in rows)
@@ -82,4 +82,4 @@ def test_no_item_of_validation_or_test_is_trained_on(films: Path) -> None:
     dataset = load_dataset(films)
     training = training_histories(dataset)
     for user in range(dataset.n_users):
-        assert training[user].tolist() == dataset.history(user)[:-2].tolist()
+        assert training[user].tolist() == dataset.histories[user][:-2].tolist()

@@ -294,7 +294,7 @@ def test_each_setting_of_pretraining_reaches_it(setting: dict[str, Any]) -> None
 
 def test_validation_during_training_sees_no_test_item() -> None:
     """The same but for every user's last item: training and validation must not notice."""
-    changed = make_dataset([[*SMALL.history(u)[:-1].tolist(), 0] for u in range(SMALL.n_users)], N_ITEMS)
+    changed = make_dataset([[*SMALL.histories[u][:-1].tolist(), 0] for u in range(SMALL.n_users)], N_ITEMS)
     records = [
         finetune(make_sasrec(), data, FinetuneSettings(epochs=2, batch_pairs=32), device=CPU)
         for data in (SMALL, changed)

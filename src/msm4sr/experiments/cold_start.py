@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories
+from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import chance, mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
@@ -17,6 +17,7 @@ from msm4sr.experiments.run import Run
 from msm4sr.experiments.stages import build_model, extract_stage, whole_catalogue, whole_run
 from msm4sr.models.base import Model
 from msm4sr.models.extend import grow
+from msm4sr.ragged import Ragged
 from msm4sr.training.tasks import scorer_of
 
 
@@ -30,14 +31,13 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
     targets = cold_start_targets(whole, dataset)
     if not len(targets.targets):
         raise InputError(f"{run.data}: no user's last item is held out; raise dataset.hold_out_items")
-    place = {name: row for row, name in enumerate(whole.item_ids)}
-    known = np.array([place[name] for name in dataset.item_ids], dtype=np.int64)
+    known = item_rows(whole, dataset)
     new = ~np.isin(np.arange(whole.n_items), known)
     _, names = item_categories(dataset)
     catalogue = replace(
         dataset,
         item_ids=whole.item_ids,
-        values=known[dataset.values].astype(np.int32),
+        histories=Ragged(known[dataset.histories.values].astype(np.int32), dataset.histories.offsets),
         items=_with_categories(whole.items, set(names)),  # the model knows no others
     )
     grown = build_model(settings, catalogue, extract_stage(whole_run(run), whole))

@@ -508,7 +508,7 @@ def user_history(dataset: Dataset, user_id: str) -> list[str]:
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"ids look like {dataset.user_ids[0]!r}"
         where = f"the {dataset.n_users} users of {dataset.folder}"
         raise InputError(f"no user {user_id!r} among {where}: {hint}") from None
-    return [dataset.item_ids[item] for item in dataset.history(user)]
+    return [dataset.item_ids[item] for item in dataset.histories[user]]
 
 
 def _unknown_item(items: ItemTable, item_id: str) -> str:
