@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 import torch
 import typer
-from machine import describe, forget_peak, memory_now, memory_peak
+from machine import describe, memory_now, memory_peak, reset_memory_peak
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from options import Changes, Plot, Preset, Threads
@@ -116,7 +116,7 @@ def measure(cell: Cell, preset: str, changes: Sequence[str], threads: int, steps
     model = MSM4SR.from_features(settings.model, features).train()
     del features
     loaded = memory_now()
-    forget_peak()
+    reset_memory_peak()
     taken = run_steps(cell.stage, model, dataset, settings, steps=steps, seconds=seconds)
     timed = taken[max(1, len(taken) // 5) :]  # the first ones warm up
     speed = sum(step.pairs for step in timed) / sum(step.cost for step in timed)

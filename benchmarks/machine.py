@@ -7,9 +7,9 @@ import time
 
 import torch
 
-from msm4sr.experiments.machine import forget_peak, memory_peak, memory_status, processor
+from msm4sr.experiments.machine import memory_peak, memory_status, processor, reset_memory_peak
 
-__all__ = ["describe", "forget_peak", "matrix_peak", "memory_now", "memory_peak"]
+__all__ = ["describe", "matrix_peak", "memory_now", "memory_peak", "reset_memory_peak"]
 
 SIZE = 2048  # of the square matrices: 48 MiB in float32, more than the caches hold
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import typer
 from flops import finetune_by_hand, flop_counter, pretrain_by_hand
-from machine import describe, forget_peak, matrix_peak, memory_now, memory_peak
+from machine import describe, matrix_peak, memory_now, memory_peak, reset_memory_peak
 from options import Changes, Data, Preset, Threads
 from steps import Parts, Stage, Step, run_steps
 from torch.profiler import ProfilerActivity, profile
@@ -80,7 +80,7 @@ def report(
         dtypes["bfloat16"] = torch.bfloat16
     before = {name: matrix_peak(dtype) for name, dtype in dtypes.items()}
     so_far = memory_peak()
-    forget_peak()
+    reset_memory_peak()
     timed = run_steps(stage, model, dataset, settings, steps=warmup + steps)[warmup:]
     peak_memory = memory_peak()
     after = {name: matrix_peak(dtype) for name, dtype in dtypes.items()}

@@ -21,7 +21,7 @@ from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
 from msm4sr.experiments.claims import take
-from msm4sr.experiments.grid import config_names, plan_grid
+from msm4sr.experiments.grid_plan import GridRequest, config_names, plan_grid
 from msm4sr.training.trainer import last_file, read_place
 
 QUICK = ("--set=finetune.epochs=2", "--set=model.dim=8", "--set=model.inner_dim=8")
@@ -318,7 +318,7 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
         "{name: b, model: sasrec, changes: {model.dim: 8}}",
     ]
     config.write_text(f"rows: [{', '.join([*rows, '{name: knn, model: itemknn}'])}]")
-    grid = plan_grid(str(config), [ring], settings=tmp_path)
+    grid = plan_grid(GridRequest(str(config), [ring], settings=tmp_path))
     assert [row.resolve("ring", 0).model.dim for row in grid.rows[:3]] == [24, 32, 8]  # type: ignore[union-attr]
     assert grid.rows[3].settings is None
 
@@ -332,7 +332,7 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
         (ROWS, ["--set=device.devices=2"], "--jobs runs several cells"),
         ("rows: [{model: sasrec}]", [], "row : name"),
         ("rows: [{name: ../x}]", [], "row ../x: name"),
-        ("rows: [{name: a}, {name: a}]", [], "'a' stands there twice"),
+        ("rows: [{name: a}, {name: a}]", [], "'a' is there twice"),
         ("rows: [{name: a, model: sasrek}]", [], "row a: --model: there is no model 'sasrek'"),
         ("rows: [{name: a, colour: red}]", [], "row a: colour"),
         ("kind: poem\nrows: [{name: a}]", [], "kind"),
@@ -356,7 +356,7 @@ def test_a_config_that_is_not_there_a_grid_without_data_and_a_folder_of_somethin
     assert "did you mean 'comparison'?" in refused("compare", "comparisn", "--data", ring, "--out", tmp_path / "g")
     assert "--data: name at least one" in refused("compare", config, "--out", tmp_path / "g")
     same = ("--data", ring, "--data", ring)
-    assert "'ring' stands there twice" in refused("compare", config, *same, "--out", tmp_path / "g")
+    assert "'ring' is there twice" in refused("compare", config, *same, "--out", tmp_path / "g")
     assert "holds no grid" in refused("compare", config, "--data", ring, "--out", ring)
 
 
@@ -364,9 +364,9 @@ def test_a_config_that_is_not_there_a_grid_without_data_and_a_folder_of_somethin
 def test_what_ships_is_a_grid(name: str, ring: Path) -> None:
     needed: dict[str, Any] = {
         "transfer": {"changes": ["pretrain.init_from=RUN"]},
-        "any_modality": {"vectors": {"audio": Path("audio.parquet")}},
+        "any_modality": {"precomputed": {"audio": Path("audio.parquet")}},
     }
-    grid = plan_grid(name, [ring], **needed.get(name, {}))
+    grid = plan_grid(GridRequest(name, [ring], **needed.get(name, {})))
     assert grid.kind == name
     assert all(row.label for row in grid.rows)
     assert set(grid.best_against) <= {row.name for row in grid.rows}
@@ -428,7 +428,7 @@ def test_rows_with_items_held_out_are_shown_beside_chance(cli: Cli, ring: Path, 
 def test_what_a_config_needs_is_asked_for(refused: Callable[..., str], ring: Path, tmp_path: Path) -> None:
     for config, said in (
         ("transfer", "give --set pretrain.init_from=...: a run of msm4sr on another data set"),
-        ("any_modality", "give --features NAME=FILE: vectors of your own"),
+        ("any_modality", "give --features NAME=FILE: precomputed embeddings"),
     ):
         assert said in refused("compare", config, "--data", ring, "--out", tmp_path / "grid")
 
@@ -460,5 +460,5 @@ CHECKOUT = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize("file", sorted((CHECKOUT / "grids").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_grids_of_the_checkout_are_grids(file: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "ml-1m", small_log())
-    grid = plan_grid(str(file), [tmp_path / "ml-1m"], settings=CHECKOUT / "models")
+    grid = plan_grid(GridRequest(str(file), [tmp_path / "ml-1m"], settings=CHECKOUT / "models"))
     assert {row.name for row in grid.rows} >= set(grid.best_against)

@@ -59,7 +59,7 @@ def test_later_stages_find_ones_own_vectors_and_notice_that_they_changed(
     called = cli("extract", data, "--out", run, *QUICK, "--features", f"audio={audio}", "--features", tmp_path / "kept")
     assert called.code == 0, called
     assert (tmp_path / "kept" / "audio-own" / "manifest.json").exists()
-    stored = yaml.safe_load((run / "config.yaml").read_text())["vectors"]["audio"]
+    stored = yaml.safe_load((run / "config.yaml").read_text())["precomputed"]["audio"]
     assert stored["file"] == str(audio)
     assert len(stored["sha256"]) == 64
     assert cli("pretrain", run).code == 0

@@ -66,10 +66,11 @@ def compare(
     with handle_errors(f"interrupted; what was done is kept in {out}: the same command goes on"):
         from msm4sr.experiments.claims import file_time
         from msm4sr.experiments.compare import Options, do_cells, do_in_processes
-        from msm4sr.experiments.grid import cells_of, check_cells, enter_grid, plan_grid
+        from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
+        from msm4sr.experiments.grid_plan import GridRequest, plan_grid
 
         kept, vectors = feature_sources(features)
-        asked = plan_grid(config, data, seeds, rows, changes, preset, settings, vectors)
+        asked = plan_grid(GridRequest(config, data, seeds, rows, changes, preset, settings, vectors))
         enter_grid(out, asked)
         cells = cells_of(out.absolute(), asked)
         check_cells(cells)

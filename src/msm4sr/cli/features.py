@@ -38,7 +38,7 @@ def features(
         place = folder if run is None else run.features
         stores = find_stores(place)
         if run is not None:  # the folder may be shared
-            used = set(store_names(run.settings.features, run.vectors).values())
+            used = set(store_names(run.settings.features, run.precomputed).values())
             stores = [store for store in stores if store.name in used]
         if not stores:
             raise InputError(f"{place}: no extracted features here; `msm4sr extract DATA --out RUN` makes them")

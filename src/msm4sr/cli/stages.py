@@ -333,8 +333,7 @@ def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
     from msm4sr.reports.run_report import write_run_report
 
     with progress_bar() as progress:
-        task = progress.add_task("evaluate", total=2 * dataset.n_users)
-        metrics = evaluate_stage(run, dataset, network, lambda users: progress.advance(task, users))
+        metrics = evaluate_stage(run, dataset, network, progress)
     report = write_run_report(run, dataset, network, metrics)
     _summary(metrics)
     console.print(f"report: {report}", markup=False)

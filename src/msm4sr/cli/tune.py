@@ -67,7 +67,7 @@ def tune(
 
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments import tune as tuning
-        from msm4sr.experiments.run import Run, precomputed_embeddings, tidy
+        from msm4sr.experiments.run import Run, read_precomputed, tidy
         from msm4sr.experiments.search import check_defaults, find_search, read_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
         from msm4sr.experiments.stages import describe_data, extract_stage
@@ -85,8 +85,9 @@ def tune(
         kept, vectors = feature_sources(features)
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset, console.print)
-        own = {name: precomputed_embeddings(name, vector_file) for name, vector_file in vectors.items()}
-        reads = Run(out, data.absolute(), (kept or out / "features").absolute(), preset, settings, own)
+        reads = Run(
+            out, data.absolute(), (kept or out / "features").absolute(), preset, settings, read_precomputed(vectors)
+        )
         try:
             with progress_bar() as progress:
                 vectors_of_items = extract_stage(reads, dataset, progress, progress.console.print)

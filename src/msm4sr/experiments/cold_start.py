@@ -14,7 +14,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import chance, mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
 from msm4sr.experiments.run import Run
-from msm4sr.experiments.stages import build_model, extract_stage, whole_catalogue, whole_run
+from msm4sr.experiments.stages import build_model, complete_catalogue, complete_run, extract_stage
 from msm4sr.models.base import Model
 from msm4sr.models.extend import grow
 from msm4sr.ragged import Ragged
@@ -22,28 +22,34 @@ from msm4sr.training.tasks import scorer_of
 
 
 def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, Any]:
-    """How the items that were held out are recommended when they arrive, to the users who took one of them last.
+    """Rank the held-out items for the users whose last interaction is with one of them.
 
-    The model is not trained again: of the new items it knows the content, and whatever it has for each item alone is 0.
-    They are ranked among all items, and among one another; chance stands beside.
+    The model is not trained again: it has the content of the new items, and 0 for every weight per item (equation 12).
+
+    Returns:
+        The numbers of users and of new items, metrics "among_all" items and "among_held_out" items, and the expected
+        metrics of a random order, "chance_among_all" and "chance_among_held_out".
+
+    Raises:
+        InputError: no user's last item is held out.
     """
-    settings, whole = run.settings, whole_catalogue(run, dataset)
-    targets = cold_start_targets(whole, dataset)
+    settings, complete = run.settings, complete_catalogue(run, dataset)
+    targets = cold_start_targets(complete, dataset)
     if not len(targets.targets):
         raise InputError(f"{run.data}: no user's last item is held out; raise dataset.hold_out_items")
-    known = item_rows(whole, dataset)
-    new = ~np.isin(np.arange(whole.n_items), known)
+    known = item_rows(complete, dataset)
+    new = ~np.isin(np.arange(complete.n_items), known)
     _, names = item_categories(dataset)
     catalogue = replace(
         dataset,
-        item_ids=whole.item_ids,
+        item_ids=complete.item_ids,
         histories=Ragged(known[dataset.histories.values].astype(np.int32), dataset.histories.offsets),
-        items=_with_categories(whole.items, set(names)),  # the model knows no others
+        items=_with_categories(complete.items, set(names)),  # the model has no weights for others
     )
-    grown = build_model(settings, catalogue, extract_stage(whole_run(run), whole))
-    grow(model, grown, torch.from_numpy(known))
-    grown.to(settings.device.torch_device()).eval()
-    scorer = scorer_of(grown, settings)
+    extended = build_model(settings, catalogue, extract_stage(complete_run(run), complete))
+    grow(model, extended, torch.from_numpy(known))
+    extended.to(settings.device.torch_device()).eval()
+    scorer = scorer_of(extended, settings)
     excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items
     ranks = {
         name: rank_targets(scorer, targets, exclude_seen=excludes, among=among)
@@ -53,12 +59,12 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         "users": len(targets.targets),
         "items": int(new.sum()),
         **{name: mean_metrics(rank) for name, rank in ranks.items()},
-        "chance_among_all": chance(whole.n_items),
+        "chance_among_all": chance(complete.n_items),
         "chance_among_held_out": chance(int(new.sum())),
     }
 
 
 def _with_categories(items: pl.DataFrame, known: set[str]) -> pl.DataFrame:
-    """The items with those of their categories that are known."""
-    left = [[name for name in names or () if name in known] for names in items["categories"].to_list()]
-    return items.with_columns(pl.Series("categories", left, dtype=pl.List(pl.String)))
+    """The items without the categories that are not known."""
+    kept = [[name for name in names or () if name in known] for names in items["categories"].to_list()]
+    return items.with_columns(pl.Series("categories", kept, dtype=pl.List(pl.String)))

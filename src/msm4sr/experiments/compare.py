@@ -71,13 +71,13 @@ def run_cell(
     Raises whatever the stages raise.
     """
     name = data.resolve().name
-    settings, vectors = row.resolve(name, seed), row.precomputed_embeddings(name, seed)
+    settings, precomputed = row.resolve(name, seed), row.precomputed_files(name, seed)
     dataset = load_dataset(data, settings.dataset)
     begun = not anew and (folder / "config.yaml").exists()
     if begun:
-        run = resume_run(data, folder, settings, features, vectors)
+        run = resume_run(data, folder, settings, features, precomputed)
     else:
-        run = plan_run(data, folder, settings, row.preset, features, True, vectors)
+        run = plan_run(data, folder, settings, row.preset, features, True, precomputed)
     model = build_model(settings, dataset, extract_stage(run, dataset, progress, note))
     if not begun:
         begin_run(run)

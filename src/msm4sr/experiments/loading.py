@@ -98,12 +98,12 @@ def open_encoder(run: Run, model: Model) -> ContentEncoder | None:
     if not isinstance(model, ContentModel):
         return None
     widths = {name: model.content_rows(name).vectors.shape[1] for name in model.content_modalities}
-    return ContentEncoder(run.features, run.settings.features, widths, run.vectors)
+    return ContentEncoder(run.features, run.settings.features, widths, run.precomputed)
 
 
 def picture_words(run: Run) -> Mapping[str, list[str]]:
     """The words that were found for each item's pictures, best first; nothing for a run that looks for none."""
-    if run.settings.features.visual.kind != "keywords" or "visual" in run.vectors:
+    if run.settings.features.visual.kind != "keywords" or "visual" in run.precomputed:
         return {}
     folder = run.features / store_names(run.settings.features)["visual"]
     try:

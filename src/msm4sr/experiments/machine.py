@@ -1,4 +1,4 @@
-"""What a run was made with: versions, the hardware, and the memory that this process has taken."""
+"""What a run was made with: versions of software, hardware, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a result, by name; `commit` where the package runs from a checkout of its repository."""
+    """Name to version of the software that decides a result; `commit` where the package runs from a checkout."""
     found = {"msm4sr": version("msm4sr"), "python": platform.python_version()}
     found |= {name: version(name) for name in ("torch", "numpy", "polars")}
     commit = _commit()
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `-dirty` where files differ from it."""
+    """The commit of the checkout, with `-dirty` where files differ from it."""
     if not (SOURCE / ".git").exists():
         return None
     command = ["git", "-C", str(SOURCE), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
@@ -44,22 +44,20 @@ def hardware(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The name that the system has for it."""
+    """The name of the processor."""
     names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 def memory_peak() -> float:
-    """The most that this process has had resident (since `forget_peak`, where the system can forget): MiB.
-
-    Not `ru_maxrss` where it can be helped: a child starts with that of its parent.
-    """
+    """The peak of this process's resident memory, in MiB, since `reset_memory_peak` where the system supports that."""
+    # `ru_maxrss` is the last resort: a child process starts with that of its parent.
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return memory_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def forget_peak() -> None:
-    """Let `memory_peak`, and that of a GPU, begin from what is taken now. Without effect where the system cannot."""
+def reset_memory_peak() -> None:
+    """Measure `memory_peak` and the peak of a GPU from now on. No effect where the system does not support it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -67,7 +65,7 @@ def forget_peak() -> None:
 
 
 def memory_status(key: str) -> float:
-    """A line of /proc/self/status in MiB; 0 where there is none."""
+    """A line of /proc/self/status in MiB; 0 where there is no such line."""
     for line in _lines(STATUS):
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024

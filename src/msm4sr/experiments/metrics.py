@@ -1,9 +1,7 @@
-"""The metrics of a run: every user ranked once on validation and on test."""
+"""The metrics of a run: every user ranked on validation and on test, with seen items included and excluded."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,34 +13,48 @@ from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.cold_start import evaluate_cold_start
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import save_model
-from msm4sr.experiments.run import Run, _write
-from msm4sr.files import atomic_file
+from msm4sr.experiments.run import Run
+from msm4sr.files import atomic_file, write_json
 from msm4sr.models.base import Model
+from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.tasks import STAGES, scorer_of
 
 
-def evaluate_stage(
-    run: Run, dataset: Dataset, model: Model, on_progress: Callable[[int], object] = lambda users: None
-) -> dict[str, Any]:
-    """Validation and test metrics into metrics.json, each user's ranks into users.parquet, and the model folder.
+def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress = NoProgress()) -> dict[str, Any]:
+    """Evaluate the model and write users.parquet, the model folder and, last, metrics.json.
 
-    metrics.json comes after users.parquet: where the one is, the other is.
-
-    `on_progress` is told how many users were ranked since the last call, twice `dataset.n_users` in all.
+    Returns:
+        The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
+        "seen_excluded" (both again, with seen items excluded), "held_out" where items are held out of training, "run"
+        and "versions".
     """
     settings = run.settings
-    epochs = run.epochs()
-    excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items
     device = settings.device.torch_device()
     model.to(device)
     scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
-    ranks = {part: rank_users_both(scorer, dataset, part, settings.evaluation, on_progress) for part in parts}
+    with progress.task("evaluate", len(parts) * dataset.n_users, "users") as advance:
+        ranks = {part: rank_users_both(scorer, dataset, part, settings.evaluation, advance) for part in parts}
     result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
-    result["seen_excluded"] = {part: mean_metrics(left_out) for part, (_, left_out) in ranks.items()}
+    result["seen_excluded"] = {part: mean_metrics(seen_excluded) for part, (_, seen_excluded) in ranks.items()}
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
-    result["run"] = {
+    result["run"] = _describe(run, dataset, model, device)
+    if scorer is not model:
+        result["run"]["protocol"] += ", not fine-tuned"
+    result["versions"] = versions()
+    with atomic_file(run.folder / "users.parquet") as file:
+        users_table(dataset, ranks).write_parquet(file)
+    save_model(run, dataset, model, result)
+    write_json(run.metrics_file, result)  # last: a run with this file is complete
+    return result
+
+
+def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) -> dict[str, Any]:
+    """How the run was made: data, settings, protocol, seconds, memory and hardware."""
+    settings, epochs = run.settings, run.epochs()
+    excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items
+    about = {
         "data": dataset.folder.name,
         "users": dataset.n_users,
         "items": dataset.n_items,
@@ -60,12 +72,5 @@ def evaluate_stage(
         "hardware": hardware(device),
     }
     if device.type == "cuda":
-        result["run"]["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-    result["versions"] = versions()
-    if scorer is not model:
-        result["run"]["protocol"] += ", not fine-tuned"
-    with atomic_file(run.folder / "users.parquet") as file:
-        users_table(dataset, ranks).write_parquet(file)
-    save_model(run, dataset, model, result)
-    _write(run.metrics_file, json.dumps(result, indent=2) + "\n")  # last: a run that has it is whole
-    return result
+        about["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return about

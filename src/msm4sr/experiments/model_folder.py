@@ -8,37 +8,39 @@ from typing import Any
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import Run, _write
+from msm4sr.experiments.run import Run
+from msm4sr.files import write_text
 from msm4sr.models.base import Model
 
 
 def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, Any]) -> None:
-    """The model folder: weights, settings, the items in row order, and a card that says what it is."""
+    """Write the model folder: weights, settings, the items in row order, and a model card with the metrics."""
     folder = run.folder / "model"
     model.save_pretrained(folder)
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
-    _write(
-        folder / "items.json",
-        json.dumps({"item_ids": dataset.item_ids, "titles": titles}, ensure_ascii=False),
-    )
+    items = {"item_ids": dataset.item_ids, "titles": titles}
+    write_text(folder / "items.json", json.dumps(items, ensure_ascii=False))
+    write_text(folder / "README.md", _model_card(result, type(model).__name__))
+
+
+def _model_card(result: Mapping[str, Any], kind: str) -> str:
     rows = "\n".join(
         f"| {name} | {result['validation'][name]:.4f} | {result['test'][name]:.4f} |" for name in result["test"]
     )
-    about, kind = result["run"], type(model).__name__
-    _write(
-        folder / "README.md",
+    about = result["run"]
+    return (
         f"# {about['model']} on {about['data']}\n\n"
         f"Trained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
         f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
         f"{about['parameters']:,} weights. Protocol: {about['protocol']}.\n\n"
         f"| metric | validation | test |\n|---|---|---|\n{rows}\n\n"
-        f"`from msm4sr import {kind}; {kind}.from_pretrained(folder)` reads it. "
-        "`items.json` names the items in row order.\n",
+        f"`from msm4sr import {kind}; {kind}.from_pretrained(folder)` loads it. "
+        "`items.json` names the items in row order.\n"
     )
 
 
 def read_item_names(run: Run) -> tuple[list[str], list[str]]:
-    """Ids and titles of the items of the stored model, in row order. InputError where they are not there."""
+    """Ids and titles of the items of the stored model, in row order. Raises InputError where they are not there."""
     file = run.folder / "model" / "items.json"
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
@@ -48,7 +50,7 @@ def read_item_names(run: Run) -> tuple[list[str], list[str]]:
 
 
 def check_items(run: Run, dataset: Dataset) -> None:
-    """InputError when the data no longer has the items, in the order, that the stored model was trained on."""
+    """Raise InputError when the data set no longer has the items, in the order, of the stored model."""
     stored, _ = read_item_names(run)
     if stored != dataset.item_ids:
         raise InputError(

@@ -1,21 +1,20 @@
-"""A run is a folder; its stages read what the one before left there: extract, pretrain, finetune, evaluate.
+"""The folder of a run: what is in it, and how a run is planned, begun, resumed and opened.
 
-config.yaml           data folder, features folder, vectors of one's own, preset, all settings
-features/             what the frozen encoders made of the items (unless the features folder is another)
-metrics.jsonl         a line an epoch
-curves.png            the same lines, drawn
-metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "seen_excluded": the same two where what a user
-                      already took is not ranked, "run": what was run, "versions": {...}}
-users.parquet         each user's rank of the target, on validation and on test: what a paired test needs
-checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of the best epoch of each stage;
-                      pretrain.last.safetensors, ...: what an interrupted stage goes on from
-model/                config.json, model.safetensors, items.json, README.md: whole without the rest
-report.html           for people"""
+config.yaml           data folder, features folder, files of precomputed embeddings, preset, all settings
+features/             the features of the items (unless the run uses another features folder)
+metrics.jsonl         one line per epoch
+metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "seen_excluded": {"validation": ..., "test": ...},
+                      "run": how the run was made, "versions": {...}}
+users.parquet         each user's rank of the target on validation and on test, for paired tests
+checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of each stage's best epoch;
+                      pretrain.last.safetensors, ...: from which an interrupted stage resumes
+model/                config.json, model.safetensors, items.json, README.md: self-contained
+report.html           the report of the run
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,31 +26,23 @@ from typing import Any
 import torch
 import yaml
 
-from msm4sr.dotted import flatten
+from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.claims import CLAIM
-from msm4sr.experiments.machine import forget_peak
+from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.precomputed import file_hash
+from msm4sr.files import write_text
 
 Note = Callable[[str], object]
 
-
-"""Is told a line, in rich's markup."""
-
-
-BEFORE_A_RUN = {"features", "config.yaml.part"}  # what an extraction leaves, even one that was killed at its very end
-
-
-UNSEEN = (".", CLAIM)  # how the names begin of what is no content of a folder: files in the making, claims
-
-
-RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the last stage's weights
+IGNORED = (".", CLAIM)  # how the names of files begin that do not count as content: unfinished files, claims
+RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the trained weights
 
 
 @dataclass(frozen=True)
 class Precomputed:
-    """A file of vectors in place of an encoder, and its sha256 when the run began."""
+    """A file of precomputed embeddings, and its sha256 when the run began."""
 
     file: Path
     sha256: str
@@ -59,15 +50,15 @@ class Precomputed:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what its config.yaml says."""
+    """A run folder and the contents of its config.yaml."""
 
     folder: Path
     data: Path
     features: Path
     preset: str
     settings: RunSettings
-    vectors: Mapping[str, Precomputed] = field(default_factory=dict)
-    """Of the modalities that come from a file of the user's."""
+    precomputed: Mapping[str, Precomputed] = field(default_factory=dict)
+    """Modality to its file of precomputed embeddings."""
 
     @property
     def metrics_file(self) -> Path:
@@ -81,9 +72,17 @@ class Run:
         """The lines of metrics.jsonl."""
         return read_epochs(self.folder)
 
+    def remove_results(self) -> None:
+        """Remove what evaluation has written."""
+        _remove(self.folder, *RESULTS)
+
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none before the first epoch has ended. InputError for half a line."""
+    """The lines of a run's metrics.jsonl; none before the end of the first epoch.
+
+    Raises:
+        InputError: a line that is not the record of an epoch.
+    """
     file = folder / "metrics.jsonl"
     if not file.exists():
         return []
@@ -106,55 +105,67 @@ def plan_run(
     preset: str,
     features: Path | None = None,
     overwrite: bool = False,
-    vectors: Mapping[str, Path] | None = None,
+    precomputed: Mapping[str, Path] | None = None,
 ) -> Run:
-    """Check that a run can be made in `folder`; nothing is written, and nothing lost, before `begin_run`.
+    """Check that a run can be made in `folder`. Nothing is written or removed before `begin_run`.
+
+    Args:
+        features: the features folder; None: inside the run.
+        overwrite: replace a run that is in `folder`.
+        precomputed: modality to a file of precomputed embeddings.
 
     Raises:
-        InputError: the folder holds a run (and `overwrite` is off) or something else; the settings ask for a device
-            that is not there; a file of vectors is not there, or its modality has no proper name.
+        InputError: the folder holds a run (without `overwrite`) or something else; the device of the settings is not
+            available; a file of precomputed embeddings is not readable, or its modality has no valid name.
     """
     settings.device.check()
-    own = {name: precomputed_embeddings(name, file) for name, file in (vectors or {}).items()}
+    files = read_precomputed(precomputed or {})
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
-                f"{folder}: there is a run already; go on with it by --resume (or by msm4sr pretrain, finetune, "
-                "evaluate), name another --out, or replace it by --overwrite (its features are kept)"
+                f"{folder}: there is a run already; resume it with --resume (or msm4sr pretrain, finetune, evaluate), "
+                "name another --out, or replace it with --overwrite (its features are kept)"
             )
-    elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(UNSEEN)} <= BEFORE_A_RUN:
+    elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(IGNORED)} <= {"features"}:
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
-    return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, own)
+    return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, files)
 
 
-def precomputed_embeddings(modality: str, file: Path) -> Precomputed:
-    """A file of vectors as it is now. InputError where it cannot be read, or the modality has no proper name."""
-    # Modules are kept under the modality's name: `items`, say, would hide what a mapping of modules needs itself.
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality) or hasattr(torch.nn.ModuleDict(), modality):
-        raise InputError(
-            f"--features {modality}={file}: {modality!r} cannot name a modality; letters, digits and underscores can, "
-            "for example audio"
-        )
-    return Precomputed(file.absolute(), file_hash(file))
+def read_precomputed(files: Mapping[str, Path]) -> dict[str, Precomputed]:
+    """Files of precomputed embeddings with their hashes, by modality.
+
+    Raises:
+        InputError: a file is not readable, or the name of a modality is not valid.
+    """
+    for modality, file in files.items():
+        # Modules are kept under the modality's name: `items` would hide a method of a mapping of modules.
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality) or hasattr(torch.nn.ModuleDict(), modality):
+            raise InputError(
+                f"--features {modality}={file}: {modality!r} cannot name a modality; use letters, digits and "
+                "underscores, for example audio"
+            )
+    return {modality: Precomputed(file.absolute(), file_hash(file)) for modality, file in files.items()}
 
 
 def begin_run(run: Run) -> None:
-    """Write config.yaml; what a former run has left is removed, but for its features.
+    """Write config.yaml and remove what an earlier run left, except its features; memory is measured from here on.
 
-    A features folder inside the run is written as a relative path, so that the run can be moved. The memory that the
-    run is said to take counts from here.
+    A features folder inside the run is written as a relative path, so that the run can be moved.
     """
-    forget_peak()
+    reset_memory_peak()
     inside = run.features.is_relative_to(run.folder.absolute())
     features = run.features.relative_to(run.folder.absolute()) if inside else run.features
     config: dict[str, Any] = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
-    if run.vectors:
-        config["vectors"] = {name: {"file": str(own.file), "sha256": own.sha256} for name, own in run.vectors.items()}
+    if run.precomputed:
+        config["precomputed"] = {
+            name: {"file": str(found.file), "sha256": found.sha256} for name, found in run.precomputed.items()
+        }
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        _remove(run.folder, "metrics.jsonl", "curves.png", "logs", "checkpoints", *RESULTS)
+        killed = [file.name for file in run.folder.glob(".*.unfinished")]  # of a run that was killed
+        _remove(run.folder, "metrics.jsonl", "logs", "checkpoints", *RESULTS, *killed)
         text = yaml.safe_dump(config | run.settings.model_dump(mode="json"), sort_keys=False)
-        _write(run.folder / "config.yaml", text)
+        write_text(run.folder / "config.yaml", text)
     except OSError as error:
         raise InputError(f"{run.folder}: cannot be written ({error.strerror})") from None
 
@@ -164,33 +175,31 @@ def resume_run(
     folder: Path,
     settings: RunSettings,
     features: Path | None = None,
-    vectors: Mapping[str, Path] | None = None,
+    precomputed: Mapping[str, Path] | None = None,
 ) -> Run:
-    """The run that stands in `folder`, to go on with. InputError when it is not one of this data and these settings."""
+    """Open the run in `folder` to resume it. Raises InputError when its data or settings are not these."""
     run = open_run(folder)
     now = flatten(settings.model_dump(mode="json")) | {"data": str(data.absolute())}
     then = flatten(run.settings.model_dump(mode="json")) | {"data": str(run.data)}
     if features is not None:
         now, then = now | {"--features": str(features.absolute())}, then | {"--features": str(run.features)}
-    now |= {f"--features {name}": file_hash(file) for name, file in (vectors or {}).items()}
-    then |= {f"--features {name}": own.sha256 for name, own in run.vectors.items()}
-    differing = [
-        f"{key} is {then.get(key)} there and {now.get(key)} now" for key in now | then if then.get(key) != now.get(key)
-    ]
-    if differing:
+    now |= {f"--features {name}": file_hash(file) for name, file in (precomputed or {}).items()}
+    then |= {f"--features {name}": found.sha256 for name, found in run.precomputed.items()}
+    if found := differences(then, now):
         raise InputError(
-            f"{folder}: cannot go on with this run: {'; '.join(differing[:3])}; give the options that it was begun "
-            "with, or start anew by --overwrite"
+            f"{folder}: cannot resume this run: {shorten(found)}; give the options that it was begun with, or start "
+            "from scratch with --overwrite"
         )
     settings.device.check()
-    forget_peak()
+    reset_memory_peak()
     return run
 
 
 def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
-    """Read the run that stands in `folder`, with `key=value` changes of its settings that are for this time only.
+    """Read the run in `folder`, with `key=value` changes of its settings that are not stored.
 
-    InputError when there is none or its config.yaml is damaged.
+    Raises:
+        InputError: there is no run, or its config.yaml is damaged.
     """
     file = folder / "config.yaml"
     if not file.is_file():
@@ -199,15 +208,16 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         data, features, preset = (config.pop(key) for key in ("data", "features_folder", "preset"))
         data, features = Path(data), Path(features)
-        vectors = {
-            name: Precomputed(Path(own["file"]), str(own["sha256"])) for name, own in config.pop("vectors", {}).items()
+        precomputed = {
+            name: Precomputed(Path(found["file"]), str(found["sha256"]))
+            for name, found in config.pop("precomputed", {}).items()
         }
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
     settings = change_settings(validate_settings(config, str(file)), changes)
-    return Run(folder, data, folder.absolute() / features, preset, settings, vectors)
+    return Run(folder, data, folder.absolute() / features, preset, settings, precomputed)
 
 
 def tidy(run: Run) -> None:
@@ -223,10 +233,3 @@ def _remove(folder: Path, *names: str) -> None:
             shutil.rmtree(folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

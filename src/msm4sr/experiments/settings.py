@@ -150,11 +150,9 @@ def check_key(key: str, model: str, where: str) -> None:
 def _apply(changes: Sequence[str], settings: dict[str, Any]) -> None:
     model = settings["model"]["name"]
     for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
+        key, value = parse_change(change)
         check_key(key, model, f"--set {change}")
-        put(settings, key, _value(change, text))
+        put(settings, key, value)
 
 
 def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:
@@ -169,17 +167,21 @@ def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:
         raise InputError(f"{where}: {key}: {message}{given}") from None
 
 
-def _value(change: str, text: str) -> Any:
+def parse_change(change: str) -> tuple[str, Any]:
+    """Key and value of a `key=value` change. Raises InputError for text that is none."""
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"--set {change}: {text!r} is no value; quote it if it is meant as text") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it has no dot
         try:
-            return float(value)
+            return key, float(value)
         except ValueError:
-            return value
-    return value
+            return key, value
+    return key, value
 
 
 def _keys(section: type[BaseModel], model: str, prefix: str = "") -> Iterator[tuple[str, None]]:

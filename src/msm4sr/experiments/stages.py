@@ -18,13 +18,14 @@ from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.curves import write_curves
-from msm4sr.experiments.run import RESULTS, Note, Run, _remove, _write
+from msm4sr.experiments.run import Note, Run
 from msm4sr.experiments.settings import RunSettings
 from msm4sr.experiments.transfer import start_from
 from msm4sr.features.chunks import Shard
 from msm4sr.features.extract import extract_features, extract_shard
 from msm4sr.features.precomputed import file_hash
 from msm4sr.features.store import Features
+from msm4sr.files import write_text
 from msm4sr.models.base import Inputs, Model
 from msm4sr.models.msm4sr import as_tensors
 from msm4sr.models.registry import MODELS, build
@@ -70,9 +71,9 @@ def extract_stage(
     """
     if not MODELS[run.settings.model.name].uses_features:
         return {}
-    vectors = _unchanged_vectors(run)
+    vectors = _unchanged_files(run)
     features = extract_features(
-        whole_catalogue(run, dataset),
+        complete_catalogue(run, dataset),
         run.features,
         run.settings.features,
         progress,
@@ -103,10 +104,10 @@ def shard_stage(
 ) -> None:
     """Encode one shard of the items into the features folder; nothing for a model that reads no features."""
     if MODELS[run.settings.model.name].uses_features:
-        vectors = _unchanged_vectors(run)
+        vectors = _unchanged_files(run)
         device = run.settings.device.accelerator
         extract_shard(
-            whole_catalogue(run, dataset),
+            complete_catalogue(run, dataset),
             run.features,
             shard,
             run.settings.features,
@@ -117,26 +118,26 @@ def shard_stage(
         )
 
 
-def whole_run(run: Run) -> Run:
+def complete_run(run: Run) -> Run:
     """The run as if nothing were held out."""
     dataset = run.settings.dataset.model_copy(update={"hold_out_items": 0.0, "hold_out_users": 0.0})
     return replace(run, settings=run.settings.model_copy(update={"dataset": dataset}))
 
 
-def whole_catalogue(run: Run, dataset: Dataset) -> Dataset:
+def complete_catalogue(run: Run, dataset: Dataset) -> Dataset:
     """The data set with the items that are held out: features are those of all, so that runs can share them."""
-    return load_run_data(whole_run(run)) if run.settings.dataset.hold_out_items else dataset
+    return load_run_data(complete_run(run)) if run.settings.dataset.hold_out_items else dataset
 
 
-def _unchanged_vectors(run: Run) -> dict[str, Path]:
-    """The files of the user's own vectors. InputError where one is no longer what it was when the run began."""
-    for name, own in run.vectors.items():
-        if file_hash(own.file) != own.sha256:
+def _unchanged_files(run: Run) -> dict[str, Path]:
+    """The files of precomputed embeddings. Raises InputError for one that has changed since the run began."""
+    for name, found in run.precomputed.items():
+        if file_hash(found.file) != found.sha256:
             raise InputError(
-                f"{own.file}: the vectors of {name} have changed since {run.folder} was made; put the file back, or "
+                f"{found.file}: the vectors of {name} have changed since {run.folder} was made; put the file back, or "
                 "make a run from the new ones with `msm4sr run`"
             )
-    return {name: own.file for name, own in run.vectors.items()}
+    return {name: found.file for name, found in run.precomputed.items()}
 
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:
@@ -264,9 +265,10 @@ class _Keeper:
     def weights(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
         """Better weights are about to be written."""
         later = STAGES[STAGES.index(self._stage) + 1 :]
-        files = [file(self._run.checkpoints, stage).name for stage in later for file in (best_file, last_file)]
-        _remove(self._run.folder, *RESULTS)
-        _remove(self._run.checkpoints, *files)
+        files = [path_of(self._run.checkpoints, stage) for stage in later for path_of in (best_file, last_file)]
+        self._run.remove_results()
+        for file in files:
+            file.unlink(missing_ok=True)
         self._begun = True
 
     def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
@@ -278,7 +280,7 @@ class _Keeper:
     def epoch(self, record: EpochRecord, best: bool) -> None:
         self._rows.append(record.as_row())
         if self._begun:
-            _write(self._run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
+            write_text(self._run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
         self._monitor.epoch(record, best)
         if record.validation and falls_from_the_start(self._rows, self._stage, self._select):
             self._note(

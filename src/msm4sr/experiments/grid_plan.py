@@ -1,0 +1,181 @@
+"""From a grid's configuration and the options of the command line to the grid that is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from msm4sr.errors import InputError
+from msm4sr.experiments.grid import Data, Grid, Row, validated
+from msm4sr.experiments.settings import parse_change, read_yaml
+from msm4sr.models.registry import CONFIGS
+from msm4sr.registry import closest
+
+SHIPPED = "msm4sr.experiments.configs"
+PRECOMPUTED = "--features NAME=FILE"
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """What a user asks for.
+
+    Attributes:
+        config: name of a shipped configuration, or a YAML file.
+        data: prepared folders; none: those of the configuration.
+        seeds: none: those of the configuration, else 0.
+        rows: names of the rows to run; none: all.
+        changes: `key=value` for all rows whose model has that setting; a row's own change has precedence.
+        preset: in place of that of the configuration's base.
+        settings: folder of settings files DATASET/ROW.yaml (for one row) or DATASET/MODEL.yaml (for all rows of a
+            model). Rows that name no file themselves use them; a file must exist for all data sets or for none.
+        precomputed: modality to a file of precomputed embeddings, for all rows that have no other.
+    """
+
+    config: str
+    data: Sequence[Path] = ()
+    seeds: Sequence[int] = ()
+    rows: Sequence[str] = ()
+    changes: Sequence[str] = ()
+    preset: str | None = None
+    settings: Path | None = None
+    precomputed: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Base(BaseModel):
+    """What all rows of a configuration share, unless a row differs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "msm4sr"
+    preset: str = "best"
+    changes: Mapping[str, Any] = {}
+    settings: str | None = None
+
+
+def config_names() -> list[str]:
+    """The grids that ship with the package, in alphabetical order."""
+    found = (entry.name for entry in files(SHIPPED).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+
+
+def read_config(config: str) -> dict[str, Any]:
+    """A shipped configuration by name, or a YAML file. Raises InputError when it is neither."""
+    if config in config_names():
+        with as_file(files(SHIPPED) / f"{config}.yaml") as file:
+            content = read_yaml(file)
+    elif Path(config).is_file():
+        content = read_yaml(Path(config))
+    else:
+        names = config_names()
+        raise InputError(f"{config}: neither a file nor one of {', '.join(names)}{closest(config, names)}")
+    return {"name": Path(config).stem, "title": Path(config).stem} | content
+
+
+def plan_grid(request: GridRequest) -> Grid:
+    """The grid that is asked for, each row with all that it takes from the base and from the options.
+
+    Raises:
+        InputError: something in the configuration or the options is not valid.
+    """
+    where, content = request.config, read_config(request.config)
+    base = validated(Base, content.pop("base", {}), f"{where}: base")
+    if request.preset is not None:
+        base = base.model_copy(update={"preset": request.preset})
+    changes = dict(parse_change(change) for change in request.changes)
+    _check_needs(content.pop("needs", {}), request, changes)
+    given = content.pop("rows", None)
+    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        raise InputError(f"{where}: rows: a list of mappings such as {{name: sasrec, model: sasrec}}")
+    precomputed = {modality: str(file.absolute()) for modality, file in request.precomputed.items()}
+    rows = [_complete(row, base, changes, precomputed, where) for row in given]
+    _check_unique(f"{where}: rows", [row.name for row in rows])
+    for key in changes:
+        if not any(_has(row.model, key) for row in rows):
+            raise InputError(f"--set {key}: no model of these rows has that setting")
+    folders = request.data or [Path(folder) for folder in content.get("data", ())]
+    if not folders:
+        raise InputError("--data: name at least one prepared folder")
+    data = [Data.of(folder) for folder in folders]
+    _check_unique("--data: names of folders", [entry.name for entry in data])
+    rows = _chosen(rows, request.rows)
+    if request.settings is not None:
+        rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]
+    content |= {"rows": rows, "data": data}
+    if request.seeds:
+        content["seeds"] = list(dict.fromkeys(request.seeds))
+    grid = validated(Grid, content, where)
+    _check_grid(grid, where)
+    return grid
+
+
+def _check_needs(needs: Mapping[str, str], request: GridRequest, changes: Mapping[str, Any]) -> None:
+    """Raise InputError where an option is missing without which the configuration has no meaning."""
+    for need, reason in needs.items():
+        if need not in changes and not (need == PRECOMPUTED and request.precomputed):
+            option = need if need.startswith("-") else f"--set {need}=..."
+            raise InputError(f"{request.config}: give {option}: {reason}")
+
+
+def _complete(
+    row: Mapping[str, Any], base: Base, changes: Mapping[str, Any], precomputed: Mapping[str, str], where: str
+) -> Row:
+    """A row of a configuration with what it takes from the base and from the options."""
+    model = row.get("model", base.model)
+    shared = {key: value for key, value in {**base.changes, **changes}.items() if _has(model, key)}
+    own = {
+        key: list(precomputed) if value == "{precomputed}" else value
+        for key, value in (row.get("changes") or {}).items()
+    }
+    inherited = {"label": row.get("name"), "model": model, "preset": base.preset, "settings": base.settings}
+    content = {**inherited, "precomputed": precomputed, **row, "changes": shared | own}
+    if isinstance(content["settings"], str):
+        content["settings"] = str(Path(content["settings"]).absolute())
+    return validated(Row, content, f"{where}: row {row.get('name', '')}")
+
+
+def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these names, all where there are no names."""
+    known = [row.name for row in rows]
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}")
+    return [row for row in rows if not names or row.name in names]
+
+
+def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
+    """The row with its settings file DATASET/ROW.yaml in `folder`, or that of its model, where it exists."""
+    for owner in () if row.settings is not None else (row.name, row.model):
+        file = str(folder / "{data}" / f"{owner}.yaml")
+        there = [name for name in data if Path(file.replace("{data}", name)).is_file()]
+        if len(there) == len(data):
+            return row.model_copy(update={"settings": file})
+        if there:
+            lacking = next(name for name in data if name not in there)
+            raise InputError(f"--settings {folder}: {owner} has a file for {there[0]}, and none for {lacking}")
+    return row
+
+
+def _has(model: str, key: str) -> bool:
+    """Whether a model has a setting; true for every setting outside of `model`."""
+    return not key.startswith("model.") or model not in CONFIGS or key[6:] in CONFIGS[model].model_fields
+
+
+def _check_unique(where: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where}: {name!r} is there twice; each needs a name of its own")
+
+
+def _check_grid(grid: Grid, where: str) -> None:
+    """Raise InputError where rows contradict one another, or a cell needs several processes."""
+    for modality in {modality for row in grid.rows for modality in row.precomputed}:
+        if len({row.precomputed[modality] for row in grid.rows if modality in row.precomputed}) > 1:
+            raise InputError(f"{where}: rows have different files of {modality}; give each a name of its own")
+    for entry, row in product(grid.data, grid.rows):
+        if row.resolve(entry.name, grid.seeds[0]).device.processes > 1:
+            raise InputError(f"row {row.name}: device.devices: a cell is one process; --jobs runs several cells")
