@@ -1,18 +1,15 @@
-"""What a person sees of a training beside its numbers: curves, other people's dashboards, warnings."""
+"""What a person sees of a training beside its numbers: dashboards and warnings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from builders import make_dataset
-from PIL import Image
 
 from msm4sr.errors import InputError
 from msm4sr.experiments import loggers
-from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.loggers import Logged, make_logger
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import resolve_settings
@@ -21,46 +18,6 @@ from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.sasrec import SASRec
 from msm4sr.training.trainer import EpochRecord, Silent
-
-
-def rows_of(stage: str, epochs: int) -> list[dict[str, Any]]:
-    return [
-        {"stage": stage, "epoch": e, "loss": 5.0 / e}
-        | ({"recall@10": 0.1 * e, "ndcg@10": 0.05 * e} if e % 2 == 0 else {})
-        for e in range(1, epochs + 1)
-    ]
-
-
-CHOSE = {"pretrain": "ndcg@10", "finetune": "recall@10"}
-
-
-# Curves
-
-
-def test_curves_are_a_picture_with_a_column_a_stage(tmp_path: Path) -> None:
-    write_curves(rows_of("pretrain", 3), CHOSE, tmp_path / "one.png")
-    write_curves(rows_of("pretrain", 3) + rows_of("finetune", 5), CHOSE, tmp_path / "two.png")
-    one, two = (Image.open(tmp_path / f"{name}.png") for name in ("one", "two"))
-    assert two.width > 1.7 * one.width
-    assert two.height == one.height
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
-
-
-def test_curves_show_the_numbers_they_are_given(tmp_path: Path) -> None:
-    """The loss, recall and ndcg each change pixels of the picture."""
-    rows = rows_of("finetune", 6)
-    drawn = set()
-    for changed in ({}, {"loss": 9.0}, {"recall@10": 0.9}, {"ndcg@10": 0.9}):
-        write_curves([*rows[:-1], rows[-1] | changed], CHOSE, tmp_path / "curves.png")
-        drawn.add(np.asarray(Image.open(tmp_path / "curves.png")).tobytes())
-    assert len(drawn) == 4
-
-
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_curves_of_no_epoch_or_of_one_without_validation_are_no_error(tmp_path: Path, epochs: int) -> None:
-    write_curves(rows_of("pretrain", epochs), CHOSE, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").exists() == (epochs > 0)
-
 
 # Loggers
 

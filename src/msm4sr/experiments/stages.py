@@ -17,7 +17,6 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
-from msm4sr.experiments.curves import write_curves
 from msm4sr.experiments.run import Note, Run
 from msm4sr.experiments.settings import RunSettings
 from msm4sr.experiments.transfer import start_from
@@ -200,9 +199,6 @@ def train_stage(
         resume=resume,
         identity=_identity(run),
     )
-    if run.settings.device.is_first:
-        chose = {name: getattr(run.settings, name).select for name in STAGES}
-        write_curves(run.epochs(), chose, run.folder / "curves.png")
 
 
 def _identity(run: Run) -> dict[str, Any]:
