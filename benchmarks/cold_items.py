@@ -98,7 +98,7 @@ def pairs_of(data: Path, held_out: Sequence[str], before: int = BEFORE) -> list[
 def add(server: Server, data: Path, held_out: Sequence[str]) -> None:
     items = read_items(data).filter(pl.col("item_id").is_in(held_out))
     for item_id, title, text, images in items.select("item_id", "title", "text", "image").iter_rows():
-        files = {"pictures": (Path(images[0]).name, (data / images[0]).read_bytes(), "application/octet-stream")}
+        files = {"images": (Path(images[0]).name, (data / images[0]).read_bytes(), "application/octet-stream")}
         fields = {"item_id": item_id, "title": title or "", "text": (text or "")[:20_000]}
         answer = server.client.post("/items", data=fields, files=files)
         if answer.status_code != 201:

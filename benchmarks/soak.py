@@ -72,7 +72,7 @@ class Changes:
             "title": f"Thing number {self.number}",
             "text": "It came while others were asked.",
         }
-        files = {"pictures": ("picture.jpg", picture(self.number), "image/jpeg")}
+        files = {"images": ("picture.jpg", picture(self.number), "image/jpeg")}
         self._expect(201, self.server.client.post("/items", data=fields, files=files))
         self.there.append(item_id)
         if recommended(self.server, self.history, [item_id]) != {item_id}:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from builders import every_input, make_model
 
-from msm4sr.data.items import Item
-from msm4sr.experiments.loading import vectors_of_all
+from msm4sr.data.items import Item, Items
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import begin_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
@@ -20,13 +19,13 @@ from msm4sr.experiments.stages import build_model, extract_stage, load_run_data,
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.extract import FeatureSettings
 from msm4sr.models.base import ContentModel, Model
-from msm4sr.recommend.catalogue import Base, NewItem
+from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex
 from msm4sr.recommend.recommender import Recommender
 
 
 class HashingEncoder(ContentEncoder):
-    """A sentence a title and a row a picture; each vector follows from the bytes."""
+    """A row for each sentence and each image, computed from the bytes."""
 
     def __init__(self, dims: dict[str, int]) -> None:
         super().__init__(Path("nowhere"), FeatureSettings(), dims)
@@ -47,17 +46,17 @@ class HashingEncoder(ContentEncoder):
         return np.random.default_rng(zlib.crc32(data)).normal(size=self.dims[modality]).astype(np.float32)
 
 
-def make_base(model: Model) -> Base:
+def make_catalogue(model: Model) -> Catalogue:
     """Items i0, i1, ...; the categories of item i are "even" or "odd"."""
     n = model.n_items
-    return Base(
+    items = Items(
         item_ids=[f"i{row}" for row in range(n)],
         titles=[f"Title {row}" for row in range(n)],
         texts=[f"A text of item {row}." for row in range(n)],
         categories=[("odd",) if row % 2 else ("even",) for row in range(n)],
         images=[() for _ in range(n)],
-        vectors=vectors_of_all(model),
     )
+    return Catalogue.of_model(model, items)
 
 
 def make_recommender(name: str = "msm4sr", index: ApproximateIndex | None = None, **changes: object) -> Recommender:
@@ -66,21 +65,21 @@ def make_recommender(name: str = "msm4sr", index: ApproximateIndex | None = None
     encoder = None
     if isinstance(model, ContentModel):
         encoder = HashingEncoder({a: model.content_rows(a).vectors.shape[1] for a in model.content_modalities})
-    return Recommender(model, make_base(model), encoder, index=index)
+    return Recommender(model, make_catalogue(model), encoder, index=index)
 
 
 def slow_scores(recommender: Recommender, history: Sequence[int]) -> torch.Tensor:
-    """The scores of the run's items by the model's own way, over the whole catalogue."""
+    """The scores that the model itself computes for the items of the run."""
     model = recommender.model
     latest = torch.tensor([list(history)[-model.max_history :]])
     with torch.no_grad():
-        catalogue = model.encode_items()
-        keys = model.scoring_vectors(catalogue)
-        return model.score(latest, torch.tensor([latest.shape[1]]), catalogue, keys)[0]
+        embeddings = model.encode_items()
+        item_vectors = model.scoring_vectors(embeddings)
+        return model.score(latest, torch.tensor([latest.shape[1]]), embeddings, item_vectors)[0]
 
 
-def new_item(name: str = "n0", title: str | None = None, picture: bytes | None = None, **more: object) -> NewItem:
-    return NewItem(name, title or f"Title of {name}", pictures=[picture] if picture else [], **more)  # type: ignore
+def new_item(name: str = "n0", title: str | None = None, image: bytes | None = None, **more: object) -> Item:
+    return Item(name, title or f"Title of {name}", images=[image] if image else [], **more)  # type: ignore
 
 
 def train(data: Path, out: Path, model: str = "msm4sr", *changes: str) -> Path:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from msm4sr.models.msm4sr import MSM4SR as MSM4SR
     from msm4sr.models.msm4sr import MSM4SRConfig as MSM4SRConfig
     from msm4sr.models.registry import from_pretrained as from_pretrained
-    from msm4sr.recommend.catalogue import NewItem as NewItem
     from msm4sr.recommend.recommender import Recommender as Recommender
     from msm4sr.training.finetune import FinetuneSettings as FinetuneSettings
     from msm4sr.training.finetune import finetune as finetune
@@ -65,7 +64,6 @@ _MODULES = {
     "MSM4SR": "models.msm4sr",
     "MSM4SRConfig": "models.msm4sr",
     "from_pretrained": "models.registry",
-    "NewItem": "recommend.catalogue",
     "Recommender": "recommend.recommender",
     "FinetuneSettings": "training.finetune",
     "finetune": "training.finetune",

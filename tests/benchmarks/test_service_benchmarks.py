@@ -75,7 +75,7 @@ def test_a_generated_catalogue_is_a_run_that_recommends(tmp_path: Path) -> None:
     recommender = load_recommender(run)
     histories = histories_of(run)
     assert len(recommender.recommend(histories[0], 10).items) == 10
-    assert {item for history in histories for item in history} <= set(recommender.catalogue.base.item_ids)
+    assert {item for history in histories for item in history} <= set(recommender.catalogue.items.item_ids)
 
 
 def run(script: str, *options: str) -> str:

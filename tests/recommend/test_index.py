@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from services import make_base, make_recommender, new_item
+from services import make_catalogue, make_recommender, new_item
 
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import ApproximateIndex, IndexSettings, top_k
@@ -80,10 +80,10 @@ def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path, what: str) -> N
 def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recommender]:
     """The same items, exact and through an index that is asked for few of them."""
     exact = make_recommender(**changes)
-    base = make_base(exact.model)
-    keys = base.vectors.keys
-    index = ApproximateIndex.open(tmp_path, keys, keys, SETTINGS)
-    return exact, Recommender(exact.model, base, exact.encoder, index=index)
+    catalogue = make_catalogue(exact.model)
+    vectors = catalogue.tensors.item_vectors
+    index = ApproximateIndex.open(tmp_path, vectors, vectors, SETTINGS)
+    return exact, Recommender(exact.model, catalogue, exact.encoder, index=index)
 
 
 def test_items_that_come_and_go_beside_an_index_are_found_at_once(
@@ -100,7 +100,7 @@ def test_items_that_come_and_go_beside_an_index_are_found_at_once(
 
     monkeypatch.setattr(ApproximateIndex, "search", counted)
     for recommender in (exact, through):
-        recommender.add_items([new_item("n0", picture=b"x"), new_item("n1")])
+        recommender.add_items([new_item("n0", image=b"x"), new_item("n1")])
         recommender.remove_items(["i4", "n1"])
     for k in (1, 3, 20):
         found = through.recommend(["i3", "i1"], k)
@@ -122,7 +122,7 @@ def test_what_was_taken_is_found_or_not_as_the_model_scores_it(
     exact, through = approximate(tmp_path, seen_item_bias=True)
     for recommender in (exact, through):
         recommender.model.seen_item_bias.data.fill_(bias)  # type: ignore[union-attr, operator]
-        recommender.add_items([new_item("n0", picture=b"x")])
+        recommender.add_items([new_item("n0", image=b"x")])
     history = ["i3", "n0", "i1"]
     for k in (1, 3, 5):
         (found, expected) = (one.recommend(history, k, exclude_seen=False).items for one in (through, exact))

@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 def row(items: ItemTable, scores: dict[int, float], target: int | None = None) -> HistoryAndRecommendations:
     recommendations = [
-        Recommendation(item, items.item_ids[item], items.titles[item], score, rank)
+        Recommendation(items.item_ids[item], items.titles[item], score, rank)
         for rank, (item, score) in enumerate(scores.items(), start=1)
     ]
     return HistoryAndRecommendations("ann", [0, 1], recommendations, items, target)
@@ -159,7 +159,7 @@ def test_the_first_readable_picture_of_an_item_is_shown(shop: ItemTable) -> None
 
 def test_an_item_table_without_pictures_makes_a_page() -> None:
     items = ItemTable(["a", "b"], ["A", "B"])
-    one = HistoryAndRecommendations("u", [0], [Recommendation(1, "b", "B", 1.0, 1)], items)
+    one = HistoryAndRecommendations("u", [0], [Recommendation("b", "B", 1.0, 1)], items)
     assert "no picture" in recommendation_page("p", [one])
 
 

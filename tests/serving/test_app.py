@@ -51,7 +51,7 @@ def recommender(run_folder: Path) -> Recommender:
 
 
 def add(client: TestClient, item_id: str, pictures: list[bytes] = [], **fields: Any) -> Any:  # noqa: B006
-    files = [("pictures", (f"{n}.jpg", data, "image/jpeg")) for n, data in enumerate(pictures)]
+    files = [("images", (f"{n}.jpg", data, "image/jpeg")) for n, data in enumerate(pictures)]
     return client.post("/items", data={"item_id": item_id, "title": "Red wooden train"} | fields, files=files or None)
 
 
@@ -104,7 +104,7 @@ def test_an_item_is_described_and_has_similar_ones(
     client: TestClient, ids: list[str], recommender: Recommender
 ) -> None:
     answer = client.get(f"/items/{ids[0]}").json()
-    assert answer["title"] == recommender.item(ids[0]).title
+    assert answer["title"] == recommender.item(ids[0]).name
     assert answer["keywords"] == recommender.keywords(ids[0])
     similar = client.get(f"/items/{ids[0]}/similar", params={"k": 3, "by": "text"}).json()["items"]
     assert [one["item_id"] for one in similar] == [o.item_id for o in recommender.similar_items(ids[0], 3, "text")]
@@ -123,7 +123,7 @@ def test_a_new_item_is_recommended_from_the_next_request_on_and_gone_after_it_is
     assert added.status_code == 201
     assert added.json()["categories"] == ["trains", "wood"]
     assert added.json()["added"] is True
-    assert client.get("/items/new%2F1%20%C3%BC").json()["pictures"] == 1
+    assert client.get("/items/new%2F1%20%C3%BC").json()["images"] == 1
     ranked = client.post("/recommend", json={"history": ids[:2], "candidates": ["new/1 ü"]}).json()
     assert [one["item_id"] for one in ranked["items"]] == ["new/1 ü"]
     assert client.post("/recommend", json={"history": ["new/1 ü"]}).json()["unknown"] == []
@@ -171,18 +171,18 @@ def test_what_is_wrong_with_a_request_is_told(client: TestClient, body: Any, wor
 def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[str]) -> None:
     asked = {"history": ids[:1], "by": "smell"}
     assert_problem(client.post("/recommend", json=asked), 422, "text, visual, both")
-    assert_problem(client.get(f"/items/{ids[0]}/similar?by=smell"), 422, "text, visual, both, taste")
+    assert_problem(client.get(f"/items/{ids[0]}/similar?by=smell"), 422, "text, visual, both, collaborative")
     assert_problem(client.get(f"/items/{ids[0]}/similar?k=0"), 422, "k:")
 
 
 @pytest.mark.parametrize(
-    ("fields", "pictures", "status", "words"),
+    ("fields", "images", "status", "words"),
     [
-        ({"title": ""}, [], 422, ["nothing to know it by; give it a text or visual"]),
+        ({"title": ""}, [], 422, ["no content that the model reads; give it a text or visual"]),
         ({}, [b"no picture"], 422, ["image 1 cannot be used: not an image"]),
         ({}, [jpeg(), jpeg()[:100]], 422, ["image 2 cannot be used: damaged or cut short"]),
         ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),
-        ({}, [jpeg()] * 9, 422, ["9 pictures; send 8 at most"]),
+        ({}, [jpeg()] * 9, 422, ["9 images; send 8 at most"]),
         ({"text": "x" * 20_001}, [], 422, ["20,000 are read at most"]),
         ({"item_id": "a\x07b"}, [], 422, ["printable characters"]),
         ({"item_id": ""}, [], 422, ["item_id"]),
@@ -263,9 +263,9 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><rect width="9
 def test_of_pictures_those_that_can_be_read_are_taken(
     client: TestClient, files: list[tuple[str, bytes, str]], status: int
 ) -> None:
-    answer = client.post("/items", data={"item_id": "n", "title": "A"}, files=[("pictures", file) for file in files])
+    answer = client.post("/items", data={"item_id": "n", "title": "A"}, files=[("images", file) for file in files])
     if status == 201:
-        assert answer.json()["pictures"] == 1
+        assert answer.json()["images"] == 1
         assert client.delete("/items/n").status_code == 204
     else:
         problem = "pictures; send" if len(files) > 8 else "image 1 cannot be used"
@@ -351,7 +351,7 @@ def test_what_was_added_and_removed_survives_a_restart_without_being_encoded_aga
     after = service.recommender.recommend(ids[:3], 70)
     assert [o.item_id for o in after.items] == [o["item_id"] for o in before["items"]]
     assert [o.score for o in after.items] == pytest.approx([o["score"] for o in before["items"]], abs=1e-5)
-    assert service.recommender.item(ids[6]).title == "Another thing"
+    assert service.recommender.item(ids[6]).name == "Another thing"
     assert candidates(service, ["n1", "n2", "n3", ids[5]], ids[:3]) == ["n1", "n2"]
     assert service.recommender.explain(ids[:2], "n2").sentences[1].text == "A longer story."
 
@@ -379,15 +379,15 @@ def test_a_newer_run_takes_the_place_of_the_old_one_with_all_that_was_added(
     add(client, "n1")
     client.delete(f"/items/{ids[5]}")
     old = service.recommender
-    assert not service.look_for_a_newer_run()
+    assert not service.reload_if_changed()
     (tmp_path / "next").symlink_to(newer)
     (tmp_path / "next").replace(link)
-    assert service.look_for_a_newer_run()
+    assert service.reload_if_changed()
     assert service.recommender is not old
     assert candidates(service, ["n1", ids[5], ids[7]], ids[:2]) == sorted(["n1", ids[7]])
-    assert not service.look_for_a_newer_run()
+    assert not service.reload_if_changed()
     assert client.post("/reload").status_code == 202
-    assert service.look_for_a_newer_run()
+    assert service.reload_if_changed()
 
 
 def test_a_newer_run_that_cannot_be_read_leaves_the_old_one(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
@@ -396,11 +396,11 @@ def test_a_newer_run_that_cannot_be_read_leaves_the_old_one(run_folder: Path, id
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     whole = (run / "model" / "model.safetensors").read_bytes()
     (run / "model" / "model.safetensors").write_bytes(whole[:1000])
-    assert not service.look_for_a_newer_run()
+    assert not service.reload_if_changed()
     assert client.post("/recommend", json={"history": ids[:2]}).status_code == 200
     assert "model.safetensors" in client.get("/ready").json()["failed_reload"]
     (run / "model" / "model.safetensors").write_bytes(whole)
-    assert service.look_for_a_newer_run()
+    assert service.reload_if_changed()
     assert client.get("/ready").json()["failed_reload"] == ""
 
 
@@ -416,4 +416,4 @@ def test_a_run_of_other_encoders_encodes_the_added_items_anew(run_folder: Path, 
     assert len(again.recommender.explain(ids[:2], "n1").sentences) == 2
     stored = again.store.changes()[0].item
     assert stored is not None
-    assert len(stored.encoded.sentences) == 2
+    assert len(stored.sentences) == 2

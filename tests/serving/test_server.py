@@ -21,7 +21,7 @@ def ids(toyshop: Path) -> list[str]:
 
 
 def add(server: Server, item_id: str, picture: bytes | None = None) -> int:
-    files = {"pictures": ("a.jpg", picture, "image/jpeg")} if picture else None
+    files = {"images": ("a.jpg", picture, "image/jpeg")} if picture else None
     data = {"item_id": item_id, "title": f"Wooden thing {item_id}"}
     return server.client.post("/items", data=data, files=files).status_code
 
@@ -31,7 +31,7 @@ def known(server: Server, item_id: str) -> bool:
 
 
 def test_what_was_answered_survives_a_kill(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
-    picture = load_recommender(run_folder).read_picture(ids[0])
+    picture = load_recommender(run_folder).read_image(ids[0])
     with serving(run_folder, tmp_path / "state") as server:
         assert add(server, "n1", picture) == 201
         assert server.client.delete(f"/items/{ids[3]}").status_code == 204

@@ -115,9 +115,9 @@ def test_an_item_that_is_added_with_a_photo_is_recommended(
     pick(page, ids[0])
     pick(page, ids[1])
     expect(page.locator("#history li")).to_have_count(2)
-    best = next(i for i in answer(server, ids[:2], "both") if recommender.item(i).pictures)
+    best = next(i for i in answer(server, ids[:2], "both") if recommender.item(i).images)
     photo = tmp_path / "photo.jpg"
-    photo.write_bytes(recommender.read_picture(best))
+    photo.write_bytes(recommender.read_image(best))
     page.locator("#open-add").click()
     page.get_by_label("Title", exact=True).fill(f"My own {page.viewport_size['width'] if page.viewport_size else ''}")
     page.locator("#add-form textarea").fill(recommender.item(best).text or recommender.item(best).title)

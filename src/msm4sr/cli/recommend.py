@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,6 +11,11 @@ from rich.table import Table
 
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
+
+if TYPE_CHECKING:
+    from msm4sr.recommend.recommender import Recommendation, Recommender
+
+SHOWN = 5  # titles of the history
 
 
 def recommend(
@@ -36,24 +41,15 @@ def recommend(
 def _recommend(
     folder: Path, user: str | None, history: list[str], k: int, include_seen: bool, html: Path | None
 ) -> None:
-    from msm4sr.experiments.model_folder import check_items
-    from msm4sr.experiments.run import open_run
-    from msm4sr.experiments.stages import load_run_data
-    from msm4sr.models.registry import from_pretrained
-    from msm4sr.recommend.recommender import ItemTable, user_history
-    from msm4sr.recommend.recommender import recommend as rank
-    from msm4sr.reports.pages import HistoryAndRecommendations, recommendation_page, write_page
+    from msm4sr.experiments.loading import load_recommender
+    from msm4sr.recommend.index import IndexSettings
 
-    opened = open_run(folder)
-    network = from_pretrained(folder / "model")
-    dataset = load_run_data(opened)
-    check_items(opened, dataset)
-    items = ItemTable.from_dataset(dataset)
     if user is not None:
-        history = user_history(dataset, user)
-    chosen = rank(network, items, history, k, exclude_seen=not include_seen)
+        history = _history_of(folder, user)
+    recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True)
+    found = recommender.recommend(history, k, exclude_seen=not include_seen).items
     who = f"user {user}" if user is not None else "this history"
-    shown = [items.titles[items.rows[item]] for item in history[-5:]]
+    shown = [recommender.item(item_id).name for item_id in history[-SHOWN:]]
     latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
     console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
     table = Table()
@@ -61,14 +57,38 @@ def _recommend(
     table.add_column("item")
     table.add_column("title")
     table.add_column("score", justify="right")
-    for item in chosen:
+    for item in found:
         table.add_row(str(item.rank), escape(item.item_id), escape(item.title), f"{item.score:.3f}")
     console.print(table)
     if html is not None:
-        rows = [items.rows[item] for item in history]
-        title = f"Recommendations for {who}"
-        write_page(
-            html,
-            recommendation_page(title, [HistoryAndRecommendations(who[0].upper() + who[1:], rows, chosen, items)]),
-        )
+        _write_page(html, who, recommender, history, found)
         console.print(f"page: {html}", markup=False)
+
+
+def _history_of(folder: Path, user: str) -> list[str]:
+    from msm4sr.experiments.model_folder import check_items
+    from msm4sr.experiments.run import open_run
+    from msm4sr.experiments.stages import load_run_data
+    from msm4sr.recommend.lookup import user_history
+
+    run = open_run(folder)
+    try:
+        dataset = load_run_data(run)
+    except InputError as error:
+        raise InputError(f"{error}\n--user needs the data of the run; --history needs its model folder only") from None
+    check_items(run, dataset)
+    return user_history(dataset, user)
+
+
+def _write_page(
+    file: Path, who: str, recommender: Recommender, history: list[str], found: list[Recommendation]
+) -> None:
+    from msm4sr.recommend.recommender import ItemTable
+    from msm4sr.reports.pages import HistoryAndRecommendations, recommendation_page, write_page
+
+    items = recommender.catalogue.items
+    names = [items.name(row) for row in range(len(items))]
+    table = ItemTable(items.item_ids, names, [list(paths) for paths in items.images], recommender.folder)
+    rows = [items.rows[item_id] for item_id in history]
+    section = HistoryAndRecommendations(who[0].upper() + who[1:], rows, found, table)
+    write_page(file, recommendation_page(f"Recommendations for {who}", [section]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -46,3 +47,49 @@ class Item:
         columns = ("item_id", "title", "text", "categories", "image")
         item_id, title, text, categories, images = items.select(columns).row(row)
         return cls(item_id, title, text, tuple(categories or ()), tuple(path for path in images or () if path))
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The items of a catalogue as columns, since millions of `Item` objects need ten times the memory.
+
+    Attributes:
+        item_ids: unique ids; the position of an item is its row.
+        titles: None for an item without one.
+        texts: None for an item without one.
+        categories: names.
+        images: paths relative to the folder of the data set.
+    """
+
+    item_ids: list[str]
+    titles: list[str | None]
+    texts: list[str | None]
+    categories: list[tuple[str, ...]]
+    images: list[tuple[str, ...]]
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame) -> Self:
+        """The items of a table as `read_items` gives it."""
+        return cls(
+            item_ids=frame["item_id"].to_list(),
+            titles=frame["title"].to_list(),
+            texts=frame["text"].to_list(),
+            categories=[tuple(names or ()) for names in frame["categories"].to_list()],
+            images=[tuple(path for path in paths or () if path) for paths in frame["image"].to_list()],
+        )
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """Item id to row."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __getitem__(self, row: int) -> Item:
+        return Item(self.item_ids[row], self.titles[row], self.texts[row], self.categories[row], self.images[row])
+
+    def name(self, row: int) -> str:
+        """The title of an item, or the id of one without a title."""
+        title = self.titles[row]
+        return title if title and title.strip() else self.item_ids[row]

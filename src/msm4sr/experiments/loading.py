@@ -1,4 +1,4 @@
-"""What a `Recommender` needs of a run folder."""
+"""Load a run folder: as a `Recommender`, or to export its model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from msm4sr.data.items import Items
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import read_item_names
@@ -18,31 +19,39 @@ from msm4sr.features.extract import store_names
 from msm4sr.features.store import load_features, read_rows
 from msm4sr.models.base import ContentModel, Model, ProductModel
 from msm4sr.models.registry import from_pretrained
-from msm4sr.recommend.catalogue import Base, Catalogue, Vectors
+from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex, IndexSettings
 from msm4sr.recommend.onnx_export import export_onnx
 from msm4sr.recommend.recommender import Recommender
-from msm4sr.recommend.scoring import encode_histories
+from msm4sr.recommend.scoring import make_queries
 
-QUERIES = 500  # histories by which an approximate index is measured
-DRAWN = 10  # items of a history that is drawn
+QUERIES = 500  # histories by which the recall of an approximate index is measured
+RANDOM_LENGTH = 10  # items of a random history
 
 
-def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings()) -> Recommender:
-    """The recommender of a finished run; images, texts and categories come from its data set, where it still exists.
+def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings(), strict: bool = False) -> Recommender:
+    """The recommender of a finished run.
+
+    Only the model folder is needed; images, texts and categories are read from the data set if it still exists.
+
+    Args:
+        folder: the run folder.
+        index: how the best items are found; an approximate index is stored beside the model.
+        strict: whether unknown ids in histories are errors; see `Recommender`.
 
     Raises:
         InputError: there is no finished run, or the weights of the model are not finite.
     """
     run = open_run(Path(folder))
     model = from_pretrained(run.folder / "model")
-    base = read_base(run, model)
+    catalogue = Catalogue.of_model(model, read_run_items(run), str(run.folder / "model"))
     found = None
-    if isinstance(model, ProductModel) and index.approximates(len(base)):
+    if isinstance(model, ProductModel) and index.approximates(len(catalogue)):
         with torch.inference_mode():
-            queries = encode_histories(model, Catalogue.of(base), sample_histories(run, base))
-        found = ApproximateIndex.open(run.folder / "model", base.vectors.keys, queries, index)
-    return Recommender(model, base, open_encoder(run, model), run.data, found, picture_words(run))
+            queries = make_queries(model, catalogue, sample_histories(run, catalogue.items))
+            vectors = torch.stack([query.vector for query in queries if query.vector is not None])
+        found = ApproximateIndex.open(run.folder / "model", catalogue.tensors.item_vectors, vectors, index)
+    return Recommender(model, catalogue, open_encoder(run, model), run.data, found, image_keywords(run), strict)
 
 
 def export_run(folder: Path, out: Path) -> list[Path]:
@@ -52,57 +61,30 @@ def export_run(folder: Path, out: Path) -> list[Path]:
     return export_onnx(model, *read_item_names(run), out, run.folder.resolve().name)
 
 
-def read_base(run: Run, model: Model) -> Base:
-    """The run's items with their vectors, and what the data set says of them, where it is still there.
-
-    Raises InputError when model and items.json are not of one run, and for numbers that are not finite.
-    """
+def read_run_items(run: Run) -> Items:
+    """The items of the stored model, with what the data set knows of them if it still exists."""
     item_ids, titles = read_item_names(run)
-    if len(item_ids) != model.n_items:
-        raise InputError(
-            f"{run.folder / 'model'}: the model knows {model.n_items} items, items.json {len(item_ids)}: they are not "
-            "of one run; `msm4sr evaluate RUN` makes both anew"
-        )
     frame = pl.DataFrame({"item_id": item_ids})
     try:
         frame = frame.join(read_items(run.data), on="item_id", how="left", maintain_order="left")
     except InputError:
         nothing = [pl.lit(None, pl.List(pl.String)).alias(name) for name in ("categories", "image")]
         frame = frame.with_columns(pl.lit(None, pl.String).alias("text"), *nothing)
-    vectors = vectors_of_all(model)
-    if not bool(torch.isfinite(vectors.keys).all()):
-        raise InputError(f"{run.folder}: the model's weights are damaged or its training diverged: they are not finite")
-    return Base(
-        item_ids,
-        titles,
-        frame["text"].to_list(),
-        [tuple(names or ()) for names in frame["categories"].to_list()],
-        [tuple(path for path in paths or () if path) for paths in frame["image"].to_list()],
-        vectors,
-    )
-
-
-@torch.inference_mode()
-def vectors_of_all(model: Model) -> Vectors:
-    """The catalogue as the model sees it."""
-    catalogue = model.encode_items()
-    keys = model.scoring_vectors(catalogue).contiguous()
-    if not isinstance(model, ContentModel):
-        return Vectors(catalogue, keys, torch.zeros(len(keys), 0, dtype=torch.bool))
-    present = [model.content_rows(name).lengths > 0 for name in model.content_modalities]
-    return Vectors(catalogue, keys, torch.stack(present, dim=1))
+    # the stored title of an item without one is its id
+    named = [None if title == item_id else title for title, item_id in zip(titles, item_ids, strict=True)]
+    return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String)))
 
 
 def open_encoder(run: Run, model: Model) -> ContentEncoder | None:
-    """What encodes new items as the run's were; None for a model that cannot take any."""
+    """The encoder of new items, with the settings of the run; None for a model that takes none."""
     if not isinstance(model, ContentModel):
         return None
     widths = {name: model.content_rows(name).vectors.shape[1] for name in model.content_modalities}
     return ContentEncoder(run.features, run.settings.features, widths, run.precomputed)
 
 
-def picture_words(run: Run) -> Mapping[str, list[str]]:
-    """The words that were found for each item's pictures, best first; nothing for a run that looks for none."""
+def image_keywords(run: Run) -> Mapping[str, list[str]]:
+    """Item id to the keywords of its images, best first; empty for a run without keywords."""
     if run.settings.features.visual.kind != "keywords" or "visual" in run.precomputed:
         return {}
     folder = run.features / store_names(run.settings.features)["visual"]
@@ -120,16 +102,17 @@ def picture_words(run: Run) -> Mapping[str, list[str]]:
     }
 
 
-def sample_histories(run: Run, base: Base) -> list[list[int]]:
-    """Ragged of the log (rows, oldest first), or drawn ones where the log is not there."""
+def sample_histories(run: Run, items: Items) -> list[list[int]]:
+    """Histories of the data set (rows, oldest first), or random ones if it no longer exists."""
     try:
         log = read_interactions(run.data)
     except InputError:
-        drawn: list[list[int]] = np.random.default_rng(0).integers(0, len(base), (QUERIES, DRAWN)).tolist()
-        return drawn
+        shape = (QUERIES, RANDOM_LENGTH)
+        rows: list[list[int]] = np.random.default_rng(0).integers(0, len(items), shape).tolist()
+        return rows
     users = log["user_id"].unique(maintain_order=True)
     chosen = users.sample(min(QUERIES, len(users)), seed=0)
-    taken = log.filter(pl.col("user_id").is_in(chosen.implode())).sort("order", maintain_order=True)
-    named = taken.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
-    histories = [[row for item_id in history if (row := base.rows.get(item_id)) is not None] for history in named]
+    log = log.filter(pl.col("user_id").is_in(chosen.implode())).sort("order", maintain_order=True)
+    named = log.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
+    histories = [[row for item_id in history if (row := items.rows.get(item_id)) is not None] for history in named]
     return [history for history in histories if history]

@@ -1,148 +1,137 @@
-"""The items that are recommended from: those of the run, minus what was removed, plus what was added.
+"""The items that can be recommended: those of the run, minus the removed ones, plus the added ones.
 
-A `Catalogue` never changes. Who adds or removes makes a new one, and whoever reads goes on with the one that he has, so
-that nobody waits for anybody. Rows count from 0, the run's items first; a row is a row of one catalogue only.
+A `Catalogue` is immutable: adding or removing makes a new one, so that readers never wait for a change. Rows count
+from 0, the items of the run first; a row is valid in one catalogue only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.data import items as content
+from msm4sr.data.items import Item, Items
 from msm4sr.errors import InputError
+from msm4sr.models.base import ContentModel, Model
+from msm4sr.recommend.lookup import no_such_item
 
 
 class UnknownItem(InputError):
-    """An item is asked for that is not in the catalogue."""
+    """The catalogue has no item of that id."""
 
 
 class ItemExists(InputError):
-    """An item to add has the id of one that is there."""
+    """The catalogue already has an item of the id of a new one."""
 
 
-@dataclass(frozen=True)
-class NewItem:
-    """An item to add: an id, and whatever there is of title, text, categories and pictures (bytes of image files).
+@dataclass(frozen=True, eq=False)
+class ItemTensors:
+    """n items as a model represents them.
 
-    `vectors` are for modalities that come from vectors of your own: float [rows, width] each.
+    Attributes:
+        embeddings: [n, M, D], what the model encodes histories from.
+        item_vectors: [n, Q], what the vector of a history is multiplied with for a score.
+        present: bool [n, modalities], whether the item has the modality.
     """
 
-    item_id: str
-    title: str | None = None
-    text: str | None = None
-    categories: Sequence[str] = ()
-    pictures: Sequence[bytes] = ()
-    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EncodedItem:
-    """A new item whose texts and pictures have been through the frozen encoders; its pictures are only counted."""
-
-    item_id: str
-    title: str | None
-    text: str | None
-    categories: tuple[str, ...]
-    pictures: int
-    encoded: content.Item
-
-
-@dataclass(frozen=True)
-class Item:
-    """What is known of an item. An item without a title goes by its id; `added`: it came after the training."""
-
-    item_id: str
-    title: str
-    text: str | None
-    categories: tuple[str, ...]
-    pictures: int
-    added: bool
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Items as a model has them: `catalogue` [n, M, D], `keys` [n, Q], `present` [n, any] (has it the modality?)."""
-
-    catalogue: Tensor
-    keys: Tensor
+    embeddings: Tensor
+    item_vectors: Tensor
     present: Tensor
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    @classmethod
+    @torch.inference_mode()
+    def of_model(cls, model: Model) -> Self:
+        """The items that `model` was trained on."""
+        embeddings = model.encode_items()
+        item_vectors = model.scoring_vectors(embeddings).contiguous()
+        if not isinstance(model, ContentModel):
+            return cls(embeddings, item_vectors, torch.zeros(len(item_vectors), 0, dtype=torch.bool))
+        present = [model.content_rows(name).lengths > 0 for name in model.content_modalities]
+        return cls(embeddings, item_vectors, torch.stack(present, dim=1))
 
-    def joined(self, other: Vectors) -> Vectors:
-        return Vectors(
-            torch.cat([self.catalogue, other.catalogue]),
-            torch.cat([self.keys, other.keys]),
+    def __len__(self) -> int:
+        return len(self.item_vectors)
+
+    def __getitem__(self, rows: Tensor) -> ItemTensors:
+        return ItemTensors(self.embeddings[rows], self.item_vectors[rows], self.present[rows])
+
+    def joined(self, other: ItemTensors) -> ItemTensors:
+        """These items and then those of `other`."""
+        return ItemTensors(
+            torch.cat([self.embeddings, other.embeddings]),
+            torch.cat([self.item_vectors, other.item_vectors]),
             torch.cat([self.present, other.present]),
         )
 
-    def taken(self, rows: Sequence[int]) -> Vectors:
-        chosen = torch.tensor(rows, dtype=torch.int64)
-        return Vectors(self.catalogue[chosen], self.keys[chosen], self.present[chosen])
 
-
-@dataclass(frozen=True)
-class Base:
-    """The run's items, which stay as they are: ids, what is known of them, and their vectors."""
-
-    item_ids: list[str]
-    titles: list[str]
-    texts: list[str | None]
-    categories: list[tuple[str, ...]]
-    images: list[tuple[str, ...]]
-    vectors: Vectors
-
-    @cached_property
-    def rows(self) -> Mapping[str, int]:
-        return {item_id: row for row, item_id in enumerate(self.item_ids)}
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalogue:
-    """One state of the items. Row r < len(base) is the run's item r; the added ones follow in the order of coming."""
+    """One state of the items. Rows below `len(items)` are the items of the run; the added items follow in order.
 
-    base: Base
-    removed: frozenset[int]
-    added: tuple[EncodedItem, ...]
-    vectors: Vectors
-    """Of the added items."""
+    Attributes:
+        items: the items of the run.
+        tensors: theirs.
+        added: items that were added, with their features.
+        added_tensors: theirs.
+        removed: rows of the run's items that can no longer be recommended.
+    """
+
+    items: Items
+    tensors: ItemTensors
+    added: tuple[Item, ...]
+    added_tensors: ItemTensors
+    removed: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, base: Base) -> Catalogue:
-        return cls(base, frozenset(), (), base.vectors.taken([]))
+    def of_model(cls, model: Model, items: Items, where: str = "the model") -> Catalogue:
+        """The items that `model` was trained on, in its order.
+
+        Args:
+            model: in evaluation mode.
+            items: what is known of them.
+            where: the model's name in messages.
+
+        Raises:
+            InputError: `items` are not those of the model, or its scores are not finite.
+        """
+        if len(items) != model.n_items:
+            raise InputError(
+                f"{where}: the model has {model.n_items} items, the list of items {len(items)}: they are not of one "
+                "run; `msm4sr evaluate RUN` writes both again"
+            )
+        tensors = ItemTensors.of_model(model)
+        if not bool(torch.isfinite(tensors.item_vectors).all()):
+            raise InputError(f"{where}: the scores are not finite; the weights are damaged or the training diverged")
+        return cls(items, tensors, (), tensors[torch.tensor([], dtype=torch.int64)])
 
     @cached_property
     def added_rows(self) -> Mapping[str, int]:
-        return {item.item_id: len(self.base) + place for place, item in enumerate(self.added)}
+        """Item id to row, of the added items."""
+        return {item.item_id: row for row, item in enumerate(self.added, start=len(self.items))}
 
     @cached_property
     def removed_rows(self) -> Tensor:
+        """int64 [removed], ascending."""
         return torch.tensor(sorted(self.removed), dtype=torch.int64)
 
     def __len__(self) -> int:
-        """Rows, those of removed items included."""
-        return len(self.base) + len(self.added)
+        """The number of rows, those of removed items included."""
+        return len(self.items) + len(self.added)
 
     @property
     def n_items(self) -> int:
+        """The number of items that can be recommended."""
         return len(self) - len(self.removed)
+
+    # -- items
 
     def row(self, item_id: str) -> int | None:
         """The row of an item; None for one that is unknown or was removed."""
-        row = self.added_rows.get(item_id)
-        if row is None:
-            row = self.base.rows.get(item_id)
-        return None if row in self.removed else row
+        return self._rows([item_id])[0]
 
     def known_row(self, item_id: str) -> int:
         """The row of an item. Raises UnknownItem."""
@@ -151,110 +140,108 @@ class Catalogue:
             raise UnknownItem(f"no item {item_id[:200]!r} in the catalogue of {self.n_items:,} items")
         return row
 
-    def known_rows(self, history: Sequence[str], where: str = "") -> tuple[list[int], list[str]]:
-        """The rows of a history's items, in its order, and the ids that are unknown. InputError where none is known."""
+    def known_rows(self, history: Sequence[str], strict: bool = False, where: str = "") -> tuple[list[int], list[str]]:
+        """The rows of a history's items, in its order, and the ids that are unknown.
+
+        Args:
+            history: item ids, oldest first.
+            strict: unknown ids are an error that names the closest ids.
+            where: begins the message of an error.
+
+        Raises:
+            InputError: the history is empty, none of its items is known, or with `strict` one is unknown.
+        """
         if not history:
             raise InputError(f"{where}the history is empty: give at least one item id")
         rows = self._rows(history)
         known = [row for row in rows if row is not None]
         if len(known) == len(rows):
             return known, []
-        unknown = dict.fromkeys(item_id for item_id, row in zip(history, rows, strict=True) if row is None)
+        unknown = list(dict.fromkeys(item_id for item_id, row in zip(history, rows, strict=True) if row is None))
+        if strict:
+            raise UnknownItem(where + "\n".join(no_such_item(item_id, self.items) for item_id in unknown))
         if not known:
-            example = next(iter(unknown))[:200]
             raise InputError(
-                f"{where}none of the history's items is in the catalogue ({example!r}, for example): give at least "
-                "one that is"
+                f"{where}none of the history's items is in the catalogue ({unknown[0][:200]!r}, for example): give at "
+                "least one that is"
             )
-        return known, list(unknown)
+        return known, unknown
 
     def _rows(self, item_ids: Sequence[str]) -> list[int | None]:
-        """`row` of each; histories are long."""
-        old, new, removed = self.base.rows, self.added_rows, self.removed
+        old, new, removed = self.items.rows, self.added_rows, self.removed
         rows = [new.get(item_id, old.get(item_id)) for item_id in item_ids]
         return [None if row in removed else row for row in rows] if removed else rows
 
-    def item_id(self, row: int) -> str:
-        n = len(self.base)
-        return self.base.item_ids[row] if row < n else self.added[row - n].item_id
-
-    def title(self, row: int) -> str:
-        n = len(self.base)
-        if row < n:
-            return self.base.titles[row]
-        item = self.added[row - n]
-        return item.title if item.title and item.title.strip() else item.item_id
+    def is_added(self, row: int) -> bool:
+        """Whether the item was added after the training."""
+        return row >= len(self.items)
 
     def item(self, row: int) -> Item:
-        n = len(self.base)
-        if row < n:
-            base = self.base
-            return Item(
-                base.item_ids[row],
-                base.titles[row],
-                base.texts[row],
-                base.categories[row],
-                len(base.images[row]),
-                added=False,
-            )
-        one = self.added[row - n]
-        return Item(one.item_id, self.title(row), one.text, one.categories, one.pictures, added=True)
+        """What is known of an item."""
+        n = len(self.items)
+        return self.items[row] if row < n else self.added[row - n]
 
-    def live_rows(self) -> list[int]:
-        """Rows of all items that can be recommended."""
-        return [row for row in range(len(self)) if row not in self.removed]
+    def item_id(self, row: int) -> str:
+        n = len(self.items)
+        return self.items.item_ids[row] if row < n else self.added[row - n].item_id
 
-    # -- vectors
+    def name(self, row: int) -> str:
+        """The title of an item, or the id of one without a title."""
+        n = len(self.items)
+        return self.items.name(row) if row < n else self.added[row - n].name
 
-    def gather(self, rows: Tensor) -> Vectors:
-        """The vectors of `rows`, int64 [n]."""
-        n = len(self.base)
-        old, new = rows.clamp(max=n - 1), rows >= n
-        own = self.base.vectors
-        found = Vectors(own.catalogue[old], own.keys[old], own.present[old])
-        if bool(new.any()):
-            late = rows[new] - n
-            found.catalogue[new] = self.vectors.catalogue[late]
-            found.keys[new] = self.vectors.keys[late]
-            found.present[new] = self.vectors.present[late]
+    # -- tensors
+
+    def gather(self, rows: Tensor) -> ItemTensors:
+        """The tensors of `rows`, int64 [n]."""
+        n = len(self.items)
+        found, late = self.tensors[rows.clamp(max=n - 1)], rows >= n
+        if bool(late.any()):
+            added = self.added_tensors[rows[late] - n]
+            found.embeddings[late] = added.embeddings
+            found.item_vectors[late] = added.item_vectors
+            found.present[late] = added.present
         return found
 
-    def inputs(self, rows: Tensor) -> Tensor:
-        """`gather(rows).catalogue` alone: [n, M, D]."""
-        n = len(self.base)
+    def embeddings(self, rows: Tensor) -> Tensor:
+        """`gather(rows).embeddings` alone: [n, M, D]."""
         if not self.added:
-            return self.base.vectors.catalogue[rows]
+            return self.tensors.embeddings[rows]
+        n = len(self.items)
         late = rows >= n
-        found = self.base.vectors.catalogue[rows.clamp(max=n - 1)]
-        found[late] = self.vectors.catalogue[rows[late] - n]
+        found = self.tensors.embeddings[rows.clamp(max=n - 1)]
+        found[late] = self.added_tensors.embeddings[rows[late] - n]
         return found
 
     def score(self, query: Tensor) -> Tensor:
-        """Every row's score for a query [Q]: [rows]; -inf for removed items."""
-        scores = self.base.vectors.keys @ query
+        """The score of every row for the vector of a history [Q]: [rows]; -inf for removed items."""
+        scores = self.tensors.item_vectors @ query
         if self.added:
-            scores = torch.cat([scores, self.vectors.keys @ query])
+            scores = torch.cat([scores, self.added_tensors.item_vectors @ query])
         return self.without_removed(scores)
 
     def without_removed(self, scores: Tensor) -> Tensor:
-        """Scores [rows], those of removed items put to -inf in place."""
+        """Scores [rows]; those of removed items are set to -inf in place."""
         if self.removed:
             scores[self.removed_rows] = -torch.inf
         return scores
 
-    # -- another state
+    # -- other states
 
-    def with_added(self, items: Sequence[EncodedItem], vectors: Vectors) -> Catalogue:
-        return replace(self, added=(*self.added, *items), vectors=self.vectors.joined(vectors))
+    def with_added(self, items: Sequence[Item], tensors: ItemTensors) -> Catalogue:
+        """This catalogue with more items."""
+        return replace(self, added=(*self.added, *items), added_tensors=self.added_tensors.joined(tensors))
 
     def without(self, item_ids: Sequence[str]) -> Catalogue:
-        """Without these items, of which every one is there."""
-        rows = {row for item_id in item_ids if (row := self.row(item_id)) is not None}
-        n = len(self.base)
+        """This catalogue without some of its items."""
+        rows = {row for row in self._rows(item_ids) if row is not None}
+        n = len(self.items)
         kept = [place for place in range(len(self.added)) if place + n not in rows]
+        if len(kept) == len(self.added):
+            return replace(self, removed=self.removed | rows)
         return replace(
             self,
             removed=self.removed | {row for row in rows if row < n},
             added=tuple(self.added[place] for place in kept),
-            vectors=self.vectors.taken(kept) if len(kept) < len(self.added) else self.vectors,
+            added_tensors=self.added_tensors[torch.tensor(kept, dtype=torch.int64)],
         )

@@ -1,9 +1,9 @@
-"""What a score is made of. Call it in inference mode.
+"""What a score is made of. Call these functions in inference mode.
 
-With h a history's vector and F, E an item's content and ID (equation 12), the score is exactly the sum of h^a F^a over
-the modalities, and of h E; and of what the model adds where the history holds the item, if it has learned that. What a
-past item or a sentence weighs is the score as it is minus the score without it, all else as it was: such weights need
-not sum to anything.
+With h the vector of a history and F, E the content and ID embeddings of an item (equation 12), the score is the exact
+sum of h^a F^a over the modalities and of h E, plus the seen-item bias where the history has the item and the model has
+such a bias. The weight of a past item or of a sentence is the score minus the score without it, all else equal; these
+weights need not sum to the score.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from msm4sr.models.base import ContentModel, Model, ProductModel
 from msm4sr.recommend.catalogue import Catalogue
-from msm4sr.recommend.scoring import BOTH, encode_histories, left_out, score_all, with_repeats
+from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, encode_histories, make_queries, score_all
 
-ID = "id"  # the name of the part of a score that is no modality's content
-TAKEN = "taken"  # of the part that the history gives to what it holds
-REASONS_FROM = 20  # latest items of a history among which a reason is looked for
+ID = "id"  # the part of a score that is no modality's content
+SEEN = "seen"  # the part that is the seen-item bias
+REASONS_FROM = 20  # latest items of a history among which a reason is searched
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an item is recommended, in short: the past item that gives it most, and what of it counts most.
+    """Why an item is recommended, in short.
 
-    `because` is None where every past item speaks against it; `mostly` is a modality, "id" or "taken".
+    Attributes:
+        because: the past item that adds most to the score; null if every past item lowers it.
+        because_title: its title.
+        mostly: the largest part of the score: a modality, "id" or "seen".
     """
 
     because: str | None
@@ -38,7 +41,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class PastItem:
-    """An item of the history, and by how much the score falls without it (rises, where negative)."""
+    """An item of the history, and the score minus the score without it."""
 
     item_id: str
     title: str
@@ -47,7 +50,7 @@ class PastItem:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of an item: its alpha of equation 3, and by how much the score falls without it."""
+    """A sentence of an item, its attention weight (equation 3), and the score minus the score without it."""
 
     text: str
     attention: float
@@ -58,11 +61,16 @@ class Sentence:
 class Explanation:
     """What the score of an item is made of.
 
-    `parts` sum to the score: each modality's content, and "id", what was learned of the item beside its content; of a
-    model with `seen_item_bias` also "taken", which is 0 of what the history does not hold.
-    `history` has the items that were read, the most weighing first; `sentences` stand in the item's order; `keywords`
-    are the words of its pictures where the run finds such words, else those that set its text apart. `unknown` are ids
-    of the history that nobody knows.
+    Attributes:
+        item_id: the item.
+        title: its title, or its id.
+        score: its score after the history.
+        parts: sum to the score: the content of each modality; "id", which was learned beside the content; and of a
+            model with a seen-item bias "seen", which is 0 for items that the history lacks.
+        history: the items that the model read, the highest weight first.
+        sentences: in the order of the item's text.
+        keywords: of its images if the run finds keywords, else distinctive words of its text.
+        unknown: ids of the history that the catalogue lacks.
     """
 
     item_id: str
@@ -75,80 +83,107 @@ class Explanation:
     unknown: list[str]
 
 
-def score_parts(
-    model: ProductModel, catalogue: Catalogue, history: Sequence[int], query: Tensor, rows: Sequence[int]
-) -> list[dict[str, float]]:
-    """Of the score of each row after a history, whose vector is `query`, the parts by name."""
+def score_parts(model: ProductModel, catalogue: Catalogue, query: Query, rows: Sequence[int]) -> list[dict[str, float]]:
+    """The parts of each row's score by name."""
+    assert query.vector is not None
     chosen = torch.tensor(rows, dtype=torch.int64)
-    vectors = catalogue.gather(chosen)
+    tensors = catalogue.gather(chosen)
     names: tuple[str, ...] = (ID,)
-    parts = (vectors.keys @ query).unsqueeze(1)  # [rows, parts]
+    parts = (tensors.item_vectors @ query.vector).unsqueeze(1)  # [rows, parts]
     if isinstance(model, ContentModel):
-        names, parts = (*model.content_modalities, ID), model.score_parts(query, vectors.catalogue)
+        names, parts = (*model.content_modalities, ID), model.score_parts(query.vector, tensors.embeddings)
     if model.repeat is not None:
-        names = (*names, TAKEN)
-        parts = torch.cat([parts, with_repeats(model, history, torch.zeros(len(rows)), chosen).unsqueeze(1)], dim=1)
+        names = (*names, SEEN)
+        seen = add_seen_bias(model, query.read, torch.zeros(len(rows)), chosen)
+        parts = torch.cat([parts, seen.unsqueeze(1)], dim=1)
     return [dict(zip(names, row, strict=True)) for row in parts.tolist()]
 
 
 def past_weights(
-    model: Model, catalogue: Catalogue, history: Sequence[int], rows: Sequence[int], latest: int, by: str = BOTH
+    model: Model, catalogue: Catalogue, read: Sequence[int], rows: Sequence[int], latest: int, by: str = BOTH
 ) -> dict[int, Tensor]:
-    """Of each of the `latest` distinct items that are read, by how much the scores of `rows` fall without it: [rows].
+    """The weight of each past item for the scores of `rows`: [rows] each.
 
-    Where nothing would be left to score by, it is the score itself.
+    The weight of the only past item is the score.
+
+    Args:
+        model: in evaluation mode.
+        catalogue: its items.
+        read: the rows of the history that the model reads.
+        rows: items whose scores are compared.
+        latest: how many distinct past items, latest first.
+        by: as in `make_queries`.
     """
-    read = history[-model.max_history :]
-    without = dict(left_out(read)[:latest])
+    past = list(dict.fromkeys(reversed(read)))[:latest]
+    without = {left: [row for row in read if row != left] for left in past}
     histories = [read, *(rest for rest in without.values() if rest)]
+    chosen = torch.tensor(rows, dtype=torch.int64)
     if isinstance(model, ProductModel):
-        chosen = torch.tensor(rows, dtype=torch.int64)
-        keys = catalogue.gather(chosen).keys
-        scores = encode_histories(model, catalogue, histories, by) @ keys.T  # [histories, rows]
-        for one, row in zip(histories, scores, strict=True):
-            with_repeats(model, one, row, chosen)
+        vectors = encode_histories(model, catalogue, histories, by)
+        scores = vectors @ catalogue.gather(chosen).item_vectors.T  # [histories, rows]
+        for history, row in zip(histories, scores, strict=True):
+            add_seen_bias(model, history, row, chosen)
     else:
-        scores = torch.stack([score_all(model, catalogue, one)[torch.tensor(rows)] for one in histories])
+        scores = torch.stack([score_all(model, catalogue, Query(history))[chosen] for history in histories])
     rests = iter(scores[1:])
-    return {past: scores[0] - next(rests) if rest else scores[0] for past, rest in without.items()}
+    return {left: scores[0] - next(rests) if rest else scores[0] for left, rest in without.items()}
 
 
-def reasons(
-    model: Model, catalogue: Catalogue, history: Sequence[int], query: Tensor | None, rows: Sequence[int], by: str
-) -> list[Reason]:
+def reasons_for(model: Model, catalogue: Catalogue, query: Query, rows: Sequence[int], by: str) -> list[Reason]:
     """A reason for each row."""
     if not rows:
         return []
-    weights = past_weights(model, catalogue, history, rows, REASONS_FROM, by)
-    pasts = list(weights)
+    weights = past_weights(model, catalogue, query.read, rows, REASONS_FROM, by)
+    past = list(weights)
     most, place = torch.stack(list(weights.values())).max(dim=0)  # over [past, rows]
     mostly = [ID] * len(rows)
-    if query is not None and isinstance(model, ProductModel):
-        parts = score_parts(model, catalogue, history, query, rows)
-        mostly = [max(part, key=part.__getitem__) for part in parts]
-    chosen = [pasts[int(p)] if weight > 0 else None for p, weight in zip(place, most, strict=True)]
+    if isinstance(model, ProductModel):
+        mostly = [max(parts, key=parts.__getitem__) for parts in score_parts(model, catalogue, query, rows)]
+    chosen = [past[int(p)] if weight > 0 else None for p, weight in zip(place, most, strict=True)]
     return [
-        Reason(None, "", name) if past is None else Reason(catalogue.item_id(past), catalogue.title(past), name)
-        for past, name in zip(chosen, mostly, strict=True)
+        Reason(None, "", name) if row is None else Reason(catalogue.item_id(row), catalogue.name(row), name)
+        for row, name in zip(chosen, mostly, strict=True)
     ]
 
 
-def sentence_weights(
-    model: ContentModel, catalogue: Catalogue, query: Tensor, row: int, sentences: Sequence[str], rows: np.ndarray
-) -> list[Sentence]:
-    """What the sentences of a row's text weigh; `rows` [sentences, D_in] are their vectors.
+def explain_score(
+    model: Model, catalogue: Catalogue, read: Sequence[int], row: int
+) -> tuple[Query, dict[str, float], list[PastItem]]:
+    """The query of a history, the parts of a row's score, and the past items, the highest weight first."""
+    (query,) = make_queries(model, catalogue, [read])
+    if isinstance(model, ProductModel):
+        parts = score_parts(model, catalogue, query, [row])[0]
+    else:
+        parts = {ID: float(score_all(model, catalogue, query)[row])}
+    weights = past_weights(model, catalogue, query.read, [row], model.max_history)
+    past = [PastItem(catalogue.item_id(one), catalogue.name(one), float(weight)) for one, weight in weights.items()]
+    return query, parts, sorted(past, key=lambda one: -one.weight)
 
-    Without its only sentence, the item has the learned stand-in for a text.
+
+def sentence_weights(
+    model: ContentModel, catalogue: Catalogue, vector: Tensor, row: int, texts: Sequence[str], features: np.ndarray
+) -> list[Sentence]:
+    """The sentences of an item and their weights.
+
+    Without its only sentence, the item has the missing-modality embedding.
+
+    Args:
+        model: in evaluation mode.
+        catalogue: its items.
+        vector: the vector of the history [Q].
+        row: the item.
+        texts: its sentences.
+        features: what the sentence encoder made of them [sentences, D_in].
     """
-    n = len(sentences)
-    vectors = torch.from_numpy(np.ascontiguousarray(rows))
+    n = len(texts)
+    vectors = torch.from_numpy(np.ascontiguousarray(features))
     full, attention = model.encode_part("text", vectors, torch.tensor([n]))
     kept = torch.tensor([other for left in range(n) for other in range(n) if other != left], dtype=torch.int64)
     shorter, _ = model.encode_part("text", vectors[kept], torch.full((n,), n - 1))
-    variants = catalogue.gather(torch.full((1 + n,), row)).catalogue
+    variants = catalogue.gather(torch.full((1 + n,), row)).embeddings
     variants[:, model.content_modalities.index("text")] = torch.cat([full, shorter])
-    scores = model.scoring_vectors(variants) @ query
+    scores = model.scoring_vectors(variants) @ vector
     return [
         Sentence(text, float(attention[place]), float(scores[0] - scores[1 + place]))
-        for place, text in enumerate(sentences)
+        for place, text in enumerate(texts)
     ]

@@ -1,12 +1,13 @@
-"""From histories of rows to scores over a `Catalogue`. Call it in inference mode.
+"""From histories of rows to scores over a `Catalogue`. Call these functions in inference mode.
 
-Of a model whose score is a product, only the histories' own rows are read and the product is taken with whatever is to
-be ranked; of another one (ItemKNN) every score is asked for.
+Of a factorized model, only the embeddings of the histories' items are read, and the product is computed with the items
+that are ranked; of another model (ItemKNN) all scores are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,41 +20,83 @@ from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex, top_k
 
 BOTH = "both"  # all modalities
-TASTE = "taste"
-SLOTS_AT_ONCE = 1 << 14  # items of histories that go through the model at once
-APPROXIMATE_SHARE = 8  # an index is not asked for more than one in so many of its items
+COLLABORATIVE = "collaborative"
+SLOTS_AT_ONCE = 1 << 14  # positions of padded histories that are encoded at once
+APPROXIMATE_SHARE = 8  # an index is asked for at most one in so many of its items
+
+
+@dataclass(frozen=True)
+class Query:
+    """A history to score after.
+
+    Attributes:
+        read: the rows that the model reads, oldest first: the latest `max_history` of the history.
+        vector: the vector of the history [Q]; None for a model whose scores are no products.
+    """
+
+    read: Sequence[int]
+    vector: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows to recommend.
+
+    Attributes:
+        k: how many.
+        hidden: rows that are excluded.
+        keep: called for each row from the best one on, until it was true `k` times; None: true for all.
+        among: the only rows to rank; None: all.
+    """
+
+    k: int
+    hidden: Collection[int] = ()
+    keep: Callable[[int], bool] | None = None
+    among: Collection[int] | None = None
 
 
 def modalities_of(model: Model) -> tuple[str, ...]:
-    """Those by which one can recommend alone, and find similar items."""
+    """The modalities that can score alone, and by which similar items are found."""
     return model.content_modalities if isinstance(model, ContentModel) else ()
 
 
-def encode_histories(
-    model: ProductModel, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH
-) -> Tensor:
-    """The vector of each history of rows (none is empty): [B, Q]. `by` a modality: what scores by it alone.
+def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH) -> list[Query]:
+    """A query for each history.
 
-    Raises InputError for a modality that does not score.
+    Args:
+        model: in evaluation mode.
+        catalogue: its items.
+        histories: rows, oldest first; none is empty.
+        by: a modality that scores alone (with the ID), or "both".
+
+    Raises:
+        InputError: a modality that cannot score alone.
     """
-    modalities = modalities_of(model)
-    if by != BOTH and by not in modalities:
+    if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
-    latest = [history[-model.max_history :] for history in histories]
-    vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(latest)])
+    read = [history[-model.max_history :] for history in histories]
+    if not isinstance(model, ProductModel):
+        return [Query(history) for history in read]
+    vectors = encode_histories(model, catalogue, read, by)
+    return [Query(history, vector) for history, vector in zip(read, vectors, strict=True)]
+
+
+def encode_histories(model: ProductModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
+    """The vectors of histories, given the rows that the model reads: [B, Q]."""
+    vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(read)])
     return model.only(vectors, by) if by != BOTH and isinstance(model, ContentModel) else vectors
 
 
-def _encode(model: ProductModel, catalogue: Catalogue, histories: list[Sequence[int]]) -> Tensor:
-    # Equal items are one row of what is gathered: some models count distinct rows.
+def _encode(model: ProductModel, catalogue: Catalogue, read: Sequence[Sequence[int]]) -> Tensor:
+    # Equal items are one row of the gathered embeddings: some models count distinct rows.
     place: dict[int, int] = {}
-    places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in histories]
+    places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in read]
     padded, length = pad_histories(places, model.max_history)  # [B, L]
-    return model.encode_last(padded, length, catalogue.inputs(torch.tensor(list(place))))
+    return model.encode_last(padded, length, catalogue.embeddings(torch.tensor(list(place))))
 
 
-def _chunks(histories: list[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """As many at a time as have `SLOTS_AT_ONCE` slots, padding counted."""
+def _chunks(histories: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """As many histories at a time as have `SLOTS_AT_ONCE` positions, with padding."""
     chunk: list[Sequence[int]] = []
     longest = 0
     for history in histories:
@@ -66,105 +109,95 @@ def _chunks(histories: list[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
         yield chunk
 
 
-def score_all(model: Model, catalogue: Catalogue, history: Sequence[int], query: Tensor | None = None) -> Tensor:
-    """Every row's score after a history, -inf for removed items: [rows]. `query` is its vector, where there is one."""
-    if query is not None:
-        return with_repeats(model, history, catalogue.score(query))
-    batch = torch.tensor([history[-model.max_history :]], dtype=torch.int64)
-    vectors = catalogue.base.vectors
-    scores = model.score(batch, torch.tensor([batch.shape[1]]), vectors.catalogue, vectors.keys)[0]
+def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
+    """The score of every row, -inf for removed items: [rows]."""
+    if query.vector is not None:
+        return add_seen_bias(model, query.read, catalogue.score(query.vector))
+    batch, length = torch.tensor([query.read]), torch.tensor([len(query.read)])
+    tensors = catalogue.tensors
+    scores = model.score(batch, length, tensors.embeddings, tensors.item_vectors)[0]
     return catalogue.without_removed(scores.float())
 
 
-def repeated_rows(model: Model, history: Sequence[int]) -> list[int]:
-    """Rows whose score is no product alone, since the model has read them in the history (`repeat`)."""
-    adds = isinstance(model, ProductModel) and model.repeat is not None
-    return sorted(set(history[-model.max_history :])) if adds else []
+def biased_rows(model: Model, read: Sequence[int]) -> list[int]:
+    """Rows whose score has the seen-item bias: those that the model has read, if it has such a bias."""
+    return sorted(set(read)) if isinstance(model, ProductModel) and model.repeat is not None else []
 
 
-def with_repeats(model: Model, history: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Scores of `rows` (None: of all), in place with what a product model adds to those it has read in the history."""
+def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Add the seen-item bias to the scores of `rows` (None: of all) in place, where the model has one."""
     if isinstance(model, ProductModel) and model.repeat is not None:
-        repeated = torch.tensor(repeated_rows(model, history), dtype=torch.int64)
-        scores[repeated if rows is None else torch.isin(rows, repeated)] += model.repeat
+        biased = torch.tensor(biased_rows(model, read), dtype=torch.int64)
+        scores[biased if rows is None else torch.isin(rows, biased)] += model.repeat
     return scores
 
 
 def best_rows(
-    model: Model,
-    catalogue: Catalogue,
-    history: Sequence[int],
-    query: Tensor | None,
-    k: int,
-    hidden: Collection[int] = (),
-    keep: Callable[[int], bool] | None = None,
-    among: Collection[int] | None = None,
-    index: ApproximateIndex | None = None,
+    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: ApproximateIndex | None = None
 ) -> list[tuple[int, float]]:
-    """The `k` best rows and their scores, best first; equal scores by row.
-
-    hidden: rows to leave out. keep: asked of each row from the best one on, until there are `k`. among: these rows
-    alone.
-    """
-    hidden_rows = torch.tensor(sorted(hidden), dtype=torch.int64)
+    """The best selected rows and their scores, best first; equal scores by row."""
+    k, keep = selection.k, selection.keep
+    hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
     wanted = k
     while True:
-        rows, scores = _candidates(model, catalogue, history, query, wanted + len(hidden), among, index)
-        if hidden:
-            scores[hidden_rows if rows is None else torch.isin(rows, hidden_rows)] = -torch.inf
+        if selection.among is not None:
+            rows, scores = _score_some(model, catalogue, query, sorted(selection.among))
+        else:
+            rows, scores = _score_best(model, catalogue, query, wanted + len(hidden), index)
+        if len(hidden):
+            scores[hidden if rows is None else torch.isin(rows, hidden)] = -torch.inf
         best = top_k(scores, wanted)
         found = best if rows is None else rows[best].tolist()
         kept = [pair for pair in zip(found, scores[best].tolist(), strict=True) if keep is None or keep(pair[0])][:k]
-        everything = among is not None or rows is None
-        if len(kept) == k or (everything and len(best) < wanted):
+        complete = selection.among is not None or rows is None
+        if len(kept) == k or (complete and len(best) < wanted):
             return kept
         wanted *= 4
 
 
-def _candidates(
-    model: Model,
-    catalogue: Catalogue,
-    history: Sequence[int],
-    query: Tensor | None,
-    wanted: int,
-    among: Collection[int] | None,
-    index: ApproximateIndex | None,
+def _score_some(model: Model, catalogue: Catalogue, query: Query, among: list[int]) -> tuple[Tensor | None, Tensor]:
+    """These rows and their scores."""
+    rows = torch.tensor(among, dtype=torch.int64)
+    if query.vector is None:
+        return rows, score_all(model, catalogue, query)[rows]
+    return rows, add_seen_bias(model, query.read, catalogue.gather(rows).item_vectors @ query.vector, rows)
+
+
+def _score_best(
+    model: Model, catalogue: Catalogue, query: Query, wanted: int, index: ApproximateIndex | None
 ) -> tuple[Tensor | None, Tensor]:
-    """Scores of all rows, and None; or rows in ascending order and their scores: those `among`, or by the index about
-    the `wanted` best."""
-    n = len(catalogue.base)
-    if among is not None:
-        rows = torch.tensor(sorted(among), dtype=torch.int64)
-        if query is not None:
-            return rows, with_repeats(model, history, catalogue.gather(rows).keys @ query, rows)
-        return rows, score_all(model, catalogue, history)[rows]
-    if index is None or query is None or wanted > n // APPROXIMATE_SHARE:
-        return None, score_all(model, catalogue, history, query)
-    moved = [row for row in repeated_rows(model, history) if row < n]  # the index knows products alone
-    found = index.search(query, wanted + len(moved) + min(wanted, len(catalogue.removed)))
-    found = torch.unique(torch.cat([found, torch.tensor(moved, dtype=torch.int64)]))
+    """None and the scores of all rows; or, by the index, ascending rows and scores of about the `wanted` best."""
+    n = len(catalogue.items)
+    if index is None or query.vector is None or wanted > n // APPROXIMATE_SHARE:
+        return None, score_all(model, catalogue, query)
+    biased = [row for row in biased_rows(model, query.read) if row < n]  # the index has only the products
+    found = index.search(query.vector, wanted + len(biased) + min(wanted, len(catalogue.removed)))
+    found = torch.unique(torch.cat([found, torch.tensor(biased, dtype=torch.int64)]))
     if catalogue.removed:
         found = found[~torch.isin(found, catalogue.removed_rows)]
     rows = torch.cat([found, torch.arange(n, len(catalogue))])
-    scores = torch.cat([catalogue.base.vectors.keys[found] @ query, catalogue.vectors.keys @ query])
-    return rows, with_repeats(model, history, scores, rows)
+    scores = torch.cat(
+        [catalogue.tensors.item_vectors[found] @ query.vector, catalogue.added_tensors.item_vectors @ query.vector]
+    )
+    return rows, add_seen_bias(model, query.read, scores, rows)
 
 
-def left_out(rows: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Each distinct row, latest first, and what the history is without it."""
-    return [(left, [row for row in rows if row != left]) for left in dict.fromkeys(reversed(rows))]
+# -- similar items
 
 
 def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -> Tensor:
-    """How like each row is to one, -inf for itself and for what cannot be compared: [rows]. See `similar_items`."""
+    """The similarity of each row to one, -inf for itself and for rows without the modality: [rows].
+
+    See `Recommender.similar_items`.
+    """
     modalities = modalities_of(model)
-    ways = (*modalities, *([BOTH] if modalities else []), TASTE)
-    if by not in ways and not (by == BOTH):
-        raise InputError(f"by is {by!r}: this model can find similar items by {', '.join(ways)}")
+    choices = (*modalities, *([BOTH] if modalities else []), COLLABORATIVE)
+    if by not in choices and by != BOTH:
+        raise InputError(f"by is {by!r}: this model can find similar items by {', '.join(choices)}")
     if not isinstance(model, ProductModel):
-        scores = score_all(model, catalogue, [row])
-    elif by == TASTE or not modalities:
-        scores = _cosines(catalogue, row, lambda vectors: vectors.keys)
+        scores = score_all(model, catalogue, Query([row]))
+    elif by == COLLABORATIVE or not modalities:
+        scores = _cosines(catalogue, row, lambda tensors: tensors.item_vectors)
     else:
         scores = _by_content(modalities, catalogue, row, by)
     scores[row] = -torch.inf
@@ -175,18 +208,19 @@ def _by_content(modalities: Sequence[str], catalogue: Catalogue, row: int, by: s
     own = catalogue.gather(torch.tensor([row])).present[0]
     chosen = [m for m, name in enumerate(modalities) if by in (name, BOTH) and bool(own[m])]
     if not chosen:
-        raise InputError(f"item {catalogue.item_id(row)!r} has no {by if by != BOTH else 'content'}: ask by {TASTE}")
+        what = by if by != BOTH else "content"
+        raise InputError(f"item {catalogue.item_id(row)!r} has no {what}: use by={COLLABORATIVE!r}")
     total = torch.zeros(len(catalogue))
     for m in chosen:
-        cosines = _cosines(catalogue, row, lambda vectors, m=m: vectors.catalogue[:, m])
-        present = torch.cat([catalogue.base.vectors.present[:, m], catalogue.vectors.present[:, m]])
+        cosines = _cosines(catalogue, row, lambda tensors, m=m: tensors.embeddings[:, m])
+        present = torch.cat([catalogue.tensors.present[:, m], catalogue.added_tensors.present[:, m]])
         total += torch.where(present, cosines, 0.0 if by == BOTH else -torch.inf)
     return total / len(chosen)
 
 
 def _cosines(catalogue: Catalogue, row: int, of: Callable[..., Tensor]) -> Tensor:
-    """The cosine of each row to one, by the vectors that `of` takes out of `Vectors`: [rows]."""
+    """The cosine of each row with one, of the vectors [n, any] that `of` selects from `ItemTensors`: [rows]."""
     vector = of(catalogue.gather(torch.tensor([row])))[0]
-    parts = [of(catalogue.base.vectors), of(catalogue.vectors)]
-    lengths = vector.norm().clamp(min=1e-12)
-    return torch.cat([part @ vector / (part.norm(dim=1).clamp(min=1e-12) * lengths) for part in parts])
+    tables = [of(catalogue.tensors), of(catalogue.added_tensors)]
+    length = vector.norm().clamp(min=1e-12)
+    return torch.cat([table @ vector / (table.norm(dim=1).clamp(min=1e-12) * length) for table in tables])

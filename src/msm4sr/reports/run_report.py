@@ -11,7 +11,7 @@ import numpy as np
 from msm4sr.data.dataset import Dataset, test_targets
 from msm4sr.experiments.run import Run
 from msm4sr.models.base import Model
-from msm4sr.recommend.recommender import ItemTable, recommend
+from msm4sr.recommend.recommender import ItemTable, Recommender
 from msm4sr.reports.pages import HistoryAndRecommendations, RunReport, report_page, write_page
 
 SAMPLES = 6  # users shown
@@ -46,11 +46,12 @@ def sample_users(dataset: Dataset, model: Model, seed: int) -> list[HistoryAndRe
     items = ItemTable.from_dataset(dataset)
     targets = test_targets(dataset)
     users = np.random.default_rng(seed).choice(dataset.n_users, min(SAMPLES, dataset.n_users), replace=False)
+    recommender = Recommender.from_dataset(model, dataset)
     samples = []
     for user in sorted(users.tolist()):
         history = targets.histories[user].tolist()
         names = [items.item_ids[item] for item in history]
-        chosen = recommend(model, items, names)
+        chosen = recommender.recommend(names).items
         samples.append(
             HistoryAndRecommendations(
                 f"User {dataset.user_ids[user]}", history, chosen, items, int(targets.targets[user])

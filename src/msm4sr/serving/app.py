@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -19,7 +18,7 @@ import orjson
 import torch
 from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
 
-from msm4sr.recommend.catalogue import NewItem
+from msm4sr.data.items import Item
 from msm4sr.recommend.recommender import LONGEST_ID, Recommendations, Recommender
 from msm4sr.serving.messages import (
     BatchOut,
@@ -112,7 +111,7 @@ def _threads(service: Service) -> int:
 
 def _compared(recommender: Recommender) -> int:
     """Numbers that each history is multiplied with."""
-    return 0 if recommender.index is not None else recommender.catalogue.base.vectors.keys.numel()
+    return 0 if recommender.index is not None else recommender.catalogue.tensors.item_vectors.numel()
 
 
 def _warm(service: Service) -> None:
@@ -131,7 +130,7 @@ async def _watch(service: Service, metrics: Metrics, parent: int | None) -> None
         await asyncio.sleep(LOOK_EVERY)
         if parent is not None and os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
-        if await asyncio.to_thread(service.look_for_a_newer_run):
+        if await asyncio.to_thread(service.reload_if_changed):
             metrics.reloads.inc()
             await asyncio.to_thread(_warm, service)
 
@@ -235,7 +234,7 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def similar(
         item_id: ItemPath,
         k: Annotated[int, Query(ge=1, description="How many items.")] = 10,
-        by: Annotated[str, Query(max_length=50, description="text, visual, both or taste.")] = "both",
+        by: Annotated[str, Query(max_length=50, description="text, visual, both or collaborative.")] = "both",
     ) -> Response:
         """The items most like an item."""
         if k > settings.max_k:
@@ -251,7 +250,16 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     def describe(item_id: str) -> dict[str, Any]:
         recommender = service.recommender
-        return asdict(recommender.item(item_id)) | {"keywords": recommender.keywords(item_id)}
+        item = recommender.item(item_id)
+        return {
+            "item_id": item_id,
+            "title": item.name,
+            "text": item.text,
+            "categories": item.categories,
+            "images": len(item.images),
+            "added": recommender.catalogue.row(item_id) in recommender.catalogue.added_rows.values(),
+            "keywords": recommender.keywords(item_id),
+        }
 
     @app.post(
         "/items",
@@ -266,17 +274,17 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         title: Annotated[str, Form(max_length=1000, examples=["Red wooden train"])] = "",
         text: Annotated[str, Form(examples=["Four carriages, for children from three years."])] = "",
         categories: Annotated[list[str], Form(max_length=50)] = [],
-        pictures: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
+        images: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
     ) -> Response:
         """Add an item by what it is: from the next request on it is recommended, without training."""
         if len(text) > settings.max_text:
             raise Refused(422, f"text has {len(text):,} characters; {settings.max_text:,} are read at most")
-        files = [picture for picture in pictures if picture.filename or picture.size]
-        if len(files) > settings.max_pictures:
-            raise Refused(422, f"{len(files)} pictures; send {settings.max_pictures} at most")
+        files = [image for image in images if image.filename or image.size]
+        if len(files) > settings.max_images:
+            raise Refused(422, f"{len(files)} images; send {settings.max_images} at most")
         if any(len(name) > 200 for name in categories):
             raise Refused(422, "categories: a name has 200 characters at most")
-        new = NewItem(
+        new = Item(
             item_id,
             _text(title),
             _text(text),
@@ -308,7 +316,7 @@ def _routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     )
     async def reload() -> Response:
         """Read the run again, in every worker; requests are answered meanwhile. A run that changed is read anyway."""
-        await anyio.to_thread.run_sync(service.store.ask_for_reload)
+        await anyio.to_thread.run_sync(service.store.request_reload)
         return _json({"status": "the run will be read again"}, 202)
 
     @app.get("/health", response_model=Health, tags=["service"])

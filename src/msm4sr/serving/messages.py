@@ -104,7 +104,7 @@ class ItemOut(BaseModel):
     title: str
     text: str | None
     categories: list[str]
-    pictures: int
+    images: int
     added: bool
     keywords: list[str]
 

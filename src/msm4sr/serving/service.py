@@ -1,7 +1,8 @@
-"""A run that is being served: its recommender, kept in step with the store of added items and with newer runs.
+"""A served run: its recommender, kept up to date with the store of added items and with newer runs.
 
-The run may be a link. Once a second the service looks whether it leads elsewhere, or holds another model: the new one
-is read beside the old one, gets what was added and removed, and takes its place between two requests.
+The run may be a link. Once a second the service checks whether the link leads to another run, or the run has another
+model: the new run is read while the old one answers, receives the added and removed items, and replaces the old one
+between two requests.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
-from msm4sr.recommend.catalogue import EncodedItem, NewItem
 from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.serving.store import Change, ItemStore
 
-log = logging.getLogger("msm4sr.serving")
+logger = logging.getLogger(__name__)
 
 
 class ServeSettings(BaseModel):
@@ -32,58 +33,65 @@ class ServeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Path = Field(description="The run folder, or a link to one.")
-    state: Path = Field(description="The folder where added items are kept.")
-    api_key: SecretStr | None = Field(None, description="Asked for before anything is changed; null: nothing is asked.")
+    state: Path = Field(description="The folder of the added items.")
+    api_key: SecretStr | None = Field(None, description="Required for changes; null: none is required.")
     workers: int = Field(1, ge=1, description="Processes.")
     index: IndexSettings = Field(IndexSettings(), description="How the best items are found.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Bytes of a request.")
-    max_pictures: int = Field(8, ge=1, description="Pictures of a new item.")
+    max_images: int = Field(8, ge=1, description="Images of a new item.")
     max_text: int = Field(20_000, ge=1, description="Characters of a new item's text.")
-    max_k: int = Field(200, ge=1, description="Items that can be asked for at once.")
+    max_k: int = Field(200, ge=1, description="Items of a list, at most.")
     max_history: int = Field(2_000, ge=1, description="Items of a history in a request.")
-    max_batch: int = Field(256, ge=1, description="Ragged in a request.")
-    seconds: float = Field(30.0, gt=0, description="Within which the whole of a request must have come.")
+    max_batch: int = Field(256, ge=1, description="Histories in a request.")
+    seconds: float = Field(30.0, gt=0, description="Within which a request must arrive completely.")
 
 
 def default_state(run: Path) -> Path:
-    """RUN.state, beside the run: a link that is moved to a newer run keeps its added items."""
+    """RUN.state, beside the run: a link that is changed to a newer run keeps its added items."""
     absolute = run.absolute()
     return absolute.with_name(absolute.name + ".state")
 
 
 @dataclass
 class _Served:
-    """A recommender, and the latest change that it has seen."""
+    """A recommender, and the latest change that it has."""
 
     recommender: Recommender
-    made_by: str
+    encoded_by: str
     change: int = 0
     data_version: int = -1
     lock: Lock = field(default_factory=Lock)
 
 
 class Service:
-    """Safe under threads. Raises InputError where the run or the store cannot be used."""
+    """A served run. Thread-safe.
+
+    Args:
+        settings: what to serve, and the limits.
+
+    Raises:
+        InputError: the run or the store cannot be used.
+    """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.store = ItemStore(settings.state)
-        self._reload_seen = self.store.counter("reload")
-        self._signature = signature(settings.run)
+        self._reloads = self.store.counter("reload")
+        self._signature = run_signature(settings.run)
         self._served = self._load()
         self.failed_reload = ""
-        """Why the newer run could not be read; empty where all is well."""
+        """Why the newer run could not be read; empty if it could."""
 
     @property
     def recommender(self) -> Recommender:
-        """With all that any process has added or removed before now."""
+        """With all items that any process has added or removed before now."""
         served = self._served
         self._catch_up(served)
         return served.recommender
 
     def _load(self) -> _Served:
         recommender = load_recommender(self.settings.run, self.settings.index)
-        served = _Served(recommender, made_by(recommender))
+        served = _Served(recommender, encoder_name(recommender))
         self._catch_up(served)
         return served
 
@@ -100,85 +108,88 @@ class Service:
     def _apply(self, served: _Served, changes: Sequence[Change]) -> None:
         recommender = served.recommender
         catalogue = recommender.catalogue
-        gone, come = [], []
+        removed, added = [], []
         for change in changes:
-            in_run = change.item_id in catalogue.base.rows
+            in_run = change.item_id in catalogue.items.rows
             if change.item is not None and in_run and not change.replaces:
-                continue  # a newer run was trained on it: it knows more of it than its content
+                continue  # a newer run was trained on it: it has learned more than its content
             if catalogue.row(change.item_id) is not None:
-                gone.append(change.item_id)
+                removed.append(change.item_id)
             if change.item is not None:
-                come.append(change)
-        items = self._with_features(served, come) if recommender.takes_new_items else []
-        if come and not recommender.takes_new_items:
-            log.warning("%d added items are left out: the model of this run takes none", len(come))
-        recommender.update(gone, items)
+                added.append(change)
+        if added and not recommender.takes_new_items:
+            logger.warning("%d added items are ignored: the model of this run takes none", len(added))
+            added = []
+        recommender.update(removed, self._with_features(served, added))
         served.change = changes[-1].number
 
-    def _with_features(self, served: _Served, changes: Sequence[Change]) -> list[EncodedItem]:
-        """The items, those encoded anew that were encoded for a run of other encoders."""
-        old = [change for change in changes if change.made_by != served.made_by and change.item is not None]
-        fresh: dict[str, EncodedItem] = {}
-        for change in old:
+    def _with_features(self, served: _Served, changes: Sequence[Change]) -> list[Item]:
+        """The added items; those whose features are of other encoders are encoded again."""
+        items = {change.item_id: change.item for change in changes if change.item is not None}
+        for change in changes:
             item = change.item
-            assert item is not None
-            pictures = self.store.pictures(change.item_id)
-            new = NewItem(item.item_id, item.title, item.text, item.categories, pictures)
+            if item is None or change.encoded_by == served.encoded_by:
+                continue
+            files = self.store.images(item.item_id)
+            new = replace(item, images=files, features={}, sentences=(), keywords=())
             try:
-                fresh[change.item_id] = served.recommender.encode_items([new], new_ids=False)[0]
+                encoded = served.recommender.encode_items([new], new_ids=False)
             except InputError as error:
-                log.warning("added item %r is left out: %s", item.item_id, error)
-        if fresh:
-            self.store.keep_features(list(fresh.values()), served.made_by)
-        known = {change.item_id: change.item for change in changes if change.made_by == served.made_by}
-        found = {change.item_id: fresh.get(change.item_id) or known.get(change.item_id) for change in changes}
-        return [item for item in found.values() if item is not None]
+                logger.warning("added item %r is ignored: %s", item.item_id, error)
+                del items[item.item_id]
+                continue
+            self.store.replace_features(encoded, served.encoded_by)
+            items[item.item_id] = replace(encoded[0], images=item.images)
+        return list(items.values())
 
     # -- changing
 
-    def add(self, items: Sequence[NewItem]) -> None:
-        """Encode, keep on disk, and recommend from now on. Raises as `Recommender.add_items`."""
+    def add(self, items: Sequence[Item]) -> None:
+        """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
         served = self._served
         self._catch_up(served)
         encoded = served.recommender.encode_items(items)
-        replaces = [item.item_id in served.recommender.catalogue.base.rows for item in items]
-        self.store.add(items, encoded, served.made_by, replaces)
+        replaces = [item.item_id in served.recommender.catalogue.items.rows for item in items]
+        self.store.add(encoded, served.encoded_by, replaces)
         self._catch_up(self._served)
 
     def remove(self, item_id: str) -> None:
-        """Keep on disk that an item is gone, and recommend it no longer. Raises UnknownItem, or for the last item."""
-        recommender = self.recommender
-        catalogue = recommender.catalogue
+        """Store that an item was removed, and no longer recommend it.
+
+        Raises:
+            InputError: an unknown item, or the last one.
+        """
+        catalogue = self.recommender.catalogue
         catalogue.known_row(item_id)
         if catalogue.n_items == 1:
-            raise InputError("no item would be left to recommend; keep one at least")
-        self.store.remove(item_id, item_id in catalogue.base.rows)
+            raise InputError("no item would be left to recommend; keep at least one")
+        self.store.remove(item_id, item_id in catalogue.items.rows)
         self._catch_up(self._served)
 
     # -- newer runs
 
-    def look_for_a_newer_run(self) -> bool:
-        """Read the run again if it has changed or someone asked for it; whether it was read.
+    def reload_if_changed(self) -> bool:
+        """Read the run again if it has changed or a reload was requested; whether it was read.
 
-        A run that cannot be read leaves the old one in its place, and `failed_reload` says why.
+        If the new run cannot be read, the old one is kept, and `failed_reload` says why.
         """
-        now, asked = signature(self.settings.run), self.store.counter("reload")
-        if now == self._signature and asked == self._reload_seen:
+        signature, reloads = run_signature(self.settings.run), self.store.counter("reload")
+        if signature == self._signature and reloads == self._reloads:
             return False
-        self._signature, self._reload_seen = now, asked
+        self._signature, self._reloads = signature, reloads
         try:
             served = self._load()
         except (InputError, OSError) as error:
             self.failed_reload = str(error)
-            log.error("the run was not read again: %s", error)
+            logger.error("the run was not read again: %s", error)
             return False
         self._served, self.failed_reload = served, ""
-        log.info("the run was read again: %s", self.settings.run.resolve())
+        logger.info("the run was read again: %s", self.settings.run.resolve())
         return True
 
 
-def signature(run: Path) -> str:
-    """Where a run is and of when its model is; empty where there is none."""
+def run_signature(run: Path) -> str:
+    """The path of a run and the times of its model's files; empty if there is none."""
     try:
         folder = run.resolve()
         stats = [(folder / "model" / name).stat() for name in ("config.json", "model.safetensors", "items.json")]
@@ -187,8 +198,8 @@ def signature(run: Path) -> str:
     return json.dumps([str(folder), *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)])
 
 
-def made_by(recommender: Recommender) -> str:
-    """A name for what new items are encoded by: equal names, equal features."""
+def encoder_name(recommender: Recommender) -> str:
+    """A name for what encodes new items: equal names make equal features."""
     encoder = recommender.encoder
     if encoder is None:
         return ""
@@ -198,5 +209,5 @@ def made_by(recommender: Recommender) -> str:
         "precomputed": sorted(encoder.precomputed),
     }
     if encoder.settings.visual.kind == "keywords":
-        record["folder"] = str(encoder.folder)  # words and their map are learned from the catalogue there
+        record["folder"] = str(encoder.folder)  # keywords and their map are learned from the catalogue there
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()

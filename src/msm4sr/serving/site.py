@@ -23,6 +23,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.responses import Response as PlainResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from msm4sr.data.items import Items
 from msm4sr.data.sources.images import is_url
 from msm4sr.errors import InputError
 from msm4sr.features.images import BrokenImage, decode_image
@@ -99,14 +100,15 @@ def add_pages(app: FastAPI, service: Service) -> None:
         item = recommender.item(item_id)
         like = {
             by: [card(catalogue, one.item) for one in found]
-            for by in (*(("both",) if recommender.modalities else ()), *recommender.modalities, "taste")
+            for by in (*(("both",) if recommender.modalities else ()), *recommender.modalities, "collaborative")
             if (found := _similar(recommender, item_id, by))
         }
         return render(
             "item.html.jinja",
             item=item,
+            added=catalogue.is_added(catalogue.known_row(item_id)),
             card=card(catalogue, catalogue.known_row(item_id)),
-            pictures=[f"{picture_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(item.pictures)],
+            pictures=[f"{picture_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
             keywords=recommender.keywords(item_id, 12),
             like=like,
         )
@@ -178,18 +180,18 @@ def add_pages(app: FastAPI, service: Service) -> None:
 
 def find_rows(catalogue: Catalogue, search: str) -> Sequence[int]:
     """Rows whose title has every word (or whose id it is): added ones, latest first, then pictured ones, the others."""
-    n = len(catalogue.base)
+    n = len(catalogue.items)
     late = range(len(catalogue) - 1, n - 1, -1)
-    pictured, plain = _order(catalogue.base.images)
+    pictured, plain = _order(catalogue.items.images)
     rows = [*late, *(row for row in (*pictured, *plain) if row not in catalogue.removed)]
     words = search.casefold().split()
     if not words:
         return rows
-    folded = _folded(catalogue.base.titles)
+    folded = _folded(catalogue.items)
     wanted = search.strip()
 
     def fits(row: int) -> bool:
-        title = folded[row] if row < n else catalogue.title(row).casefold()
+        title = folded[row] if row < n else catalogue.name(row).casefold()
         return all(word in title for word in words) or catalogue.item_id(row) == wanted
 
     return [row for row in rows if fits(row)]
@@ -221,13 +223,13 @@ def _ordered(key: _ById) -> tuple[list[int], list[int]]:
     return pictured, plain
 
 
-def _folded(titles: Sequence[str]) -> list[str]:
-    return _casefolded(_ById(titles))
+def _folded(items: Items) -> list[str]:
+    return _casefolded(_ById(items))
 
 
 @lru_cache(maxsize=2)
 def _casefolded(key: _ById) -> list[str]:
-    return [title.casefold() for title in key.values]
+    return [key.values.name(row).casefold() for row in range(len(key.values))]
 
 
 def _shown(paths: Sequence[str]) -> bool:
@@ -236,16 +238,16 @@ def _shown(paths: Sequence[str]) -> bool:
 
 def card(catalogue: Catalogue, row: int) -> Card:
     item = catalogue.item(row)
-    n = len(catalogue.base)
-    pictured = item.pictures > 0 if row >= n else _shown(catalogue.base.images[row])
+    n = len(catalogue.items)
+    pictured = len(item.images) > 0 if row >= n else _shown(catalogue.items.images[row])
     return Card(
         item.item_id,
-        item.title,
+        item.name,
         picture_path(item.item_id) if pictured else None,
         "/item/" + quote(item.item_id, safe=""),
-        initial_of(item.title),
+        initial_of(item.name),
         tint_of(item.item_id),
-        item.added,
+        catalogue.is_added(row),
     )
 
 
@@ -280,13 +282,13 @@ class Thumbnails:
         recommender = self._service.recommender
         catalogue = recommender.catalogue
         row = catalogue.row(item_id)
-        if row is None or number >= catalogue.item(row).pictures:
+        if row is None or number >= len(catalogue.item(row).images):
             return None
-        if row < len(catalogue.base):
-            source = f"{recommender.folder}/{catalogue.base.images[row][number]}"
+        if row < len(catalogue.items):
+            source = f"{recommender.folder}/{catalogue.items.images[row][number]}"
             stored = None
         else:
-            stored = self._service.store.picture(item_id, number)
+            stored = self._service.store.image(item_id, number)
             if stored is None:
                 return None
             source = f"added {item_id} {number} {stored[1]}"
@@ -298,7 +300,7 @@ class Thumbnails:
             pass
         with self._decoding:
             try:
-                data = recommender.read_picture(item_id, number) if stored is None else stored[0]
+                data = recommender.read_image(item_id, number) if stored is None else stored[0]
                 made = small_jpeg(decode_image(data, side), side)
             except BrokenImage:
                 return None

@@ -1,8 +1,8 @@
-"""What was added to a run and removed from it while it was served, in an SQLite file, so that it survives a restart.
+"""The items that were added and removed while a run is served, in an SQLite file, so that they survive a restart.
 
-A row an item that has changed, with the number of its latest change. A change that is committed is on disk (write-ahead
-log, synchronous FULL): it is there after `kill -9` and a power cut. Several processes may use one store; each asks for
-the changes since the last one that it knows.
+The table has a row for each item that changed, with the number of its latest change. A committed change is on disk
+(write-ahead log, synchronous FULL): it survives `kill -9` and a power cut. Several processes may use one store; each
+reads the changes since the last one that it knows.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
-from msm4sr.recommend.catalogue import EncodedItem, ItemExists, NewItem, UnknownItem
+from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 
 FILE = "items.sqlite"
 FORMAT = 1
@@ -30,36 +31,42 @@ CREATE TABLE IF NOT EXISTS items (
     change INTEGER NOT NULL UNIQUE,
     removed INTEGER NOT NULL,
     replaces INTEGER NOT NULL,
-    title TEXT, text TEXT, categories TEXT, pictures INTEGER,
-    made_by TEXT, features BLOB, words TEXT
+    title TEXT, text TEXT, categories TEXT, images INTEGER,
+    encoded_by TEXT, features BLOB, words TEXT
 );
-CREATE TABLE IF NOT EXISTS pictures (
+CREATE TABLE IF NOT EXISTS images (
     item_id TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (item_id, number)
 );
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT OR IGNORE INTO counters VALUES ('change', 0), ('reload', 0);
 """
-PATIENCE = 30  # seconds that a change waits for another process
+TIMEOUT = 30  # seconds that a change waits for another process
 
 
 @dataclass(frozen=True)
 class Change:
-    """The latest that happened to an item: it was removed, or it was added as `item`.
+    """The latest change of an item.
 
-    `replaces`: it was added in the place of an item of the run. `made_by` names what its features were made by.
+    Attributes:
+        number: of the change, ascending.
+        item_id: the item.
+        item: the added item with its features, and in place of its images their numbers; None: it was removed.
+        replaces: whether it was added in place of an item of the run.
+        encoded_by: the name of the encoders of its features.
     """
 
     number: int
     item_id: str
-    item: EncodedItem | None
+    item: Item | None
     replaces: bool
-    made_by: str
+    encoded_by: str
 
 
 class ItemStore:
-    """The store in a folder; made if it is not there. Safe under threads.
+    """The store in a folder; it is created if it does not exist. Thread-safe.
 
-    Raises InputError for a file that is damaged, of a later version, or cannot be written.
+    Raises:
+        InputError: the file is damaged, of a later version, or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,15 +74,15 @@ class ItemStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
-            self._watching = self._connect()
-            with self._change():
+            self._reading = self._connect()
+            with self._transaction():
                 self._prepare()
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{self.file}: cannot be used ({error}); name another --state, or remove it") from None
-        self._lock, self._watch_lock = Lock(), Lock()
+        self._lock, self._reading_lock = Lock(), Lock()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.file, timeout=TIMEOUT, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         return connection
@@ -90,129 +97,121 @@ class ItemStore:
 
     def close(self) -> None:
         self._connection.close()
-        self._watching.close()
+        self._reading.close()
 
     # -- reading
 
     def version(self) -> int:
-        """A number that is another one whenever any process has changed something. Costs microseconds."""
-        with self._watch_lock:
-            (version,) = self._watching.execute("PRAGMA data_version").fetchone()
+        """A number that differs whenever any process has changed the store. Costs microseconds."""
+        with self._reading_lock:
+            (version,) = self._reading.execute("PRAGMA data_version").fetchone()
         return int(version)
 
     def counter(self, name: str) -> int:
-        """The number of the latest change ("change"), or how often a reload was asked for ("reload")."""
-        with self._watch_lock:
-            (value,) = self._watching.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+        """The number of the latest change ("change"), or of the requests to reload the run ("reload")."""
+        with self._reading_lock:
+            (value,) = self._reading.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
         return int(value)
 
     def changes(self, since: int = 0) -> list[Change]:
-        """What happened after change number `since`, in order; of each item only the latest."""
-        with self._watch_lock:
-            rows = self._watching.execute(
-                "SELECT change, item_id, removed, replaces, title, text, categories, pictures, made_by, features, "
+        """The changes after number `since`, in order; of each item only the latest."""
+        with self._reading_lock:
+            rows = self._reading.execute(
+                "SELECT change, item_id, removed, replaces, encoded_by, title, text, categories, images, features, "
                 "words FROM items WHERE change > ? ORDER BY change",
                 (since,),
             ).fetchall()
-        return [self._read(*row) for row in rows]
+        return [
+            Change(number, item_id, None if removed else self._item(item_id, *item), bool(replaces), encoded_by or "")
+            for number, item_id, removed, replaces, encoded_by, *item in rows
+        ]
 
-    def _read(
-        self,
-        number: int,
-        item_id: str,
-        removed: int,
-        replaces: int,
-        title: str | None,
-        text: str | None,
-        categories: str,
-        pictures: int,
-        made_by: str,
-        features: bytes,
-        words: str,
-    ) -> Change:
-        if removed:
-            return Change(number, item_id, None, bool(replaces), "")
+    def _item(self, item_id: str, *row: Any) -> Item:
+        title, text, categories, images, features, words = row
+        numbers = tuple(str(number) for number in range(images))
         try:
-            encoded = Item(item_id, features=load(features), **json.loads(words))
+            words, arrays = json.loads(words), load(features)
         except (SafetensorError, ValueError, TypeError) as error:
             raise InputError(f"{self.file}: what is stored of item {item_id!r} is damaged ({error})") from None
-        item = EncodedItem(item_id, title, text, tuple(json.loads(categories)), pictures, encoded)
-        return Change(number, item_id, item, bool(replaces), made_by)
+        return Item(item_id, title, text, tuple(json.loads(categories)), numbers, arrays, **words)
 
-    def pictures(self, item_id: str) -> list[bytes]:
-        """The files that were uploaded for an item."""
-        with self._watch_lock:
-            rows = self._watching.execute("SELECT data FROM pictures WHERE item_id = ? ORDER BY number", (item_id,))
+    def images(self, item_id: str) -> list[bytes]:
+        """The image files that were uploaded for an item."""
+        with self._reading_lock:
+            rows = self._reading.execute("SELECT data FROM images WHERE item_id = ? ORDER BY number", (item_id,))
             return [data for (data,) in rows]
 
-    def picture(self, item_id: str, number: int) -> tuple[bytes, int] | None:
-        """One of them, and the change that it came with; None if there is none."""
-        with self._watch_lock:
-            row = self._watching.execute(
-                "SELECT data, change FROM pictures JOIN items USING (item_id) WHERE item_id = ? AND number = ?",
+    def image(self, item_id: str, number: int) -> tuple[bytes, int] | None:
+        """One of them, and the number of the change that added it; None if there is none."""
+        with self._reading_lock:
+            row = self._reading.execute(
+                "SELECT data, change FROM images JOIN items USING (item_id) WHERE item_id = ? AND number = ?",
                 (item_id, number),
             ).fetchone()
         return None if row is None else (row[0], int(row[1]))
 
     # -- changing
 
-    def add(
-        self, items: Sequence[NewItem], encoded: Sequence[EncodedItem], made_by: str, replaces: Sequence[bool]
-    ) -> None:
-        """Keep new items. Raises ItemExists for one that another process has added meanwhile."""
-        with self._lock, self._change():
-            for item, one, instead in zip(items, encoded, replaces, strict=True):
-                if self._is_there(item.item_id):
+    def add(self, items: Sequence[Item], encoded_by: str, replaces: Sequence[bool]) -> None:
+        """Store new items with their image files and features.
+
+        Raises:
+            ItemExists: another process has added one of them meanwhile.
+        """
+        with self._lock, self._transaction():
+            for item, in_place in zip(items, replaces, strict=True):
+                if self._has(item.item_id):
                     raise ItemExists(f"item {item.item_id!r} is in the catalogue already; remove it first")
-                words = {"sentences": one.encoded.sentences, "keywords": one.encoded.keywords}
                 self._connection.execute(
                     "INSERT OR REPLACE INTO items VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         item.item_id,
                         self._next("change"),
-                        instead,
+                        in_place,
                         item.title,
                         item.text,
                         json.dumps(list(item.categories)),
-                        len(item.pictures),
-                        made_by,
-                        save(dict(one.encoded.features)),
-                        json.dumps(words),
+                        len(item.images),
+                        encoded_by,
+                        *_encoded(item),
                     ),
                 )
                 self._connection.executemany(
-                    "INSERT INTO pictures VALUES (?, ?, ?)",
-                    [(item.item_id, number, data) for number, data in enumerate(item.pictures)],
+                    "INSERT INTO images VALUES (?, ?, ?)",
+                    [(item.item_id, number, data) for number, data in enumerate(item.images)],
                 )
 
     def remove(self, item_id: str, of_the_run: bool) -> None:
-        """Keep that an item is gone. Raises UnknownItem where another process has removed it meanwhile."""
-        with self._lock, self._change():
+        """Store that an item was removed.
+
+        Raises:
+            UnknownItem: another process has removed it meanwhile.
+        """
+        with self._lock, self._transaction():
             row = self._connection.execute("SELECT removed FROM items WHERE item_id = ?", (item_id,)).fetchone()
             if (row is None and not of_the_run) or (row is not None and row[0]):
                 raise UnknownItem(f"no item {item_id!r} in the catalogue")
-            self._connection.execute("DELETE FROM pictures WHERE item_id = ?", (item_id,))
+            self._connection.execute("DELETE FROM images WHERE item_id = ?", (item_id,))
             self._connection.execute(
                 "INSERT OR REPLACE INTO items (item_id, change, removed, replaces) VALUES (?, ?, 1, ?)",
                 (item_id, self._next("change"), of_the_run),
             )
 
-    def ask_for_reload(self) -> None:
-        """Tell every process that the run is to be read again."""
-        with self._lock, self._change():
+    def request_reload(self) -> None:
+        """Make every process read the run again."""
+        with self._lock, self._transaction():
             self._next("reload")
 
-    def keep_features(self, items: Sequence[EncodedItem], made_by: str) -> None:
-        """Put features that were made anew, by other encoders, in the place of the old ones. No change to the items."""
-        with self._lock, self._change():
-            for one in items:
-                words = {"sentences": one.encoded.sentences, "keywords": one.encoded.keywords}
+    def replace_features(self, items: Sequence[Item], encoded_by: str) -> None:
+        """Store features that other encoders made, in place of the old ones. This is no change of the items."""
+        with self._lock, self._transaction():
+            for item in items:
                 self._connection.execute(
-                    "UPDATE items SET features = ?, words = ?, made_by = ? WHERE item_id = ? AND removed = 0",
-                    (save(dict(one.encoded.features)), json.dumps(words), made_by, one.item_id),
+                    "UPDATE items SET features = ?, words = ?, encoded_by = ? WHERE item_id = ? AND removed = 0",
+                    (*_encoded(item), encoded_by, item.item_id),
                 )
 
-    def _is_there(self, item_id: str) -> bool:
+    def _has(self, item_id: str) -> bool:
         row = self._connection.execute("SELECT removed FROM items WHERE item_id = ?", (item_id,)).fetchone()
         return row is not None and not row[0]
 
@@ -223,7 +222,7 @@ class ItemStore:
         return int(value)
 
     @contextmanager
-    def _change(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -231,3 +230,8 @@ class ItemStore:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+
+def _encoded(item: Item) -> tuple[bytes, str]:
+    """The columns `features` and `words`."""
+    return save(dict(item.features)), json.dumps({"sentences": item.sentences, "keywords": item.keywords})

@@ -153,7 +153,7 @@ def _people(rows: Sequence[HistoryAndRecommendations]) -> list[_Person]:
     tiles = Tiles()
     people = []
     for row in rows:
-        titles = row.items.titles
+        titles, rows_of = row.items.titles, row.items.rows
         shown = list(row.history)[-SHOWN_HISTORY:]
         scores = [one.score for one in row.recommendations]
         # Bars compare the scores of one list. They start at zero where no score is negative.
@@ -165,17 +165,17 @@ def _people(rows: Sequence[HistoryAndRecommendations]) -> list[_Person]:
                 history_length=len(row.history),
                 recommendations=[
                     _Card(
-                        tile=tiles.tile(row.items, one.item),
+                        tile=tiles.tile(row.items, rows_of[one.item_id]),
                         title=one.title,
                         rank=one.rank,
                         score=f"{one.score:.2f}",
                         bar=round(100 * (one.score - low) / (high - low), 1) if high > low else 0.0,
-                        is_target=one.item == row.target,
+                        is_target=rows_of[one.item_id] == row.target,
                     )
                     for one in row.recommendations
                 ],
                 target=None if row.target is None else titles[row.target],
-                target_rank=next((one.rank for one in row.recommendations if one.item == row.target), None),
+                target_rank=next((one.rank for one in row.recommendations if rows_of[one.item_id] == row.target), None),
             )
         )
     return people

@@ -60,7 +60,7 @@ function read(card) {
 }
 
 function why(reason, by) {
-  const names = { text: "its text", visual: "its picture", id: "who took it", taken: "your having it" };
+  const names = { text: "its text", visual: "its picture", id: "who took it", seen: "your having it" };
   const mostly = by === "both" ? `mostly by ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
   return reason.because === null ? `Fits your picks as a whole, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }
@@ -213,7 +213,7 @@ function startAdding() {
     dialog.showModal();
   });
   $("close-add").addEventListener("click", () => dialog.close());
-  form.elements.pictures.addEventListener("change", () => preview(form.elements.pictures.files[0]));
+  form.elements.images.addEventListener("change", () => preview(form.elements.images.files[0]));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     $("send-add").disabled = true;
@@ -248,7 +248,7 @@ function send(form) {
   body.delete("key");
   const words = body.get("title").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
   body.set("item_id", `${words}-${Date.now().toString(36)}`);
-  if (!body.get("pictures").size) body.delete("pictures");
+  if (!body.get("images").size) body.delete("images");
   return ask("/items", { method: "POST", body, headers: key ? { "X-API-Key": key } : {} });
 }
 
