@@ -135,5 +135,16 @@ def test_items_that_changed_since_the_training_are_refused(refused: Refused, cop
     stored = json.loads(file.read_text())
     stored["item_ids"].reverse()
     file.write_text(json.dumps(stored))
-    said = refused("recommend", str(copy_of_run), "--history", stored["item_ids"][0])
-    assert "the items are no longer those" in said
+    message = refused("recommend", str(copy_of_run), "--user", "user-00007")
+    assert "the items are no longer those" in message
+
+
+def test_a_history_needs_the_model_folder_only(cli: Cli, refused: Refused, trained: Trained, copy_of_run: Path) -> None:
+    config = copy_of_run / "config.yaml"
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join("data: /nowhere" if line.startswith("data:") else line for line in lines))
+    history = ["--history", "toy-0001", "toy-0002"]
+    assert cli("recommend", copy_of_run, *history).out == cli("recommend", trained.folder, *history).out
+    message = refused("recommend", copy_of_run, "--user", "user-00007")
+    assert "/nowhere" in message
+    assert "--user needs the data of the run; --history needs its model folder only" in message

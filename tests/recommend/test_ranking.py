@@ -15,16 +15,21 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Items
 from msm4sr.errors import InputError
 from msm4sr.models.base import Inputs, ProductModel
+from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue, UnknownItem
 from msm4sr.recommend.lookup import user_history
 from msm4sr.recommend.recommender import Recommendation, Recommender
+
+
+class NoSettings(BaseModel):
+    pass
 
 
 class RunningMean(ProductModel):
     """A history's vector at position l is the mean of its first l + 1 items."""
 
     def __init__(self, vectors: Tensor, max_history: int = 50) -> None:
-        super().__init__(BaseModel(), Inputs(len(vectors)))
+        super().__init__(NoSettings(), Inputs(len(vectors)))
         self.vectors = vectors
         self.max_history = max_history
         self.dropout = nn.Dropout(0.9)

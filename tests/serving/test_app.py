@@ -50,8 +50,8 @@ def recommender(run_folder: Path) -> Recommender:
     return load_recommender(run_folder)
 
 
-def add(client: TestClient, item_id: str, pictures: list[bytes] = [], **fields: Any) -> Any:  # noqa: B006
-    files = [("images", (f"{n}.jpg", data, "image/jpeg")) for n, data in enumerate(pictures)]
+def add(client: TestClient, item_id: str, images: list[bytes] = [], **fields: Any) -> Any:  # noqa: B006
+    files = [("images", (f"{n}.jpg", data, "image/jpeg")) for n, data in enumerate(images)]
     return client.post("/items", data={"item_id": item_id, "title": "Red wooden train"} | fields, files=files or None)
 
 
@@ -190,10 +190,10 @@ def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[st
     ],
 )
 def test_an_item_that_cannot_be_added_is_refused_whole(
-    client: TestClient, fields: dict[str, str], pictures: list[bytes], status: int, words: list[str]
+    client: TestClient, fields: dict[str, str], images: list[bytes], status: int, words: list[str]
 ) -> None:
     before = client.get("/ready").json()["items"]
-    assert_problem(add(client, **({"item_id": "n"} | fields), pictures=pictures), status, *words)
+    assert_problem(add(client, **({"item_id": "n"} | fields), images=images), status, *words)
     assert client.get("/ready").json()["items"] == before
 
 
@@ -260,7 +260,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><rect width="9
     ],
     ids=["bomb", "cut short", "svg", "empty", "head alone", "100", "long name", "wrong type", "gif"],
 )
-def test_of_pictures_those_that_can_be_read_are_taken(
+def test_of_images_those_that_can_be_read_are_taken(
     client: TestClient, files: list[tuple[str, bytes, str]], status: int
 ) -> None:
     answer = client.post("/items", data={"item_id": "n", "title": "A"}, files=[("images", file) for file in files])
@@ -268,7 +268,7 @@ def test_of_pictures_those_that_can_be_read_are_taken(
         assert answer.json()["images"] == 1
         assert client.delete("/items/n").status_code == 204
     else:
-        problem = "pictures; send" if len(files) > 8 else "image 1 cannot be used"
+        problem = "images; send" if len(files) > 8 else "image 1 cannot be used"
         assert_problem(answer, status, problem if status == 422 else "multipart")
     assert client.get("/items/n").status_code == 404
 

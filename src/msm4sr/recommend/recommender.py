@@ -347,7 +347,7 @@ class Recommender:
         if self.encoder is None:
             name = type(self.model).__name__
             raise InputError(
-                f"a model {name} takes no new items: it must be trained on them; train msm4sr, which reads their content"
+                f"a model {name} takes no new items: it must be trained on them; train msm4sr, which reads content"
             )
         return self.encoder
 
