@@ -43,16 +43,16 @@ def page(shop: Path, tmp_path: Path) -> Page:
     return Page(write_data_report(statistics(shop), tmp_path / "page.html").read_text())
 
 
-def test_the_page_shows_numbers_distributions_and_items_with_pictures_first(shop: Path, tmp_path: Path) -> None:
+def test_the_page_shows_numbers_distributions_and_items_with_images_first(shop: Path, tmp_path: Path) -> None:
     shown = page(shop, tmp_path)
     assert [figure for figure in shown.all("svg") if "viewBox" in figure or "viewbox" in figure]
     assert len(shown.all("figure")) == 4
     assert len(shown.all("li", "card")) == 20
-    pictures = [image["src"] for image in shown.all("img")]
-    assert len(pictures) == 3
-    assert all(source.startswith("data:image/jpeg") for source in pictures)
+    images = [image["src"] for image in shown.all("img")]
+    assert len(images) == 3
+    assert all(source.startswith("data:image/jpeg") for source in images)
     assert "not fetched yet" in shown.text
-    for text in ("30", "60", "Sparsity", "In numbers", "no provenance.json"):
+    for text in ("30", "60", "Sparsity", "Statistics", "no provenance.json"):
         assert text in shown.text
 
 
@@ -68,7 +68,7 @@ def test_nothing_of_the_data_is_markup(shop: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"made_by": 1, "format": 2, "sources": 3}'])
-def test_a_damaged_provenance_is_left_out(shop: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_provenance_is_ignored(shop: Path, tmp_path: Path, content: str) -> None:
     (shop / "provenance.json").write_text(content)
     assert "no provenance.json" in page(shop, tmp_path).text
 

@@ -205,7 +205,7 @@ def test_panels_stay_in_their_frames_and_ours_comes_first(systems: dict[str, lis
     assert drawn is not None
     assert {panel.title for panel in drawn.panels} == set(there)
     assert drawn.panels[0].ours == ("d" in there)
-    paths = [points for panel in drawn.panels for points, _ in panel.curves] + drawn.background
+    paths = [line.points for panel in drawn.panels for line in panel.lines] + drawn.background
     places = [tuple(map(float, pair.split(","))) for path in paths for pair in path.split()]
     assert all(0 <= x <= 240 and 0 <= y <= 150 for x, y in places)
     assert len(drawn.background) == sum(1 for curves in systems.values() for own in curves if own)
@@ -223,17 +223,19 @@ def test_panels_stay_in_their_frames_and_ours_comes_first(systems: dict[str, lis
 def test_a_logarithmic_axis_has_a_few_marks(epochs: tuple[int, int], labels: list[str]) -> None:
     drawn = panels("NDCG", "epoch", {"a": [Curve([(float(epoch), 0.1) for epoch in epochs])]})
     assert drawn is not None
-    assert [label for _, label in drawn.x_ticks] == labels
+    assert [label for _, label in drawn.panels[0].x_ticks] == labels
 
 
 def test_places_with_names_are_evenly_spaced_and_have_no_best() -> None:
     drawn = panels("Recall", "bucket", {"a": [Curve([(0.0, 0.1), (1.0, 0.3), (2.0, 0.2)])]}, names=["0", "1-5", ">5"])
     assert drawn is not None
-    (one, two, three) = (x for x, _ in drawn.x_ticks)
+    (panel,) = drawn.panels
+    (one, two, three) = (x for x, _ in panel.x_ticks)
     assert three - two == pytest.approx(two - one)
-    assert [label for _, label in drawn.x_ticks] == ["0", "1-5", ">5"]
-    assert drawn.panels[0].best is None
-    assert len(drawn.panels[0].dots) == 3
+    assert [label for _, label in panel.x_ticks] == ["0", "1-5", ">5"]
+    (line,) = panel.lines
+    assert line.best is None
+    assert len(line.dots) == 3
 
 
 @pytest.mark.parametrize(("kind", "first"), [("comparison", "Differences"), ("cold_start", "By how well")])

@@ -48,13 +48,13 @@ def features(
             waiting = len(list(parts.glob("*.safetensors")))
             console.print(f"{parts}: {waiting} finished parts of an extraction that has not ended", markup=False)
         if html is not None:
-            from msm4sr.reports.pages import write_page
+            from msm4sr.files import write_text
             from msm4sr.reports.pages.features import features_page
 
             if run is None and data is None:
                 raise InputError("--html: pictures and texts are in the data; name its folder with --data")
             dataset = load_run_data(run) if run is not None and data is None else load_dataset(data or Path())
-            write_page(html, features_page(dataset, stores, items, seed))
+            write_text(html, features_page(dataset, stores, items, seed))
             console.print(f"page: {html}", markup=False)
 
 

@@ -83,12 +83,12 @@ def _history_of(folder: Path, user: str) -> list[str]:
 def _write_page(
     file: Path, who: str, recommender: Recommender, history: list[str], found: list[Recommendation]
 ) -> None:
-    from msm4sr.recommend.recommender import ItemTable
-    from msm4sr.reports.pages import HistoryAndRecommendations, recommendation_page, write_page
+    from msm4sr.files import write_text
+    from msm4sr.reports.pages.recommendations import ExampleUser, recommendation_page
 
-    items = recommender.catalogue.items
-    names = [items.name(row) for row in range(len(items))]
-    table = ItemTable(items.item_ids, names, [list(paths) for paths in items.images], recommender.folder)
-    rows = [items.rows[item_id] for item_id in history]
-    section = HistoryAndRecommendations(who[0].upper() + who[1:], rows, found, table)
-    write_page(file, recommendation_page(f"Recommendations for {who}", [section]))
+    example = ExampleUser(
+        label=who[0].upper() + who[1:],
+        history=[recommender.item(item_id) for item_id in history],
+        recommended=[(recommender.item(one.item_id), one.score) for one in found],
+    )
+    write_text(file, recommendation_page(f"Recommendations for {who}", [example], recommender.folder))

@@ -3,43 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from msm4sr.data.items import Item
 from msm4sr.data.provenance import PROVENANCE
 from msm4sr.data.sources.images import is_url
 from msm4sr.data.statistics import Statistics
-from msm4sr.recommend.recommender import ItemTable
-from msm4sr.reports.pages import DataReport, data_page, write_page
-from msm4sr.reports.pages.bars import Bars, bars, histogram
+from msm4sr.files import write_text
+from msm4sr.reports.pages.bars import bar_chart, histogram
+from msm4sr.reports.pages.charts import Chart
+from msm4sr.reports.pages.page import render
+from msm4sr.reports.pages.thumbnails import Thumbnails
 
-SAMPLE = 20  # items shown
+HEADLINE = ("Users", "Items", "Interactions", "Sparsity")
+EXAMPLES = 20  # items shown
 MOST_BARS = 48  # of a chart over time; longer periods are counted by year
 
 
 def write_data_report(statistics: Statistics, file: Path, seed: int = 0) -> Path:
-    """Write the page; the items that it shows are drawn with `seed`, those with a picture first."""
+    """Write the page of a data set.
+
+    Args:
+        statistics: of the data set.
+        file: the page to write.
+        seed: of the draw of the example items.
+    """
     lines = statistics.lines()
-    shown = ("Users", "Items", "Interactions", "Sparsity")
-    report = DataReport(
-        name=statistics.folder.resolve().name,
-        headline=[(label, value) for label, value in lines if label in shown],
-        lines=[(label, value) for label, value in lines if label not in shown],
-        origin=origin_lines(statistics.folder),
+    page = render(
+        "data.html.jinja",
+        title=statistics.folder.resolve().name,
+        headline=[(label, value) for label, value in lines if label in HEADLINE],
+        statistics=[(label, value) for label, value in lines if label not in HEADLINE],
+        origin=_origin(statistics.folder),
         charts=_charts(statistics),
-        items=ItemTable.from_items(statistics.items, statistics.folder),
-        sample=_sample(statistics, seed),
-        note=f"drawn at random among {statistics.n_items:,}, those with a picture first",
+        items=_examples(statistics, seed),
+        n_items=statistics.n_items,
+        thumbnails=Thumbnails(statistics.folder),
     )
-    write_page(file, data_page(report))
+    write_text(file, page)
     return file
 
 
-def origin_lines(folder: Path) -> list[tuple[str, str]]:
-    """What provenance.json says, as label and value; empty without one, or where it is damaged."""
+def _origin(folder: Path) -> list[tuple[str, str]]:
+    """The content of provenance.json, as label and value; empty where it is missing or damaged."""
     try:
         record: dict[str, Any] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         lines = [("Made by", str(record["made_by"])), ("Format", str(record["format"]))]
@@ -54,39 +65,30 @@ def origin_lines(folder: Path) -> list[tuple[str, str]]:
         return []
 
 
-def _charts(statistics: Statistics) -> list[Bars]:
+def _charts(statistics: Statistics) -> list[Chart]:
     charts = [
-        histogram("Interactions of a user", "users", statistics.history_lengths),
-        histogram("Interactions of an item", "items", statistics.item_counts),
-        histogram("Characters of an item's title and text", "items", statistics.text_lengths),
+        histogram("Interactions per user", "users", statistics.history_lengths),
+        histogram("Interactions per item", "items", statistics.item_counts),
+        histogram("Characters of title and text per item", "items", statistics.text_lengths),
     ]
-    if statistics.months:
-        charts.append(_over_time(statistics.months))
-    return charts
+    return [*charts, _over_time(statistics.months)] if statistics.months else charts
 
 
-def _over_time(months: Sequence[tuple[str, int]]) -> Bars:
+def _over_time(months: Sequence[tuple[str, int]]) -> Chart:
     if len(months) <= MOST_BARS:
-        names = [month for month, _ in months]
-        labels = [month if len(months) <= 6 else month[2:] for month in names]
-        return bars("Interactions by month", "interactions", names, _apart(labels, 6), [count for _, count in months])
-    years: dict[str, int] = {}
-    for month, count in months:
-        years[month[:4]] = years.get(month[:4], 0) + count
-    return bars("Interactions by year", "interactions", list(years), _apart(list(years), 8), list(years.values()))
+        counts, unit, most_labels = dict(months), "month", 5
+    else:
+        years: Counter[str] = Counter()
+        for month, count in months:
+            years[month[:4]] += count
+        counts, unit, most_labels = years, "year", 8
+    return bar_chart(f"Interactions per {unit}", "interactions", counts, list(counts), most_labels)
 
 
-def _apart(labels: list[str], most: int) -> list[str]:
-    """Only so many labels that they stand apart; the others are empty."""
-    every = -(-len(labels) // most)
-    return [label if place % every == 0 else "" for place, label in enumerate(labels)]
-
-
-def _sample(statistics: Statistics, seed: int) -> list[tuple[int, str]]:
-    """Item rows, and of each its categories."""
+def _examples(statistics: Statistics, seed: int) -> list[Item]:
+    """Items drawn at random, those with an image first."""
     images = statistics.items["image"].to_list()
-    pictured = np.array([any(not is_url(name) for name in names or ()) for names in images])
+    has_image = np.array([any(not is_url(name) for name in names or ()) for names in images])
     order = np.random.default_rng(seed).permutation(len(images))
-    rows = np.concatenate([order[pictured[order]], order[~pictured[order]]])[:SAMPLE]
-    categories = statistics.items["categories"].to_list()
-    return [(int(row), ", ".join((categories[row] or [])[:3])) for row in rows]
+    rows = np.concatenate([order[has_image[order]], order[~has_image[order]]])[:EXAMPLES]
+    return [Item.from_row(statistics.items, row) for row in rows.tolist()]

@@ -10,8 +10,8 @@ from typing import Any
 
 from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
+from msm4sr.files import write_text
 from msm4sr.reports.measured import METRICS, VARIANTS, Measured, by_popularity, measure, measure_seen_excluded
-from msm4sr.reports.pages import write_page
 from msm4sr.reports.pages.differences import difference_bars
 from msm4sr.reports.pages.grid import (
     Differences,
@@ -59,7 +59,7 @@ def write_grid_report(
     out.mkdir(parents=True, exist_ok=True)
     for sheet in page.sheets:
         write_sheet(out, sheet)
-    write_page(out / "index.html", html)
+    write_text(out / "index.html", html)
     return out / "index.html"
 
 

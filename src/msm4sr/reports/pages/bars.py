@@ -1,43 +1,25 @@
-"""Histograms as geometry: counts in, coordinates for a small SVG out."""
+"""Histograms."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from msm4sr.reports.pages.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
+from msm4sr.reports.pages.charts import CHART, Bar, Chart, short, ticks
 
 GAP = 2.0  # between bars, viewBox units
-LABELS = 12  # on the x axis at most, so that they stand apart on a phone
+MOST_LABELS = 12  # on the x axis, so that they do not overlap on a phone
 
 
-@dataclass(frozen=True)
-class Bar:
-    x: float
-    y: float
-    width: float
-    height: float
-    text: str
-    """Which bin, and how many."""
+def histogram(title: str, what: str, values: np.ndarray) -> Chart:
+    """How many of `values` (integers of 0 or more) are 0, 1, 2, 3-4, 5-9, 10-19, 20-49, ...
 
-
-@dataclass(frozen=True)
-class Bars:
-    title: str
-    description: str
-    """For those who do not see it."""
-    bars: list[Bar]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-
-
-def histogram(title: str, what: str, values: np.ndarray) -> Bars:
-    """How many of `values` (whole numbers of 0 or more) lie in 0, 1, 2, 3-4, 5-9, 10-19, 20-49, ...
-
-    `what` names what is counted, for example "users".
+    Args:
+        title: of the chart.
+        what: what is counted, for example "users".
+        values: one for each of them.
     """
     edges = [0, 1, 2, 3, 5]
     while edges[-1] <= values.max():
@@ -47,40 +29,45 @@ def histogram(title: str, what: str, values: np.ndarray) -> Bars:
     edges = edges[first : last + 1]
     counts = np.histogram(values, np.array(edges))[0] if len(edges) > 1 else np.array([len(values)])
     names = [f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}" for low, high in itertools.pairwise(edges)]
-    return bars(title, what, names, [short(edge) for edge in edges[:-1]], counts.tolist())
+    return bar_chart(title, what, dict(zip(names, counts.tolist(), strict=True)), [short(edge) for edge in edges])
 
 
-def bars(title: str, what: str, names: Sequence[str], labels: Sequence[str], counts: Sequence[int]) -> Bars:
-    """One bar a name; every so many labels are written under the axis."""
-    y_ticks = ticks(0, max(counts), 4)
-    step = (WIDTH - LEFT - RIGHT) / len(counts)
-    scale = (HEIGHT - TOP - BOTTOM) / y_ticks[-1]
-    floor = HEIGHT - BOTTOM
+def bar_chart(
+    title: str, what: str, counts: dict[str, int], labels: Sequence[str], most_labels: int = MOST_LABELS
+) -> Chart:
+    """One bar for each name in `counts`.
+
+    Args:
+        title: of the chart.
+        what: what is counted.
+        counts: of each bar, in order.
+        labels: one for each bar, shown under the axis; all, or evenly spaced ones.
+        most_labels: shown at most.
+    """
+    y_ticks = ticks(0, max(counts.values()), 4)
+    y = CHART.y(y_ticks)
+    step = (CHART.width - CHART.left - CHART.right) / len(counts)
     gap = GAP if step > 3 * GAP else 0.0
-    drawn = [
+    bars = [
         Bar(
-            x=round(LEFT + place * step + gap / 2, 2),
-            y=round(floor - count * scale, 1),
+            x=round(CHART.left + number * step + gap / 2, 2),
+            y=y(count),
             width=round(step - gap, 2),
-            height=round(count * scale, 1),
+            height=round(y(0) - y(count), 1),
             text=f"{name}: {count:,} {what}",
         )
-        for place, (name, count) in enumerate(zip(names, counts, strict=True))
+        for number, (name, count) in enumerate(counts.items())
     ]
-    every = -(-len(labels) // LABELS)
-    most = max(range(len(counts)), key=counts.__getitem__)
-    return Bars(
+    names = list(counts)
+    highest = max(bars, key=lambda bar: bar.height).text
+    return Chart(
         title=title,
-        description=f"{title}: {len(names)} bars, from {names[0]} to {names[-1]}; the highest is {drawn[most].text}.",
-        bars=drawn,
-        x_ticks=[(round(LEFT + (place + 0.5) * step, 1), labels[place]) for place in range(0, len(labels), every)],
-        y_ticks=[(round(floor - tick * scale, 1), short(int(tick))) for tick in y_ticks if tick == int(tick)],
+        description=f"{title}: {len(bars)} bars, from {names[0]} to {names[-1]}; the highest is {highest}.",
+        frame=CHART,
+        x_ticks=[
+            (round(CHART.left + (number + 0.5) * step, 1), labels[number])
+            for number in range(0, len(bars), -(-len(bars) // most_labels))
+        ],
+        y_ticks=[(y(tick), short(int(tick))) for tick in y_ticks if tick == int(tick)],
+        bars=bars,
     )
-
-
-def short(number: int) -> str:
-    """`5000` -> `5k`."""
-    for size, letter in ((10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:g}{letter}"
-    return str(number)

@@ -1,4 +1,4 @@
-"""Learning curves as geometry: the numbers of metrics.jsonl in, coordinates for a small SVG out."""
+"""Charts as geometry: values in, coordinates for a small SVG out (drawn by `charts.html.jinja`)."""
 
 from __future__ import annotations
 
@@ -6,102 +6,147 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 360, 190  # viewBox units: drawn for a phone's width, so that its text stays readable there
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 26  # room for the labels
-
-WATCHED = ("recall@20", "ndcg@10")  # metrics that are drawn, where a run has logged them
+WATCHED = ("recall@20", "ndcg@10")  # metrics whose learning curves are drawn, where a run has logged them
 STAGES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
+
+Point = tuple[float, float]
+Ticks = Sequence[tuple[float, str]]
+"""Position and label of each."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A map from values between `low` and `high` to positions between `start` and `end`.
+
+    It is linear, or logarithmic; on a logarithmic scale values below 1 are at 1.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = map(self._linear, (self.low, self.high, value))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def _linear(self, value: float) -> float:
+        return math.log10(max(value, 1.0)) if self.log else value
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a chart in viewBox units, and the margins that hold the labels of its axes."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def x(self, low: float, high: float, log: bool = False) -> Scale:
+        return Scale(low, high, self.left, self.width - self.right, log)
+
+    def y(self, ticks: Sequence[float]) -> Scale:
+        return Scale(ticks[0], ticks[-1], self.height - self.bottom, self.top)
+
+
+CHART = Frame(360, 190, left=46, right=14, top=12, bottom=26)  # a phone's width, so that its text is readable there
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `best` is the marked point (x, y, text) or None where the curve has no best."""
+    """A curve in viewBox units: its points as SVG ("x,y x,y ..."), and the points that are marked."""
 
     label: str
-    points: str  # "x,y x,y ...", SVG units
-    dots: list[tuple[float, float]]  # drawn in place of a line where there is a single point
-    best: tuple[float, float, str] | None
+    points: str
+    style: str = ""  # a class of the style sheet: "second", "early" or none
+    dots: Sequence[Point] = ()
+    best: tuple[Point, str] | None = None  # the highest point, and what it is worth
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar in viewBox units; `text` says which bin, and how many."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
 
 
 @dataclass(frozen=True)
 class Chart:
+    """Lines or bars in a frame; `ours` marks the system that a page is about."""
+
     title: str
-    description: str  # for those who do not see it
-    lines: list[Line]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    description: str  # for screen readers
+    frame: Frame
+    x_ticks: Ticks
+    y_ticks: Ticks
+    lines: Sequence[Line] = ()
+    bars: Sequence[Bar] = ()
+    ours: bool = False
 
 
-def learning_curves(rows: Sequence[Mapping[str, object]]) -> list[Chart]:
-    """For each stage a chart of its loss and one of its validation metrics, as far as the rows hold them.
+def learning_curves(epochs: Sequence[Mapping[str, object]]) -> list[Chart]:
+    """For each stage a chart of its loss and one of its validation metrics, as far as they were logged.
 
-    A row is a line of metrics.jsonl: `stage`, `epoch`, `loss`, metrics. A value that is missing, null or not
-    finite is left out of its curve.
+    Args:
+        epochs: the lines of metrics.jsonl: `stage`, `epoch`, `loss`, metrics. Curves skip values that are missing,
+            null or not finite.
     """
     charts = []
-    for stage in dict.fromkeys(str(row.get("stage")) for row in rows):
-        own = [row for row in rows if str(row.get("stage")) == stage]
-        name = STAGES.get(stage, stage)
-        logged = {key for row in own for key in row if "@" in key or key == "mrr"}
+    for stage in dict.fromkeys(str(epoch.get("stage")) for epoch in epochs):
+        own = [epoch for epoch in epochs if str(epoch.get("stage")) == stage]
+        logged = {key for epoch in own for key in epoch if "@" in key or key == "mrr"}
         metrics = [key for key in WATCHED if key in logged] or sorted(logged)[:2]
-        watched = {key: _series(own, key) for key in metrics}
-        charts.append(_chart(f"{name}: loss", {"loss": _series(own, "loss")}, from_zero=False))
-        charts.append(_chart(f"{name}: validation", watched, from_zero=True))
-    return [chart for chart in charts if chart is not None]
+        for what, keys in (("loss", ["loss"]), ("validation", metrics)):
+            series = {key: points for key in keys if (points := _points(own, key))}
+            if series:
+                charts.append(_learning_curve(f"{STAGES.get(stage, stage)}: {what}", series, what == "validation"))
+    return charts
 
 
-def _series(rows: Sequence[Mapping[str, object]], key: str) -> list[tuple[float, float]]:
-    points = []
-    for row in rows:
-        x, y = row.get("epoch"), row.get(key)
-        if isinstance(x, int | float) and isinstance(y, int | float) and math.isfinite(y):
-            points.append((float(x), float(y)))
-    return points
+def _points(epochs: Sequence[Mapping[str, object]], key: str) -> list[Point]:
+    return [
+        (float(x), float(y))
+        for x, y in ((epoch.get("epoch"), epoch.get(key)) for epoch in epochs)
+        if isinstance(x, int | float) and isinstance(y, int | float) and math.isfinite(y)
+    ]
 
 
-def _chart(title: str, series: Mapping[str, list[tuple[float, float]]], from_zero: bool) -> Chart | None:
-    """A chart of curves that share their axes; None where no curve has a point. `from_zero`: y has a 0."""
-    series = {label: points for label, points in series.items() if points}
-    if not series:
-        return None
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
-    x_low, x_high = min(xs), max(xs)
-    y_ticks = ticks(min([*ys, 0.0] if from_zero else ys), max(ys), 4)
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-
-    def at_x(x: float) -> float:
-        share = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
-
-    def at_y(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    lines = []
-    for label, points in series.items():
-        placed = [(at_x(x), at_y(y)) for x, y in points]
-        best = None
-        if from_zero:  # a metric: its highest point is the one that model selection took
-            x, y = max(points, key=lambda point: point[1])
-            best = (at_x(x), at_y(y), f"{y:.4f} at epoch {x:g}")
-        path = " ".join(f"{x},{y}" for x, y in placed)
-        lines.append(Line(label, path, placed if len(placed) == 1 else [], best))
-
-    whole = [tick for tick in ticks(x_low, x_high, 5) if tick == int(tick) and x_low <= tick <= x_high]
-    step = y_ticks[1] - y_ticks[0]
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return Chart(
-        title=title,
-        description=" ".join([f"{title}.", *(_in_words(label, points) for label, points in series.items())]),
-        lines=lines,
-        x_ticks=[(at_x(tick), f"{tick:g}") for tick in whole or sorted({x_low, x_high})],
-        y_ticks=[(at_y(tick), f"{tick:.{digits}f}") for tick in y_ticks],
-    )
+def _learning_curve(title: str, series: Mapping[str, list[Point]], is_metric: bool) -> Chart:
+    """Curves that share their axes. The y axis of a metric begins at 0, and its highest point is marked."""
+    xs, ys = zip(*(point for points in series.values() for point in points), strict=True)
+    y_ticks = ticks(min([*ys, 0.0] if is_metric else ys), max(ys), 4)
+    x, y = CHART.x(min(xs), max(xs)), CHART.y(y_ticks)
+    lines, words = [], [f"{title}."]
+    for style, (label, points) in zip(("", "second"), series.items(), strict=False):
+        (first, start), (last, end) = points[0], points[-1]
+        words.append(f"{label}: {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}.")
+        epoch, value = max(points, key=lambda point: point[1])
+        best = ((x(epoch), y(value)), f"{value:.4f} at epoch {epoch:g}") if is_metric else None
+        dots = [(x(first), y(start))] if len(points) == 1 else []
+        lines.append(Line(label, svg_points(points, x, y), style, dots, best))
+    integers = [tick for tick in ticks(x.low, x.high, 5) if tick == int(tick) and x.low <= tick <= x.high]
+    x_ticks = [(x(tick), f"{tick:g}") for tick in integers or sorted({x.low, x.high})]
+    return Chart(title, " ".join(words), CHART, x_ticks, labelled(y_ticks, y), lines)
 
 
-def _in_words(label: str, points: list[tuple[float, float]]) -> str:
-    (first, start), (last, end) = points[0], points[-1]
-    return f"{label}: {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}."
+def svg_points(points: Sequence[Point], x: Scale, y: Scale) -> str:
+    """The points of an SVG polyline."""
+    return " ".join(f"{x(across)},{y(up)}" for across, up in points)
+
+
+def labelled(values: Sequence[float], scale: Scale) -> Ticks:
+    """Ticks at evenly spaced values, with as many decimals as their distance needs."""
+    digits = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+    return [(scale(value), f"{value:.{digits}f}") for value in values]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -113,3 +158,11 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def short(number: int) -> str:
+    """`5000` -> `5k`."""
+    for size, letter in ((10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return str(number)

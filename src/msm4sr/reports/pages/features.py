@@ -1,9 +1,9 @@
-"""A page of items with what their features were made from: pictures, keywords with scores, sentences."""
+"""A page of items with what their features were made from: images, keywords with scores, sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,132 +11,110 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Dataset
+from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.features.store import load_features, read_manifest, read_missing, read_rows
 from msm4sr.features.text import item_sentences
-from msm4sr.recommend.recommender import ItemTable
 from msm4sr.reports.pages.page import render
-from msm4sr.reports.pages.thumbnails import Tile, make_tile
+from msm4sr.reports.pages.thumbnails import Thumbnails
+
+Manifests = Mapping[Path, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Word:
-    """A keyword, its score, and the score as a length, 0 .. 100, of the best one's."""
+class ItemFeatures:
+    """What the page shows of an item.
 
-    text: str
-    score: float
-    bar: float
+    Attributes:
+        item: with its sentences, where the text was encoded.
+        keywords: keywords and their scores for each image that has any, by the image's path.
+        notes: what it lacks, and why.
+    """
 
-
-@dataclass
-class Picture:
-    """A picture of an item: its tile, its words if words were found for it, or why it could not be used."""
-
-    tile: Tile
-    words: list[Word] = field(default_factory=list)
-    broken: str = ""
-
-
-@dataclass
-class Sample:
-    """What the page shows of an item; `notes` say what it lacks."""
-
-    item_id: str
-    title: str
-    pictures: list[Picture]
-    sentences: list[str]
-    notes: list[str]
+    item: Item
+    keywords: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: int = 0) -> str:
-    """One HTML page: `n_items` drawn from the items that have any features in `stores`, in the catalogue's order.
+    """One HTML page with items that have any features, in the order of the catalogue.
 
-    Raises InputError when the stores hold none of the data set's items.
+    Args:
+        dataset: whose items were encoded.
+        stores: the folders of their features.
+        n_items: how many are drawn.
+        seed: of the draw.
+
+    Raises:
+        InputError: none of the items has features.
     """
-    manifests = {folder: manifest for folder in stores if (manifest := read_manifest(folder)) is not None}
-    row = {item_id: item for item, item_id in enumerate(dataset.item_ids)}
-    described = {
-        item_id
-        for folder, manifest in manifests.items()
-        if manifest["modality"] != "words"
-        for item_id in _with_rows(folder)
+    manifests = {
+        folder: manifest
+        for folder in stores
+        if (manifest := read_manifest(folder)) is not None and manifest["modality"] != "words"
     }
-    chosen = sorted(row[item_id] for item_id in described if item_id in row)
-    if not chosen:
+    row = {item_id: item for item, item_id in enumerate(dataset.item_ids)}
+    encoded = {item_id for folder in manifests for item_id in _encoded_ids(folder) if item_id in row}
+    if not encoded:
         raise InputError(
             f"{dataset.folder}: none of its items has features in {', '.join(map(str, stores)) or 'there'}"
         )
+    chosen = sorted(row[item_id] for item_id in encoded)
     if len(chosen) > n_items:
         chosen = sorted(np.random.default_rng(seed).choice(chosen, n_items, replace=False).tolist())
-    samples = {dataset.item_ids[item]: _sample(dataset, item, manifests) for item in chosen}
+    shown = {dataset.item_ids[row]: ItemFeatures(_item(dataset, row, manifests)) for row in chosen}
     for folder, manifest in manifests.items():
-        if manifest["modality"] != "words":
-            _add_missing(samples, folder, manifest["modality"])
+        _add_missing(shown, folder, manifest["modality"])
         if manifest["kind"] == "keywords":
-            _add_words(samples, dataset, folder)
+            _add_keywords(shown, folder)
     return render(
         "features.html.jinja",
         title=f"Features of {dataset.folder.absolute().name}",
-        samples=list(samples.values()),
-        of=len(described & row.keys()),
-        facts=[fact for manifest in manifests.values() if (fact := _fact(manifest))],
+        shown=list(shown.values()),
+        n_encoded=len(encoded),
+        facts=[(manifest["modality"], _fact(manifest)) for manifest in manifests.values()],
+        thumbnails=Thumbnails(dataset.folder),
     )
 
 
-def _with_rows(folder: Path) -> list[str]:
+def _encoded_ids(folder: Path) -> list[str]:
     features = load_features(folder)
     return [features.item_ids[item] for item in np.flatnonzero(np.diff(features.offsets)).tolist()]
 
 
-def _sample(dataset: Dataset, item: int, manifests: Mapping[Path, Mapping[str, Any]]) -> Sample:
-    title, text, images = dataset.items.select("title", "text", "image").row(item)
-    item_id = dataset.item_ids[item]
-    tiles = [
-        make_tile(ItemTable([item_id], [title or item_id], [[path]], dataset.folder), 0)
-        for path in images or ()  # one at a time: a picture that cannot be used has a tile that says so
-    ]
-    settings = [manifest["settings"] for manifest in manifests.values() if manifest["kind"] == "sentences"]
-    sentences = (
-        item_sentences(title, text, settings[0]["max_sentences"], settings[0]["max_characters"]) if settings else []
-    )
-    return Sample(item_id, title or item_id, [Picture(tile) for tile in tiles], sentences, [])
+def _item(dataset: Dataset, row: int, manifests: Manifests) -> Item:
+    item = Item.from_row(dataset.items, row)
+    for manifest in manifests.values():
+        if manifest["kind"] == "sentences":
+            limits = manifest["settings"]
+            sentences = item_sentences(item.title, item.text, limits["max_sentences"], limits["max_characters"])
+            return replace(item, sentences=sentences)
+    return item
 
 
-def _add_missing(samples: Mapping[str, Sample], folder: Path, modality: str) -> None:
-    missing = read_missing(folder).filter(pl.col("item_id").is_in(list(samples)))
+def _add_missing(shown: Mapping[str, ItemFeatures], folder: Path, modality: str) -> None:
+    missing = read_missing(folder).filter(pl.col("item_id").is_in(list(shown)))
     for item_id, image, reason in missing.select("item_id", "image", "reason").iter_rows():
-        note = f"{modality}: {reason}" if image is None else f"{image}: {reason}"
-        if note not in samples[item_id].notes:
-            samples[item_id].notes.append(note)
+        note = f"{modality if image is None else image}: {reason}"
+        if note not in shown[item_id].notes:
+            shown[item_id].notes.append(note)
 
 
-def _add_words(samples: Mapping[str, Sample], dataset: Dataset, folder: Path) -> None:
-    """Give the words of each row to the picture that it was made of."""
+def _add_keywords(shown: Mapping[str, ItemFeatures], folder: Path) -> None:
+    """Assign the keywords of each row of a store to the image that they were found for."""
     features, table = load_features(folder), read_rows(folder)
     if table is None:
         return
-    place = {item_id: item for item, item_id in enumerate(features.item_ids)}
-    row = {item_id: item for item, item_id in enumerate(dataset.item_ids)}
-    for item_id, sample in samples.items():
-        if item_id not in place:
-            continue
-        start, end = (int(bound) for bound in features.offsets[place[item_id] : place[item_id] + 2])
-        paths: list[str] = dataset.items["image"][row[item_id]].to_list() if sample.pictures else []
-        pictures = dict(zip(paths, sample.pictures, strict=True))
-        for image, words, scores in table[start:end].select("image", "words", "scores").iter_rows():
-            if image in pictures:
-                low, high = min(0.0, *scores), max(*scores, 0.0)
-                pictures[image].words = [
-                    Word(word, score, round(100 * (score - low) / (high - low), 1) if high > low else 0.0)
-                    for word, score in zip(words, scores, strict=True)
-                ]
+    for item, item_id in enumerate(features.item_ids):
+        if item_id in shown:
+            rows = table[features.offsets[item] : features.offsets[item + 1]]
+            for image, words, scores in rows.select("image", "words", "scores").iter_rows():
+                shown[item_id].keywords[image] = list(zip(words, scores, strict=True))
 
 
-def _fact(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What made a modality's features, in a line."""
-    if manifest["modality"] == "words":
-        return None
+def _fact(manifest: Mapping[str, Any]) -> str:
+    """What a modality's features were made with."""
     made = f"{manifest['kind']} by {manifest['encoder']['name']}"
     if "tagger" in manifest:
-        made = f"keywords by the {manifest['tagger']} tagger, of {len(manifest['vocabulary_words']):,} words"
-    return manifest["modality"], f"{made}; {manifest['items_with_rows']:,} of {manifest['items']:,} items"
+        made = f"keywords by the {manifest['tagger']} tagger, out of {len(manifest['vocabulary_words']):,}"
+    return f"{made}; {manifest['items_with_rows']:,} of {manifest['items']:,} items"

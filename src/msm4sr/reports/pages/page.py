@@ -1,24 +1,40 @@
-"""A page from a template: one style sheet, a policy that forbids all else, and how numbers are written."""
+"""A page from a template: one style sheet, a policy that forbids all else, and filters for what templates show."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
+from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.reports.tables import metric_name
+
+T = TypeVar("T")
 
 
 def number(value: float) -> str:
-    """A metric to four digits after the point; a count with thousands marks."""
+    """A metric with four decimals; a count with thousands separators."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
+def with_bars(scored: Sequence[tuple[T, float]]) -> list[tuple[T, float, float]]:
+    """Add to each thing and its score the length of a bar, 0 to 100, that compares the scores of one list.
+
+    Bars start at zero where no score is negative, else at the lowest score.
+    """
+    scores = [score for _, score in scored]
+    low, high = min([0.0, *scores]), max([0.0, *scores])
+    span = (high - low) or 1.0
+    return [(thing, score, round(100 * (score - low) / span, 1)) for thing, score in scored]
+
+
 def render(template: str, **values: object) -> str:
-    """A page from a template; what is in `values` is escaped there."""
+    """A page from a template; `values` are escaped there."""
     style = files("msm4sr.reports.pages").joinpath("templates", "style.css").read_text(encoding="utf-8")
     # The policy names the style sheet by its hash: no other style, and no script at all, can take effect.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -29,5 +45,11 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metric_name": metric_name, "number": number}
+    environment.filters |= {
+        "metric_name": metric_name,
+        "number": number,
+        "with_bars": with_bars,
+        "initial": initial_of,
+        "tint": tint_of,
+    }
     return environment.get_template(template).render(style=Markup(style), style_hash=digest, **values)

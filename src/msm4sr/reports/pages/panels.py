@@ -1,53 +1,35 @@
-"""Small charts side by side that share their axes, one a system: its own curves over those of all others, in grey.
+"""Small charts side by side that share their axes, one a system: its curves over those of all others, in grey.
 
-A dozen systems in one chart need a dozen colours, which nobody can tell apart; here a title names the curve.
+A dozen systems in one chart need a dozen colours, which are hard to tell apart; here the title names the curve.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from msm4sr.reports.pages.bars import short
-from msm4sr.reports.pages.charts import ticks
+from msm4sr.reports.pages.charts import Chart, Frame, Line, Point, Scale, Ticks, labelled, short, svg_points, ticks
 
-WIDTH, HEIGHT = 240, 150  # viewBox units, about pixels where four stand side by side
-LEFT, RIGHT, TOP, BOTTOM = 40, 20, 10, 24
-
-Points = Sequence[tuple[float, float]]
+PANEL = Frame(240, 150, left=40, right=20, top=10, bottom=24)  # about pixels where four are side by side
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points from left to right; `early`: of a stage before the one that counts."""
+    """Points from left to right; `early`: of a stage before the last one."""
 
-    points: Points
+    points: Sequence[Point]
     early: bool = False
 
 
 @dataclass(frozen=True)
-class Panel:
-    title: str
-    description: str
-    """For those who do not see it."""
-    curves: list[tuple[str, bool]]
-    """SVG points, and whether the curve is of an earlier stage."""
-    dots: list[tuple[float, float]]
-    best: tuple[float, float, str] | None
-    """The highest point, and what it is worth; None where points are places, which are not compared."""
-    ours: bool
-
-
-@dataclass(frozen=True)
 class Panels:
+    """Charts with the same axes; `background`: the curves of all systems, as SVG points."""
+
     title: str
     x_name: str
-    panels: list[Panel]
+    panels: list[Chart]
     background: list[str]
-    """SVG points of the curves of all systems."""
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
 
 
 def panels(
@@ -57,69 +39,81 @@ def panels(
     ours: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Panels | None:
-    """A panel for each system that has a point; None where none has.
+    """A panel for each system that has a point, ours first; None where none has.
 
     Args:
-        title, x_name: what is on the y axis, and on the x axis.
-        curves: system to its curves, one a seed and stage. The x axis is logarithmic, since systems differ by their
-            speed tenfold; what is less than 1 stands at 1.
+        title: what is on the y axis.
+        x_name: what is on the x axis. It is logarithmic, since the speeds of systems differ tenfold; values below 1 are
+            drawn at 1.
+        curves: system to its curves, one a seed and stage.
         ours: systems to mark.
-        names: of the places 0, 1, 2, ... that x then holds, evenly spaced.
+        names: of the values 0, 1, 2, ... of a categorical x axis, evenly spaced. Such points are not compared: none
+            is marked as the highest.
     """
-    there = {name: [curve for curve in own if curve.points] for name, own in curves.items()}
-    there = {name: own for name, own in there.items() if own}
-    if not there:
+    drawn = {name: [curve for curve in own if curve.points] for name, own in curves.items()}
+    drawn = {name: own for name, own in drawn.items() if own}
+    if not drawn:
         return None
-    every = [point for own in there.values() for curve in own for point in curve.points]
-
-    def along(x: float) -> float:
-        return x if names else math.log10(max(x, 1.0))
-
-    x_low, x_high = along(min(x for x, _ in every)), along(max(x for x, _ in every))
-    y_ticks = ticks(min(0.0, *(y for _, y in every)), max(y for _, y in every), 3)
-
-    def at(point: tuple[float, float]) -> tuple[float, float]:
-        across = (along(point[0]) - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (point[1] - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        x = LEFT + across * (WIDTH - LEFT - RIGHT)
-        return round(x, 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
-
-    def path(curve: Curve) -> str:
-        return " ".join(f"{x},{y}" for x, y in map(at, curve.points))
-
-    shown = []
-    for name, own in sorted(there.items(), key=lambda item: item[0] not in ours):  # ours first, the order kept
-        late = [curve for curve in own if not curve.early] or own
-        top = max((point for curve in late for point in curve.points), key=lambda point: point[1])
-        where = names[int(top[0])] if names else f"{top[0]:,.0f}"
-        dots = [point for curve in own for point in curve.points if names or len(curve.points) == 1]
-        shown.append(
-            Panel(
-                title=name,
-                description=f"{name}: {title}, highest {top[1]:.4f} at {x_name} {where}.",
-                curves=[(path(curve), curve.early) for curve in own],
-                dots=[at(point) for point in dots],
-                best=None if names else (*at(top), f"{top[1]:.4f}"),
-                ours=name in ours,
-            )
-        )
-    marks = list(enumerate(names)) or [(mark, short(mark)) for mark in _marks(x_low, x_high)]
-    digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
+    xs, ys = zip(*(point for own in drawn.values() for curve in own for point in curve.points), strict=True)
+    y_ticks = ticks(min(0.0, *ys), max(ys), 3)
+    axes = _Axes(title, x_name, names, PANEL.x(min(xs), max(xs), log=not names), PANEL.y(y_ticks), y_ticks)
     return Panels(
         title=title,
         x_name=x_name,
-        panels=shown,
-        background=[path(curve) for own in there.values() for curve in own if not curve.early],
-        x_ticks=[(at((mark, 0))[0], text) for mark, text in marks],
-        y_ticks=[(at((every[0][0], tick))[1], f"{tick:.{digits}f}") for tick in y_ticks],
+        panels=[
+            axes.panel(name, drawn[name], name in ours) for name in sorted(drawn, key=lambda name: name not in ours)
+        ],
+        background=[
+            svg_points(curve.points, axes.x, axes.y) for own in drawn.values() for curve in own if not curve.early
+        ],
     )
 
 
+@dataclass(frozen=True)
+class _Axes:
+    """The axes that all panels share."""
+
+    title: str
+    x_name: str
+    names: Sequence[str]
+    x: Scale
+    y: Scale
+    y_ticks: Sequence[float]
+
+    @cached_property
+    def x_ticks(self) -> Ticks:
+        marks = list(enumerate(self.names)) or [(mark, short(mark)) for mark in _marks(self.x.low, self.x.high)]
+        return [(self.x(mark), label) for mark, label in marks]
+
+    def panel(self, name: str, curves: Sequence[Curve], ours: bool) -> Chart:
+        """The panel of a system; its highest point is looked for in the last stage, where there is one."""
+        last = [curve for curve in curves if not curve.early] or curves
+        across, value = max((point for curve in last for point in curve.points), key=lambda point: point[1])
+        where = self.names[int(across)] if self.names else f"{across:,.0f}"
+        lines = [self._line(name, curve) for curve in curves]
+        if not self.names:
+            lines.append(Line(name, "", best=((self.x(across), self.y(value)), f"{value:.4f}")))
+        return Chart(
+            title=name,
+            description=f"{name}: {self.title}, highest {value:.4f} at {self.x_name} {where}.",
+            frame=PANEL,
+            x_ticks=self.x_ticks,
+            y_ticks=labelled(self.y_ticks, self.y),
+            lines=lines,
+            ours=ours,
+        )
+
+    def _line(self, name: str, curve: Curve) -> Line:
+        marked = curve.points if self.names or len(curve.points) == 1 else ()
+        dots = [(self.x(across), self.y(up)) for across, up in marked]
+        return Line(name, svg_points(curve.points, self.x, self.y), "early" if curve.early else "", dots)
+
+
 def _marks(low: float, high: float) -> list[int]:
-    """Whole numbers with a logarithm from `low` to `high`: three or more where there are so many, few if they do."""
+    """Round numbers from `low` to `high`: at least three of them, if there are so many."""
     found: list[int] = []
     for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
-        found = [f * 10**power for power in range(8) for f in factors if low <= math.log10(f * 10**power) <= high]
+        found = [f * 10**power for power in range(8) for f in factors if max(low, 1) <= f * 10**power <= max(high, 1)]
         if len(found) >= 3:
             break
     return found
