@@ -39,7 +39,7 @@ def test_from_amazons_files_to_numbers_and_a_page(cli: Cli, tmp_path: Path, amaz
     called = cli("data", "info", out, "--html", tmp_path / "page.html")
     assert called.code == 0, called
     assert "Users 12" in called.out
-    assert "Items with addresses alone 7 (100.0%)" in called.out
+    assert "Items with unfetched images 7 (100.0%)" in called.out
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 

@@ -170,8 +170,8 @@ def test_the_table_says_what_is_in_a_run(cli: Cli, pictures: Path, tmp_path: Pat
             "max_sentences 10",
             "6 of 6 have rows",
             "5 of 6 have rows",
-            "6, of 384 numbers each",
-            "5, of 1,280 numbers each",
+            "6, 384-d",
+            "5, 1,280-d",
             "1 damaged or cut short",
             "MiB",
         ):
@@ -187,8 +187,10 @@ def test_the_page_shows_pictures_keywords_with_scores_and_sentences(
     page = (tmp_path / "page.html").read_text()
     assert page.count('<section class="sample">') == 10
     assert "data:image/jpeg;base64" in page
-    assert len(re.findall(r'<ol class="words">', page)) >= 9
-    assert len(re.findall(r'<span class="number">-?\d+\.\d\d</span>', page)) == 15 * page.count('<ol class="words">')
+    assert len(re.findall(r'<ol class="keyword-scores">', page)) >= 9
+    assert len(re.findall(r'<span class="number">-?\d+\.\d\d</span>', page)) == 15 * page.count(
+        '<ol class="keyword-scores">'
+    )
     assert page.count('<ol class="sentences">') >= 9
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
@@ -213,7 +215,7 @@ def test_broken_pictures_and_strange_titles_on_the_page(cli: Cli, pictures: Path
 def test_where_there_are_no_features_it_is_said(
     refused: Refused, pictures: Path, trained: Trained, features: Path, tmp_path: Path
 ) -> None:
-    assert "no extracted features here; `msm4sr extract DATA --out RUN` makes them" in refused("features", tmp_path)
+    assert "no extracted features here; make them with `msm4sr extract DATA --out RUN`" in refused("features", tmp_path)
     assert "name its folder with --data" in refused("features", features, "--html", tmp_path / "page.html")
     other = refused("features", features, "--html", tmp_path / "page.html", "--data", pictures)
     assert f"{pictures}: none of its items has features" in other

@@ -90,14 +90,14 @@ def test_a_list_whose_values_have_spaces_gets_another_separator(tmp_path: Path) 
     assert tables(tmp_path / "out")[1]["categories"].to_list() == [["for the sea", "a|b"], None, ["plain"]]
 
 
-def test_what_recbole_cannot_hold_is_refused_or_said(tmp_path: Path) -> None:
+def test_what_recbole_cannot_represent_is_refused_or_replaced(tmp_path: Path) -> None:
     broken = write(tmp_path / "broken", {**LOG, "user_id": ["b\t", "b\t", "a", "a", "a"]})
-    with pytest.raises(InputError, match="an ID holds a tab"):
+    with pytest.raises(InputError, match="an ID contains a tab"):
         export_recbole(broken, tmp_path / "shop")
     assert not (tmp_path / "shop").exists()
     texts = write(tmp_path / "texts", items={**ITEMS, "text": ["One.\nTwo.", "a\tb", None]})
     assert export_recbole(texts, tmp_path / "shop").notes == [
-        "2 items have a line break or a tab in their texts; it became a space"
+        "2 items have a line break or a tab in their texts; replaced by a space"
     ]
     prepare_recbole(tmp_path / "shop", tmp_path / "out", texts)
     assert tables(tmp_path / "out")[1]["text"].to_list() == ["One. Two.", "a b", None]

@@ -1,4 +1,4 @@
-"""The numbers of a data set, counted by hand."""
+"""Statistics of a data set, counted by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(folder: Path, log: dict[str, list[Any]] = LOG, items: dict[str, list[A
     return folder
 
 
-def test_numbers_as_papers_print_them(tmp_path: Path) -> None:
+def test_statistics_as_papers_print_them(tmp_path: Path) -> None:
     counted = statistics(write(tmp_path / "shop"))
     assert (counted.n_users, counted.n_items, counted.n_interactions) == (2, 4, 5)
     assert counted.history_lengths.tolist() == [2, 3]
@@ -42,12 +42,12 @@ def test_numbers_as_papers_print_them(tmp_path: Path) -> None:
     assert counted.repeats == 1
     assert counted.months == [("2020-01", 2), ("2020-02", 0), ("2020-03", 3)]
     lines = dict(counted.lines())
-    assert lines["Mean length"] == "2.50 (median 2.5, 2 to 3)"
+    assert lines["Interactions per user"] == "2.50 (median 2.5, 2 to 3)"
     assert lines["Sparsity"] == "37.500%"
     assert lines["Items with title or text"] == "3 (75.0%)"
     assert lines["Items with image"] == "2 (50.0%)"
-    assert lines["Items with addresses alone"].startswith("1 (25.0%)")
-    assert lines["From, to"] == "2020-01-01, 2020-03-01"
+    assert lines["Items with unfetched images"].startswith("1 (25.0%)")
+    assert lines["Period"] == "2020-01-01 to 2020-03-01"
 
 
 def test_ids_and_positions_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A look at a prepared folder."""
+"""Describe a prepared folder."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import typer
 
 from msm4sr.cli.console import Data, console, handle_errors
 
-data = typer.Typer(help="Look at a prepared folder.", no_args_is_help=True)
+data = typer.Typer(help="Describe a prepared folder.", no_args_is_help=True)
 
 
 @data.command("info")
 def data_info(
     folder: Data,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="A page to write, with histograms and a look at some items.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with histograms and example items.")] = None,
 ) -> None:
-    """The numbers of a data set as papers print them, and where it comes from."""
+    """Print the statistics of a data set."""
     from msm4sr.data.statistics import statistics
 
     with handle_errors():

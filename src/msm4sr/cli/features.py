@@ -1,4 +1,4 @@
-"""What is in a features folder, as a table and as a page to judge by eye."""
+"""Show what a features folder contains, as a table and as a page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ SHOWN_REASONS = 5
 
 def features(
     folder: Annotated[Path, typer.Argument(help="A run, or a features folder.", metavar="RUN_OR_DIR")],
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page of items to judge by eye here.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page that shows items with their features.")
+    ] = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Items on the page.")] = 40,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw of the items.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw of the items.")] = 0,
     data: Annotated[
         Path | None, typer.Option("--data", help="The prepared folder, for the page of a features folder.")
     ] = None,
 ) -> None:
-    """What was extracted: encoders, settings, vectors, what is missing and why."""
+    """Show what was extracted: encoders, settings, vectors, what is missing and why."""
     with handle_errors():
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments.run import open_run
@@ -41,25 +43,25 @@ def features(
             used = set(store_names(run.settings.features, run.precomputed).values())
             stores = [store for store in stores if store.name in used]
         if not stores:
-            raise InputError(f"{place}: no extracted features here; `msm4sr extract DATA --out RUN` makes them")
+            raise InputError(f"{place}: no extracted features here; make them with `msm4sr extract DATA --out RUN`")
         for store in stores:
             console.print(_table(store, read_manifest(store) or {}))
-        for parts in sorted(place.glob("*.parts")):
-            waiting = len(list(parts.glob("*.safetensors")))
-            console.print(f"{parts}: {waiting} finished parts of an extraction that has not ended", markup=False)
+        for unfinished in sorted(place.glob("*.parts")):
+            chunks = len(list(unfinished.glob("*.safetensors")))
+            console.print(f"{unfinished}: {chunks} chunks of an unfinished extraction", markup=False)
         if html is not None:
             from msm4sr.files import write_text
             from msm4sr.reports.pages.features import features_page
 
             if run is None and data is None:
-                raise InputError("--html: pictures and texts are in the data; name its folder with --data")
+                raise InputError("--html: images and texts are in the data; name its folder with --data")
             dataset = load_run_data(run) if run is not None and data is None else load_dataset(data or Path())
             write_text(html, features_page(dataset, stores, items, seed))
             console.print(f"page: {html}", markup=False)
 
 
 def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
-    """What a store says of itself, a line a fact."""
+    """The manifest of a store, one line a fact."""
     table = Table(title=escape(store.name), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     table.add_column()
     table.add_column(overflow="fold")
@@ -70,10 +72,10 @@ def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
         ("ran on", ", ".join(manifest.get("ran_on", [])) or "-"),
         ("settings", _settings(manifest["settings"])),
         ("items", f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
-        ("vectors", f"{manifest['rows']:,}, of {manifest['dim']:,} numbers each"),
+        ("vectors", f"{manifest['rows']:,}, {manifest['dim']:,}-d"),
         ("vocabulary", _vocabulary(manifest)),
         ("missing items", _reasons(manifest["missing"])),
-        ("broken pictures", _reasons(manifest["broken"])),
+        ("broken images", _reasons(manifest["broken"])),
         ("on disk", _size(store)),
     ):
         table.add_row(label, escape(shown))

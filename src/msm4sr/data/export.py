@@ -1,7 +1,7 @@
-"""A prepared folder written for other programs: RecBole's atomic files, or CSV.
+"""Export a prepared folder to other programs: RecBole's atomic files, or CSV.
 
-Rows keep their order, so that preparing the export again gives the same tables. What a format cannot hold is
-refused (an ID with a tab) or counted (a line break in a text becomes a space).
+Rows keep their order, so that preparing the export again gives the same tables. What a format cannot represent is an
+error (an ID with a tab) or replaced and counted (a line break in a text becomes a space).
 """
 
 from __future__ import annotations
@@ -27,30 +27,34 @@ BREAKS = r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The files that were written, the separator of list values in them, and what was replaced."""
 
     files: list[Path]
     separator: str
-    """Between the values of a list."""
     notes: list[str] = field(default_factory=list)
 
 
 def export_recbole(folder: Path, out: Path) -> Exported:
-    """`NAME.inter`, `NAME.item` and `NAME.yaml`, which tells RecBole their columns and this project's protocol.
+    """Write RecBole's atomic files: `NAME.inter`, `NAME.item`, and `NAME.yaml` with the columns and the protocol.
 
-    NAME is the name of `out`, as RecBole asks for.
+    Args:
+        folder: the prepared folder.
+        out: a new or an empty folder; its name is NAME, as RecBole requires.
 
-    Raises InputError: the folder is none, an ID holds a tab or a line break, `out` exists and is not empty.
+    Raises:
+        InputError: `folder` is no prepared folder, an ID contains a tab or a line break, `out` is not empty.
     """
     name = out.resolve().name
-    log, items = scan_interactions(folder), _items(folder)
+    interactions, items = scan_interactions(folder), _items(folder)
     notes: list[str] = []
-    for what, table in ((INTERACTIONS, log), (ITEMS, items)):
+    for what, table in ((INTERACTIONS, interactions), (ITEMS, items)):
         ids = [
             pl.col(column).str.contains(BREAKS).any() for column in ("user_id", "item_id") if column in _names(table)
         ]
         if table is not None and any(table.select(ids).collect(engine="streaming").row(0)):
-            raise InputError(f"{folder / what}: an ID holds a tab or a line break, which RecBole's files cannot hold")
+            raise InputError(
+                f"{folder / what}: an ID contains a tab or a line break, which RecBole's files cannot represent"
+            )
     separator = " "
     if items is not None:
         separator = _separator(folder, items)
@@ -62,34 +66,35 @@ def export_recbole(folder: Path, out: Path) -> Exported:
             before != after for before, after in zip(items.collect().rows(), clean.collect().rows(), strict=True)
         )
         if changed:
-            notes.append(f"{changed:,} items have a line break or a tab in their texts; it became a space")
+            notes.append(f"{changed:,} items have a line break or a tab in their texts; replaced by a space")
         items = clean
     with atomic_folder(out) as target:
-        _write(log, target / f"{name}.inter", "\t", typed=True)
+        _write(interactions, target / f"{name}.inter", "\t", typed=True)
         if items is not None:
             _write(_joined(items, separator), target / f"{name}.item", "\t", typed=True)
-        order = next(column for column in ("timestamp", "position") if column in _names(log))
-        columns = {"inter": _names(log), **({} if items is None else {"item": _names(items)})}
+        order = next(column for column in ("timestamp", "position") if column in _names(interactions))
+        columns = {"inter": _names(interactions), **({} if items is None else {"item": _names(items)})}
         (target / f"{name}.yaml").write_text(_recbole_settings(name, separator, order, columns), encoding="utf-8")
     return Exported(sorted(out.iterdir()), separator, notes)
 
 
 def export_csv(folder: Path, out: Path) -> Exported:
-    """`interactions.csv` and `items.csv` (where there are items).
+    """Write `interactions.csv` and, where there are items, `items.csv`.
 
-    Raises InputError: the folder is none, `out` exists and is not empty.
+    Raises:
+        InputError: `folder` is no prepared folder, or `out` is not empty.
     """
-    log, items = scan_interactions(folder), _items(folder)
+    interactions, items = scan_interactions(folder), _items(folder)
     separator = "|" if items is None else _separator(folder, items, SEPARATORS[1:])
     with atomic_folder(out) as target:
-        _write(log, target / "interactions.csv", ",")
+        _write(interactions, target / "interactions.csv", ",")
         if items is not None:
             _write(_joined(items, separator), target / "items.csv", ",")
     return Exported(sorted(out.iterdir()), separator)
 
 
 def _items(folder: Path) -> pl.LazyFrame | None:
-    """The catalogue without the columns in which nothing stands; None for a data set of IDs only."""
+    """The catalogue without its empty columns; None for a data set of IDs only."""
     if not (folder / ITEMS).exists():
         return None
     items = read_items(folder)
@@ -110,7 +115,9 @@ def _separator(folder: Path, items: pl.LazyFrame, choices: Iterable[str] = SEPAR
         )
         if not held:
             return choice
-    raise InputError(f"{folder / ITEMS}: the values of its lists hold every separator that could stand between them")
+    raise InputError(
+        f"{folder / ITEMS}: list values contain every separator (space, |, ; and \\x1f); replace one of them"
+    )
 
 
 def _joined(items: pl.LazyFrame, separator: str) -> pl.LazyFrame:
@@ -127,8 +134,8 @@ def _write(table: pl.LazyFrame, path: Path, separator: str, typed: bool = False)
 def _recbole_settings(name: str, separator: str, order: str, columns: dict[str, list[str]]) -> str:
     load = "\n".join(f"  {part}: [{', '.join(names)}]" for part, names in columns.items())
     return f"""\
-# For RecBole: --config_files {name}.yaml with data_path one folder up. The protocol is msm4sr's: leave one out by
-# time, all items ranked, no user or item left out.
+# For RecBole: --config_files {name}.yaml with data_path one folder up. The protocol is msm4sr's: leave-one-out by
+# time, full ranking, no user or item filtered.
 dataset: {name}
 field_separator: "\\t"
 seq_separator: "{separator if separator.isprintable() else chr(92) + f"x{ord(separator):02x}"}"

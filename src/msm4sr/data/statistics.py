@@ -1,6 +1,6 @@
-"""The numbers of a prepared folder, as papers print them, and the distributions behind them.
+"""Statistics of a prepared folder, as papers print them, and the distributions behind them.
 
-They describe the folder as it is, before the splits leave users out. The log is streamed, not held.
+They describe the folder before any rule of `load_dataset` drops users or items. The interactions are streamed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What a data set is, in numbers. Shares are between 0 and 1."""
+    """Statistics of a data set.
+
+    Attributes:
+        folder: the prepared folder.
+        items: the catalogue, as `read_items` gives it.
+        history_lengths: interactions of each user, ascending.
+        item_counts: interactions of each item of the catalogue, ascending; 0 for unseen items.
+        repeats: interactions with an item that the user had interacted with before.
+        period: the times of the first and the last interaction; None without times.
+        months: ("2009-09", interactions) for each month of the period, in order; empty without times.
+    """
 
     folder: Path
     items: pl.DataFrame
-    """The catalogue, as `read_items` gives it."""
     history_lengths: Counts
-    """Interactions of each user, ascending."""
     item_counts: Counts
-    """Interactions of each item of the catalogue, ascending; 0 for those that nobody took."""
     repeats: int
-    """Interactions with an item that the user had already."""
     period: tuple[datetime, datetime] | None
-    """Of the first and the last interaction; None without times."""
     months: list[tuple[str, int]]
-    """("2009-09", interactions) for each month of the period, in order; empty without times."""
 
     @property
     def n_users(self) -> int:
@@ -63,13 +67,13 @@ class Statistics:
         return self.items.select(characters).to_series().to_numpy()
 
     def has(self, column: str) -> int:
-        """Items with a title, a text, categories or an image (a file, not an address that is yet to be fetched)."""
+        """How many items have a title, text, categories or image. Images that are not fetched yet do not count."""
         if column != "image":
             return self.items[column].count()
         return sum(any(not is_url(name) for name in names) for names in self.items["image"].drop_nulls().to_list())
 
     def lines(self) -> list[tuple[str, str]]:
-        """Label and value of each number."""
+        """The statistics as label and value."""
         n = self.n_interactions
 
         def share(count: int) -> str:
@@ -84,48 +88,49 @@ class Statistics:
             ("Users", f"{self.n_users:,}"),
             ("Items", f"{self.n_items:,}"),
             ("Interactions", f"{n:,}"),
-            ("Mean length", spread(self.history_lengths)),
-            ("Mean of an item", spread(self.item_counts)),
+            ("Interactions per user", spread(self.history_lengths)),
+            ("Interactions per item", spread(self.item_counts)),
             ("Sparsity", f"{self.sparsity:.3%}"),
-            ("Repeats", f"{self.repeats:,} ({self.repeats / n:.1%})"),
-            ("Items nobody took", share(int((self.item_counts == 0).sum()))),
+            ("Repeated interactions", f"{self.repeats:,} ({self.repeats / n:.1%})"),
+            ("Unseen items", share(int((self.item_counts == 0).sum()))),
             ("Items with title or text", share(either)),
             ("Items with text", share(self.has("text"))),
             ("Items with categories", share(self.has("categories"))),
             ("Items with image", share(self.has("image"))),
         ]
         if addresses:
-            lines.append(("Items with addresses alone", f"{share(addresses)}; fetch-images downloads them"))
+            lines.append(("Items with unfetched images", f"{share(addresses)}; download them with fetch-images"))
         if self.period is not None:
-            lines.append(("From, to", f"{self.period[0]:%Y-%m-%d}, {self.period[1]:%Y-%m-%d}"))
+            lines.append(("Period", f"{self.period[0]:%Y-%m-%d} to {self.period[1]:%Y-%m-%d}"))
         return lines
 
 
 def statistics(folder: Path) -> Statistics:
-    """Count what a prepared folder holds.
+    """Count what a prepared folder contains.
 
-    Raises InputError: everything that `scan_interactions` and `read_items` raise, no rows, an item of the log that
-    the catalogue lacks.
+    Raises:
+        InputError: whatever `scan_interactions` and `read_items` raise; no interactions; an item that the catalogue
+            lacks.
     """
-    log, items = scan_interactions(folder), read_items(folder)
-    users = _count(log.group_by("user_id").len())
+    interactions, items = scan_interactions(folder), read_items(folder)
+    users = _count(interactions.group_by("user_id").len())
     if not len(users):
         raise InputError(f"{folder / INTERACTIONS}: no rows; at least one user with 3 interactions is needed")
-    by_item = log.group_by("item_id").len().collect(engine="streaming")
+    by_item = interactions.group_by("item_id").len().collect(engine="streaming")
     unknown = by_item.join(items, on="item_id", how="anti")
     if len(unknown):
         raise InputError(
             f"{folder / INTERACTIONS}: {len(unknown):,} items are not in items.parquet (for example "
             f"{unknown['item_id'].min()!r}); add them, or prepare the data set again"
         )
-    taken = by_item["len"].cast(pl.Int64).to_numpy()
-    pairs = log.select("user_id", "item_id").unique().select(pl.len()).collect(engine="streaming").item()
-    period, months = _times(log)
+    counts = by_item["len"].cast(pl.Int64).to_numpy()
+    pairs = interactions.select("user_id", "item_id").unique().select(pl.len()).collect(engine="streaming").item()
+    period, months = _times(interactions)
     return Statistics(
         folder=folder,
         items=items,
         history_lengths=users,
-        item_counts=np.sort(np.concatenate([np.zeros(len(items) - len(taken), np.int64), taken])),
+        item_counts=np.sort(np.concatenate([np.zeros(len(items) - len(counts), np.int64), counts])),
         repeats=int(users.sum()) - pairs,
         period=period,
         months=months,
@@ -136,12 +141,14 @@ def _count(groups: pl.LazyFrame) -> Counts:
     return np.sort(groups.select(pl.col("len").cast(pl.Int64)).collect(engine="streaming")["len"].to_numpy())
 
 
-def _times(log: pl.LazyFrame) -> tuple[tuple[datetime, datetime] | None, list[tuple[str, int]]]:
-    if "timestamp" not in log.collect_schema():
+def _times(interactions: pl.LazyFrame) -> tuple[tuple[datetime, datetime] | None, list[tuple[str, int]]]:
+    if "timestamp" not in interactions.collect_schema():
         return None, []
     month = pl.from_epoch("timestamp", time_unit="s").dt.truncate("1mo").alias("month")
-    counted = log.group_by(month).len().sort("month").collect(engine="streaming")
+    counted = interactions.group_by(month).len().sort("month").collect(engine="streaming")
     counted = counted.upsample("month", every="1mo") if len(counted) > 1 else counted
-    ends: dict[str, Any] = log.select(first=pl.min("timestamp"), last=pl.max("timestamp")).collect().row(0, named=True)
+    ends: dict[str, Any] = (
+        interactions.select(first=pl.min("timestamp"), last=pl.max("timestamp")).collect().row(0, named=True)
+    )
     period = (datetime.fromtimestamp(ends["first"], UTC), datetime.fromtimestamp(ends["last"], UTC))
     return period, [(f"{begin:%Y-%m}", count or 0) for begin, count in counted.select("month", "len").iter_rows()]

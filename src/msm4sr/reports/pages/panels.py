@@ -1,6 +1,6 @@
 """Small charts side by side that share their axes, one a system: its curves over those of all others, in grey.
 
-A dozen systems in one chart need a dozen colours, which are hard to tell apart; here the title names the curve.
+A dozen systems in one chart need a dozen colours, which are hard to distinguish; here the title names the curve.
 """
 
 from __future__ import annotations
