@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from services import train
 
 from msm4sr.data.toyshop import generate_toyshop
-from msm4sr.recommend.recommender import ItemTable
 
 
 @pytest.fixture(scope="session")
@@ -28,23 +26,9 @@ def real_data() -> Callable[[str], Path]:
     return folder
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> ItemTable:
-    """Six items; item 0 has a red picture, item 1 a broken file, item 2 a tall picture, the others none."""
-    Image.new("RGB", (64, 60), "red").save(tmp_path / "red.png")
-    (tmp_path / "broken.jpg").write_bytes(b"no picture at all")
-    Image.new("RGB", (400, 900), "blue").save(tmp_path / "tall.png")
-    return ItemTable(
-        item_ids=["cup-1", "cup-2", "pot-1", "pan-1", "jar-1", "x"],
-        titles=["Red cup", "Blue cup", "Tea pot", "Frying pan", "<script>alert('jar')</script>", "x"],
-        images=[["red.png"], ["broken.jpg"], ["tall.png"], [], [], []],
-        folder=tmp_path,
-    )
-
-
 @pytest.fixture(scope="session")
 def toyshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 toys and 60 users, with pictures and texts."""
+    """60 toys and 60 users, with images and texts."""
     folder = tmp_path_factory.mktemp("data") / "toyshop"
     generate_toyshop(folder, users=60, items=60)
     return folder

@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-import polars as pl
 import torch
 
 from msm4sr.data.dataset import Dataset
@@ -26,52 +25,6 @@ from msm4sr.recommend.index import ApproximateIndex, top_k
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
 
 LONGEST_ID = 200
-
-
-@dataclass(frozen=True)
-class ItemTable:
-    """What people see of the catalogue; row i of every list is item i of the model.
-
-    `images` holds each item's picture paths relative to `folder`. Leave both out where there are no pictures.
-    """
-
-    item_ids: list[str]
-    titles: list[str]
-    images: list[list[str]] | None = None
-    folder: Path | None = None
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.item_ids), len(self.titles), len(self.images or self.item_ids)}
-        if len(lengths) > 1:
-            raise ValueError("item_ids, titles and images must have one entry per item")
-
-    @classmethod
-    def from_dataset(cls, dataset: Dataset) -> ItemTable:
-        """The items of a data set; an item without a title goes by its id."""
-        return cls.from_items(dataset.items, dataset.folder)
-
-    @classmethod
-    def from_items(cls, items: pl.DataFrame, folder: Path) -> ItemTable:
-        """The items of a catalogue, as `read_items` gives it."""
-        item_ids: list[str] = items["item_id"].to_list()
-        titles: list[str | None] = items["title"].to_list()
-        images: list[list[str] | None] = items["image"].to_list()
-        return cls(
-            item_ids=item_ids,
-            titles=[
-                title if title and title.strip() else item_id for title, item_id in zip(titles, item_ids, strict=True)
-            ],
-            images=[[path for path in paths or [] if path] for paths in images],
-            folder=folder,
-        )
-
-    @cached_property
-    def rows(self) -> Mapping[str, int]:
-        """Item id -> row."""
-        return {item_id: row for row, item_id in enumerate(self.item_ids)}
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
 
 
 @dataclass(frozen=True)
