@@ -1,19 +1,18 @@
-"""Films that nobody was trained on, added through the API: do they reach the people who watched them later?
+"""New items: how often the service recommends held-out items to the users who interacted with them later.
 
     python benchmarks/cold_items.py --data DATA/ml-1m --out runs/cold-items
-    python benchmarks/cold_items.py --data DATA/ml-100k --out OUT --set finetune.max_steps=50   # to see that it works
+    python benchmarks/cold_items.py --data DATA/ml-100k --out OUT --set finetune.max_steps=50   # a smoke test
 
-1. 50 items, drawn by seed among those with text, picture and 50 interactions at least, leave the catalogue and the
-   log: OUT/data.
-2. `msm4sr run OUT/data --out OUT/run`, with --preset, --seed and --set handed on; once it is finished it is not
-   repeated. OUT/untrained is the same model with the weights that it began with.
-3. Each of the two is served, and the 50 are added by POST /items with title, text and picture.
-4. For everyone who took one of them, after at least 5 other items, 20 recommendations are asked for the history before
-   that moment (held-out items left out of it), and we count the histories where the item is among them.
+1. 50 random items with text, image and at least 50 interactions are removed from catalogue and interactions: OUT/data.
+2. `msm4sr run OUT/data --out OUT/run` with --preset, --seed and --set; a finished run is reused. OUT/untrained is the
+   same model with its initial weights.
+3. Both are served, and the 50 items are added by POST /items with title, text and image.
+4. For every interaction with one of them after at least 5 other items, the history before it (without held-out items)
+   is sent to POST /recommend/batch, and we count how often the item is among the 20 recommendations.
 
-By chance that would be 20 out of all items that were not in the history. Ragged of one film are no independent
-draws, so the interval (95 %) draws whole films anew, 2,000 times. Other parts of the log were trained on whatever their
-time, as in leave-one-out: what is cold is the film, not the person.
+Chance is 20 out of all items that are not in the history. Histories of one item are not independent, so the 95 %
+interval resamples items, 2,000 times. As in leave-one-out, training data is not limited in time: the item is cold, not
+the user.
 """
 
 from __future__ import annotations
@@ -30,39 +29,39 @@ from typing import Annotated
 import numpy as np
 import polars as pl
 import typer
-from options import Changes, Data, Preset
+from common import Changes, Data, Preset, describe_preset
 from service import Server, serving
 
-from msm4sr.cli.console import told
+from msm4sr.cli.console import handle_errors
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data
 from msm4sr.files import atomic_folder
 
-BEFORE = 5  # items of a history at least
-LATEST = 1000  # of a history that are sent
-BATCH = 64  # histories a request
-DRAWS = 2000
+MIN_HISTORY = 5  # items
+MAX_SENT = 1000  # items of a history that are sent, the latest
+BATCH = 64  # histories per request
+RESAMPLES = 2000
 
 Pair = tuple[list[str], str]
-"""A history, oldest first, and the held-out item that came then."""
+"""A history, oldest first, and the held-out item that came next."""
 
 
 def choose(data: Path, count: int, least: int, seed: int) -> list[str]:
-    """Ids of items with text and picture that were taken `least` times."""
+    """Ids of random items with text, image and at least `least` interactions."""
     items = read_items(data)
-    whole = items.filter(pl.col("text").is_not_null() & (pl.col("image").list.len() > 0))["item_id"]
-    taken = read_interactions(data)["item_id"].value_counts()
-    fit = taken.filter((pl.col("count") >= least) & pl.col("item_id").is_in(whole.implode()))
+    complete = items.filter(pl.col("text").is_not_null() & (pl.col("image").list.len() > 0))["item_id"]
+    counts = read_interactions(data)["item_id"].value_counts()
+    fit = counts.filter((pl.col("count") >= least) & pl.col("item_id").is_in(complete.implode()))
     ids = sorted(fit["item_id"].to_list())
     if len(ids) < count:
-        raise InputError(f"{data}: {len(ids)} items have text, picture and {least} interactions, not {count}")
+        raise InputError(f"{data}: {len(ids)} items have text, image and {least} interactions, not {count}")
     return [ids[place] for place in np.random.default_rng(seed).choice(len(ids), count, replace=False)]
 
 
-def leave_out(data: Path, out: Path, held_out: Sequence[str]) -> None:
-    """A prepared folder without these items."""
+def remove_items(data: Path, out: Path, held_out: Sequence[str]) -> None:
+    """Copy a prepared folder without these items."""
     with atomic_folder(out) as folder:
         for name in ("interactions.parquet", "items.parquet"):
             table = pl.read_parquet(data / name)
@@ -71,7 +70,7 @@ def leave_out(data: Path, out: Path, held_out: Sequence[str]) -> None:
 
 
 def untrained(run: Path, out: Path) -> None:
-    """The run with the weights that its model began with."""
+    """Copy a run with the initial weights of its model."""
     opened = open_run(run)
     dataset = load_run_data(opened)
     with atomic_folder(out) as folder:
@@ -80,8 +79,8 @@ def untrained(run: Path, out: Path) -> None:
         shutil.copy(run / "model" / "items.json", folder / "model")
 
 
-def pairs_of(data: Path, held_out: Sequence[str], before: int = BEFORE) -> list[Pair]:
-    """What each person had taken before each of these items (the others of them left out), `before` items at least."""
+def pairs_of(data: Path, held_out: Sequence[str], before: int = MIN_HISTORY) -> list[Pair]:
+    """The user's history before each interaction with a held-out item, if it has at least `before` other items."""
     cold = set(held_out)
     log = read_interactions(data).sort("order", maintain_order=True)
     pairs = []
@@ -91,7 +90,7 @@ def pairs_of(data: Path, held_out: Sequence[str], before: int = BEFORE) -> list[
             if item not in cold:
                 warm.append(item)
             elif len(warm) >= before:
-                pairs.append((warm[-LATEST:], item))
+                pairs.append((warm[-MAX_SENT:], item))
     return pairs
 
 
@@ -105,7 +104,7 @@ def add(server: Server, data: Path, held_out: Sequence[str]) -> None:
             raise InputError(f"item {item_id!r} was not added: {answer.text}")
 
 
-def ask(server: Server, histories: Sequence[list[str]], k: int) -> list[set[str]]:
+def recommend(server: Server, histories: Sequence[list[str]], k: int) -> list[set[str]]:
     """The items that are recommended after each history."""
     found: list[set[str]] = []
     for start in range(0, len(histories), BATCH):
@@ -118,10 +117,10 @@ def ask(server: Server, histories: Sequence[list[str]], k: int) -> list[set[str]
 
 
 def interval(hits: np.ndarray, items: np.ndarray) -> tuple[float, float]:
-    """Of the share of hits [P], where items [P] are drawn anew with all their pairs."""
+    """95 % interval of the share of hits [P]; items [P] are resampled with all their pairs."""
     _, place = np.unique(items, return_inverse=True)
     hit, count = np.bincount(place, hits), np.bincount(place)
-    drawn = np.random.default_rng(0).integers(0, len(count), (DRAWS, len(count)))
+    drawn = np.random.default_rng(0).integers(0, len(count), (RESAMPLES, len(count)))
     low, high = np.quantile(hit[drawn].sum(axis=1) / count[drawn].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
@@ -131,7 +130,7 @@ def measure(name: str, run: Path, data: Path, pairs: Sequence[Pair], held_out: S
     with tempfile.TemporaryDirectory() as scratch, serving(run, Path(scratch) / "state") as server:
         add(server, data, held_out)
         n_items = server.client.get("/ready").json()["items"]
-        lists = ask(server, [history for history, _ in pairs], k)
+        lists = recommend(server, [history for history, _ in pairs], k)
     items = np.array([item for _, item in pairs])
     hits = np.array([item in found for (_, item), found in zip(pairs, lists, strict=True)])
     chance = float(np.mean([k / (n_items - len(set(history))) for history, _ in pairs]))
@@ -147,19 +146,19 @@ def main(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder of the experiment.")],
     preset: Preset = "best",
-    changes: Changes = [],  # never changed
-    items: Annotated[int, typer.Option(min=1, help="How many are held out.")] = 50,
-    least: Annotated[int, typer.Option(min=1, help="Interactions that each of them has.")] = 50,
-    k: Annotated[int, typer.Option(min=1)] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw, and of the training.")] = 0,
+    changes: Changes = [],
+    items: Annotated[int, typer.Option(min=1, help="Number of held-out items.")] = 50,
+    least: Annotated[int, typer.Option(min=1, help="Minimum interactions of a held-out item.")] = 50,
+    k: Annotated[int, typer.Option(min=1, help="Recommendations per history.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the held-out items and of the training.")] = 0,
 ) -> None:
-    with told(f"interrupted; what was done is kept in {out}"):
+    with handle_errors(f"interrupted; finished steps are kept in {out}"):
         held_out = choose(data, items, least, seed)
         chosen = out / "held-out.json"
         if chosen.exists() and json.loads(chosen.read_text()) != held_out:
-            raise InputError(f"{out}: other items are held out there; name another --out")
+            raise InputError(f"{out}: other items are held out there; choose another --out")
         if not chosen.exists():
-            leave_out(data, out / "data", held_out)
+            remove_items(data, out / "data", held_out)
             chosen.write_text(json.dumps(held_out))
         run = out / "run"
         if not (run / "metrics.json").exists():
@@ -170,8 +169,9 @@ def main(
             untrained(run, out / "untrained")
         pairs = pairs_of(data, held_out)
         print(
-            f"\n{len(held_out)} items of {data.name} held out; preset {preset}{''.join(f', {c}' for c in changes)}\n\n"
-            f"| model | among the first {k} | share | 95 % | by chance | times chance | items that reached someone |\n"
+            f"\n{len(held_out)} items of {data.name} held out; {describe_preset(preset, changes)}\n\n"
+            f"| model | among the first {k} | share | 95 % | chance | ratio to chance "
+            "| items recommended at least once |\n"
             "|---|--:|--:|--:|--:|--:|--:|"
         )
         for name in ("run", "untrained"):

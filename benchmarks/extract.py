@@ -1,19 +1,19 @@
-"""Extraction: its speed, where the time goes, against a plain loop, and which way each encoder runs fastest.
+"""Extraction: its speed, where the time goes, a plain loop for comparison, and the backends of each encoder.
 
-    python benchmarks/extract.py --data ../shared/data/ml-1m                 # some minutes on two cores
-    python benchmarks/extract.py --data ../shared/data/ml-1m --items 1000 --compile
+    python benchmarks/extract.py --data DATA/ml-1m                 # some minutes on two cores
+    python benchmarks/extract.py --data DATA/ml-1m --items 1000 --compile
 
-Four parts, the default encoders, the first --items items of a prepared folder:
+Four measurements with the default encoders on the first --items items of a prepared folder:
 
-ways      each encoder in torch fp32 (the reference), torch bf16 autocast, torch.compile (--compile: a minute of
-          compiling each) and ONNX Runtime fp32, on the same batches; cosines to the reference, of which a mean of .999
-          and a worst of .99 are asked for. The way that the package takes is the one marked.
-extract   the real extraction into a folder of its own, texts and pictures apart, loading of the encoders not counted.
-plain     the loop that one would write with the same libraries: one `encode` call an item; one picture at a time,
+backends  each encoder in torch fp32 (the reference), torch bf16 autocast, torch.compile (--compile: a minute of
+          compiling each) and ONNX Runtime fp32, on the same batches; cosines to the reference, which must have a mean
+          of .999 and a minimum of .99. The package's choice is marked.
+extract   the real extraction into an empty folder, texts and images separately, without loading the encoders.
+plain     the loop that one would write with the same libraries: one `encode` call per item; one image at a time,
           opened, resized and through the network in torch.
-bare      the encoder alone, on tokenized and length-sorted batches, on prepared pixels.
+bare      the encoder only, on tokenized and length-sorted batches, on prepared pixels.
 
-Rates are per second of the clock and, where other jobs disturb the clock, per second of CPU time.
+Rates are per second and, because other processes disturb the clock, per CPU second.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def timed(function: Callable[[], Any]) -> Timed:
     return Timed(time.perf_counter() - clock, time.process_time() - cpu, result)
 
 
-def print_way(
+def print_backend(
     name: str, run: Callable[[], np.ndarray], reference: np.ndarray | None, unit: str, path: str
 ) -> np.ndarray:
-    run()  # once for what is made at first use
+    run()  # warm up
     once = timed(run)
     vectors: np.ndarray = once.result
     line = f"  {name:24} {once.rate(len(vectors), unit)}"
@@ -71,42 +71,42 @@ def print_way(
         near = cosines(reference, vectors)
         line += f"  cosine {near.mean():.5f}, worst {near.min():.5f}"
         line += "" if agrees(reference, vectors) else "  (too far)"
-    print(line + ("  <- taken" if path.startswith(name) else ""), flush=True)
+    print(line + ("  <- selected" if path.startswith(name) else ""), flush=True)
     return vectors
 
 
 # --- texts
 
 
-def text_ways(encoder: TransformerSentenceEncoder, sentences: Sequence[str], with_compile: bool) -> None:
-    print(f"ways for {len(sentences)} sentences, {encoder.name}")
+def text_backends(encoder: TransformerSentenceEncoder, sentences: Sequence[str], with_compile: bool) -> None:
+    print(f"backends for {len(sentences)} sentences, {encoder.name}")
 
-    def torch_way(bf16: bool) -> Callable[[], np.ndarray]:
+    def torch_backend(bf16: bool) -> Callable[[], np.ndarray]:
         return lambda: encoder._encode(sentences, bf16)
 
-    exact = print_way("torch fp32", torch_way(False), None, "sentences", encoder.path)
-    print_way("torch bf16 autocast", torch_way(True), exact, "sentences", encoder.path)
+    exact = print_backend("torch fp32", torch_backend(False), None, "sentences", encoder.path)
+    print_backend("torch bf16 autocast", torch_backend(True), exact, "sentences", encoder.path)
     transformer, *after = list(encoder._model)
     if with_compile:
-        whole = transformer.model
-        transformer.model = torch.compile(whole, dynamic=True)
-        print_way("torch.compile fp32", torch_way(False), exact, "sentences", encoder.path)
-        print_way("torch.compile bf16", torch_way(True), exact, "sentences", encoder.path)
-        transformer.model = whole
+        uncompiled = transformer.model
+        transformer.model = torch.compile(uncompiled, dynamic=True)
+        print_backend("torch.compile fp32", torch_backend(False), exact, "sentences", encoder.path)
+        print_backend("torch.compile bf16", torch_backend(True), exact, "sentences", encoder.path)
+        transformer.model = uncompiled
     export = timed(lambda: export_text(transformer.model, next(encoder._batches(sentences))[1]))
     print(f"  (export to ONNX: {export.clock:.1f} s)")
 
-    def onnx_way() -> np.ndarray:
+    def onnx_backend() -> np.ndarray:
         vectors = np.zeros((len(sentences), encoder.dim), np.float32)
         for rows, features in encoder._batches(sentences):
-            taken = {key: features[key].numpy() for key in ("input_ids", "attention_mask")}
-            output = {**features, "token_embeddings": torch.from_numpy(export.result.run(None, taken)[0])}
+            inputs = {key: features[key].numpy() for key in ("input_ids", "attention_mask")}
+            output = {**features, "token_embeddings": torch.from_numpy(export.result.run(None, inputs)[0])}
             for module in after:
                 output = module(output)
             vectors[rows] = output["sentence_embedding"].numpy()
         return vectors
 
-    print_way("onnxruntime fp32", onnx_way, exact, "sentences", encoder.path)
+    print_backend("onnxruntime fp32", onnx_backend, exact, "sentences", encoder.path)
 
 
 class TokenStates(torch.nn.Module):
@@ -127,7 +127,7 @@ def export_text(model: torch.nn.Module, features: dict[str, Any]) -> Any:
             TokenStates(model).eval(),
             (features["input_ids"].clone(), features["attention_mask"].clone()),
             file.name,
-            dynamo=False,  # the newer exporter takes three times as long and its graph runs slower
+            dynamo=False,  # the newer exporter is three times slower, and so is its graph
             input_names=["input_ids", "attention_mask"],
             output_names=["states"],
             dynamic_axes={"input_ids": axes, "attention_mask": axes, "states": axes},
@@ -144,11 +144,11 @@ def onnx_session(model: str | bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-# --- pictures
+# --- images
 
 
-def picture_ways(network: EfficientNetLite0, pixels: np.ndarray, with_compile: bool) -> None:
-    print(f"ways for {len(pixels)} pictures, {network.name}")
+def image_backends(network: EfficientNetLite0, pixels: np.ndarray, with_compile: bool) -> None:
+    print(f"backends for {len(pixels)} images, {network.name}")
     model = network._network
 
     def batches() -> Iterator[np.ndarray]:
@@ -156,7 +156,7 @@ def picture_ways(network: EfficientNetLite0, pixels: np.ndarray, with_compile: b
             yield pixels[start : start + BATCH]
 
     def in_torch(run: Callable[[torch.Tensor], torch.Tensor], bf16: bool = False) -> Callable[[], np.ndarray]:
-        def way() -> np.ndarray:
+        def backend() -> np.ndarray:
             parts = []
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 for batch in batches():
@@ -164,29 +164,29 @@ def picture_ways(network: EfficientNetLite0, pixels: np.ndarray, with_compile: b
                     parts.append(run(scaled).mean(dim=(2, 3)).float().numpy())
             return np.concatenate(parts)
 
-        return way
+        return backend
 
-    exact = print_way("torch fp32", in_torch(model.extract_features), None, "images", network.path)
-    print_way("torch bf16 autocast", in_torch(model.extract_features, True), exact, "images", network.path)
+    exact = print_backend("torch fp32", in_torch(model.extract_features), None, "images", network.path)
+    print_backend("torch bf16 autocast", in_torch(model.extract_features, True), exact, "images", network.path)
     if with_compile:
         compiled = torch.compile(model.extract_features)
-        print_way("torch.compile fp32", in_torch(compiled), exact, "images", network.path)
-    print_way("onnxruntime fp32", lambda: bare_pictures(network, pixels), exact, "images", network.path)
+        print_backend("torch.compile fp32", in_torch(compiled), exact, "images", network.path)
+    print_backend("onnxruntime fp32", lambda: bare_images(network, pixels), exact, "images", network.path)
 
 
-def bare_pictures(network: EfficientNetLite0, pixels: np.ndarray) -> np.ndarray:
-    """As the package calls it: two callers at once, each with half of the threads."""
+def bare_images(network: EfficientNetLite0, pixels: np.ndarray) -> np.ndarray:
+    """As in the package: two calls at once, each with half of the threads."""
     batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
     run = network._session.run
     parts = in_threads(lambda batch: run(None, {"pixels": batch})[0], batches, CALLERS, CALLERS + 1)
     return np.concatenate(list(parts))
 
 
-# --- the real extraction, and the loops to compare it with
+# --- the real extraction, and the plain loops
 
 
 def without(dataset: Dataset, *columns: str) -> Dataset:
-    """The same items without what these columns say."""
+    """The same items with null in these columns."""
     nothing = [pl.lit(None, dataset.items.schema[name]).alias(name) for name in columns]
     return replace(dataset, items=dataset.items.with_columns(nothing))
 
@@ -196,7 +196,7 @@ def first_items(dataset: Dataset, n: int) -> Dataset:
 
 
 def extraction(dataset: Dataset) -> Timed:
-    """Into an empty folder; the time of two items, which is that of loading, taken off."""
+    """Extraction into an empty folder, minus the time for two items, which is that of loading."""
     times = []
     for part in (first_items(dataset, 2), dataset):
         with tempfile.TemporaryDirectory() as folder:
@@ -204,8 +204,8 @@ def extraction(dataset: Dataset) -> Timed:
     return Timed(times[1].clock - times[0].clock, times[1].cpu - times[0].cpu)
 
 
-def share(part: Timed, whole: Timed) -> str:
-    return f"{min(part.cpu / whole.cpu, 1.0):.2f}"
+def share(part: Timed, total: Timed) -> str:
+    return f"{min(part.cpu / total.cpu, 1.0):.2f}"
 
 
 def compare_text(dataset: Dataset, encoder: TransformerSentenceEncoder, longest: int) -> None:
@@ -243,28 +243,28 @@ def compare_text(dataset: Dataset, encoder: TransformerSentenceEncoder, longest:
     compare(real, loop, alone, n, min(n, longest))
 
 
-def compare_pictures(dataset: Dataset, network: EfficientNetLite0, longest: int) -> np.ndarray:
+def compare_images(dataset: Dataset, network: EfficientNetLite0, longest: int) -> np.ndarray:
     n = len(dataset.item_ids)
     paths = [path for entry in dataset.items["image"].to_list() for path in entry or ()]
 
     def decode() -> list[np.ndarray]:
-        """Without threads, so that its CPU time is its own."""
-        pictures = load_images(dataset.folder, paths, network.size, workers=1)
-        return [squash(picture, network.size) for picture in pictures if not isinstance(picture, BrokenImage)]
+        """Without threads, so that the CPU time is that of decoding."""
+        images = load_images(dataset.folder, paths, network.size, workers=1)
+        return [squash(image, network.size) for image in images if not isinstance(image, BrokenImage)]
 
     decoding = timed(decode)
     pixels = np.stack(decoding.result)
 
     def plain() -> None:
         for path in paths[:longest]:
-            picture = Image.open(dataset.folder / path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
-            scaled = (np.asarray(picture, np.float32) - 127) / 128
+            image = Image.open(dataset.folder / path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+            scaled = (np.asarray(image, np.float32) - 127) / 128
             with torch.no_grad():
                 network._network.extract_features(torch.from_numpy(scaled).permute(2, 0, 1)[None]).mean(dim=(2, 3))
 
-    real, alone = extraction(without(dataset, "title", "text")), timed(lambda: bare_pictures(network, pixels))
+    real, alone = extraction(without(dataset, "title", "text")), timed(lambda: bare_images(network, pixels))
     loop = timed(plain)
-    print(f"pictures of {n} items, {len(paths)} files; {network.path}")
+    print(f"images of {n} items, {len(paths)} files; {network.path}")
     print(f"  extract  {real.rate(n, 'items')}; {real.rate(len(paths), 'images')}")
     print(f"  share of CPU time: decoding {share(decoding, real)}, encoder {share(alone, real)}; the remainder is")
     print("  reading, hashing and writing")
@@ -285,10 +285,10 @@ def compare(real: Timed, loop: Timed, alone: Timed, n: int, n_loop: int) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a prepared folder with texts and pictures")
-    parser.add_argument("--items", type=int, default=300, help="of its items, the first so many (default 300)")
-    parser.add_argument("--plain", type=int, default=100, help="items of the plain loops at most (default 100)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--data", type=Path, required=True, help="a prepared folder with texts and images")
+    parser.add_argument("--items", type=int, default=300, help="number of its items (default 300)")
+    parser.add_argument("--plain", type=int, default=100, help="maximum items of the plain loops (default 100)")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     options = parser.parse_args()
 
     threads = f"torch {torch.__version__} with {torch.get_num_threads()} threads"
@@ -296,14 +296,14 @@ def main() -> None:
     dataset = first_items(load_dataset(options.data), options.items)
     encoder, network = TransformerSentenceEncoder(device="cpu"), EfficientNetLite0(device="cpu")
     compare_text(dataset, encoder, options.plain)
-    pixels = compare_pictures(dataset, network, options.plain)
+    pixels = compare_images(dataset, network, options.plain)
     sentences = [
         sentence
         for title, text in dataset.items.select("title", "text").iter_rows()
         for sentence in item_sentences(title, text)
     ]
-    text_ways(encoder, list(dict.fromkeys(sentences))[:1000], options.compile)
-    picture_ways(network, pixels[:200], options.compile)
+    text_backends(encoder, list(dict.fromkeys(sentences))[:1000], options.compile)
+    image_backends(network, pixels[:200], options.compile)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Does the time per item, or the memory, grow with the catalogue? Two sentences an item, an encoder that costs nothing.
+"""Time per item and memory of extraction by catalogue size: two sentences per item, an encoder that costs nothing.
 
     python benchmarks/extract_scale.py                  # 10,000, 100,000 and 1,000,000 items
-    python benchmarks/extract_scale.py 10000 100000     # these
-    python benchmarks/extract_scale.py --no-pysbd       # titles alone, to see the bookkeeping without the splitter
+    python benchmarks/extract_scale.py 10000 100000     # these sizes
+    python benchmarks/extract_scale.py --no-pysbd       # titles only: bookkeeping without the splitter
 
-Prints, for each size and each in a process of its own: items per second of CPU time of a first extraction, of one
-more in which nothing has changed, and of a third in which one item in a hundred has; the share of that time in
-splitting sentences; and the peak memory.
+Prints, for each size and in separate processes: items per CPU second of a first extraction, of a second without
+changes, and of a third with one changed item in a hundred; the share of that time in splitting; and the peak memory.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 
 
 class Stub:
-    """As many numbers as MiniLM gives, at no cost."""
+    """Vectors of MiniLM's dimension at no cost."""
 
     name, fingerprint, dim, path = "stub", "stub", DIM, "stub"
 
@@ -44,9 +43,9 @@ class Stub:
 
 
 def catalogue(n: int, split: bool, changed: int = 0) -> Dataset:
-    """Items with a title and, if there is something to split, one more sentence; every `changed`-th is another one."""
+    """Items with a title and, with `split`, one more sentence; every `changed`-th item differs."""
     number = pl.int_range(n, eager=True)
-    other = pl.lit(" anew") if changed else pl.lit("")
+    other = pl.lit(" again") if changed else pl.lit("")
     items = pl.DataFrame({"number": number}).select(
         item_id=pl.format("item-{}", "number"),
         title=pl.format("The {}th thing of a large shop", "number")
@@ -63,12 +62,12 @@ def catalogue(n: int, split: bool, changed: int = 0) -> Dataset:
 def measure(n: int, split: bool, folder: Path, step: str) -> dict[str, float]:
     """CPU seconds, those in the splitter and peak MiB of one extraction into `folder`."""
     in_splitter = 0.0
-    whole = text.item_sentences
+    split_sentences = text.item_sentences
 
     def timed(*arguments: object) -> list[str]:
         nonlocal in_splitter
         start = time.process_time()
-        sentences = whole(*arguments)  # type: ignore[arg-type]
+        sentences = split_sentences(*arguments)  # type: ignore[arg-type]
         in_splitter += time.process_time() - start
         return sentences
 
@@ -86,8 +85,8 @@ def measure(n: int, split: bool, folder: Path, step: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sizes", nargs="*", type=int, default=SIZES)
-    parser.add_argument("--no-pysbd", action="store_true", help="titles alone: nothing to split")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write (2 x 1.5 kB an item); default: /tmp")
+    parser.add_argument("--no-pysbd", action="store_true", help="titles only: nothing to split")
+    parser.add_argument("--folder", type=Path, default=None, help="where to write (2 x 1.5 kB per item); default: /tmp")
     parser.add_argument("--step", nargs=2, metavar=("STEP", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:

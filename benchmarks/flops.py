@@ -1,10 +1,9 @@
-"""Floating-point operations: counted while a step runs, and by hand from shapes.
+"""Floating-point operations: counted while a step runs, and computed from shapes.
 
-Counted are matrix products as they are executed (a multiplication and an addition for each term), forward and backward,
-on padded slots too. Attention with dropout is plain products of whole tables; the fused kernel, without, leaves out
-what the causal mask blanks, so that only the half below the diagonal counts, and its backward makes the scores anew.
-Element-wise work (norms, dropout, softmax, GELU, the optimiser) is not counted, so that a share of the peak is a share
-of what matrix products alone could reach.
+Matrix products count as executed (a multiplication and an addition for each term), forward and backward, padded slots
+included. Attention with dropout multiplies full tables; the fused kernel, without dropout, computes only the half below
+the diagonal of the causal mask, and its backward recomputes the scores. Element-wise work (norms, dropout, softmax,
+GELU, the optimiser) does not count, so that a share of the peak is a share of what matrix products alone could reach.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ aten = torch.ops.aten
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, which also sees inside `autograd.Function`, taught the fused attention of the CPU."""
+    """PyTorch's counter, extended by the CPU's fused attention; it also counts inside `autograd.Function`."""
     return FlopCounterMode(
         display=False,
         custom_mapping={
@@ -67,7 +66,7 @@ def pretrain_by_hand(model: MSM4SR, batch: Batch, settings: PretrainSettings) ->
 
 
 def finetune_by_hand(model: MSM4SR | SASRec, batch: Batch) -> int:
-    """Of one step of fine-tuning on `batch`, with the softmax over the whole catalogue."""
+    """Of one step of fine-tuning on `batch`, with the softmax over the complete catalogue."""
     scored = model.scored if isinstance(model, MSM4SR) else ("id",)
     n_items = model.item_embedding.num_embeddings
     softmax = 3 * product(int(batch.mask.sum()), len(scored) * model.config.dim, n_items)  # equation 12, gradients
@@ -90,15 +89,15 @@ def _transformer(transformer: CausalTransformer, attention_dropout: float, rows:
         assert isinstance(layer, TransformerLayer)
         maps = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         total += 3 * sum(product(rows * length, m.in_features, m.out_features) for m in maps)
-        table = product(length, layer.attention.out.in_features, length)  # of all heads together
+        table = product(length, layer.attention.out.in_features, length)  # all heads
         dropped = 6 * table  # scores and mixing, each with two products backward
-        fused = (2 + 5) * table // 2  # backward makes the scores once more; half of each table is blank
+        fused = (2 + 5) * table // 2  # backward recomputes the scores; half of each table is masked
         total += rows * (dropped if attention_dropout else fused)
     return total
 
 
 def _encoder(model: MSM4SR, modality: str, items: Tensor) -> int:
-    """Equations 3 to 5. Features are not trained: where a product has them as an operand, one gradient is made."""
+    """Equations 3 to 5. Features have no gradient, so a product with them has one gradient less."""
     features, encoder = model.features[modality], model.encoders[modality]
     assert isinstance(features, ItemFeatures)
     assert isinstance(encoder, ItemEncoder)
@@ -108,7 +107,7 @@ def _encoder(model: MSM4SR, modality: str, items: Tensor) -> int:
     n_experts, dim = experts.shape
     maps = product(present, wide, n_experts * dim) + product(present, wide, n_experts)
     mix = 3 * product(present, n_experts, dim)
-    if rows == present:  # nothing is pooled
+    if rows == present:  # one row each: no pooling
         return 2 * maps + mix
     if pooling.activation == "relu":
         return 3 * maps + mix + 2 * product(rows, wide, dim) + 3 * product(rows, dim, 1)

@@ -1,13 +1,12 @@
-"""How speed and memory of both stages grow with the history's length, the catalogue and the number of users.
+"""Speed and memory of both stages by the length of histories, the size of the catalogue and the number of users.
 
     python benchmarks/growth.py           # a table (Markdown) and docs/images/growth.png, under 10 minutes on 2 cores
-    python benchmarks/growth.py --quick   # two small sizes of each, to see that it works
+    python benchmarks/growth.py --quick   # two small sizes of each: a smoke test
 
-Items, features and histories are generated, by seed: features of two modalities with 384 numbers a row, one to three
-rows of text (mean 2) and one picture an item; histories drawn from a popularity that falls with the rank. Settings are
-those of a preset; `finetune.candidates: auto` takes a sample of the items over 100,000 (`--set finetune.candidates=all`
-compares with all of them, which at 300,000 takes some 8 GB). Each cell is a process of its own, so that its peak memory
-is its own.
+Items, features and histories are generated from a seed: 384-d features of two modalities, one to three rows of text
+(mean 2) and one image per item; item popularity falls with its rank. Settings are those of a preset;
+`finetune.candidates: auto` samples the items over 100,000 (`--set finetune.candidates=all` uses all of them, which at
+300,000 needs some 8 GB). Each cell runs in a separate process, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -24,18 +23,29 @@ import numpy as np
 import polars as pl
 import torch
 import typer
-from machine import describe, memory_now, memory_peak, reset_memory_peak
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from options import Changes, Plot, Preset, Threads
+from common import (
+    Changes,
+    Plot,
+    Preset,
+    Rows,
+    Threads,
+    describe,
+    describe_preset,
+    memory_now,
+    memory_peak,
+    new_figure,
+    reset_memory_peak,
+    save_figure,
+)
 from steps import Stage, run_steps
 
-from msm4sr.cli.console import told
+from msm4sr.cli.console import handle_errors
 from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.ragged import Ragged
 
-WIDTH = 384  # numbers a row of features
+WIDTH = 384
 STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
 LABELS = {"history": "max_history", "items": "items of the catalogue", "users": "users"}
 
@@ -46,38 +56,31 @@ class Cell:
 
     stage: Stage
     history: int = 50
+    """`max_history` of the model."""
     items: int = 3_000
     users: int = 3_000
-    taken: int = 60
-    """Items a user took, on average, the longest history that is looked at apart: windows are full where they can."""
+    length: int = 60
+    """Mean length of the generated histories."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell took."""
+    """What was measured for a cell."""
 
     steps: int
     pairs_per_second: float
     first_step: float
     """Seconds of the first step: with set-up, and the cutting and shuffling of the epoch's windows."""
     peak: float
-    """MiB of the whole process while it trains."""
+    """Peak memory of the process while training, MiB."""
     above_features: float
-    """MiB of it beyond data, features and weights."""
-
-
-@dataclass(frozen=True)
-class GeneratedRows:
-    """Features of one modality, as a model takes them."""
-
-    vectors: np.ndarray
-    offsets: np.ndarray
+    """The peak without data, features and weights, MiB."""
 
 
 def generate_dataset(cell: Cell, seed: int = 0) -> Dataset:
-    """Ragged of two thirds to four thirds of `taken` items, but of three at least."""
+    """Histories of two thirds to four thirds of `length` items, at least three."""
     rng = np.random.default_rng([seed, 0])
-    lengths = np.maximum(3, rng.integers(2 * cell.taken // 3, 4 * cell.taken // 3 + 1, cell.users))
+    lengths = np.maximum(3, rng.integers(2 * cell.length // 3, 4 * cell.length // 3 + 1, cell.users))
     popularity = 1 / (np.arange(cell.items) + 20.0)
     values = rng.choice(cell.items, lengths.sum(), p=popularity / popularity.sum()).astype(np.int32)
     ids = [str(item) for item in range(cell.items)]
@@ -85,19 +88,18 @@ def generate_dataset(cell: Cell, seed: int = 0) -> Dataset:
         folder=Path("generated"),
         user_ids=[str(user) for user in range(cell.users)],
         item_ids=ids,
-        offsets=np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
-        values=values,
+        histories=Ragged(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64)),
         items=pl.DataFrame({"item_id": ids}),
         dropped={},
     )
 
 
-def generate_features(items: int, seed: int = 0) -> dict[str, GeneratedRows]:
-    """One to three rows of text and a picture an item."""
+def generate_features(items: int, seed: int = 0) -> dict[str, Rows]:
+    """One to three rows of text and one image per item."""
     rng = np.random.default_rng([seed, 1])
     counts = {"text": rng.integers(1, 4, items), "visual": np.ones(items, dtype=np.int64)}
     return {
-        name: GeneratedRows(
+        name: Rows(
             rng.standard_normal((count.sum(), WIDTH), dtype=np.float32),
             np.concatenate([[0], count.cumsum()]).astype(np.int64),
         )
@@ -117,14 +119,14 @@ def measure(cell: Cell, preset: str, changes: Sequence[str], threads: int, steps
     del features
     loaded = memory_now()
     reset_memory_peak()
-    taken = run_steps(cell.stage, model, dataset, settings, steps=steps, seconds=seconds)
-    timed = taken[max(1, len(taken) // 5) :]  # the first ones warm up
+    done = run_steps(cell.stage, model, dataset, settings, steps=steps, seconds=seconds)
+    timed = done[max(1, len(done) // 5) :]  # without the warm-up
     speed = sum(step.pairs for step in timed) / sum(step.cost for step in timed)
-    return Result(len(timed), speed, taken[0].cost, memory_peak(), memory_peak() - loaded)
+    return Result(len(timed), speed, done[0].cost, memory_peak(), memory_peak() - loaded)
 
 
 def in_own_process(cell: Cell, *arguments: Any) -> Result | None:
-    """`measure` in a new process; None where it ended without an answer, for want of memory most likely."""
+    """`measure` in a new process; None if it died, most likely for lack of memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(measure, cell, *arguments).result()
@@ -133,15 +135,15 @@ def in_own_process(cell: Cell, *arguments: Any) -> Result | None:
 
 
 def cells(quick: bool) -> Iterator[tuple[str, Cell]]:
-    """What grows, and a cell; all else stays."""
+    """The name of the varied size, and a cell."""
     usual = Cell("pretrain")
     series = {
-        "history": [replace(usual, history=n, taken=300) for n in (25, 50, 100, 200)],
+        "history": [replace(usual, history=n, length=300) for n in (25, 50, 100, 200)],
         "items": [replace(usual, items=n) for n in (3_000, 30_000, 300_000)],
         "users": [replace(usual, users=n) for n in (1_000, 10_000, 100_000)],
     }
     if quick:
-        tiny = Cell("pretrain", history=10, items=200, users=100, taken=20)
+        tiny = Cell("pretrain", history=10, items=200, users=100, length=20)
         series = {name: [tiny, replace(tiny, **{name: 2 * getattr(tiny, name)})] for name in series}
     for name, each in series.items():
         for stage in STAGES:
@@ -150,17 +152,17 @@ def cells(quick: bool) -> Iterator[tuple[str, Cell]]:
 
 def main(
     preset: Preset = "seed",
-    changes: Changes = [],  # never changed
+    changes: Changes = [],
     out: Plot = Path("docs/images/growth.png"),
-    steps: Annotated[int, typer.Option(min=2, help="Of a cell, at most.")] = 60,
-    seconds: Annotated[float, typer.Option(min=0, help="Of a cell's steps; two are taken at least.")] = 10,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of a cell, at most.")] = 60,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds of a cell's steps; at least two steps run.")] = 10,
     threads: Threads = 2,
     quick: Annotated[bool, typer.Option("--quick", help="Two small sizes of each.")] = False,
 ) -> None:
-    with told():
-        resolve_settings(preset, changes=changes)  # what is wrong is told before anything runs
+    with handle_errors():
+        resolve_settings(preset, changes=changes)  # report wrong settings before anything runs
         torch.set_num_threads(threads)
-        print(f"Preset {preset}{''.join(f', {c}' for c in changes)}; {describe()}\n")
+        print(f"{describe_preset(preset, changes)}; {describe()}\n")
         print(
             "| what grows | stage | max_history | items | users | speed | first step, s | peak memory, MiB "
             "| of it above features and weights, MiB | steps |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
@@ -171,7 +173,6 @@ def main(
             results.append((name, cell, result))
             print(row(name, cell, result), flush=True)
         plot(results, out)
-        print(f"\n{out}")
 
 
 def row(name: str, cell: Cell, result: Result | None) -> str:
@@ -185,8 +186,10 @@ def row(name: str, cell: Cell, result: Result | None) -> str:
 
 
 def plot(results: Sequence[tuple[str, Cell, Result | None]], file: Path) -> None:
-    """Speed above, memory below, a column for each thing that grows."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    """Speed above, memory below, a column for each varied size."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = new_figure(11, 6)
     panels = figure.subplots(2, len(LABELS), sharex="col", sharey="row")
     for column, (name, label) in enumerate(LABELS.items()):
         for stage in STAGES:
@@ -207,8 +210,7 @@ def plot(results: Sequence[tuple[str, Cell, Result | None]], file: Path) -> None
     panels[0, 0].legend()
     for panel in panels.flat:
         panel.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

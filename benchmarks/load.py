@@ -1,15 +1,13 @@
-"""Requests that are sent at fixed times, and how long each took: a process of its own, by Locust's fast client.
+"""Send requests at fixed times and measure their latency: a separate process with Locust's fast client.
 
     python benchmarks/load.py http://127.0.0.1:8000 REQUESTS.jsonl --rate 300 --seconds 20
 
-A line of the file is a request, `["POST", "/recommend", {"history": ["1", "2"]}]` or `["GET", "/health"]`; they are
-taken in turn. `run_load` of this module writes the file, starts the process and reads what it prints.
+A line of the file is a request, `["POST", "/recommend", {"history": ["1", "2"]}]` or `["GET", "/health"]`; the process
+sends them in turn. `run_load` writes the file, starts the process and reads its output, one line of JSON: a `Load`.
 
-At a rate, request n is due at n / rate seconds, whatever became of those before it, and its time counts from when it
-was due: a server that falls behind is not asked less often, and its delay is not left out ("coordinated omission").
-Without a rate, each of the connections asks again as soon as it is answered. The first seconds warm up and are not
-counted.
-Prints a line of JSON, a `Load`.
+With a rate, request n is due at n / rate seconds, independent of earlier requests, and its latency counts from then: a
+server that falls behind does not receive fewer requests, and its delay is measured (no "coordinated omission"). Without
+a rate, each connection sends its next request when the last is answered. The first seconds warm up and do not count.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ import typer
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load. Times are milliseconds, from when a request was due until its answer had come."""
+    """Result of a load. Times are milliseconds from when a request was due until its answer arrived."""
 
     requests: int
     failed: int
@@ -42,15 +40,15 @@ class Load:
     p99: float
     longest: float
     generator_cpu: float
-    """CPU milliseconds of this process a request."""
+    """CPU milliseconds of the load generator per request."""
 
 
 Request = tuple[str, str] | tuple[str, str, dict[str, Any]]
-"""Method, path and a body for JSON."""
+"""Method, path and an optional JSON body."""
 
 
 def start_load(url: str, requests: Sequence[Request], rate: float, seconds: float, **options: float) -> Popen[str]:
-    """The process; `options` are those of `main`."""
+    """Start the process; `options` are those of `main`."""
     with NamedTemporaryFile("wb", suffix=".jsonl", delete=False) as file:
         file.writelines(orjson.dumps(request) + b"\n" for request in requests)
     given = {"rate": rate, "seconds": seconds} | options
@@ -59,11 +57,11 @@ def start_load(url: str, requests: Sequence[Request], rate: float, seconds: floa
 
 
 def read_load(process: Popen[str]) -> Load:
-    """When it is over."""
-    said, _ = process.communicate()
+    """Wait for the process and return its result."""
+    output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the load generator ended with {process.returncode}")
-    return Load(**json.loads(said.splitlines()[-1]))
+    return Load(**json.loads(output.splitlines()[-1]))
 
 
 def run_load(url: str, requests: Sequence[Request], rate: float, seconds: float, **options: float) -> Load:
@@ -72,10 +70,10 @@ def run_load(url: str, requests: Sequence[Request], rate: float, seconds: float,
 
 def main(
     url: str,
-    file: Annotated[Path, typer.Argument(help="A request a line.")],
-    rate: Annotated[float, typer.Option(min=0, help="Requests a second; 0: as fast as they are answered.")] = 0,
+    file: Annotated[Path, typer.Argument(help="One request per line.")],
+    rate: Annotated[float, typer.Option(min=0, help="Requests per second; 0: as fast as they are answered.")] = 0,
     seconds: Annotated[float, typer.Option(min=0.1)] = 20,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that, of the same load.")] = 2,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds of the same load before the measurement.")] = 2,
     connections: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     from locust import FastHttpUser, constant, task
@@ -84,19 +82,19 @@ def main(
 
     requests = itertools.cycle([_prepared(line) for line in file.read_bytes().splitlines()])
     numbers = itertools.count()
-    began = time.perf_counter() + 0.5  # when all connections are there
+    began = time.perf_counter() + 0.5  # when all connections are open
     counted_from, end = began + warm_up, began + warm_up + seconds
-    taken: list[float] = []
+    latencies: list[float] = []
     failed = 0
 
-    class Asker(FastHttpUser):
+    class Client(FastHttpUser):
         """One connection."""
 
         host = url
         wait_time = constant(0)
 
         @task
-        def ask(self) -> None:
+        def send(self) -> None:
             nonlocal failed
             number = next(numbers)
             due = began + number / rate if rate else max(began, time.perf_counter())
@@ -105,29 +103,29 @@ def main(
             _sleep_until(due)
             answer = self.client.request(**next(requests))
             if due >= counted_from:
-                taken.append(time.perf_counter() - due)
+                latencies.append(time.perf_counter() - due)
                 failed += answer.status_code != 200
 
-    runner = Environment(user_classes=[Asker]).create_local_runner()
+    runner = Environment(user_classes=[Client]).create_local_runner()
     cpu = time.process_time()
     runner.start(connections, spawn_rate=connections)
     _sleep_until(end)
-    while runner.user_count:  # the last ones are still waiting for their answers
+    while runner.user_count:  # until the last answers arrive
         _sleep_until(time.perf_counter() + 0.05)
     cpu = (time.process_time() - cpu) / (next(numbers) - connections)
-    print(json.dumps(asdict(summary(taken, failed, seconds, cpu))))
+    print(json.dumps(asdict(summary(latencies, failed, seconds, cpu))))
     sys.stdout.flush()
     runner.quit()
 
 
-def summary(taken: Sequence[float], failed: int, seconds: float, cpu: float) -> Load:
-    """Of the seconds that requests took, and the CPU seconds of one."""
-    p50, p95, p99, longest = 1000 * np.quantile(taken, [0.5, 0.95, 0.99, 1])
-    return Load(len(taken), failed, len(taken) / seconds, p50, p95, p99, longest, 1000 * cpu)
+def summary(latencies: Sequence[float], failed: int, seconds: float, cpu: float) -> Load:
+    """Summarise latencies in seconds; `cpu` is the generator's CPU seconds per request."""
+    p50, p95, p99, longest = 1000 * np.quantile(latencies, [0.5, 0.95, 0.99, 1])
+    return Load(len(latencies), failed, len(latencies) / seconds, p50, p95, p99, longest, 1000 * cpu)
 
 
 def _prepared(line: bytes) -> dict[str, Any]:
-    """What the client is called with."""
+    """Arguments of the client for one request."""
     method, path, *body = orjson.loads(line)
     call = {"method": method, "url": path, "name": method}
     if body:

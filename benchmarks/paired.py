@@ -1,9 +1,9 @@
-"""Rows of a grid against the rows that they build upon: is a feature worth what it costs?
+"""Paired comparison of rows of a grid: each row with the one that it extends.
 
-    python benchmarks/twins.py GRID --pair sasrecm:sasrec --pair grcn:lightgcn
+    python benchmarks/paired.py GRID --pair sasrecm:sasrec --pair grcn:lightgcn
 
-Prints NDCG@10 on the test part of the first row less that of the second, each user's mean over the seeds of a row, with
-the interval of a paired bootstrap over users and p after Holm's correction over the pairs of a data set and protocol.
+Prints the difference of NDCG@10 on test between the two rows, each user's mean over the seeds of a row, with the
+interval of a paired bootstrap over users and p after Holm's correction over the pairs of a data set and protocol.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from msm4sr.cli.console import told
+from msm4sr.cli.console import handle_errors
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.significance import holm, mean_over_seeds, paired_bootstrap
 from msm4sr.reports.results import GridResults, read_grid
 
-PROTOCOLS = {"ranked": "rank", "left out": "rank_seen_excluded"}
+PROTOCOLS = {"included": "rank", "excluded": "rank_seen_excluded"}
+"""Whether seen items are ranked, and the column of `users.parquet`."""
 
 
 def ndcg_of(results: GridResults, data: str, row: str, ranks: str) -> np.ndarray:
-    """Of each user: [users]."""
+    """NDCG@10 of each user: [users]."""
     tables = [cell.test_users() for cell in results.finished(data, row)] if (data, row) in results.outcomes else []
     found = [table for table in tables if table is not None]
     if not found:
@@ -32,10 +33,10 @@ def ndcg_of(results: GridResults, data: str, row: str, ranks: str) -> np.ndarray
     return mean_over_seeds([metrics_per_user(table[ranks].to_numpy())["ndcg@10"] for table in found])
 
 
-def main(grid: Path, pair: Annotated[list[str], typer.Option(help="ROW:OTHER, several times.")]) -> None:
-    with told():
+def main(grid: Path, pair: Annotated[list[str], typer.Option(help="ROW:OTHER, repeatable.")]) -> None:
+    with handle_errors():
         results, pairs = read_grid(grid), [one.split(":") for one in pair]
-        print("| data | histories | row | against | difference | 95 % | p, Holm |\n|---|---|---|---|--:|--:|--:|")
+        print("| data | seen items | row | against | difference | 95 % | p, Holm |\n|---|---|---|---|--:|--:|--:|")
         for data in results.data:
             for protocol, ranks in PROTOCOLS.items():
                 first, second = (

@@ -3,10 +3,10 @@
     python benchmarks/prepare.py --millions 1 5 20 50 --folder /tmp/prepare --plot docs/images/prepare.png
 
 For each size: a file of reviews by N / 10 users of N / 50 items (of 50 million interactions: 5 million users, 1
-million items), some much more active and popular than others, with review texts of some 300 characters, and one of
-items with descriptions and addresses of pictures. Each is prepared in a process of its own with the paper's rules;
-printed are its wall-clock time and the most memory that it held, as a table. The files are removed afterwards; the
-largest need about 10 GB. The plot needs matplotlib.
+million items), with skewed activity and popularity, with review texts of some 300 characters, and one of
+items with descriptions and image URLs. Each is prepared in a separate process with the paper's rules; the table has its
+wall-clock time and peak memory. The files are removed afterwards; the largest need about 10 GB. The plot needs
+matplotlib.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from common import new_figure, save_figure
 
-CHUNK = 200_000  # lines that are written together
-WORDS = ("good", "snack", "would", "buy", "again", "taste", "price", "box", "fresh", "kids", "love", "not", "very")
+CHUNK = 200_000  # lines per write
+WORDS = ("good", "snack", "would", "buy", "again", "aroma", "price", "box", "fresh", "kids", "love", "not", "very")
 
 
 class Measured(NamedTuple):
@@ -38,7 +39,7 @@ class Measured(NamedTuple):
 
 
 def write_reviews(path: Path, count: int, seed: int = 0) -> None:
-    """`count` lines; every 20,000th is broken."""
+    """Write `count` lines; every 20,000th is broken."""
     rng = np.random.default_rng(seed)
     texts = [" ".join(rng.choice(WORDS, rng.integers(10, 110))) for _ in range(64)]
     ends = [
@@ -78,7 +79,7 @@ def write_items(path: Path, count: int, seed: int = 1) -> None:
 
 
 def measure(millions: float, folder: Path, threads: int) -> Measured:
-    """Generate, prepare in a process of its own, remove."""
+    """Generate, prepare in a separate process, remove."""
     count = int(millions * 1e6)
     folder.mkdir(parents=True, exist_ok=True)
     reviews, items, out = folder / "Reviews.json.gz", folder / "meta_Reviews.json.gz", folder / "prepared"
@@ -94,7 +95,7 @@ def measure(millions: float, folder: Path, threads: int) -> Measured:
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"prepare ended with {process.returncode} at {millions} million")
+        raise SystemExit(f"prepare exited with code {process.returncode} at {millions} million")
     kept = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["interactions_kept"]
     shutil.rmtree(out)
     reviews.unlink()
@@ -104,13 +105,9 @@ def measure(millions: float, folder: Path, threads: int) -> Measured:
 
 
 def plot(rows: list[Measured], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     millions = [row.interactions / 1e6 for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    figure = new_figure(8, 3.2)
+    left, right = figure.subplots(1, 2)
     for axes, values, label, limit in (
         (left, [row.seconds / 60 for row in rows], "minutes", 15),
         (right, [row.peak_gib for row in rows], "peak memory, GiB", 6),
@@ -120,8 +117,7 @@ def plot(rows: list[Measured], path: Path) -> None:
         axes.set(xlabel="million interactions", title=label, ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -129,9 +125,9 @@ def main() -> None:
     parser.add_argument(
         "--millions", type=float, nargs="+", default=[1, 5, 20, 50], help="sizes, in million interactions"
     )
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/prepare"), help="where the files are made")
-    parser.add_argument("--threads", type=int, default=2, help="of polars")
-    parser.add_argument("--plot", type=Path, default=None, help="a picture to write")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/prepare"), help="where the files are generated")
+    parser.add_argument("--threads", type=int, default=2, help="threads of polars")
+    parser.add_argument("--plot", type=Path, default=None, help="the file of a plot")
     options = parser.parse_args()
     print(
         "| interactions | kept | gzipped files, GB | time, s | CPU, s | interactions/s | peak memory, GiB |", flush=True

@@ -1,13 +1,13 @@
-"""Our SASRec beside RecBole's: same size, same settings, same data, same number of training pairs, one after the other.
+"""SASRec of this package and of RecBole: same size, settings, data and number of training pairs, one after the other.
 
     python benchmarks/recbole_sasrec.py --data DATA/ml-100k                # 10 epochs each
-    python benchmarks/recbole_sasrec.py --data DATA/ml-100k --epochs 2     # to see that it works
+    python benchmarks/recbole_sasrec.py --data DATA/ml-100k --epochs 2     # a smoke test
 
-RecBole gets an environment of its own (.venv-recbole, made on first use: some minutes, 2 GB). It is given our users,
-items and order; that both see as many training pairs and the same targets is checked. It makes a row of each prefix, we
-make a row of each window: a pair is a prefix with its next item in both. Seconds are those of training alone,
-evaluation and checkpoints apart. Its scores come back after every epoch and are ranked by our evaluation; its own
-NDCG@10 is compared with ours of the same scores.
+RecBole has its own environment (.venv-recbole, created on first use: some minutes, 2 GB). It reads our users, items and
+order; the script checks that both have the same number of training pairs and the same targets. RecBole has a row per
+prefix, we have a row per window; a pair is a prefix with its next item in both. Seconds exclude evaluation and
+checkpoints. Our evaluation ranks RecBole's scores after every epoch; its own NDCG@10 is compared with ours of the same
+scores.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from machine import describe, matrix_peak
-from matplotlib.figure import Figure
-from options import Changes, Data, Plot, Preset, Threads
-from parity.environment import ensure_environment, run_recbole
+from common import Changes, Data, Plot, Preset, Threads, describe, matrix_peak, new_figure, save_figure
+from parity.environment import Environment, ensure_environment, run_recbole
 from parity.export import DATA, NAME, as_recbole_transformer, check_same_data, export_dataset
 from parity.report import ndcg_of
 
-from msm4sr.cli.console import told
+from msm4sr.cli.console import handle_errors
 from msm4sr.data.dataset import Dataset, load_dataset, training_histories, validation_targets
 from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.experiments.stages import build_model
@@ -37,25 +35,25 @@ from msm4sr.training.finetune import finetune
 
 @dataclass(frozen=True)
 class Epochs:
-    """What one library did, an entry an epoch."""
+    """The epochs of one library, an entry each."""
 
     seconds: list[float]
-    """Of training."""
+    """Training seconds."""
     ndcg: list[float]
-    """NDCG@10 on validation, after it."""
+    """NDCG@10 on validation."""
 
 
 def main(
     data: Data,
-    epochs: Annotated[int, typer.Option(min=1, help="Of both.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both.")] = 10,
     preset: Preset = "seed",
-    changes: Changes = [],  # never changed
+    changes: Changes = [],
     threads: Threads = 2,
-    environment: Annotated[Path, typer.Option(help="RecBole's.")] = Path(".venv-recbole"),
+    environment: Environment = Path(".venv-recbole"),
     out: Plot = Path("docs/images/recbole.png"),
 ) -> None:
     torch.set_num_threads(threads)
-    with told():
+    with handle_errors():
         python = ensure_environment(environment)
         fixed = [f"finetune.epochs={epochs}", f"finetune.patience={epochs}", "device.accelerator=cpu"]
         settings = resolve_settings(preset, "sasrec", [*changes, *fixed])
@@ -74,7 +72,6 @@ def main(
         print(f"\nFloat32 matrix-product peak before, between and after: {shown} GFLOP/s.")
         print(f"RecBole's NDCG@10 and ours of the same scores differ by {difference:.1e} at most.")
         plot({"msm4sr": ours, "RecBole": theirs}, out)
-        print(f"\n{out}")
 
 
 def train_ours(dataset: Dataset, settings: RunSettings) -> Epochs:
@@ -91,7 +88,7 @@ def train_ours(dataset: Dataset, settings: RunSettings) -> Epochs:
 def train_theirs(
     python: Path, dataset: Dataset, settings: RunSettings, threads: int, pairs: int, folder: Path
 ) -> tuple[Epochs, float]:
-    """Their epochs, ranked by our evaluation, and the largest difference from what they make of the same scores."""
+    """RecBole's epochs, ranked by our evaluation, and the largest difference from its own NDCG@10."""
     export_dataset(dataset, folder)
     epochs = settings.finetune.epochs
     job = {
@@ -127,15 +124,14 @@ def report(runs: dict[str, Epochs], pairs: int) -> None:
 
 def plot(runs: dict[str, Epochs], file: Path) -> None:
     """Validation NDCG@10 by seconds of training."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     for name, run in runs.items():
         axes.plot(np.cumsum(run.seconds), run.ndcg, "o-", markersize=3, label=f"SASRec, {name}")
     axes.set(xlabel="seconds of training", ylabel="validation NDCG@10", xscale="log", ylim=(0, None))
     axes.legend()
     axes.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

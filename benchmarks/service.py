@@ -1,4 +1,4 @@
-"""`msm4sr serve` in a process of its own, and what it takes of the machine. The tests use it too."""
+"""`msm4sr serve` in a separate process, with its memory and CPU time. The tests use it too."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "msm4sr.cli", "serve", str(run), "--port", str(port), "--state", str(state)]
-        # a process group of its own: its workers are killed with it
+        # a new process group, so that `kill` reaches the workers
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, start_new_session=True)
         self.client = httpx.Client(base_url=self.url, timeout=None)
         while True:
-            assert self.process.poll() is None, "the server ended"
+            assert self.process.poll() is None, "the server process ended"
             try:
                 self.client.get("/health")
                 return
@@ -49,16 +49,16 @@ class Server:
         self.process.wait()
 
     def memory(self) -> tuple[float, float]:
-        """MiB of all its processes: what they have allocated, and beside it the pages of files that they have mapped.
+        """MiB of all its processes: allocated memory, and mapped pages of files.
 
-        The pages count for each process that has touched them, and the system takes them back when it needs room.
+        A mapped page counts for each process that has read it; the system may reclaim it at any time.
         """
         found = [one.memory_info() for one in self._processes()]
         mapped = sum(getattr(memory, "shared", 0) for memory in found)
         return (sum(memory.rss for memory in found) - mapped) / 2**20, mapped / 2**20
 
     def cpu(self) -> float:
-        """CPU seconds that they have taken."""
+        """CPU seconds of all its processes."""
         return sum(one.cpu_times().user + one.cpu_times().system for one in self._processes())
 
     def _processes(self) -> list[psutil.Process]:

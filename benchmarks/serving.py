@@ -1,16 +1,16 @@
-"""Latency and throughput of `msm4sr serve`, asked by Locust (pip install 'msm4sr[bench]') on the same machine.
+"""Latency and throughput of `msm4sr serve`, under load from Locust (pip install 'msm4sr[bench]') on the same machine.
 
     python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
-    python benchmarks/serving.py --items 10000 --page   # what the page at / asks for, instead
+    python benchmarks/serving.py --items 10000 --page   # the requests of the web page, instead
 
-Prints a table (Markdown). Each index is first asked by 8 connections as fast as it answers, then at fixed rates, which
-are left out where they are more than it can answer. The time of a request counts from when it was due (see `load.py`).
-Server and load share the machine; what each of them takes of it is in the last columns.
+Prints a table (Markdown). Each index first receives requests from 8 connections as fast as it answers, then at fixed
+rates, except those above its throughput. The latency of a request counts from the time at which it was due (see
+`load.py`). Server and load generator share the machine; the last columns give the CPU time of each.
 
-A generated catalogue has one row of 32 numbers an item and modality around 1,000 centres, a model of the preset's sizes
-that nobody trained, and histories that are drawn: its times are real, its recommendations are not. Building the
-approximate index of a million items takes some minutes.
+A generated catalogue has one 32-d row per item and modality around 1,000 centres, an untrained model of the preset's
+sizes, and random histories: its latencies are real, its recommendations are not. Building the approximate index of a
+million items takes some minutes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import polars as pl
 import typer
+from common import Rows, describe
 from load import Request, run_load
-from machine import describe
 from service import Server, serving
 
-from msm4sr.cli.console import told
+from msm4sr.cli.console import handle_errors
 from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import read_item_names
@@ -38,26 +37,18 @@ from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
 WIDTH, CENTRES = 32, 1000
-ASKED = 2000  # histories
-RATES = (50.0, 100.0, 300.0)  # requests a second
-
-
-@dataclass(frozen=True)
-class GeneratedRows:
-    """Features of one modality, as a model takes them."""
-
-    vectors: np.ndarray
-    offsets: np.ndarray
+MAX_HISTORIES = 2000  # sent, in turn
+RATES = (50.0, 100.0, 300.0)  # requests per second
 
 
 def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
-    """A run over items "0", "1", ... that nobody trained. There is no data set."""
+    """An untrained run over items "0", "1", ... without a data set."""
     rng = np.random.default_rng(seed)
     features = {}
     for name in ("text", "visual"):
         centres = rng.standard_normal((CENTRES, WIDTH), dtype=np.float32)
         noise = rng.standard_normal((items, WIDTH), dtype=np.float32)
-        features[name] = GeneratedRows(centres[rng.integers(0, CENTRES, items)] + 0.5 * noise, np.arange(items + 1))
+        features[name] = Rows(centres[rng.integers(0, CENTRES, items)] + 0.5 * noise, np.arange(items + 1))
     settings = resolve_settings("best", changes=["device.accelerator=cpu"])
     assert isinstance(settings.model, MSM4SRConfig)
     run = plan_run(folder / "data", folder / "run", settings, "best")
@@ -70,23 +61,23 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
 
 
 def histories_of(folder: Path) -> list[list[str]]:
-    """Whole histories of some users of the log that a run was trained on; drawn ones where there is no log."""
+    """Complete histories of some users of a run's data set; random ones if there is no data set."""
     run = open_run(folder)
     ids, _ = read_item_names(run)
     try:
         log = read_interactions(run.data).filter(pl.col("item_id").is_in(ids)).sort("order", maintain_order=True)
     except InputError:
         rng = np.random.default_rng(0)
-        return [[ids[item] for item in rng.integers(0, len(ids), rng.integers(1, 100))] for _ in range(ASKED)]
+        return [[ids[item] for item in rng.integers(0, len(ids), rng.integers(1, 100))] for _ in range(MAX_HISTORIES)]
     users = log["user_id"].unique(maintain_order=True)
-    chosen = users.sample(min(ASKED, len(users)), shuffle=True, seed=0)
-    taken = log.filter(pl.col("user_id").is_in(chosen.implode()))
-    histories: list[list[str]] = taken.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
+    chosen = users.sample(min(MAX_HISTORIES, len(users)), shuffle=True, seed=0)
+    selected = log.filter(pl.col("user_id").is_in(chosen.implode()))
+    histories: list[list[str]] = selected.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
     return [histories[place] for place in np.random.default_rng(0).permutation(len(histories))]
 
 
 def measure(server: Server, histories: Sequence[Sequence[str]], rates: Sequence[float], seconds: float) -> None:
-    """Rows of the table for one server."""
+    """Print the rows of the table for one server."""
     requests: list[Request] = [("POST", "/recommend", {"history": history, "k": 10}) for history in histories]
     ready = server.client.get("/ready").json()
     recall = "" if ready["recall"] is None else f"{ready['recall']:.3f}"
@@ -94,7 +85,7 @@ def measure(server: Server, histories: Sequence[Sequence[str]], rates: Sequence[
     for rate in (0.0, *sorted(rates)):
         what = f"| {ready['items']:,} | {ready['index']} | {recall} | {f'{rate:g}' if rate else 'as fast as answered'}"
         if rate and rate > most:
-            print(f"{what} | more than it answers | | | | | | | |", flush=True)
+            print(f"{what} | above its throughput | | | | | | | |", flush=True)
             continue
         before = server.cpu()
         warm_up = 2.0
@@ -109,18 +100,18 @@ def measure(server: Server, histories: Sequence[Sequence[str]], rates: Sequence[
 
 
 def measure_page(server: Server, histories: Sequence[Sequence[str]], seconds: float) -> None:
-    """Rows of the table for what the page asks for, 8 connections at once as fast as it is answered."""
+    """Print the rows of the table for the requests of the page, from 8 connections as fast as they are answered."""
     n_items = server.client.get("/ready").json()["items"]
-    asked: dict[str, list[Request]] = {
+    kinds: dict[str, list[Request]] = {
         "the page itself": [("GET", "/")],
-        "the last of the wall": [("GET", f"/items?offset={n_items - 60}")],
+        "the last items of the catalogue": [("GET", f"/items?offset={n_items - 60}")],
         "a search by a word of all titles": [("GET", "/items?q=item")],
         "a search that finds nothing": [("GET", "/items?q=nothing")],
         "recommendations with reasons": [
             ("POST", "/page/recommend", {"history": history[-5:], "k": 12}) for history in histories
         ],
     }
-    for what, requests in asked.items():
+    for what, requests in kinds.items():
         load = run_load(server.url, requests, 0, seconds, connections=8)
         print(
             f"| {n_items:,} | {what} | {load.per_second:.0f} requests/s | {load.p50:.1f} | {load.p95:.1f} "
@@ -131,14 +122,18 @@ def measure_page(server: Server, histories: Sequence[Sequence[str]], seconds: fl
 
 def main(
     run: Annotated[Path | None, typer.Option(help="A finished run.")] = None,
-    items: Annotated[int | None, typer.Option(min=100, help="Of a generated catalogue.")] = None,
-    index: Annotated[list[str] | None, typer.Option(help="exact or approximate; both for a generated one.")] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; 50, 100 and 300 if not said.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 30,
+    items: Annotated[int | None, typer.Option(min=100, help="Size of a generated catalogue.")] = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help="exact or approximate, repeatable; both for a generated catalogue.")
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Requests per second, repeatable; default: 50, 100 and 300.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of each measurement.")] = 30,
     workers: Annotated[int, typer.Option(min=1)] = 1,
-    page: Annotated[bool, typer.Option("--page", help="What the page asks for, in place of recommendations.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Measure the requests of the web page.")] = False,
 ) -> None:
-    with told(), tempfile.TemporaryDirectory() as scratch:
+    with handle_errors(), tempfile.TemporaryDirectory() as scratch:
         if (run is None) == (items is None):
             raise InputError("name either a run (--run) or the size of a generated catalogue (--items)")
         folder = run if run is not None else generate_run(Path(scratch), items or 0)

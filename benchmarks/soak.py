@@ -1,14 +1,13 @@
-"""A service under mixed load while items come and go, then killed: is memory flat, did a request fail, is all there?
+"""Soak test of the service: memory, failed requests, and persistence after a kill, while items are added and removed.
 
     python benchmarks/soak.py --run runs/ml-1m               # 10 minutes; a table, and docs/images/soak.png
-    python benchmarks/soak.py --run runs/ml-1m --minutes 1   # to see that it works
+    python benchmarks/soak.py --run runs/ml-1m --minutes 1   # a smoke test
 
-Locust asks for recommendations, reasons, explanations, similar items, batches and pages at a steady rate. Beside it an
-item with a picture is added every --every seconds, and must be recommendable at once; from 100 of them on the oldest is
-removed for each that comes, and now and then an item of the run. Memory is what all processes of the server have
-allocated, every ten seconds; the pages of the files that they have mapped (a run's features, of which each request
-touches its own items') stand apart. At the end the server is killed by SIGKILL and started again on the same state:
-every item that was added must be found, every one that was removed must not. It ends with code 1 where anything failed.
+Locust requests recommendations, reasons, explanations, similar items, batches and pages at a steady rate. An item with
+an image is added every --every seconds and must be recommendable at once; from 100 on each addition removes the oldest,
+and every tenth an item of the run. Memory is what all processes of the server have allocated, sampled every ten
+seconds; mapped pages of files (the run's features) are separate. At the end the server is killed with SIGKILL and
+started again on the same state: every added item must be present, no removed one. The exit code is 1 after a failure.
 """
 
 from __future__ import annotations
@@ -25,25 +24,23 @@ from urllib.parse import quote
 
 import numpy as np
 import typer
+from common import Plot, describe, new_figure, save_figure
 from load import Request, read_load, start_load
-from machine import describe
-from matplotlib.figure import Figure
-from options import Plot
 from PIL import Image
 from service import Server, serving
 from serving import histories_of
 
-from msm4sr.cli.console import told
+from msm4sr.cli.console import handle_errors
 from msm4sr.errors import InputError
 
-SAMPLE = 10.0  # seconds between two looks at memory
-AT_MOST = 100  # added items that are there at a time
-OF_THE_RUN = 20  # items of the run that are removed
+SAMPLE = 10.0  # seconds between two samples of memory
+MAX_ADDED = 100  # added items at a time
+RUN_ITEMS = 20  # items of the run that are removed
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was there at a moment."""
+    """Memory and item counts at one time."""
 
     seconds: float
     memory: float
@@ -53,45 +50,45 @@ class Sample:
 
 
 @dataclass
-class Changes:
-    """What was done to the items, and what of it went wrong."""
+class CatalogueChanges:
+    """Adds and removes items, and records failures."""
 
     server: Server
     history: Sequence[str]
-    of_the_run: Sequence[str]
-    there: deque[str] = field(default_factory=deque)
-    gone: list[str] = field(default_factory=list)
+    run_items: Sequence[str]
+    present: deque[str] = field(default_factory=deque)
+    removed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     number: int = 0
 
     def step(self) -> None:
-        """Add an item; where there are enough, remove the oldest; sometimes remove one of the run."""
+        """Add an item; above `MAX_ADDED` remove the oldest; every tenth time remove an item of the run."""
         item_id, self.number = f"soak-{self.number}", self.number + 1
         fields = {
             "item_id": item_id,
             "title": f"Thing number {self.number}",
-            "text": "It came while others were asked.",
+            "text": "Added while the service answers requests.",
         }
-        files = {"images": ("picture.jpg", picture(self.number), "image/jpeg")}
+        files = {"images": ("image.jpg", make_image(self.number), "image/jpeg")}
         self._expect(201, self.server.client.post("/items", data=fields, files=files))
-        self.there.append(item_id)
+        self.present.append(item_id)
         if recommended(self.server, self.history, [item_id]) != {item_id}:
             self.failed.append(f"{item_id} was not recommended at once")
-        if len(self.there) > AT_MOST:
-            self._remove(self.there.popleft())
-        if self.number % 10 == 0 and self.number // 10 <= len(self.of_the_run):
-            self._remove(self.of_the_run[self.number // 10 - 1])
+        if len(self.present) > MAX_ADDED:
+            self._remove(self.present.popleft())
+        if self.number % 10 == 0 and self.number // 10 <= len(self.run_items):
+            self._remove(self.run_items[self.number // 10 - 1])
 
     def _remove(self, item_id: str) -> None:
         self._expect(204, self.server.client.delete(f"/items/{quote(item_id, safe='')}"))
-        self.gone.append(item_id)
+        self.removed.append(item_id)
 
     def _expect(self, status: int, answer: Any) -> None:
         if answer.status_code != status:
-            self.failed.append(f"{answer.status_code} in place of {status}: {answer.text[:200]}")
+            self.failed.append(f"status {answer.status_code}, expected {status}: {answer.text[:200]}")
 
 
-def picture(seed: int) -> bytes:
+def make_image(seed: int) -> bytes:
     """A JPEG of coloured patches."""
     patches = np.random.default_rng(seed).integers(0, 256, (12, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -107,7 +104,7 @@ def recommended(server: Server, history: Sequence[str], candidates: Sequence[str
 
 
 def mixed_requests(histories: Sequence[Sequence[str]]) -> list[Request]:
-    """Four fifths plain recommendations, the rest of every other kind."""
+    """Four fifths plain recommendations, one fifth other requests."""
     rng = np.random.default_rng(0)
     requests: list[Request] = []
     for history in map(list, histories):
@@ -127,20 +124,20 @@ def mixed_requests(histories: Sequence[Sequence[str]]) -> list[Request]:
 
 def soak(
     server: Server, histories: Sequence[Sequence[str]], minutes: float, rate: float, every: float
-) -> tuple[list[Sample], Changes]:
-    """Load and changes until the time is over; prints what it sees, raises InputError where anything failed."""
+) -> tuple[list[Sample], CatalogueChanges]:
+    """Run load and changes, print samples and a summary. Raises InputError if anything failed."""
     items = [item for history in histories for item in history]
-    of_the_run = list(dict.fromkeys(items))[:OF_THE_RUN]
-    asked = [kept for history in histories if (kept := [item for item in history if item not in of_the_run])]
-    changes = Changes(server, asked[0][:20], of_the_run)
-    load = start_load(server.url, mixed_requests(asked), rate, 60 * minutes, warm_up=0, connections=32)
+    run_items = list(dict.fromkeys(items))[:RUN_ITEMS]
+    sent = [kept for history in histories if (kept := [item for item in history if item not in run_items])]
+    changes = CatalogueChanges(server, sent[0][:20], run_items)
+    load = start_load(server.url, mixed_requests(sent), rate, 60 * minutes, warm_up=0, connections=32)
     samples: list[Sample] = []
     began = time.monotonic()
     print("| seconds | memory, MiB | mapped files, MiB | added items | removed |\n|--:|--:|--:|--:|--:|")
     while load.poll() is None:
         seconds = time.monotonic() - began
         if seconds >= SAMPLE * len(samples):
-            samples.append(Sample(seconds, *server.memory(), len(changes.there), len(changes.gone)))
+            samples.append(Sample(seconds, *server.memory(), len(changes.present), len(changes.removed)))
             row = "| {seconds:.0f} | {memory:.0f} | {mapped:.0f} | {added} | {removed} |"
             print(row.format(**vars(samples[-1])), flush=True)
         changes.step()
@@ -149,25 +146,26 @@ def soak(
     print(
         f"\n{result.requests:,} requests at {rate:g} requests/s, {result.failed} failed; p50 {result.p50:.0f} ms, "
         f"p99 {result.p99:.0f} ms, longest {result.longest:.0f} ms; {changes.number} items added, "
-        f"{len(changes.gone)} removed, {len(changes.failed)} failed\n{growth(samples)}"
+        f"{len(changes.removed)} removed, {len(changes.failed)} failed\n{growth(samples)}"
     )
     if result.failed or changes.failed:
         raise InputError("; ".join(["requests failed", *changes.failed[:3]]))
     return samples, changes
 
 
-def check_all_is_there(server: Server, changes: Changes) -> None:
-    """Raises InputError for an added item that is lost, and for a removed one that is back."""
-    there, gone = list(changes.there), changes.gone
-    lost = [item for item in there if status(server, item) != 200]
-    back = [item for item in gone if status(server, item) != 404]
-    found = recommended(server, changes.history, [*there, *gone])
+def check_persistence(server: Server, changes: CatalogueChanges) -> None:
+    """Raises InputError if an added item is lost or a removed one is back."""
+    present, removed = list(changes.present), changes.removed
+    lost = [item for item in present if status(server, item) != 200]
+    back = [item for item in removed if status(server, item) != 404]
+    found = recommended(server, changes.history, [*present, *removed])
     print(
-        f"after the kill {len(there) - len(lost)} of {len(there)} added items are there, {len(found & set(there))} are "
-        f"recommended; of {len(gone)} removed ones {len(back)} are back, {len(found & set(gone))} are recommended"
+        f"after the kill {len(present) - len(lost)} of {len(present)} added items are there, "
+        f"{len(found & set(present))} are recommended; of {len(removed)} removed ones {len(back)} are back, "
+        f"{len(found & set(removed))} are recommended"
     )
-    if lost or back or found != set(there):
-        raise InputError(f"lost: {lost[:5]}, back: {back[:5]}, recommended wrongly: {sorted(found ^ set(there))[:5]}")
+    if lost or back or found != set(present):
+        raise InputError(f"lost: {lost[:5]}, back: {back[:5]}, recommended wrongly: {sorted(found ^ set(present))[:5]}")
 
 
 def status(server: Server, item_id: str) -> int:
@@ -175,16 +173,16 @@ def status(server: Server, item_id: str) -> int:
 
 
 def growth(samples: Sequence[Sample]) -> str:
-    """The trend of memory over the second half, when all is warm and as many items come as go."""
+    """The trend of memory over the second half, when caches are warm and the number of items is constant."""
     late = samples[len(samples) // 2 :]
     if len(late) < 3:
-        return "memory: too short to say"
+        return "memory: too few samples"
     slope = np.polyfit([s.seconds / 60 for s in late], [s.memory for s in late], 1)[0]
     return f"memory: {late[0].memory:.0f} MiB at half time, {late[-1].memory:.0f} at the end, {slope:+.1f} MiB a minute"
 
 
 def plot(samples: Sequence[Sample], file: Path) -> None:
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = new_figure(7, 3.5)
     panel = figure.subplots()
     minutes = [s.seconds / 60 for s in samples]
     panel.plot(minutes, [s.memory for s in samples], label="allocated")
@@ -192,19 +190,18 @@ def plot(samples: Sequence[Sample], file: Path) -> None:
     panel.legend()
     panel.set(xlabel="minutes", ylabel="memory of all processes, MiB", ylim=(0, None))
     panel.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="A finished run that takes new items.")],
+    run: Annotated[Path, typer.Option(help="A finished run of a model that accepts new items.")],
     minutes: Annotated[float, typer.Option(min=0.1)] = 10,
-    rate: Annotated[float, typer.Option(min=1, help="Requests a second.")] = 50,
+    rate: Annotated[float, typer.Option(min=1, help="Requests per second.")] = 50,
     every: Annotated[float, typer.Option(min=0, help="Seconds between two new items.")] = 1,
     workers: Annotated[int, typer.Option(min=1)] = 2,
     out: Plot = Path("docs/images/soak.png"),
 ) -> None:
-    with told(), tempfile.TemporaryDirectory() as scratch:
+    with handle_errors(), tempfile.TemporaryDirectory() as scratch:
         state, options = Path(scratch) / "state", ("--workers", str(workers))
         print(f"{describe()}; {workers} workers, {rate:g} requests/s, an item every {every:g} s\n")
         with serving(run, state, *options) as server:
@@ -212,7 +209,7 @@ def main(
             server.kill()
         plot(samples, out)
         with serving(run, state, *options) as server:
-            check_all_is_there(server, changes)
+            check_persistence(server, changes)
 
 
 if __name__ == "__main__":

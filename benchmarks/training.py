@@ -3,9 +3,8 @@
     python benchmarks/training.py --data DATA/ml-100k --stage pretrain
     python benchmarks/training.py --data DATA/ml-100k --stage finetune --preset best
 
-The same steps are taken four times from the same weights: for the clock, for PyTorch's operation counter, for the
-parts of the method, and under PyTorch's profiler; only the first is timed as a whole. What a step is stands in
-`steps.py`, what an operation is in `flops.py`, how the peak is measured in `machine.py`.
+The same steps run four times from the same weights: for the clock, with PyTorch's operation counter, for the parts of
+the method, and under PyTorch's profiler. `steps.py` defines a step, `flops.py` an operation, `common.py` the peak.
 """
 
 from __future__ import annotations
@@ -17,13 +16,23 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from common import (
+    Changes,
+    Data,
+    Preset,
+    Threads,
+    describe,
+    describe_preset,
+    matrix_peak,
+    memory_now,
+    memory_peak,
+    reset_memory_peak,
+)
 from flops import finetune_by_hand, flop_counter, pretrain_by_hand
-from machine import describe, matrix_peak, memory_now, memory_peak, reset_memory_peak
-from options import Changes, Data, Preset, Threads
 from steps import Parts, Stage, Step, run_steps
 from torch.profiler import ProfilerActivity, profile
 
-from msm4sr.cli.console import progress_bar, told
+from msm4sr.cli.console import handle_errors, progress_bar
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.errors import InputError
 from msm4sr.experiments.settings import RunSettings, resolve_settings
@@ -33,35 +42,35 @@ from msm4sr.features.store import Features
 from msm4sr.models.baselines.sasrec import SASRec
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 
-TOP = 10  # costs in the profile
-PROFILED = 20  # steps in it, and in the parts
+TOP = 10  # operations of the profile that are printed
+PROFILED = 20  # steps of the profile and of the parts
 
 
 def main(
     data: Data,
-    stage: Annotated[Stage, typer.Option(help="Which.", show_default=False)],
+    stage: Annotated[Stage, typer.Option(help="The stage to measure.", show_default=False)],
     preset: Preset = "seed",
-    model: Annotated[str, typer.Option(help="Any that has the stage.")] = "msm4sr",
-    changes: Changes = [],  # never changed
-    features: Annotated[Path | None, typer.Option(help="Extracted features; default runs/features/NAME.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="To be timed.")] = 100,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps before those.")] = 10,
+    model: Annotated[str, typer.Option(help="A model with that stage.")] = "msm4sr",
+    changes: Changes = [],
+    features: Annotated[Path | None, typer.Option(help="Extracted features; default: runs/features/NAME.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps.")] = 100,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before the timed ones.")] = 10,
     threads: Threads = 2,
 ) -> None:
     torch.set_num_threads(threads)
-    with told():
+    with handle_errors():
         settings = resolve_settings(preset, model, ["device.accelerator=cpu", *changes])
         dataset = load_dataset(data, settings.dataset)
         rows = read_features(dataset, settings, features or Path("runs/features") / data.name)
         if stage == "pretrain" and not rows:
-            raise InputError(f"--stage pretrain: {model} has none; --stage finetune is what it trains by")
-        print(f"# {stage} of {model} on {data.name}: preset {preset}{''.join(f', {c}' for c in changes)}\n")
+            raise InputError(f"--stage pretrain: {model} has no pre-training; use --stage finetune")
+        print(f"# {stage} of {model} on {data.name}: {describe_preset(preset, changes)}\n")
         print(f"{describe()}; {steps} steps after {warmup} of warm-up\n")
         report(stage, dataset, settings, rows, steps, warmup)
 
 
 def read_features(dataset: Dataset, settings: RunSettings, folder: Path) -> dict[str, Features]:
-    """Stored ones, or extracted now; none for a model that reads none."""
+    """Stored or extracted features; empty for a model without features."""
     if not isinstance(settings.model, MSM4SRConfig):
         return {}
     with progress_bar() as progress:
@@ -71,7 +80,7 @@ def read_features(dataset: Dataset, settings: RunSettings, folder: Path) -> dict
 def report(
     stage: Stage, dataset: Dataset, settings: RunSettings, features: dict[str, Features], steps: int, warmup: int
 ) -> None:
-    """Measure, and print Markdown."""
+    """Measure and print Markdown."""
     model = build_model(settings, dataset, features)
     model.train()
     loaded = memory_now()
@@ -120,7 +129,7 @@ def print_speed(timed: list[Step]) -> None:
 def print_operations(
     timed: list[Step], flops: float, by_hand: float, before: dict[str, float], after: dict[str, float]
 ) -> None:
-    """Of a mean step; the peaks are operations a second by the type of the numbers."""
+    """Of a mean step; `before` and `after` are the peaks per data type, operations per second."""
     rate = flops * len(timed) / sum(step.cost for step in timed)
     line("operations of a step, counted (by hand from shapes)", f"{flops / 1e9:.3f} ({by_hand / 1e9:.3f}) GFLOP")
     line("operations", f"{rate / 1e9:.1f} GFLOP/s")
@@ -138,7 +147,7 @@ def print_parts(milliseconds: dict[str, float]) -> None:
 
 
 def count_by_hand(stage: Stage, model: Any, step: Step, settings: RunSettings) -> float:
-    """NaN where nobody has counted: another model than these two, a softmax over a sample."""
+    """NaN for other models than these two and for a softmax over sampled items."""
     if stage == "pretrain" and isinstance(model, MSM4SR):
         return pretrain_by_hand(model, step.batch, settings.pretrain)
     if isinstance(model, MSM4SR | SASRec) and settings.finetune.samples_of(model.n_items) is None:
@@ -147,10 +156,10 @@ def count_by_hand(stage: Stage, model: Any, step: Step, settings: RunSettings) -
 
 
 def print_profile(events: Iterable[Any], steps: int) -> None:
-    """The largest costs by the CPU time of an operation itself, what it calls apart."""
+    """The largest costs by the CPU time of an operation without those that it calls."""
     events = sorted(events, key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    print(f"\nThe {TOP} largest costs (under the profiler, which slows small operations down):\n")
+    print(f"\nThe {TOP} largest costs (under the profiler, which slows small operations):\n")
     print("| operation | calls a step | ms a step | share |\n|---|--:|--:|--:|")
     for event in events[:TOP]:
         own = event.self_cpu_time_total

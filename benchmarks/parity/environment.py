@@ -1,4 +1,4 @@
-"""The environment of the library that we compare with: its own, made on first use, never ours."""
+"""RecBole's own virtual environment, created on first use."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from msm4sr.errors import InputError
+
+Environment = Annotated[Path, typer.Option("--environment", help="The virtual environment of RecBole.")]
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 RUNNER = Path(__file__).with_name("run_recbole.py")
 
 
 def ensure_environment(folder: Path) -> Path:
-    """The Python of the environment in `folder`, which is made and filled (minutes, 2 GB) unless it is whole already.
+    """The Python of the environment in `folder`; creates and fills it (minutes, 2 GB) unless it is complete.
 
-    Raises InputError where there is no Python 3.11, the last that all of its packages install on.
+    Raises:
+        InputError: there is no Python 3.11, the latest version that all of its packages support.
     """
     python, mark = folder / "bin" / "python", folder / ".installed"
     if mark.exists() and mark.read_text() == REQUIREMENTS.read_text():
         return python
     base = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
     if base is None:
-        raise InputError("there is no python3.11 on PATH; RecBole and what it needs do not install on a newer one")
-    print(f"making {folder} for RecBole: some minutes", flush=True)
+        raise InputError("there is no python3.11 on PATH; RecBole's dependencies do not support a newer version")
+    print(f"creating {folder} for RecBole: some minutes", flush=True)
     subprocess.run([base, "-m", "venv", folder], check=True)
     subprocess.run([python, "-m", "pip", "install", "-qq", "-r", REQUIREMENTS], check=True)
     mark.write_text(REQUIREMENTS.read_text())
@@ -34,14 +39,16 @@ def ensure_environment(folder: Path) -> Path:
 
 
 def run_recbole(python: Path, job: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
-    """Run a job of run_recbole.py on what was exported into `folder`, where the results go too; what it says of its
-    data. Nothing of ours is on its path."""
-    told = {"out": str(folder), "threads": threads, "config": job["config"] | {"data_path": str(folder)}}
-    (folder / "job.json").write_text(json.dumps(job | told))
+    """Run a job of run_recbole.py on the data exported into `folder`, and return data.json, which describes its data.
+
+    Results are written into `folder`. This package is not on RecBole's path.
+    """
+    options = {"out": str(folder), "threads": threads, "config": job["config"] | {"data_path": str(folder)}}
+    (folder / "job.json").write_text(json.dumps(job | options))
     keep = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": str(threads)}
     command = [str(python.absolute()), "-W", "ignore", str(RUNNER), str(folder / "job.json")]
     done = subprocess.run(command, env=keep, cwd=folder, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise RuntimeError(f"{RUNNER.name} ended with {done.returncode}")
+        raise RuntimeError(f"{RUNNER.name} exited with code {done.returncode}")
     about: dict[str, Any] = json.loads((folder / "data.json").read_text())
     return about

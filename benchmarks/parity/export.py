@@ -14,13 +14,13 @@ from msm4sr.experiments.settings import RunSettings
 NAME = "exported"
 
 DATA: dict[str, Any] = {
-    # Every row of NAME.inter, and every item of NAME.item, whether somebody took it or not.
+    # Every row of NAME.inter, and every item of NAME.item, with or without interactions.
     "USER_ID_FIELD": "user_id",
     "ITEM_ID_FIELD": "item_id",
     "TIME_FIELD": "timestamp",
     "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]},
     "filter_inter_by_user_or_item": False,
-    # Leave one out: the last item is test, the one before validation, all items are ranked, those taken included.
+    # Leave-one-out: the last item is test, the one before validation; all items are ranked, seen items included.
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
     "repeatable": True,
     "metrics": ["NDCG", "Recall"],
@@ -28,12 +28,15 @@ DATA: dict[str, Any] = {
     "valid_metric": "NDCG@10",
     "metric_decimal_place": 10,
 }
-"""What RecBole must be told to do as we do."""
+"""RecBole's settings for our protocol."""
 
 
 def export_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write `folder`/NAME/NAME.inter and .item. Users and items are named by their numbers, and the time of an event
-    is its place in the user's history: where several have the same time, the order is ours."""
+    """Write `folder`/NAME/NAME.inter and .item.
+
+    Users and items are named by their row numbers. The time of an interaction is its place in the user's history, so
+    that ties keep our order.
+    """
     table = pl.DataFrame(
         {
             "user_id:token": dataset.histories.row_numbers,
@@ -50,7 +53,7 @@ def export_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def as_recbole_transformer(settings: RunSettings) -> dict[str, Any]:
-    """Our settings of SASRec (or of S3-Rec, which is one) and of its training, in RecBole's words."""
+    """Our settings of SASRec (or of S3-Rec, which is one) and of its training, by RecBole's names."""
     model = settings.model.model_dump()
     return {
         "n_layers": model["layers"],
@@ -70,7 +73,7 @@ def as_recbole_transformer(settings: RunSettings) -> dict[str, Any]:
 
 
 def as_recbole_training(settings: RunSettings) -> dict[str, Any]:
-    """Our settings of the training, in RecBole's words."""
+    """Our settings of the training, by RecBole's names."""
     training = settings.finetune
     return {
         "train_batch_size": training.batch_pairs,
@@ -83,7 +86,7 @@ def as_recbole_training(settings: RunSettings) -> dict[str, Any]:
 
 
 def check_same_data(theirs: dict[str, Any], dataset: Dataset, rows: int) -> None:
-    """RuntimeError unless both train on as many rows, of as many users and items, and rank the same targets."""
+    """Raises RuntimeError unless both have the same number of rows, users and items, and the same targets."""
     wanted = {
         "rows": rows,
         "users": dataset.n_users,
@@ -95,4 +98,4 @@ def check_same_data(theirs: dict[str, Any], dataset: Dataset, rows: int) -> None
     }
     for name, value in wanted.items():
         if theirs[name] != value:
-            raise RuntimeError(f"the two libraries disagree on {name}: the comparison would not be one")
+            raise RuntimeError(f"the two libraries have different {name}")

@@ -1,14 +1,14 @@
-"""Train a model of RecBole's and write down what it did. Runs in RecBole's environment, and imports nothing of ours.
+"""Train a model of RecBole and record the results. Runs in RecBole's environment and does not import this package.
 
     .venv-recbole/bin/python benchmarks/parity/run_recbole.py JOB.json
 
 JOB.json: {"model": "SASRec", "dataset": the name, "out": a folder, "epochs": n, "threads": n, "parts": ["validation"],
-"config": what RecBole is told; "pretrain_epochs": of S3Rec; "every": epochs between two evaluations, 1 unless given;
+"config": RecBole's settings; "pretrain_epochs": of S3Rec; "every": epochs between two evaluations, default 1;
 "weights": true to keep them}.
-Into `out` go data.json (training rows, users, items, the target of each user), a line an epoch in epochs.jsonl (seconds
-of training alone, RecBole's own metrics), for each part and evaluated epoch the scores of all items for all users as
-`scores-PART-EPOCH.npy`, float32 [users, items], numbered as exported, and last weights.npz: the weights by name, and
-under `users` and `items` which user or item (as exported) each of RecBole's rows 1, 2, ... is.
+Writes into `out`: data.json (training rows, users, items, the target of each user); epochs.jsonl, a line per epoch
+(training seconds, RecBole's own metrics); for each split and evaluated epoch the scores of all items for all users as
+`scores-PART-EPOCH.npy`, float32 [users, items], numbered as exported; and weights.npz: the weights by name, and under
+`users` and `items` the exported number of each of RecBole's rows 1, 2, ...
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 from scipy.sparse import dok_matrix
 
-if not hasattr(dok_matrix, "_update"):  # by which RecBole's graph models fill their matrix; scipy has dropped it
+if not hasattr(dok_matrix, "_update"):  # RecBole's graph models call it; scipy removed it
     dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
 
 
@@ -48,7 +48,7 @@ def main(job: dict[str, Any]) -> None:
         pretrain(config, train, job["pretrain_epochs"], out / "pretrained.pth")
     trainer = new_trainer(config, train)
     model = trainer.model
-    users = dataset.field2id_token["user_id"][1:].astype(np.int64)  # 0 is padding; then our number of each of theirs
+    users = dataset.field2id_token["user_id"][1:].astype(np.int64)  # row 0 is padding; ours of theirs
     items = dataset.field2id_token["item_id"][1:].astype(np.int64)
     targets = {part: targets_of(loader, dataset) for part, loader in parts.items()}
     about = {"rows": len(train._dataset), "users": len(users), "items": len(items), "targets": targets}
@@ -82,7 +82,7 @@ def new_trainer(config: Config, train: Any) -> Any:
 
 
 def pretrain(config: Config, train: Any, epochs: int, file: Path) -> None:
-    """The first stage of S3Rec, and the settings by which the second goes on from `file`."""
+    """Run the first stage of S3Rec and set the second to start from `file`."""
     config["train_stage"] = "pretrain"
     trainer = new_trainer(config, train)
     for epoch in range(epochs):
@@ -92,7 +92,7 @@ def pretrain(config: Config, train: Any, epochs: int, file: Path) -> None:
 
 
 def evaluate(trainer: Any, loader: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
-    """The scores that RecBole ranks (users, rows), and the metrics that it makes of them."""
+    """The scores that RecBole ranks (users, rows), and its metrics."""
     scores = []
     rank = trainer._full_sort_batch_eval
 
@@ -109,7 +109,7 @@ def evaluate(trainer: Any, loader: Any) -> tuple[list[tuple[np.ndarray, np.ndarr
 
 
 def targets_of(loader: Any, dataset: Any) -> list[int]:
-    """The item that a part asks for, of user 0, 1, ... as exported."""
+    """The target of each user 0, 1, ... as exported."""
     rows = loader._dataset.inter_feat
     user = dataset.field2id_token["user_id"][rows["user_id"].numpy()].astype(np.int64)
     item = dataset.field2id_token["item_id"][rows["item_id"].numpy()].astype(np.int64)
@@ -117,5 +117,5 @@ def targets_of(loader: Any, dataset: Any) -> list[int]:
 
 
 if __name__ == "__main__":
-    job_file = Path(sys.argv.pop())  # RecBole would read what stays there
+    job_file = Path(sys.argv.pop())  # RecBole would parse it too
     main(json.loads(job_file.read_text()))

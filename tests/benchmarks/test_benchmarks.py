@@ -1,4 +1,4 @@
-"""The benchmarks run, on a shop that is too small to say anything, and measure what they say."""
+"""The benchmarks run on a tiny shop and measure what they claim."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 import torch
 from builders import make_dataset, make_msm4sr, random_sequences
+from common import matrix_peak, memory_now, memory_peak
 from grids import write_cell, write_grid
-from machine import matrix_peak, memory_now, memory_peak
 from parity.export import NAME, as_recbole_transformer, export_dataset
 from steps import PARTS, Parts, Stage, run_steps
 
@@ -37,25 +37,25 @@ def small() -> tuple[Dataset, RunSettings]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_steps_run_on_over_epochs_and_each_is_measured(stage: Stage) -> None:
+def test_steps_continue_over_epochs_and_each_is_measured(stage: Stage) -> None:
     dataset, settings = small()
     ticks = count(0, 3)
     steps = run_steps(stage, make_msm4sr(N_ITEMS), dataset, settings, steps=11, clock=lambda: next(ticks))
     epoch = np.maximum(np.diff(training_histories(dataset).offsets) - 1, 0).sum()
     assert len(steps) == 11
-    assert sum(step.pairs for step in steps) > epoch, "the test was to go beyond an epoch"
+    assert sum(step.pairs for step in steps) > epoch, "the test must run more than an epoch"
     assert [step.cost for step in steps] == [3] * 11
     for step in steps:
         assert step.pairs == step.tokens <= step.slots
 
 
-def test_no_further_step_begins_when_the_time_is_over() -> None:
+def test_no_step_begins_after_the_time_limit() -> None:
     dataset, settings = small()
     steps = run_steps("finetune", make_msm4sr(N_ITEMS), dataset, settings, steps=50, at_least=3, seconds=0)
     assert len(steps) == 3
 
 
-def test_the_parts_of_a_step_all_take_time_and_stop_listening() -> None:
+def test_all_parts_of_a_step_take_time_and_hooks_are_removed() -> None:
     dataset, settings = small()
     model, parts = make_msm4sr(N_ITEMS), Parts()
     run_steps("pretrain", model, dataset, settings, steps=4, listen=parts.listen)
@@ -88,8 +88,10 @@ def test_the_export_keeps_every_item_and_the_order_of_each_history(tmp_path: Pat
 
 
 def test_recbole_gets_our_settings() -> None:
-    told = as_recbole_transformer(resolve_settings("seed", "sasrec", ["model.dim=32", "finetune.learning_rate=0.01"]))
-    assert (told["hidden_size"], told["learning_rate"], told["train_batch_size"]) == (32, 0.01, 1024)
+    options = as_recbole_transformer(
+        resolve_settings("seed", "sasrec", ["model.dim=32", "finetune.learning_rate=0.01"])
+    )
+    assert (options["hidden_size"], options["learning_rate"], options["train_batch_size"]) == (32, 0.01, 1024)
 
 
 # -- the scripts -----------------------------------------------------------------------------------------------------
@@ -128,10 +130,10 @@ def test_growth_fills_its_table_and_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # an environment of 2 GB, unless it is there
-def test_both_libraries_train_on_the_same_pairs_and_are_ranked_alike(shop: Path, tmp_path: Path) -> None:
+def test_both_libraries_train_on_the_same_pairs_and_have_the_same_ranks(shop: Path, tmp_path: Path) -> None:
     environment = ROOT / ".venv-recbole"
     if not (environment / ".installed").exists():
-        pytest.skip("RecBole's environment is not made by a test; benchmarks/recbole_sasrec.py makes it")
+        pytest.skip("RecBole's environment is not created by a test; run benchmarks/recbole_sasrec.py")
     few = ("--epochs", 2, "--threads", 1, "--environment", environment, "--out", tmp_path / "plot.png")
     done = run_script("recbole_sasrec.py", "--data", shop, *few)
     assert done.code == 0, done.error
@@ -141,11 +143,11 @@ def test_both_libraries_train_on_the_same_pairs_and_are_ranked_alike(shop: Path,
     assert len(re.findall(r"^\| (?:msm4sr|RecBole) \|", done.out, re.M)) == 2
 
 
-def test_a_row_is_compared_with_the_one_that_it_builds_upon(tmp_path: Path) -> None:
+def test_paired_compares_a_row_with_the_one_that_it_extends(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "sasrecm"))
     write_cell(grid, "sasrec", [3, 30, 30], left_out=[1, 30, 30])
     write_cell(grid, "sasrecm", [1, 30, 30], left_out=[1, 30, 30])
-    command = [sys.executable, str(ROOT / "benchmarks" / "twins.py"), str(grid), "--pair", "sasrecm:sasrec"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "paired.py"), str(grid), "--pair", "sasrecm:sasrec"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "| shop | ranked | sasrecm | sasrec | +0.1667 |" in printed
-    assert "| shop | left out | sasrecm | sasrec | +0.0000 |" in printed
+    assert "| shop | included | sasrecm | sasrec | +0.1667 |" in printed
+    assert "| shop | excluded | sasrecm | sasrec | +0.0000 |" in printed

@@ -1,4 +1,4 @@
-"""What the benchmarks of the service make and count; `slow` runs them whole, too short to say anything."""
+"""What the benchmarks of the service generate and count; the slow tests run the complete scripts, shortened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_shop(folder: Path) -> Path:
-    """Item "a" is taken 30 times, "b" 30 times but has no picture, "c" is rare."""
+    """Items "a" and "b" have 30 interactions, "b" has no image, "c" is rare."""
     folder.mkdir()
     log = [(f"u{user}", item, user + place) for user in range(30) for place, item in enumerate(["b", "x", "a", "y"])]
     log.append(("u0", "c", 50))
@@ -37,20 +37,20 @@ def write_shop(folder: Path) -> Path:
     return folder
 
 
-def test_held_out_are_items_with_text_and_picture_that_were_taken_often_enough(tmp_path: Path) -> None:
+def test_held_out_items_have_text_image_and_enough_interactions(tmp_path: Path) -> None:
     shop = write_shop(tmp_path / "shop")
     assert choose(shop, 1, least=20, seed=0) == ["a"]
-    with pytest.raises(InputError, match="1 items have text, picture and 20 interactions, not 2"):
+    with pytest.raises(InputError, match="1 items have text, image and 20 interactions, not 2"):
         choose(shop, 2, least=20, seed=0)
 
 
-def test_a_history_is_what_came_before_without_held_out_items(tmp_path: Path) -> None:
+def test_a_history_excludes_later_and_held_out_items(tmp_path: Path) -> None:
     shop = write_shop(tmp_path / "shop")
     assert pairs_of(shop, ["a", "b"], before=1) == [(["x"], "a")] * 30  # nothing comes before "b"
     assert pairs_of(shop, ["a", "b"], before=2) == []
 
 
-def test_an_interval_is_wide_where_few_items_decide() -> None:
+def test_an_interval_is_wide_if_few_items_decide() -> None:
     items = np.repeat(["a", "b", "c", "d"], 100)
     alike, one = np.tile([True, False], 200), items == "a"
     assert interval(alike, items) == (0.5, 0.5)
@@ -58,9 +58,9 @@ def test_an_interval_is_wide_where_few_items_decide() -> None:
     assert low == 0 < 0.25 < 0.5 <= high
 
 
-def test_memory_that_grows_is_told() -> None:
-    told = growth([Sample(10 * n, 500 + 2 * n, 0, 0, 0) for n in range(12)])
-    assert told == "memory: 512 MiB at half time, 522 at the end, +12.0 MiB a minute"
+def test_growing_memory_is_reported() -> None:
+    printed = growth([Sample(10 * n, 500 + 2 * n, 0, 0, 0) for n in range(12)])
+    assert printed == "memory: 512 MiB at half time, 522 at the end, +12.0 MiB a minute"
 
 
 def test_the_times_of_a_load_are_its_quantiles() -> None:
