@@ -1,4 +1,4 @@
-# Everything a developer does here, by name. `make` alone prints this list.
+# Developer commands. `make` without a target prints this list.
 
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -7,39 +7,39 @@ SHELL := /usr/bin/env bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The first Python on PATH that runs and is new enough; the pinned versions were tested with 3.11.
-# (A name on PATH may be a shim that does not run.) Another one: make setup PYTHON=/path/to/python
+# The first Python 3.11 or newer on PATH that runs (a name may be a shim that does not). The pinned versions are tested
+# with 3.11. To use another one: make setup PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Two workers of one thread each: on few cores, threads of several workers only get in each other's way.
+# Two workers of one thread each: on few cores, more threads slow each other down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## create .venv and install, once (again only when pyproject.toml or constraints.txt changed)
+setup: $(VENV)/.installed ## create .venv and install (again only after changes of pyproject.toml or constraints.txt)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@[[ -n "$(PYTHON)" ]] || { echo "error: no Python 3.11 or newer (with venv) on PATH; name one: make setup PYTHON=..." >&2; exit 2; }
+	@[[ -n "$(PYTHON)" ]] || { echo "error: no Python 3.11 or newer (with venv) on PATH; choose one: make setup PYTHON=..." >&2; exit 2; }
 	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
 	@echo 'installing into $(VENV): about 2 GB, some minutes'
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## make a toy shop, train on it and write its report to demo/
+demo: setup ## generate a toy shop, train on it and write its report to demo/
 	$(BIN)/msm4sr demo --out demo
 
-lint: setup ## style, types and the rule of the arrows
+lint: setup ## check style, types and import contracts
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: setup ## let ruff repair what it can
+format: setup ## fix style with ruff
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
-test: lint ## lint, then all tests but the slow ones
+test: lint ## lint, then the fast tests
 	$(PYTEST) -m 'not slow'
 
 test-all: lint ## lint, then all tests

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.models.baselines.sasrec import SASRec
-from msm4sr.models.layers import CausalAttention
 from msm4sr.models.msm4sr import MSM4SR
+from msm4sr.models.transformer import CausalAttention
 from msm4sr.objectives import next_item_cross_entropy
 from msm4sr.training.finetune import finetune_loss
 from msm4sr.training.pretrain import PretrainSettings, pretrain_loss
