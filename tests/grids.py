@@ -19,8 +19,8 @@ from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, load_run_data, train_stage
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=3")
-RANKED = "leave-one-out, full ranking, history ranked like any item"
-LEFT_OUT = "leave-one-out, full ranking, history never ranked"
+SEEN_INCLUDED = "leave-one-out, full ranking, history ranked like any item"
+SEEN_EXCLUDED = "leave-one-out, full ranking, history never ranked"
 
 
 def write_grid(
@@ -62,13 +62,13 @@ def write_cell(
     seed: int = 0,
     item_counts: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
-    protocol: str = RANKED,
+    protocol: str = SEEN_INCLUDED,
     users: Sequence[str] | None = None,
     held_out: Mapping[str, Any] | None = None,
-    left_out: Sequence[float] | None = None,
+    seen_excluded: Sequence[float] | None = None,
 ) -> Path:
-    """A finished cell in which user u's test item stands at `ranks[u]`, on validation at rank 1; without the history at
-    `left_out[u]`, or where it does with it."""
+    """A finished cell: user u's test item has rank `ranks[u]`, with seen items excluded `seen_excluded[u]` (None: the
+    same), and rank 1 on validation."""
     folder = cell_folder(grid, row, data, seed)
     folder.mkdir(parents=True)
     n = len(ranks)
@@ -78,9 +78,9 @@ def write_cell(
         "item_count": list(item_counts or range(n)),
     }
     parts = {"validation": [1.0] * n, "test": [float(rank) for rank in ranks]}
-    without = parts | ({} if left_out is None else {"test": [float(rank) for rank in left_out]})
+    excluded = parts | ({} if seen_excluded is None else {"test": [float(rank) for rank in seen_excluded]})
     tables = [
-        pl.DataFrame({"part": [part] * n, "rank": parts[part], "rank_seen_excluded": without[part], **common})
+        pl.DataFrame({"part": [part] * n, "rank": parts[part], "rank_seen_excluded": excluded[part], **common})
         for part in parts
     ]
     pl.concat(tables).select(*SCHEMA).cast(SCHEMA).write_parquet(folder / "users.parquet")
@@ -99,7 +99,7 @@ def write_cell(
         "hardware": "a CPU, 2 threads",
     }
     metrics: dict[str, Any] = {part: mean_metrics(np.array(rank)) for part, rank in parts.items()}
-    metrics["seen_excluded"] = {part: mean_metrics(np.array(rank)) for part, rank in without.items()}
+    metrics["seen_excluded"] = {part: mean_metrics(np.array(rank)) for part, rank in excluded.items()}
     metrics |= {"held_out": held_out} if held_out else {}
     versions = {"python": "3.11.9", "torch": "2.13.0"}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"run": about, "versions": versions}))

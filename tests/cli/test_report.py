@@ -29,9 +29,9 @@ def test_columns_and_folder_can_be_chosen(cli: Cli, tmp_path: Path) -> None:
     called = cli("report", grid(tmp_path), "--out", tmp_path / "page", "--metric", "mrr", "--metric", "recall@50")
     assert called.code == 0
     head = (tmp_path / "page" / "trial.csv").read_text().splitlines()[0]
-    assert head == "System,History,shop MRR,shop R@50"
+    assert head == "System,Seen items,shop MRR,shop R@50"
 
 
-def test_what_is_wrong_is_told(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_errors_name_the_problem(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "there is no grid here (no grid.yaml)" in refused("report", tmp_path)
     assert "--metric ndcg@3: there is no such metric" in refused("report", grid(tmp_path), "--metric", "ndcg@3")

@@ -42,21 +42,21 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
     for part in (
         "6 of 6 cells finished",
         "Results on ring",
-        "ring, histories left out",
+        "ring, seen items excluded",
         "40 users, 12 items,",
         "Differences on ring",
-        "By how well the item was known, ring",
+        "By the target's popularity, ring",
         "Learning curves, ring",
         "Weights, time and memory, ring",
         "Settings",
-        "Every cell and its seed",
+        "All cells",
         "Versions",
         "SASREC",
-        "left out",
+        "excluded",
         "Mean ± standard deviation over 2 seeds",
     ):
         assert part in page.text, part
-    assert len(page.all("ul", "differences")) == 2  # as the runs rank, and with the histories left out
+    assert len(page.all("ul", "differences")) == 2  # as the runs rank, and with seen items excluded
     assert page.all("polyline", "line")
 
 
@@ -65,9 +65,9 @@ def test_the_tables_lie_beside_the_page_in_three_forms_and_the_page_links_them(r
     names = {file.name for file in real.parent.iterdir()} - {"index.html"}
     stems = {
         "trial",
-        "trial-histories-left-out",
+        "trial-seen-items-excluded",
         "trial-differences-ring",
-        "trial-histories-left-out-differences-ring",
+        "trial-seen-items-excluded-differences-ring",
         "trial-popularity-ring",
         "trial-validation-ring",
         "trial-cost-ring",
@@ -238,10 +238,10 @@ def test_places_with_names_are_evenly_spaced_and_have_no_best() -> None:
     assert len(line.dots) == 3
 
 
-@pytest.mark.parametrize(("kind", "first"), [("comparison", "Differences"), ("cold_start", "By how well")])
+@pytest.mark.parametrize(("kind", "first"), [("comparison", "Differences"), ("cold_start", "By the target")])
 def test_a_grid_about_cold_items_begins_with_them(tmp_path: Path, kind: str, first: str) -> None:
     text = page_of(small(tmp_path, kind=kind)).text
-    assert min(("Differences", "By how well"), key=text.index) == first
+    assert min(("Differences", "By the target"), key=text.index) == first
 
 
 def test_shares_of_the_users_are_drawn_as_a_curve_of_each_model(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_shares_of_the_users_are_drawn_as_a_curve_of_each_model(tmp_path: Path) 
         held_out = 1 - int(str(row["name"]).rpartition("-")[2]) / 100
         write_cell(grid, str(row["name"]), [3, 9, 40], settings={"dataset": {"hold_out_users": held_out}})
     html = write_grid_report(grid, resamples=50).read_text()
-    section = html[html.index("By the share of the users") : html.index("Differences on")]
+    section = html[html.index("By the share of users") : html.index("Differences on")]
     assert section.count("<figure") == 2
     assert section.count('class="ours"') == 1
     assert all(f">{name}</text>" in section for name in ("10%", "50%", "100%"))

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grids import LEFT_OUT, RANKED, fail_cell, write_cell, write_grid
+from grids import SEEN_EXCLUDED, SEEN_INCLUDED, fail_cell, write_cell, write_grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm4sr.reports.measured import METRICS, measure
+from msm4sr.reports.comparison import METRICS, measure
 from msm4sr.reports.results import GridResults, read_grid
-from msm4sr.reports.table_writer import Cell, Line, Sheet
+from msm4sr.reports.table_writer import Cell, Line, Table
 from msm4sr.reports.tables import (
-    cost_sheet,
-    difference_sheet,
-    elsewhere_sheet,
-    held_out_sheet,
-    main_sheet,
+    cost_table,
+    difference_table,
+    held_out_table,
+    main_table,
     places,
-    popularity_sheet,
+    popularity_table,
+    published_table,
     split_settings,
-    validation_sheet,
+    validation_table,
     versions,
 )
 
@@ -39,70 +39,70 @@ def results(tmp_path: Path, data: tuple[str, ...] = ("pantry", "shop"), seeds: t
     for name in data:
         for row in RANKS:
             for seed in seeds:
-                protocol = {"protocol": LEFT_OUT} if row == "popularity" else {}
+                protocol = {"protocol": SEEN_EXCLUDED} if row == "popularity" else {}
                 write_cell(grid, row, ranks(row, seed), name, seed, **protocol)  # type: ignore[arg-type]
     return read_grid(grid)
 
 
-def main(found: GridResults, only: str | None = None) -> Sheet:
-    (measured,) = measure(found, METRICS, resamples=300)
-    return main_sheet(measured, only=only)
+def main(found: GridResults, only: str | None = None) -> Table:
+    (comparison,) = measure(found, METRICS, resamples=300)
+    return main_table(comparison, only=only)
 
 
-def line(sheet: Sheet, label: str) -> dict[tuple[str, str], Cell]:
-    own: Line = next(each for each in sheet.lines if each.label == label)
-    return {(c.group, c.name): cell for c, cell in zip(sheet.columns, own.cells, strict=True)}
+def line(table: Table, label: str) -> dict[tuple[str, str], Cell]:
+    own: Line = next(each for each in table.lines if each.label == label)
+    return {(c.group, c.name): cell for c, cell in zip(table.columns, own.cells, strict=True)}
 
 
 def test_the_table_has_the_papers_form(tmp_path: Path) -> None:
-    sheet = main(results(tmp_path))
-    assert [each.label for each in sheet.lines] == ["POPULARITY", "SASREC", "SASRECM", "MSM4SR", "Improvement"]
-    assert sheet.groups == [("", 1), ("pantry", 6), ("pantry, as printed", 6), ("shop", 6)]
-    assert [c.name for c in sheet.columns[1:7]] == ["R@5", "R@10", "R@20", "N@5", "N@10", "N@20"]
-    best = line(sheet, "MSM4SR")["pantry", "N@10"]
+    table = main(results(tmp_path))
+    assert [each.label for each in table.lines] == ["POPULARITY", "SASREC", "SASRECM", "MSM4SR", "Improvement"]
+    assert table.groups == [("", 1), ("pantry", 6), ("pantry, as printed", 6), ("shop", 6)]
+    assert [c.name for c in table.columns[1:7]] == ["R@5", "R@10", "R@20", "N@5", "N@10", "N@20"]
+    best = line(table, "MSM4SR")["pantry", "N@10"]
     assert (best.place, best.sign, best.text) == (1, 1, f"{best.value:.4f}")
-    assert best.spread is not None
+    assert best.deviation is not None
     assert "against SASRECM" in best.tip
     assert "200 users" in best.tip
-    assert line(sheet, "SASRECM")["shop", "R@5"].place == 2
-    assert line(sheet, "Improvement")["shop", "R@5"].text.startswith("+")
+    assert line(table, "SASRECM")["shop", "R@5"].place == 2
+    assert line(table, "Improvement")["shop", "R@5"].text.startswith("+")
 
 
 def test_every_row_says_what_becomes_of_histories(tmp_path: Path) -> None:
-    sheet = main(results(tmp_path))
-    said = [line(sheet, label)["", "History"].text for label in ("POPULARITY", "SASREC")]
-    assert said == ["left out", "ranked"]
+    table = main(results(tmp_path))
+    said = [line(table, label)["", "Seen items"].text for label in ("POPULARITY", "SASREC")]
+    assert said == ["excluded", "included"]
 
 
 def test_what_a_run_says_more_of_its_protocol_is_kept(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("msm4sr",))
-    write_cell(grid, "msm4sr", ranks("msm4sr"), protocol=f"{RANKED}, by content alone")
-    assert line(main(read_grid(grid)), "MSM4SR")["", "History"].text == "ranked, by content alone"
+    write_cell(grid, "msm4sr", ranks("msm4sr"), protocol=f"{SEEN_INCLUDED}, by content alone")
+    assert line(main(read_grid(grid)), "MSM4SR")["", "Seen items"].text == "included, by content alone"
 
 
 def test_printed_numbers_stand_apart_and_take_no_part(tmp_path: Path) -> None:
     """0.0405 and the like are far below what is measured here, and 0.9 would be far above."""
     found = results(tmp_path)
-    sheet = main(found)
-    printed = [c for c in sheet.columns if c.printed]
+    table = main(found)
+    printed = [c for c in table.columns if c.printed]
     assert {c.group for c in printed} == {"pantry, as printed"}
-    cell = line(sheet, "MSM4SR")["pantry, as printed", "R@5"]
-    assert (cell.text, cell.place, cell.sign, cell.spread) == ("0.0405", 0, 0, None)
-    assert line(sheet, "POPULARITY")["pantry, as printed", "R@5"].text == "–"  # the paper has no such row
-    for each in sheet.lines:
-        for c, there in zip(sheet.columns, each.cells, strict=True):
+    cell = line(table, "MSM4SR")["pantry, as printed", "R@5"]
+    assert (cell.text, cell.place, cell.sign, cell.deviation) == ("0.0405", 0, 0, None)
+    assert line(table, "POPULARITY")["pantry, as printed", "R@5"].text == "–"  # the paper has no such row
+    for each in table.lines:
+        for c, there in zip(table.columns, each.cells, strict=True):
             if c.printed:
                 assert (there.place, there.sign) == (0, 0)
-    assert line(sheet, "Improvement")["pantry, as printed", "R@5"].text == ""
-    assert any("context, not measured here" in note for note in sheet.notes)
+    assert line(table, "Improvement")["pantry, as printed", "R@5"].text == ""
+    assert any("context, not measured here" in note for note in table.notes)
     assert not any(c.printed for c in main(found, only="shop").columns)
 
 
 def test_no_measured_cell_depends_on_what_was_printed(tmp_path: Path) -> None:
     pantry, shop = (main(results(tmp_path / name, (name,))) for name in ("pantry", "shop"))
     measured = [
-        [[cell for c, cell in zip(sheet.columns, each.cells, strict=True) if not c.printed] for each in sheet.lines]
-        for sheet in (pantry, shop)
+        [[cell for c, cell in zip(table.columns, each.cells, strict=True) if not c.printed] for each in table.lines]
+        for table in (pantry, shop)
     ]
     assert measured[0] == measured[1]
 
@@ -113,32 +113,32 @@ def test_failed_and_missing_cells_are_shown_as_such(tmp_path: Path) -> None:
         write_cell(grid, "sasrec", ranks("sasrec", seed), seed=seed)
         fail_cell(grid, "sasrecm", "loss is nan", seed=seed)
     write_cell(grid, "msm4sr", ranks("msm4sr"))
-    sheet = main(read_grid(grid))
-    failed = line(sheet, "SASRECM")["shop", "R@5"]
+    table = main(read_grid(grid))
+    failed = line(table, "SASRECM")["shop", "R@5"]
     assert (failed.text, failed.tip, failed.value) == ("failed", "loss is nan", None)
-    assert line(sheet, "POPULARITY")["shop", "R@5"].text == "missing"
-    few = line(sheet, "MSM4SR")["shop", "R@5"]
+    assert line(table, "POPULARITY")["shop", "R@5"].text == "missing"
+    few = line(table, "MSM4SR")["shop", "R@5"]
     assert few.text.endswith("*")
     assert few.tip.startswith("1 of 2 seeds")
-    assert few.spread is None
-    assert any(note.startswith("* mean over the seeds that are finished") for note in sheet.notes)
+    assert few.deviation is None
+    assert any(note.startswith("* mean over the seeds that are finished") for note in table.notes)
 
 
-@pytest.mark.parametrize("ours", [["nobody"], list(RANKS)])
+@pytest.mark.parametrize("ours", [["none"], list(RANKS)])
 def test_without_baselines_or_without_ours_there_is_no_improvement(tmp_path: Path, ours: list[str]) -> None:
     grid = write_grid(tmp_path / "grid", tuple(RANKS), best_against=ours)
     for row in RANKS:
         write_cell(grid, row, ranks(row))
-    sheet = main(read_grid(grid))
-    assert [each.label for each in sheet.lines] == [row.upper() for row in RANKS]
-    assert not any("Improvement" in note for note in sheet.notes)
+    table = main(read_grid(grid))
+    assert [each.label for each in table.lines] == [row.upper() for row in RANKS]
+    assert not any("Improvement" in note for note in table.notes)
 
 
 def test_a_grid_of_one_seed_says_so(tmp_path: Path) -> None:
-    sheet = main(results(tmp_path, seeds=(0,)))
-    assert any(note.startswith("One seed, so there are no deviations") for note in sheet.notes)
-    assert all(cell.spread is None for each in sheet.lines for cell in each.cells)
-    assert line(sheet, "Improvement")["shop", "N@10"].text.startswith("+")
+    table = main(results(tmp_path, seeds=(0,)))
+    assert any(note.startswith("One seed, so there are no deviations") for note in table.notes)
+    assert all(cell.deviation is None for each in table.lines for cell in each.cells)
+    assert line(table, "Improvement")["shop", "N@10"].text.startswith("+")
 
 
 VALUES = st.lists(st.none() | st.floats(0, 1), max_size=12)
@@ -158,26 +158,26 @@ def test_places_go_to_the_highest_shown_values(values: list[float | None]) -> No
 
 
 def test_differences_have_intervals_around_them(tmp_path: Path) -> None:
-    (measured,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=300)
-    sheet = difference_sheet(measured, "shop")
-    assert [each.label for each in sheet.lines][:3] == ["POPULARITY, Recall@5", "SASREC, Recall@5", "MSM4SR, Recall@5"]
-    assert len(sheet.lines) == 3 * len(METRICS)
-    for each in sheet.lines:
+    (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=300)
+    table = difference_table(comparison, "shop")
+    assert [each.label for each in table.lines][:3] == ["POPULARITY, Recall@5", "SASREC, Recall@5", "MSM4SR, Recall@5"]
+    assert len(table.lines) == 3 * len(METRICS)
+    for each in table.lines:
         against, mean, low, high, p, corrected = each.cells
         assert against.text == "SASRECM"
         assert low.value is not None
         assert low.value <= (mean.value or 0) <= (high.value or 0)
         assert 0 < (p.value or 0) <= (corrected.value or 0) <= 1
-    assert "300 resamples" in sheet.notes[0]
+    assert "300 resamples" in table.notes[0]
 
 
 def test_popularity_has_a_column_for_each_bucket_that_has_users(tmp_path: Path) -> None:
-    (measured,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
-    sheet = popularity_sheet(measured, "shop")  # targets were trained on 0, 1, 2, ... 199 times
+    (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
+    table = popularity_table(comparison, "shop")  # targets were trained on 0, 1, 2, ... 199 times
     names = ["0 (n=1)", "1-5 (n=5)", "6-10 (n=5)", "11-20 (n=10)", "21-50 (n=30)", ">50 (n=149)"]
-    assert [c.name for c in sheet.columns] == names * 2
-    assert sheet.groups == [("Recall@10", 6), ("NDCG@10", 6)]
-    assert max(cell.place for each in sheet.lines for cell in each.cells) == 2
+    assert [c.name for c in table.columns] == names * 2
+    assert table.groups == [("Recall@10", 6), ("NDCG@10", 6)]
+    assert max(cell.place for each in table.lines for cell in each.cells) == 2
 
 
 def test_items_held_out_of_training_have_a_table_with_chance_below_it(tmp_path: Path) -> None:
@@ -185,37 +185,37 @@ def test_items_held_out_of_training_have_a_table_with_chance_below_it(tmp_path: 
     for seed in (0, 1):
         for row, value in (("sasrec", 0.1), ("msm4sr", 0.3 + seed / 10)):
             parts = {"among_all": value, "among_held_out": 2 * value}
-            by_lot = {"chance_among_all": 0.01, "chance_among_held_out": 0.05}
-            said = {name: dict.fromkeys(METRICS, number) for name, number in (parts | by_lot).items()}
+            chance = {"chance_among_all": 0.01, "chance_among_held_out": 0.05}
+            said = {name: dict.fromkeys(METRICS, number) for name, number in (parts | chance).items()}
             write_cell(grid, row, ranks(row), seed=seed, held_out={"users": 1200, "items": 34} | said)
-    (measured,) = measure(read_grid(grid), METRICS, resamples=50)
-    sheet = held_out_sheet(measured, "shop")
-    assert [each.label for each in sheet.lines] == ["SASREC", "MSM4SR", "By lot"]
-    assert sheet.groups == [("among all items", 6), ("among those held out", 6)]
-    best = line(sheet, "MSM4SR")["among all items", "R@10"]
+    (comparison,) = measure(read_grid(grid), METRICS, resamples=50)
+    table = held_out_table(comparison, "shop")
+    assert [each.label for each in table.lines] == ["SASREC", "MSM4SR", "Random"]
+    assert table.groups == [("among all items", 6), ("among those held out", 6)]
+    best = line(table, "MSM4SR")["among all items", "R@10"]
     assert (best.text, best.place) == ("0.3500", 1)
-    assert best.spread == pytest.approx(0.0707, abs=1e-4)
-    assert line(sheet, "By lot")["among those held out", "N@5"].text == "0.0500"
-    assert sheet.notes[0].startswith("The 1,200 users whose last item is one of the 34 that no training saw")
+    assert best.deviation == pytest.approx(0.0707, abs=1e-4)
+    assert line(table, "Random")["among those held out", "N@5"].text == "0.0500"
+    assert table.notes[0].startswith("The 1,200 users whose last item is one of the 34 held out of training")
 
 
 def test_without_items_held_out_there_is_no_such_table(tmp_path: Path) -> None:
-    (measured,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
-    assert held_out_sheet(measured, "shop").lines == []
+    (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
+    assert held_out_table(comparison, "shop").lines == []
 
 
 def test_validation_has_the_mean_of_what_chose_the_weights(tmp_path: Path) -> None:
     grid = results(tmp_path, ("shop",))
-    (measured,) = measure(grid, ("ndcg@10",))
-    sheet = validation_sheet(measured, "shop")
-    for row, line in zip(measured.rows, sheet.lines, strict=True):
+    (comparison,) = measure(grid, ("ndcg@10",))
+    table = validation_table(comparison, "shop")
+    for row, line in zip(comparison.rows, table.lines, strict=True):
         each = [outcome.metrics["validation"]["ndcg@10"] for outcome in grid.finished("shop", row.name)]
         assert line.cells[0].value == pytest.approx(sum(each) / len(each))
 
 
 def test_cost_says_weights_seconds_memory_and_machine(tmp_path: Path) -> None:
-    sheet = cost_sheet(results(tmp_path, ("shop",)), "shop")
-    cells = {c.name: cell.text for c, cell in zip(sheet.columns, sheet.lines[0].cells, strict=True)}
+    table = cost_table(results(tmp_path, ("shop",)), "shop")
+    cells = {c.name: cell.text for c, cell in zip(table.columns, table.lines[0].cells, strict=True)}
     assert cells == {
         "weights": "1,234",
         "pre-training, s": "0",
@@ -227,10 +227,10 @@ def test_cost_says_weights_seconds_memory_and_machine(tmp_path: Path) -> None:
 
 
 def test_what_others_print_has_its_source_in_every_line() -> None:
-    sheet = elsewhere_sheet("ml-1m")
-    assert all(each.cells[-1].text and each.cells[-2].text for each in sheet.lines)
-    assert all(cell.place == 0 for each in sheet.lines for cell in each.cells)
-    assert elsewhere_sheet("shop").lines == []
+    table = published_table("ml-1m")
+    assert all(each.cells[-1].text and each.cells[-2].text for each in table.lines)
+    assert all(cell.place == 0 for each in table.lines for cell in each.cells)
+    assert published_table("shop").lines == []
 
 
 def test_settings_are_split_into_shared_ones_and_those_of_a_row(tmp_path: Path) -> None:

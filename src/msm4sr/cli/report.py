@@ -25,8 +25,8 @@ def report(
     It can be called while cells are still at work, and again.
     """
     with handle_errors():
+        from msm4sr.reports.comparison import check_metrics
         from msm4sr.reports.grid_report import write_grid_report
-        from msm4sr.reports.measured import check_metrics
 
         page = write_grid_report(grid, out, check_metrics(metrics))
         console.print(f"report: {page}", markup=False)

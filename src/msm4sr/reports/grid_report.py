@@ -1,4 +1,4 @@
-"""The report of a grid: one page to look at, and every table of it as Markdown, LaTeX and CSV."""
+"""The report of a grid: an HTML page, and each of its tables as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
-from msm4sr.reports.measured import METRICS, VARIANTS, Measured, by_popularity, measure, measure_seen_excluded
+from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
 from msm4sr.reports.pages.differences import difference_bars
 from msm4sr.reports.pages.grid import (
     Differences,
@@ -25,119 +25,123 @@ from msm4sr.reports.pages.grid import (
 )
 from msm4sr.reports.pages.panels import Curve, Panels, panels
 from msm4sr.reports.results import GridResults, Outcome, read_grid
-from msm4sr.reports.table_writer import Cell, Column, Line, Sheet, write_sheet
+from msm4sr.reports.table_writer import write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
-    cost_sheet,
-    difference_sheet,
-    elsewhere_sheet,
-    held_out_sheet,
-    main_sheet,
+    cells_table,
+    cost_table,
+    difference_table,
+    held_out_table,
+    main_table,
     metric_name,
-    popularity_sheet,
+    popularity_table,
+    published_table,
     signed,
     split_settings,
-    validation_sheet,
+    validation_table,
     versions,
 )
 
-WATCHED = "ndcg@10"  # in charts, where the table has it
+CHARTED = "ndcg@10"  # the metric of charts, where the table has it
 
 
 def write_grid_report(
     folder: Path, out: Path | None = None, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES
 ) -> Path:
-    """Read the grid in `folder`, write index.html and the tables into `out` (folder/report), return the page's path.
+    """Write index.html and all tables of the grid in `folder`. A grid that is still running can be reported.
 
-    Everything is read and computed before the first file is written. InputError as `read_grid` and `measure` raise it.
+    Args:
+        out: where to write; None: `folder`/report.
+        metrics: the columns of the tables.
+        resamples: of the paired bootstrap.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: as `read_grid` and `measure` raise it; no file is written then.
     """
     results = read_grid(folder)
-    measured = measure(results, metrics, resamples)
-    page = make_page(results, measured)
+    page = make_page(results, measure(results, metrics, resamples))
     html = grid_page(page)
     out = out or folder / "report"
     out.mkdir(parents=True, exist_ok=True)
-    for sheet in page.sheets:
-        write_sheet(out, sheet)
+    for table in page.tables:
+        write_table(out, table)
     write_text(out / "index.html", html)
     return out / "index.html"
 
 
-def make_page(results: GridResults, measured: Sequence[Measured]) -> GridPage:
-    """All that the page shows. Rows of different protocols stand in tables of their own."""
-    several = len(measured) > 1
-    left_out = measure_seen_excluded(measured)
-    looks = [*measured, *([left_out] if left_out else [])]
+def make_page(results: GridResults, comparisons: Sequence[Comparison]) -> GridPage:
+    """The contents of the page. Rows of different protocols have tables of their own."""
+    seen_excluded = measure_seen_excluded(comparisons)
+    every = [*comparisons, *([seen_excluded] if seen_excluded else [])]
     cells = list(results.all())
-    finished = [cell for cell in cells if cell.state == "finished"]
     shared, own = split_settings(results)
+    held_out = [held_out_table(one, data) for one in comparisons for data in results.data]
+    validation = [validation_table(one, data) for data in results.data for one in comparisons]
+    cost = [cost_table(results, data) for data in results.data]
+    published = [published_table(data) for data in results.data]
     return GridPage(
         title=results.title,
         kind=results.kind.replace("_", " ").capitalize(),
         popularity_first="cold" in results.kind,
         facts=_facts(results, cells),
-        headline=[line for one in looks for line in _headline(one)],
-        main=[Result(main_sheet(one, several, data), _size(one, data)) for data in results.data for one in looks],
-        whole=[main_sheet(one, several) for one in looks],
-        held_out=[
-            sheet for one in measured for data in results.data if (sheet := held_out_sheet(one, data, several)).lines
-        ],
-        shares=[(data, chart) for one in measured for data in results.data if (chart := _shares(one, data))],
+        headline=[line for one in every for line in _headline(one)],
+        main=[Result(main_table(one, data), _size(one, data)) for data in results.data for one in every],
+        combined=[main_table(one) for one in every],
+        held_out=[table for table in held_out if table.lines],
+        shares=[(data, chart) for one in comparisons for data in results.data if (chart := _shares(one, data))],
         unfinished=_unfinished(results),
-        differences=[found for one in looks for data in results.data for found in _differences(one, data, several)],
-        popularity=[found for one in measured for data in results.data for found in _popularity(one, data, several)],
+        differences=[bars for one in every for data in results.data if (bars := _differences(one, data))],
+        popularity=[part for one in comparisons for data in results.data if (part := _popularity(one, data))],
         curves=[(data, drawn) for data in results.data if (drawn := _curves(results, data))],
-        validation=[
-            sheet for data in results.data for one in measured if (sheet := validation_sheet(one, data, several)).lines
-        ],
-        cost=[sheet for data in results.data if (sheet := cost_sheet(results, data)).lines],
-        elsewhere=[sheet for data in results.data if (sheet := elsewhere_sheet(data)).lines],
-        rows=[RowSettings(row.label, _asked(row), _as_text(own[row.name])) for row in results.rows],
+        validation=[table for table in validation if table.lines],
+        cost=[table for table in cost if table.lines],
+        published=[table for table in published if table.lines],
+        rows=[RowSettings(row.label, _options(row), _as_text(own[row.name])) for row in results.rows],
         shared=_as_text(shared),
-        cells=_cells_sheet(results),
-        versions=versions(finished),
+        cells=cells_table(results),
+        versions=versions(cells),
     )
 
 
 def _facts(results: GridResults, cells: Sequence[Outcome]) -> str:
-    parts = []
-    for many, one, several in ((results.rows, "row", "rows"), (results.data, "data set", "data sets")):
-        parts.append(f"{len(many)} {one if len(many) == 1 else several}")
+    counts = {"row": len(results.rows), "data set": len(results.data)}
+    parts = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items()]
     seeds = ", ".join(str(seed) for seed in results.seeds)
-    parts.append(f"seed{'s' if len(results.seeds) > 1 else ''} {seeds}")
-    states = [cell.state for cell in cells]
-    parts.append(f"{states.count('finished')} of {len(cells)} cells finished")
-    return " · ".join(parts)
+    parts.append(f"seed{'s' * (len(results.seeds) > 1)} {seeds}")
+    finished = sum(cell.state == "finished" for cell in cells)
+    return " · ".join([*parts, f"{finished} of {len(cells)} cells finished"])
 
 
-def _size(measured: Measured, data: str) -> str:
-    """Users, items and interactions, as the runs say; where they do not agree, all that they say."""
-    runs = [cell.metrics["run"] for row in measured.rows for cell in measured.results.finished(data, row.name)]
+def _size(comparison: Comparison, data: str) -> str:
+    """Users, items and interactions as the runs record them; all that they record where they differ."""
+    finished = [cell for row in comparison.rows for cell in comparison.results.finished(data, row.name)]
+    runs = [cell.metrics["run"] for cell in finished]
     sizes = (", ".join(f"{run[what]:,} {what}" for what in ("users", "items", "interactions")) for run in runs)
     return "; or ".join(dict.fromkeys(sizes))
 
 
-def _watched(measured: Measured) -> str:
-    return WATCHED if WATCHED in measured.metrics else measured.metrics[0]
+def _charted(comparison: Comparison) -> str:
+    return CHARTED if CHARTED in comparison.metrics else comparison.metrics[0]
 
 
-def _headline(measured: Measured) -> list[Headline]:
-    """The best of ours on each data set, and how it stands to the best baseline."""
-    lines = []
-    metric = _watched(measured)
-    for data in measured.results.data:
-        mine = measured.best(data, metric, ours=True)
+def _headline(comparison: Comparison) -> list[Headline]:
+    """The best of ours on each data set, compared with the best baseline."""
+    lines, metric = [], _charted(comparison)
+    for data in comparison.results.data:
+        mine = comparison.best(data, metric, ours=True)
         if mine is None:
             continue
-        score, share = measured.scores[data, mine, metric], measured.improvement(data, metric)
-        test = measured.tests.get((data, mine, metric))
-        more = ""
+        score, share = comparison.scores[data, mine, metric], comparison.improvement(data, metric)
+        test, detail = comparison.tests.get((data, mine, metric)), ""
         if share is not None and test is not None:
-            it, verdict = test.difference, "significant" if test.sign else "not significant"
-            interval = f"{signed(it.mean)} [{signed(it.low)}, {signed(it.high)}]"
-            more = f"{signed(share, '.1%')} against {measured.label(test.against)}: {interval}, {verdict}"
-        label = f"{measured.label(mine)} on {data}, {metric_name(metric)}{measured.look}"
-        lines.append(Headline(label, f"{score.mean:.4f}", more))
+            found, verdict = test.difference, "significant" if test.sign else "not significant"
+            interval = f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
+            detail = f"{signed(share, '.1%')} against {comparison.label(test.against)}: {interval}, {verdict}"
+        label = f"{comparison.label(mine)} on {data}, {metric_name(metric)}{comparison.suffix}"
+        lines.append(Headline(label, f"{score.mean:.4f}", detail))
     return lines
 
 
@@ -154,51 +158,48 @@ def _unfinished(results: GridResults) -> list[Unfinished]:
     ]
 
 
-def _differences(measured: Measured, data: str, several: bool) -> list[Differences]:
-    """The chart of a data set, with the table of all its tests; none where nothing was tested."""
-    metric = _watched(measured)
-    tests = [(row, measured.tests.get((data, row.name, metric))) for row in measured.rows]
+def _differences(comparison: Comparison, data: str) -> Differences | None:
+    """The chart of a data set and the table of all its tests; None where nothing was tested."""
+    metric, ours = _charted(comparison), comparison.results.ours
+    tests = [(row, comparison.tests.get((data, row.name, metric))) for row in comparison.rows]
     rows = [
         (row.label, test.difference.mean, test.difference.low, test.difference.high, test.sign, row.name in ours)
-        for ours in [measured.results.ours]
         for row, test in tests
         if test is not None
     ]
     if not rows:
-        return []
-    other = measured.label(measured.against[data, metric])
-    what = "the full system" if measured.results.kind in VARIANTS else "the best baseline"
-    score = measured.scores[data, measured.against[data, metric], metric].mean
-    said = f"{metric_name(metric)}, difference to {what}, {other} ({score:.4f})"
-    bars, sheet = difference_bars(rows), difference_sheet(measured, data, several)
-    return [Differences(data + measured.look, said, bars, sheet)]
+        return None
+    reference = comparison.references[data, metric]
+    what = "the full system" if comparison.is_of_variants else "the best baseline"
+    score = comparison.scores[data, reference, metric].mean
+    caption = f"{metric_name(metric)}, difference to {what}, {comparison.label(reference)} ({score:.4f})"
+    return Differences(data + comparison.suffix, caption, difference_bars(rows), difference_table(comparison, data))
 
 
-def _popularity(measured: Measured, data: str, several: bool) -> list[Popularity]:
-    counts, found = by_popularity(measured, data, BY_POPULARITY)
-    names = list(counts)
-    charts = []
+def _popularity(comparison: Comparison, data: str) -> Popularity | None:
+    """Charts and table by the popularity of the target; None where no row has users.parquet."""
+    counts, found = by_popularity(comparison, data, BY_POPULARITY)
+    names, charts = list(counts), []
     for metric in BY_POPULARITY:
         curves = {}
-        for row in measured.rows:
-            values = [(float(place), found.get((row.name, metric, bucket))) for place, bucket in enumerate(names)]
-            curves[row.label] = [Curve([(place, value) for place, value in values if value is not None])]
-        charts.append(panels(metric_name(metric), "training interactions", curves, _ours(measured), names))
-    drawn = [chart for chart in charts if chart is not None]
+        for row in comparison.rows:
+            values = [(float(x), found.get((row.name, metric, bucket))) for x, bucket in enumerate(names)]
+            curves[row.label] = [Curve([(x, value) for x, value in values if value is not None])]
+        chart = panels(metric_name(metric), "training interactions", curves, _our_labels(comparison.results), names)
+        charts += [chart] if chart is not None else []
     users = ", ".join(f"{count:,} at {bucket}" for bucket, count in counts.items())
-    return [Popularity(data, users, drawn, popularity_sheet(measured, data, several))] if drawn else []
+    return Popularity(users, charts, popularity_table(comparison, data)) if charts else None
 
 
-def _shares(measured: Measured, data: str) -> Panels | None:
-    """The watched metric of each model by the share of the users that it was trained on; None where all saw all."""
-    metric = _watched(measured)
+def _shares(comparison: Comparison, data: str) -> Panels | None:
+    """The charted metric of each model by the share of users in training; None where all have the same share."""
+    metric, ours = _charted(comparison), []
     points: dict[str, dict[float, float]] = {}
-    ours = []
-    for row in measured.rows:
-        for cell in measured.results.finished(data, row.name)[:1]:
+    for row in comparison.rows:
+        for cell in comparison.results.finished(data, row.name)[:1]:
             share = 1 - float(cell.settings.get("dataset.hold_out_users", 0))
-            points.setdefault(row.model, {})[share] = measured.scores[data, row.name, metric].mean
-            ours += [row.model] if row.name in measured.results.ours else []
+            points.setdefault(row.model, {})[share] = comparison.scores[data, row.name, metric].mean
+            ours += [row.model] if row.name in comparison.results.ours else []
     shares = sorted({share for own in points.values() for share in own})
     if len(shares) < 2:
         return None
@@ -206,69 +207,47 @@ def _shares(measured: Measured, data: str) -> Panels | None:
         model: [Curve([(float(shares.index(share)), own[share]) for share in sorted(own)])]
         for model, own in points.items()
     }
-    names = [f"{share:.0%}" for share in shares]
-    return panels(metric_name(metric), "share of the users that is trained on", curves, ours, names)
+    return panels(metric_name(metric), "share of users in training", curves, ours, [f"{share:.0%}" for share in shares])
 
 
-def _ours(measured: Measured) -> list[str]:
-    return [row.label for row in measured.rows if row.name in measured.results.ours]
+def _our_labels(results: GridResults) -> list[str]:
+    return [row.label for row in results.rows if row.name in results.ours]
 
 
 def _curves(results: GridResults, data: str) -> list[Panels]:
     """Validation by epoch and by seconds of training, both counted from the beginning of the first stage."""
-    ours = [row.label for row in results.rows if row.name in results.ours]
     drawn = []
     for clock in ("epoch", "second of training"):
         curves = {
             row.label: [curve for cell in results.finished(data, row.name) for curve in _cell_curves(cell, clock)]
             for row in results.rows
         }
-        drawn.append(panels(f"{metric_name(WATCHED)} on validation", clock, curves, ours))
+        drawn.append(panels(f"{metric_name(CHARTED)} on validation", clock, curves, _our_labels(results)))
     return [chart for chart in drawn if chart is not None]
 
 
 def _cell_curves(cell: Outcome, clock: str) -> list[Curve]:
-    """One curve a stage; all but the last stage are early ones."""
+    """One curve per stage; all but the last stage are early ones."""
     stages = list(dict.fromkeys(str(row["stage"]) for row in cell.epochs))
     points: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
-    gone = 0.0
+    elapsed = 0.0
     for row in cell.epochs:
-        gone += 1 if clock == "epoch" else float(row["seconds"])
-        value = row.get(WATCHED)  # there is none where an epoch was not validated, and no number where it diverged
+        elapsed += 1 if clock == "epoch" else float(row["seconds"])
+        value = row.get(CHARTED)  # missing where an epoch was not validated, not finite where it diverged
         if isinstance(value, int | float) and math.isfinite(value):
-            points[row["stage"]].append((gone, float(value)))
+            points[row["stage"]].append((elapsed, float(value)))
     return [Curve(points[stage], early=stage != stages[-1]) for stage in stages]
 
 
-def _asked(row: Row) -> str:
-    """A row as the grid asks for it."""
+def _options(row: Row) -> str:
+    """A row as options of `msm4sr run`."""
     parts = [f"--model {row.model}", f"--preset {row.preset}"]
     parts += [f"--settings {row.settings}"] if row.settings else []
-    return " ".join([*parts, *(f"--set {key}={_value(value)}" for key, value in row.changes.items())])
+    return " ".join([*parts, *(f"--set {key}={value}" for key, value in _as_text(row.changes))])
 
 
 def _as_text(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, _value(value)) for key, value in settings.items()]
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cells_sheet(results: GridResults) -> Sheet:
-    """Every cell: where it lies, what became of it, with which commit, in how many seconds."""
-    columns = [Column(name, words=name != "seconds") for name in ("seed", "state", "seconds", "commit", "folder")]
-    labels = {row.name: row.label for row in results.rows}
-    lines = []
-    for cell in results.all():
-        seconds = sum(cell.metrics["run"].get("training_seconds", {}).values()) if cell.metrics else None
-        commit = cell.metrics.get("versions", {}).get("commit", "–")
-        texts = [
-            Cell(str(cell.seed)),
-            Cell(cell.state, tip=cell.reason),
-            Cell() if seconds is None else Cell(f"{seconds:,.0f}", seconds),
-            Cell(str(commit)),
-            Cell(str(cell.folder.relative_to(results.folder))),
-        ]
-        lines.append(Line(f"{labels[cell.row]}, {cell.data}", texts, ours=cell.row in results.ours))
-    return Sheet(f"{results.name}-cells", "Cells", "Row, data", columns, lines)
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for key, value in settings.items()
+    ]

@@ -1,9 +1,9 @@
-"""What a grid folder holds, read once for its report: each cell finished, failed, at work or missing."""
+"""The contents of a grid folder, read once for its report: each cell finished, failed, at work or missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,14 @@ State = Literal["finished", "failed", "at work", "missing"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One cell. What a finished one has measured is in `metrics`; `settings` are dotted, without data and seed."""
+    """A cell and its state.
+
+    Attributes:
+        reason: why it failed.
+        metrics: the contents of metrics.json of a finished cell.
+        settings: its settings by dotted name, without data and seed.
+        epochs: the lines of its metrics.jsonl.
+    """
 
     data: str
     row: str
@@ -34,19 +41,24 @@ class Outcome:
     epochs: Sequence[Mapping[str, Any]] = ()
 
     def test_users(self) -> pl.DataFrame | None:
-        """The rows of users.parquet on the test part; None for a run that kept none."""
+        """The test part of users.parquet; None for a run without that file."""
         file = self.folder / "users.parquet"
         if not file.exists():
             return None
         try:
             return pl.read_parquet(file).filter(pl.col("part") == "test")
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{file}: not readable ({error}); `msm4sr evaluate {self.folder}` makes it anew") from None
+            raise InputError(f"{file}: not readable ({error}); `msm4sr evaluate {self.folder}` makes it") from None
 
 
 @dataclass(frozen=True)
 class GridResults:
-    """A grid and all its cells."""
+    """A grid and the outcomes of its cells.
+
+    Attributes:
+        ours: names of our rows; the others are baselines.
+        outcomes: (data set, row) to its cells, one per seed.
+    """
 
     folder: Path
     name: str
@@ -56,9 +68,7 @@ class GridResults:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     ours: tuple[str, ...]
-    """Names of rows; what is not ours is a baseline."""
     outcomes: Mapping[tuple[str, str], Sequence[Outcome]]
-    """(data, row) to its cells, a seed each."""
 
     def finished(self, data: str, row: str) -> list[Outcome]:
         return [outcome for outcome in self.outcomes[data, row] if outcome.state == "finished"]
@@ -69,18 +79,18 @@ class GridResults:
 
 
 def read_grid(folder: Path) -> GridResults:
-    """Everything that a report shows. InputError: there is no grid here, or a file in it cannot be read."""
+    """Read all that a report shows. Raises InputError where there is no grid, or a file in it cannot be read."""
     grid = open_grid(folder)
-    rows = _with_labels_of_their_own(grid.rows)
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for cell in cells_of(folder, grid):
         outcomes.setdefault((cell.data.name, cell.row.name), []).append(_outcome(cell))
     data = tuple(entry.name for entry in grid.data)
+    rows = _with_unique_labels(grid.rows)
     return GridResults(folder, grid.name, grid.title, grid.kind, data, grid.seeds, rows, grid.best_against, outcomes)
 
 
-def _with_labels_of_their_own(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Rows that share a label are told apart by their names."""
+def _with_unique_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows; where several share a label, their names are added to it."""
     labels = [row.label for row in rows]
     return tuple(
         row.model_copy(update={"label": f"{row.label} ({row.name})"}) if labels.count(row.label) > 1 else row
@@ -89,19 +99,17 @@ def _with_labels_of_their_own(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _outcome(cell: Cell) -> Outcome:
-    folder = cell.folder
-    metrics, failure = cell.metrics(), cell.failure()
+    folder, metrics, failure = cell.folder, cell.metrics(), cell.failure()
+    state: State = "at work" if any(folder.glob(f"{CLAIM}*")) else "missing"
+    outcome = Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)
     if metrics is not None:
         if not {"test", "run"} <= metrics.keys():
             raise InputError(
-                f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it anew"
+                f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
             )
         config = flatten(read_yaml(folder / "config.yaml"))
         settings = {key: value for key, value in config.items() if key not in ("data", "features_folder", "seed")}
-        epochs = read_epochs(folder)
-        return Outcome(cell.data.name, cell.row.name, cell.seed, folder, "finished", "", metrics, settings, epochs)
+        return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))
     if failure is not None:
-        reason = str(failure.get("reason") or "no reason was kept")
-        return Outcome(cell.data.name, cell.row.name, cell.seed, folder, "failed", reason)
-    state: State = "at work" if any(folder.glob(f"{CLAIM}*")) else "missing"
-    return Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)
+        return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))
+    return outcome

@@ -1,4 +1,4 @@
-"""A table of a report, whatever it holds, and how it is written as Markdown, LaTeX (booktabs) and CSV."""
+"""A table, and how it is written as Markdown, LaTeX (booktabs) and CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msm4sr.files import atomic_file
+from msm4sr.files import write_text
 
 BETTER, WORSE = "⁺", "⁻"
 ESCAPED = {
@@ -28,33 +28,43 @@ ESCAPED = {
 
 @dataclass(frozen=True)
 class Column:
-    """`group` stands above neighbours that share it; `printed`: what others have printed, not measured here."""
+    """A column.
+
+    Attributes:
+        group: a heading above neighbours that share it.
+        printed: published by others, not measured here.
+        words: holds text, which is aligned left; numbers are aligned right.
+    """
 
     name: str
     group: str = ""
     printed: bool = False
     words: bool = False
-    """Holds text, which stands on the left; numbers stand on the right."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` is shown, `value` is what the CSV holds where that is more exact."""
+    """A cell.
+
+    Attributes:
+        text: what is shown.
+        value: the exact number, for CSV.
+        deviation: over seeds.
+        place: 1 for the best of the column, 2 for the second, else 0.
+        sign: 1: significantly better than the reference, -1: significantly worse, 0: neither.
+        tip: a detail that the page shows on hover.
+    """
 
     text: str = "–"
     value: float | int | None = None
-    spread: float | None = None
-    """The deviation over seeds."""
+    deviation: float | None = None
     place: int = 0
-    """1 is the best of its column, 2 the second."""
     sign: int = 0
-    """1: significantly better than what it is compared with, -1: worse."""
     tip: str = ""
-    """More, for those who ask."""
 
     @property
     def plus_minus(self) -> str:
-        return "" if self.spread is None else f"±{self.spread:.4f}"
+        return "" if self.deviation is None else f"±{self.deviation:.4f}"
 
     @property
     def mark(self) -> str:
@@ -63,109 +73,108 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
+    """A line with a cell for each column; a `summary` is about the lines above it."""
+
     label: str
     cells: Sequence[Cell]
     ours: bool = False
     summary: bool = False
-    """A line about the others, below them."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table; `name` is the stem of its files. Every line has a cell for each column."""
+class Table:
+    """A table; `name` is the stem of its files, `corner` the heading of the labels."""
 
     name: str
     title: str
     corner: str
-    """Heading of the labels."""
     columns: Sequence[Column]
     lines: Sequence[Line]
     notes: Sequence[str] = ()
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """The groups of the columns from left to right, and how many columns each has."""
+        """The groups of the columns from left to right, each with its number of columns."""
         return [(name, len(list(own))) for name, own in itertools.groupby(column.group for column in self.columns)]
 
 
-def write_sheet(folder: Path, sheet: Sheet) -> list[Path]:
-    """NAME.md, NAME.tex and NAME.csv, each whole or not at all."""
-    texts = {"md": markdown(sheet), "tex": latex(sheet), "csv": comma_separated(sheet)}
-    written = []
+def write_table(folder: Path, table: Table) -> list[Path]:
+    """Write NAME.md, NAME.tex and NAME.csv, each atomically."""
+    texts = {"md": markdown(table), "tex": latex(table), "csv": comma_separated(table)}
     for kind, text in texts.items():
-        written.append(folder / f"{sheet.name}.{kind}")
-        with atomic_file(written[-1]) as file:
-            file.write_text(text, encoding="utf-8")
-    return written
+        write_text(folder / f"{table.name}.{kind}", text)
+    return [folder / f"{table.name}.{kind}" for kind in texts]
 
 
-def markdown(sheet: Sheet) -> str:
-    """Best bold, second underlined, what others have printed in italics."""
+def markdown(table: Table) -> str:
+    """The table as Markdown: the best in bold, the second underlined, published values in italics."""
+    names = [_plain(f"{column.group} {column.name}".strip()) for column in table.columns]
+    lines = [_markdown_line([_plain(table.corner), *names])]
+    lines.append("|---|" + "".join("---|" if column.words else "--:|" for column in table.columns) + "\n")
+    for line in table.lines:
+        cells = zip(table.columns, line.cells, strict=True)
+        lines.append(_markdown_line([_plain(line.label), *(_markdown_cell(column, cell) for column, cell in cells)]))
+    notes = "".join(f"\n{note}\n" for note in table.notes)
+    return f"**{_plain(table.title)}**\n\n" + "".join(lines) + notes
 
-    def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |\n"
 
-    def shown(column: Column, cell: Cell) -> str:
-        text = _plain(cell.text) + cell.mark
-        if not text:
-            return ""
-        marked = {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.place, f"*{text}*" if column.printed else text)
-        return marked + (f" {cell.plus_minus}" if cell.plus_minus else "")
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
 
-    names = [_plain(f"{column.group} {column.name}".strip()) for column in sheet.columns]
-    lines = [row([_plain(sheet.corner), *names])]
-    lines.append("|---|" + "".join("---|" if column.words else "--:|" for column in sheet.columns) + "\n")
-    for line in sheet.lines:
-        cells = [shown(column, cell) for column, cell in zip(sheet.columns, line.cells, strict=True)]
-        lines.append(row([_plain(line.label), *cells]))
-    notes = "".join(f"\n{note}\n" for note in sheet.notes)
-    return f"**{_plain(sheet.title)}**\n\n" + "".join(lines) + notes
+
+def _markdown_cell(column: Column, cell: Cell) -> str:
+    text = _plain(cell.text) + cell.mark
+    if not text:
+        return ""
+    marked = {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.place, f"*{text}*" if column.printed else text)
+    return f"{marked} {cell.plus_minus}".strip()
 
 
 def _plain(text: str) -> str:
-    """Text that is no markup in a cell of Markdown."""
+    """Text without Markdown's markup characters."""
     for character in "\\`*_<|[":
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())
 
 
-def latex(sheet: Sheet) -> str:
-    """A `table` that needs the package booktabs; what others have printed in italics."""
-
-    def shown(column: Column, cell: Cell) -> str:
-        text = escape_latex(cell.text)
-        if not text:
-            return ""
-        text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(
-            cell.place, rf"\textit{{{text}}}" if column.printed else text
-        )
-        spread = rf" {{\scriptsize $\pm${cell.spread:.4f}}}" if cell.spread is not None else ""
-        return text + {1: "$^{+}$", -1: "$^{-}$"}.get(cell.sign, "") + spread
-
-    def row(cells: Sequence[str]) -> str:
-        return "  " + " & ".join(cells) + r" \\" + "\n"
-
+def latex(table: Table) -> str:
+    """The table as LaTeX, for the package booktabs; published values in italics."""
+    alignment = "".join("l" if column.words else "r" for column in table.columns)
     out = "% \\usepackage{booktabs}\n\\begin{table*}\n  \\centering\n"
-    out += f"  \\caption{{{escape_latex(sheet.title)}}}\n  \\label{{tab:{sheet.name}}}\n"
-    out += (
-        f"  \\begin{{tabular}}{{l{''.join('l' if column.words else 'r' for column in sheet.columns)}}}\n  \\toprule\n"
-    )
-    if any(name for name, _ in sheet.groups):
-        heads, rules, place = [], [], 2
-        for name, count in sheet.groups:
+    out += f"  \\caption{{{escape_latex(table.title)}}}\n  \\label{{tab:{table.name}}}\n"
+    out += f"  \\begin{{tabular}}{{l{alignment}}}\n  \\toprule\n"
+    if any(name for name, _ in table.groups):
+        heads, rules, first = [], [], 2
+        for name, count in table.groups:
             heads.append(rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(name)}}}" if name else " & " * (count - 1))
-            rules += [rf"\cmidrule(lr){{{place}-{place + count - 1}}}"] if name else []
-            place += count
-        out += row(["", *heads]) + "  " + " ".join(rules) + "\n"
-    out += row([escape_latex(sheet.corner), *(escape_latex(column.name) for column in sheet.columns)]) + "  \\midrule\n"
-    for before, line in zip([None, *sheet.lines], sheet.lines, strict=False):
+            rules += [rf"\cmidrule(lr){{{first}-{first + count - 1}}}"] if name else []
+            first += count
+        out += _latex_line(["", *heads]) + "  " + " ".join(rules) + "\n"
+    out += _latex_line([escape_latex(name) for name in (table.corner, *(column.name for column in table.columns))])
+    out += "  \\midrule\n"
+    for before, line in zip([None, *table.lines], table.lines, strict=False):
         if line.summary and before is not None and not before.summary:
             out += "  \\midrule\n"
-        cells = [shown(column, cell) for column, cell in zip(sheet.columns, line.cells, strict=True)]
-        out += row([escape_latex(line.label), *cells])
+        cells = zip(table.columns, line.cells, strict=True)
+        out += _latex_line([escape_latex(line.label), *(_latex_cell(column, cell) for column, cell in cells)])
     out += "  \\bottomrule\n  \\end{tabular}\n"
-    out += "".join(f"  \\par\\smallskip\\footnotesize {escape_latex(note)}\n" for note in sheet.notes)
+    out += "".join(f"  \\par\\smallskip\\footnotesize {escape_latex(note)}\n" for note in table.notes)
     return out + "\\end{table*}\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return "  " + " & ".join(cells) + r" \\" + "\n"
+
+
+def _latex_cell(column: Column, cell: Cell) -> str:
+    text = escape_latex(cell.text)
+    if not text:
+        return ""
+    marked = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(
+        cell.place, rf"\textit{{{text}}}" if column.printed else text
+    )
+    deviation = rf" {{\scriptsize $\pm${cell.deviation:.4f}}}" if cell.deviation is not None else ""
+    return marked + {1: "$^{+}$", -1: "$^{-}$"}.get(cell.sign, "") + deviation
 
 
 def escape_latex(text: str) -> str:
@@ -173,20 +182,16 @@ def escape_latex(text: str) -> str:
     return "".join(ESCAPED.get(character, character) for character in " ".join(text.split()))
 
 
-def comma_separated(sheet: Sheet) -> str:
-    """Full digits; a column of deviations beside each column that has any."""
-    spread = [any(line.cells[place].spread is not None for line in sheet.lines) for place in range(len(sheet.columns))]
-    head = [sheet.corner]
-    for column, has in zip(sheet.columns, spread, strict=True):
-        name = f"{column.group} {column.name}".strip()
-        head += [name, f"{name} deviation"] if has else [name]
+def comma_separated(table: Table) -> str:
+    """The table as CSV with full precision, and a column of deviations after each column that has any."""
+    columns: list[tuple[str, list[object]]] = []
+    for number, column in enumerate(table.columns):
+        name, cells = f"{column.group} {column.name}".strip(), [line.cells[number] for line in table.lines]
+        columns.append((name, [cell.text if cell.value is None else cell.value for cell in cells]))
+        if any(cell.deviation is not None for cell in cells):
+            columns.append((f"{name} deviation", [cell.deviation for cell in cells]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    for line in sheet.lines:
-        row: list[object] = [line.label]
-        for cell, has in zip(line.cells, spread, strict=True):
-            row.append(cell.text if cell.value is None else cell.value)
-            row += [cell.spread] if has else []
-        writer.writerow(row)
+    writer.writerow([table.corner, *(name for name, _ in columns)])
+    writer.writerows([line.label, *cells] for line, *cells in zip(table.lines, *(c for _, c in columns), strict=True))
     return out.getvalue()

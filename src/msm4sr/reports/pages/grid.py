@@ -1,28 +1,31 @@
-"""The page of a grid: its tables, charts and settings on one file that needs nothing else."""
+"""The page of a grid: its tables, charts and settings in one self-contained file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from msm4sr.reports.pages.differences import DifferenceBar
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.pages.panels import Panels
-from msm4sr.reports.table_writer import Cell, Column, Line, Sheet
+from msm4sr.reports.table_writer import Cell, Column, Line, Table
 
 
 @dataclass(frozen=True)
 class Headline:
+    """The best result of ours on a data set; `detail` compares it with the best baseline."""
+
     label: str
     value: str
-    more: str
+    detail: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """The main table of a data set, and how large the data is."""
+    """The main table of a data set, and the size of the data."""
 
-    sheet: Sheet
+    table: Table
     size: str
 
 
@@ -37,78 +40,76 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Differences:
-    """Bars of all rows on a data set; `said` names the metric and what the rows are compared with."""
+    """The differences of all rows to the reference, on a data set; `caption` names metric and reference."""
 
     data: str
-    said: str
+    caption: str
     bars: Sequence[DifferenceBar]
-    sheet: Sheet
+    table: Table
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """Metrics by the training interactions of the target, on a data set."""
+    """Metrics by the training interactions of the target; `users`: how many are in each bucket."""
 
-    data: str
     users: str
-    """How many in each bucket."""
     charts: Sequence[Panels]
-    sheet: Sheet
+    table: Table
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What a row differs in: as the grid asks for it, and every setting that is not shared by all."""
+    """A row: the options that ask for it, and every setting that not all rows share."""
 
     label: str
-    asked: str
+    options: str
     settings: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class GridPage:
-    """All that the page shows, in its order."""
+    """The contents of the page, in its order.
+
+    Attributes:
+        popularity_first: the grid is about items by their popularity.
+        combined: the main tables of all data sets side by side, in the paper's form; for the files alone.
+        shares: data set, and a metric by the share of users in training.
+    """
 
     title: str
     kind: str
     popularity_first: bool
-    """It is what this grid is about."""
     facts: str
     headline: Sequence[Headline]
     main: Sequence[Result]
-    """One a data set, as wide as a screen."""
-    whole: Sequence[Sheet]
-    """The same for all data sets side by side, in the paper's form: for the files."""
-    held_out: Sequence[Sheet]
+    combined: Sequence[Table]
+    held_out: Sequence[Table]
     shares: Sequence[tuple[str, Panels]]
-    """A data set, and a metric by the share of the users that is trained on."""
     unfinished: Sequence[Unfinished]
     differences: Sequence[Differences]
     popularity: Sequence[Popularity]
     curves: Sequence[tuple[str, Sequence[Panels]]]
-    validation: Sequence[Sheet]
-    cost: Sequence[Sheet]
-    elsewhere: Sequence[Sheet]
+    validation: Sequence[Table]
+    cost: Sequence[Table]
+    published: Sequence[Table]
     rows: Sequence[RowSettings]
     shared: Sequence[tuple[str, str]]
-    cells: Sheet
+    cells: Table
     versions: Sequence[tuple[str, Sequence[str]]]
 
     @property
-    def sheets(self) -> list[Sheet]:
-        """Every table, to be written beside the page."""
-        found = [*self.whole, *(one.sheet for one in self.differences), *(one.sheet for one in self.popularity)]
-        return [*found, *self.held_out, *self.validation, *self.cost, *self.elsewhere, self.cells]
+    def tables(self) -> list[Table]:
+        """Every table, to be written next to the page."""
+        found = [*self.combined, *(one.table for one in self.differences), *(one.table for one in self.popularity)]
+        return [*found, *self.held_out, *self.validation, *self.cost, *self.published, self.cells]
 
 
-@dataclass(frozen=True)
-class _TableCell:
-    """A cell with what its column says of it."""
+class PlacedCell(NamedTuple):
+    """A cell and its column; `first`: the column begins a group."""
 
     cell: Cell
     column: Column
     first: bool
-    """Begins a group of columns."""
 
 
 def grid_page(page: GridPage) -> str:
@@ -116,11 +117,11 @@ def grid_page(page: GridPage) -> str:
     return render("grid.html.jinja", title=page.title, page=page, placed=placed)
 
 
-def placed(sheet: Sheet, line: Line | None = None) -> list[_TableCell]:
-    """The cells of a line, or with none the column heads, each with its column and whether that begins a group."""
-    cells = [Cell(column.name) for column in sheet.columns] if line is None else line.cells
-    groups = [column.group for column in sheet.columns]
+def placed(table: Table, line: Line | None = None) -> list[PlacedCell]:
+    """The cells of a line, or of the column headings where there is none."""
+    cells = [Cell(column.name) for column in table.columns] if line is None else line.cells
+    groups = [column.group for column in table.columns]
     return [
-        _TableCell(cell, column, number > 0 and groups[number] != groups[number - 1])
-        for number, (cell, column) in enumerate(zip(cells, sheet.columns, strict=True))
+        PlacedCell(cell, column, number > 0 and groups[number] != groups[number - 1])
+        for number, (cell, column) in enumerate(zip(cells, table.columns, strict=True))
     ]

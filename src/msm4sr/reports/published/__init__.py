@@ -1,11 +1,11 @@
-"""Numbers that others have printed, to stand beside what is measured here and never among it.
+"""Published results, shown beside what is measured here and never compared with it.
 
 `paper.csv`: the tables of the method's paper (arXiv 2303.11879), values as printed: table, data set, system, metric,
-and the name of that row in the grids that ship with the package. `elsewhere.csv`: other published figures on public
+and the name of that row in the grids that ship with the package. `elsewhere.csv`: other published results on public
 data sets, each with its protocol and source.
 
-A data set is the same when its folder has the printed name, however capitalised: `pantry` is the paper's Pantry.
-Whoever names a folder so says that it was prepared so; `msm4sr prepare amazon ... --like-paper` does it.
+A data set is identified by the name of its folder, in any case: `pantry` is the paper's Pantry, prepared with
+`msm4sr prepare amazon ... --like-paper`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import NamedTuple
 
 
-class Printed(NamedTuple):
-    """A number as somebody printed it; `text` keeps its digits."""
+class Published(NamedTuple):
+    """A published value; `text` keeps its digits."""
 
     system: str
     metric: str
@@ -30,28 +30,24 @@ class Printed(NamedTuple):
         return float(self.text)
 
 
-def of_paper(table: str, dataset: str) -> dict[tuple[str, str], Printed]:
-    """What the paper's table of this kind prints for this data set, by the (name of our row, metric)."""
-    found: dict[tuple[str, str], Printed] = {}
-    for line in _lines("paper.csv"):
-        if line["table"] == table and _same(line["dataset"], dataset):
-            printed = Printed(line["system"], line["metric"], line["value"], line["source"])
-            found[line["row"], line["metric"]] = printed
-    return found
+def paper_results(table: str, dataset: str) -> dict[tuple[str, str], Published]:
+    """(name of our row, metric) to the value in the paper's table of this kind for this data set."""
+    return {
+        (line["row"], line["metric"]): Published(line["system"], line["metric"], line["value"], line["source"])
+        for line in _lines("paper.csv", dataset)
+        if line["table"] == table
+    }
 
 
-def elsewhere(dataset: str) -> list[Printed]:
-    """What others have printed for this data set, with their protocol, in the order of the file."""
+def other_results(dataset: str) -> list[Published]:
+    """What others have published for this data set, in the order of the file."""
     return [
-        Printed(line["system"], line["metric"], line["value"], line["source"], line["protocol"])
-        for line in _lines("elsewhere.csv")
-        if _same(line["dataset"], dataset)
+        Published(line["system"], line["metric"], line["value"], line["source"], line["protocol"])
+        for line in _lines("elsewhere.csv", dataset)
     ]
 
 
-def _same(printed: str, folder: str) -> bool:
-    return printed.casefold() == folder.casefold()
-
-
-def _lines(name: str) -> Sequence[dict[str, str]]:
-    return list(csv.DictReader((files(__name__) / name).read_text(encoding="utf-8").splitlines()))
+def _lines(name: str, dataset: str) -> Sequence[dict[str, str]]:
+    """The lines of a file about a data set."""
+    lines = csv.DictReader((files(__name__) / name).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["dataset"].casefold() == dataset.casefold()]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grids import LEFT_OUT, cell_folder, write_cell, write_grid
+from grids import SEEN_EXCLUDED, cell_folder, write_cell, write_grid
 
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.significance import holm, mean_over_seeds, paired_bootstrap
-from msm4sr.reports.measured import Measured, by_popularity, check_metrics, measure, measure_seen_excluded
+from msm4sr.reports.comparison import Comparison, by_popularity, check_metrics, measure, measure_seen_excluded
 from msm4sr.reports.results import read_grid
-from msm4sr.reports.tables import main_sheet
+from msm4sr.reports.tables import main_table
 
 ROWS = ("popularity", "sasrec", "s3rec", "msm4sr")
 QUALITY = {"popularity": 60.0, "sasrec": 25.0, "s3rec": 22.0, "msm4sr": 12.0}  # mean rank
@@ -38,9 +38,9 @@ def grid(tmp_path: Path) -> Path:
     return folder
 
 
-def only(grid: Path) -> Measured:
-    (measured,) = measure(read_grid(grid), METRICS, resamples=400)
-    return measured
+def only(grid: Path) -> Comparison:
+    (comparison,) = measure(read_grid(grid), METRICS, resamples=400)
+    return comparison
 
 
 def test_a_score_is_the_mean_over_seeds_with_the_samples_deviation(grid: Path) -> None:
@@ -52,36 +52,36 @@ def test_a_score_is_the_mean_over_seeds_with_the_samples_deviation(grid: Path) -
 
 
 def test_rows_are_tested_against_the_best_baseline_users_paired_and_seeds_averaged(grid: Path) -> None:
-    measured = only(grid)
-    assert set(measured.against.values()) == {"s3rec"}  # ours is better, but no baseline
-    assert {row for _, row, _ in measured.tests} == {"popularity", "sasrec", "msm4sr"}
+    comparison = only(grid)
+    assert set(comparison.references.values()) == {"s3rec"}  # ours is better, but no baseline
+    assert {row for _, row, _ in comparison.tests} == {"popularity", "sasrec", "msm4sr"}
     for row in ("popularity", "msm4sr"):
         mine, other = (
             mean_over_seeds([metrics_per_user(ranks(name, seed))["recall@10"] for seed in SEEDS])
             for name in (row, "s3rec")
         )
         (expected,) = paired_bootstrap(mine[:, None], other[:, None], resamples=400)
-        found = measured.tests["shop", row, "recall@10"]
+        found = comparison.tests["shop", row, "recall@10"]
         assert (found.difference.mean, found.difference.low, found.difference.high) == pytest.approx(
             (expected.mean, expected.low, expected.high)
         )
         assert found.difference.p == expected.p
         assert found.users == 120
-    assert measured.tests["shop", "msm4sr", "recall@10"].sign == 1
-    assert measured.tests["shop", "popularity", "recall@10"].sign == -1
+    assert comparison.tests["shop", "msm4sr", "recall@10"].sign == 1
+    assert comparison.tests["shop", "popularity", "recall@10"].sign == -1
 
 
 def test_holms_family_is_the_rows_of_a_column(grid: Path) -> None:
-    measured = only(grid)
+    comparison = only(grid)
     for metric in METRICS:
-        column = [measured.tests["shop", row, metric] for row in ("popularity", "sasrec", "msm4sr")]
+        column = [comparison.tests["shop", row, metric] for row in ("popularity", "sasrec", "msm4sr")]
         assert [test.p for test in column] == holm([test.difference.p for test in column])
 
 
 def test_the_improvement_is_ours_over_the_best_baseline(grid: Path) -> None:
-    measured = only(grid)
-    mine, other = (measured.scores["shop", row, "ndcg@10"].mean for row in ("msm4sr", "s3rec"))
-    assert measured.improvement("shop", "ndcg@10") == pytest.approx((mine - other) / other)
+    comparison = only(grid)
+    mine, other = (comparison.scores["shop", row, "ndcg@10"].mean for row in ("msm4sr", "s3rec"))
+    assert comparison.improvement("shop", "ndcg@10") == pytest.approx((mine - other) / other)
 
 
 def test_variants_are_tested_against_the_full_system(tmp_path: Path) -> None:
@@ -89,20 +89,20 @@ def test_variants_are_tested_against_the_full_system(tmp_path: Path) -> None:
     folder = write_grid(tmp_path / "grid", ("msm4sr", "s3rec", "sasrec"), kind="ablation", best_against=ours)
     for row in ("sasrec", "s3rec", "msm4sr"):
         write_cell(folder, row, ranks(row).tolist())
-    measured = only(folder)
-    assert set(measured.against.values()) == {"sasrec"}
-    assert {row for _, row, _ in measured.tests} == {"s3rec", "msm4sr"}
-    assert measured.improvement("shop", "ndcg@10") is None
+    comparison = only(folder)
+    assert set(comparison.references.values()) == {"sasrec"}
+    assert {row for _, row, _ in comparison.tests} == {"s3rec", "msm4sr"}
+    assert comparison.improvement("shop", "ndcg@10") is None
 
 
 def test_one_seed_has_no_deviation_but_an_improvement_and_a_test(tmp_path: Path) -> None:
     folder = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"))
     for row in ("sasrec", "msm4sr"):
         write_cell(folder, row, ranks(row).tolist())
-    measured = only(folder)
-    assert measured.scores["shop", "msm4sr", "ndcg@10"].deviation is None
-    assert (measured.improvement("shop", "ndcg@10") or 0) > 0
-    assert ("shop", "msm4sr", "ndcg@10") in measured.tests
+    comparison = only(folder)
+    assert comparison.scores["shop", "msm4sr", "ndcg@10"].deviation is None
+    assert (comparison.improvement("shop", "ndcg@10") or 0) > 0
+    assert ("shop", "msm4sr", "ndcg@10") in comparison.tests
 
 
 def test_rows_that_tested_other_users_are_not_compared_and_it_is_said(grid: Path) -> None:
@@ -112,17 +112,17 @@ def test_rows_that_tested_other_users_are_not_compared_and_it_is_said(grid: Path
             file.unlink()
         folder.rmdir()
         write_cell(grid, "sasrec", ranks("sasrec", seed).tolist(), seed=seed, users=[f"v{u}" for u in range(120)])
-    measured = only(grid)
-    assert {row for _, row, _ in measured.tests} == {"popularity", "msm4sr"}
-    assert measured.untested == [("shop", "SASREC was tested on other users or items than the others")]
-    assert ("shop", "sasrec", "ndcg@10") in measured.scores
+    comparison = only(grid)
+    assert {row for _, row, _ in comparison.tests} == {"popularity", "msm4sr"}
+    assert comparison.untested == [("shop", "SASREC was tested on other users or items than the others")]
+    assert ("shop", "sasrec", "ndcg@10") in comparison.scores
 
 
 def test_a_run_without_ranks_of_users_is_not_compared_and_it_is_said(grid: Path) -> None:
     (cell_folder(grid, "popularity", seed=1) / "users.parquet").unlink()
-    measured = only(grid)
-    assert {row for _, row, _ in measured.tests} == {"sasrec", "msm4sr"}
-    assert measured.untested == [("shop", "POPULARITY has no users.parquet (`msm4sr evaluate` makes it)")]
+    comparison = only(grid)
+    assert {row for _, row, _ in comparison.tests} == {"sasrec", "msm4sr"}
+    assert comparison.untested == [("shop", "POPULARITY has no users.parquet (`msm4sr evaluate` makes it)")]
 
 
 def test_rows_of_another_protocol_are_measured_apart(tmp_path: Path) -> None:
@@ -130,17 +130,17 @@ def test_rows_of_another_protocol_are_measured_apart(tmp_path: Path) -> None:
     for row in ("sasrec", "s3rec", "msm4sr"):
         settings = {"model": {"name": row}, "evaluation": {"exclude_seen": row == "s3rec"}}
         write_cell(folder, row, ranks(row).tolist(), settings=settings)
-    ranked, left_out = measure(read_grid(folder), METRICS, resamples=50)
-    assert [row.name for row in ranked.rows] == ["sasrec", "msm4sr"]
-    assert [row.name for row in left_out.rows] == ["s3rec"]
-    assert set(ranked.against.values()) == {"sasrec"}
-    assert left_out.tests == {}
+    included, excluded = measure(read_grid(folder), METRICS, resamples=50)
+    assert [row.name for row in included.rows] == ["sasrec", "msm4sr"]
+    assert [row.name for row in excluded.rows] == ["s3rec"]
+    assert set(included.references.values()) == {"sasrec"}
+    assert excluded.tests == {}
 
 
 def test_systems_without_an_order_stand_beside_the_others(tmp_path: Path) -> None:
     """They never rank what was trained on, whatever the settings are: the paper's tables have them so."""
     folder = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"))
-    write_cell(folder, "sasrec", ranks("sasrec").tolist(), protocol=LEFT_OUT)
+    write_cell(folder, "sasrec", ranks("sasrec").tolist(), protocol=SEEN_EXCLUDED)
     write_cell(folder, "msm4sr", ranks("msm4sr").tolist())
     assert len(measure(read_grid(folder), METRICS, resamples=50)) == 1
 
@@ -149,24 +149,24 @@ def test_rows_that_rank_histories_are_measured_without_them_too(tmp_path: Path) 
     folder = write_grid(tmp_path / "grid", ("popularity", "sasrec", "msm4sr"))
     for row in ("popularity", "sasrec", "msm4sr"):
         own = ranks(row)
-        write_cell(folder, row, own.tolist(), left_out=own.tolist() if row == "popularity" else [1.0] * len(own))
+        write_cell(folder, row, own.tolist(), seen_excluded=own.tolist() if row == "popularity" else [1.0] * len(own))
     measured = measure(read_grid(folder), METRICS, resamples=50)
     without = measure_seen_excluded(measured)
     assert without is not None
     assert without.scores["shop", "sasrec", "ndcg@10"].mean == 1.0
     assert without.scores["shop", "popularity", "ndcg@10"] == measured[0].scores["shop", "popularity", "ndcg@10"]
     assert without.tests["shop", "popularity", "ndcg@10"].difference.mean < 0
-    assert "histories left out" in main_sheet(without).title
+    assert "seen items excluded" in main_table(without).title
 
 
-def test_there_is_no_second_look_where_it_would_show_the_same(tmp_path: Path) -> None:
+def test_seen_items_are_not_excluded_again_where_nothing_would_change(tmp_path: Path) -> None:
     same = write_grid(tmp_path / "same", ("sasrec",))
     write_cell(same, "sasrec", ranks("sasrec").tolist())
     assert measure_seen_excluded(measure(read_grid(same), METRICS, resamples=50)) is None
     mixed = write_grid(tmp_path / "mixed", ("sasrec", "s3rec"))
     for row in ("sasrec", "s3rec"):
         settings = {"evaluation": {"exclude_seen": row == "s3rec"}}
-        write_cell(mixed, row, [5, 6], settings=settings, left_out=[1, 2])
+        write_cell(mixed, row, [5, 6], settings=settings, seen_excluded=[1, 2])
     assert measure_seen_excluded(measure(read_grid(mixed), METRICS, resamples=50)) is None
 
 
@@ -201,5 +201,5 @@ def test_only_metrics_that_there_are_can_be_asked_for() -> None:
 
 def test_a_grid_without_a_finished_cell_has_nothing_to_compare(tmp_path: Path) -> None:
     folder = write_grid(tmp_path / "grid")
-    measured = only(folder)
-    assert (measured.scores, measured.tests, measured.against) == ({}, {}, {})
+    comparison = only(folder)
+    assert (comparison.scores, comparison.tests, comparison.references) == ({}, {}, {})

@@ -1,0 +1,303 @@
+"""The statistics of a grid: means and deviations over seeds, and a paired test of each row against a reference row.
+
+The reference of a column (a metric on a data set) is the best baseline or, where all rows are variants of one system
+(`VARIANTS`), the full system. The test is a paired bootstrap over users, of metrics that are averaged over a row's
+seeds; p-values are adjusted by Holm's method over the rows of the column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from msm4sr.errors import InputError
+from msm4sr.evaluation.metrics import CUTOFFS, metrics_per_user
+from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
+from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
+from msm4sr.evaluation.users import Part
+from msm4sr.experiments.grid import Row
+from msm4sr.reports.results import GridResults
+
+ALL_METRICS = (*(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS), "mrr")
+METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")  # the columns of the paper
+LEVEL = 0.05  # of significance, after Holm's adjustment; confidence intervals have the level 1 - LEVEL
+VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
+EXCLUDES = "evaluation.exclude_seen"
+SEEN_EXCLUDED = "seen_excluded"  # of metrics.json
+PROTOCOLS = {False: "seen items included", True: "seen items excluded"}
+
+PerUser = Mapping[str, npt.NDArray[np.float64]]
+"""Metric to its value for each user: [users]."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a row on a data set: one value per finished seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation (n - 1) over seeds; None for one seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+
+Scores = Mapping[tuple[str, str, str], Score]
+"""(data set, row, metric) to the score of a row that has a finished cell."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A row tested against a reference row.
+
+    Attributes:
+        against: the reference.
+        difference: of the means over users, row minus reference, with its interval and unadjusted p-value.
+        p: adjusted by Holm's method over the rows of the column.
+        users: the sample size.
+    """
+
+    __test__ = False  # pytest must not collect it
+
+    against: str
+    difference: Difference
+    p: float
+    users: int
+
+    @property
+    def sign(self) -> int:
+        """1: significantly better, -1: significantly worse, 0: neither."""
+        return int(np.sign(self.difference.mean)) if self.p <= LEVEL else 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows that are ranked by one protocol, with their scores on the test part and the tests between them.
+
+    Attributes:
+        excludes_seen: whether the protocol excludes seen items.
+        protocol: what a title adds where a grid has several protocols, such as "seen items excluded".
+        secondary: the second evaluation of rows whose own protocol includes seen items: same weights, seen items
+            excluded.
+        references: (data set, metric) to the row that the others are tested against.
+        tests: (data set, row, metric) to the test of the row.
+        untested: data set, and which row is not tested on it and why.
+    """
+
+    results: GridResults
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    resamples: int
+    excludes_seen: bool
+    protocol: str = ""
+    secondary: bool = False
+    scores: Scores = field(default_factory=dict)
+    references: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    tests: Mapping[tuple[str, str, str], Test] = field(default_factory=dict)
+    untested: Sequence[tuple[str, str]] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the grid with the protocol, for files."""
+        return "-".join([self.results.name, *self.protocol.split()])
+
+    @property
+    def suffix(self) -> str:
+        """The protocol, to be appended to a title."""
+        return f", {self.protocol}" if self.protocol else ""
+
+    @property
+    def is_of_variants(self) -> bool:
+        return self.results.kind in VARIANTS
+
+    def label(self, row: str) -> str:
+        return next(info.label for info in self.rows if info.name == row)
+
+    def column(self, data: str, metric: str) -> list[Score | None]:
+        """The score of each row; None where no cell is finished."""
+        return [self.scores.get((data, row.name, metric)) for row in self.rows]
+
+    def best(self, data: str, metric: str, ours: bool) -> str | None:
+        """The best of our rows, or of the baselines."""
+        names = [row.name for row in self.rows if (row.name in self.results.ours) == ours]
+        there = [name for name in names if (data, name, metric) in self.scores]
+        return max(there, key=lambda name: self.scores[data, name, metric].mean, default=None)
+
+    def improvement(self, data: str, metric: str) -> float | None:
+        """The relative improvement of the best of our rows over the best baseline."""
+        mine, other = self.best(data, metric, True), self.best(data, metric, False)
+        if mine is None or other is None or self.is_of_variants:
+            return None
+        base = self.scores[data, other, metric].mean
+        return self.scores[data, mine, metric].mean / base - 1 if base > 0 else None
+
+
+def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
+    """These metrics, by default those of the paper. Raises InputError for a name that is no metric."""
+    for metric in metrics:
+        if metric not in ALL_METRICS:
+            raise InputError(f"--metric {metric}: there is no such metric; there are {', '.join(ALL_METRICS)}")
+    return tuple(metrics) or METRICS
+
+
+def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES) -> list[Comparison]:
+    """Scores and tests of a grid, one comparison per protocol: rows of different protocols are not comparable.
+
+    Raises:
+        InputError: the cells of one row have different protocols.
+    """
+    protocols: dict[bool, list[Row]] = {}
+    for row in results.rows:
+        finished = [outcome for data in results.data for outcome in results.finished(data, row.name)]
+        excludes = {bool(outcome.settings.get(EXCLUDES, False)) for outcome in finished}
+        if len(excludes) > 1:
+            raise InputError(
+                f"{results.folder / 'cells'}: row {row.name}: {EXCLUDES} is true in some of its cells and false in "
+                "others; run them again with one protocol"
+            )
+        for value in excludes or {bool(row.changes.get(EXCLUDES, False))}:
+            protocols.setdefault(value, []).append(row)
+    several = len(protocols) > 1
+    return [
+        _compare(Comparison(results, tuple(rows), tuple(metrics), resamples, excludes, PROTOCOLS[excludes] * several))
+        for excludes, rows in sorted(protocols.items())
+    ]
+
+
+def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The same rows with seen items excluded; None where a row excludes them already, or nothing would change."""
+    if [one.excludes_seen for one in comparisons] != [False]:
+        return None
+    (one,) = comparisons
+    cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
+    if all(cell["test"] == cell.get(SEEN_EXCLUDED, cell)["test"] for cell in cells):
+        return None
+    again = Comparison(one.results, one.rows, one.metrics, one.resamples, True, PROTOCOLS[True], secondary=True)
+    return _compare(again)
+
+
+def scores_of(comparison: Comparison, part: Part) -> Scores:
+    """The scores of a part, of all rows that have a finished cell (with `secondary`: that was evaluated so)."""
+    found = {}
+    for data in comparison.results.data:
+        for row in comparison.rows:
+            cells = [outcome.metrics for outcome in comparison.results.finished(data, row.name)]
+            if comparison.secondary:
+                has_all = all(SEEN_EXCLUDED in cell for cell in cells)
+                cells = [cell[SEEN_EXCLUDED] for cell in cells] if has_all else []
+            for metric in comparison.metrics if cells else ():
+                found[data, row.name, metric] = Score(tuple(float(cell[part][metric]) for cell in cells))
+    return found
+
+
+def _compare(comparison: Comparison) -> Comparison:
+    """The comparison with scores, references and tests."""
+    comparison = replace(comparison, scores=scores_of(comparison, "test"))
+    columns = [(data, metric) for data in comparison.results.data for metric in comparison.metrics]
+    references = {column: row for column in columns if (row := _reference(comparison, *column)) is not None}
+    comparison = replace(comparison, references=references)
+    tests: dict[tuple[str, str, str], Test] = {}
+    untested: list[tuple[str, str]] = []
+    for data in comparison.results.data:
+        values, users, reasons = _values_per_user(comparison, data)
+        tests |= _tests(comparison, data, values, users)
+        untested += [(data, reason) for reason in reasons]
+    return replace(comparison, tests=tests, untested=untested)
+
+
+def _reference(comparison: Comparison, data: str, metric: str) -> str | None:
+    """The row that a column's other rows are tested against; None where it has no finished cell."""
+    if not comparison.is_of_variants:
+        return comparison.best(data, metric, ours=False)
+    names = {row.name for row in comparison.rows}
+    full = next((name for name in comparison.results.ours if name in names), None)
+    return full if full is not None and (data, full, metric) in comparison.scores else None
+
+
+def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUser], int, list[str]]:
+    """Metrics per user, averaged over seeds, for a paired test.
+
+    Returns:
+        Row to its values, references first; the number of users, which are the same in all these rows; and a reason
+        for each row whose users cannot be paired with those of the others.
+    """
+    users: pl.DataFrame | None = None
+    values: dict[str, PerUser] = {}
+    reasons = []
+    rows = [row.name for row in comparison.rows if (data, row.name, comparison.metrics[0]) in comparison.scores]
+    references = {row for (name, _), row in comparison.references.items() if name == data}
+    for row in sorted(rows, key=lambda name: name not in references):
+        found = [outcome.test_users() for outcome in comparison.results.finished(data, row)]
+        tables = [table for table in found if table is not None]
+        if len(tables) < len(found):
+            reasons.append(f"{comparison.label(row)} has no users.parquet (`msm4sr evaluate` makes it)")
+            continue
+        users = tables[0].select("user_id", "item_id") if users is None else users
+        if any(not table.select("user_id", "item_id").equals(users) for table in tables):
+            reasons.append(f"{comparison.label(row)} was tested on other users or items than the others")
+            continue
+        column = "rank_seen_excluded" if comparison.secondary else "rank"
+        seeds = [metrics_per_user(table[column].to_numpy()) for table in tables]
+        values[row] = {metric: mean_over_seeds([seed[metric] for seed in seeds]) for metric in comparison.metrics}
+    return values, 0 if users is None else len(users), reasons
+
+
+def _tests(
+    comparison: Comparison, data: str, values: Mapping[str, PerUser], users: int
+) -> dict[tuple[str, str, str], Test]:
+    """The tests of a data set; all of them share the resamples of the users."""
+    pairs = [
+        (row, metric, reference)
+        for metric in comparison.metrics
+        if (reference := comparison.references.get((data, metric), "")) in values
+        for row in values
+        if row != reference
+    ]
+    if not pairs:
+        return {}
+    first = np.stack([values[row][metric] for row, metric, _ in pairs], axis=1)
+    second = np.stack([values[reference][metric] for _, metric, reference in pairs], axis=1)
+    differences = paired_bootstrap(first, second, resamples=comparison.resamples, confidence=1 - LEVEL)
+    tests = {}
+    for metric in comparison.metrics:
+        column = [(pair, found) for pair, found in zip(pairs, differences, strict=True) if pair[1] == metric]
+        adjusted = holm([found.p for _, found in column])
+        for ((row, _, reference), found), p in zip(column, adjusted, strict=True):
+            tests[data, row, metric] = Test(reference, found, p, users)
+    return tests
+
+
+def by_popularity(
+    comparison: Comparison, data: str, metrics: Sequence[str]
+) -> tuple[dict[str, int], dict[tuple[str, str, str], float]]:
+    """Metrics by the training interactions of the target (`evaluation.popularity`).
+
+    Returns:
+        Bucket to its number of users, for buckets that have any; (row, metric, bucket) to the mean over the row's
+        seeds, for rows with users.parquet.
+    """
+    counts: dict[str, int] = {}
+    found: dict[tuple[str, str, str], float] = {}
+    for row in comparison.rows:
+        tables = [outcome.test_users() for outcome in comparison.results.finished(data, row.name)]
+        seeds = [
+            bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy())
+            for table in tables
+            if table is not None
+        ]
+        for number, bucket in enumerate(BUCKETS):
+            there = [seed[number] for seed in seeds if seed[number].users]
+            if there:
+                counts.setdefault(bucket, there[0].users)
+                for metric in metrics:
+                    found[row.name, metric, bucket] = float(np.mean([one.metrics[metric] for one in there]))
+    return {bucket: counts[bucket] for bucket in BUCKETS if bucket in counts}, found
