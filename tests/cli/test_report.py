@@ -16,7 +16,7 @@ def grid(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_page_is_written_into_the_grid(cli: Cli, tmp_path: Path) -> None:
+def test_the_report_is_written_into_the_grid(cli: Cli, tmp_path: Path) -> None:
     folder = grid(tmp_path)
     called = cli("report", folder)
     assert (called.code, called.err) == (0, "")
@@ -25,7 +25,7 @@ def test_the_page_is_written_into_the_grid(cli: Cli, tmp_path: Path) -> None:
     assert (folder / "report" / "trial.tex").exists()
 
 
-def test_columns_and_folder_can_be_chosen(cli: Cli, tmp_path: Path) -> None:
+def test_metrics_and_folder_can_be_chosen(cli: Cli, tmp_path: Path) -> None:
     called = cli("report", grid(tmp_path), "--out", tmp_path / "page", "--metric", "mrr", "--metric", "recall@50")
     assert called.code == 0
     head = (tmp_path / "page" / "trial.csv").read_text().splitlines()[0]

@@ -1,4 +1,4 @@
-"""The run folder and its stages, as a library: what is written when, and that it is whole."""
+"""The run folder and its stages: what is written when, and that it is complete."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def begin(run: Run) -> tuple[Dataset, nn.Module]:
     return dataset, build_model(run.settings, dataset, {})
 
 
-def test_a_run_reads_back_as_it_was_made(run: Run) -> None:
+def test_an_opened_run_equals_the_planned_one(run: Run) -> None:
     assert open_run(run.folder) == run
 
 
-def test_a_run_knows_its_data_from_anywhere(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stores_absolute_paths(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     begin_run(plan_run(Path("data"), Path("run"), resolve_settings("seed", "popularity"), "seed", Path("features")))
     monkeypatch.chdir("/")
@@ -85,7 +85,7 @@ def test_a_run_killed_while_its_settings_were_written_can_be_begun_again(data: P
     assert sorted(path.name for path in planned.folder.iterdir()) == ["config.yaml", "features"]
 
 
-def test_replacing_a_run_takes_away_what_the_old_one_made_once_the_new_one_begins(data: Path, run: Run) -> None:
+def test_the_old_run_is_removed_when_the_new_one_begins(data: Path, run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
@@ -124,7 +124,7 @@ def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Ru
     assert run.epochs() == epochs
 
 
-def test_new_weights_take_away_the_results_of_the_old_ones(run: Run) -> None:
+def test_new_weights_remove_the_results_of_the_old_ones(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
@@ -133,7 +133,7 @@ def test_new_weights_take_away_the_results_of_the_old_ones(run: Run) -> None:
     assert left == ["checkpoints", "config.yaml", "metrics.jsonl"]
 
 
-def test_a_stage_that_is_left_out_need_not_have_left_anything(data: Path, tmp_path: Path) -> None:
+def test_a_skipped_stage_needs_no_checkpoint(data: Path, tmp_path: Path) -> None:
     settings = resolve_settings("seed", "sasrec", [*SMALL, "finetune.epochs=0"])
     untrained = plan_run(data, tmp_path / "untrained", settings, "seed")
     begin_run(untrained)
@@ -165,7 +165,7 @@ def test_metrics_are_those_of_the_best_epoch(run: Run) -> None:
     assert "| recall@10 |" in (run.folder / "model" / "README.md").read_text()
 
 
-def test_the_ranks_of_all_users_are_kept_and_the_metrics_follow_from_them(run: Run) -> None:
+def test_metrics_are_means_of_the_stored_ranks(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
     result = evaluate_stage(run, dataset, model)
@@ -178,7 +178,7 @@ def test_the_ranks_of_all_users_are_kept_and_the_metrics_follow_from_them(run: R
         assert mean_metrics(own["rank_seen_excluded"].to_numpy()) == result["seen_excluded"][part]
 
 
-def test_metrics_say_with_what_and_on_what_they_were_made(run: Run) -> None:
+def test_metrics_record_versions_memory_and_hardware(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
     result = evaluate_stage(run, dataset, model)
@@ -201,7 +201,7 @@ def test_a_table_of_users_that_cannot_be_written_leaves_no_results(run: Run, mon
     assert sorted(path.name for path in run.folder.iterdir()) == before
 
 
-def test_the_model_folder_needs_nothing_else(run: Run) -> None:
+def test_the_model_folder_is_self_contained(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
     evaluate_stage(run, dataset, model)
@@ -214,10 +214,10 @@ def test_the_model_folder_needs_nothing_else(run: Run) -> None:
         scores.append(prefixes @ network.scoring_vectors(catalogue).T)
     assert torch.equal(*scores)
     items = json.loads((run.folder / "model" / "items.json").read_text())
-    assert items == {"item_ids": dataset.item_ids, "titles": dataset.item_ids}  # an item without title goes by its id
+    assert items == {"item_ids": dataset.item_ids, "titles": dataset.item_ids}  # the id of an item without title
 
 
-def test_a_stage_that_is_done_again_starts_its_lines_anew(run: Run) -> None:
+def test_a_stage_that_is_run_again_replaces_its_lines(run: Run) -> None:
     dataset, _ = begin(run)
     lines = []
     for _ in range(2):
@@ -227,7 +227,7 @@ def test_a_stage_that_is_done_again_starts_its_lines_anew(run: Run) -> None:
     assert lines[0] == lines[1]
 
 
-def test_lines_and_weights_are_there_while_the_stage_still_runs(run: Run) -> None:
+def test_lines_and_weights_are_written_while_the_stage_runs(run: Run) -> None:
     seen: list[tuple[int, bool]] = []
 
     class Watching(Silent):
@@ -239,7 +239,7 @@ def test_lines_and_weights_are_there_while_the_stage_still_runs(run: Run) -> Non
     assert seen == [(1, True), (2, True), (3, True)]
 
 
-def test_an_interruption_loses_nothing_that_was_kept(run: Run) -> None:
+def test_an_interruption_keeps_finished_epochs(run: Run) -> None:
     class Impatient(Silent):
         def epoch(self, record: EpochRecord, best: bool) -> None:
             if record.epoch == 2:
@@ -253,12 +253,12 @@ def test_an_interruption_loses_nothing_that_was_kept(run: Run) -> None:
     assert all(torch.equal(kept[name], now[name]) for name in now)
 
 
-def test_what_stage_is_missing_is_said(run: Run) -> None:
+def test_a_missing_stage_is_an_error_that_names_it(run: Run) -> None:
     with pytest.raises(InputError, match=rf"`msm4sr finetune {run.folder}` comes first"):
         restore(run, *begin(run), "finetune")
 
 
-def test_a_model_without_pretraining_passes_that_stage_by(run: Run) -> None:
+def test_a_model_without_pretraining_skips_that_stage(run: Run) -> None:
     dataset, model = begin(run)
     before = weights_of(model)
     train_stage(run, "pretrain", dataset, model)
@@ -267,7 +267,7 @@ def test_a_model_without_pretraining_passes_that_stage_by(run: Run) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"stage": "finet', "[]", "5", '{"stage": "finetune"}', "nonsense"])
-def test_a_line_that_is_no_record_is_named(run: Run, line: str) -> None:
+def test_a_damaged_line_is_an_error_that_names_it(run: Run, line: str) -> None:
     record = {"stage": "finetune", "epoch": 1, "seconds": 0.5, "loss": 1.0}
     (run.folder / "metrics.jsonl").write_text(json.dumps(record) + "\n" + line + "\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: not the record of an epoch"):

@@ -43,7 +43,7 @@ def only(grid: Path) -> Comparison:
     return comparison
 
 
-def test_a_score_is_the_mean_over_seeds_with_the_samples_deviation(grid: Path) -> None:
+def test_a_score_has_the_mean_and_the_sample_deviation_over_seeds(grid: Path) -> None:
     score = only(grid).scores["shop", "sasrec", "ndcg@10"]
     values = [float(metrics_per_user(ranks("sasrec", seed))["ndcg@10"].mean()) for seed in SEEDS]
     assert score.values == pytest.approx(values)
@@ -51,7 +51,7 @@ def test_a_score_is_the_mean_over_seeds_with_the_samples_deviation(grid: Path) -
     assert score.deviation == pytest.approx(statistics.stdev(values))
 
 
-def test_rows_are_tested_against_the_best_baseline_users_paired_and_seeds_averaged(grid: Path) -> None:
+def test_rows_are_tested_against_the_best_baseline_by_a_paired_bootstrap_over_users(grid: Path) -> None:
     comparison = only(grid)
     assert set(comparison.references.values()) == {"s3rec"}  # ours is better, but no baseline
     assert {row for _, row, _ in comparison.tests} == {"popularity", "sasrec", "msm4sr"}
@@ -105,7 +105,7 @@ def test_one_seed_has_no_deviation_but_an_improvement_and_a_test(tmp_path: Path)
     assert ("shop", "msm4sr", "ndcg@10") in comparison.tests
 
 
-def test_rows_that_tested_other_users_are_not_compared_and_it_is_said(grid: Path) -> None:
+def test_rows_with_other_users_are_reported_as_untested(grid: Path) -> None:
     for seed in SEEDS:
         folder = cell_folder(grid, "sasrec", seed=seed)
         for file in folder.iterdir():
@@ -118,14 +118,14 @@ def test_rows_that_tested_other_users_are_not_compared_and_it_is_said(grid: Path
     assert ("shop", "sasrec", "ndcg@10") in comparison.scores
 
 
-def test_a_run_without_ranks_of_users_is_not_compared_and_it_is_said(grid: Path) -> None:
+def test_rows_without_ranks_per_user_are_reported_as_untested(grid: Path) -> None:
     (cell_folder(grid, "popularity", seed=1) / "users.parquet").unlink()
     comparison = only(grid)
     assert {row for _, row, _ in comparison.tests} == {"sasrec", "msm4sr"}
     assert comparison.untested == [("shop", "POPULARITY has no users.parquet (`msm4sr evaluate` makes it)")]
 
 
-def test_rows_of_another_protocol_are_measured_apart(tmp_path: Path) -> None:
+def test_rows_of_different_protocols_are_compared_separately(tmp_path: Path) -> None:
     folder = write_grid(tmp_path / "grid", ("sasrec", "s3rec", "msm4sr"))
     for row in ("sasrec", "s3rec", "msm4sr"):
         settings = {"model": {"name": row}, "evaluation": {"exclude_seen": row == "s3rec"}}
@@ -137,7 +137,7 @@ def test_rows_of_another_protocol_are_measured_apart(tmp_path: Path) -> None:
     assert excluded.tests == {}
 
 
-def test_systems_without_an_order_stand_beside_the_others(tmp_path: Path) -> None:
+def test_models_that_always_exclude_seen_items_are_compared_with_the_others(tmp_path: Path) -> None:
     """They never rank what was trained on, whatever the settings are: the paper's tables have them so."""
     folder = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"))
     write_cell(folder, "sasrec", ranks("sasrec").tolist(), protocol=SEEN_EXCLUDED)
@@ -145,7 +145,7 @@ def test_systems_without_an_order_stand_beside_the_others(tmp_path: Path) -> Non
     assert len(measure(read_grid(folder), METRICS, resamples=50)) == 1
 
 
-def test_rows_that_rank_histories_are_measured_without_them_too(tmp_path: Path) -> None:
+def test_rows_are_compared_again_with_seen_items_excluded(tmp_path: Path) -> None:
     folder = write_grid(tmp_path / "grid", ("popularity", "sasrec", "msm4sr"))
     for row in ("popularity", "sasrec", "msm4sr"):
         own = ranks(row)
@@ -192,7 +192,7 @@ def test_by_popularity_is_the_mean_over_seeds_of_each_bucket(tmp_path: Path) -> 
     }
 
 
-def test_only_metrics_that_there_are_can_be_asked_for() -> None:
+def test_unknown_metrics_are_errors() -> None:
     assert check_metrics(["mrr", "recall@50"]) == ("mrr", "recall@50")
     assert check_metrics([])[0] == "recall@5"
     with pytest.raises(InputError, match=r"--metric ndcg@7: there is no such metric; there are recall@5,"):

@@ -1,4 +1,4 @@
-"""The page of a grid: whole, self-contained, nothing of the data is markup, and its charts stay in their frames."""
+"""The page of a grid: complete, self-contained, data never becomes markup, charts stay in their frames."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
     assert page.all("polyline", "line")
 
 
-def test_the_tables_lie_beside_the_page_in_three_forms_and_the_page_links_them(real: Path) -> None:
+def test_tables_are_written_in_three_formats_and_linked(real: Path) -> None:
     page = Page(real.read_text(encoding="utf-8"))
     names = {file.name for file in real.parent.iterdir()} - {"index.html"}
     stems = {
@@ -79,7 +79,7 @@ def test_the_tables_lie_beside_the_page_in_three_forms_and_the_page_links_them(r
     assert 0 < float(row["ring R@10"]) <= 1
 
 
-def test_the_page_asks_the_network_for_nothing_and_runs_nothing(real: Path) -> None:
+def test_the_page_makes_no_requests_and_runs_no_script(real: Path) -> None:
     html = real.read_text(encoding="utf-8")
     page = Page(html)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", html)
@@ -91,14 +91,14 @@ def test_the_page_asks_the_network_for_nothing_and_runs_nothing(real: Path) -> N
     assert policy.startswith("default-src 'none'")
 
 
-def test_what_charts_refer_to_is_there(real: Path) -> None:
+def test_references_inside_charts_resolve(real: Path) -> None:
     page = Page(real.read_text(encoding="utf-8"))
     ids = [group["id"] for group in page.all("g")]
     assert len(ids) == len(set(ids)) >= 4
     assert {use["href"] for use in page.all("use")} <= {f"#{name}" for name in ids}
 
 
-def test_nothing_of_a_grid_is_markup(tmp_path: Path) -> None:
+def test_data_never_becomes_markup(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), labels={"sasrec": EVIL, "msm4sr": EVIL}, title=EVIL)
     write_cell(grid, "sasrec", [1, 2], settings={EVIL: EVIL}, protocol=EVIL)
     fail_cell(grid, "msm4sr", EVIL)
@@ -120,13 +120,13 @@ def test_cells_without_a_result_are_listed_with_their_reasons(tmp_path: Path) ->
     assert "missing MSM4SR on shop, seed 1" in text
 
 
-def test_a_grid_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+def test_a_grid_without_finished_cells_has_a_report(tmp_path: Path) -> None:
     text = page_of(write_grid(tmp_path / "grid")).text
     assert "0 of 2 cells finished" in text
     assert "Differences" not in text
 
 
-def test_the_headline_says_how_ours_stands_to_the_best_baseline(tmp_path: Path) -> None:
+def test_the_headline_compares_ours_with_the_best_baseline(tmp_path: Path) -> None:
     text = " ".join(page_of(small(tmp_path)).text.split())
     assert "MSM4SR on shop, NDCG@10" in text
     number = r"[+−]0\.\d{4}"
@@ -139,7 +139,7 @@ def test_an_ablation_is_shown_as_differences_to_the_full_system(tmp_path: Path) 
     assert "Improvement" not in text
 
 
-def test_printed_numbers_are_on_the_page_where_the_data_has_their_name(tmp_path: Path) -> None:
+def test_published_values_are_shown_for_data_of_the_same_name(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", data=("pantry",))
     write_cell(grid, "msm4sr", [1, 2], "pantry")
     page = page_of(grid)
@@ -148,14 +148,14 @@ def test_printed_numbers_are_on_the_page_where_the_data_has_their_name(tmp_path:
     assert not Page(write_grid_report(small(tmp_path / "other"), resamples=50).read_text()).all("td", "printed")
 
 
-def test_versions_that_differ_are_pointed_at(tmp_path: Path) -> None:
+def test_versions_that_differ_are_marked(tmp_path: Path) -> None:
     grid = small(tmp_path)
     file = cell_folder(grid, "sasrec") / "metrics.json"
     file.write_text(file.read_text().replace("2.13.0", "2.6.0"))
     assert "2.6.0, 2.13.0 cells differ" in " ".join(page_of(grid).text.split())
 
 
-def test_nothing_is_written_of_a_grid_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_damaged_grid_leaves_no_report(tmp_path: Path) -> None:
     grid = small(tmp_path)
     (cell_folder(grid, "msm4sr", seed=1) / "users.parquet").write_text("no table")
     with pytest.raises(InputError, match=r"users\.parquet"):
@@ -163,7 +163,7 @@ def test_nothing_is_written_of_a_grid_that_cannot_be_read(tmp_path: Path) -> Non
     assert not (grid / "report").exists()
 
 
-def test_a_report_is_written_where_it_is_asked_for_and_again(tmp_path: Path) -> None:
+def test_a_report_is_written_to_a_chosen_folder_and_can_be_written_again(tmp_path: Path) -> None:
     grid = small(tmp_path)
     for _ in range(2):
         page = write_grid_report(grid, tmp_path / "elsewhere" / "page", ["mrr"], resamples=50)
@@ -226,7 +226,7 @@ def test_a_logarithmic_axis_has_a_few_marks(epochs: tuple[int, int], labels: lis
     assert [label for _, label in drawn.panels[0].x_ticks] == labels
 
 
-def test_places_with_names_are_evenly_spaced_and_have_no_best() -> None:
+def test_named_positions_are_evenly_spaced_and_have_no_best() -> None:
     drawn = panels("Recall", "bucket", {"a": [Curve([(0.0, 0.1), (1.0, 0.3), (2.0, 0.2)])]}, names=["0", "1-5", ">5"])
     assert drawn is not None
     (panel,) = drawn.panels
@@ -239,12 +239,12 @@ def test_places_with_names_are_evenly_spaced_and_have_no_best() -> None:
 
 
 @pytest.mark.parametrize(("kind", "first"), [("comparison", "Differences"), ("cold_start", "By the target")])
-def test_a_grid_about_cold_items_begins_with_them(tmp_path: Path, kind: str, first: str) -> None:
+def test_a_grid_about_cold_start_shows_popularity_first(tmp_path: Path, kind: str, first: str) -> None:
     text = page_of(small(tmp_path, kind=kind)).text
     assert min(("Differences", "By the target"), key=text.index) == first
 
 
-def test_shares_of_the_users_are_drawn_as_a_curve_of_each_model(tmp_path: Path) -> None:
+def test_shares_of_users_are_drawn_as_one_curve_per_model(tmp_path: Path) -> None:
     rows = [
         {"name": f"{model}-{share}", "label": f"{model} {share} %", "model": model}
         for model in ("sasrec", "msm4sr")

@@ -1,4 +1,4 @@
-"""Printed numbers: as printed, found for data of the same name alone."""
+"""Published values keep their digits and are found for data sets of the same name alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_tables_of_the_paper_are_complete(table: str) -> None:
     assert all(metric in ALL_METRICS and 0 < printed.value < 1 for v in found for (_, metric), printed in v.items())
 
 
-def test_values_keep_the_digits_in_which_they_were_printed() -> None:
+def test_values_keep_their_published_digits() -> None:
     pantry = paper_results("comparison", "pantry")
     assert pantry["msm4sr", "recall@5"].text == "0.0405"
     assert pantry["lightgcn", "recall@5"].text == "0.0270"
@@ -32,11 +32,11 @@ def test_another_name_is_another_data_set(name: str) -> None:
     assert paper_results("comparison", name) == {}
 
 
-def test_another_kind_of_table_has_no_printed_numbers() -> None:
+def test_other_kinds_of_tables_have_no_published_values() -> None:
     assert paper_results("cold_start", "pantry") == {}
 
 
-def test_what_others_print_names_protocol_and_source() -> None:
+def test_other_results_name_protocol_and_source() -> None:
     films = other_results("ml-1m")
     assert ("SASRec+ (cross-entropy)", "ndcg@10", "0.1821") in [printed[:3] for printed in films]
     for printed in [*films, *other_results("scientific")]:

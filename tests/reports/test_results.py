@@ -36,12 +36,12 @@ def test_each_cell_is_finished_failed_at_work_or_missing(tmp_path: Path) -> None
     assert [row.label for row in results.rows] == ["SASREC", "MSM4SR"]
 
 
-def test_rows_that_share_a_label_are_told_apart_by_their_names(tmp_path: Path) -> None:
+def test_labels_that_several_rows_share_are_extended_by_names(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "sine", "msm4sr"), labels={"sasrec": "A", "sine": "A"})
     assert [row.label for row in read_grid(grid).rows] == ["A (sasrec)", "A (sine)", "MSM4SR"]
 
 
-def test_what_is_no_grid_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_a_grid_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no grid here \(no grid\.yaml\); `msm4sr compare` makes one$"):
         read_grid(tmp_path)
     (tmp_path / "config.yaml").write_text("data: x")
@@ -50,13 +50,13 @@ def test_what_is_no_grid_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "a: [", "name: x", "name: x\ndata: 3\nseeds: [0]\nrows: []"])
-def test_a_damaged_grid_is_named(tmp_path: Path, text: str) -> None:
+def test_a_damaged_grid_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(InputError, match=r"grid\.yaml"):
         read_grid(tmp_path)
 
 
-def test_metrics_of_something_else_are_named(tmp_path: Path) -> None:
+def test_a_metrics_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     (write_cell(grid, "sasrec", [1, 2]) / "metrics.json").write_text('{"validation": {}}')
     with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a run; `msm4sr evaluate"):
@@ -64,7 +64,7 @@ def test_metrics_of_something_else_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "metrics.jsonl", "users.parquet"])
-def test_a_damaged_file_of_a_cell_is_named(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_of_a_cell_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
     grid = write_grid(tmp_path / "grid")
     (write_cell(grid, "sasrec", [1, 2]) / name).write_text("{half a li")
     with pytest.raises(InputError, match=rf"seed-0/{name}"):

@@ -107,7 +107,7 @@ def test_latex_special_characters_are_escaped(text: str) -> None:
     assert re.sub(r"\\text\w+\{\}|\\[&%$#_{}]|\$[<>]\$|[\w\s]", "", escape_latex(text)) == ""
 
 
-def test_all_forms_are_written(tmp_path: Path) -> None:
+def test_a_table_is_written_as_markdown_latex_and_csv(tmp_path: Path) -> None:
     written = write_table(tmp_path, TABLE)
     assert [file.name for file in written] == ["small.md", "small.tex", "small.csv"]
     assert sorted(tmp_path.iterdir()) == sorted(written)

@@ -68,19 +68,19 @@ def test_the_table_has_the_papers_form(tmp_path: Path) -> None:
     assert line(table, "Improvement")["shop", "R@5"].text.startswith("+")
 
 
-def test_every_row_says_what_becomes_of_histories(tmp_path: Path) -> None:
+def test_every_row_says_whether_it_ranks_seen_items(tmp_path: Path) -> None:
     table = main(results(tmp_path))
     said = [line(table, label)["", "Seen items"].text for label in ("POPULARITY", "SASREC")]
     assert said == ["excluded", "included"]
 
 
-def test_what_a_run_says_more_of_its_protocol_is_kept(tmp_path: Path) -> None:
+def test_other_details_of_a_protocol_are_shown(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("msm4sr",))
     write_cell(grid, "msm4sr", ranks("msm4sr"), protocol=f"{SEEN_INCLUDED}, by content alone")
     assert line(main(read_grid(grid)), "MSM4SR")["", "Seen items"].text == "included, by content alone"
 
 
-def test_printed_numbers_stand_apart_and_take_no_part(tmp_path: Path) -> None:
+def test_published_values_are_shown_but_not_compared(tmp_path: Path) -> None:
     """0.0405 and the like are far below what is measured here, and 0.9 would be far above."""
     found = results(tmp_path)
     table = main(found)
@@ -98,7 +98,7 @@ def test_printed_numbers_stand_apart_and_take_no_part(tmp_path: Path) -> None:
     assert not any(c.printed for c in main(found, only="shop").columns)
 
 
-def test_no_measured_cell_depends_on_what_was_printed(tmp_path: Path) -> None:
+def test_measured_cells_do_not_depend_on_published_values(tmp_path: Path) -> None:
     pantry, shop = (main(results(tmp_path / name, (name,))) for name in ("pantry", "shop"))
     measured = [
         [[cell for c, cell in zip(table.columns, each.cells, strict=True) if not c.printed] for each in table.lines]
@@ -107,7 +107,7 @@ def test_no_measured_cell_depends_on_what_was_printed(tmp_path: Path) -> None:
     assert measured[0] == measured[1]
 
 
-def test_failed_and_missing_cells_are_shown_as_such(tmp_path: Path) -> None:
+def test_failed_and_missing_cells_are_marked(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", tuple(RANKS), ("shop",), (0, 1))
     for seed in (0, 1):
         write_cell(grid, "sasrec", ranks("sasrec", seed), seed=seed)
@@ -134,7 +134,7 @@ def test_without_baselines_or_without_ours_there_is_no_improvement(tmp_path: Pat
     assert not any("Improvement" in note for note in table.notes)
 
 
-def test_a_grid_of_one_seed_says_so(tmp_path: Path) -> None:
+def test_a_grid_of_one_seed_has_no_deviations(tmp_path: Path) -> None:
     table = main(results(tmp_path, seeds=(0,)))
     assert any(note.startswith("One seed, so there are no deviations") for note in table.notes)
     assert all(cell.deviation is None for each in table.lines for cell in each.cells)
@@ -180,7 +180,7 @@ def test_popularity_has_a_column_for_each_bucket_that_has_users(tmp_path: Path) 
     assert max(cell.place for each in table.lines for cell in each.cells) == 2
 
 
-def test_items_held_out_of_training_have_a_table_with_chance_below_it(tmp_path: Path) -> None:
+def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), seeds=(0, 1))
     for seed in (0, 1):
         for row, value in (("sasrec", 0.1), ("msm4sr", 0.3 + seed / 10)):
@@ -199,12 +199,12 @@ def test_items_held_out_of_training_have_a_table_with_chance_below_it(tmp_path: 
     assert table.notes[0].startswith("The 1,200 users whose last item is one of the 34 held out of training")
 
 
-def test_without_items_held_out_there_is_no_such_table(tmp_path: Path) -> None:
+def test_without_held_out_items_the_table_is_empty(tmp_path: Path) -> None:
     (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
     assert held_out_table(comparison, "shop").lines == []
 
 
-def test_validation_has_the_mean_of_what_chose_the_weights(tmp_path: Path) -> None:
+def test_validation_table_has_means_over_seeds(tmp_path: Path) -> None:
     grid = results(tmp_path, ("shop",))
     (comparison,) = measure(grid, ("ndcg@10",))
     table = validation_table(comparison, "shop")
@@ -213,7 +213,7 @@ def test_validation_has_the_mean_of_what_chose_the_weights(tmp_path: Path) -> No
         assert line.cells[0].value == pytest.approx(sum(each) / len(each))
 
 
-def test_cost_says_weights_seconds_memory_and_machine(tmp_path: Path) -> None:
+def test_cost_table_has_weights_seconds_memory_and_hardware(tmp_path: Path) -> None:
     table = cost_table(results(tmp_path, ("shop",)), "shop")
     cells = {c.name: cell.text for c, cell in zip(table.columns, table.lines[0].cells, strict=True)}
     assert cells == {
@@ -226,14 +226,14 @@ def test_cost_says_weights_seconds_memory_and_machine(tmp_path: Path) -> None:
     }
 
 
-def test_what_others_print_has_its_source_in_every_line() -> None:
+def test_published_results_name_protocol_and_source() -> None:
     table = published_table("ml-1m")
     assert all(each.cells[-1].text and each.cells[-2].text for each in table.lines)
     assert all(cell.place == 0 for each in table.lines for cell in each.cells)
     assert published_table("shop").lines == []
 
 
-def test_settings_are_split_into_shared_ones_and_those_of_a_row(tmp_path: Path) -> None:
+def test_settings_are_split_into_shared_and_per_row(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), seeds=(0, 1))
     for seed in (0, 1):
         write_cell(grid, "sasrec", [1], seed=seed, settings={"model": {"dim": 8}, "finetune": {"epochs": 3}})

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 from msm4sr.reports.tables import signed
 
-WIDTH = 100.0  # viewBox units of the strip that a bar lies in; it is stretched to the width that there is
+WIDTH = 100.0  # viewBox units of a bar's strip, which the page scales to the available width
 
 
 @dataclass(frozen=True)
 class DifferenceBar:
-    """Positions are from 0 to WIDTH, the same scale in all bars of a chart."""
+    """A bar; positions are from 0 to WIDTH, on the scale that all bars of a chart share.
+
+    Attributes:
+        sign: 1: significantly above zero, -1: significantly below, 0: neither.
+    """
 
     label: str
     x: float
@@ -23,14 +27,11 @@ class DifferenceBar:
     text: str
     interval: str
     sign: int
-    """1: significantly above zero, -1: below, 0: neither."""
     ours: bool
 
 
-def difference_bars(
-    rows: Sequence[tuple[str, float, float, float, int, bool]],
-) -> list[DifferenceBar]:
-    """Rows of (label, difference, low, high, sign, ours) on one scale, which holds zero and all intervals."""
+def difference_bars(rows: Sequence[tuple[str, float, float, float, int, bool]]) -> list[DifferenceBar]:
+    """Rows of (label, difference, low, high, sign, ours) on one scale that holds zero and all intervals."""
     least = min([0.0, *(low for _, _, low, _, _, _ in rows)])
     most = max([0.0, *(high for _, _, _, high, _, _ in rows)])
     span = (most - least) or 1.0
