@@ -41,8 +41,10 @@ from steps import Stage, run_steps
 
 from msm4sr.cli.console import handle_errors
 from msm4sr.data.dataset import Dataset
-from msm4sr.experiments.settings import resolve_settings
-from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.experiments.settings import feature_tensors, resolve_settings
+from msm4sr.models.base import Inputs
+from msm4sr.models.msm4sr import MSM4SRConfig
+from msm4sr.models.registry import build
 from msm4sr.ragged import Ragged
 
 WIDTH = 384
@@ -115,7 +117,7 @@ def measure(cell: Cell, preset: str, changes: Sequence[str], threads: int, steps
     )
     assert isinstance(settings.model, MSM4SRConfig)
     dataset, features = generate_dataset(cell), generate_features(cell.items)
-    model = MSM4SR.from_features(settings.model, features).train()
+    model = build(settings.model, Inputs(cell.items, features=feature_tensors(features))).train()
     del features
     loaded = memory_now()
     reset_memory_peak()

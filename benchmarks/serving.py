@@ -33,8 +33,10 @@ from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import read_item_names
 from msm4sr.experiments.run import begin_run, open_run, plan_run
-from msm4sr.experiments.settings import resolve_settings
-from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.experiments.settings import feature_tensors, resolve_settings
+from msm4sr.models.base import Inputs
+from msm4sr.models.msm4sr import MSM4SRConfig
+from msm4sr.models.registry import build
 
 WIDTH, CENTRES = 32, 1000
 MAX_HISTORIES = 2000  # sent, in turn
@@ -53,7 +55,8 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
     assert isinstance(settings.model, MSM4SRConfig)
     run = plan_run(folder / "data", folder / "run", settings, "best")
     begin_run(run)
-    MSM4SR.from_features(settings.model, features, seed).eval().save_pretrained(run.folder / "model")
+    inputs = Inputs(items, features=feature_tensors(features))
+    build(settings.model, inputs, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
     names = {"item_ids": ids, "titles": [f"Item {item}" for item in ids]}
     (run.folder / "model" / "items.json").write_text(json.dumps(names))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, training_histories
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
 from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
 from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
@@ -21,10 +21,8 @@ from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
-from msm4sr.models.registry import CONFIGS, build
+from msm4sr.models.registry import MODELS, build
 from msm4sr.ragged import Ragged
-
-Rows = tuple[Tensor, Tensor]
 
 TINY: dict[str, Any] = {"dim": 8, "layers": 2, "heads": 2, "inner_dim": 16, "max_history": 6}
 CALM: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -72,14 +70,16 @@ def cycle_dataset(users: int, n_items: int, longest: int = 12, seed: int = 0) ->
     return make_dataset([[int(item) for item in s] for s in sequences], n_items)
 
 
-def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Rows:
+def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Ragged[Tensor]:
     """Random features: item i has `lengths[i]` rows of `dim` numbers."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(sum(lengths), dim, generator=generator)
-    return vectors, torch.tensor([0, *lengths]).cumsum(0)
+    return Ragged(vectors, torch.tensor([0, *lengths]).cumsum(0))
 
 
-def make_features(n_items: int, modalities: Sequence[str] = ("text", "visual"), seed: int = 0) -> dict[str, Rows]:
+def make_features(
+    n_items: int, modalities: Sequence[str] = ("text", "visual"), seed: int = 0
+) -> dict[str, Ragged[Tensor]]:
     """Zero to three rows an item, each modality missing for some items, each of another width."""
     rng = np.random.default_rng(seed)
     features = {}
@@ -90,17 +90,17 @@ def make_features(n_items: int, modalities: Sequence[str] = ("text", "visual"), 
     return features
 
 
-def as_ragged(sequences: Sequence[Sequence[int]]) -> Rows:
+def as_ragged(sequences: Sequence[Sequence[int]]) -> Ragged[Tensor]:
     values = [item for sequence in sequences for item in sequence]
-    return torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, sequences)]).cumsum(0)
+    return Ragged(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, sequences)]).cumsum(0))
 
 
 def every_input(modalities: Sequence[str] = ("text", "visual"), **changes: Any) -> Inputs:
     """Inputs of every kind for N_ITEMS items; the last one has no text and no category, and nobody took it."""
     features = make_features(N_ITEMS, modalities)
     if modalities:
-        vectors, offsets = features[modalities[0]]
-        features[modalities[0]] = vectors[: offsets[-2]], torch.cat([offsets[:-1], offsets[-2:-1]])
+        vectors, offsets = features[modalities[0]].values, features[modalities[0]].offsets
+        features[modalities[0]] = Ragged(vectors[: offsets[-2]], torch.cat([offsets[:-1], offsets[-2:-1]]))
     everything: dict[str, Any] = {
         "n_users": len(HISTORIES),
         "histories": as_ragged(HISTORIES),
@@ -113,12 +113,11 @@ def every_input(modalities: Sequence[str] = ("text", "visual"), **changes: Any) 
 
 def training_inputs(dataset: Dataset) -> Inputs:
     """Inputs of every kind for a data set that has neither features nor categories: both are drawn."""
-    taken = training_histories(dataset)
     rng = np.random.default_rng(0)
     return Inputs(
         dataset.n_items,
         dataset.n_users,
-        histories=(torch.from_numpy(taken.values.astype(np.int64)), torch.from_numpy(taken.offsets)),
+        histories=as_tensors(training_histories(dataset)),
         features=make_features(dataset.n_items),
         categories=as_ragged([rng.permutation(4)[: rng.integers(0, 3)].tolist() for _ in range(dataset.n_items)]),
         n_categories=4,
@@ -127,8 +126,8 @@ def training_inputs(dataset: Dataset) -> Inputs:
 
 def tiny_config(name: str, **changes: Any) -> Any:
     """Of any model of the registry, without dropout; of TINY, CALM, SMALLER and `changes` what it has."""
-    wanted = TINY | CALM | SMALLER | changes
-    return CONFIGS[name](**{key: value for key, value in wanted.items() if key in CONFIGS[name].model_fields})
+    wanted, config = TINY | CALM | SMALLER | changes, MODELS[name].Config
+    return config(**{key: value for key, value in wanted.items() if key in config.model_fields})
 
 
 def make_model(name: str, inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> Model:
@@ -162,9 +161,7 @@ TAKEN = [[1, 5, 0], [3, 4, 11, 3], [2, 2], [7, 8, 9, 0, 1], [5, 6, 1]]
 
 
 def make_inputs(taken: Sequence[Sequence[int]] = TAKEN, n_items: int = 12, modalities: Sequence[str] = ()) -> Inputs:
-    histories = ragged(taken)
-    values, offsets = torch.from_numpy(histories.values.astype(np.int64)), torch.from_numpy(histories.offsets)
-    return Inputs(n_items, len(taken), (values, offsets), make_features(n_items, modalities))
+    return Inputs(n_items, len(taken), as_ragged(taken), make_features(n_items, modalities))
 
 
 def make_lightgcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> LightGCN:
@@ -195,8 +192,8 @@ def make_itemknn(inputs: Inputs | None = None, **changes: Any) -> ItemKNN:
 
 def make_popularity(counts: Sequence[int]) -> Popularity:
     """Popularity over histories in which item i stands `counts[i]` times."""
-    taken = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return Popularity(PopularityConfig(), Inputs(len(counts), histories=(taken, torch.tensor([0, len(taken)]))))
+    history = [item for item, count in enumerate(counts) for _ in range(count)]
+    return Popularity(PopularityConfig(), Inputs(len(counts), histories=as_ragged([history])))
 
 
 def enlarge(model: torch.nn.Module) -> None:

@@ -32,7 +32,7 @@ from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Dataset, Targets, test_targets, training_histories, validation_targets
 from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.experiments.stages import build_model
-from msm4sr.models.base import ProductModel
+from msm4sr.models.base import FactorizedModel
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.training.finetune import finetune
 from msm4sr.training.s3rec import pretrain_s3rec
@@ -95,7 +95,7 @@ class SequentialComparison:
 
     def train_ours(self, dataset: Dataset, settings: RunSettings) -> Reached:
         model = build_model(settings, dataset, {})
-        assert isinstance(model, ProductModel)
+        assert isinstance(model, FactorizedModel)
         if isinstance(model, S3Rec):
             histories = training_histories(dataset)
             prefixes = sum(min(end, HISTORY) for n in np.diff(histories.offsets) for end in range(1, n))
@@ -123,7 +123,7 @@ class SequentialComparison:
         check_same_data(about, dataset, pairs)
         best = best_epoch(folder, range(1, self.epochs + 1), dataset, lambda scores, of: ndcg_of(scores, of.targets))
         model = build_model(settings, dataset, {})
-        assert isinstance(model, ProductModel)
+        assert isinstance(model, FactorizedModel)
         stored = np.load(folder / "weights.npz")
         copy = {Name.sine: sine_weights}.get(self.name, transformer_weights)
         model.load_state_dict(model.state_dict() | copy({key: torch.from_numpy(stored[key]) for key in stored}))
@@ -152,7 +152,7 @@ def as_recbole(name: Name, settings: RunSettings, pretrain_epochs: int) -> dict[
     return sizes | weights | attributes | {"mask_ratio": model["mask_probability"], "pretrain_epochs": pretrain_epochs}
 
 
-def scores_of(model: ProductModel, targets: Targets) -> np.ndarray:
+def scores_of(model: FactorizedModel, targets: Targets) -> np.ndarray:
     """[users, items]."""
     histories = [targets.histories[user] for user in range(len(targets.targets))]
     items, lengths = pad_histories(histories, model.max_history)

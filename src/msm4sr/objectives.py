@@ -94,7 +94,7 @@ def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return cosine.to(dtype).sub_(1 / temperature).exp_()  # in place: nobody else needs the steps between
 
 
-class Taken(NamedTuple):
+class SeenItems(NamedTuple):
     """What the prefixes hold, and what is added to the scores of that.
 
     Attributes:
@@ -109,7 +109,7 @@ class Taken(NamedTuple):
 
 
 def next_item_cross_entropy(
-    prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None, taken: Taken | None = None
+    prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None, seen: SeenItems | None = None
 ) -> Tensor:
     """Softmax over the whole catalogue (equations 12 and 13): -mean log y(next item).
 
@@ -126,9 +126,9 @@ def next_item_cross_entropy(
         items: [N, Q], what it is multiplied with.
         target: int64 [P], the next item's row.
         log_weights: [N]; None: the items are the whole catalogue, and count once each.
-        taken: what the prefixes hold, by rows of `items`, whose scores have its bias added.
+        seen: the items of the prefixes, as rows of `items`, and the bias that is added to their scores.
     """
-    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights, *(taken or (None, None, None)))  # type: ignore[no-any-return, no-untyped-call]
+    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights, *(seen or (None, None, None)))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SoftmaxOverCatalogue(torch.autograd.Function):
@@ -141,7 +141,7 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
         items: Tensor,
         target: Tensor,
         log_weights: Tensor | None,
-        taken: Tensor | None,
+        seen: Tensor | None,
         counts: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor:
@@ -154,8 +154,8 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             chunk = slice(start, start + pairs)
             wanted = target[chunk].unsqueeze(1)
             scores = (prefixes[chunk] @ items.T).to(total.dtype)  # [pairs, N]
-            if taken is not None and counts is not None and bias is not None:
-                scores.scatter_add_(1, taken[chunk], counts[chunk] * bias.detach().to(scores.dtype))
+            if seen is not None and counts is not None and bias is not None:
+                scores.scatter_add_(1, seen[chunk], counts[chunk] * bias.detach().to(scores.dtype))
             if log_weights is not None:
                 own = scores.gather(1, wanted)
                 scores += log_weights
@@ -167,8 +167,8 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             total += normaliser.log().sum()
             scores /= normaliser  # y
             scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=scores.dtype))  # dL/dscores
-            if taken is not None and counts is not None:
-                to_bias += (scores.gather(1, taken[chunk]) * counts[chunk]).sum()
+            if seen is not None and counts is not None:
+                to_bias += (scores.gather(1, seen[chunk]) * counts[chunk]).sum()
             to_prefixes[chunk] = scores @ items  # not in place: autocast leaves such products alone
             to_items += scores.T @ prefixes[chunk]
         ctx.save_for_backward(to_prefixes, to_items, to_bias)
@@ -183,28 +183,28 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
         return to_prefixes * scale, to_items * scale, None, None, None, None, of_bias
 
 
-def sampled_binary_cross_entropy(taken: Tensor, not_taken: Tensor) -> Tensor:
+def sampled_binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
     """The loss of SASRec's authors: -mean [log sigmoid(s_i) + log(1 - sigmoid(s_j))].
 
     Args:
-        taken: [P], the score s_i of the next item.
-        not_taken: [P], the score s_j of an item that the history lacks.
+        positive: [P], the score s_i of the next item.
+        negative: [P], the score s_j of an item that the history lacks.
 
     Reference: Kang and McAuley 2018, section III.E.
     """
-    return (F.softplus(-taken) + F.softplus(not_taken)).mean()
+    return (F.softplus(-positive) + F.softplus(negative)).mean()
 
 
-def bayesian_personalised_ranking(taken: Tensor, not_taken: Tensor) -> Tensor:
+def bayesian_personalised_ranking(positive: Tensor, negative: Tensor) -> Tensor:
     """BPR: what a user took scores over what the user did not take: -mean log sigmoid(s_ui - s_uj).
 
     Args:
-        taken: [P], the score s_ui of an item i that the user took.
-        not_taken: [P], the score s_uj of an item j that the same user did not take.
+        positive: [P], the score s_ui of an item i that the user took.
+        negative: [P], the score s_uj of an item j that the same user did not take.
 
     Reference: Rendle et al. 2009, arXiv 1205.2618.
     """
-    return F.softplus(not_taken - taken).mean()
+    return F.softplus(negative - positive).mean()
 
 
 def squared_length(vectors: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import TypeVar
 
 from msm4sr.errors import InputError
@@ -57,6 +58,15 @@ class Registry(Mapping[str, T]):
             raise InputError(f"{where}: there is no {self._kind} {name!r}, only {', '.join(self)}{closest(name, self)}")
         return self[name]
 
+    def names(self) -> list[str]:
+        """The names in alphabetical order, read from the names of files and entry points: nothing is imported."""
+        found = {point.name for point in entry_points(group=self._group)}
+        for package in self._packages:
+            spec = find_spec(package)
+            folders = spec.submodule_search_locations if spec else None
+            found |= {file.name for file in pkgutil.iter_modules(folders)} if folders else {package.split(".")[-1]}
+        return sorted(found)
+
     def __getitem__(self, name: str) -> T:
         self._load()
         return self._entries[name]
@@ -78,4 +88,10 @@ class Registry(Mapping[str, T]):
             for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
                 import_module(f"{package}.{found.name}")
         for point in entry_points(group=self._group):
-            point.load()
+            where = f"entry point {point.name} = {point.value} of {self._group}"
+            try:
+                point.load()
+            except ImportError as error:
+                raise InputError(f"{where}: {error}; repair or uninstall its package") from error
+            if point.name not in self._entries:
+                raise InputError(f"{where}: the module registers no {self._kind} of that name")

@@ -15,7 +15,7 @@ from msm4sr.evaluation import ranking
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import rank_protocols, rank_targets, ranks_of
-from msm4sr.models.base import ProductScorer
+from msm4sr.models.base import FactorizedScorer
 
 N_ITEMS = 12
 DATASET = make_dataset(random_sequences(30, N_ITEMS, longest=11), N_ITEMS)
@@ -44,7 +44,7 @@ def ranks_slowly(model: Any, targets: Targets, exclude_seen: bool = False) -> li
     return ranks
 
 
-class Scores(ProductScorer):
+class Scores(FactorizedScorer):
     """A model that gives every history the same scores, and none longer than `max_history`."""
 
     def __init__(self, scores: list[float], max_history: int = 4) -> None:

@@ -12,10 +12,10 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.search import SHIPPED, Choices, SearchFile, check_defaults, find_search, read_search
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.models.graph_model import GraphModel
-from msm4sr.models.registry import CONFIGS, MODELS
+from msm4sr.models.registry import MODELS
 from msm4sr.training.tasks import TASKS
 
-NAMES = [name for name in CONFIGS if name != "popularity"]  # which has nothing to set
+NAMES = [name for name in MODELS if name != "popularity"]  # which has nothing to set
 
 
 def test_every_model_has_a_search_file_and_there_are_no_others() -> None:

@@ -13,17 +13,17 @@ from msm4sr.experiments.settings import RunSettings, resolve_settings, validate_
 from msm4sr.models.baselines.popularity import PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRecConfig
 from msm4sr.models.msm4sr import MSM4SRConfig
-from msm4sr.models.registry import CONFIGS
+from msm4sr.models.registry import MODELS
 
 PRESETS = ("seed", "released", "best")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("model", list(CONFIGS))
+@pytest.mark.parametrize("model", list(MODELS))
 def test_every_preset_resolves_for_every_model(preset: str, model: str) -> None:
     settings = resolve_settings(preset, model)
     assert settings.model.name == model
-    assert isinstance(settings.model, CONFIGS[model])
+    assert isinstance(settings.model, MODELS[model].Config)
     assert settings.seed == 0
 
 
@@ -108,7 +108,7 @@ def test_a_key_without_its_section_is_told_the_whole_name(name: str) -> None:
 
 
 def test_what_a_run_writes_down_reads_back_the_same() -> None:
-    for model in CONFIGS:
+    for model in MODELS:
         settings = resolve_settings("best", model, ["model.score_with=[text]"] if model == "msm4sr" else [])
         assert validate_settings(settings.model_dump(mode="json"), "here") == settings
 
@@ -159,8 +159,8 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("finetune: {learningrate: 1}", r"no setting 'finetune.learningrate' of sasrec; did you mean 'finetune.learn"),
         ("model: {attribute_weight: 1}", r"no setting 'model.attribute_weight' of sasrec \(difsr has it\)"),
         ("model: {dropout: 2}", r"model\.dropout: .*less than 1.*given: 2"),
-        ("models: [sasrec]", r"models: for each model the settings"),
-        ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek'; did you mean 'sasrec'"),
+        ("models: [sasrec]", r"models: a mapping from models to settings"),
+        ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),
         ("models: {sasrec: {model: {dims: 8}}}", r"no setting 'model.dims' of sasrec"),
         ("model: {name: difsr}", r"settings of difsr, and --model is sasrec"),
         ("model: 3", r"no setting 'model'"),

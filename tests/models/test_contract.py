@@ -32,9 +32,10 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Model
-from msm4sr.models.extend import grow
+from msm4sr.models.extend import extend_catalogue
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.registry import MODELS, build, from_pretrained
+from msm4sr.ragged import Ragged
 from msm4sr.training.bpr import bpr_loss, pair_batches
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
@@ -242,25 +243,22 @@ def test_a_model_that_grows_by_new_items_scores_the_known_ones_as_before(name: s
     """The new ones stand between the known ones; nobody took them."""
     config, known = tiny_config(name), torch.tensor([i for i in range(N_ITEMS + 3) if i not in (2, 7, 8)])
 
-    def spread(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The known items keep theirs, each new one has the rows of item 0."""
-        vectors, offsets = rows
-        of_old = [vectors[offsets[i] : offsets[i + 1]] for i in range(N_ITEMS)]
-        of_all = [of_old[known.tolist().index(i)] if i in known else of_old[0] for i in range(N_ITEMS + 3)]
-        return torch.cat(of_all), torch.tensor([0, *map(len, of_all)]).cumsum(0)
+    def spread(rows: Ragged[Tensor]) -> Ragged[Tensor]:
+        """The known items keep their rows, each new one has those of item 0."""
+        of_all = [rows[known.tolist().index(i)] if i in known else rows[0] for i in range(N_ITEMS + 3)]
+        return Ragged(torch.cat(of_all), torch.tensor([0, *map(len, of_all)]).cumsum(0))
 
     inputs = every_input()
-    taken, offsets = inputs.histories
     assert inputs.categories is not None
     larger = replace(
         inputs,
         n_items=N_ITEMS + 3,
-        histories=(known[taken], offsets),
+        histories=Ragged(known[inputs.histories.values], inputs.histories.offsets),
         features={a: spread(rows) for a, rows in inputs.features.items()},
         categories=spread(inputs.categories),
     )
     model, grown = make_model(name, inputs).eval(), build(config, larger, seed=5).eval()
-    grow(model, grown, known)
+    extend_catalogue(model, grown, known)
     users = torch.tensor([0, 1, 3])
     lengths = [4, 4, 4]
     before, after = scores(model, ROWS, lengths, users), scores(grown, known[ROWS], lengths, users)

@@ -58,7 +58,7 @@ def test_nodes_are_those_of_the_equations(hops: int) -> None:
         single = {}
         for name in ("text", "visual"):
             content = model.content[name]
-            vectors, lengths = content.means()
+            vectors, lengths = model.features[name]()
             first, _, second = content.network
             rows = iter(vectors)
             f = torch.stack(

@@ -17,6 +17,7 @@ from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Inputs
 from msm4sr.models.graph import UserItemGraph
 from msm4sr.models.graph_model import GraphModel
+from msm4sr.ragged import Ragged
 from msm4sr.training.bpr import bpr_loss, pair_batches
 from msm4sr.training.finetune import FinetuneSettings, finetune
 from msm4sr.training.trainer import Device
@@ -244,7 +245,7 @@ def test_what_only_one_modality_shows_tells_new_items_apart(name: str, shown: st
     kind = torch.tensor([1.0, -1.0]).repeat(14).unsqueeze(1)  # [28, 1]
     noise = torch.randn(2, 28, 4, generator=torch.Generator().manual_seed(0))
     features = {
-        modality: (torch.cat([3 * kind * (modality == shown), rows], dim=1), torch.arange(29))
+        modality: Ragged(torch.cat([3 * kind * (modality == shown), rows], dim=1), torch.arange(29))
         for modality, rows in zip(("text", "visual"), noise, strict=True)
     }
     inputs = replace(make_inputs([s[:-2] for s in sequences], 28), features=features)

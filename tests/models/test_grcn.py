@@ -33,8 +33,8 @@ def shares(scores: dict[int, Tensor]) -> dict[int, Tensor]:
 
 def slow_content(model: GRCN, name: str) -> list[Tensor]:
     """f_i of every item: from the mean of its rows, or the stand-in."""
-    vectors, offsets = make_inputs(modalities=("text", "visual")).features[name]
-    means = {i: vectors[offsets[i] : offsets[i + 1]].mean(dim=0) for i in range(N_ITEMS) if offsets[i] < offsets[i + 1]}
+    features = make_inputs(modalities=("text", "visual")).features[name]
+    means = {i: rows.mean(dim=0) for i, rows in enumerate(features) if len(rows)}
     assert len(means) < N_ITEMS  # some item lacks the modality
     middle = sum(means.values()) / len(means)
     length = sum((mean - middle).norm() for mean in means.values()) / len(means)
@@ -125,7 +125,7 @@ def test_routing_draws_a_preference_towards_its_items() -> None:
     def nearness(routings: int) -> float:
         model = make_grcn(routings=routings, hops=0)
         with torch.no_grad():
-            f = F.normalize(model.content["text"]())
+            f = F.normalize(model.encode_content("text"))
             users, _ = model.propagate()
             preferences = users[:, 8:16]  # of the text, after the IDs
             return sum(float(F.cosine_similarity(preferences[u], f[ITEMS_OF[u]].mean(0), dim=0)) for u in USERS)
@@ -139,8 +139,8 @@ def test_a_catalogue_without_texts_and_pictures_is_refused() -> None:
 
 
 def test_the_features_kept_are_one_mean_an_item() -> None:
-    vectors, offsets = make_inputs(modalities=("text",)).features["text"]
-    means = ItemMeans(vectors, offsets)
-    assert means.offsets.diff().tolist() == (offsets.diff() > 0).long().tolist()
-    torch.testing.assert_close(means.vectors.mean(dim=0), torch.zeros(5), atol=1e-6, rtol=0)
-    assert float(means.vectors.norm(dim=1).mean()) == pytest.approx(1.0)
+    features = make_inputs(modalities=("text",)).features["text"]
+    means = ItemMeans(features)
+    assert means.rows.lengths.tolist() == (features.lengths > 0).long().tolist()
+    torch.testing.assert_close(means.values.mean(dim=0), torch.zeros(5), atol=1e-6, rtol=0)
+    assert float(means.values.norm(dim=1).mean()) == pytest.approx(1.0)

@@ -70,7 +70,9 @@ def make_item_encoder(dropout: float = 0.0) -> ItemEncoder:
 def make_transformer() -> CausalTransformer:
     torch.manual_seed(3)
     transformer = CausalTransformer(
-        TransformerConfig(dim=8, layers=2, heads=2, inner_dim=16, dropout=0.3, attention_dropout=0.3, max_history=7)
+        TransformerConfig(
+            name="test", dim=8, layers=2, heads=2, inner_dim=16, dropout=0.3, attention_dropout=0.3, max_history=7
+        )
     )
     enlarge(transformer)
     return transformer.eval()
@@ -80,29 +82,29 @@ def make_transformer() -> CausalTransformer:
 
 
 def test_features_of_items_come_in_the_order_asked_for_repeats_and_empty_ones_included() -> None:
-    vectors, offsets = make_rows([2, 0, 3, 1], 5)
-    rows, lengths = ItemFeatures(vectors, offsets)(torch.tensor([3, 1, 0, 2, 0, 1]))
+    features = make_rows([2, 0, 3, 1], 5)
+    rows, lengths = ItemFeatures(features)(torch.tensor([3, 1, 0, 2, 0, 1]))
     assert lengths.tolist() == [1, 0, 2, 3, 2, 0]
-    assert torch.equal(rows, vectors[[5, 0, 1, 2, 3, 4, 0, 1]])
+    assert torch.equal(rows, features.values[[5, 0, 1, 2, 3, 4, 0, 1]])
 
 
 def test_features_of_items_that_all_lack_the_modality_are_no_rows() -> None:
-    rows, lengths = ItemFeatures(*make_rows([2, 0, 0], 5))(torch.tensor([2, 1, 2]))
+    rows, lengths = ItemFeatures(make_rows([2, 0, 0], 5))(torch.tensor([2, 1, 2]))
     assert rows.shape == (0, 5)
     assert lengths.tolist() == [0, 0, 0]
 
 
 def test_features_of_all_items_are_the_whole_table() -> None:
-    vectors, offsets = make_rows([2, 0, 3, 1], 5)
-    features = ItemFeatures(vectors, offsets)
+    given = make_rows([2, 0, 3, 1], 5)
+    features = ItemFeatures(given)
     rows, lengths = features()
-    assert torch.equal(rows, vectors)
+    assert torch.equal(rows, given.values)
     assert lengths.tolist() == [2, 0, 3, 1]
     assert features.dim == 5
 
 
 def test_features_are_never_trained() -> None:
-    assert not list(ItemFeatures(*make_rows([2, 1], 5)).parameters())
+    assert not list(ItemFeatures(make_rows([2, 1], 5)).parameters())
 
 
 # Dropout
@@ -151,7 +153,7 @@ def test_attention_with_dropout_is_attention_when_nothing_is_dropped() -> None:
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_attention_pooling_is_equation_3(activation: str) -> None:
-    pooling, (rows, _) = make_pooling(activation), make_rows(LENGTHS, 5)
+    pooling, rows = make_pooling(activation), make_rows(LENGTHS, 5).values
     with torch.no_grad():
         torch.testing.assert_close(
             pooling(rows, torch.tensor(LENGTHS)), pooled_slowly(rows, LENGTHS, pooling), rtol=1e-5, atol=1e-6
@@ -159,14 +161,14 @@ def test_attention_pooling_is_equation_3(activation: str) -> None:
 
 
 def test_the_activation_of_the_pooling_matters() -> None:
-    rows, _ = make_rows(LENGTHS, 5)
+    rows = make_rows(LENGTHS, 5).values
     without, relu = (make_pooling(a)(rows, torch.tensor(LENGTHS)) for a in ("none", "relu"))
     assert (without - relu).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_an_item_is_pooled_from_its_own_rows_only(activation: str) -> None:
-    pooling, (rows, _) = make_pooling(activation), make_rows(LENGTHS, 5)
+    pooling, rows = make_pooling(activation), make_rows(LENGTHS, 5).values
     together = pooling(rows, torch.tensor(LENGTHS))
     for item, own in enumerate(rows.split(LENGTHS)):
         alone = pooling(own, torch.tensor([len(own)]))[0]
@@ -174,7 +176,7 @@ def test_an_item_is_pooled_from_its_own_rows_only(activation: str) -> None:
 
 
 def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
-    pooling, (rows, _) = make_pooling("none"), make_rows(LENGTHS, 5)
+    pooling, rows = make_pooling("none"), make_rows(LENGTHS, 5).values
     rows.requires_grad_()
     pooling(rows, torch.tensor(LENGTHS))[2].sum().backward()
     assert rows.grad is not None
@@ -182,7 +184,7 @@ def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
 
 
 def test_the_attention_weights_of_an_item_sum_to_one() -> None:
-    pooling, rows = make_pooling("none"), make_rows(LENGTHS, 5)[0]
+    pooling, rows = make_pooling("none"), make_rows(LENGTHS, 5).values
     rows[:, 0] = 1.0
     torch.testing.assert_close(pooling(rows, torch.tensor(LENGTHS))[:, 0], torch.ones(4))
 
@@ -191,7 +193,7 @@ def test_the_attention_weights_of_an_item_sum_to_one() -> None:
 def test_pooling_gradients_are_those_of_a_padded_softmax(activation: str) -> None:
     """Against autograd through plain matrices, item by item, in float64."""
     pooling = make_pooling(activation).double()
-    rows = make_rows(LENGTHS, 5)[0].double()
+    rows = make_rows(LENGTHS, 5).values.double()
     goal = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     names = dict(pooling.named_parameters())
     ours = torch.autograd.grad((pooling(rows, torch.tensor(LENGTHS)) * goal).sum(), list(names.values()))
@@ -237,7 +239,7 @@ def test_dropout_of_the_experts_comes_before_their_normalisation() -> None:
 
 def test_an_item_without_the_modality_is_the_learned_stand_in_and_the_others_are_encoded() -> None:
     encoder, lengths = make_item_encoder(), [2, 0, 4, 0, 1]
-    rows, _ = make_rows(lengths, 5)
+    rows = make_rows(lengths, 5).values
     with torch.no_grad():
         encoded = encoder(rows, torch.tensor(lengths))
         pooled = pooled_slowly(rows, [2, 4, 1], encoder.pooling)
@@ -260,7 +262,7 @@ def test_a_catalogue_in_which_all_items_lack_the_modality_is_all_stand_ins() -> 
 def test_the_stand_in_gets_the_gradients_of_the_missing_items_only() -> None:
     encoder, lengths = make_item_encoder(), [2, 0, 4, 0, 1]
     weight = torch.arange(5.0)[:, None].expand(5, 4)
-    (encoder(make_rows(lengths, 5)[0], torch.tensor(lengths)) * weight).sum().backward()
+    (encoder(make_rows(lengths, 5).values, torch.tensor(lengths)) * weight).sum().backward()
     assert encoder.missing.grad is not None
     torch.testing.assert_close(encoder.missing.grad, torch.full((4,), 1.0 + 3.0))
 
@@ -320,7 +322,7 @@ def test_the_order_of_a_history_matters() -> None:
 
 def test_initial_weights_are_small_and_biases_zero() -> None:
     torch.manual_seed(0)
-    transformer = CausalTransformer(TransformerConfig()).apply(initialise)
+    transformer = CausalTransformer(TransformerConfig(name="test")).apply(initialise)
     layer = transformer.layers[0]
     assert layer.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert transformer.position.weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -353,7 +355,9 @@ def test_a_position_sees_exactly_what_is_visible_whatever_stands_elsewhere() -> 
 def test_the_last_place_alone_is_what_all_places_give_there(layers: int) -> None:
     torch.manual_seed(0)
     transformer = CausalTransformer(
-        TransformerConfig(dim=8, heads=2, layers=layers, inner_dim=16, max_history=6, dropout=0, attention_dropout=0)
+        TransformerConfig(
+            name="test", dim=8, heads=2, layers=layers, inner_dim=16, max_history=6, dropout=0, attention_dropout=0
+        )
     )
     for weight in transformer.parameters():
         weight.data += 0.3 * torch.randn_like(weight)

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from msm4sr.errors import InputError
+from msm4sr.experiments.settings import from_preset
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.ragged import Ragged
 from msm4sr.training.finetune import finetune_loss
 from msm4sr.training.pretrain import PretrainSettings, mix_up, pretrain_loss
 
@@ -85,8 +87,6 @@ def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
         embedding = model.item_embedding.weight
         steps = [content[i] + embedding[i] if model.config.id_in_input else content[i] for i in history]
         hidden = model.transformer(torch.stack(steps)[None])[0, -1]
-        if model.config.projections == "both":
-            hidden = model.projections[name](hidden)
         for item in range(N_ITEMS):
             other = content[item] + embedding[item]
             product = sum(float(a) * float(b) for a, b in zip(hidden.detach(), other.detach(), strict=True))
@@ -110,23 +110,6 @@ def test_scores_are_equation_12(similarity: str, id_in_input: bool, score_with: 
             torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
-@pytest.mark.parametrize("score_with", [(), ("visual",)])
-def test_projections_may_be_of_equation_12_too(similarity: str, score_with: tuple[str, ...]) -> None:
-    model = make_msm4sr(similarity=similarity, score_with=score_with, projections="both").eval()
-    histories, lengths = torch.tensor([[4, 0, 0], [1, 5, 7]]), torch.tensor([1, 3])
-    with torch.no_grad():
-        catalogue = model.encode_items()
-        last = model.encode_last(histories, lengths, catalogue)
-        for row, history in enumerate([[4], [1, 5, 7]]):
-            ours = model.scoring_vectors(catalogue) @ last[row]
-            torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
-        all_prefixes = model.encode_histories(histories, catalogue)
-        torch.testing.assert_close(all_prefixes[[0, 1], [0, 2]], last, rtol=1e-4, atol=1e-4)
-    without = zero_gradient_names(model.train(), finetune_loss(model, make_batch(HISTORIES)), tiny=1e-6)
-    assert not any(f"projections.{a}" in name for a in model.scored for name in without)
-
-
 def test_without_projections_pre_training_compares_what_equation_12_does() -> None:
     model = make_msm4sr(projections="none")
     assert not any(name.startswith("projections") for name, _ in model.named_parameters())
@@ -146,8 +129,8 @@ def test_a_whitened_model_keeps_by_what_it_whitens(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(model.encode_items(), again.encode_items())
         assert torch.equal(model.encode_new_items(new), again.encode_new_items(new))
-        alone = {a: (rows[:1], torch.tensor([0, 1])) for a, (rows, _) in new.items()}
-        several = {a: (rows, torch.tensor([0, 1, len(rows)])) for a, (rows, _) in new.items()}
+        alone = {a: Ragged(rows.values[:1], torch.tensor([0, 1])) for a, rows in new.items()}
+        several = {a: Ragged(rows.values, torch.tensor([0, 1, len(rows.values)])) for a, rows in new.items()}
         torch.testing.assert_close(model.encode_new_items(alone)[0], model.encode_new_items(several)[0])
 
 
@@ -155,9 +138,9 @@ def test_a_modality_that_does_not_score_changes_no_score() -> None:
     model = make_msm4sr(score_with=("text",)).eval()
     with torch.no_grad():
         before = model.scoring_vectors(model.encode_items())
-        model.features["visual"].vectors.mul_(-3)
+        model.features["visual"].values.mul_(-3)
         assert torch.equal(before, model.scoring_vectors(model.encode_items()))
-        model.features["text"].vectors.mul_(-3)
+        model.features["text"].values.mul_(-3)
         assert not torch.allclose(before, model.scoring_vectors(model.encode_items()))
 
 
@@ -321,13 +304,16 @@ def test_a_few_steps_of_either_stage_bring_its_loss_down(modalities: tuple[str, 
 
 def test_a_catalogue_in_which_a_modality_is_missing_everywhere_still_trains_and_ranks() -> None:
     torch.manual_seed(0)
-    features = {"text": make_rows([1, 2] * 6, 5), "visual": (torch.zeros(0, 7), torch.zeros(13, dtype=torch.int64))}
+    features = {
+        "text": make_rows([1, 2] * 6, 5),
+        "visual": Ragged(torch.zeros(0, 7), torch.zeros(13, dtype=torch.int64)),
+    }
     model = MSM4SR(MSM4SRConfig(dim=8, inner_dim=8, experts=2), Inputs(N_ITEMS, features=features))
     loss = finetune_loss(model, make_batch(HISTORIES)) + loss_of_pretraining(model)
     loss.backward()
     assert loss.isfinite()
-    assert model.encoders["visual"].missing.grad.abs().max() > 0
-    assert model.encode_items().shape == (N_ITEMS, 3, 8)  # content twice, and the ID embedding
+    assert model.modalities == ("text",)
+    assert model.encode_items().shape == (N_ITEMS, 2, 8)  # one content, and the ID embedding
 
 
 # Storing
@@ -338,19 +324,6 @@ def all_scores(model: MSM4SR) -> Tensor:
         catalogue = model.eval().encode_items()
         histories = torch.tensor([[1, 5, 0], [3, 4, 11]])
         return model.encode_histories(histories, catalogue)[:, -1] @ model.scoring_vectors(catalogue).T
-
-
-def test_id_dropout_leaves_a_share_of_the_items_to_their_content_in_training_alone() -> None:
-    model = make_msm4sr(id_dropout=0.5)
-    assert torch.equal(model.eval().encode_items()[:, -1], model.item_embedding.weight)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        draws = torch.stack([model.train().encode_items()[:, -1] for _ in range(200)])  # [200, N, D]
-    whole = (draws == model.item_embedding.weight).all(dim=2)  # neither scaled nor cut
-    gone = (draws == 0).all(dim=2)
-    assert torch.equal(whole, ~gone)
-    assert float(gone.double().mean()) == pytest.approx(0.5, abs=0.05)  # of 2,400 draws
-    assert 0 < gone.double().mean(dim=0).min() < gone.double().mean(dim=0).max() < 1  # not always the same ones
 
 
 @pytest.mark.parametrize("modalities", MODALITIES)
@@ -380,7 +353,7 @@ def test_a_missing_or_broken_model_folder_is_an_input_error(tmp_path: Path) -> N
     make_msm4sr().save_pretrained(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         MSM4SR.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="not readable as JSON"):
@@ -401,9 +374,9 @@ def test_the_stored_settings_are_plain_json(tmp_path: Path) -> None:
 def test_a_model_reads_its_features_where_the_caller_has_them() -> None:
     """So that features mapped from a store are not copied into memory."""
     rows = {a: Features(np.ones((2, 3), np.float32), np.array([0, 1, 2]), ["i", "j"]) for a in ("text", "visual")}
-    model = MSM4SR.from_features(MSM4SRConfig(dim=8, inner_dim=8, experts=2), rows)
+    model = from_preset("best", rows, dim=8, inner_dim=8, experts=2)
     for name, given in rows.items():
-        assert np.shares_memory(model.features[name].vectors.numpy(), given.vectors)
+        assert np.shares_memory(model.features[name].values.numpy(), given.vectors)
 
 
 # What is refused

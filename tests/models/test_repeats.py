@@ -15,7 +15,7 @@ from torch import Tensor
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.experiments.transfer import start_from
-from msm4sr.models.base import ProductModel
+from msm4sr.models.base import FactorizedModel
 from msm4sr.models.registry import from_pretrained
 from msm4sr.training.checkpoint import save_weights, weights_of
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
@@ -27,13 +27,13 @@ HISTORIES = [[3, 1, 3, 5, 3, 7], [2, 2, 4], [0, 11, 0]]
 WITH_REPEATS = ["sasrec", "sasrecm", "s3rec", "difsr", "msm4sr"]
 
 
-def make(name: str = "msm4sr", **changes: Any) -> ProductModel:
+def make(name: str = "msm4sr", **changes: Any) -> FactorizedModel:
     model = make_model(name, seen_item_bias=True, **changes).eval()
-    assert isinstance(model, ProductModel)
+    assert isinstance(model, FactorizedModel)
     return model
 
 
-def scores(model: ProductModel, histories: list[list[int]]) -> Tensor:
+def scores(model: FactorizedModel, histories: list[list[int]]) -> Tensor:
     """[B, N]; the histories are padded with an item that none of them holds."""
     lengths = torch.tensor([len(history) for history in histories])
     rows = torch.full((len(histories), int(lengths.max())), 9)
@@ -60,8 +60,8 @@ def test_with_cosine_it_is_divided_by_the_temperature_as_the_cosines_are() -> No
     model = make(similarity="cosine", temperature=0.1)
     with torch.no_grad():
         model.seen_item_bias.fill_(0.2)  # type: ignore[union-attr]
-        assert float(model.repeat) == pytest.approx(10 * 0.2 / 0.1)  # type: ignore[arg-type]
-    assert make_model("msm4sr").repeat is None  # type: ignore[union-attr]
+        assert float(model.seen_bias) == pytest.approx(10 * 0.2 / 0.1)  # type: ignore[arg-type]
+    assert make_model("msm4sr").seen_bias is None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", WITH_REPEATS)
@@ -96,8 +96,8 @@ def test_it_learns_whether_people_take_things_again(repeats: bool, sign: int) ->
     with_it, without = (make_model("sasrec", seen_item_bias=on, max_history=12) for on in (True, False))
     for model in (with_it, without):
         finetune(model, dataset, settings, device=CPU)  # type: ignore[arg-type]
-    assert isinstance(with_it, ProductModel)
-    assert float(with_it.repeat) * sign > 0.5  # type: ignore[arg-type]
+    assert isinstance(with_it, FactorizedModel)
+    assert float(with_it.seen_bias) * sign > 0.5  # type: ignore[arg-type]
     if not repeats:  # as good as never ranking what was taken, and nobody had to say so
         left_out = evaluate(with_it, dataset, "test", EvaluationSettings(exclude_seen=True))["recall@5"]
         assert evaluate(with_it, dataset, "test")["recall@5"] > left_out - 0.1
@@ -107,7 +107,7 @@ def test_a_stored_model_keeps_it(tmp_path: Path) -> None:
     model = make()
     model.save_pretrained(tmp_path)
     again = from_pretrained(tmp_path)
-    assert isinstance(again, ProductModel)
+    assert isinstance(again, FactorizedModel)
     assert torch.equal(scores(model, HISTORIES[1:]), scores(again, HISTORIES[1:]))
 
 

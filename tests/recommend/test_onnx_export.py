@@ -17,11 +17,12 @@ from services import train
 
 from msm4sr.errors import InputError
 from msm4sr.experiments.loading import export_run
-from msm4sr.models.base import ProductModel
+from msm4sr.models.base import FactorizedModel
 from msm4sr.models.registry import MODELS, from_pretrained
+from msm4sr.ragged import Ragged
 from msm4sr.recommend.onnx_export import write_graphs
 
-PRODUCTS = [name for name in MODELS if isinstance(make_model(name), ProductModel)]
+PRODUCTS = [name for name in MODELS if isinstance(make_model(name), FactorizedModel)]
 
 
 def session(file: Path) -> onnxruntime.InferenceSession:
@@ -57,10 +58,10 @@ def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tm
         {"text": [0], "visual": [5]},
     ):
         features = {
-            name: (torch.randn(sum(lengths), model.features[name].dim), torch.tensor([0, *lengths]).cumsum(0))
+            name: Ragged(torch.randn(sum(lengths), model.features[name].dim), torch.tensor([0, *lengths]).cumsum(0))
             for name, lengths in counts.items()
         }
-        told = {name: rows.numpy() for name, (rows, _) in features.items()}
+        told = {name: rows.values.numpy() for name, rows in features.items()}
         told["lengths"] = np.array([counts[name] for name in model.content_modalities])
         vectors, keys = graph.run(None, told)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Items
 from msm4sr.errors import InputError
-from msm4sr.models.base import Inputs, ProductModel
+from msm4sr.models.base import FactorizedModel, Inputs
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue, UnknownItem
 from msm4sr.recommend.lookup import user_history
@@ -25,7 +25,7 @@ class NoSettings(BaseModel):
     pass
 
 
-class RunningMean(ProductModel):
+class RunningMean(FactorizedModel):
     """A history's vector at position l is the mean of its first l + 1 items."""
 
     def __init__(self, vectors: Tensor, max_history: int = 50) -> None:

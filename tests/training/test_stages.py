@@ -29,9 +29,10 @@ from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Inputs, Scorer
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.ragged import Ragged
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, log_shares, sampled_finetune_loss
-from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, pretrain, pretrain_loss
+from msm4sr.training.pretrain import PretrainSettings, pretrain, pretrain_loss
 from msm4sr.training.trainer import Device
 
 CPU = Device(accelerator="cpu")
@@ -306,7 +307,7 @@ def test_validation_during_training_sees_no_test_item() -> None:
 
 def test_the_content_matcher_scores_by_the_cosines_of_equation_7() -> None:
     model = make_msm4sr(modalities=("text", "visual", "audio")).eval()
-    matcher, history = ContentMatcher(model), torch.tensor([[1, 5, 0, 7]])
+    matcher, history = model.pretrained_scorer(), torch.tensor([[1, 5, 0, 7]])
     with torch.no_grad():
         catalogue = matcher.encode_items()
         ours = matcher.scoring_vectors(catalogue) @ matcher.encode_histories(history, catalogue)[0, -1]
@@ -337,12 +338,12 @@ def test_sasrec_learns_a_cycle(pairs: str) -> None:
     assert popularity(CYCLE) < 0.5
 
 
-def chain_features(n_items: int, dim: int = 6, told: bool = True) -> tuple[Tensor, Tensor]:
+def chain_features(n_items: int, dim: int = 6, told: bool = True) -> Ragged[Tensor]:
     """Item i's content is its place on a circle; or, untold, one vector for all items."""
     angle = torch.arange(n_items) * 2 * torch.pi / n_items
     waves = [f(k * angle) for k in range(1, dim // 2 + 1) for f in (torch.sin, torch.cos)]
     vectors = torch.stack(waves, dim=1) if told else torch.ones(n_items, dim)
-    return vectors, torch.arange(n_items + 1)
+    return Ragged(vectors, torch.arange(n_items + 1))
 
 
 def content_model(text: bool, visual: bool, **changes: Any) -> MSM4SR:
@@ -357,7 +358,7 @@ def content_model(text: bool, visual: bool, **changes: Any) -> MSM4SR:
 
 def pretrained_recall(model: MSM4SR) -> float:
     pretrain(model, CYCLE, PretrainSettings(epochs=12, **QUICK), device=CPU)
-    return evaluate(ContentMatcher(model), CYCLE, "test")["recall@5"]
+    return evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@5"]
 
 
 def test_pretraining_finds_a_chain_that_content_shows_without_any_id() -> None:

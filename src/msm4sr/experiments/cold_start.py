@@ -16,7 +16,7 @@ from msm4sr.evaluation.ranking import rank_targets
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.stages import build_model, complete_catalogue, complete_run, extract_stage
 from msm4sr.models.base import Model
-from msm4sr.models.extend import grow
+from msm4sr.models.extend import extend_catalogue
 from msm4sr.ragged import Ragged
 from msm4sr.training.tasks import scorer_of
 
@@ -47,7 +47,7 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         items=_with_categories(complete.items, set(names)),  # the model has no weights for others
     )
     extended = build_model(settings, catalogue, extract_stage(complete_run(run), complete))
-    grow(model, extended, torch.from_numpy(known))
+    extend_catalogue(model, extended, torch.from_numpy(known))
     extended.to(settings.device.torch_device()).eval()
     scorer = scorer_of(extended, settings)
     excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from msm4sr.errors import InputError
 from msm4sr.experiments.grid import Data, Grid, Row, validated
 from msm4sr.experiments.settings import parse_change, read_yaml
-from msm4sr.models.registry import CONFIGS
+from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 
 SHIPPED = "msm4sr.experiments.configs"
@@ -162,7 +162,7 @@ def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
 
 def _has(model: str, key: str) -> bool:
     """Whether a model has a setting; true for every setting outside of `model`."""
-    return not key.startswith("model.") or model not in CONFIGS or key[6:] in CONFIGS[model].model_fields
+    return not key.startswith("model.") or model not in MODELS or key[6:] in MODELS[model].Config.model_fields
 
 
 def _check_unique(where: str, names: Sequence[str]) -> None:

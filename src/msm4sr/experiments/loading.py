@@ -17,7 +17,8 @@ from msm4sr.experiments.run import Run, open_run
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.extract import store_names
 from msm4sr.features.store import load_features, read_rows
-from msm4sr.models.base import ContentModel, Model, ProductModel
+from msm4sr.models.base import Model
+from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.models.registry import from_pretrained
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex, IndexSettings
@@ -46,7 +47,7 @@ def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings(),
     model = from_pretrained(run.folder / "model")
     catalogue = Catalogue.of_model(model, read_run_items(run), str(run.folder / "model"))
     found = None
-    if isinstance(model, ProductModel) and index.approximates(len(catalogue)):
+    if is_factorized(model) and index.approximates(len(catalogue)):
         with torch.inference_mode():
             queries = make_queries(model, catalogue, sample_histories(run, catalogue.items))
             vectors = torch.stack([query.vector for query in queries if query.vector is not None])
@@ -77,9 +78,9 @@ def read_run_items(run: Run) -> Items:
 
 def open_encoder(run: Run, model: Model) -> ContentEncoder | None:
     """The encoder of new items, with the settings of the run; None for a model that takes none."""
-    if not isinstance(model, ContentModel):
+    if not has_content(model):
         return None
-    widths = {name: model.content_rows(name).vectors.shape[1] for name in model.content_modalities}
+    widths = {name: model.content_rows(name).values.shape[1] for name in model.content_modalities}
     return ContentEncoder(run.features, run.settings.features, widths, run.precomputed)
 
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
@@ -18,15 +16,14 @@ from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import Note, Run
-from msm4sr.experiments.settings import RunSettings
+from msm4sr.experiments.settings import RunSettings, feature_tensors
 from msm4sr.experiments.transfer import start_from
 from msm4sr.features.chunks import Shard
 from msm4sr.features.extract import extract_features, extract_shard
 from msm4sr.features.precomputed import file_hash
 from msm4sr.features.store import Features
 from msm4sr.files import write_text
-from msm4sr.models.base import Inputs, Model
-from msm4sr.models.msm4sr import as_tensors
+from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.training import stage as training
 from msm4sr.training.checkpoint import check_same, read_about, read_weights, set_weights
@@ -141,14 +138,13 @@ def _unchanged_files(run: Run) -> dict[str, Path]:
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:
     """A new model with the weights that the seed draws, or with those of another run (`pretrain.init_from`)."""
-    taken = training_histories(dataset)
     categories, names = item_categories(dataset)
     inputs = Inputs(
         n_items=dataset.n_items,
         n_users=dataset.n_users,
-        histories=(torch.from_numpy(taken.values.astype(np.int64)), torch.from_numpy(taken.offsets)),
-        features=as_tensors(features),
-        categories=(torch.from_numpy(categories.values.astype(np.int64)), torch.from_numpy(categories.offsets)),
+        histories=as_tensors(training_histories(dataset)),
+        features=feature_tensors(features),
+        categories=as_tensors(categories),
         n_categories=len(names),
     )
     model = build(settings.model, inputs, settings.seed)

@@ -1,237 +1,298 @@
-"""What every model is built from, what it offers to training, evaluation and serving, and how it is stored."""
+"""The interface of a model: what it is built from, and what training, evaluation and serving ask of it.
+
+Shape letters: N items, U users, M item embeddings per item (one per modality, 1 for IDs alone), D embedding dimension,
+Q dimension of the vectors that are multiplied for a score, B histories, L positions, P pairs (prefix, next item).
+"""
 
 from __future__ import annotations
 
-import json
-import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.layers import ItemCategories
+from msm4sr.models.storage import consistent, read_model, write_model
+from msm4sr.ragged import Ragged
 
-REPEAT_SCALE = 10.0  # a step of Adam moves a weight by its rate at most, and `repeat` has far to go in few steps
-
-Ragged = tuple[Tensor, Tensor]
-"""Values [R, ...] of all rows, one after another, and offsets int64 [rows + 1]: row i is
-values[offsets[i]:offsets[i + 1]]."""
+SEEN_BIAS_SCALE = 10.0  # Adam moves a weight by its learning rate at most, and the bias has far to go in few steps
 
 
-def no_rows(rows: int) -> Ragged:
-    """Nothing for each of so many rows."""
-    return torch.zeros(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
+def as_tensors(rows: Ragged[np.ndarray]) -> Ragged[Tensor]:
+    """Arrays as tensors, integers as int64; what needs no conversion shares the memory (or the mapped file)."""
+    values = rows.values.astype(np.int64, copy=False) if rows.values.dtype.kind in "iu" else rows.values
+    return Ragged(torch.from_numpy(values), torch.from_numpy(rows.offsets))
+
+
+def empty_rows(rows: int) -> Ragged[Tensor]:
+    """`rows` rows without a value."""
+    return Ragged(torch.zeros(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a model may be built from; each takes what it needs.
+    """The data that a model may be built from; each model uses what it needs.
 
     Attributes:
         n_items: N.
-        n_users: U, for models that know their users.
-        histories: what each user took in the training part, oldest first: item rows int64, offsets [U + 1].
-        features: for each modality (text, visual, or any other name) the encoders' vectors [R, D_in], offsets [N + 1].
-        categories: for each item the numbers of its categories int64, offsets [N + 1]; an item may have none.
-        n_categories: how many there are.
+        n_users: U.
+        histories: the training items of each user, oldest first: item numbers int64, U rows.
+        features: for each modality (text, visual, or any other name) the encoder's embeddings [R, D_in], N rows.
+        categories: the category numbers of each item int64, N rows, some of them empty; None: no item has any.
+        n_categories: number of categories.
     """
 
     n_items: int
     n_users: int = 0
-    histories: Ragged = field(default_factory=lambda: no_rows(0))
-    features: Mapping[str, Ragged] = field(default_factory=dict)
-    categories: Ragged | None = None
+    histories: Ragged[Tensor] = field(default_factory=lambda: empty_rows(0))
+    features: Mapping[str, Ragged[Tensor]] = field(default_factory=dict)
+    categories: Ragged[Tensor] | None = None
     n_categories: int = 0
+
+    def present_features(self, needed_by: str = "") -> dict[str, Ragged[Tensor]]:
+        """The features of the modalities that at least one item has.
+
+        Args:
+            needed_by: label of a model that cannot do without; empty: there may be none.
+
+        Raises:
+            InputError: features of another number of items, or none although they are needed.
+        """
+        present = {name: rows for name, rows in self.features.items() if len(rows.values)}
+        if needed_by and not present:
+            raise InputError(f"{needed_by} needs features of at least one modality: no item has a text or an image")
+        for name, rows in present.items():
+            if len(rows) != self.n_items:
+                raise InputError(f"features of {name} describe {len(rows)} items, the catalogue has {self.n_items}")
+        return present
 
 
 class Scorer(nn.Module):
-    """What evaluation and serving ask of a model: every item's score after a history."""
+    """What evaluation and serving ask of a model: the score of every item after a history."""
 
     max_history: int
-    """Items of a history that are read, the latest ones."""
+    """The number of latest items of a history that are read."""
     ranks_seen_items: ClassVar[bool] = True
-    """False: what a user took is never recommended again, whatever the evaluation's settings say."""
+    """False: seen items are never recommended again, whatever the evaluation settings say."""
 
     @abstractmethod
     def encode_items(self) -> Tensor:
-        """The whole catalogue as the model sees it, once a step: [N, M, D], M modalities (1 for IDs alone)."""
+        """The item embeddings of the catalogue, computed once per step: [N, M, D]."""
 
     @abstractmethod
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
-        """What of it a score needs: [N, Q]."""
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
+        """The item vectors that a score is computed from: item embeddings [N, M, D] to [N, Q]."""
 
     @abstractmethod
     def score(
-        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
+        self,
+        histories: Tensor,
+        lengths: Tensor,
+        embeddings: Tensor,
+        item_vectors: Tensor,
+        users: Tensor | None = None,
     ) -> Tensor:
-        """Every item's score after each history: [B, N].
+        """The score of every item after each history: [B, N].
 
         Args:
-            histories: item rows [B, L], padded on the right; of each the first `lengths` [B] (all >= 1) are read.
-            lengths: see above.
-            catalogue: `encode_items()`.
-            keys: `scoring_vectors(catalogue)`.
-            users: int64 [B], whose histories these are, where they are users of the training; only a model that
-                learns something of each user looks at it.
+            histories: item numbers [B, L], padded on the right.
+            lengths: number of items of each history [B], all >= 1.
+            embeddings: `encode_items()`.
+            item_vectors: `scoring_vectors(embeddings)`.
+            users: int64 [B], the users if they are those of training; only models with user embeddings use it.
         """
 
 
-class ProductScorer(Scorer):
-    """A scorer whose scores are one product, `encode_histories(histories, catalogue) @ scoring_vectors(catalogue).T`,
-    to which a number may be added for what the history holds.
+class FactorizedScorer(Scorer):
+    """A scorer whose scores are inner products, `encode_last(...) @ scoring_vectors(...).T`, plus the seen-item bias.
 
-    Fine-tuning asks for all prefixes of a history at once, evaluation and serving for the last.
+    Fine-tuning encodes all prefixes of a history at once, evaluation and serving the last one.
     """
 
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
-    """What fine-tuning holds the next item against: all items, or one that is drawn (see `msm4sr.objectives`)."""
+    """How fine-tuning compares the next item: with all items, or with one negative (see `msm4sr.objectives`)."""
 
     @property
-    def repeat(self) -> Tensor | None:
-        """What is added to the score of an item that is read in the history, a number; None: nothing."""
+    def seen_bias(self) -> Tensor | None:
+        """The number that is added to the scores of the items of the history; None: no such bias."""
         return None
 
     def encode_some_items(self, items: Tensor) -> Tensor:
-        """What `encode_items` says of `items` [n] alone: [n, M, D]. Worth overriding where that costs less than all."""
+        """The item embeddings of `items` [n]: [n, M, D]. Override it where that is cheaper than all items."""
         return self.encode_items()[items]
 
     @abstractmethod
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Rows [B, L] of `catalogue`, padded on the right, to a vector for each prefix [B, L, Q].
-
-        The catalogue may be that of some items; what is known of an item is to be read from its row there.
-        """
-
-    def score(
-        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
-    ) -> Tensor:
-        """The last prefix's vector times every item's, plus `repeat` for the items of the history: [B, N]."""
-        scores = self.encode_last(histories, lengths, catalogue) @ keys.T
-        if self.repeat is None:
-            return scores
-        read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
-        taken = torch.zeros_like(scores, dtype=torch.bool)
-        taken.scatter_(1, torch.where(read, histories, histories[:, :1]), True)
-        return scores + taken * self.repeat
-
-    def encode_last(self, histories: Tensor, lengths: Tensor, catalogue: Tensor) -> Tensor:
-        """What `encode_histories` gives at the last of the first `lengths` [B] items: [B, Q].
-
-        Worth overriding where that costs less than all prefixes.
-        """
-        prefixes = self.encode_histories(histories, catalogue)  # [B, L, Q]
-        return prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
-
-    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
-        """What fine-tuning adds to the loss of a batch, weighted already; None: nothing.
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
+        """A vector for each prefix of each history.
 
         Args:
-            prefixes: the vectors of the batch's prefixes [P, Q].
+            histories: rows of `embeddings` [B, L], padded on the right.
+            embeddings: item embeddings [n, M, D] of all or of some items.
+
+        Returns:
+            [B, L, Q]; position l has read the items up to l.
+        """
+
+    def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
+        """`encode_histories` at the last of the first `lengths` [B] items: [B, Q].
+
+        Override it where that is cheaper than all prefixes.
+        """
+        prefixes = self.encode_histories(histories, embeddings)  # [B, L, Q]
+        return prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
+
+    def score(
+        self,
+        histories: Tensor,
+        lengths: Tensor,
+        embeddings: Tensor,
+        item_vectors: Tensor,
+        users: Tensor | None = None,
+    ) -> Tensor:
+        """The history's vector times each item vector, plus `seen_bias` for the items of the history: [B, N]."""
+        scores = self.encode_last(histories, lengths, embeddings) @ item_vectors.T
+        if self.seen_bias is None:
+            return scores
+        read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
+        seen = torch.zeros_like(scores, dtype=torch.bool)
+        seen.scatter_(1, torch.where(read, histories, histories[:, :1]), True)
+        return scores + seen * self.seen_bias
+
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
+        """A weighted term that fine-tuning adds to the loss of a batch; None: no term.
+
+        Args:
+            prefixes: the vectors of the prefixes [P, Q].
             items: their next items int64 [P].
-            next_items: what `encode_items` says of these [P, M, D].
+            embeddings: the item embeddings of these [P, M, D].
         """
         return None
+
+
+class ModelConfig(BaseModel):
+    """The settings of a model. A model's own class gives `name` a default, the name that it is registered under."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
 
 
 class Model(Scorer):
     """A scorer that is built from a config and `Inputs`, and stored in a folder.
 
-    A model is one file under `models/`, and one entry in the registry.
+    To add a model, write a subclass in one file under `models/baselines/` (or in a package of its own, with an entry
+    point) and decorate it with `msm4sr.models.registry.register_model`.
     """
 
-    Config: ClassVar[type[BaseModel]]
-    """Its settings; their field `name` is the model's name."""
+    Config: ClassVar[type[ModelConfig]]
+    """The class of its settings."""
+    label: ClassVar[str]
+    """The name in tables, such as "MV-RNN"."""
     uses_features: ClassVar[bool] = False
-    """Whether `Inputs.features` are read; else nothing is extracted for it."""
+    """Whether `Inputs.features` are used. If so, the model keeps them in `features`; if not, none are extracted."""
+    tasks: ClassVar[Mapping[str, str]] = {}
+    """The training task of each stage, such as {"finetune": "next_item"}; empty: nothing is trained."""
+    search: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The search space of `msm4sr tune` by dotted setting, such as {"model.layers": {"kind": "int", ...}}."""
+    budget: ClassVar[Literal["default", "graph"]] = "default"
+    """The tuning budget of the search."""
 
-    def __init__(self, config: BaseModel, inputs: Inputs) -> None:
+    features: nn.ModuleDict
+
+    def __init__(self, config: ModelConfig, inputs: Inputs) -> None:
         super().__init__()
         self.config = config
         self.n_items, self.n_users = inputs.n_items, inputs.n_users
 
+    def pretrained_scorer(self) -> Scorer:
+        """The scorer that validates pre-training and ranks for a model that is only pre-trained."""
+        return self
+
     def sizes(self) -> dict[str, Any]:
         """What `inputs_of` needs beside the tensors, as JSON."""
-        return {"n_items": self.n_items, "n_users": self.n_users}
+        modalities = {"modalities": list(self.features)} if self.uses_features else {}
+        return {"n_items": self.n_items, "n_users": self.n_users, **modalities}
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        """Inputs that make a model of the stored one's shape. Where it keeps inputs, they are among the tensors."""
-        return Inputs(sizes["n_items"], sizes["n_users"])
+        """Inputs from which a model of the stored shape is built; what the model keeps of them is in `state`."""
+        features = {name: stored_rows(state, f"features.{name}") for name in sizes.get("modalities", ())}
+        return Inputs(sizes["n_items"], sizes["n_users"], features=features)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (weights, and what it keeps of its inputs)."""
+        """Write `config.json` and `model.safetensors` (the weights and what the model keeps of its inputs)."""
         write_model(self, {"config": self.config.model_dump(mode="json"), **self.sizes()}, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote. Raises InputError when it is not there or not whole."""
+        """Read what `save_pretrained` wrote. Raises InputError if the files are missing or incomplete."""
         stored, state = read_model(Path(folder))
-        with whole(Path(folder)):
+        with consistent(Path(folder)):
             model = cls(cls.Config.model_validate(stored["config"]), cls.inputs_of(stored, state))
             model.load_state_dict(state)
         return model.eval()
 
 
-class ProductModel(ProductScorer, Model):
-    """A model whose scores are one product, apart from `repeat`: all but the floors."""
+class FactorizedModel(FactorizedScorer, Model):
+    """A model whose scores are inner products of history and item vectors, plus the seen-item bias."""
 
-    def __init__(self, config: BaseModel, inputs: Inputs) -> None:
+    tasks = {"finetune": "next_item"}
+
+    def __init__(self, config: ModelConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         self.seen_item_bias = nn.Parameter(torch.zeros(())) if getattr(config, "seen_item_bias", False) else None
 
     @property
-    def repeat(self) -> Tensor | None:
-        return None if self.seen_item_bias is None else REPEAT_SCALE * self.seen_item_bias
+    def seen_bias(self) -> Tensor | None:
+        return None if self.seen_item_bias is None else SEEN_BIAS_SCALE * self.seen_item_bias
 
 
-class ContentRows(NamedTuple):
-    """Rows [R, D_in] of items in one modality, and how many each item has [n]."""
+class ContentModel(FactorizedModel):
+    """A model that encodes items from their content alone, so that new items need no training."""
 
-    vectors: Tensor
-    lengths: Tensor
-
-
-class ContentModel(ProductModel):
-    """A model that knows what it makes of an item's content alone, so that a new item needs no training."""
+    uses_features = True
 
     @property
     @abstractmethod
     def content_modalities(self) -> tuple[str, ...]:
-        """The modalities whose content scores, M of them, in the order of `score_parts`."""
+        """The M modalities whose content is scored, in the order of `score_parts`."""
 
     @abstractmethod
-    def content_rows(self, modality: str, item: int | None = None) -> ContentRows:
-        """What the frozen encoder said of an item, or of all items."""
+    def content_rows(self, modality: str) -> Ragged[Tensor]:
+        """The frozen encoder's embeddings of all items in one modality: [R, D_in], N rows."""
 
     @abstractmethod
-    def encode_new_items(self, features: Mapping[str, Ragged]) -> Tensor:
-        """What `encode_items` would say of n items that were not there: [n, M + 1, D], the content and last the ID.
+    def encode_new_items(self, features: Mapping[str, Ragged[Tensor]]) -> Tensor:
+        """The item embeddings of n items that are not in the catalogue: [n, M + 1, D], the content and last the ID.
 
         Args:
-            features: for each modality of the model vectors [R, D_in] and offsets [n + 1], as in `Inputs`.
+            features: for each content modality the encoder's embeddings [R, D_in], n rows.
         """
 
     @abstractmethod
-    def encode_part(self, modality: str, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What new content becomes in one modality, and the weight of each of its rows.
+    def encode_part(self, modality: str, rows: Ragged[Tensor]) -> tuple[Tensor, Tensor]:
+        """Encode the content of n items in one modality.
 
-        Rows [R, D_in], `lengths` [n] of them an item, to vectors [n, D] and weights [R], which sum to 1 for an item.
+        Args:
+            modality: one of `content_modalities`.
+            rows: embeddings [R, D_in], n rows.
+
+        Returns:
+            The item embeddings [n, D], and the weight of each embedding [R], which sum to 1 for an item.
         """
 
     @abstractmethod
-    def score_parts(self, prefix: Tensor, catalogue: Tensor) -> Tensor:
-        """The score as a sum: what each modality's content, and last the ID, gives to it.
+    def score_parts(self, prefix: Tensor, embeddings: Tensor) -> Tensor:
+        """The contribution of each modality's content, and last of the ID, to the score of each item.
 
-        A history's vector [Q] and items [n, M + 1, D] to [n, M + 1]; its rows sum to the score.
+        A history's vector [Q] and item embeddings [n, M + 1, D] to [n, M + 1]; each row sums to the score.
         """
 
     @abstractmethod
@@ -239,13 +300,13 @@ class ContentModel(ProductModel):
         """Vectors of histories [B, Q] that score by one modality (its content and the ID) alone: [B, Q]."""
 
 
-class CategoryModel(ProductModel):
-    """A model that reads the items' categories; without any in the data, `categories.n_categories` is 0."""
+class CategoryModel(FactorizedModel):
+    """A model that uses the items' categories; `categories.n_categories` is 0 if no item has one."""
 
-    def __init__(self, config: BaseModel, inputs: Inputs) -> None:
+    def __init__(self, config: ModelConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        numbers, offsets = inputs.categories or no_rows(inputs.n_items)
-        self.categories = ItemCategories(numbers, offsets, inputs.n_categories)
+        rows = empty_rows(inputs.n_items) if inputs.categories is None else inputs.categories
+        self.categories = ItemCategories(rows, inputs.n_categories)
 
     def sizes(self) -> dict[str, Any]:
         return super().sizes() | {"n_categories": self.categories.n_categories}
@@ -256,52 +317,6 @@ class CategoryModel(ProductModel):
         return replace(inputs, categories=stored_rows(state, "categories"), n_categories=sizes["n_categories"])
 
 
-def stored_rows(state: Mapping[str, Tensor], module: str) -> Ragged:
-    """The ragged rows that a module of a stored model keeps (`ItemFeatures`)."""
-    return state[f"{module}.vectors"], state[f"{module}.offsets"]
-
-
-def write_model(model: nn.Module, config: dict[str, object], folder: Path) -> None:
-    """Store weights and frozen features as `model.safetensors`, the settings as `config.json`, each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Tensor] = {}
-    kept: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        whole_tensor = tensor.detach().cpu().contiguous()
-        # safetensors stores no memory twice: two modalities may have the same features
-        state[name] = whole_tensor.clone() if whole_tensor.data_ptr() in kept else whole_tensor
-        kept.add(whole_tensor.data_ptr())
-    try:
-        save_file(state, folder / "model.safetensors.part")
-    except SafetensorError as error:
-        (folder / "model.safetensors.part").unlink(missing_ok=True)
-        raise InputError(f"{folder / 'model.safetensors'}: could not be written ({error})") from None
-    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-    (folder / "config.json.part").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(folder / "config.json.part", folder / "config.json")
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[None]:
-    """Settings and tensors that do not make a model together become an InputError that names their folder."""
-    try:
-        yield
-    except (KeyError, TypeError, ValidationError, RuntimeError) as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{folder}: config.json and model.safetensors do not make a model ({why})") from None
-
-
-def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors that `write_model` stored. InputError when the folder does not hold a whole model."""
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: there is no model here ({name} is missing); `msm4sr evaluate RUN` makes one")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder / 'config.json'}: not readable as JSON ({error})") from None
-    try:
-        # copied: what safetensors maps is not aligned as what torch makes, and its products differ in the last bit
-        return config, {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / 'model.safetensors'}: not a whole safetensors file ({error})") from None
+def stored_rows(state: Mapping[str, Tensor], module: str) -> Ragged[Tensor]:
+    """The rows that a module of a stored model keeps (`ItemFeatures`)."""
+    return Ragged(state[f"{module}.values"], state[f"{module}.offsets"])

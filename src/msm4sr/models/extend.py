@@ -1,4 +1,4 @@
-"""A model over more items than it was trained on: items that have arrived since, known by their content alone."""
+"""A trained model over a larger catalogue: new items are known by their content alone."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from msm4sr.models.base import Model
 from msm4sr.models.layers import ItemMeans
 
 
-def grow(model: Model, grown: Model, known: Tensor) -> None:
-    """Make `grown`, a new model of the same settings over N items, of which `model` knows the items `known` [n], say of
-    the known ones what `model` says.
+def extend_catalogue(model: Model, extended: Model, known: Tensor) -> None:
+    """Copy a trained model into a model of the same settings over more items, in place.
 
-    What it has for each item alone (an ID embedding) is 0 for the new ones; their features are centred and scaled as
-    those of the known ones were.
+    The parameters that belong to a single item (its ID embedding) are 0 for new items. The features of new items are
+    centred and scaled as those of the known items were.
+
+    Args:
+        model: the trained model over n items.
+        extended: a new model over N > n items.
+        known: int64 [n], the number in `extended` of each item of `model`.
     """
     trained = dict(model.named_parameters())
     means = {name: module for name, module in model.named_modules() if isinstance(module, ItemMeans)}
     with torch.no_grad():
-        for name, weight in grown.named_parameters():
+        for name, weight in extended.named_parameters():
             if weight.shape == trained[name].shape:
                 weight.copy_(trained[name])
             else:
                 weight.zero_()
                 weight[known.to(weight.device)] = trained[name].to(weight.device)
-    for name, module in grown.named_modules():
+    for name, module in extended.named_modules():
         if isinstance(module, ItemMeans):
             module.measure_as(means[name])

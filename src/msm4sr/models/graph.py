@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-from msm4sr.models.base import Ragged
+from msm4sr.ragged import Ragged
 
 OVERLAPS_AT_ONCE = 1 << 24  # common neighbours that are counted in one block
 
@@ -50,12 +50,11 @@ class UserItemGraph(nn.Module):
     users_by_item: Tensor
     item_offsets: Tensor
 
-    def __init__(self, histories: Ragged, n_items: int) -> None:
+    def __init__(self, histories: Ragged[Tensor], n_items: int) -> None:
         super().__init__()
-        taken, offsets = histories
-        n_users = len(offsets) - 1
-        user = torch.repeat_interleave(torch.arange(n_users), offsets.diff())
-        edges = torch.unique(user * n_items + taken)  # sorted
+        n_users = len(histories)
+        user = torch.repeat_interleave(torch.arange(n_users), histories.offsets.diff())
+        edges = torch.unique(user * n_items + histories.values)  # sorted
         users, items = edges // n_items, edges % n_items
         self.register_buffer("items", items)  # [E], stored with the model
         self.register_buffer("offsets", _ends(users, n_users))  # [U + 1], stored with the model
@@ -219,7 +218,9 @@ def symmetric_weights(graph: UserItemGraph) -> Tensor:
     return degrees.float().rsqrt()
 
 
-def propagated(graph: UserItemGraph, weights: Tensor, users: Tensor, items: Tensor, hops: int) -> list[Ragged]:
+def propagated(
+    graph: UserItemGraph, weights: Tensor, users: Tensor, items: Tensor, hops: int
+) -> list[tuple[Tensor, Tensor]]:
     """Node vectors after 0, 1, ..., `hops` steps of x_u <- sum_i w_ui x_i, x_i <- sum_u w_ui x_u: [U, D], [N, D]."""
     steps = [(users, items)]
     for _ in range(hops):

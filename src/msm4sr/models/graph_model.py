@@ -10,50 +10,42 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.errors import InputError
-from msm4sr.models.base import Inputs, ProductModel, Ragged, stored_rows
+from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.graph import UserItemGraph
-from msm4sr.models.layers import ItemMeans, take
+from msm4sr.models.layers import ItemMeans, fill_missing, take
+from msm4sr.ragged import Ragged
 
 
 class ItemContent(nn.Module):
-    """What a trained network makes of every item's frozen features in one modality (the mean of the item's rows).
-
-    An item without the modality has a learned stand-in in place of the network's answer.
+    """Item embeddings in one modality, from the mean of each item's frozen embeddings.
 
     Args:
-        rows: the features of all items.
-        dim: width of the answer.
-        network: from the features' width to `dim`.
+        dim: D.
+        network: from the features' dimension to D.
     """
 
-    def __init__(self, rows: Ragged, dim: int, network: nn.Module) -> None:
+    def __init__(self, dim: int, network: nn.Module) -> None:
         super().__init__()
-        self.means = ItemMeans(*rows)
         self.network = network
         self.missing = nn.Parameter(torch.randn(dim) / dim**0.5)
 
-    def forward(self) -> Tensor:
-        """[N, D]."""
-        vectors, lengths = self.means()
-        made = self.network(vectors)
-        return self.missing.to(made.dtype).expand(len(lengths), -1).index_copy(0, lengths.nonzero().squeeze(1), made)
+    def forward(self, means: Tensor, lengths: Tensor) -> Tensor:
+        """The means [n, D_in] of the items that have the modality (`lengths` [N] is 1 for these, else 0) to [N, D]."""
+        return fill_missing(self.network(means), lengths, self.missing)
 
 
-class GraphConfig(BaseModel):
+class GraphConfig(ModelConfig):
     """The settings that all graph models share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dim: int = Field(64, ge=1, description="width of a node's vector")
     l2: float = Field(1e-4, ge=0, description="weight of the squared length of the trained vectors of a batch")
     max_history: int = Field(50, ge=1, description="items of an unknown history that are folded in, the latest ones")
 
 
-class GraphModel(ProductModel):
+class GraphModel(FactorizedModel):
     """A model of users and items as nodes of a graph: each node has one vector, a score is a product of two.
 
     A user of the training is scored by the user's own node, whatever the history that comes along. An unknown history
@@ -64,6 +56,8 @@ class GraphModel(ProductModel):
     """
 
     ranks_seen_items = False
+    tasks = {"finetune": "bpr"}
+    budget = "graph"
     folds_in_by_degree: ClassVar[bool] = True
     """Whether an item weighs 1 / sqrt(its degree) where a history is folded in, as it does in the propagation; else
     all weigh the same."""
@@ -109,56 +103,50 @@ class GraphModel(ProductModel):
         items = self.nodes()[1]
         return torch.stack([items, items * self.fold_in_weights.unsqueeze(1)], dim=1)
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Each prefix of rows [B, L] of the catalogue folded in as a new user: [B, L, Q]."""
         same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
         first = ~same.tril(-1).any(dim=2)  # [B, L]: not an item that stood there before
-        sums = (take(catalogue[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
+        sums = (take(embeddings[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
         return sums / first.cumsum(dim=1).sqrt().unsqueeze(2)
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, Q]."""
-        return catalogue[:, 0]
+        return embeddings[:, 0]
 
     def score(
-        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
+        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
         """Every item's score [B, N]: of the `users` themselves where they are known, else of their `histories`."""
         if users is None:
-            return super().score(histories, lengths, catalogue, keys)
-        scores = self.nodes()[0][users] @ keys.T
+            return super().score(histories, lengths, embeddings, item_vectors)
+        scores = self.nodes()[0][users] @ item_vectors.T
         new = self.graph.user_degrees()[users] == 0  # they were not trained on
         if new.any():
-            scores[new] = super().score(histories[new], lengths[new], catalogue, keys)
+            scores[new] = super().score(histories[new], lengths[new], embeddings, item_vectors)
         return scores
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        histories = state["graph.items"], state["graph.offsets"]
-        return Inputs(sizes["n_items"], sizes["n_users"], histories)
+        histories = Ragged(state["graph.items"], state["graph.offsets"])
+        return replace(super().inputs_of(sizes, state), histories=histories)
 
 
 class MultimodalGraphModel(GraphModel):
-    """A graph model that reads the items' features, each modality through a network of its own (`content`).
+    """A graph model that uses the items' features, with one network per modality.
 
-    Raises InputError where no item has features, or features of another number of items are given.
+    Raises InputError if no item has features, or if there are features of another number of items.
     """
 
     uses_features = True
 
     def __init__(self, config: GraphConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        features = {name: rows for name, rows in inputs.features.items() if len(rows[0])}
-        if not features:
-            raise InputError(f"{type(self).__name__} needs features: the catalogue has no text and no picture")
-        for name, (_, offsets) in features.items():
-            if len(offsets) != self.n_items + 1:
-                raise InputError(
-                    f"features of {name} describe {len(offsets) - 1} items, the catalogue has {self.n_items}"
-                )
-        self.modalities = tuple(features)
+        present = inputs.present_features(needed_by=self.label)
+        self.modalities = tuple(present)
+        self.features = nn.ModuleDict({name: ItemMeans(rows) for name, rows in present.items()})
         self.content = nn.ModuleDict(
-            {name: ItemContent(rows, config.dim, self.network(rows[0].shape[1])) for name, rows in features.items()}
+            {name: ItemContent(config.dim, self.network(rows.values.shape[1])) for name, rows in present.items()}
         )
         for layer in self.content.modules():
             if isinstance(layer, nn.Linear):  # no bias at first: it would make all items alike
@@ -167,12 +155,8 @@ class MultimodalGraphModel(GraphModel):
 
     @abstractmethod
     def network(self, dim_in: int) -> nn.Module:
-        """A new network from features of this width to `dim`."""
+        """A new network from features of this dimension to `dim`."""
 
-    def sizes(self) -> dict[str, Any]:
-        return super().sizes() | {"modalities": self.modalities}
-
-    @classmethod
-    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        features = {name: stored_rows(state, f"content.{name}.means") for name in sizes["modalities"]}
-        return replace(super().inputs_of(sizes, state), features=features)
+    def encode_content(self, modality: str) -> Tensor:
+        """[N, D]."""
+        return self.content[modality](*self.features[modality]())  # type: ignore[no-any-return]

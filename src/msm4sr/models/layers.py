@@ -1,6 +1,7 @@
 """Blocks that several models share: item features, dropout, initialisation.
 
-Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder width, A categories."""
+Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder dimension, A categories.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +9,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msm4sr.ragged import Ragged
+
 
 class ItemFeatures(nn.Module):
-    """What a frozen encoder said of every item in one modality: a ragged table, never trained.
+    """The frozen embeddings of every item in one modality, never trained.
 
-    The tables stay where they are: mapped from a store, only what a step looks at is read into memory.
+    They stay where the caller has them: of features that are mapped from a store, only the rows that a step reads are
+    loaded into memory.
 
     Args:
-        vectors: float [R_all, D_in], the sentences (or images) of all items, item after item.
-        offsets: int64 [N_all + 1]; item i has rows `offsets[i]:offsets[i + 1]`. No row: the item lacks the modality.
+        rows: float [R, D_in], the sentences (or images) of N items; an item without rows lacks the modality.
     """
 
-    vectors: Tensor
+    values: Tensor
     offsets: Tensor
 
-    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
+    def __init__(self, rows: Ragged[Tensor]) -> None:
         super().__init__()
-        self.register_buffer("vectors", vectors)
-        self.register_buffer("offsets", offsets)
+        self.register_buffer("values", rows.values)
+        self.register_buffer("offsets", rows.offsets)
+
+    @property
+    def rows(self) -> Ragged[Tensor]:
+        """The rows of all items."""
+        return Ragged(self.values, self.offsets)
 
     @property
     def dim(self) -> int:
-        return self.vectors.shape[1]
+        """D_in."""
+        return self.values.shape[1]
 
     def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The rows of `items` [N] (all when None): vectors [R, D_in] and how many belong to each item [N]."""
+        """The rows [R, D_in] of `items` [N] (None: of all), and the number of rows of each item [N]."""
         if items is None:
-            return self.vectors, self.offsets.diff()
+            return self.values, self.offsets.diff()
         first, lengths = self.offsets[items], self.offsets[items + 1] - self.offsets[items]
-        shift = first - (lengths.cumsum(0) - lengths)  # from the place in the result to the place in the table
+        shift = first - (lengths.cumsum(0) - lengths)  # from a row of the result to a row of the table
         rows = torch.repeat_interleave(shift, lengths) + torch.arange(int(lengths.sum()), device=first.device)
-        return self.vectors[rows], lengths
+        return self.values[rows], lengths
 
 
 class Dropout(nn.Module):
-    """Each number is 0 with probability `p`, and else divided by 1 - p; nothing in evaluation.
+    """Set each number to 0 with probability `p` and divide the others by 1 - p; no effect in evaluation.
 
-    As `nn.Dropout`, of which it is a several times faster form for CPUs, where drawing the mask costs more than the
-    matrix products around it. Four draws share a 64-bit random number, so that p is rounded to a multiple of 2^-16.
+    Equivalent to `nn.Dropout`, but several times faster on CPUs, where drawing the mask costs more than the matrix
+    products around it: four draws share a 64-bit random number, so p is rounded to a multiple of 2^-16.
     """
 
     def __init__(self, p: float) -> None:
@@ -65,42 +74,44 @@ class Dropout(nn.Module):
 
 
 class ItemMeans(ItemFeatures):
-    """One frozen vector an item in one modality: the mean of its rows. No row: the item lacks the modality.
+    """One frozen vector per item in one modality: the mean of its rows, centred and scaled.
 
-    Encoders differ in length and offset (pooled layers of an image network have no negative number), so the means
-    are centred over the items that have one, and divided by their mean length: a weight of N(0, 0.02) then makes of
-    any modality what it makes of an ID.
+    Encoders differ in length and offset (pooled layers of an image network have no negative values). So the means are
+    centred over the items that have rows, and divided by their mean length: a weight of N(0, 0.02) then gives every
+    modality the scale of an ID embedding.
+
+    Args:
+        rows: float [R, D_in] of N items; an item without rows lacks the modality, and has no mean.
     """
 
-    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
-        lengths = offsets.diff()
-        present = lengths > 0
-        rows = torch.arange(len(vectors), device=vectors.device)
-        means = F.embedding_bag(rows, vectors, offsets[:-1][present], mode="mean")
+    def __init__(self, rows: Ragged[Tensor]) -> None:
+        values, offsets = rows.values, rows.offsets
+        present = offsets.diff() > 0
+        order = torch.arange(len(values), device=values.device)
+        means = F.embedding_bag(order, values, offsets[:-1][present], mode="mean")
         centre = means.mean(dim=0)
         means = means - centre
-        length = means.norm(dim=1).mean().clamp(min=1e-12)  # one vector for all: nothing is told, all is 0
-        super().__init__(means / length, F.pad(present.long().cumsum(0), (1, 0)))
+        length = means.norm(dim=1).mean().clamp(min=1e-12)  # if all items have the same vector, all means are 0
+        super().__init__(Ragged(means / length, F.pad(present.long().cumsum(0), (1, 0))))
         self.centre: Tensor = centre
         self.length: Tensor = length
 
     def measure_as(self, other: ItemMeans) -> None:
-        """Centre and divide by what `other`, which was made of other items, was centred and divided by."""
-        self.vectors = (self.vectors * self.length + self.centre - other.centre) / other.length
+        """Centre and scale as `other`, which was computed from other items."""
+        self.values = (self.values * self.length + self.centre - other.centre) / other.length
         self.centre, self.length = other.centre, other.length
 
 
 class ItemCategories(ItemFeatures):
-    """Which categories every item has: their numbers, ragged, never trained. An item may have none, one or several.
+    """The category numbers of every item, never trained. An item may have none, one or several.
 
     Args:
-        numbers: int64 [R_all], the categories of all items, item after item.
-        offsets: int64 [N_all + 1].
-        n_categories: A, how many there are.
+        rows: int64 [R], the category numbers of N items.
+        n_categories: A.
     """
 
-    def __init__(self, numbers: Tensor, offsets: Tensor, n_categories: int) -> None:
-        super().__init__(numbers, offsets)
+    def __init__(self, rows: Ragged[Tensor], n_categories: int) -> None:
+        super().__init__(rows)
         self.n_categories = n_categories
 
     def labels(self, items: Tensor) -> Tensor:
@@ -111,21 +122,39 @@ class ItemCategories(ItemFeatures):
         return labels.index_put((row, numbers), labels.new_ones(()))
 
     def sums(self, embedding: Tensor) -> Tensor:
-        """The sum of each item's category vectors: embedding [A, D] to [N, D], zeros for an item without any."""
-        return F.embedding_bag(self.vectors, embedding, self.offsets[:-1], mode="sum")
+        """The sum of each item's category embeddings: [A, D] to [N, D], zeros for an item without categories."""
+        return F.embedding_bag(self.values, embedding, self.offsets[:-1], mode="sum")
+
+
+def fill_missing(present: Tensor, lengths: Tensor, missing: Tensor) -> Tensor:
+    """Vectors of all items: those of the items that have rows, and the missing-modality embedding for the others.
+
+    Args:
+        present: [n, D], the vectors of the items that have rows, in order.
+        lengths: the number of rows of each item [N].
+        missing: the missing-modality embedding [D].
+
+    Returns:
+        [N, D].
+    """
+    vectors = missing.to(present.dtype).expand(len(lengths), -1)
+    return vectors.index_copy(0, lengths.nonzero().squeeze(1), present)
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]` for a trained table [N, ...] and int64 rows [...], by an embedding look-up.
 
-    The gradient of plain indexing adds rows that occur twice in whatever order its threads come to them; that of an
-    embedding adds them in order, so that a seed gives the same digits on several threads too. It is faster as well.
+    The gradient of indexing adds up repeated rows in the order in which threads reach them. The gradient of an
+    embedding adds them in a fixed order, so results are bit-identical on several threads; it is also faster.
     """
     return F.embedding(rows, table.flatten(1)).view(*rows.shape, *table.shape[1:])
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), biases 0, as the method's code and SASRec's do. Apply with `model.apply(initialise)`."""
+    """Draw weights from N(0, 0.02) and set biases to 0, as the code of MSM4SR and SASRec does.
+
+    Use it as `model.apply(initialise)`.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,70 +1,67 @@
-"""Models by name. A new model is one file, and one entry in each of the two lists here."""
+"""Models by name. A new model is one file: in `models/baselines`, or in another package with an entry point.
+
+This module imports no torch, so that the command line can list the models at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
-
-import torch
-from pydantic import BaseModel, Field
+from typing import TYPE_CHECKING, TypeVar
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import Inputs, Model, read_model
-from msm4sr.models.baselines.difsr import DIFSR, DIFSRConfig
-from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
-from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
-from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
-from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
-from msm4sr.models.baselines.mvrnn import MVRNN, MVRNNConfig
-from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
-from msm4sr.models.baselines.s3rec import S3Rec, S3RecConfig
-from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
-from msm4sr.models.baselines.sasrecm import SASRecM, SASRecMConfig
-from msm4sr.models.baselines.sine import SINE, SINEConfig
-from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
+from msm4sr.registry import Registry
 
-MODELS: dict[str, type[Model]] = {
-    "msm4sr": MSM4SR,
-    "sasrec": SASRec,
-    "sasrecm": SASRecM,
-    "s3rec": S3Rec,
-    "sine": SINE,
-    "difsr": DIFSR,
-    "mvrnn": MVRNN,
-    "lightgcn": LightGCN,
-    "grcn": GRCN,
-    "dualgnn": DualGNN,
-    "itemknn": ItemKNN,
-    "popularity": Popularity,
-}
-CONFIGS: dict[str, type[BaseModel]] = {name: model.Config for name, model in MODELS.items()}
+if TYPE_CHECKING:
+    from msm4sr.models.base import Inputs, Model, ModelConfig
 
-ModelConfig = Annotated[
-    MSM4SRConfig
-    | SASRecConfig
-    | SASRecMConfig
-    | S3RecConfig
-    | SINEConfig
-    | DIFSRConfig
-    | MVRNNConfig
-    | LightGCNConfig
-    | GRCNConfig
-    | DualGNNConfig
-    | ItemKNNConfig
-    | PopularityConfig,
-    Field(discriminator="name"),
-]
+M = TypeVar("M", bound="type[Model]")
+
+
+class Models(Registry["type[Model]"]):
+    """In the order of lists and tables: MSM4SR, the baselines by name, and last the non-learned ones."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__(), key=lambda name: (name != "msm4sr", not self[name].tasks, name)))
+
+    def names(self) -> list[str]:
+        return sorted(super().names(), key=lambda name: (name != "msm4sr", name))
+
+
+MODELS = Models("model", "msm4sr.models", ["msm4sr.models.msm4sr", "msm4sr.models.baselines"])
+
+
+def register_model(name: str) -> Callable[[M], M]:
+    """A class decorator that adds a model under `name`.
+
+        @register_model("mymodel")
+        class MyModel(FactorizedModel): ...
+
+    The file (or the entry point in the group `msm4sr.models`) must have the same name, and the `name` of the model's
+    `Config` must have it as default.
+    """
+    return MODELS.register(name)  # type: ignore[return-value]
 
 
 def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
-    """A new model with the weights that `seed` draws; the global random state stays as it is."""
+    """A new model with the weights that `seed` draws; the global random state is not changed.
+
+    Args:
+        config: the settings; their `name` says which model.
+        inputs: the data that it is built from.
+        seed: of the initial weights.
+    """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return MODELS[config.name](config, inputs)
 
 
 def from_pretrained(folder: str | Path) -> Model:
-    """Whatever model `save_pretrained` wrote to `folder`. Raises InputError when it is not there or not whole."""
+    """The model that `save_pretrained` wrote to a folder. Raises InputError if it is missing or incomplete."""
+    from msm4sr.models.storage import read_model
+
     stored, _ = read_model(Path(folder))
     try:
         model = MODELS[stored["config"]["name"]]

@@ -4,14 +4,23 @@ Shape letters: B histories, L positions of a history, D model width."""
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from msm4sr.models.base import ModelConfig
 from msm4sr.models.layers import Dropout
+
+SEARCH: Mapping[str, Mapping[str, Any]] = {
+    "finetune.learning_rate": {"kind": "float", "low": 3e-4, "high": 1e-2, "log": True},
+    "model.dropout": {"kind": "float", "low": 0.0, "high": 0.6},
+    "finetune.weight_decay": {"kind": "categorical", "choices": [0.0, 1e-6, 1e-5, 1e-4]},
+}
+"""What tuning searches of every model with a Transformer."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None = None) -> Tensor:
@@ -86,10 +95,8 @@ class TransformerLayer(nn.Module):
         return self._after(own, self.attention.at(x, places))  # type: ignore[operator]
 
 
-class TransformerConfig(BaseModel):
+class TransformerConfig(ModelConfig):
     """The settings of the sequence encoder, shared by every model that has one; defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dim: int = Field(64, ge=1, description="width of item and history vectors")
     layers: int = Field(2, ge=1, description="Transformer layers")

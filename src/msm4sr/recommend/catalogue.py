@@ -16,7 +16,8 @@ from torch import Tensor
 
 from msm4sr.data.items import Item, Items
 from msm4sr.errors import InputError
-from msm4sr.models.base import ContentModel, Model
+from msm4sr.models.base import Model
+from msm4sr.models.capabilities import has_content
 from msm4sr.recommend.lookup import no_such_item
 
 
@@ -48,7 +49,7 @@ class ItemTensors:
         """The items that `model` was trained on."""
         embeddings = model.encode_items()
         item_vectors = model.scoring_vectors(embeddings).contiguous()
-        if not isinstance(model, ContentModel):
+        if not has_content(model):
             return cls(embeddings, item_vectors, torch.zeros(len(item_vectors), 0, dtype=torch.bool))
         present = [model.content_rows(name).lengths > 0 for name in model.content_modalities]
         return cls(embeddings, item_vectors, torch.stack(present, dim=1))

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.models.base import ContentModel, Model, ProductModel
+from msm4sr.models.base import ContentModel, FactorizedModel, Model
+from msm4sr.models.capabilities import has_content, is_factorized
+from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, encode_histories, make_queries, score_all
 
@@ -83,16 +85,18 @@ class Explanation:
     unknown: list[str]
 
 
-def score_parts(model: ProductModel, catalogue: Catalogue, query: Query, rows: Sequence[int]) -> list[dict[str, float]]:
+def score_parts(
+    model: FactorizedModel, catalogue: Catalogue, query: Query, rows: Sequence[int]
+) -> list[dict[str, float]]:
     """The parts of each row's score by name."""
     assert query.vector is not None
     chosen = torch.tensor(rows, dtype=torch.int64)
     tensors = catalogue.gather(chosen)
     names: tuple[str, ...] = (ID,)
     parts = (tensors.item_vectors @ query.vector).unsqueeze(1)  # [rows, parts]
-    if isinstance(model, ContentModel):
+    if has_content(model):
         names, parts = (*model.content_modalities, ID), model.score_parts(query.vector, tensors.embeddings)
-    if model.repeat is not None:
+    if model.seen_bias is not None:
         names = (*names, SEEN)
         seen = add_seen_bias(model, query.read, torch.zeros(len(rows)), chosen)
         parts = torch.cat([parts, seen.unsqueeze(1)], dim=1)
@@ -118,7 +122,7 @@ def past_weights(
     without = {left: [row for row in read if row != left] for left in past}
     histories = [read, *(rest for rest in without.values() if rest)]
     chosen = torch.tensor(rows, dtype=torch.int64)
-    if isinstance(model, ProductModel):
+    if is_factorized(model):
         vectors = encode_histories(model, catalogue, histories, by)
         scores = vectors @ catalogue.gather(chosen).item_vectors.T  # [histories, rows]
         for history, row in zip(histories, scores, strict=True):
@@ -137,7 +141,7 @@ def reasons_for(model: Model, catalogue: Catalogue, query: Query, rows: Sequence
     past = list(weights)
     most, place = torch.stack(list(weights.values())).max(dim=0)  # over [past, rows]
     mostly = [ID] * len(rows)
-    if isinstance(model, ProductModel):
+    if is_factorized(model):
         mostly = [max(parts, key=parts.__getitem__) for parts in score_parts(model, catalogue, query, rows)]
     chosen = [past[int(p)] if weight > 0 else None for p, weight in zip(place, most, strict=True)]
     return [
@@ -151,7 +155,7 @@ def explain_score(
 ) -> tuple[Query, dict[str, float], list[PastItem]]:
     """The query of a history, the parts of a row's score, and the past items, the highest weight first."""
     (query,) = make_queries(model, catalogue, [read])
-    if isinstance(model, ProductModel):
+    if is_factorized(model):
         parts = score_parts(model, catalogue, query, [row])[0]
     else:
         parts = {ID: float(score_all(model, catalogue, query)[row])}
@@ -177,9 +181,9 @@ def sentence_weights(
     """
     n = len(texts)
     vectors = torch.from_numpy(np.ascontiguousarray(features))
-    full, attention = model.encode_part("text", vectors, torch.tensor([n]))
+    full, attention = model.encode_part("text", Ragged(vectors, torch.tensor([0, n])))
     kept = torch.tensor([other for left in range(n) for other in range(n) if other != left], dtype=torch.int64)
-    shorter, _ = model.encode_part("text", vectors[kept], torch.full((n,), n - 1))
+    shorter, _ = model.encode_part("text", Ragged(vectors[kept], (n - 1) * torch.arange(n + 1)))
     variants = catalogue.gather(torch.full((1 + n,), row)).embeddings
     variants[:, model.content_modalities.index("text")] = torch.cat([full, shorter])
     scores = model.scoring_vectors(variants) @ vector

@@ -32,7 +32,8 @@ from torch.export import Dim
 
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder
-from msm4sr.models.base import Model, ProductModel
+from msm4sr.models.base import FactorizedModel, Model
+from msm4sr.models.capabilities import is_factorized
 from msm4sr.models.item_encoder import ItemEncoder
 from msm4sr.models.msm4sr import MSM4SR
 
@@ -70,7 +71,7 @@ ITEMS = """- `items.onnx` makes vectors and keys of items that came later: {inpu
 class HistoryEncoder(nn.Module):
     """A product model's side of the history."""
 
-    def __init__(self, model: ProductModel) -> None:
+    def __init__(self, model: FactorizedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -116,7 +117,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
     """
     if find_spec("onnxscript") is None:
         raise InputError("exporting needs onnxscript: pip install 'msm4sr[onnx]'")
-    if not isinstance(model, ProductModel):
+    if not is_factorized(model):
         raise InputError(f"{name}: {model.config.model_dump()['name']} encodes no history: there is nothing to export")
     with atomic_folder(out) as folder:
         inputs = write_graphs(model, folder)
@@ -132,8 +133,8 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
             run=name,
             items=ITEMS.format(inputs=inputs, **sizes) if inputs else "",
             n=len(keys),
-            repeat="" if model.repeat is None else ", and a number more where the history holds it",
-            add="" if model.repeat is None else f"scores[distinct] += {float(model.repeat):.6g}  # what is held\n",
+            repeat="" if model.seen_bias is None else ", and a number more where the history holds it",
+            add="" if model.seen_bias is None else f"scores[distinct] += {float(model.seen_bias):.6g}\n",
             max_history=model.max_history,
             **sizes,
         )
@@ -141,7 +142,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
     return sorted(out.iterdir())
 
 
-def write_graphs(model: ProductModel, folder: Path) -> str:
+def write_graphs(model: FactorizedModel, folder: Path) -> str:
     """histories.onnx and, of the method's model, items.onnx; what the inputs of the latter are, for people."""
     with torch.no_grad():
         vectors = model.encode_items()
@@ -160,7 +161,7 @@ def write_graphs(model: ProductModel, folder: Path) -> str:
 
 def _export_items(model: MSM4SR, file: Path) -> str:
     """items.onnx; what its inputs are, for people."""
-    widths = {modality: model.content_rows(modality).vectors.shape[1] for modality in model.scored}
+    widths = {modality: model.content_rows(modality).values.shape[1] for modality in model.scored}
     lengths = torch.tensor([[3, 1]] * len(widths))
     rows = tuple(torch.zeros(4, width) for width in widths.values())
     dims = tuple({0: Dim(f"{modality}_rows")} for modality in widths)

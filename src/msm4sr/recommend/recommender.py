@@ -17,7 +17,9 @@ from msm4sr.errors import InputError
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.images import BrokenImage, read_image
 from msm4sr.features.text import item_sentences
-from msm4sr.models.base import ContentModel, Model
+from msm4sr.models.base import Model
+from msm4sr.models.capabilities import has_content
+from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue, ItemExists, ItemTensors
 from msm4sr.recommend.distinctive_words import DistinctiveWords
 from msm4sr.recommend.explanations import Explanation, Reason, explain_score, reasons_for, sentence_weights
@@ -317,15 +319,15 @@ class Recommender:
             seen.add(item_id)
 
     def _tensors_of(self, items: Sequence[Item]) -> ItemTensors:
-        assert isinstance(self.model, ContentModel)
+        assert has_content(self.model)
         features = {}
         for name in self.modalities:
             rows = [torch.from_numpy(item.features[name]) for item in items]
             lengths = torch.tensor([len(part) for part in rows])
-            features[name] = (torch.cat(rows), torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
+            features[name] = Ragged(torch.cat(rows), torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
         with torch.inference_mode():
             embeddings = self.model.encode_new_items(features)
-            present = torch.stack([features[name][1].diff() > 0 for name in self.modalities], dim=1)
+            present = torch.stack([features[name].lengths > 0 for name in self.modalities], dim=1)
             return ItemTensors(embeddings, self.model.scoring_vectors(embeddings), present)
 
     # -- explaining
@@ -343,7 +345,7 @@ class Recommender:
         with torch.inference_mode():
             query, parts, past = explain_score(model, catalogue, rows, row)
             texts, features = self._sentences(catalogue, row)
-            if texts and isinstance(model, ContentModel) and query.vector is not None:
+            if texts and has_content(model) and query.vector is not None:
                 sentences = sentence_weights(model, catalogue, query.vector, row, texts, features)
         name, keywords = catalogue.name(row), self._keywords_of(catalogue.item(row))
         return Explanation(item_id, name, sum(parts.values()), parts, past, sentences, keywords, unknown)
@@ -351,7 +353,7 @@ class Recommender:
     def _sentences(self, catalogue: Catalogue, row: int) -> tuple[Sequence[str], np.ndarray]:
         """An item's sentences and their vectors; none where they are not known."""
         none: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.float32))
-        if not isinstance(self.model, ContentModel) or self.encoder is None or not self.encoder.encodes("text"):
+        if not has_content(self.model) or self.encoder is None or not self.encoder.encodes("text"):
             return none
         item = catalogue.item(row)
         if catalogue.is_added(row):
@@ -359,7 +361,7 @@ class Recommender:
         else:
             chosen = self.encoder.settings.text
             texts = item_sentences(item.title, item.text, chosen.max_sentences, chosen.max_characters)
-            features = self.model.content_rows("text", row).vectors.numpy()
+            features = self.model.content_rows("text")[row].numpy()
         return (texts, features) if len(texts) == len(features) else none
 
 

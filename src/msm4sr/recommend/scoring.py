@@ -15,7 +15,8 @@ from torch import Tensor
 
 from msm4sr.data.batches import pad_histories
 from msm4sr.errors import InputError
-from msm4sr.models.base import ContentModel, Model, ProductModel
+from msm4sr.models.base import FactorizedModel, Model
+from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex, top_k
 
@@ -57,7 +58,7 @@ class Selection:
 
 def modalities_of(model: Model) -> tuple[str, ...]:
     """The modalities that can score alone, and by which similar items are found."""
-    return model.content_modalities if isinstance(model, ContentModel) else ()
+    return model.content_modalities if has_content(model) else ()
 
 
 def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH) -> list[Query]:
@@ -75,19 +76,19 @@ def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequenc
     if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
     read = [history[-model.max_history :] for history in histories]
-    if not isinstance(model, ProductModel):
+    if not is_factorized(model):
         return [Query(history) for history in read]
     vectors = encode_histories(model, catalogue, read, by)
     return [Query(history, vector) for history, vector in zip(read, vectors, strict=True)]
 
 
-def encode_histories(model: ProductModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
+def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
     """The vectors of histories, given the rows that the model reads: [B, Q]."""
     vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(read)])
-    return model.only(vectors, by) if by != BOTH and isinstance(model, ContentModel) else vectors
+    return model.only(vectors, by) if by != BOTH and has_content(model) else vectors
 
 
-def _encode(model: ProductModel, catalogue: Catalogue, read: Sequence[Sequence[int]]) -> Tensor:
+def _encode(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]]) -> Tensor:
     # Equal items are one row of the gathered embeddings: some models count distinct rows.
     place: dict[int, int] = {}
     places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in read]
@@ -121,14 +122,14 @@ def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
 
 def biased_rows(model: Model, read: Sequence[int]) -> list[int]:
     """Rows whose score has the seen-item bias: those that the model has read, if it has such a bias."""
-    return sorted(set(read)) if isinstance(model, ProductModel) and model.repeat is not None else []
+    return sorted(set(read)) if is_factorized(model) and model.seen_bias is not None else []
 
 
 def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
     """Add the seen-item bias to the scores of `rows` (None: of all) in place, where the model has one."""
-    if isinstance(model, ProductModel) and model.repeat is not None:
+    if is_factorized(model) and model.seen_bias is not None:
         biased = torch.tensor(biased_rows(model, read), dtype=torch.int64)
-        scores[biased if rows is None else torch.isin(rows, biased)] += model.repeat
+        scores[biased if rows is None else torch.isin(rows, biased)] += model.seen_bias
     return scores
 
 
@@ -194,7 +195,7 @@ def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -
     choices = (*modalities, *([BOTH] if modalities else []), COLLABORATIVE)
     if by not in choices and by != BOTH:
         raise InputError(f"by is {by!r}: this model can find similar items by {', '.join(choices)}")
-    if not isinstance(model, ProductModel):
+    if not is_factorized(model):
         scores = score_all(model, catalogue, Query([row]))
     elif by == COLLABORATIVE or not modalities:
         scores = _cosines(catalogue, row, lambda tensors: tensors.item_vectors)

@@ -17,11 +17,11 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import ProductModel, ProductScorer
+from msm4sr.models.base import FactorizedModel, FactorizedScorer
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.layers import take
 from msm4sr.objectives import (
-    Taken,
+    SeenItems,
     bayesian_personalised_ranking,
     next_item_cross_entropy,
     sampled_binary_cross_entropy,
@@ -60,7 +60,7 @@ SAMPLED = {"bce": sampled_binary_cross_entropy, "bpr": bayesian_personalised_ran
 
 
 def finetune_loss(
-    model: ProductScorer, batch: Batch, generator: torch.Generator | None = None, prior: Tensor | None = None
+    model: FactorizedScorer, batch: Batch, generator: torch.Generator | None = None, prior: Tensor | None = None
 ) -> Tensor:
     """The model's loss of the batch's next items, and what it adds; the catalogue is encoded once.
 
@@ -71,7 +71,7 @@ def finetune_loss(
     prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]  # [P, Q]
     keys = model.scoring_vectors(catalogue)
     if model.loss == "softmax":
-        loss = next_item_cross_entropy(*_adjusted(prefixes, keys, prior), targets, taken=_taken(model, batch))
+        loss = next_item_cross_entropy(*_adjusted(prefixes, keys, prior), targets, seen=_seen(model, batch))
     else:
         other = absent_items(batch, len(keys), generator)[batch.mask]
         scores = [(prefixes * take(keys, items)).sum(dim=1) for items in (targets, other)]
@@ -80,7 +80,7 @@ def finetune_loss(
 
 
 def sampled_finetune_loss(
-    model: ProductScorer, batch: Batch, sample: Tensor, n_items: int, prior: Tensor | None = None
+    model: FactorizedScorer, batch: Batch, sample: Tensor, n_items: int, prior: Tensor | None = None
 ) -> Tensor:
     """`finetune_loss` with the denominator estimated from a uniform sample [S] of distinct items.
 
@@ -94,8 +94,8 @@ def sampled_finetune_loss(
     catalogue = model.encode_some_items(everything)
     prefixes = model.encode_histories(histories.view_as(batch.items), catalogue)[batch.mask]
     keys, own_prior = model.scoring_vectors(catalogue), None if prior is None else prior[everything]
-    taken = _taken(model, replace(batch, items=histories.view_as(batch.items)))
-    loss = next_item_cross_entropy(*_adjusted(prefixes, keys, own_prior), target, log_weights, taken)
+    seen = _seen(model, replace(batch, items=histories.view_as(batch.items)))
+    loss = next_item_cross_entropy(*_adjusted(prefixes, keys, own_prior), target, log_weights, seen)
     return _with_added(loss, model, prefixes, items, take(catalogue, target))
 
 
@@ -115,17 +115,17 @@ def _adjusted(prefixes: Tensor, keys: Tensor, prior: Tensor | None) -> tuple[Ten
     return F.pad(prefixes, (0, 1), value=1.0), torch.cat([keys, prior.to(keys.dtype).unsqueeze(1)], dim=1)
 
 
-def _taken(model: ProductScorer, batch: Batch) -> Taken | None:
+def _seen(model: FactorizedScorer, batch: Batch) -> SeenItems | None:
     """What the prefix of each pair holds, where the model learns something of that."""
-    if model.repeat is None:
+    if model.seen_bias is None:
         return None
     row, last = batch.mask.nonzero(as_tuple=True)  # [P] each
     slot = torch.arange(batch.items.shape[1], device=row.device)
     again = (batch.items.unsqueeze(2) == batch.items.unsqueeze(1)).tril(-1).any(dim=2)  # [B, L]: was there before
-    return Taken(batch.items[row], (slot <= last.unsqueeze(1)) & ~again[row], model.repeat)
+    return SeenItems(batch.items[row], (slot <= last.unsqueeze(1)) & ~again[row], model.seen_bias)
 
 
-def _with_added(loss: Tensor, model: ProductScorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
+def _with_added(loss: Tensor, model: FactorizedScorer, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor:
     added = model.auxiliary_loss(prefixes, items, next_items)
     return loss if added is None else loss + added
 
@@ -133,10 +133,10 @@ def _with_added(loss: Tensor, model: ProductScorer, prefixes: Tensor, items: Ten
 class FinetuneTask(Task):
     """`finetune_loss`, or over a sample of the items `sampled_finetune_loss`, as a task."""
 
-    model: ProductModel
+    model: FactorizedModel
     prior: Tensor | None
 
-    def __init__(self, model: ProductModel, settings: FinetuneSettings) -> None:
+    def __init__(self, model: FactorizedModel, settings: FinetuneSettings) -> None:
         super().__init__(model)
         self.n_items = model.n_items
         self.samples = settings.samples_of(model.n_items)
@@ -144,7 +144,7 @@ class FinetuneTask(Task):
         self.register_buffer("prior", None)
         of_softmax = {
             "finetune.logit_adjustment": bool(self.logit_adjustment),
-            "model.seen_item_bias": model.repeat is not None,
+            "model.seen_item_bias": model.seen_bias is not None,
         }
         for name, on in of_softmax.items():
             if on and model.loss != "softmax":
@@ -162,7 +162,7 @@ class FinetuneTask(Task):
 
 
 def finetune(
-    model: ProductModel,
+    model: FactorizedModel,
     dataset: Dataset,
     settings: FinetuneSettings = FinetuneSettings(),
     **options: Unpack[StageOptions],

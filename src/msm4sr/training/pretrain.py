@@ -8,14 +8,13 @@ from typing import Annotated, Literal, Unpack
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import ProductScorer, Scorer
+from msm4sr.models.base import Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
@@ -111,35 +110,8 @@ def _first(known: Tensor, wanted: Tensor) -> Tensor:
     return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)
 
 
-class ContentMatcher(ProductScorer):
-    """The pre-trained model as a recommender without IDs: sum over modalities and views of cos(m, z).
-
-    It ranks by what NIP trains, so that pre-training can stop by a validation metric; and any catalogue that has
-    features, brand-new items included, can be ranked by it.
-    """
-
-    def __init__(self, model: MSM4SR) -> None:
-        super().__init__()
-        self.model = model
-        self.max_history = model.max_history
-
-    def encode_items(self) -> Tensor:
-        """[N, M, D]."""
-        return torch.stack([self.model.encode_content(a) for a in self.model.modalities], dim=1)
-
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Item rows [B, L] to [B, L, M * D]: in each modality's space the sum of the normalised views."""
-        hidden = self.model.encode_sequences(take(catalogue, histories).permute(2, 0, 1, 3))  # [M, B, L, D]
-        spaces = [F.normalize(self.model.project(hidden, a), dim=-1).sum(0) for a in self.model.modalities]
-        return torch.cat(spaces, dim=-1)
-
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
-        """[N, M * D]."""
-        return F.normalize(catalogue, dim=-1).flatten(1)
-
-
 class PretrainTask(Task):
-    """`pretrain_loss`, as a task; validated by `ContentMatcher`.
+    """`pretrain_loss`, as a task; validated by `pretrained_scorer`.
 
     Raises:
         InputError: no loss is left: NIP is off, and CMCL is off or has but one modality.
@@ -172,7 +144,7 @@ class PretrainTask(Task):
 
     @property
     def scorer(self) -> Scorer:
-        return ContentMatcher(self.model)
+        return self.model.pretrained_scorer()
 
 
 def pretrain(

@@ -17,7 +17,7 @@ from torch import Tensor
 from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import ProductScorer, Scorer
+from msm4sr.models.base import Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.objectives import attribute_mutual_information, contrastive_mutual_information
 from msm4sr.ragged import Ragged
@@ -88,7 +88,7 @@ def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor
     inside, outside = segments.inside, real & ~segments.inside
 
     rows = torch.cat([items, items, items, segments.other])  # four readings of each history, in one call
-    hidden = model.encode_both_ways(rows, torch.cat([masked, inside, outside, outside]), real.repeat(4, 1))
+    hidden = model.encode_bidirectional(rows, torch.cat([masked, inside, outside, outside]), real.repeat(4, 1))
     sequence, context, segment, other = hidden.chunk(4)  # [B, L, D] each
 
     absent = draw_absent(items, real, model.n_items, generator)
@@ -122,47 +122,8 @@ def segment_of(model: S3Rec, context: Tensor, segment: Tensor, other: Tensor) ->
     return contrastive_mutual_information(model.maps["sp"](context), segment, other).sum()
 
 
-class MaskedNextItem(ProductScorer):
-    """The pre-trained model as a recommender: what stands behind the mask that follows the history.
-
-    It ranks by what MIP trains, so that pre-training can stop by a validation metric.
-    """
-
-    def __init__(self, model: S3Rec) -> None:
-        super().__init__()
-        self.model = model
-        self.max_history = model.max_history - 1  # the mask has a position too
-
-    def encode_items(self) -> Tensor:
-        """[N, 1, D]."""
-        return self.model.encode_items()
-
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Item rows [B, L], none of them padding, to the vector of the whole history, at every position: [B, L, D]."""
-        lengths = torch.full((len(histories),), histories.shape[1], device=histories.device)
-        return self.encode_whole(histories, lengths).unsqueeze(1).expand(-1, histories.shape[1], -1)
-
-    def encode_whole(self, histories: Tensor, lengths: Tensor) -> Tensor:
-        """F W_2 at a mask behind the first `lengths` [B] items of histories [B, L]: [B, D]."""
-        rows = F.pad(histories, (0, 1))
-        slot = torch.arange(rows.shape[1], device=rows.device)
-        real = slot <= lengths.unsqueeze(1)
-        hidden = self.model.encode_both_ways(rows, slot == lengths.unsqueeze(1), real)
-        return self.model.maps["mip"](last(hidden, real))  # type: ignore[no-any-return]
-
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
-        """[N, D]."""
-        return self.model.scoring_vectors(catalogue)
-
-    def score(
-        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
-    ) -> Tensor:
-        """[B, N]."""
-        return self.encode_whole(histories, lengths) @ keys.T
-
-
 class S3RecTask(Task):
-    """`s3rec_loss` as a task; validated by `MaskedNextItem`.
+    """`s3rec_loss` as a task; validated by `pretrained_scorer`.
 
     Raises:
         InputError: all parts of the loss are switched off.
@@ -187,7 +148,7 @@ class S3RecTask(Task):
 
     @property
     def scorer(self) -> Scorer:
-        return MaskedNextItem(self.model)
+        return self.model.pretrained_scorer()
 
 
 def pretrain_s3rec(

@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import Model, ProductModel, Scorer
+from msm4sr.models.base import FactorizedModel, Model, Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.bpr import BPRTask
 from msm4sr.training.end_to_end import EndToEndTask
 from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
-from msm4sr.training.pretrain import ContentMatcher, PretrainSettings, PretrainTask
+from msm4sr.training.pretrain import PretrainSettings, PretrainTask
 from msm4sr.training.s3rec import S3RecTask
 from msm4sr.training.stage import Task
 from msm4sr.training.trainer import StageSettings
 
 TASKS: Mapping[str, Mapping[type[Any], Callable[[Any, Any], Task]]] = {
     "pretrain": {MSM4SR: PretrainTask, S3Rec: S3RecTask},
-    "finetune": {ProductModel: FinetuneTask, GraphModel: BPRTask},
+    "finetune": {FactorizedModel: FinetuneTask, GraphModel: BPRTask},
 }
 STAGES = tuple(TASKS)
 
@@ -54,6 +54,6 @@ def scorer_of(model: Model, settings: Stages) -> Scorer:
     if settings.finetune.epochs:
         return model
     if isinstance(model, MSM4SR):  # whose pre-trained weights may come from another run
-        return ContentMatcher(model)
+        return model.pretrained_scorer()
     task = task_of("pretrain", model, settings)
     return model if task is None else task.scorer

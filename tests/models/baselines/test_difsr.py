@@ -10,7 +10,7 @@ from builders import CATEGORIES, N_ITEMS, every_input, make_batch, make_model
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs
+from msm4sr.models.base import Inputs, empty_rows
 from msm4sr.models.baselines.difsr import DIFSR, DecoupledAttention, DIFSRConfig
 from msm4sr.training.finetune import finetune_loss
 
@@ -120,7 +120,7 @@ def test_the_prediction_of_attributes_is_added_to_the_loss() -> None:
 
 @pytest.mark.parametrize("categories", [None, "none has one"])
 def test_without_categories_ids_and_positions_remain(categories: str | None) -> None:
-    nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(N_ITEMS + 1, dtype=torch.int64))
+    nothing = empty_rows(N_ITEMS)
     model = make_difsr(every_input(categories=nothing if categories else None, n_categories=0))
     assert not any("category" in name or "predictor" in name for name, _ in model.named_parameters())
     finetune_loss(model, make_batch([HISTORY, [3, 4, 11, 7]])).backward()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.mvrnn import MVRNN
+from msm4sr.ragged import Ragged
 from msm4sr.training.finetune import finetune_loss
 
 HISTORIES = [[1, 5, 0, 7], [3, 4, 11, 7]]
@@ -76,7 +77,7 @@ def test_every_prefix_is_scored_by_the_recurrence(structure: str) -> None:
 @torch.no_grad()
 def test_what_an_item_lacks_adds_nothing_and_an_item_without_any_is_known_by_its_id() -> None:
     inputs = every_input()
-    has = torch.stack([offsets.diff() > 0 for _, offsets in inputs.features.values()]).sum(dim=0)  # [N]
+    has = torch.stack([rows.lengths > 0 for rows in inputs.features.values()]).sum(dim=0)  # [N]
     model = make_mvrnn(inputs)
     catalogue = model.encode_items()
     assert (has == 1).any()
@@ -108,7 +109,7 @@ def test_the_autoencoder_rebuilds_what_the_next_items_have_from_their_content_wi
 def test_corruption_takes_modalities_away_as_a_whole_and_the_whole_is_to_be_rebuilt() -> None:
     inputs = every_input()
     model = make_mvrnn(inputs, corruption=0.5).train()
-    item = next(i for i in range(N_ITEMS) if all(offsets.diff()[i] for _, offsets in inputs.features.values()))
+    item = next(i for i in range(N_ITEMS) if all(len(rows[i]) for rows in inputs.features.values()))
     possible = {
         without: content_slowly(model, item, without) for without in ((), ("text",), ("visual",), ("text", "visual"))
     }
@@ -136,7 +137,7 @@ def test_the_autoencoder_learns_to_rebuild_a_text_from_the_picture_that_shows_th
     text = torch.randn(N_ITEMS, 4, generator=generator)
     visual = text @ torch.randn(4, 6, generator=generator)  # pictures are a map of the texts
     offsets = torch.arange(N_ITEMS + 1)
-    inputs = Inputs(N_ITEMS, features={"text": (text, offsets), "visual": (visual, offsets)})
+    inputs = Inputs(N_ITEMS, features={"text": Ragged(text, offsets), "visual": Ragged(visual, offsets)})
     model = make_mvrnn(inputs, corruption=0.3, reconstruction_weight=10.0)
 
     @torch.no_grad()

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
-from msm4sr.models.base import Inputs
+from msm4sr.models.base import Inputs, empty_rows
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.registry import build
+from msm4sr.ragged import Ragged
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
 from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss
 from msm4sr.training.negatives import draw_absent
 from msm4sr.training.s3rec import (
-    MaskedNextItem,
     attributes,
     draw_segments,
     masked_items,
@@ -164,9 +164,9 @@ def test_a_masked_item_cannot_be_seen_by_any_position() -> None:
     rows, real = torch.tensor([[1, 5, 0, 7], [1, 5, 3, 7]]), torch.ones(2, 4, dtype=torch.bool)
     masked = torch.tensor([[False, False, True, False]] * 2)
     with torch.no_grad():
-        one, other = model.encode_both_ways(rows, masked, real)
+        one, other = model.encode_bidirectional(rows, masked, real)
         torch.testing.assert_close(one, other)
-        one, other = model.encode_both_ways(rows, ~masked, real)
+        one, other = model.encode_bidirectional(rows, ~masked, real)
         assert (one - other).abs().min(dim=1).values.max() > 1e-4  # what is not masked is seen, before and behind
 
 
@@ -176,7 +176,7 @@ def test_a_masked_item_cannot_be_seen_by_any_position() -> None:
 CYCLE = cycle_dataset(users=120, n_items=30)
 
 
-WITH_CATEGORIES = Inputs(30, categories=(torch.arange(30) % 5, torch.arange(31)), n_categories=5)
+WITH_CATEGORIES = Inputs(30, categories=Ragged(torch.arange(30) % 5, torch.arange(31)), n_categories=5)
 WIDER: dict[str, Any] = {"dim": 16, "inner_dim": 32, "max_history": 12}
 
 
@@ -192,9 +192,9 @@ def test_pretraining_learns_a_planted_order_before_any_fine_tuning() -> None:
     """Slowly: its gradients pass two sigmoids."""
     model = build(tiny_config("s3rec", **WIDER), WITH_CATEGORIES, seed=1)
     assert isinstance(model, S3Rec)
-    assert evaluate(MaskedNextItem(model), CYCLE, "test")["recall@10"] < 0.45
+    assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] < 0.45
     pretrain_s3rec(model, CYCLE, StageSettings(epochs=20, **(QUICK | {"batch_pairs": 64})), device=CPU)
-    assert evaluate(MaskedNextItem(model), CYCLE, "test")["recall@10"] > 0.6
+    assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] > 0.6
 
 
 def test_fine_tuning_goes_on_from_it_and_leaves_what_only_pretraining_has() -> None:
@@ -211,7 +211,7 @@ def test_fine_tuning_goes_on_from_it_and_leaves_what_only_pretraining_has() -> N
 
 def test_the_ranker_scores_what_the_mask_behind_a_history_stands_for_whatever_the_padding() -> None:
     model = make_s3rec()
-    ranker = MaskedNextItem(model)
+    ranker = model.pretrained_scorer()
     assert ranker.max_history == model.max_history - 1
     with torch.no_grad():
         catalogue = ranker.encode_items()
@@ -224,7 +224,7 @@ def test_the_ranker_scores_what_the_mask_behind_a_history_stands_for_whatever_th
 
 
 def test_without_categories_items_and_segments_remain() -> None:
-    nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(N_ITEMS + 1, dtype=torch.int64))
+    nothing = empty_rows(N_ITEMS)
     model = make_s3rec(every_input(categories=nothing, n_categories=0))
     assert list(model.maps) == ["mip", "sp"]
     loss = s3rec_loss(model, make_batch(SEQUENCES), generator())

@@ -7,15 +7,12 @@ from builders import N_ITEMS, every_input, make_model, make_rows
 from torch import Tensor
 
 from msm4sr.models.layers import ItemMeans
+from msm4sr.ragged import Ragged
 
 
-def standardised_slowly(vectors: Tensor, offsets: Tensor) -> dict[int, Tensor]:
+def standardised_slowly(features: Ragged[Tensor]) -> dict[int, Tensor]:
     """The mean of each item's rows, less the mean of those means, over the mean of their lengths."""
-    means = {
-        i: sum(vectors[offsets[i] : offsets[i + 1]]) / (offsets[i + 1] - offsets[i])
-        for i in range(len(offsets) - 1)
-        if offsets[i + 1] > offsets[i]
-    }
+    means = {i: sum(rows) / len(rows) for i, rows in enumerate(features) if len(rows)}
     centre = sum(means.values()) / len(means)
     length = sum(float(((mean - centre) ** 2).sum()) ** 0.5 for mean in means.values()) / len(means)
     return {i: (mean - centre) / length for i, mean in means.items()}
@@ -28,8 +25,8 @@ def test_an_item_is_the_sum_of_its_id_and_of_its_projected_means_or_their_stand_
         encoded = model.encode_items()[:, 0]
         for i in range(N_ITEMS):
             expected = model.item_embedding.weight[i]
-            for modality, (vectors, offsets) in inputs.features.items():
-                content, means = model.content[modality], standardised_slowly(vectors, offsets)
+            for modality, features in inputs.features.items():
+                content, means = model.content[modality], standardised_slowly(features)
                 if i in means:
                     expected = expected + content.linear.weight @ means[i] / len(means[i]) ** 0.5 + content.linear.bias
                 else:
@@ -54,14 +51,14 @@ def test_without_any_features_it_is_sasrec() -> None:
 
 
 def test_features_that_are_the_same_for_every_item_tell_nothing_and_break_nothing() -> None:
-    vectors, lengths = ItemMeans(torch.ones(4, 3), torch.tensor([0, 2, 3, 3, 4]))()
+    vectors, lengths = ItemMeans(Ragged(torch.ones(4, 3), torch.tensor([0, 2, 3, 3, 4])))()
     assert torch.equal(vectors, torch.zeros(3, 3))
     assert lengths.tolist() == [1, 1, 0, 1]
 
 
 def test_the_means_of_means_are_themselves() -> None:
     """A stored model is built of them again."""
-    means = ItemMeans(*make_rows([2, 0, 3, 1], 5))
-    again = ItemMeans(means.vectors, means.offsets)
-    torch.testing.assert_close(again.vectors, means.vectors)
+    means = ItemMeans(make_rows([2, 0, 3, 1], 5))
+    again = ItemMeans(means.rows)
+    torch.testing.assert_close(again.values, means.values)
     assert torch.equal(again.offsets, means.offsets)

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import CategoryModel, Inputs
 from msm4sr.models.layers import Dropout, initialise, take
-from msm4sr.models.transformer import TransformerConfig, TransformerLayer, attend
+from msm4sr.models.registry import register_model
+from msm4sr.models.transformer import SEARCH, TransformerConfig, TransformerLayer, attend
 
 
 class DIFSRConfig(TransformerConfig):
@@ -79,10 +80,17 @@ class DecoupledAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+@register_model("difsr")
 class DIFSR(CategoryModel):
     """A causal Transformer over IDs whose attention also knows positions and attributes."""
 
     Config = DIFSRConfig
+    label = "DIF-SR"
+    search = {
+        **SEARCH,
+        "model.attribute_weight": {"kind": "float", "low": 0.1, "high": 20.0, "log": True},
+        "model.attribute_dim": {"kind": "categorical", "choices": [16, 32, 64]},
+    }
     config: DIFSRConfig
 
     def __init__(self, config: DIFSRConfig, inputs: Inputs) -> None:
@@ -114,9 +122,9 @@ class DIFSR(CategoryModel):
             vectors = torch.cat([vectors, self.categories.sums(self.category_embedding.weight)], dim=1)
         return vectors.unsqueeze(1)
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Item rows [B, L] to a vector for each prefix [B, L, D]."""
-        items = take(catalogue, histories).squeeze(2)  # [B, L, D + D_a]
+        items = take(embeddings, histories).squeeze(2)  # [B, L, D + D_a]
         ids, attributes = items[..., : self.config.dim], items[..., self.config.dim :]
         positions = self.position.weight[: ids.shape[1]].expand_as(ids)
         side = torch.cat([positions, attributes], dim=2)
@@ -125,9 +133,9 @@ class DIFSR(CategoryModel):
             x = layer(x, side)
         return x  # type: ignore[no-any-return]
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """E: [N, D]."""
-        return catalogue[:, 0, : self.config.dim]
+        return embeddings[:, 0, : self.config.dim]
 
     def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
         """lambda times the mean binary cross-entropy of the next items' attributes."""

@@ -36,6 +36,7 @@ from msm4sr.models.base import Inputs
 from msm4sr.models.graph import UserItemGraph, nearest_by_overlap, propagated, symmetric_weights
 from msm4sr.models.graph_model import GraphConfig, MultimodalGraphModel
 from msm4sr.models.layers import take
+from msm4sr.models.registry import register_model
 
 
 class DualGNNConfig(GraphConfig):
@@ -54,10 +55,18 @@ def co_occurrence(graph: UserItemGraph, k: int) -> tuple[Tensor, Tensor]:
     return neighbours.long(), shares.nan_to_num(0.0)  # a user who shares nothing with anybody hears nobody
 
 
+@register_model("dualgnn")
 class DualGNN(MultimodalGraphModel):
     """Each modality propagated over the user-item graph, mixed by each user, and heard over the user graph."""
 
     Config = DualGNNConfig
+    label = "DualGNN"
+    search = {
+        "finetune.learning_rate": {"kind": "float", "low": 1e-3, "high": 3e-2, "log": True},
+        "model.l2": {"kind": "float", "low": 1e-5, "high": 1e-1, "log": True},
+        "model.hops": {"kind": "int", "low": 1, "high": 3},
+        "model.neighbours": {"kind": "categorical", "choices": [10, 20, 40, 80]},
+    }
     config: DualGNNConfig
     weights: Tensor  # [E]
     neighbours: Tensor  # [U, k]
@@ -83,7 +92,7 @@ class DualGNN(MultimodalGraphModel):
         """[U, D], [N, D]."""
         of_users, of_items = [], []
         for name in self.modalities:
-            start = F.normalize(self.preferences[name]), F.normalize(self.content[name]())
+            start = F.normalize(self.preferences[name]), F.normalize(self.encode_content(name))
             users, items = zip(*propagated(self.graph, self.weights, *start, self.config.hops), strict=True)
             of_users.append(torch.stack(users).sum(dim=0))
             of_items.append(torch.stack(items).sum(dim=0))

@@ -47,6 +47,7 @@ from msm4sr.models.base import Inputs
 from msm4sr.models.graph import UserItemGraph
 from msm4sr.models.graph_model import GraphConfig, MultimodalGraphModel
 from msm4sr.models.layers import take
+from msm4sr.models.registry import register_model
 
 
 class GRCNConfig(GraphConfig):
@@ -67,10 +68,19 @@ def route(graph: UserItemGraph, preferences: Tensor, features: Tensor, routings:
     return preferences
 
 
+@register_model("grcn")
 class GRCN(MultimodalGraphModel):
     """IDs propagated over edges that the modalities weigh, beside each modality's own preferences."""
 
     Config = GRCNConfig
+    label = "GRCN"
+    search = {
+        "finetune.learning_rate": {"kind": "float", "low": 1e-3, "high": 3e-2, "log": True},
+        "model.l2": {"kind": "float", "low": 1e-7, "high": 1e-3, "log": True},
+        "model.hops": {"kind": "int", "low": 1, "high": 3},
+        "model.routings": {"kind": "int", "low": 1, "high": 4},
+        "model.pruning": {"kind": "categorical", "choices": ["soft", "hard"]},
+    }
     config: GRCNConfig
     folds_in_by_degree = False
 
@@ -93,7 +103,7 @@ class GRCN(MultimodalGraphModel):
         graph = self.graph
         to_users, to_items, content_of_users, content_of_items = [], [], [], []
         for name in self.modalities:
-            items = F.normalize(self.content[name]())  # f
+            items = F.normalize(self.encode_content(name))  # f
             users = route(graph, F.normalize(self.preferences[name]), items, self.config.routings)
             affinity = graph.products(users, items)  # [E]
             to_users.append(graph.softmax_by_user(affinity))

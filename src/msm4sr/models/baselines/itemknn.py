@@ -20,17 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from msm4sr.models.base import Inputs, Model
+from msm4sr.models.base import Inputs, Model, ModelConfig
 from msm4sr.models.graph import Ints, UserItemGraph, nearest_by_overlap
+from msm4sr.models.registry import register_model
 
 
-class ItemKNNConfig(BaseModel):
+class ItemKNNConfig(ModelConfig):
     """The settings of the model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["itemknn"] = "itemknn"
     neighbours: int = Field(100, ge=1, description="k, the nearest items that each item keeps")
@@ -38,6 +37,7 @@ class ItemKNNConfig(BaseModel):
     max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
 
 
+@register_model("itemknn")
 class ItemKNN(Model):
     """The nearest items of each item: `nearest` [N, k], and how near they are: `similarities` [N, k]; 0 fills up.
 
@@ -45,6 +45,12 @@ class ItemKNN(Model):
     """
 
     Config = ItemKNNConfig
+    label = "ItemKNN"
+    search = {
+        "model.neighbours": {"kind": "int", "low": 10, "high": 1000, "log": True},
+        "model.shrinkage": {"kind": "float", "low": 0.0, "high": 100.0},
+        "model.max_history": {"kind": "int", "low": 5, "high": 200, "log": True},
+    }
     config: ItemKNNConfig
     nearest: Tensor  # int32 [N, k]
     similarities: Tensor  # [N, k]
@@ -67,17 +73,18 @@ class ItemKNN(Model):
         """How near each item's nearest are: [N, 1, k]."""
         return self.similarities.unsqueeze(1)
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, k]."""
-        return catalogue.squeeze(1)
+        return embeddings.squeeze(1)
 
     def score(
-        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
+        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
         """What the distinct items of each history [B, L] have near them: [B, N]."""
         read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
         items = histories.masked_fill(~read, -1).sort(dim=1).values
         first = items != F.pad(items, (1, 0), value=-1)[:, :-1]  # of equal items, and never what is not read
         items = items.clamp(min=0)
-        near = (keys[items] * first.unsqueeze(2)).flatten(1)  # [B, L * k]
-        return keys.new_zeros(len(items), self.n_items).scatter_add(1, self.nearest[items].long().flatten(1), near)
+        near = (item_vectors[items] * first.unsqueeze(2)).flatten(1)  # [B, L * k]
+        nearest = self.nearest[items].long().flatten(1)
+        return item_vectors.new_zeros(len(items), self.n_items).scatter_add(1, nearest, near)

@@ -25,6 +25,7 @@ from msm4sr.models.base import Inputs
 from msm4sr.models.graph import propagated, symmetric_weights
 from msm4sr.models.graph_model import GraphConfig, GraphModel
 from msm4sr.models.layers import take
+from msm4sr.models.registry import register_model
 
 
 class LightGCNConfig(GraphConfig):
@@ -34,10 +35,17 @@ class LightGCNConfig(GraphConfig):
     hops: int = Field(3, ge=0, description="K, steps of propagation; 0 is matrix factorisation")
 
 
+@register_model("lightgcn")
 class LightGCN(GraphModel):
     """User and item vectors, smoothed over the graph."""
 
     Config = LightGCNConfig
+    label = "LightGCN"
+    search = {
+        "finetune.learning_rate": {"kind": "float", "low": 1e-3, "high": 3e-2, "log": True},
+        "model.l2": {"kind": "float", "low": 1e-6, "high": 1e-2, "log": True},
+        "model.hops": {"kind": "int", "low": 1, "high": 4},
+    }
     config: LightGCNConfig
     weights: Tensor  # [E]
 

@@ -28,22 +28,19 @@ a step of Adam moves m as far as x; the corruption is drawn for each item and st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, ProductModel, stored_rows
+from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
+from msm4sr.models.registry import register_model
 
 
-class MVRNNConfig(BaseModel):
+class MVRNNConfig(ModelConfig):
     """The settings of the model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["mvrnn"] = "mvrnn"
     dim: int = Field(64, ge=1, description="width of the latent and of the content vector each")
@@ -57,10 +54,20 @@ class MVRNNConfig(BaseModel):
     )
 
 
-class MVRNN(ProductModel):
+@register_model("mvrnn")
+class MVRNN(FactorizedModel):
     """A recurrent net over latent and content vectors."""
 
     Config = MVRNNConfig
+    label = "MV-RNN"
+    search = {
+        "finetune.learning_rate": {"kind": "float", "low": 3e-4, "high": 1e-2, "log": True},
+        "model.dropout": {"kind": "float", "low": 0.0, "high": 0.6},
+        "finetune.weight_decay": {"kind": "categorical", "choices": [0.0, 1e-6, 1e-5, 1e-4]},
+        "model.structure": {"kind": "categorical", "choices": ["united", "separate"]},
+        "model.corruption": {"kind": "float", "low": 0.0, "high": 0.5},
+        "model.reconstruction_weight": {"kind": "float", "low": 1e-2, "high": 1.0, "log": True},
+    }
     config: MVRNNConfig
     uses_features = True
 
@@ -69,11 +76,11 @@ class MVRNN(ProductModel):
         self.max_history = config.max_history
         self.loss = config.loss
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # x
-        present = {a: rows for a, rows in sorted(inputs.features.items()) if len(rows[0])}
-        self.features = nn.ModuleDict({a: ItemMeans(*rows) for a, rows in present.items()})  # f
+        present = dict(sorted(inputs.present_features().items()))
+        self.features = nn.ModuleDict({a: ItemMeans(rows) for a, rows in present.items()})  # f
         self.apply(initialise)
         self.weights = nn.ParameterDict(
-            {a: nn.Parameter(_like_an_embedding(config.dim, rows[0].shape[1])) for a, rows in present.items()}
+            {a: nn.Parameter(_like_an_embedding(config.dim, rows.values.shape[1])) for a, rows in present.items()}
         )  # V
         views = 2 if self.features else 1
         self.dropout = Dropout(config.dropout)
@@ -108,16 +115,16 @@ class MVRNN(ProductModel):
         weight: nn.Parameter = self.weights[modality]
         return weight.div(math.sqrt(weight.shape[1]))
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Item rows [B, L] to the state after each prefix, [h] or [g; k]: [B, L, 2 D]."""
-        inputs = self.dropout(take(catalogue, histories)).flatten(2)  # [B, L, 2 D]
+        inputs = self.dropout(take(embeddings, histories)).flatten(2)  # [B, L, 2 D]
         parts = inputs.chunk(len(self.recurrent), dim=2)
         states = [recurrent(part)[0] for recurrent, part in zip(self.recurrent, parts, strict=True)]
         return torch.cat(states, dim=2)
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """p: [N, 2 D]."""
-        return catalogue.flatten(1)
+        return embeddings.flatten(1)
 
     def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
         """L_AE, a mean over the next items."""
@@ -129,14 +136,6 @@ class MVRNN(ProductModel):
             rebuilt = content[lengths.bool()] @ self.weight(modality)
             total = total + (vectors - rebuilt).square().sum()
         return self.config.reconstruction_weight / 2 * total / len(items)
-
-    def sizes(self) -> dict[str, Any]:
-        return super().sizes() | {"modalities": list(self.features)}
-
-    @classmethod
-    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        features = {a: stored_rows(state, f"features.{a}") for a in sizes["modalities"]}
-        return replace(super().inputs_of(sizes, state), features=features)
 
 
 def _like_an_embedding(dim: int, width: int) -> Tensor:

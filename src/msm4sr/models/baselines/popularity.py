@@ -5,41 +5,41 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from msm4sr.models.base import Inputs, ProductModel
+from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
+from msm4sr.models.registry import register_model
 
 
-class PopularityConfig(BaseModel):
+class PopularityConfig(ModelConfig):
     """There is nothing to set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["popularity"] = "popularity"
 
 
-class Popularity(ProductModel):
+@register_model("popularity")
+class Popularity(FactorizedModel):
     """Scores are counts: how often an item stands in the training histories."""
 
     Config = PopularityConfig
+    label = "Popularity"
+    tasks = {}
     config: PopularityConfig
     counts: Tensor  # [N]
     max_history = 1
 
     def __init__(self, config: PopularityConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        taken, _ = inputs.histories
-        self.register_buffer("counts", torch.bincount(taken, minlength=inputs.n_items).float())
+        self.register_buffer("counts", torch.bincount(inputs.histories.values, minlength=inputs.n_items).float())
 
     def encode_items(self) -> Tensor:
         """[N, 1, 1]."""
         return self.counts[:, None, None]
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """One, whatever the history [B, L]: [B, L, 1]."""
-        return torch.ones(*histories.shape, 1, device=catalogue.device)
+        return torch.ones(*histories.shape, 1, device=embeddings.device)
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, 1]."""
-        return catalogue.squeeze(1)
+        return embeddings.squeeze(1)

@@ -1,23 +1,25 @@
-"""S3-Rec: self-supervised pre-training by mutual information, then SASRec (Zhou, Wang, et al. 2020, CIKM;
+"""S3-Rec: self-supervised learning with mutual information maximisation, then SASRec (Zhou, Wang et al. 2020;
 arXiv 2008.07873).
 
-Pre-training reads a history in both directions, with F_l the output at position l, e_i the item embeddings, e_a those
-of the attributes, and one map a task:
+**Pre-training** reads a history in both directions. With F_l the output at position l, e_i the item embeddings, e_a
+the attribute embeddings, and one matrix W per task:
 
-- AAP, associated attributes: a position that is not masked tells its item's attributes, sigma(F_l W_1 e_a);
-- MIP, masked item: a masked position tells its item from another one, sigma(F_l W_2 e_i);
-- MAP, masked attributes: a masked position tells its item's attributes, sigma(F_l W_3 e_a);
-- SP, segment: the history without a segment of it tells that segment from another one, sigma(F W_4 F~), each read at
-  its last position.
+- AAP, associated attribute prediction: the attributes of the item at an unmasked position, sigma(F_l W_1 e_a);
+- MIP, masked item prediction: the item at a masked position against a random one, sigma(F_l W_2 e_i);
+- MAP, masked attribute prediction: the attributes of the item at a masked position, sigma(F_l W_3 e_a);
+- SP, segment prediction: a masked segment of the history against a random segment, sigma(F W_4 F~), with the output
+  at the last position of each.
 
-The formulas are in `msm4sr.objectives`, the masking in `msm4sr.training.s3rec`. Fine-tuning is SASRec's, causal, with
-the same embeddings and Transformer; what only pre-training has (the maps, e_a, the mask) stays as it is.
+The formulas are in `msm4sr.objectives`, the masking in `msm4sr.training.s3rec`. **Fine-tuning** is SASRec's, causal,
+with the same embeddings and Transformer; the W, e_a and the mask embedding are not trained any further.
 
-Attributes are the item's categories. An item without any is an example of having none; without any category in the
-data, AAP and MAP are left out. Weights and the share of masked items are the authors' (their code: 0.2, 1, 1, 0.5 and
-0.2; RecBole's port has 1 and 0.2 for the first two), as are d 64, 2 layers, 2 heads, 50 items of a history. In AAP the
-paper writes e_i in place of F_l; this is its code. Fine-tuning by cross-entropy over all items, as every row of a
-comparison is trained; `loss: bce` is the authors'.
+Attributes are the item's categories. An item without categories is an example of having none of them; if no item has
+any, AAP and MAP are left out of the loss.
+
+Defaults: the loss weights and the masking probability are those of the authors' code (0.2, 1, 1, 0.5 and 0.2; RecBole
+has 1 and 0.2 for the first two), as are d 64, 2 layers, 2 heads and histories of 50 items. In AAP the paper prints e_i
+where its code has F_l; this follows the code. Fine-tuning uses cross-entropy over all items, as all models of a
+comparison do; `loss: bce` is the authors'.
 """
 
 from __future__ import annotations
@@ -25,40 +27,48 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import CategoryModel, Inputs
-from msm4sr.models.baselines.sasrec import NextItemTransformerConfig
-from msm4sr.models.layers import initialise, take
-from msm4sr.models.transformer import CausalTransformer
+from msm4sr.models.base import CategoryModel, FactorizedScorer, Inputs, Scorer
+from msm4sr.models.id_transformer import IDTransformer, IDTransformerConfig
+from msm4sr.models.layers import initialise
+from msm4sr.models.registry import register_model
+from msm4sr.models.transformer import SEARCH, CausalTransformer
 
 
-class S3RecConfig(NextItemTransformerConfig):
-    """The settings of the model and of its pre-training; epochs, rates and the like stand in `pretrain`."""
+class S3RecConfig(IDTransformerConfig):
+    """The settings of the model and its pre-training losses; epochs and learning rate are settings of `pretrain`."""
 
     name: Literal["s3rec"] = "s3rec"
-    max_history: int = Field(50, ge=2, description="items of a history that are read, the latest ones; one is masked")
-    mask_probability: float = Field(0.2, gt=0, lt=1, description="of an item, in pre-training")
-    aap_weight: float = Field(0.2, ge=0, description="of associated attribute prediction")
-    mip_weight: float = Field(1.0, ge=0, description="of masked item prediction")
-    map_weight: float = Field(1.0, ge=0, description="of masked attribute prediction")
-    sp_weight: float = Field(0.5, ge=0, description="of segment prediction")
+    max_history: int = Field(50, ge=2, description="latest items of a history that are read, a mask included")
+    mask_probability: float = Field(0.2, gt=0, lt=1, description="probability that pre-training masks an item")
+    aap_weight: float = Field(0.2, ge=0, description="weight of associated attribute prediction")
+    mip_weight: float = Field(1.0, ge=0, description="weight of masked item prediction")
+    map_weight: float = Field(1.0, ge=0, description="weight of masked attribute prediction")
+    sp_weight: float = Field(0.5, ge=0, description="weight of segment prediction")
 
 
-class S3Rec(CategoryModel):
-    """SASRec with what its pre-training needs."""
+@register_model("s3rec")
+class S3Rec(CategoryModel, IDTransformer):
+    """SASRec with the mask embedding, attribute embeddings and matrices of its pre-training."""
 
     Config = S3RecConfig
+    label = "S3-Rec"
+    tasks = {"pretrain": "mutual_information", "finetune": "next_item"}
+    search = {
+        **SEARCH,
+        "model.aap_weight": {"kind": "float", "low": 0.05, "high": 2.0, "log": True},
+        "model.mip_weight": {"kind": "float", "low": 0.1, "high": 2.0, "log": True},
+        "model.map_weight": {"kind": "float", "low": 0.1, "high": 2.0, "log": True},
+    }
     config: S3RecConfig
 
     def __init__(self, config: S3RecConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.max_history = config.max_history
-        self.loss = config.loss
-        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # e_i
         self.transformer = CausalTransformer(config)
-        self.mask = nn.Parameter(0.02 * torch.randn(config.dim))  # stands where an item is masked
+        self.mask = nn.Parameter(0.02 * torch.randn(config.dim))
         tasks = ["mip", "sp"]
         if inputs.n_categories:
             self.category_embedding = nn.Embedding(inputs.n_categories, config.dim)  # e_a
@@ -66,30 +76,53 @@ class S3Rec(CategoryModel):
         self.maps = nn.ModuleDict({task: nn.Linear(config.dim, config.dim, bias=False) for task in tasks})  # W_1 to W_4
         self.apply(initialise)
 
-    # -- pre-training --------------------------------------------------------------------------------------------
+    def encode_bidirectional(self, items: Tensor, masked: Tensor, real: Tensor) -> Tensor:
+        """F: every position attends to all real ones.
 
-    def encode_both_ways(self, rows: Tensor, masked: Tensor, real: Tensor) -> Tensor:
-        """F: item rows [B, L], the mask vector in place of those `masked` [B, L], to [B, L, D].
+        Args:
+            items: item numbers [B, L].
+            masked: bool [B, L], the positions where the mask embedding replaces the item.
+            real: bool [B, L], the positions that are not padding, the masked ones included.
 
-        Every position sees all `real` [B, L] ones, the masked among them.
+        Returns:
+            [B, L, D].
         """
-        items = torch.where(masked.unsqueeze(2), self.mask, self.item_embedding(rows))
-        return self.transformer(items, real)  # type: ignore[no-any-return]
+        inputs = torch.where(masked.unsqueeze(2), self.mask, self.item_embedding(items))
+        return self.transformer(inputs, real)  # type: ignore[no-any-return]
 
-    # -- fine-tuning, evaluation, serving: SASRec ----------------------------------------------------------------
+    def pretrained_scorer(self) -> Scorer:
+        return MaskedNextItem(self)
+
+
+class MaskedNextItem(FactorizedScorer):
+    """The pre-trained model as a recommender: the item behind a mask that follows the history.
+
+    This is what masked item prediction trains, so validation can stop pre-training by it.
+    """
+
+    def __init__(self, model: S3Rec) -> None:
+        super().__init__()
+        self.model = model
+        self.max_history = model.max_history - 1  # the mask has a position too
 
     def encode_items(self) -> Tensor:
-        """The ID embeddings: [N, 1, D]."""
-        return self.item_embedding.weight.unsqueeze(1)
+        """[N, 1, D]."""
+        return self.model.encode_items()
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
-        """Item rows [B, L] to a vector for each prefix [B, L, D]."""
-        return self.transformer(take(catalogue, histories).squeeze(2))  # type: ignore[no-any-return]
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
+        """The vector of the complete history (without padding) at every position: [B, L, D]."""
+        lengths = torch.full((len(histories),), histories.shape[1], device=histories.device)
+        return self.encode_last(histories, lengths, embeddings).unsqueeze(1).expand(-1, histories.shape[1], -1)
 
-    def encode_last(self, histories: Tensor, lengths: Tensor, catalogue: Tensor) -> Tensor:
-        """[B, D]."""
-        return self.transformer.last(take(catalogue, histories).squeeze(2), lengths)
+    def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
+        """F W_2 at a mask behind the first `lengths` [B] items of histories [B, L]: [B, D]."""
+        items = F.pad(histories, (0, 1))
+        slot = torch.arange(items.shape[1], device=items.device)
+        real = slot <= lengths.unsqueeze(1)
+        hidden = self.model.encode_bidirectional(items, slot == lengths.unsqueeze(1), real)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), real.sum(dim=1) - 1]
+        return self.model.maps["mip"](last)  # type: ignore[no-any-return]
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, D]."""
-        return catalogue.squeeze(1)
+        return self.model.scoring_vectors(embeddings)

@@ -33,17 +33,16 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import Inputs, ProductModel
+from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.layers import initialise, take
+from msm4sr.models.registry import register_model
 
 
-class SINEConfig(BaseModel):
+class SINEConfig(ModelConfig):
     """The settings of the model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["sine"] = "sine"
     dim: int = Field(64, ge=1, description="width of item, prototype and history vectors")
@@ -55,10 +54,19 @@ class SINEConfig(BaseModel):
     recency: bool = Field(True, description="the attention over a history knows how far back an item stands")
 
 
-class SINE(ProductModel):
+@register_model("sine")
+class SINE(FactorizedModel):
     """Interests by prototypes that each prefix of a history activates."""
 
     Config = SINEConfig
+    label = "SINE"
+    search = {
+        "finetune.learning_rate": {"kind": "float", "low": 3e-4, "high": 1e-2, "log": True},
+        "finetune.weight_decay": {"kind": "categorical", "choices": [0.0, 1e-6, 1e-5, 1e-4]},
+        "model.prototypes": {"kind": "categorical", "choices": [100, 200, 500, 1000]},
+        "model.interests": {"kind": "int", "low": 2, "high": 8},
+        "model.interest_temperature": {"kind": "float", "low": 0.05, "high": 0.5, "log": True},
+    }
     config: SINEConfig
 
     def __init__(self, config: SINEConfig, inputs: Inputs) -> None:
@@ -86,24 +94,22 @@ class SINE(ProductModel):
         """The ID embeddings: [N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
-    def encode_histories(self, histories: Tensor, catalogue: Tensor) -> Tensor:
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Item rows [B, L] to v for each prefix [B, L, D]."""
         ends = torch.arange(histories.shape[1], device=histories.device).expand_as(histories)
-        return self.encode_prefixes(histories, ends, catalogue)
+        return self.encode_prefixes(histories, ends, embeddings)
 
-    def scoring_vectors(self, catalogue: Tensor) -> Tensor:
+    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, D]."""
-        return catalogue.squeeze(1)
+        return embeddings.squeeze(1)
 
-    def score(
-        self, histories: Tensor, lengths: Tensor, catalogue: Tensor, keys: Tensor, users: Tensor | None = None
-    ) -> Tensor:
-        """As every model's; only the whole history goes through, of all prefixes: memory grows with their number."""
-        return self.encode_prefixes(histories, lengths[:, None] - 1, catalogue)[:, 0] @ keys.T
+    def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, D]; one prefix per history is encoded, since memory grows with their number."""
+        return self.encode_prefixes(histories, lengths[:, None] - 1, embeddings)[:, 0]
 
-    def encode_prefixes(self, histories: Tensor, ends: Tensor, catalogue: Tensor) -> Tensor:
+    def encode_prefixes(self, histories: Tensor, ends: Tensor, embeddings: Tensor) -> Tensor:
         """v of the prefixes of histories [B, L] that end at positions `ends` [B, E], themselves in: [B, E, D]."""
-        items = take(catalogue, histories).squeeze(2)  # [B, L, D]
+        items = take(embeddings, histories).squeeze(2)  # [B, L, D]
         back = ends.unsqueeze(2) - torch.arange(items.shape[1], device=items.device)  # steps from the end: [B, E, L]
         later = back < 0
         if self.config.recency:
