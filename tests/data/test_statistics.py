@@ -42,7 +42,7 @@ def test_statistics_as_papers_print_them(tmp_path: Path) -> None:
     assert counted.repeats == 1
     assert counted.months == [("2020-01", 2), ("2020-02", 0), ("2020-03", 3)]
     lines = dict(counted.lines())
-    assert lines["Interactions per user"] == "2.50 (median 2.5, 2 to 3)"
+    assert lines["Interactions per user"] == "mean 2.50, median 2.5, 2 to 3"
     assert lines["Sparsity"] == "37.500%"
     assert lines["Items with title or text"] == "3 (75.0%)"
     assert lines["Items with image"] == "2 (50.0%)"

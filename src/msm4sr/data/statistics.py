@@ -80,7 +80,7 @@ class Statistics:
             return f"{count:,} ({count / self.n_items:.1%})"
 
         def spread(counts: Counts) -> str:
-            return f"{counts.mean():.2f} (median {np.median(counts):g}, {counts.min():,} to {counts.max():,})"
+            return f"mean {counts.mean():.2f}, median {np.median(counts):g}, {counts.min():,} to {counts.max():,}"
 
         either = self.items.select((pl.col("title").is_not_null() | pl.col("text").is_not_null()).sum()).item()
         addresses = self.items["image"].count() - self.has("image")

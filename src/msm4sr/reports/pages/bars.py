@@ -10,6 +10,7 @@ import numpy as np
 from msm4sr.reports.pages.charts import CHART, Bar, Chart, short, ticks
 
 GAP = 2.0  # between bars, viewBox units
+EDGES = [0, 1, 2, 3, *(factor * 10**power for power in range(12) for factor in (5, 10, 20))]  # of bins
 MOST_LABELS = 12  # on the x axis, so that they do not overlap on a phone
 
 
@@ -21,13 +22,9 @@ def histogram(title: str, what: str, values: np.ndarray) -> Chart:
         what: what is counted, for example "users".
         values: one for each of them.
     """
-    edges = [0, 1, 2, 3, 5]
-    while edges[-1] <= values.max():
-        edges += [factor * 10 ** (len(str(edges[-1])) if edges[-1] >= 5 else 1) for factor in (1, 2, 5)]
-    first = max(int(np.searchsorted(edges, values.min(), side="right")) - 1, 0)
-    last = int(np.searchsorted(edges, values.max(), side="right"))
-    edges = edges[first : last + 1]
-    counts = np.histogram(values, np.array(edges))[0] if len(edges) > 1 else np.array([len(values)])
+    first, last = (int(np.searchsorted(EDGES, bound, side="right")) for bound in (values.min(), values.max()))
+    edges = EDGES[first - 1 : last + 1]
+    counts = np.histogram(values, np.array(edges))[0]
     names = [f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}" for low, high in itertools.pairwise(edges)]
     return bar_chart(title, what, dict(zip(names, counts.tolist(), strict=True)), [short(edge) for edge in edges])
 

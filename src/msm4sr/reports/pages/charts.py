@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WATCHED = ("recall@20", "ndcg@10")  # metrics whose learning curves are drawn, where a run has logged them
 STAGES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
@@ -131,16 +131,17 @@ def _learning_curve(title: str, series: Mapping[str, list[Point]], is_metric: bo
         words.append(f"{label}: {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}.")
         epoch, value = max(points, key=lambda point: point[1])
         best = ((x(epoch), y(value)), f"{value:.4f} at epoch {epoch:g}") if is_metric else None
-        dots = [(x(first), y(start))] if len(points) == 1 else []
-        lines.append(Line(label, svg_points(points, x, y), style, dots, best))
+        lines.append(replace(draw(label, points, x, y, style), best=best))
     integers = [tick for tick in ticks(x.low, x.high, 5) if tick == int(tick) and x.low <= tick <= x.high]
     x_ticks = [(x(tick), f"{tick:g}") for tick in integers or sorted({x.low, x.high})]
     return Chart(title, " ".join(words), CHART, x_ticks, labelled(y_ticks, y), lines)
 
 
-def svg_points(points: Sequence[Point], x: Scale, y: Scale) -> str:
-    """The points of an SVG polyline."""
-    return " ".join(f"{x(across)},{y(up)}" for across, up in points)
+def draw(label: str, points: Sequence[Point], x: Scale, y: Scale, style: str = "", dots: bool = False) -> Line:
+    """A line through points. With `dots` each is marked, and so is a single one."""
+    at = [(x(across), y(up)) for across, up in points]
+    svg = " ".join(f"{across},{up}" for across, up in at)
+    return Line(label, svg, style, at if dots or len(at) == 1 else [])
 
 
 def labelled(values: Sequence[float], scale: Scale) -> Ticks:

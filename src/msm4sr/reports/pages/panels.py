@@ -6,10 +6,9 @@ A dozen systems in one chart need a dozen colours, which are hard to distinguish
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
-from msm4sr.reports.pages.charts import Chart, Frame, Line, Point, Scale, Ticks, labelled, short, svg_points, ticks
+from msm4sr.reports.pages.charts import Chart, Frame, Line, Point, draw, labelled, short, ticks
 
 PANEL = Frame(240, 150, left=40, right=20, top=10, bottom=24)  # about pixels where four are side by side
 
@@ -56,57 +55,22 @@ def panels(
         return None
     xs, ys = zip(*(point for own in drawn.values() for curve in own for point in curve.points), strict=True)
     y_ticks = ticks(min(0.0, *ys), max(ys), 3)
-    axes = _Axes(title, x_name, names, PANEL.x(min(xs), max(xs), log=not names), PANEL.y(y_ticks), y_ticks)
-    return Panels(
-        title=title,
-        x_name=x_name,
-        panels=[
-            axes.panel(name, drawn[name], name in ours) for name in sorted(drawn, key=lambda name: name not in ours)
-        ],
-        background=[
-            svg_points(curve.points, axes.x, axes.y) for own in drawn.values() for curve in own if not curve.early
-        ],
-    )
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """The axes that all panels share."""
-
-    title: str
-    x_name: str
-    names: Sequence[str]
-    x: Scale
-    y: Scale
-    y_ticks: Sequence[float]
-
-    @cached_property
-    def x_ticks(self) -> Ticks:
-        marks = list(enumerate(self.names)) or [(mark, short(mark)) for mark in _marks(self.x.low, self.x.high)]
-        return [(self.x(mark), label) for mark, label in marks]
-
-    def panel(self, name: str, curves: Sequence[Curve], ours: bool) -> Chart:
-        """The panel of a system; its highest point is looked for in the last stage, where there is one."""
-        last = [curve for curve in curves if not curve.early] or curves
+    x, y = PANEL.x(min(xs), max(xs), log=not names), PANEL.y(y_ticks)
+    marks = list(enumerate(names)) or [(mark, short(mark)) for mark in _marks(x.low, x.high)]
+    axes = Chart(title, "", PANEL, [(x(mark), label) for mark, label in marks], labelled(y_ticks, y))
+    charts = []
+    for name in sorted(drawn, key=lambda name: name not in ours):
+        own = drawn[name]
+        last = [curve for curve in own if not curve.early] or own
         across, value = max((point for curve in last for point in curve.points), key=lambda point: point[1])
-        where = self.names[int(across)] if self.names else f"{across:,.0f}"
-        lines = [self._line(name, curve) for curve in curves]
-        if not self.names:
-            lines.append(Line(name, "", best=((self.x(across), self.y(value)), f"{value:.4f}")))
-        return Chart(
-            title=name,
-            description=f"{name}: {self.title}, highest {value:.4f} at {self.x_name} {where}.",
-            frame=PANEL,
-            x_ticks=self.x_ticks,
-            y_ticks=labelled(self.y_ticks, self.y),
-            lines=lines,
-            ours=ours,
-        )
-
-    def _line(self, name: str, curve: Curve) -> Line:
-        marked = curve.points if self.names or len(curve.points) == 1 else ()
-        dots = [(self.x(across), self.y(up)) for across, up in marked]
-        return Line(name, svg_points(curve.points, self.x, self.y), "early" if curve.early else "", dots)
+        where = names[int(across)] if names else f"{across:,.0f}"
+        lines = [draw(name, curve.points, x, y, "early" if curve.early else "", bool(names)) for curve in own]
+        if not names:
+            lines.append(Line(name, "", best=((x(across), y(value)), f"{value:.4f}")))
+        description = f"{name}: {title}, highest {value:.4f} at {x_name} {where}."
+        charts.append(replace(axes, title=name, description=description, lines=lines, ours=name in ours))
+    background = [draw("", curve.points, x, y).points for own in drawn.values() for curve in own if not curve.early]
+    return Panels(title, x_name, charts, background)
 
 
 def _marks(low: float, high: float) -> list[int]:
