@@ -77,7 +77,7 @@ def item_2014(item: int) -> str:
 
 
 def item_2023(item: int) -> dict[str, Any]:
-    picture = {
+    image = {
         "thumb": f"{IMAGES}/p{item}._S40_.jpg",
         "large": f"{IMAGES}/p{item}.jpg",
         "hi_res": f"{IMAGES}/p{item}_big.jpg",
@@ -86,7 +86,7 @@ def item_2023(item: int) -> dict[str, Any]:
         "main_category": "Grocery", "title": f"Nuts &quot;No. {item}&quot;", "average_rating": 4.5, "rating_number": 3,
         "features": ["Roasted", "Salted"], "description": [f"<b>Nuts</b> no. {item} &amp; more.<br/>Crunchy."],
         "price": None,
-        "images": [{**picture, "large": f"{IMAGES}/q{item}.jpg", "variant": "PT01"}, {**picture, "variant": "MAIN"}],
+        "images": [{**image, "large": f"{IMAGES}/q{item}.jpg", "variant": "PT01"}, {**image, "variant": "MAIN"}],
         "videos": [], "store": "Acme", "categories": ["Grocery &amp; Gourmet Food", "Snacks"], "details": {},
         "parent_asin": asin(item), "bought_together": None,
     }  # fmt: skip

@@ -22,9 +22,11 @@ from amazon_files import (
 )
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.sources.amazon import AMAZON_LIKE_PAPER, AMAZON_RULES, item, plain, prepare_amazon, review
-from msm4sr.data.sources.pipeline import PrepareReport
-from msm4sr.data.sources.rows import MAX_LINE, BadRow
+from msm4sr.data.sources import prepare as pipeline
+from msm4sr.data.sources.amazon import Amazon, item, plain, review
+from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.sources.rows import MAX_LINE, InvalidRow
+from msm4sr.data.sources.rules import LIKE_PAPER
 from msm4sr.errors import InputError
 
 EVENTS = events(users=60, items=40, count=600)
@@ -38,16 +40,20 @@ CRUNCHY = {"2014": "Crunchy, isn't it?", "2018": "Crunchy.\nRoasted\nSalted", "2
 ADDRESS = {"2014": "https://ecx.images-amazon.com/images/I", "2018": IMAGES, "2023": IMAGES}
 
 
-def write(tmp_path: Path, reviews: list[Any], items: list[Any]) -> tuple[Path, Path]:
-    return (
-        write_lines(tmp_path / "Snacks_5.json.gz", reviews),
-        write_lines(tmp_path / "meta_Snacks.json.gz", items),
+def write(tmp_path: Path, reviews: list[Any], items: list[Any], **settings: Any) -> Amazon:
+    return Amazon(
+        reviews=write_lines(tmp_path / "Snacks_5.json.gz", reviews),
+        meta=write_lines(tmp_path / "meta_Snacks.json.gz", items),
+        **settings,
     )
 
 
+def prepare_source(source: Amazon, out: Path, **rules: Any) -> PrepareReport:
+    return pipeline.prepare(source, out, source.rules.model_copy(update=rules))
+
+
 def prepare(tmp_path: Path, reviews: list[Any], items: list[Any], **rules: Any) -> PrepareReport:
-    paths = write(tmp_path, reviews, items)
-    return prepare_amazon(*paths, tmp_path / "out", rules=AMAZON_RULES.model_copy(update=rules))
+    return prepare_source(write(tmp_path, reviews, items), tmp_path / "out", **rules)
 
 
 def read(tmp_path: Path, name: str) -> pl.DataFrame:
@@ -67,7 +73,7 @@ def test_a_layout_is_read_as_published(tmp_path: Path, layout: str) -> None:
     reviews = [dumps(REVIEWS[layout](*event)) for event in EVENTS]
     report = prepare(tmp_path, reviews, [ITEMS[layout](i) for i in range(50)])
     items = read(tmp_path, "items")
-    assert items["item_id"].to_list() == [asin(i) for i in range(40)], "the order of the file; only what was taken"
+    assert items["item_id"].to_list() == [asin(i) for i in range(40)], "the order of the file; only seen items"
     assert items.row(7, named=True) == {
         "item_id": asin(7),
         "title": 'Nuts "No. 7"',
@@ -99,8 +105,8 @@ def test_as_in_the_paper(tmp_path: Path) -> None:
         kept.setdefault(user, []).append((time, row, thing))
     expected = {f"A{user:013d}": [thing for *_, thing in sorted(rows)] for user, rows in kept.items() if len(rows) >= 5}
 
-    paths = write(tmp_path, [dumps(review_2018(*event)) for event in EVENTS + few], META_2018)
-    prepare_amazon(*paths, tmp_path / "out", rules=AMAZON_LIKE_PAPER)
+    source = write(tmp_path, [dumps(review_2018(*event)) for event in EVENTS + few], META_2018)
+    prepare_source(source, tmp_path / "out", **LIKE_PAPER)
     log = read(tmp_path, "interactions")
     found = {
         user: [int(name[1:]) for name in rows["item_id"]]
@@ -127,7 +133,7 @@ def test_the_mess_of_real_item_files(tmp_path: Path) -> None:
     }
     mess[5]["title"] = ["In a", "list"]
     mess.append({**item_2018(6), "title": "Said again"})
-    mess.append({"asin": asin(999), "title": "Nobody took it"})
+    mess.append({"asin": asin(999), "title": "Never reviewed"})
     report = prepare(tmp_path, LINES_2018, [dumps(row) for row in mess])
     items = {row["item_id"]: row for row in read(tmp_path, "items").rows(named=True)}
     assert items[asin(0)]["title"] is None
@@ -155,28 +161,28 @@ def test_items_that_only_the_reviews_know_are_kept_or_dropped(tmp_path: Path) ->
     assert dropped(report)["interactions with an item that the catalogue lacks"] > 0
 
 
-def test_items_nobody_took_can_stay(tmp_path: Path) -> None:
+def test_unseen_items_can_stay(tmp_path: Path) -> None:
     prepare(tmp_path, LINES_2018, META_2018, unseen_items="keep")
     assert read(tmp_path, "items")["item_id"].to_list() == [asin(i) for i in range(50)]
 
 
-def test_pictures_of_a_folder_are_found_by_the_name_of_their_address_or_by_the_id(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+def test_images_of_a_folder_are_found_by_the_name_of_their_url_or_by_the_id(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
     for name in ("p3.JPG", f"{asin(4)}.png", "unrelated.jpg"):
-        (tmp_path / "pictures" / name).write_bytes(name.encode())
-    paths = write(tmp_path, LINES_2018, META_2018)
-    report = prepare_amazon(*paths, tmp_path / "out", images=tmp_path / "pictures", max_images=2)
+        (tmp_path / "photos" / name).write_bytes(name.encode())
+    source = write(tmp_path, LINES_2018, META_2018, images=tmp_path / "photos", max_images=2)
+    report = prepare_source(source, tmp_path / "out")
     image = dict(read(tmp_path, "items").select("item_id", "image").rows())
     assert image[asin(3)] == [f"images/{asin(3)}.jpg", f"{IMAGES}/q3.jpg"]
     assert image[asin(4)] == [f"images/{asin(4)}.png"]
     assert image[asin(5)] == [f"{IMAGES}/p5.jpg", f"{IMAGES}/q5.jpg"], "still to be fetched"
-    assert (report.with_image, report.with_addresses) == (40, 39)
+    assert (report.with_image, report.with_urls) == (40, 39)
 
 
-# Bad rows
+# Invalid rows
 
 GOOD = review_2018(1, 2, 1_300_000_000, 5.0)
-BAD_REVIEWS: dict[str, list[str | bytes]] = {
+INVALID_REVIEWS: dict[str, list[str | bytes]] = {
     "broken JSON": [
         dumps(GOOD)[:-9], "nonsense", "{'reviewerID': open('x')}", "{'a': " * 1000, dumps(GOOD).replace("5.0", "NaN"),
     ],
@@ -186,7 +192,7 @@ BAD_REVIEWS: dict[str, list[str | bytes]] = {
     "missing item IDs": [dumps({key: value for key, value in GOOD.items() if key != "asin"})],
     "user IDs that are no text": [dumps({**GOOD, "reviewerID": 7})],
     "halves of surrogate pairs": [dumps({**GOOD, "reviewerID": "A\ud800"})],
-    "times that are no whole number": [
+    "times that are no integer": [
         dumps({**GOOD, "unixReviewTime": time}) for time in ("1300000000", 1.5, None, True, 10**30)
     ],
     "impossible dates": [dumps({**GOOD, "unixReviewTime": time}) for time in (-1, 0, 1_300_000_000_000, 10**18)],
@@ -197,15 +203,15 @@ BAD_REVIEWS: dict[str, list[str | bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BAD_REVIEWS)
-def test_bad_reviews_are_counted_by_kind_with_the_first(tmp_path: Path, kind: str) -> None:
-    bad = BAD_REVIEWS[kind]
-    report = prepare(tmp_path, [*LINES_2018, "", *bad], META_2018)
+@pytest.mark.parametrize("kind", INVALID_REVIEWS)
+def test_invalid_reviews_are_counted_by_kind_with_the_first(tmp_path: Path, kind: str) -> None:
+    invalid = INVALID_REVIEWS[kind]
+    report = prepare(tmp_path, [*LINES_2018, "", *invalid], META_2018)
     [drop] = [drop for drop in report.dropped if drop.reason.startswith("interactions: ")]
     assert drop.reason == f"interactions: {kind}"
-    assert drop.count == len(bad)
+    assert drop.count == len(invalid)
     assert drop.example == f"Snacks_5.json.gz, line {len(LINES_2018) + 2}"
-    assert report.interactions_read == len(LINES_2018) + len(bad), "blank lines are no rows"
+    assert report.interactions_read == len(LINES_2018) + len(invalid), "blank lines are no rows"
     written = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert {"reason": drop.reason, "count": drop.count, "example": drop.example} in written["dropped"]
 
@@ -226,46 +232,44 @@ def test_a_review_of_which_unread_parts_are_odd_is_good() -> None:
         ({"imageURLHighRes": [7]}, "texts of a wrong type"),
     ],
 )
-def test_bad_items_are_told_by_kind(change: dict[str, Any], kind: str) -> None:
-    with pytest.raises(BadRow, match=kind):
+def test_invalid_items_are_counted_by_kind(change: dict[str, Any], kind: str) -> None:
+    with pytest.raises(InvalidRow, match=kind):
         item(dumps({**item_2018(1), **change}).encode(), 1)
 
 
-def test_too_many_bad_rows_stop_it_and_nothing_is_written(tmp_path: Path) -> None:
-    paths = write(tmp_path, [*LINES_2018[:98], "broken", "[]"], META_2018)
-    message = r"Snacks_5.json.gz: 2 of 100 rows cannot be used, a share of 0.02 where 0.01 is allowed: "
+def test_too_many_invalid_rows_stop_it_and_nothing_is_written(tmp_path: Path) -> None:
+    source = write(tmp_path, [*LINES_2018[:98], "broken", "[]"], META_2018)
+    message = r"Snacks_5.json.gz: invalid rows: 2 of 100 \(2 %\), more than --max-invalid-fraction 0.01 allows: "
     with pytest.raises(InputError, match=message + r"1 broken JSON \(first: line 99\); 1 rows that are no object"):
-        prepare_amazon(*paths, tmp_path / "out")
+        prepare_source(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Snacks_5.json.gz", "meta_Snacks.json.gz"]
-    prepare_amazon(*paths, tmp_path / "out", rules=AMAZON_RULES.model_copy(update={"max_invalid_fraction": 0.02}))
+    prepare_source(source, tmp_path / "out", max_invalid_fraction=0.02)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_damaged_gzip_stops_it_unless_everything_is_allowed(tmp_path: Path, damage: str) -> None:
-    reviews, meta = write(
+    source = write(
         tmp_path, [dumps({**review_2018(*event), "reviewText": repr(event) * 9}) for event in EVENTS], META_2018
     )
-    packed = bytearray(reviews.read_bytes())
+    packed = bytearray(source.reviews.read_bytes())
     if damage == "cut":
         packed = packed[: len(packed) // 2]
     else:
         packed[-6] ^= 255
-    reviews.write_bytes(packed)
+    source.reviews.write_bytes(packed)
     with pytest.raises(InputError, match=r"Snacks_5.json.gz: cut short or damaged in line \d+"):
-        prepare_amazon(reviews, meta, tmp_path / "out")
+        prepare_source(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    report = prepare_amazon(
-        reviews, meta, tmp_path / "out", rules=AMAZON_RULES.model_copy(update={"max_invalid_fraction": 1})
-    )
+    report = prepare_source(source, tmp_path / "out", max_invalid_fraction=1)
     assert dropped(report)["interactions: end of a file that is cut short or damaged"] == 1
     assert report.interactions_kept > 0
 
 
 def test_a_file_that_is_gzipped_by_name_only_is_read(tmp_path: Path) -> None:
-    paths = write(tmp_path, LINES_2018, META_2018)
-    expected = prepare_amazon(*paths, tmp_path / "one").interactions_kept
-    paths[0].write_text("\r\n".join(LINES_2018))
-    assert prepare_amazon(*paths, tmp_path / "out").interactions_kept == expected
+    source = write(tmp_path, LINES_2018, META_2018)
+    expected = prepare_source(source, tmp_path / "one").interactions_kept
+    source.reviews.write_text("\r\n".join(LINES_2018))
+    assert prepare_source(source, tmp_path / "out").interactions_kept == expected
 
 
 # Texts

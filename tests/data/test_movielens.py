@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from msm4sr.data.sources.movielens import GENRES, prepare_movielens
+from msm4sr.data.sources.movielens import GENRES, MovieLens
+from msm4sr.data.sources.prepare import prepare
 from msm4sr.errors import InputError
 
 RATINGS = [("1", "31", 2.5, 1_260_759_144), ("7", "2", 4.0, 851_868_750), ("1", "2", 3.0, 1_260_759_179)]
@@ -56,7 +57,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_is_read_as_published(tmp_path: Path, layout: str) -> None:
     LAYOUTS[layout](tmp_path)
-    report = prepare_movielens(tmp_path, tmp_path / "out")
+    report = prepare(MovieLens(folder=tmp_path), tmp_path / "out")
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet").rows() == [
         ("1", "31", 1_260_759_144, 2.5),
         ("1", "2", 1_260_759_179, 3.0),
@@ -74,7 +75,8 @@ def test_texts_and_posters_are_joined(tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text('item_id,text\n31,"A film, dark."\n2, \n5,Unknown.\n')
     (tmp_path / "posters").mkdir()
     (tmp_path / "posters" / "2.jpg").write_bytes(b"poster")
-    prepare_movielens(tmp_path, tmp_path / "out", tmp_path / "texts.csv", tmp_path / "posters")
+    source = MovieLens(folder=tmp_path, texts=tmp_path / "texts.csv", images=tmp_path / "posters")
+    prepare(source, tmp_path / "out")
     items = pl.read_parquet(tmp_path / "out" / "items.parquet").select("item_id", "text", "image")
     assert items.rows() == [("2", None, ["images/2.jpg"]), ("31", "A film, dark.", None), ("99", None, None)]
 
@@ -91,11 +93,11 @@ def test_texts_and_posters_are_joined(tmp_path: Path) -> None:
         ("u1,2,3,5", "IDs that are no number"),
     ],
 )
-def test_bad_ratings_are_counted_by_kind(tmp_path: Path, line: str, kind: str) -> None:
+def test_invalid_ratings_are_counted_by_kind(tmp_path: Path, line: str, kind: str) -> None:
     write_csv(tmp_path)
     with (tmp_path / "ratings.csv").open("a") as file:
         file.write("8,2,1.0,5\n" * 100 + line + "\n")
-    report = prepare_movielens(tmp_path, tmp_path / "out")
+    report = prepare(MovieLens(folder=tmp_path), tmp_path / "out")
     assert (f"interactions: {kind}", 1, "ratings.csv, line 105") in [
         (d.reason, d.count, d.example) for d in report.dropped
     ]
@@ -103,8 +105,8 @@ def test_bad_ratings_are_counted_by_kind(tmp_path: Path, line: str, kind: str) -
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none of u\.data, ratings\.dat, ratings\.csv is here"):
-        prepare_movielens(tmp_path, tmp_path / "out")
+        prepare(MovieLens(folder=tmp_path), tmp_path / "out")
     write_csv(tmp_path)
     (tmp_path / "movies.csv").unlink()
     with pytest.raises(InputError, match=r"movies\.csv: no such file"):
-        prepare_movielens(tmp_path, tmp_path / "out")
+        prepare(MovieLens(folder=tmp_path), tmp_path / "out")

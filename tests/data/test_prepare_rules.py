@@ -1,4 +1,4 @@
-"""The one way that all formats share: rules against an obvious reference, provenance, the same bytes."""
+"""The pipeline that all sources share: rules against a simple reference, provenance, the same bytes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msm4sr.data.kcore import k_core
-from msm4sr.data.sources import pipeline
-from msm4sr.data.sources.amazon import AMAZON_RULES, prepare_amazon
-from msm4sr.data.sources.csv import prepare_csv
-from msm4sr.data.sources.pipeline import Rules
+from msm4sr.data.sources import prepare as pipeline
+from msm4sr.data.sources.amazon import Amazon
+from msm4sr.data.sources.prepare import prepare
+from msm4sr.data.sources.rules import Rules
+from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 
 Event = tuple[str, str, int]
@@ -69,10 +70,10 @@ def test_the_rules_do_what_a_slow_reference_does(
     path = write_log(folder / "log.csv", log)
     if not expected:
         with pytest.raises(InputError, match="no interaction is left"):
-            prepare_csv(path, None, None, folder / "out", rules=rules)
+            prepare(Tables(interactions=path, items=None), folder / "out", rules)
         assert not (folder / "out").exists()
         return
-    report = prepare_csv(path, None, None, folder / "out", rules=rules)
+    report = prepare(Tables(interactions=path, items=None), folder / "out", rules)
     assert pl.read_parquet(folder / "out" / "interactions.parquet").rows() == expected
     last = report.steps[-1]
     assert (last["interactions"], last["users"], last["items"]) == (
@@ -98,31 +99,31 @@ def test_items_under_the_core_leave_the_catalogue(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv", [(u, i, 1) for u in "uvw" for i in "ab"] + [("u", "c", 2)])
     (tmp_path / "items.csv").write_text("item_id,title\nc,C\nb,B\na,A\nd,D\n")
     rules = Rules(item_core=2, unknown_items="drop")
-    prepare_csv(log, tmp_path / "items.csv", None, tmp_path / "out", rules=rules)
+    prepare(Tables(interactions=log, items=tmp_path / "items.csv"), tmp_path / "out", rules)
     assert pl.read_parquet(tmp_path / "out" / "items.parquet")["item_id"].to_list() == ["b", "a"]
 
 
 # Provenance
 
 
-def amazon(tmp_path: Path) -> tuple[Path, Path]:
+def amazon(tmp_path: Path) -> Amazon:
     log = events(users=300, items=80, count=4000)
-    return (
-        write_lines(tmp_path / "reviews.json.gz", [*(dumps(review_2018(*event)) for event in log), "broken"]),
-        write_lines(tmp_path / "meta.json.gz", [dumps(item_2018(i)) for i in range(100)]),
+    reviews = write_lines(tmp_path / "reviews.json.gz", [*(dumps(review_2018(*event)) for event in log), "broken"])
+    return Amazon(
+        reviews=reviews, meta=write_lines(tmp_path / "meta.json.gz", [dumps(item_2018(i)) for i in range(100)])
     )
 
 
-def test_provenance_tells_sources_settings_counts_and_the_result(tmp_path: Path) -> None:
-    paths = amazon(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "p3.jpg").write_bytes(b"three")
-    prepare_amazon(*paths, tmp_path / "out", tmp_path / "pictures", AMAZON_RULES.model_copy(update={"user_core": 5}))
+def test_provenance_has_sources_settings_counts_and_the_result(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "p3.jpg").write_bytes(b"three")
+    source = amazon(tmp_path).model_copy(update={"images": tmp_path / "photos"})
+    prepare(source, tmp_path / "out", source.rules.model_copy(update={"user_core": 5}))
     text = (tmp_path / "out" / "provenance.json").read_text()
     written = json.loads(text)
     assert written["sources"] == [
         {"file": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in paths
+        for path in source.files
     ]
     assert written["settings"]["user_core"] == 5
     assert [step["step"] for step in written["steps"]] == [
@@ -142,13 +143,13 @@ def test_provenance_tells_sources_settings_counts_and_the_result(tmp_path: Path)
     ]  # fmt: skip
 
 
-def test_another_picture_is_another_result(tmp_path: Path) -> None:
-    paths = amazon(tmp_path)
-    (tmp_path / "pictures").mkdir()
+def test_another_image_is_another_result(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    source = amazon(tmp_path).model_copy(update={"images": tmp_path / "photos"})
     results = []
     for content in (b"three", b"four"):
-        (tmp_path / "pictures" / "p3.jpg").write_bytes(content)
-        prepare_amazon(*paths, tmp_path / content.decode(), tmp_path / "pictures")
+        (tmp_path / "photos" / "p3.jpg").write_bytes(content)
+        prepare(source, tmp_path / content.decode())
         results.append(json.loads((tmp_path / content.decode() / "provenance.json").read_text())["result"])
     assert results[0]["tables"] == results[1]["tables"]
     assert results[0]["sha256"] != results[1]["sha256"]
@@ -157,20 +158,21 @@ def test_another_picture_is_another_result(tmp_path: Path) -> None:
 PREPARE = """
 import sys
 from pathlib import Path
-from msm4sr.data.sources import amazon, pipeline, rows
-pipeline.ROW_GROUP, pipeline.ITEM_GROUP, rows.BLOCK = 1000, 16, 300
-amazon.prepare_amazon(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), rules=amazon.AMAZON_LIKE_PAPER)
+from msm4sr.data.sources import amazon, prepare, rows, rules, writing
+writing.ROW_GROUP, writing.ITEM_GROUP, rows.BLOCK = 1000, 16, 300
+source = amazon.Amazon(reviews=sys.argv[1], meta=sys.argv[2])
+prepare.prepare(source, Path(sys.argv[3]), rules.Rules(**rules.LIKE_PAPER))
 """
 
 
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     """With several row groups and blocks, so that threads could change their order."""
-    paths = amazon(tmp_path)
+    files = amazon(tmp_path).files
     results = []
     for threads in ("1", "2", "5"):
         out = tmp_path / threads
         environment = {**os.environ, "POLARS_MAX_THREADS": threads, "PYTHONHASHSEED": threads}
-        subprocess.run([sys.executable, "-c", PREPARE, *paths, out], env=environment, check=True)
+        subprocess.run([sys.executable, "-c", PREPARE, *files, out], env=environment, check=True)
         results.append({path.name: path.read_bytes() for path in out.iterdir() if path.is_file()})
     assert len(results[0]) == 3
     assert results[0] == results[1] == results[2]
@@ -182,20 +184,20 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "_provenance", fail)
-    paths = amazon(tmp_path)
+    source = amazon(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        prepare_amazon(*paths, tmp_path / "out")
+        prepare(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json.gz", "reviews.json.gz"]
 
 
 def test_blocks_of_any_size_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from msm4sr.data.sources import rows
 
-    paths = amazon(tmp_path)
-    prepare_amazon(*paths, tmp_path / "large")
+    source = amazon(tmp_path)
+    prepare(source, tmp_path / "large")
     monkeypatch.setattr(rows, "BLOCK", 7)
     monkeypatch.setattr(rows, "CHUNK", 1000)
-    prepare_amazon(*paths, tmp_path / "small")
+    prepare(source, tmp_path / "small")
     for name in ("interactions", "items"):
         large, small = (pl.read_parquet(tmp_path / size / f"{name}.parquet") for size in ("large", "small"))
         assert large.equals(small)

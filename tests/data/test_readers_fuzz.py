@@ -16,13 +16,20 @@ import pytest
 from amazon_files import dumps, events, item_2014, item_2018, item_2023, review_2018, review_2023
 from test_movielens import write_100k, write_csv, write_dat
 
-from msm4sr.data.sources import amazon, csv, movielens, recbole
-from msm4sr.data.sources.pipeline import PrepareReport, Rules, Source
+from msm4sr.data.sources.amazon import Amazon
+from msm4sr.data.sources.base import Source
+from msm4sr.data.sources.movielens import MovieLens
+from msm4sr.data.sources.prepare import prepare
+from msm4sr.data.sources.recbole import RecBole
+from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.sources.rules import Rules
+from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 
 EVENTS = events(users=5, items=6, count=24)
 Files = dict[str, bytes]
-Prepare = Callable[[Path, Path, Rules], PrepareReport]
+MakeSource = Callable[[Path], Source]
+Prepare = Callable[[Source, Path, Rules], object]
 
 
 def lines(rows: list[str]) -> bytes:
@@ -39,20 +46,20 @@ def movielens_files(write: Callable[[Path], None], folder: Path) -> Files:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def prepare_amazon(folder: Path, out: Path, rules: Rules) -> PrepareReport:
-    return amazon.prepare_amazon(folder / "reviews", folder / "meta", out, rules=rules, max_images=3)
+def amazon(folder: Path) -> Source:
+    return Amazon(reviews=folder / "reviews", meta=folder / "meta", max_images=3)
 
 
-def prepare_movielens(folder: Path, out: Path, rules: Rules) -> PrepareReport:
-    return movielens.prepare_movielens(folder, out, rules=rules)
+def movielens(folder: Path) -> Source:
+    return MovieLens(folder=folder)
 
 
-def prepare_recbole(folder: Path, out: Path, rules: Rules) -> PrepareReport:
-    return recbole.prepare_recbole(folder, out, rules=rules)
+def recbole(folder: Path) -> Source:
+    return RecBole(inter=folder)
 
 
-def prepare_tables(folder: Path, out: Path, rules: Rules) -> PrepareReport:
-    return csv.prepare_csv(folder / "log.csv", folder / "items.csv", None, out, rules=rules)
+def tables(folder: Path) -> Source:
+    return Tables(interactions=folder / "log.csv", items=folder / "items.csv")
 
 
 INTER = [
@@ -65,17 +72,17 @@ TABLE = ["item_id,title,text,categories", *(f'i{i},"Thing, {i}","He said ""no"".
 
 
 @pytest.fixture(scope="module")
-def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Files, Prepare]]:
+def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Files, MakeSource]]:
     folder = tmp_path_factory.mktemp("movielens")
     return {
-        "amazon 2014": (amazon_files(review_2018, item_2014), prepare_amazon),
-        "amazon 2018": (amazon_files(review_2018, lambda i: dumps(item_2018(i))), prepare_amazon),
-        "amazon 2023": (amazon_files(review_2023, lambda i: dumps(item_2023(i))), prepare_amazon),
-        "100k": (movielens_files(write_100k, folder / "100k"), prepare_movielens),
-        "dat": (movielens_files(lambda path: write_dat(path, "latin-1"), folder / "dat"), prepare_movielens),
-        "csv": (movielens_files(write_csv, folder / "csv"), prepare_movielens),
-        "recbole": ({"x.inter": lines(INTER), "x.item": lines(ITEM)}, prepare_recbole),
-        "tables": ({"log.csv": lines(LOG), "items.csv": lines(TABLE)}, prepare_tables),
+        "amazon 2014": (amazon_files(review_2018, item_2014), amazon),
+        "amazon 2018": (amazon_files(review_2018, lambda i: dumps(item_2018(i))), amazon),
+        "amazon 2023": (amazon_files(review_2023, lambda i: dumps(item_2023(i))), amazon),
+        "100k": (movielens_files(write_100k, folder / "100k"), movielens),
+        "dat": (movielens_files(lambda path: write_dat(path, "latin-1"), folder / "dat"), movielens),
+        "csv": (movielens_files(write_csv, folder / "csv"), movielens),
+        "recbole": ({"x.inter": lines(INTER), "x.item": lines(ITEM)}, recbole),
+        "tables": ({"log.csv": lines(LOG), "items.csv": lines(TABLE)}, tables),
     }
 
 
@@ -126,55 +133,51 @@ def damaged_files(files: Files, rng: random.Random) -> Files:
     return changed
 
 
-def drain(source: Source, out: Path, rules: Rules, images: Path | None = None) -> PrepareReport:
+def drain(source: Source, out: Path, rules: Rules) -> None:
     """What `prepare` reads, without writing it: the readers are what is fuzzed."""
     report = PrepareReport(out, rules)
-    for block in [*source.interactions(report), *(source.items(report) if source.items else ())]:
+    blocks, items = source.read_interactions(report), source.read_items(report)
+    for block in [*blocks, *(items or ())]:
         assert block["item_id"].null_count() == 0
         assert not (block["item_id"] == "").any()
         assert isinstance(block, pl.DataFrame)
-    return report
 
 
-def run(files: Files, prepare: Prepare, folder: Path, rng: random.Random) -> bool:
+def run(files: Files, make_source: MakeSource, prepare: Prepare, folder: Path, rng: random.Random) -> bool:
     """Whether it came to a result; anything but a result or an InputError with one line is raised."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
     rules = Rules(max_invalid_fraction=rng.choice([0, 0.01, 0.3, 1]), unknown_items=rng.choice(["keep", "drop"]))
     before = sorted(folder.parent.iterdir())
     try:
-        prepare(folder, folder.parent / "out", rules)
+        prepare(make_source(folder), folder.parent / "out", rules)
     except InputError:
         assert sorted(folder.parent.iterdir()) == before
         return False
     return True
 
 
-def outcomes(formats: Any, name: str, count: int, folder: Path) -> Iterator[bool]:
-    files, prepare = formats[name]
+def outcomes(formats: Any, name: str, count: int, folder: Path, prepare: Prepare) -> Iterator[bool]:
+    files, make_source = formats[name]
     (folder / "in").mkdir()
     for seed in range(count):
         rng = random.Random(f"{name} {seed}")
-        yield run(damaged_files(files, rng), prepare, folder / "in", rng)
+        yield run(damaged_files(files, rng), make_source, prepare, folder / "in", rng)
         for path in (folder / "in").iterdir():
             path.unlink()
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_readers_end_in_a_result_or_a_clear_error(
-    formats: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int
-) -> None:
-    for module in (amazon, csv, movielens, recbole):
-        monkeypatch.setattr(module, "prepare", drain)
-    results = list(outcomes(formats, name, count, tmp_path))
+def test_readers_end_in_a_result_or_a_clear_error(formats: Any, tmp_path: Path, name: str, count: int) -> None:
+    results = list(outcomes(formats, name, count, tmp_path, drain))
     assert len(results) == count
     assert 0.02 * count < sum(results) < 0.98 * count, "both ends must be reached"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_whole_runs_end_in_a_folder_or_in_nothing(formats: Any, tmp_path: Path, name: str) -> None:
-    for made in outcomes(formats, name, 25, tmp_path):
+def test_a_preparation_ends_in_a_folder_or_in_nothing(formats: Any, tmp_path: Path, name: str) -> None:
+    for made in outcomes(formats, name, 25, tmp_path, prepare):
         out = tmp_path / "out"
         assert out.exists() == made
         if made:

@@ -1,4 +1,4 @@
-"""What is known of an item."""
+"""The item type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """An item of a catalogue, or one to add: an id, its content, and its features where they are known.
+    """An item of a catalogue, or one to add: an id, its content, and optionally its features.
 
     Attributes:
         item_id: unique in its catalogue.

@@ -1,4 +1,4 @@
-"""The k-core of a log."""
+"""The k-core of interactions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ Flags = npt.NDArray[np.bool_]
 def k_core(
     user: Ints, item: Ints, n_users: int, n_items: int, user_core: int, item_core: int
 ) -> tuple[Flags, Flags, Flags]:
-    """Who remains when users under `user_core` and items under `item_core` interactions leave, again and again
-    until all that remain satisfy both: of the users bool [n_users], of the items bool [n_items], of the
-    interactions bool [len(user)].
+    """Drop users and items with too few interactions until all that remain have enough.
 
-    `user` and `item` [interactions] are row numbers; repeats count. A core of 0 removes nobody, one of 1 those
-    without an interaction.
+    Args:
+        user: number of the user of each interaction; repeats count.
+        item: number of the item of each interaction.
+        n_users: number of users.
+        n_items: number of items.
+        user_core: interactions that a user needs; 0 keeps all users.
+        item_core: interactions that an item needs; 0 keeps all items.
+
+    Returns:
+        Which users, items and interactions remain: bool [n_users], [n_items], [interactions].
     """
     keep_user, keep_item = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
     kept = np.ones(len(user), dtype=bool)

@@ -1,4 +1,4 @@
-"""The prepared folder: which columns it has, and what is said when they are wrong.
+"""The prepared folder: which columns it has, and the errors where they are wrong.
 
     folder/
       interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32
@@ -6,20 +6,20 @@
                              image str? or list[str]?
       images/                whatever `image` points at, relative to the folder
 
-Both readers keep the file's row order and never repair: a wrong value is an `InputError` that names the
-file, the column and the row (counted from 1). Two things are taken as they come: IDs that are integers
-become strings, and an empty string or list in `title`, `text`, `categories` or `image` means "none", null.
+Both readers keep the row order of the file and never repair: a wrong value is an `InputError` that names the file, the
+column and the row (counted from 1). Only two things are converted: IDs that are integers become strings, and an empty
+string or list in `title`, `text`, `categories` or `image` becomes null.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 import polars as pl
 
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, first_line
+from msm4sr.registry import closest
 
 INTERACTIONS = "interactions.parquet"
 ITEMS = "items.parquet"
@@ -31,42 +31,41 @@ ITEM_COLUMNS: dict[str, pl.DataType] = {
     "image": pl.List(pl.String()),
 }
 ORDER_COLUMNS = {"timestamp": "int64, seconds since 1970", "position": "int32, 0, 1, 2 ... within the user"}
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What polars raises for a file that is damaged."""
 
 
 def read_interactions(folder: Path) -> pl.DataFrame:
-    """The log: `user_id` str, `item_id` str, `order` int64, one row per row of the file, in file order.
+    """The interactions: `user_id` str, `item_id` str, `order` int64, in the row order of the file.
 
     `order` is `timestamp` where the file has that column, else `position`. Other columns are dropped.
 
-    Raises InputError: folder or file missing, not a parquet file, no rows, column missing, wrong type, null
-    or empty ID, null or negative order.
+    Raises:
+        InputError: folder or file missing, not a parquet file, no rows, column missing, wrong type, null or empty ID,
+            null or negative order.
     """
     path = _existing(folder, INTERACTIONS)
     order = _order_column(path, _schema(path))
-    frame = _read(path, ["user_id", "item_id", order])
+    frame = read_parquet(path, ["user_id", "item_id", order])
     if frame.is_empty():
         raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
-    return pl.DataFrame(
-        [
-            _ids(frame["user_id"], path),
-            _ids(frame["item_id"], path),
-            _order(frame[order], path).rename("order"),
-        ]
-    )
+    ids = [_ids(frame[column], path) for column in ("user_id", "item_id")]
+    return pl.DataFrame([*ids, _order(frame[order], path).rename("order")])
 
 
 def scan_interactions(folder: Path) -> pl.LazyFrame:
-    """The log to be streamed: `user_id`, `item_id` str, `timestamp` or `position`, and `rating` where there is one.
+    """The interactions as a stream: `user_id`, `item_id` str, `timestamp` or `position`, and `rating` where it exists.
 
-    For logs that do not fit in memory. Names and types of the columns are checked, values are not.
+    For tables that do not fit in memory. Names and types of the columns are checked, values are not.
 
-    Raises InputError: folder or file missing, not a parquet file, column missing, wrong type.
+    Raises:
+        InputError: folder or file missing, not a parquet file, column missing, wrong type.
     """
     path = _existing(folder, INTERACTIONS)
     schema = _schema(path)
     order = _order_column(path, schema)
     for column in ("user_id", "item_id"):
-        _ids(pl.Series(column, [], schema[column]), path)
+        id_strings(pl.Series(column, [], schema[column]), path)
     _order(pl.Series(order, [], schema[order]), path)
     columns: list[str | pl.Expr] = [pl.col("user_id", "item_id").cast(pl.String), pl.col(order)]
     if "rating" in schema and schema["rating"].is_numeric():
@@ -77,43 +76,58 @@ def scan_interactions(folder: Path) -> pl.LazyFrame:
 def read_items(folder: Path) -> pl.DataFrame:
     """The catalogue in file order: `item_id`, `title`, `text` (str), `categories`, `image` (list[str]).
 
-    Every column is there, null where nothing is known or the file lacks it. A single image becomes a list
-    of one; paths stay as written, relative to the folder. Without an `items.parquet` (a data set of IDs only)
-    the items are those of the log, by first appearance, with nothing known about them.
+    Every column exists, null where the file has no value or lacks the column. A single image becomes a list of one;
+    paths stay as written, relative to the folder. Without an `items.parquet` (a data set of IDs only) the items are
+    those of the interactions, by first appearance, without content.
 
-    Raises InputError: folder missing, not a parquet file, no rows, `item_id` missing, wrong type, null,
-    empty or repeated `item_id`.
+    Raises:
+        InputError: folder missing, not a parquet file, no rows, `item_id` missing, wrong type, null, empty or repeated
+            `item_id`.
     """
     if folder.is_dir() and not (folder / ITEMS).exists():
         ids = read_interactions(folder)["item_id"].unique(maintain_order=True)
         return _complete(pl.DataFrame([ids]))
     path = _existing(folder, ITEMS)
     schema = _schema(path)
-    if "item_id" not in schema:
-        raise missing_column(path, "item_id", schema)
-    frame = _read(path, [column for column in ITEM_COLUMNS if column in schema])
+    require_columns(path, ["item_id"], schema)
+    frame = read_parquet(path, [column for column in ITEM_COLUMNS if column in schema])
     if frame.is_empty():
-        raise InputError(f"{path}: no rows; leave the file out, and the log's items are the catalogue")
+        raise InputError(f"{path}: no rows; delete the file to use the items of {INTERACTIONS} as the catalogue")
     ids = _ids(frame["item_id"], path)
     _check_unique(ids, path)
     content = [_content(frame[column], path) for column in frame.columns if column != "item_id"]
     return _complete(pl.DataFrame([ids, *content]))
 
 
-def missing_column(path: Path, column: str, existing: Iterable[str]) -> InputError:
-    """The error for a column that is not there: names the file, what it has, and the nearest name."""
-    names = list(existing)
-    lower = {name.lower(): name for name in names}
-    near = get_close_matches(column.lower(), list(lower), n=1)
-    hint = f"; did you mean '{lower[near[0]]}'?" if near else ""
-    return InputError(f"{path}: no column '{column}'; the file has: {', '.join(names)}{hint}")
+def require_columns(path: Path, columns: Iterable[str], existing: Iterable[str], advice: str = "") -> None:
+    """Raise InputError for the first missing column: it names the file, its columns and the closest name."""
+    existing = list(existing)
+    for column in columns:
+        if column not in existing:
+            hint = closest(column, existing)
+            raise InputError(f"{path}: no column '{column}'; the file has: {', '.join(existing)}{hint}{advice}")
+
+
+def id_strings(column: pl.Series, path: Path) -> pl.Series:
+    """IDs as strings. Raises InputError for a type that is neither string nor integer: 7.0 and 7 would differ."""
+    dtype = column.dtype
+    if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+        raise InputError(f"{path}: column '{column.name}' is {dtype}; an ID is a string or an integer")
+    return column.cast(pl.String)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Some columns of a Parquet file in this order, or all. Raises InputError where it cannot be read."""
+    try:
+        frame = pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
+        return frame if columns is None else frame.select(columns)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
 
 
 def _order_column(path: Path, schema: pl.Schema) -> str:
-    """The column that histories are ordered by, after checking that the IDs' columns are there too."""
-    for column in ("user_id", "item_id"):
-        if column not in schema:
-            raise missing_column(path, column, schema)
+    """The column that histories are ordered by; the columns of the IDs must exist too."""
+    require_columns(path, ["user_id", "item_id"], schema)
     order = next((column for column in ORDER_COLUMNS if column in schema), None)
     if order is None:
         raise InputError(
@@ -139,20 +153,12 @@ def _existing(folder: Path, name: str) -> Path:
 def _schema(path: Path) -> pl.Schema:
     try:
         return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read(path: Path, columns: list[str]) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False).select(columns)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{path}: cannot be read as a parquet file ({first_line})")
+    return InputError(f"{path}: cannot be read as a parquet file ({first_line(error)})")
 
 
 def _first_row(mask: pl.Series) -> int | None:
@@ -161,22 +167,17 @@ def _first_row(mask: pl.Series) -> int | None:
 
 
 def _ids(column: pl.Series, path: Path) -> pl.Series:
-    """The column as strings, after checking that no ID is null or empty."""
-    dtype = column.dtype
-    if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
-        raise InputError(f"{path}: column '{column.name}' is {dtype}; an ID is a string (or an integer)")
-    row = _first_row(column.is_null())
-    if row is not None:
-        raise InputError(f"{path}: column '{column.name}', row {row + 1}: null; every row needs an ID")
-    ids = column.cast(pl.String)
-    row = _first_row(ids == "")
-    if row is not None:
-        raise InputError(f"{path}: column '{column.name}', row {row + 1}: empty; every row needs an ID")
+    """The column as strings; no ID may be null or empty."""
+    ids = id_strings(column, path)
+    for wrong, problem in ((ids.is_null(), "null"), (ids == "", "empty")):
+        row = _first_row(wrong)
+        if row is not None:
+            raise InputError(f"{path}: column '{column.name}', row {row + 1}: {problem}; every row needs an ID")
     return ids
 
 
 def _order(column: pl.Series, path: Path) -> pl.Series:
-    """The column as int64, after checking that it holds integers of 0 or more."""
+    """The column as int64; it must hold integers of 0 or more."""
     name, dtype = column.name, column.dtype
     if not (dtype.is_integer() or dtype == pl.Null):
         why = _why_not_integers(column)
@@ -231,10 +232,8 @@ def _check_unique(ids: pl.Series, path: Path) -> None:
     if repeated is not None:
         first = _first_row(ids == ids[repeated])
         assert first is not None
-        raise InputError(
-            f"{path}: column 'item_id', rows {first + 1} and {repeated + 1}: both are {ids[repeated]!r}; "
-            "an item has one row"
-        )
+        rows = f"rows {first + 1} and {repeated + 1}: both are {ids[repeated]!r}"
+        raise InputError(f"{path}: column 'item_id', {rows}; an item has one row")
 
 
 def _complete(frame: pl.DataFrame) -> pl.DataFrame:

@@ -151,7 +151,7 @@ def _stems(items: pl.DataFrame) -> dict[str, str]:
     names = SafeNames()
     images = [(item_id, image or []) for item_id, image in items.select("item_id", "image").iter_rows()]
     for path in (path for _, image in images for path in image if not is_url(path)):
-        names.take(Path(path).stem)
+        names.reserve(Path(path).stem)
     stems: dict[str, str] = {}
     for item_id, image in images:
         for number, url in enumerate(image):

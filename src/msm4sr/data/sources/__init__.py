@@ -1,1 +1,1 @@
-"""Readers of other formats: one file a format, each writes a prepared folder."""
+"""Formats that `msm4sr prepare` reads, one file each, and the pipeline from any of them to a prepared folder."""

@@ -1,4 +1,4 @@
-"""From Amazon's public review files to a prepared folder: the layouts of 2014, 2018 and 2023.
+"""Amazon's public review files: the layouts of 2014, 2018 and 2023.
 
 | | reviews | items |
 |---|---|---|
@@ -6,11 +6,11 @@
 | 2018 | the same | `asin`, `title`, `description`, `feature`, `category` (lists), `imageURL` (a thumbnail), `imageURLHighRes` |
 | 2023 | `user_id`, `parent_asin`, `rating`, `timestamp` (milliseconds) | `parent_asin`, `title`, `description`, `features`, `categories`, `images` (each with `thumb`, `large`, `hi_res`) |
 
-Each row says by its names which layout it is of. An item's text is its description, then its features. Entities
-are decoded and markup is removed from every text; a title that is a page's script is none. Addresses of
-pictures stay addresses (https) until `msm4sr fetch-images` downloads them.
+The names in a row say which layout it has. An item's text is its description, then its features. Entities are decoded
+and markup is removed from every text; a title that is the script of a page is dropped. URLs of images stay URLs (https)
+until `msm4sr fetch-images` downloads them.
 
-A row is bad, and counted by kind, where it is no JSON (or 2014's notation), has no ID, a value of a wrong type,
+A row is invalid, and counted by kind, where it is no JSON (or 2014's notation), has no ID, a value of a wrong type,
 an impossible date, a negative rating, or half a surrogate pair in a text that is read.
 """  # noqa: E501 (a table)
 
@@ -21,25 +21,26 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import polars as pl
+from pydantic import Field
 
+from msm4sr.data.schema import ITEM_COLUMNS
+from msm4sr.data.sources.base import SOURCES, Source
 from msm4sr.data.sources.images import is_url
-from msm4sr.data.sources.pipeline import LIKE_PAPER, PrepareReport, Rules, Source, prepare, read_interactions
-from msm4sr.data.sources.rows import BadRow, BadRows, read_rows
+from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.sources.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
+from msm4sr.data.sources.rules import Rules
 
 EARLIEST, LATEST = 788_918_400, 4_102_444_800  # seconds: Amazon opened in 1995; the year 2100
 MAX_LITERAL = 256 << 10  # bytes of a row in Python's notation: reading it takes some hundred times its size
 MAX_TEXT = 50_000  # characters that are read of one text, markup included
 MAX_NESTING = 8  # lists in lists
-
-AMAZON_RULES = Rules(unseen_items="drop")
-"""The item files list a whole department, most of which nobody in the reviews took."""
-AMAZON_LIKE_PAPER = AMAZON_RULES.model_copy(update=dict(LIKE_PAPER))
 
 # Each attempt ends where the next one would start, so that no text takes more than linear time.
 INVISIBLE = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->", re.I | re.S)
@@ -48,75 +49,57 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 PAGE_SCRIPT = re.compile(r"\bgetTime\b|\bvar aPageStart\b")  # what a crawler kept in place of a title
 
 
-def prepare_amazon(
-    reviews: Path,
-    items: Path,
-    out: Path,
-    images: Path | None = None,
-    rules: Rules = AMAZON_RULES,
-    max_images: int = 1,
-) -> PrepareReport:
-    """Write the prepared folder `out` from a file of reviews and one of items (JSON lines, gzipped or not).
+@SOURCES.register("amazon")
+class Amazon(Source):
+    """From Amazon's public files (of 2014, 2018 or 2023) to a prepared folder."""
 
-    `images`: a folder that has (some of) the pictures already, named as in their addresses or `<asin>.jpg`.
-    `max_images`: pictures of an item at most, the main one first.
+    format: ClassVar[str] = "amazon"
+    rules: ClassVar[Rules] = Rules(unseen_items="drop")  # item files list a department, most of it without reviews
 
-    Raises InputError: see `pipeline.prepare`.
-    """
+    reviews: Path = Field(description="*.json.gz or *.jsonl.gz, the reviews.")
+    meta: Path = Field(description="meta_*.json(l).gz, the items.")
+    images: Path | None = Field(None, description="A folder of images, named as in their URLs or <asin>.jpg.")
+    max_images: int = Field(1, ge=0, description="Images of an item at most, the main one first.")
 
-    def read_items(report: PrepareReport) -> Iterator[pl.DataFrame]:
-        bad = BadRows()
-        names = ("item_id", "title", "text", "categories", "image")
-        text, texts = pl.String(), pl.List(pl.String())
-        schema = dict(zip(names, (text, text, text, texts, texts), strict=True))
-        for numbers, rows in read_rows(
-            items, lambda line: item(line, max_images), bad, report.rules.max_invalid_fraction
-        ):
-            columns = zip(names, zip(*rows, strict=True), strict=True)
-            yield pl.DataFrame({"row": numbers, **dict(columns)}, {"row": pl.Int64(), **schema})
-        report.items_read = bad.rows
-        report.drop_bad(items, "items", bad)
+    @property
+    def files(self) -> list[Path]:
+        return [self.reviews, self.meta]
 
-    source = Source(
-        format="amazon",
-        files=[reviews, items],
-        interactions=lambda report: read_interactions(reviews, review, report),
-        items=read_items,
-        settings={"max_images": max_images},
-        order="the time of the review",
-    )
-    return prepare(source, out, rules, images)
+    def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
+        report.order = "the time of the review"
+        return read_blocks(self.reviews, review, INTERACTION_COLUMNS, report, "interactions")
+
+    def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
+        return read_blocks(self.meta, partial(item, max_images=self.max_images), ITEM_COLUMNS, report, "items")
 
 
 # Rows
 
 
 def review(line: bytes) -> tuple[str, str, int, float | None]:
-    """User, item, time in microseconds, rating (or None) of a review. Raises BadRow."""
+    """User, item, time in microseconds, rating (or None) of a review. Raises InvalidRow."""
     row = json_row(line)
     if "reviewerID" in row:
-        user, item_id, time, scale = row["reviewerID"], row.get("asin"), row.get("unixReviewTime"), 1_000_000
+        user, item_id, time, per_unit = row["reviewerID"], row.get("asin"), row.get("unixReviewTime"), 1_000_000
         rating = row.get("overall")
     else:
         user, item_id = row.get("user_id"), row.get("parent_asin") or row.get("asin")
-        time, scale, rating = row.get("timestamp"), 1_000, row.get("rating")
+        time, per_unit, rating = row.get("timestamp"), 1_000, row.get("rating")
     if type(time) is not int:
-        raise BadRow("times that are no whole number")
-    time *= scale
-    if not EARLIEST * 1_000_000 <= time < LATEST * 1_000_000:
-        raise BadRow("impossible dates")
+        raise InvalidRow("times that are no integer")
+    time = microseconds(time, per_unit, EARLIEST, LATEST)
     if rating is not None:
         if type(rating) is not float and type(rating) is not int:
-            raise BadRow("ratings that are no number")
+            raise InvalidRow("ratings that are no number")
         if rating < 0:
-            raise BadRow("negative ratings")
+            raise InvalidRow("negative ratings")
         if not rating <= 1000:  # NaN too, and what float32 cannot hold
-            raise BadRow("impossible ratings")
+            raise InvalidRow("impossible ratings")
     return _id(user, "user"), _id(item_id, "item"), time, rating
 
 
 def item(line: bytes, max_images: int) -> tuple[str, str | None, str | None, list[str] | None, list[str] | None]:
-    """ID, title, text, categories and addresses of pictures of an item, None for what it lacks. Raises BadRow."""
+    """ID, title, text, categories and image URLs of an item, None for what it lacks. Raises InvalidRow."""
     row = json_row(line)
     item_id = _id(row.get("parent_asin") or row.get("asin"), "item")
     title = " ".join(_plain_texts(row.get("title")))
@@ -135,29 +118,29 @@ def item(line: bytes, max_images: int) -> tuple[str, str | None, str | None, lis
 
 
 def json_row(line: bytes) -> dict[str, Any]:
-    """The object of a line of JSON, or of 2014's Python notation. Raises BadRow."""
+    """The object of a line of JSON, or of 2014's Python notation. Raises InvalidRow."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         row = _slow_row(line)
     if type(row) is not dict:
-        raise BadRow("rows that are no object")
+        raise InvalidRow("rows that are no object")
     return row
 
 
 def _slow_row(line: bytes) -> object:
-    """What the fast reader refuses: halves of surrogate pairs (refused later, if they are in a text that is
-    read), and Python's notation, as far as it is literals. Nothing is executed."""
+    """What the fast parser refuses: halves of surrogate pairs (refused later, if they are in a text that is read), and
+    literals in Python's notation. Nothing is executed."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadRow("rows that are not UTF-8") from error
+        raise InvalidRow("rows that are not UTF-8") from error
     try:
         return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         pass
     if not text.lstrip().startswith(("{'", "{u'")) or len(line) > MAX_LITERAL:
-        raise BadRow("broken JSON")
+        raise InvalidRow("broken JSON")
     return _literal(text)
 
 
@@ -167,7 +150,7 @@ def _literal(text: str) -> object:
             warnings.simplefilter("ignore")  # about escapes like "\d"
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise BadRow("broken JSON") from error
+        raise InvalidRow("broken JSON") from error
 
 
 def _no_number(name: str) -> float:
@@ -176,10 +159,10 @@ def _no_number(name: str) -> float:
 
 def _id(value: object, whose: str) -> str:
     if type(value) is not str and value is not None:
-        raise BadRow(f"{whose} IDs that are no text")
+        raise InvalidRow(f"{whose} IDs that are no text")
     name = (value or "").strip()
     if not name:
-        raise BadRow(f"missing {whose} IDs")
+        raise InvalidRow(f"missing {whose} IDs")
     _check_text(name)
     return name
 
@@ -189,7 +172,7 @@ def _check_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadRow("halves of surrogate pairs") from error
+            raise InvalidRow("halves of surrogate pairs") from error
 
 
 # Texts
@@ -226,7 +209,7 @@ def _texts(value: object, depth: int) -> Iterator[str]:
         if written.startswith(("['", '["')) and written.endswith("]") and len(written) <= MAX_LITERAL and depth:
             try:
                 listed = _literal(written)
-            except BadRow:
+            except InvalidRow:
                 listed = None
             if type(listed) is list:
                 yield from _texts(listed, 1)
@@ -236,26 +219,24 @@ def _texts(value: object, depth: int) -> Iterator[str]:
         for part in value:
             yield from _texts(part, depth - 1)
     else:
-        raise BadRow("texts of a wrong type")
+        raise InvalidRow("texts of a wrong type")
 
 
 def _images(row: dict[str, Any]) -> list[str]:
-    """Addresses, the main picture first: large enough for an encoder, and no larger where there is a choice."""
+    """URLs, the main image first: large enough for an encoder, and no larger where there is a choice."""
     value = row.get("images")
-    if type(value) is dict:  # a column a key, in place of a row a picture
-        columns = [column for column in value.values() if type(column) is list]
+    if type(value) is dict:  # a list for each key, in place of an object for each image
+        lists = all(type(column) is list for column in value.values())
         value = (
-            [dict(zip(value, picture, strict=True)) for picture in zip(*columns, strict=False)]
-            if len(columns) == len(value)
-            else None
+            [dict(zip(value, image, strict=True)) for image in zip(*value.values(), strict=False)] if lists else None
         )
-    if type(value) is list and all(type(picture) is dict for picture in value):
-        value = sorted(value, key=lambda picture: picture.get("variant") != "MAIN")
-        value = [picture.get("large") or picture.get("hi_res") or picture.get("thumb") for picture in value]
+    if type(value) is list and all(type(image) is dict for image in value):
+        value = sorted(value, key=lambda image: image.get("variant") != "MAIN")
+        value = [image.get("large") or image.get("hi_res") or image.get("thumb") for image in value]
     value = value or row.get("imageURLHighRes") or row.get("imageURL") or row.get("imUrl")
-    addresses = []
-    for address in _texts(value, MAX_NESTING):
-        _check_text(address)
-        if is_url(address := address.strip()) and len(address) <= 2000:
-            addresses.append("https://" + address.partition("://")[2])
-    return list(dict.fromkeys(addresses))
+    urls = []
+    for url in _texts(value, MAX_NESTING):
+        _check_text(url)
+        if is_url(url := url.strip()) and len(url) <= 2000:
+            urls.append("https://" + url.partition("://")[2])
+    return list(dict.fromkeys(urls))

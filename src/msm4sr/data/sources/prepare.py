@@ -1,0 +1,215 @@
+"""From a source to a prepared folder: the pipeline that all sources share.
+
+A source yields two tables in blocks: interactions and items. This module then, in this order,
+
+1. drops interactions without a rating or under `min_rating`, and those with an item that the catalogue lacks
+   (`unknown_items: drop`);
+2. keeps the first of items with the same ID;
+3. keeps the first of interactions with the same user, item and time, and with `repeats: last` the latest of a user's
+   interactions with the same item;
+4. drops users with fewer than `user_core` and items with fewer than `item_core` interactions until all that remain
+   satisfy both; such items leave the catalogue too;
+5. sorts interactions by user (first appearance among the rows that 1 left), time, **order in the file**; items are in
+   the order of their file, then those that only the interactions mention, by first appearance in the result;
+6. copies images, writes the tables, and `provenance.json`: sources with their hashes, settings, the counts after each
+   step, what was dropped and why, and hashes of the result.
+
+The folder does not depend on the clock, on paths or on the order of threads: the same input gives the same bytes
+everywhere. Memory holds numbers, and each ID once; texts are spilled to the disk (`parts/`, inside the unfinished
+folder).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from msm4sr.data.kcore import Ints
+from msm4sr.data.provenance import PROVENANCE, file_record, result_record
+from msm4sr.data.schema import INTERACTIONS, ITEMS
+from msm4sr.data.sources.base import Source
+from msm4sr.data.sources.images import ImageFolder
+from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.sources.rules import Interactions, Rules, distinct
+from msm4sr.data.sources.writing import write_catalogue, write_interactions, write_part
+from msm4sr.errors import InputError
+from msm4sr.files import atomic_folder, write_json
+
+
+def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareReport:
+    """Write the prepared folder `out`; it appears complete or not at all.
+
+    Args:
+        source: the files to read.
+        out: a new or an empty folder.
+        rules: which interactions and items are kept; None: the rules of the source.
+
+    Raises:
+        InputError: `out` is not empty, a file cannot be read or has too many invalid rows, an image lies outside the
+            folder of images, nothing is left.
+    """
+    report = PrepareReport(out.resolve(), rules or source.rules)
+    images = ImageFolder(source.images)
+    with atomic_folder(out) as folder:
+        (folder / "parts").mkdir()
+        (folder / "images").mkdir()
+        users: dict[str, int] = {}
+        items: dict[str, int] = {}
+        blocks, catalogue = source.read_interactions(report), source.read_items(report)
+        parts = [] if catalogue is None else _spill_items(catalogue, source, items, folder / "parts", report)
+        n_catalogue = len(items)
+        interactions = _Reader(source, report, users, items, known_only=catalogue is not None).read(blocks)
+        user_ids, item_ids = pl.Series(list(users), dtype=pl.String), pl.Series(list(items), dtype=pl.String)
+        del users, items
+        interactions.apply(report.rules, len(user_ids), len(item_ids), report)
+        if not len(interactions):
+            raise report.nothing_left(source.files[0], "; use a smaller core")
+        interactions.sort()
+        seen = pl.Series(interactions.item).unique(maintain_order=True).to_numpy()
+        write_interactions(interactions, user_ids, item_ids, folder / INTERACTIONS, report)
+        del interactions, user_ids
+
+        kept = np.zeros(len(item_ids), dtype=bool)
+        kept[:n_catalogue] = report.rules.unseen_items == "keep" and not report.rules.item_core
+        kept[seen] = True
+        if catalogue is not None or source.images is not None:
+            parts += _unlisted_items(item_ids, seen[seen >= n_catalogue], parts, folder / "parts")
+            write_catalogue(parts, kept, images, source.files[-1], folder, report)
+        if catalogue is None:
+            report.items_kept = int(kept.sum())
+            if not report.with_image:
+                (folder / ITEMS).unlink(missing_ok=True)
+        if images.missing:
+            report.drop("images that the folder of images lacks", len(images.missing), images.missing[0])
+        shutil.rmtree(folder / "parts")
+        write_json(folder / PROVENANCE, _provenance(source, report, folder))
+    return report
+
+
+def _spill_items(
+    blocks: Iterator[pl.DataFrame], source: Source, codes: dict[str, int], folder: Path, report: PrepareReport
+) -> list[Path]:
+    """Number the items in `codes`; write their rows, each with its `code`, in files."""
+    parts: list[Path] = []
+    report.items_read = 0
+    for block in blocks:
+        known, ids = len(codes), block["item_id"].to_list()
+        code = _numbers(ids, codes)
+        new = (code >= known) & pl.Series(code).is_first_distinct().to_numpy()
+        if not new.all():
+            first = int(np.argmin(new))
+            example = f"{source.files[-1].name}, {source.unit} {block['row'][first]}: {ids[first]!r}"
+            report.drop("items with an ID that an earlier row has", int((~new).sum()), example)
+        part = block.drop("row").with_columns(code=code).filter(pl.Series(new))
+        parts.append(write_part(part, folder, len(parts)))
+    if not codes:
+        raise InputError(f"{source.files[-1]}: no item with an ID in {report.items_read:,} rows")
+    return parts
+
+
+class _Reader:
+    """Reads interactions, drops those that the rules on single rows drop, and numbers the others.
+
+    Args:
+        source: what is read.
+        report: counts what is dropped.
+        users: number of each user ID; new IDs are added.
+        items: number of each item ID; new IDs are added, or their interactions dropped.
+        known_only: whether a catalogue has been read, so that `unknown_items: drop` applies.
+    """
+
+    def __init__(
+        self, source: Source, report: PrepareReport, users: dict[str, int], items: dict[str, int], known_only: bool
+    ) -> None:
+        self._source, self._report = source, report
+        self._users, self._items = users, items
+        self._known_only = known_only and report.rules.unknown_items == "drop"
+
+    def read(self, blocks: Iterator[pl.DataFrame]) -> Interactions:
+        """All blocks, in the order of the file. Raises InputError where nothing is left."""
+        report, path = self._report, self._source.files[0]
+        columns: dict[str, list[Ints]] = {}
+        for block in blocks:
+            for name, values in self._numbered(self._rated(block)).items():
+                columns.setdefault(name, []).append(values)
+        report.step("read", report.interactions_read)
+        if not self._users:
+            raise report.nothing_left(path)
+        joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+        order = joined.get("time", joined.get("position"))
+        found = Interactions(joined["user"], joined["item"], order, joined.get("rating"), has_time="time" in joined)
+        report.step("usable rows", len(found), len(self._users), distinct(found.item, len(self._items)))
+        return found
+
+    def _rated(self, block: pl.DataFrame) -> pl.DataFrame:
+        lowest = self._report.rules.min_rating
+        if lowest is None:
+            return block
+        if "rating" not in block.columns:
+            raise InputError(f"{self._source.files[0]}: has no ratings; leave min_rating out")
+        block = self._keep(block, pl.col("rating").is_not_null(), "interactions without a rating")
+        return self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}")
+
+    def _numbered(self, block: pl.DataFrame) -> dict[str, Ints]:
+        ids = block["item_id"].to_list()
+        if self._known_only:
+            item: Ints = np.fromiter((self._items.get(name, -1) for name in ids), np.int32, len(ids))
+            reason = "interactions with an item that the catalogue lacks"
+            block = self._keep(block, pl.Series(item >= 0), reason, shown="item_id")
+            item = item[item >= 0]
+        else:
+            item = _numbers(ids, self._items)
+        columns = {"item": item, "user": _numbers(block["user_id"].to_list(), self._users)}
+        for name, dtype in (("time", pl.Int64), ("position", pl.Int64), ("rating", pl.Float32)):
+            if name in block.columns:
+                columns[name] = block[name].cast(dtype).to_numpy()
+        return columns
+
+    def _keep(self, block: pl.DataFrame, met: pl.Expr | pl.Series, reason: str, shown: str = "") -> pl.DataFrame:
+        """The rows that meet a condition; the others are counted, with the value of column `shown` of the first."""
+        kept = block.select(met).to_series().fill_null(False)
+        if kept.all():
+            return block
+        row = block.row(int(kept.arg_min() or 0), named=True)
+        value = f": {row[shown]!r}" if shown else ""
+        where = f"{self._source.files[0].name}, {self._source.unit} {row['row']}{value}"
+        self._report.drop(reason, len(block) - int(kept.sum()), where)
+        return block.filter(kept)
+
+
+def _numbers(ids: Sequence[str], codes: dict[str, int]) -> Ints:
+    """The number of each ID (int32); new IDs are added to `codes`."""
+    return np.fromiter((codes.setdefault(name, len(codes)) for name in ids), np.int32, len(ids))
+
+
+def _unlisted_items(item_ids: pl.Series, codes: Ints, parts: Sequence[Path], folder: Path) -> list[Path]:
+    """A part for the items that only the interactions mention, with the columns of the other parts."""
+    if parts and not len(codes):
+        return []
+    schema = pl.read_parquet_schema(parts[0]) if parts else {"item_id": pl.String(), "code": pl.Int32()}
+    known = pl.DataFrame({"item_id": item_ids.gather(codes), "code": pl.Series(codes, dtype=pl.Int32)})
+    part = known.select(
+        pl.col(name) if name in known.columns else pl.lit(None, dtype).alias(name) for name, dtype in schema.items()
+    )
+    return [write_part(part, folder, len(parts))]
+
+
+def _provenance(source: Source, report: PrepareReport, folder: Path) -> dict[str, Any]:
+    counts = asdict(report)
+    for name in ("out", "rules"):
+        del counts[name]
+    return {
+        "made_by": f"msm4sr {version('msm4sr')}, polars {pl.__version__}",
+        "format": source.format,
+        "sources": [file_record(path) for path in source.files],
+        "settings": {**report.rules.model_dump(mode="json"), **source.settings()},
+        **counts,
+        "result": result_record(folder),
+    }

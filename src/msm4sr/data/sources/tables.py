@@ -1,0 +1,291 @@
+"""Tables (CSV, TSV, Parquet; see `table_files`) and a folder of images.
+
+White space around a value is removed; an empty value is null. What is an error (then nothing is written), and what is
+dropped and counted:
+
+- A **time** that cannot be read is an error that names the row, unless `max_invalid_fraction` allows for some. A rating
+  that cannot be read is an error wherever ratings are filtered.
+- A row without user or item ID, under `min_rating`, or with an item that ITEMS lacks is dropped and counted.
+- Of items with the same ID the first is kept. Unseen items stay: content can recommend them.
+- An image path that leaves the folder of images (symbolic links followed) is an error; a file that does not exist is
+  counted, and the item is kept without it.
+
+In messages, data rows count from 1, the header not included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import Field, field_validator
+
+from msm4sr.data.schema import id_strings, require_columns
+from msm4sr.data.sources.base import SOURCES, Source
+from msm4sr.data.sources.images import is_url
+from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.sources.rows import END_OF_TIME, MICROSECONDS
+from msm4sr.data.sources.rules import Rules
+from msm4sr.data.sources.table_files import read_table
+from msm4sr.errors import InputError
+
+MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds 1973
+UNITS = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "iso": "an ISO 8601 date or time"}
+
+Unit = Literal["s", "ms", "iso"]
+
+
+@SOURCES.register("parquet")
+@SOURCES.register("csv")
+class Tables(Source):
+    """From tables (CSV, TSV or Parquet) and a folder of images to a prepared folder.
+
+    A column that is named must exist; by default, title, text, categories and image may be missing.
+    """
+
+    format: ClassVar[str] = "tables"
+    # A value that cannot be read means a wrong column or unit more often than an invalid row.
+    rules: ClassVar[Rules] = Rules(unknown_items="drop", max_invalid_fraction=0)
+    unit: ClassVar[str] = "data row"
+
+    interactions: Path = Field(description="The interactions.")
+    items: Path | None = Field(  # None: those of the interactions
+        description="The items."
+    )
+    user: str = Field("user_id", description="User column of the interactions.")
+    item: str = Field("item_id", description="Item column of the interactions.")
+    time: str | None = Field("timestamp", description="Time column of the interactions; '' if the rows are in order.")
+    time_unit: Literal["auto", "s", "ms", "iso"] = Field(
+        "auto",
+        description="s or ms since 1970, or iso (ISO 8601; UTC without an offset). auto: iso for dates and texts; for "
+        "numbers ms if their median is 1e11 or more, else s.",
+    )
+    rating: str = Field("rating", description="Rating column of the interactions; used with --min-rating.")
+    item_id: str = Field("item_id", description="ID column of the items.")
+    title: str | None = Field("title", description="Title column of the items.")
+    text: tuple[str, ...] = Field(("text",), description="Text column of the items; several are joined by line breaks.")
+    categories: str | None = Field("categories", description="Categories column of the items.")
+    image: str | None = Field(
+        "image",
+        description="Image column of the items: paths in --images, or URLs. Else: <item_id>.jpg (png, webp, gif).",
+    )
+    separator: str = Field("|", min_length=1, description="Between several categories or images.")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="Between fields, where it is not a comma (.tsv, .txt: a tab)."
+    )
+
+    @field_validator("time", "title", "categories", "image", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.interactions, *([] if self.items is None else [self.items])]
+
+    def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
+        if "rating" in self.model_fields_set and report.rules.min_rating is None:
+            raise InputError("rating is used only with min_rating (--min-rating), which is not set")
+        for path in self.files:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file")
+        return _read_interactions(self, report)
+
+    def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
+        return None if self.items is None else _read_items(self, self.items, report)
+
+
+# Interactions
+
+
+def _read_interactions(source: Tables, report: PrepareReport) -> Iterator[pl.DataFrame]:
+    path = source.interactions
+    table = read_table(path, source.delimiter)
+    report.interactions_read = len(table)
+    require_columns(path, (source.user, source.item), table.columns)
+    if source.time is not None:
+        advice = "; if there is no time and the rows are in time order, set time to nothing (--time '')"
+        require_columns(path, [source.time], table.columns, advice)
+    columns = {"user_id": _ids(table[source.user], path), "item_id": _ids(table[source.item], path)}
+    if report.rules.min_rating is not None:
+        require_columns(path, [source.rating], table.columns)
+        columns["rating"] = _ratings(table[source.rating], path)
+    user, item = columns["user_id"].is_not_null(), columns["item_id"].is_not_null()
+    _count_failed(user, "interactions without a user ID", path, report)
+    _count_failed(~user | item, "interactions without an item ID", path, report)
+    kept = (user & item).arg_true()
+    block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
+    report.order = "the order of the rows in the file (no time column)"
+    if source.time is not None:
+        times = _Times(path, _stripped(table[source.time][kept]), source.time_unit)
+        report.order = f"column '{source.time}' ({times.unit})"
+        block = times.add_to(block, report)
+    yield block
+
+
+def _count_failed(met: pl.Series, reason: str, path: Path, report: PrepareReport) -> None:
+    failed = (~met).arg_true()
+    if len(failed):
+        report.drop(reason, len(failed), f"{path.name}, data row {failed[0] + 1}")
+
+
+class _Times:
+    """A column of times.
+
+    Attributes:
+        unit: in which the column is read.
+    """
+
+    def __init__(self, path: Path, column: pl.Series, unit: Literal["auto", "s", "ms", "iso"]) -> None:
+        self._path, self._column, self._chosen = path, column, unit
+        self._numbers = None if column.dtype.is_temporal() else column.cast(pl.Float64, strict=False)
+        self.unit: Unit = self._guess() if unit == "auto" else unit
+
+    def add_to(self, block: pl.DataFrame, report: PrepareReport) -> pl.DataFrame:
+        """The rows whose time can be read, with `time`, int64 microseconds since 1970; the others are counted."""
+        seconds = self._seconds()
+        wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
+        invalid = wrong.arg_true()
+        if len(invalid):
+            first = int(invalid[0])
+            if len(invalid) > report.rules.max_invalid_fraction * report.interactions_read:
+                raise self._error(first, block["row"][first], seconds[first])
+            example = f"{self._path.name}, data row {block['row'][first]}"
+            report.drop("interactions whose time cannot be read", len(invalid), example)
+        timed = block.with_columns(time=(seconds * MICROSECONDS).round().cast(pl.Int64, strict=False))
+        return timed.filter(~wrong)
+
+    def _guess(self) -> Unit:
+        """The rule of `Tables.time_unit`; most values decide, so that one invalid value does not."""
+        if self._numbers is None or 2 * self._numbers.count() <= self._column.count():
+            return "iso"
+        return "ms" if np.nanmedian(self._numbers.drop_nulls().to_numpy()) >= MILLISECONDS_FROM else "s"
+
+    def _seconds(self) -> pl.Series:
+        """Seconds since 1970 (float64), null where a value cannot be read."""
+        column = self._column
+        if self.unit == "iso":
+            return self._iso_seconds()
+        if self._numbers is None:
+            dates = f"column '{column.name}' holds dates ({column.dtype})"
+            raise InputError(f"{self._path}: {dates}; set time_unit to iso")
+        return self._numbers / (1000 if self.unit == "ms" else 1)
+
+    def _iso_seconds(self) -> pl.Series:
+        column = self._column
+        if column.dtype in (pl.Date, pl.Datetime):
+            return column.dt.epoch("us") / MICROSECONDS
+        if column.dtype != pl.String:
+            what = f"column '{column.name}' is {column.dtype}"
+            raise InputError(f"{self._path}: {what}; time_unit iso needs dates or texts")
+        texts = column.drop_nulls().unique()
+        known = pl.DataFrame(
+            {"text": texts, "seconds": pl.Series([_from_iso(text) for text in texts], dtype=pl.Float64)}
+        )
+        return pl.DataFrame({"text": column}).join(known, on="text", how="left", maintain_order="left")["seconds"]
+
+    def _error(self, place: int, row: int, seconds: float | None) -> InputError:
+        value = self._column[place]
+        if value is None:
+            problem = "no time"
+        elif seconds is None or seconds != seconds:
+            problem = f"{value!r} is no time"
+        else:
+            problem = f"{value!r} is {'before 1970' if seconds < 0 else 'after the year 9999'}"
+        where = f"column '{self._column.name}', data row {row}"
+        return InputError(f"{self._path}: {where}: {problem}; expected {UNITS[self.unit]} (time_unit {self._chosen})")
+
+
+def _from_iso(text: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _ratings(column: pl.Series, path: Path) -> pl.Series:
+    """The column as float64, null where it is empty."""
+    column = _stripped(column)
+    numbers = column.cast(pl.Float64, strict=False)
+    invalid = (column.is_not_null() & (numbers.is_null() | numbers.is_nan())).arg_true()
+    if len(invalid):
+        where = f"column '{column.name}', data row {invalid[0] + 1}"
+        raise InputError(f"{path}: {where}: {column[invalid[0]]!r} is no number, so no rating")
+    return numbers
+
+
+# Items
+
+
+def _read_items(source: Tables, path: Path, report: PrepareReport) -> Iterator[pl.DataFrame]:
+    table = read_table(path, source.delimiter)
+    report.items_read = len(table)
+    require_columns(path, [source.item_id], table.columns)
+    ids = _ids(table[source.item_id], path)
+    _count_failed(ids.is_not_null(), "items without an ID", path, report)
+    content = {"row": pl.Series(range(1, len(table) + 1)), "item_id": ids}
+    for name in ("title", "text", "categories", "image"):
+        columns = _content_columns(source, path, table, name, report)
+        if not columns:
+            continue
+        if name in ("title", "text"):
+            parts = pl.DataFrame([_text(column, path) for column in columns])
+            joined = parts.select(pl.concat_str(pl.all(), separator="\n", ignore_nulls=True)).to_series()
+            content[name] = _stripped(joined)
+        else:
+            content[name] = _list(columns[0], path, source.separator)
+    if source.images is None and "image" in content and not any(map(is_url, content["image"].explode().drop_nulls())):
+        if "image" in source.model_fields_set:
+            raise InputError(f"column '{source.image}' holds images: name their folder (--images)")
+        report.notes.append(f"column '{source.image}' is not used: no folder of images was named (--images)")
+    yield pl.DataFrame(content).filter(ids.is_not_null())
+
+
+def _content_columns(
+    source: Tables, path: Path, table: pl.DataFrame, name: str, report: PrepareReport
+) -> list[pl.Series]:
+    """The existing columns for `title`, `text`, ...; a column that the user named must exist."""
+    chosen = getattr(source, name) or ()
+    columns = [chosen] if isinstance(chosen, str) else list(chosen)
+    if name in source.model_fields_set:
+        require_columns(path, columns, table.columns)
+    for column in columns:
+        if column not in table.columns:
+            report.notes.append(f"{path.name} has no column '{column}': items have no {name} from it")
+    return [table[column] for column in columns if column in table.columns]
+
+
+# Values
+
+
+def _stripped(column: pl.Series) -> pl.Series:
+    """Texts without the white space around them, null where nothing is left; other types as they are."""
+    if column.dtype != pl.String:
+        return column
+    stripped = column.str.strip_chars()
+    return stripped.set(stripped == "", None)
+
+
+def _text(column: pl.Series, path: Path) -> pl.Series:
+    """Texts, and numbers as texts; null where empty."""
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; it should hold one text a row")
+    return _stripped(column.cast(pl.String))
+
+
+def _ids(column: pl.Series, path: Path) -> pl.Series:
+    """Texts; null where empty."""
+    return _stripped(id_strings(column, path))
+
+
+def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
+    """Lists of texts: the parts of a cell between separators, or a list column as it is; null where empty."""
+    nested = isinstance(column.dtype, pl.List)
+    parts = column.cast(pl.List(pl.String)) if nested else _text(column, path).str.split(separator)
+    stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
+    return stripped.to_frame("list").select(pl.when(pl.col("list").list.len() > 0).then("list")).to_series()
