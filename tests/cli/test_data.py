@@ -43,7 +43,7 @@ def test_from_amazons_files_to_numbers_and_a_page(cli: Cli, tmp_path: Path, amaz
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
-def test_pictures_that_do_not_come_are_counted(cli: Cli, tmp_path: Path, amazon: tuple[Path, Path]) -> None:
+def test_images_that_cannot_be_fetched_are_counted(cli: Cli, tmp_path: Path, amazon: tuple[Path, Path]) -> None:
     out = tmp_path / "things"
     cli("prepare", "amazon", *amazon, out)
     called = cli("fetch-images", out, "--attempts", "1")
@@ -63,11 +63,10 @@ def test_rules_are_options(
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet")["user_id"].n_unique() == users
 
 
-def test_wrong_files_are_told_in_one_line(refused: Refused, tmp_path: Path, amazon: tuple[Path, Path]) -> None:
+def test_wrong_files_are_named_in_one_line(refused: Refused, tmp_path: Path, amazon: tuple[Path, Path]) -> None:
     reviews, meta = amazon
-    assert f"{meta}: 9 of 9 rows cannot be used" in refused("prepare", "amazon", meta, meta, tmp_path / "out").replace(
-        "times that are no whole number", ""
-    )
+    message = refused("prepare", "amazon", meta, meta, tmp_path / "out")
+    assert f"{meta}: invalid rows: 9 of 9 (100 %), more than --max-invalid-fraction 0.01 allows" in message
     assert "no such file" in refused("prepare", "amazon", tmp_path / "x", meta, tmp_path / "out")
     reviews.write_bytes(reviews.read_bytes()[:-20])
     assert "cut short or damaged" in refused("prepare", "amazon", *amazon, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""`prepare`: what it refuses, and that nothing half-made remains."""
+"""`prepare`: what it refuses, and that no unfinished folder remains."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_rows_that_are_dropped_are_counted(cli: Cli, log: Path, items: Path, out
     )
 
 
-def test_a_log_without_time_is_said_to_be_one(
+def test_interactions_without_time_need_an_explicit_option(
     refused_csv: Refused, cli: Cli, log: Path, items: Path, out: Path
 ) -> None:
     log.write_text(log.read_text().replace("timestamp", "when"))
@@ -106,9 +106,9 @@ def test_ratings(refused_csv: Refused) -> None:
 
 
 def test_images_outside_their_folder(refused_csv: Refused, items: Path, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "photos").mkdir()
     items.write_text("item_id,title,image\n0,Zero,../../etc/passwd\n1,One,\n2,Two,\n3,Three,\n")
-    message = refused_csv("--images", tmp_path / "pictures")
+    message = refused_csv("--images", tmp_path / "photos")
     assert "item '0': image '../../etc/passwd' lies outside" in message
     assert "no such folder of images" in refused_csv("--images", tmp_path / "paintings")
 

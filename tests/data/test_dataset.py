@@ -68,7 +68,7 @@ def test_row_i_of_items_describes_item_i() -> None:
     assert dataset.items["item_id"].to_list() == dataset.item_ids == ["c", "b", "a"]
 
 
-def test_items_nobody_took_stay_in_the_catalogue() -> None:
+def test_unseen_items_stay_in_the_catalogue() -> None:
     assert load(A_USER, ["a", "b", "c", "new"]).n_items == 4
 
 
@@ -280,9 +280,9 @@ def test_the_core_is_satisfied_maximal_and_a_fixed_point(rows: list[Row], user_c
     )
     if dataset is None:
         return
-    taken = np.bincount(dataset.histories.values, minlength=dataset.n_items)
+    counts = np.bincount(dataset.histories.values, minlength=dataset.n_items)
     assert (dataset.histories.lengths >= max(user_core, 3)).all()
-    assert (taken >= item_core).all()
+    assert (counts >= item_core).all()
     again = load(
         [event for event in rows if event in events],
         dataset.item_ids,
@@ -340,32 +340,32 @@ CATALOGUE = [f"i{i}" for i in range(30)]
 HELD = 0.3
 
 
-def test_without_items_that_are_held_out_the_data_is_as_if_they_had_never_been() -> None:
-    whole, left = load(drawn_rows(), CATALOGUE), load(drawn_rows(), CATALOGUE, hold_out_items=HELD)
-    gone = set(whole.item_ids) - set(left.item_ids)
+def test_without_held_out_items_the_data_is_as_if_they_had_never_existed() -> None:
+    full, left = load(drawn_rows(), CATALOGUE), load(drawn_rows(), CATALOGUE, hold_out_items=HELD)
+    gone = set(full.item_ids) - set(left.item_ids)
     assert len(gone) == 9
     reference = load([row for row in drawn_rows() if row[1] not in gone], [i for i in CATALOGUE if i not in gone])
     assert histories(left) == histories(reference)
     assert left.item_ids == reference.item_ids == left.items["item_id"].to_list()
     assert left.dropped["items: held out"] == 9
     assert left.dropped["interactions: held out"] == sum(row[1] in gone for row in drawn_rows())
-    assert left.n_users < whole.n_users, "some had too few interactions left"
-    assert left.dropped["users: fewer than 3 interactions"] == whole.n_users - left.n_users
+    assert left.n_users < full.n_users, "some had too few interactions left"
+    assert left.dropped["users: fewer than 3 interactions"] == full.n_users - left.n_users
 
 
-def test_arrivals_are_the_last_items_that_are_held_out_given_all_else_that_their_users_took() -> None:
-    whole, left = load(drawn_rows(), CATALOGUE), load(drawn_rows(), CATALOGUE, hold_out_items=HELD)
-    gone = set(whole.item_ids) - set(left.item_ids)
+def test_cold_start_targets_are_last_items_that_are_held_out_given_the_rest_of_the_history() -> None:
+    full, left = load(drawn_rows(), CATALOGUE), load(drawn_rows(), CATALOGUE, hold_out_items=HELD)
+    gone = set(full.item_ids) - set(left.item_ids)
     expected = {
-        user: (taken[-1], [item for item in taken if item not in gone])
-        for user, taken in histories(whole).items()
-        if taken[-1] in gone and user in left.user_ids
+        user: (history[-1], [item for item in history if item not in gone])
+        for user, history in histories(full).items()
+        if history[-1] in gone and user in left.user_ids
     }
     assert len(expected) > 3
-    targets = cold_start_targets(whole, left)
+    targets = cold_start_targets(full, left)
     assert targets.users is not None
     found = {
-        left.user_ids[user]: (whole.item_ids[item], [whole.item_ids[i] for i in history])
+        left.user_ids[user]: (full.item_ids[item], [full.item_ids[i] for i in history])
         for user, item, history in zip(targets.users, targets.targets, targets.histories, strict=True)
     }
     assert found == expected
@@ -379,8 +379,8 @@ def test_the_draw_follows_from_its_own_seed() -> None:
     assert same != other
 
 
-def test_of_users_who_are_held_out_nothing_is_trained_on_and_everything_is_measured() -> None:
-    whole = load(drawn_rows())
+def test_held_out_users_are_evaluated_but_not_trained_on() -> None:
+    full = load(drawn_rows())
     before: set[int] = set()
     for share in (0.1, 0.5, 0.9):
         dataset = load(drawn_rows(), hold_out_users=share)
@@ -390,12 +390,12 @@ def test_of_users_who_are_held_out_nothing_is_trained_on_and_everything_is_measu
         assert before < out, "a larger share contains a smaller one"
         before = out
         for user, (history, all_of_it) in enumerate(
-            zip(training_histories(dataset), training_histories(whole), strict=True)
+            zip(training_histories(dataset), training_histories(full), strict=True)
         ):
             assert history.tolist() == ([] if user in out else all_of_it.tolist())
         for part in (validation_targets, test_targets):
-            assert part(dataset).targets.tolist() == part(whole).targets.tolist()
-            assert part(dataset).histories.values.tolist() == part(whole).histories.values.tolist()
+            assert part(dataset).targets.tolist() == part(full).targets.tolist()
+            assert part(dataset).histories.values.tolist() == part(full).histories.values.tolist()
 
 
 def test_too_much_held_out_is_an_error() -> None:

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from msm4sr.data.export import export_csv, export_recbole
-from msm4sr.data.sources.csv import CsvColumns, prepare_csv
-from msm4sr.data.sources.pipeline import Rules
-from msm4sr.data.sources.recbole import RecboleColumns, prepare_recbole
+from msm4sr.data.sources.prepare import prepare
+from msm4sr.data.sources.recbole import RecBole
+from msm4sr.data.sources.rules import Rules
+from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 
 LOG: dict[str, list[Any]] = {
@@ -47,7 +48,7 @@ def test_a_round_trip_through_recbole_changes_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", {**LOG, "rating": [1.0, 2.5, None, 4.0, 5.0]})
     exported = export_recbole(folder, tmp_path / "shop")
     assert [path.name for path in exported.files] == ["shop.inter", "shop.item", "shop.yaml"]
-    prepare_recbole(tmp_path / "shop", tmp_path / "once", images=folder)
+    prepare(RecBole(inter=tmp_path / "shop", images=folder), tmp_path / "once")
     log, items = tables(tmp_path / "once")
     before = tables(folder)
     assert log.rows() == before[0].rows()
@@ -55,7 +56,7 @@ def test_a_round_trip_through_recbole_changes_nothing(tmp_path: Path) -> None:
     assert items["text"].to_list() == ["It's a z.", "a|b", None]
     assert items["image"].to_list() == [["images/z.jpg"], None, ["images/x.jpg", "https://example.com/x.jpg"]]
     export_recbole(tmp_path / "once", tmp_path / "again" / "shop")
-    prepare_recbole(tmp_path / "again" / "shop", tmp_path / "twice", images=tmp_path / "once")
+    prepare(RecBole(inter=tmp_path / "again" / "shop", images=tmp_path / "once"), tmp_path / "twice")
     for name in ("interactions.parquet", "items.parquet", "images/x.jpg"):
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
 
@@ -63,8 +64,9 @@ def test_a_round_trip_through_recbole_changes_nothing(tmp_path: Path) -> None:
 def test_a_round_trip_through_csv_changes_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "data")
     export_csv(folder, tmp_path / "csv")
-    columns = CsvColumns(time_unit="s")
-    prepare_csv(tmp_path / "csv/interactions.csv", tmp_path / "csv/items.csv", folder, tmp_path / "out", columns)
+    csv = tmp_path / "csv"
+    source = Tables(interactions=csv / "interactions.csv", items=csv / "items.csv", images=folder, time_unit="s")
+    prepare(source, tmp_path / "out")
     log, items = tables(tmp_path / "out")
     assert log.rows() == tables(folder)[0].rows()
     assert items.drop("text").rows() == tables(folder)[1].drop("text").rows()
@@ -77,7 +79,7 @@ def test_positions_stay_positions(tmp_path: Path) -> None:
         folder / "interactions.parquet"
     )
     export_recbole(folder, tmp_path / "shop")
-    prepare_recbole(tmp_path / "shop" / "shop.inter", tmp_path / "out", images=folder)
+    prepare(RecBole(inter=tmp_path / "shop" / "shop.inter", images=folder), tmp_path / "out")
     assert tables(tmp_path / "out")[0].equals(tables(folder)[0])
 
 
@@ -86,7 +88,7 @@ def test_a_list_whose_values_have_spaces_gets_another_separator(tmp_path: Path) 
     exported = export_recbole(folder, tmp_path / "shop")
     assert exported.separator == ";"
     assert yaml.safe_load((tmp_path / "shop" / "shop.yaml").read_text())["seq_separator"] == ";"
-    prepare_recbole(tmp_path / "shop", tmp_path / "out", folder, RecboleColumns(separator=";"))
+    prepare(RecBole(inter=tmp_path / "shop", images=folder, separator=";"), tmp_path / "out")
     assert tables(tmp_path / "out")[1]["categories"].to_list() == [["for the sea", "a|b"], None, ["plain"]]
 
 
@@ -99,7 +101,7 @@ def test_what_recbole_cannot_represent_is_refused_or_replaced(tmp_path: Path) ->
     assert export_recbole(texts, tmp_path / "shop").notes == [
         "2 items have a line break or a tab in their texts; replaced by a space"
     ]
-    prepare_recbole(tmp_path / "shop", tmp_path / "out", texts)
+    prepare(RecBole(inter=tmp_path / "shop", images=texts), tmp_path / "out")
     assert tables(tmp_path / "out")[1]["text"].to_list() == ["One. Two.", "a b", None]
 
 
@@ -107,7 +109,7 @@ def test_ids_alone_are_exported_without_items(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", items=None)
     assert len(export_csv(folder, tmp_path / "csv").files) == 1
     assert len(export_recbole(folder, tmp_path / "shop").files) == 2
-    prepare_recbole(tmp_path / "shop", tmp_path / "out")
+    prepare(RecBole(inter=tmp_path / "shop"), tmp_path / "out")
     before, after = (pl.read_parquet(path / "interactions.parquet") for path in (folder, tmp_path / "out"))
     assert after.rows() == before.rows()
     assert not (tmp_path / "out" / "items.parquet").exists()
@@ -129,7 +131,7 @@ def test_recboles_own_files_are_read(tmp_path: Path) -> None:
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
         "242\tKolya\t1996\tComedy\n302\tL.A. Confidential\t1997\tCrime Film-Noir\n1\t\t\t\n",
     )
-    prepare_recbole(folder, tmp_path / "out")
+    prepare(RecBole(inter=folder), tmp_path / "out")
     log, items = tables(tmp_path / "out")
     assert log.rows() == [("196", "242", 881_250_949, 3.0), ("186", "302", 891_717_742, 3.0)]
     assert items.drop("image").rows() == [
@@ -150,15 +152,15 @@ def test_recboles_own_files_are_read(tmp_path: Path) -> None:
 def test_a_wrong_header_is_named(tmp_path: Path, header: str, message: str) -> None:
     folder = recbole(tmp_path, header + "\n1\t2\n")
     with pytest.raises(InputError, match=message):
-        prepare_recbole(folder, tmp_path / "out")
+        prepare(RecBole(inter=folder), tmp_path / "out")
 
 
-def test_bad_rows_of_atomic_files_are_counted(tmp_path: Path) -> None:
+def test_invalid_rows_of_atomic_files_are_counted(tmp_path: Path) -> None:
     good = "".join(f"{n % 7}\t{n % 5}\t{n}\n" for n in range(400))
     folder = recbole(
         tmp_path, f"user_id:token\titem_id:token\ttimestamp:float\n{good}1\t2\n\t2\t3\n1\t2\tnan\n1\t2\t-3\n"
     )
-    report = prepare_recbole(folder, tmp_path / "out")
+    report = prepare(RecBole(inter=folder), tmp_path / "out")
     assert {drop.reason: drop.example for drop in report.dropped} == {
         "interactions: rows with more or fewer fields than the header": "ml.inter, line 402",
         "interactions: missing user or item IDs": "ml.inter, line 403",
@@ -170,6 +172,6 @@ def test_bad_rows_of_atomic_files_are_counted(tmp_path: Path) -> None:
 def test_ratings_cannot_be_filtered_where_there_are_none(tmp_path: Path) -> None:
     folder = recbole(tmp_path, "user_id:token\titem_id:token\n1\t2\n")
     with pytest.raises(InputError, match=r"ml\.inter: has no ratings; leave min_rating out"):
-        prepare_recbole(folder, tmp_path / "out", rules=Rules(min_rating=3))
-    prepare_recbole(folder, tmp_path / "out")
+        prepare(RecBole(inter=folder), tmp_path / "out", Rules(min_rating=3))
+    prepare(RecBole(inter=folder), tmp_path / "out")
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet").rows() == [("1", "2", 0)]

@@ -13,7 +13,7 @@ LOG: dict[str, Any] = {"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "
 
 
 def log(folder: Path, **columns: Any) -> Path:
-    """A log of three rows with some columns replaced; None takes one out."""
+    """Interactions of three rows with some columns replaced; None removes one."""
     replaced = {name: values for name, values in {**LOG, **columns}.items() if values is not None}
     pl.DataFrame(replaced).write_parquet(folder / "interactions.parquet")
     return folder
@@ -28,7 +28,7 @@ def catalogue(folder: Path, **columns: Any) -> Path:
 # Interactions
 
 
-def test_the_log_keeps_the_order_of_the_file_and_drops_other_columns(tmp_path: Path) -> None:
+def test_interactions_keep_the_order_of_the_file_and_other_columns_are_dropped(tmp_path: Path) -> None:
     frame = read_interactions(log(tmp_path, rating=[1.0, 2.0, 3.0], position=[0, 1, 0]))
     assert frame.schema == {"user_id": pl.String, "item_id": pl.String, "order": pl.Int64}
     assert frame.rows() == [("u", "a", 3), ("u", "b", 1), ("v", "a", 2)]
@@ -84,18 +84,18 @@ def test_categorical_ids_become_strings(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_log_is_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_wrong_interactions_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"{tmp_path.name}/interactions\.parquet: .*{message}"):
         read_interactions(log(tmp_path, **columns))
 
 
-def test_a_log_without_rows_is_an_error(tmp_path: Path) -> None:
+def test_interactions_without_rows_are_an_error(tmp_path: Path) -> None:
     pl.DataFrame(LOG).clear().write_parquet(tmp_path / "interactions.parquet")
     with pytest.raises(InputError, match=r"interactions\.parquet: no rows"):
         read_interactions(tmp_path)
 
 
-def test_a_missing_folder_a_file_in_its_place_and_a_missing_log_are_errors(tmp_path: Path) -> None:
+def test_a_missing_folder_a_file_in_its_place_and_missing_interactions_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, message in [
         (tmp_path / "nowhere", "nowhere: no such folder"),
@@ -122,7 +122,7 @@ def test_a_truncated_parquet_is_an_error(tmp_path: Path) -> None:
         read_interactions(tmp_path)
 
 
-def test_a_folder_name_with_wildcards_is_taken_literally(tmp_path: Path) -> None:
+def test_wildcards_in_a_folder_name_are_literal(tmp_path: Path) -> None:
     folder = tmp_path / "a[bc]*=1"
     folder.mkdir()
     assert len(read_interactions(log(folder))) == 3
@@ -131,7 +131,7 @@ def test_a_folder_name_with_wildcards_is_taken_literally(tmp_path: Path) -> None
 # Items
 
 
-def test_every_column_is_there_and_null_where_the_file_lacks_it(tmp_path: Path) -> None:
+def test_every_column_exists_and_is_null_where_the_file_lacks_it(tmp_path: Path) -> None:
     frame = read_items(catalogue(tmp_path, title=["A", None, "C"], brand=["x", "y", "z"]))
     assert frame.schema == ITEM_COLUMNS
     assert frame["title"].to_list() == ["A", None, "C"]
@@ -156,7 +156,7 @@ def test_a_column_of_nulls_has_the_right_type(tmp_path: Path) -> None:
     assert frame.schema == ITEM_COLUMNS
 
 
-def test_without_a_catalogue_the_items_are_those_of_the_log(tmp_path: Path) -> None:
+def test_without_a_catalogue_the_items_are_those_of_the_interactions(tmp_path: Path) -> None:
     frame = read_items(log(tmp_path, item_id=["z", "b", "z"]))
     assert frame.schema == ITEM_COLUMNS
     assert frame["item_id"].to_list() == ["z", "b"]
@@ -176,7 +176,7 @@ def test_without_a_catalogue_the_items_are_those_of_the_log(tmp_path: Path) -> N
         ({"image": [[1], [2], [3]]}, r"column 'image' is List\(Int64\); it should be a string or a list"),
     ],
 )
-def test_what_is_wrong_with_a_catalogue_is_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_a_wrong_catalogue_is_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"items\.parquet: {message}"):
         read_items(catalogue(tmp_path, **columns))
 

@@ -10,8 +10,9 @@ import pytest
 
 from msm4sr.data.export import export_csv, export_recbole
 from msm4sr.data.schema import read_interactions, read_items
-from msm4sr.data.sources.csv import prepare_csv
-from msm4sr.data.sources.recbole import prepare_recbole
+from msm4sr.data.sources.prepare import prepare
+from msm4sr.data.sources.recbole import RecBole
+from msm4sr.data.sources.tables import Tables
 
 pytestmark = pytest.mark.real
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.real
 def test_movielens_100k_through_recbole_and_back_is_identical(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     folder = real_data("ml-100k")
     export_recbole(folder, tmp_path / "ml-100k")
-    prepare_recbole(tmp_path / "ml-100k", tmp_path / "back", images=folder)
+    prepare(RecBole(inter=tmp_path / "ml-100k", images=folder), tmp_path / "back")
     assert_same(folder, tmp_path / "back")
     before, after = (pl.read_parquet(path / "interactions.parquet") for path in (folder, tmp_path / "back"))
     assert before["rating"].equals(after["rating"])
@@ -28,7 +29,9 @@ def test_movielens_100k_through_recbole_and_back_is_identical(real_data: Callabl
 def test_movielens_100k_through_csv_and_back_is_identical(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     folder = real_data("ml-100k")
     export_csv(folder, tmp_path / "csv")
-    prepare_csv(tmp_path / "csv/interactions.csv", tmp_path / "csv/items.csv", folder, tmp_path / "back")
+    csv = tmp_path / "csv"
+    source = Tables(interactions=csv / "interactions.csv", items=csv / "items.csv", images=folder)
+    prepare(source, tmp_path / "back")
     assert_same(folder, tmp_path / "back")
 
 

@@ -83,7 +83,8 @@ def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_pap
     from msm4sr.data.sources.rules import LIKE_PAPER
 
     # A column that the user names must exist, even by its default name: pass on only the options that were given.
-    given = {name: value for name, value in options.items() if ctx.get_parameter_source(name).name != "DEFAULT"}
+    defaults = {name for name in options if "DEFAULT" in str(ctx.get_parameter_source(name))}
+    given = {name: value for name, value in options.items() if name not in defaults}
     rules = source.rules.model_dump() | (dict(LIKE_PAPER) if like_paper else {})
     with handle_errors("interrupted; nothing was written"):
         chosen = _validate(type(source.rules), rules | {name: given.pop(name) for name in rules if name in given})

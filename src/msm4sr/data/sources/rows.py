@@ -144,7 +144,7 @@ def read_header(path: Path) -> str:
 
 
 def microseconds(time: float, per_unit: int = MICROSECONDS, first: int = 0, end: int = END_OF_TIME) -> int:
-    """A time as whole microseconds since 1970.
+    """A time as integer microseconds since 1970.
 
     Args:
         time: since 1970, in units of `per_unit` microseconds.

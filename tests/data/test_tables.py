@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.sources import pictures
-from msm4sr.data.sources.csv import TABLE_RULES, CsvColumns, prepare_csv
-from msm4sr.data.sources.pipeline import PrepareReport
+from msm4sr.data.sources import images as image_files
+from msm4sr.data.sources import prepare as pipeline
+from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.sources.rules import Rules
+from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 
 LOG = "user_id,item_id,timestamp\nu,a,30\nv,b,5\nu,b,10\nu,c,20\n"
@@ -27,9 +29,9 @@ def shop(tmp_path: Path) -> Path:
     """log.csv, items.csv and a folder of images, with OUT not yet there."""
     (tmp_path / "log.csv").write_text(LOG)
     (tmp_path / "items.csv").write_text(ITEMS)
-    (tmp_path / "pictures" / "sub").mkdir(parents=True)
-    (tmp_path / "pictures" / "a.jpg").write_bytes(b"picture of a")
-    (tmp_path / "pictures" / "sub" / "c.PNG").write_bytes(b"picture of c")
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"image of a")
+    (tmp_path / "photos" / "sub" / "c.PNG").write_bytes(b"image of c")
     return tmp_path
 
 
@@ -38,15 +40,28 @@ def prepare(
     log: str | None = None,
     items: str | None = None,
     images: bool = True,
-    **columns: Any,
+    min_rating: float | None = None,
+    **settings: Any,
 ) -> PrepareReport:
     """Prepare the shop, with other contents of log.csv or items.csv where given."""
     if log is not None:
         (shop / "log.csv").write_text(log)
     if items is not None:
         (shop / "items.csv").write_text(items)
-    pictures = shop / "pictures" if images else None
-    return prepare_csv(shop / "log.csv", shop / "items.csv", pictures, shop / "out", CsvColumns(**columns))
+    return prepare_files(shop, images=shop / "photos" if images else None, min_rating=min_rating, **settings)
+
+
+def prepare_files(
+    shop: Path,
+    log: str = "log.csv",
+    items: str | None = "items.csv",
+    images: Path | None = None,
+    min_rating: float | None = None,
+    **settings: Any,
+) -> PrepareReport:
+    """Prepare files of the shop."""
+    source = Tables(interactions=shop / log, items=None if items is None else shop / items, images=images, **settings)
+    return pipeline.prepare(source, shop / "out", Tables.rules.model_copy(update={"min_rating": min_rating}))
 
 
 def rows(shop: Path, name: str = "interactions") -> list[tuple[Any, ...]]:
@@ -58,7 +73,7 @@ def dropped(report: PrepareReport) -> dict[str, int]:
 
 
 def assert_nothing_written(shop: Path) -> None:
-    assert sorted(path.name for path in shop.iterdir()) == ["items.csv", "log.csv", "pictures"]
+    assert sorted(path.name for path in shop.iterdir()) == ["items.csv", "log.csv", "photos"]
 
 
 # The folder
@@ -74,7 +89,7 @@ def test_three_inputs_make_a_prepared_folder(shop: Path) -> None:
         ("b", "B", None, None, None),
         ("c", "C", "About c.", ["x"], ["images/c.png"]),
     ]
-    assert (shop / "out" / "images" / "c.png").read_bytes() == b"picture of c"
+    assert (shop / "out" / "images" / "c.png").read_bytes() == b"image of c"
     assert (report.interactions_read, report.interactions_kept, report.users) == (4, 4, 2)
     assert (report.items_read, report.items_kept, report.with_image, report.with_text) == (3, 3, 2, 2)
     assert report.dropped == []
@@ -103,19 +118,19 @@ def test_the_report_is_printed_and_written(shop: Path) -> None:
     assert written["settings"]["time"] == "timestamp"
 
 
-def test_without_items_the_catalogue_is_the_log(shop: Path) -> None:
-    report = prepare_csv(shop / "log.csv", None, None, shop / "out")
+def test_without_items_the_catalogue_is_that_of_the_interactions(shop: Path) -> None:
+    report = prepare_files(shop, items=None)
     assert not (shop / "out" / "items.parquet").exists()
     assert (report.items_read, report.items_kept) == (None, 3)
     assert load_dataset(shop / "out").n_items == 3
 
 
 def test_without_items_images_are_still_found_by_id(shop: Path) -> None:
-    prepare_csv(shop / "log.csv", None, shop / "pictures", shop / "out")
+    prepare_files(shop, items=None, images=shop / "photos")
     assert rows(shop, "items") == [("b", None), ("c", None), ("a", ["images/a.jpg"])]
 
 
-def test_items_nobody_took_are_kept(shop: Path) -> None:
+def test_unseen_items_are_kept(shop: Path) -> None:
     prepare(shop, items=ITEMS + "new,N,,,\n")
     assert [row[0] for row in rows(shop, "items")] == ["a", "b", "c", "new"]
 
@@ -142,7 +157,7 @@ def test_a_failure_while_copying_leaves_nothing_behind(shop: Path, monkeypatch: 
         assert list(shop.glob(".out.*.unfinished")), "the copy goes into a temporary folder"
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pictures.shutil, "copyfile", full)
+    monkeypatch.setattr(image_files.shutil, "copyfile", full)
     with pytest.raises(OSError, match="no space left"):
         prepare(shop)
     assert_nothing_written(shop)
@@ -150,10 +165,10 @@ def test_a_failure_while_copying_leaves_nothing_behind(shop: Path, monkeypatch: 
 
 @pytest.mark.parametrize("what", ["interactions", "items", "images"])
 def test_a_missing_input_is_named(shop: Path, what: str) -> None:
-    paths = {"interactions": shop / "log.csv", "items": shop / "items.csv", "images": shop / "pictures"}
+    paths = {"interactions": shop / "log.csv", "items": shop / "items.csv", "images": shop / "photos"}
     paths[what] = shop / "nowhere.csv"
     with pytest.raises(InputError, match=r"nowhere\.csv: no such"):
-        prepare_csv(**paths, out=shop / "out", columns=CsvColumns())
+        pipeline.prepare(Tables(**paths), shop / "out")
     assert_nothing_written(shop)
 
 
@@ -173,18 +188,18 @@ def test_a_missing_input_is_named(shop: Path, what: str) -> None:
 )
 def test_the_suffix_says_how_a_table_is_read(shop: Path, name: str, write: Any) -> None:
     write(shop / name)
-    prepare_csv(shop / name, shop / "items.csv", None, shop / "out")
+    prepare_files(shop, name)
     assert rows(shop) == [("u", "b", 10), ("u", "c", 20), ("u", "a", 30), ("v", "b", 5)]
 
 
 def test_a_delimiter_can_be_named(shop: Path) -> None:
     (shop / "items.csv").unlink()
     (shop / "log.csv").write_text(LOG.replace(",", ";"))
-    prepare_csv(shop / "log.csv", None, None, shop / "out", CsvColumns(delimiter=";"))
+    prepare_files(shop, items=None, delimiter=";")
     assert len(rows(shop)) == 4
 
 
-def test_lists_of_a_parquet_file_are_taken_as_they_are(shop: Path) -> None:
+def test_lists_of_a_parquet_file_are_kept_as_they_are(shop: Path) -> None:
     items = pl.DataFrame(
         {
             "item_id": [1, 2],
@@ -195,7 +210,7 @@ def test_lists_of_a_parquet_file_are_taken_as_they_are(shop: Path) -> None:
     )
     items.write_parquet(shop / "items.parquet")
     (shop / "log.csv").write_text("user_id,item_id,timestamp\nu,1,1\n")
-    prepare_csv(shop / "log.csv", shop / "items.parquet", shop / "pictures", shop / "out")
+    prepare_files(shop, items="items.parquet", images=shop / "photos")
     assert rows(shop, "items") == [
         ("1", "One", ["x|y", "z"], ["images/1.jpg", "images/1-1.png"]),
         ("2", "Two", None, None),
@@ -205,7 +220,7 @@ def test_lists_of_a_parquet_file_are_taken_as_they_are(shop: Path) -> None:
 def test_an_unknown_kind_of_file_is_an_error(shop: Path) -> None:
     (shop / "log.xlsx").touch()
     with pytest.raises(InputError, match=r"log\.xlsx: unknown kind of file; expected \.csv"):
-        prepare_csv(shop / "log.xlsx", None, None, shop / "out")
+        prepare_files(shop, "log.xlsx", None)
 
 
 @pytest.mark.parametrize(
@@ -242,10 +257,10 @@ def test_quoted_line_breaks_and_blank_lines_are_no_broken_rows(shop: Path) -> No
 
 def test_columns_can_have_other_names(shop: Path) -> None:
     log = "who,what,when\nu,1,3\n"
-    items = "asin,name,brand,body,kinds,picture\n1,Name,Acme,Body.,x; y,a.jpg; sub/c.PNG\n2,Two,,,,\n"
+    items = "asin,name,brand,body,kinds,photo\n1,Name,Acme,Body.,x; y,a.jpg; sub/c.PNG\n2,Two,,,,\n"
     prepare(
         shop, log, items, user="who", item="what", time="when", item_id="asin", title="name",
-        text=("body", "brand"), categories="kinds", image="picture", separator=";",
+        text=("body", "brand"), categories="kinds", image="photo", separator=";",
     )  # fmt: skip
     assert rows(shop) == [("u", "1", 3)]
     assert rows(shop, "items") == [
@@ -285,7 +300,7 @@ def test_a_default_content_column_that_is_not_there_is_reported(shop: Path) -> N
     ]
 
 
-def test_white_space_is_taken_off_and_empty_is_null(shop: Path) -> None:
+def test_white_space_is_removed_and_empty_is_null(shop: Path) -> None:
     prepare(shop, "user_id,item_id,timestamp\n u , a ,\t7 \n", 'item_id,title,text\n a,  ," x "\nb,,\n')
     assert rows(shop) == [("u", "a", 7)]
     assert [row[:3] for row in rows(shop, "items")] == [("a", None, "x"), ("b", None, None)]
@@ -299,13 +314,18 @@ def test_ids_keep_their_zeros(shop: Path) -> None:
 def test_float_ids_are_refused(shop: Path) -> None:
     pl.DataFrame({"user_id": [1.0], "item_id": ["a"], "timestamp": [1]}).write_parquet(shop / "log.parquet")
     with pytest.raises(InputError, match="column 'user_id' is Float64; an ID is a string or an integer"):
-        prepare_csv(shop / "log.parquet", None, None, shop / "out")
+        prepare_files(shop, "log.parquet", None)
 
 
-@pytest.mark.parametrize("wrong", [{"usr": "x"}, {"time_unit": "hours"}, {"rating": "stars"}, {"delimiter": "::"}])
+@pytest.mark.parametrize("wrong", [{"usr": "x"}, {"time_unit": "hours"}, {"delimiter": "::"}])
 def test_wrong_settings_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
-        CsvColumns.model_validate(wrong)
+        Tables(interactions="log.csv", items=None, **wrong)
+
+
+def test_a_rating_column_without_a_lowest_rating_is_refused(shop: Path) -> None:
+    with pytest.raises(InputError, match="rating is used only with min_rating"):
+        prepare(shop, rating="stars")
 
 
 # Drops
@@ -387,7 +407,7 @@ def test_times_become_seconds(shop: Path, written: str, unit: str, read_as: str)
 def test_dates_of_a_parquet_file_become_seconds(shop: Path, moment: date) -> None:
     log = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [moment]})
     log.write_parquet(shop / "log.parquet")
-    prepare_csv(shop / "log.parquet", None, None, shop / "out")
+    prepare_files(shop, "log.parquet", None)
     assert rows(shop) == [("u", "a", NOON - 12 * 3600)]
 
 
@@ -404,14 +424,14 @@ def test_dates_of_a_parquet_file_become_seconds(shop: Path, moment: date) -> Non
         (["2020-01-01"] * 3, "ms", r"data row 1: '2020-01-01' is no time; expected milliseconds"),
     ],
 )
-def test_a_bad_time_is_an_error_with_its_row(shop: Path, times: list[str], unit: str, message: str) -> None:
+def test_an_invalid_time_is_an_error_with_its_row(shop: Path, times: list[str], unit: str, message: str) -> None:
     log = "user_id,item_id,timestamp\n" + "".join(f"u,a,{time}\n" for time in times)
     with pytest.raises(InputError, match=rf"log\.csv: column 'timestamp', {message}"):
         prepare(shop, log, time_unit=unit)
     assert_nothing_written(shop)
 
 
-def test_a_bad_time_after_dropped_rows_has_its_own_row(shop: Path) -> None:
+def test_an_invalid_time_after_dropped_rows_has_its_own_row(shop: Path) -> None:
     with pytest.raises(InputError, match="data row 6: 'soon'"):
         prepare(shop, LOG + ",a,1\nu,a,soon\n")
 
@@ -438,7 +458,7 @@ def test_rows_are_sorted_by_first_appearance_time_and_order_in_the_file(
     folder = tmp_path_factory.mktemp("log")
     lines = [f"{user},{item},{time}" for user, item, time in log]
     (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
-    prepare_csv(folder / "log.csv", None, None, folder / "out")
+    prepare_files(folder, items=None)
     users = list(dict.fromkeys(user for user, _, _ in log))
     # Rows that repeat another exactly are one event.
     assert rows(folder) == sorted(dict.fromkeys(log), key=lambda row: (users.index(row[0]), row[2]))
@@ -447,9 +467,9 @@ def test_rows_are_sorted_by_first_appearance_time_and_order_in_the_file(
 # Images
 
 
-def test_without_an_image_column_the_file_with_the_items_id_is_taken(shop: Path) -> None:
+def test_without_an_image_column_the_file_with_the_items_id_is_used(shop: Path) -> None:
     for name in ("b.webp", "b.txt", "c.JPEG"):
-        (shop / "pictures" / name).write_text(name)
+        (shop / "photos" / name).write_text(name)
     report = prepare(shop, items="item_id\na\nb\nc\nd\n")
     assert rows(shop, "items") == [
         ("a", ["images/a.jpg"]),
@@ -463,7 +483,7 @@ def test_without_an_image_column_the_file_with_the_items_id_is_taken(shop: Path)
 
 def test_missing_images_are_counted_and_their_items_kept(shop: Path) -> None:
     items = "item_id,image\na,a.jpg|gone.jpg\nb,sub\nc,notes.txt\nd,bad\0name.jpg\n"
-    (shop / "pictures" / "notes.txt").touch()
+    (shop / "photos" / "notes.txt").touch()
     report = prepare(shop, items=items)
     assert rows(shop, "items") == [("a", ["images/a.jpg"]), ("b", None), ("c", None), ("d", None)]
     [drop] = report.dropped
@@ -472,7 +492,7 @@ def test_missing_images_are_counted_and_their_items_kept(shop: Path) -> None:
 
 @pytest.mark.parametrize("path", ["../secret.jpg", "sub/../../secret.jpg", "{shop}/secret.jpg", "link.jpg"])
 def test_an_image_outside_the_folder_is_refused(shop: Path, path: str) -> None:
-    (shop / "pictures" / "link.jpg").symlink_to(shop / "secret.jpg")
+    (shop / "photos" / "link.jpg").symlink_to(shop / "secret.jpg")
     (shop / "secret.jpg").write_text("secret")
     with pytest.raises(InputError, match=r"items\.csv: item 'a': image '.*' lies outside"):
         prepare(shop, items=f"item_id,image\na,{path.format(shop=shop)}\n")
@@ -481,14 +501,14 @@ def test_an_image_outside_the_folder_is_refused(shop: Path, path: str) -> None:
 
 def test_a_link_to_the_outside_with_the_items_id_is_refused(shop: Path) -> None:
     (shop / "secret.jpg").write_text("secret")
-    (shop / "pictures" / "b.jpg").symlink_to(shop / "secret.jpg")
+    (shop / "photos" / "b.jpg").symlink_to(shop / "secret.jpg")
     with pytest.raises(InputError, match=r"image 'b\.jpg' lies outside"):
         prepare(shop, items="item_id\na\nb\nc\n")
 
 
 def test_links_and_absolute_paths_inside_the_folder_are_followed(shop: Path) -> None:
-    (shop / "pictures" / "link.jpg").symlink_to(shop / "pictures" / "a.jpg")
-    prepare(shop, items=f"item_id,image\na,link.jpg\nb,{shop}/pictures/a.jpg\n")
+    (shop / "photos" / "link.jpg").symlink_to(shop / "photos" / "a.jpg")
+    prepare(shop, items=f"item_id,image\na,link.jpg\nb,{shop}/photos/a.jpg\n")
     assert rows(shop, "items") == [("a", ["images/a.jpg"]), ("b", ["images/b.jpg"])]
     assert not (shop / "out" / "images" / "a.jpg").is_symlink()
 
@@ -504,7 +524,7 @@ def test_an_id_never_becomes_a_path(shop: Path) -> None:
     assert len({name.lower() for name in files}) == len(ids), "no two names differ in case only"
     for [path] in images.values():
         assert (shop / "out" / path).resolve().parent == shop / "out" / "images"
-        assert (shop / "out" / path).read_bytes() == b"picture of a"
+        assert (shop / "out" / path).read_bytes() == b"image of a"
         assert Path(path).name.isascii()
         assert len(Path(path).name) < 100
 
@@ -517,7 +537,7 @@ def test_an_image_column_without_a_folder_is_an_error_if_asked_for_and_reported_
     assert [row[-1] for row in rows(shop, "items")] == [None, None, None]
 
 
-def test_addresses_in_the_image_column_stay_addresses_until_they_are_fetched(shop: Path) -> None:
+def test_urls_in_the_image_column_stay_urls_until_they_are_fetched(shop: Path) -> None:
     items = "item_id,image\na,https://example.com/1.jpg|https://example.com/c.PNG\nb,\nc,https://example.com/a.jpg\n"
     report = prepare(shop, items=items, images=False)
     assert rows(shop, "items") == [
@@ -525,15 +545,15 @@ def test_addresses_in_the_image_column_stay_addresses_until_they_are_fetched(sho
         ("b", None),
         ("c", ["https://example.com/a.jpg"]),
     ]
-    assert (report.with_image, report.with_addresses) == (2, 2)
+    assert (report.with_image, report.with_urls) == (2, 2)
 
 
-def test_bad_times_can_be_allowed_for(shop: Path) -> None:
+def test_invalid_times_can_be_allowed_for(shop: Path) -> None:
     log = "user_id,item_id,timestamp\n" + "u,a,5\nu,b,6\n" * 10 + "u,c,soon\nu,c,-4\n"
     (shop / "log.csv").write_text(log)
     with pytest.raises(InputError, match="data row 21: 'soon' is no time"):
-        prepare_csv(shop / "log.csv", None, None, shop / "out")
-    rules = TABLE_RULES.model_copy(update={"max_invalid_fraction": 0.1})
-    report = prepare_csv(shop / "log.csv", None, None, shop / "out", rules=rules)
+        prepare_files(shop, items=None)
+    source = Tables(interactions=shop / "log.csv", items=None)
+    report = pipeline.prepare(source, shop / "out", Rules(max_invalid_fraction=0.1))
     assert dropped(report)["interactions whose time cannot be read"] == 2
     assert rows(shop) == [("u", "a", 5), ("u", "b", 6)]
