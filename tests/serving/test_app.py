@@ -183,7 +183,7 @@ def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[st
         ({}, [jpeg(), jpeg()[:100]], 422, ["image 2 cannot be used: damaged or cut short"]),
         ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),
         ({}, [jpeg()] * 9, 422, ["9 images; send 8 at most"]),
-        ({"text": "x" * 20_001}, [], 422, ["20,000 are read at most"]),
+        ({"text": "x" * 20_001}, [], 422, ["send 20,000 at most"]),
         ({"item_id": "a\x07b"}, [], 422, ["printable characters"]),
         ({"item_id": ""}, [], 422, ["item_id"]),
         ({}, [b"x" * 200_001], 413, ["larger than 200,000 bytes"]),

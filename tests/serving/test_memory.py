@@ -1,4 +1,4 @@
-"""One heap for all threads, told by glibc itself."""
+"""One malloc arena for all threads, as glibc reports it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, threading
-from msm4sr.serving.memory import keep_one_heap
+from msm4sr.serving.memory import use_one_arena
 
 if sys.argv[1] == "one":
-    keep_one_heap()
+    use_one_arena()
 inside, go = threading.Barrier(9), threading.Event()
 
-def take():
+def allocate():
     ctypes.create_string_buffer(1000)
     inside.wait()
     go.wait()
 
 for _ in range(8):
-    threading.Thread(target=take).start()
+    threading.Thread(target=allocate).start()
 inside.wait()
 sys.stderr.flush()
 ctypes.CDLL("libc.so.6").malloc_stats()
@@ -31,10 +31,10 @@ go.set()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_threads_share_a_heap_once_asked() -> None:
-    heaps = {}
-    for mode in ("one", "own"):
-        told = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
-        heaps[mode] = told.stderr.count("Arena ")
-    assert heaps["one"] == 1
-    assert heaps["own"] > 1
+def test_threads_share_an_arena_on_request() -> None:
+    arenas = {}
+    for mode in ("one", "default"):
+        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        arenas[mode] = done.stderr.count("Arena ")
+    assert arenas["one"] == 1
+    assert arenas["default"] > 1

@@ -22,7 +22,7 @@ OPERATIONS = [
     ("GET", "/items/{item_id}"),
     ("DELETE", "/items/{item_id}"),
     ("GET", "/items/{item_id}/similar"),
-    ("GET", "/items/{item_id}/picture"),
+    ("GET", "/items/{item_id}/image"),
     ("POST", "/reload"),
     ("GET", "/health"),
     ("GET", "/ready"),

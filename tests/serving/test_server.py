@@ -41,7 +41,7 @@ def test_what_was_answered_survives_a_kill(run_folder: Path, ids: list[str], tmp
         assert [known(server, name) for name in ("n1", "n2", ids[3], ids[4])] == [True, True, False, True]
         found = server.client.post("/recommend", json={"history": ids[:2], "candidates": ["n1", "n2"]}).json()
         assert {one["item_id"] for one in found["items"]} == {"n1", "n2"}
-        shown = server.client.get("/items/n1/picture")
+        shown = server.client.get("/items/n1/image")
         assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
 
 

@@ -68,11 +68,11 @@ def recommended(page: Page) -> list[str]:
 
 
 def pick(page: Page, item_id: str) -> None:
-    page.locator(f'#wall [data-id="{item_id}"] .pick').click()
+    page.locator(f'#catalogue [data-id="{item_id}"] .pick').click()
 
 
 def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, server: Server) -> None:
-    ids = [str(one.get_attribute("data-id")) for one in page.locator("#wall > li").all()]
+    ids = [str(one.get_attribute("data-id")) for one in page.locator("#catalogue > li").all()]
     assert len(ids) == 60
     pick(page, ids[0])
     first = recommended(page)
@@ -84,7 +84,7 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
     second = answer(server, [ids[0], ids[7]], "both")
     expect(page.locator(f'#recommended:not(.waiting) li:first-child[data-id="{second[0]}"]')).to_be_visible()
     assert recommended(page) == second
-    for label, way in (("Text", "text"), ("Picture", "visual"), ("Both", "both")):
+    for label, way in (("Text", "text"), ("Image", "visual"), ("Both", "both")):
         wanted = answer(server, [ids[0], ids[7]], way)
         page.locator("#by").get_by_label(label, exact=True).check()
         for place, item_id in enumerate(wanted, start=1):
@@ -124,13 +124,13 @@ def test_an_item_that_is_added_with_a_photo_is_recommended(
     page.get_by_label("Photo").set_input_files(photo)
     expect(page.locator("#preview")).to_be_visible()
     page.locator("#send-add").click()
-    expect(page.locator("#told")).to_contain_text("is here: rank")
-    new = str(page.locator("#wall > li").first.get_attribute("data-id"))
+    expect(page.locator("#status")).to_contain_text("was added: rank")
+    new = str(page.locator("#catalogue > li").first.get_attribute("data-id"))
     assert new.startswith("my-own")
     rank = next(n for n, one in enumerate(all_ranked(server, ids[:2]), start=1) if one == new)
-    expect(page.locator("#told")).to_contain_text(f"rank {rank} for your picks")
+    expect(page.locator("#status")).to_contain_text(f"rank {rank} for your picks")
     assert rank <= 30  # of 59
-    shown = page.locator(f'#wall [data-id="{new}"] img')
+    shown = page.locator(f'#catalogue [data-id="{new}"] img')
     expect(shown).to_be_visible()
     assert shown.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
     server.client.delete(f"/items/{new}")
@@ -147,7 +147,7 @@ def test_a_photo_that_is_none_is_told_in_the_form(page: Page, tmp_path: Path) ->
     page.get_by_label("Title", exact=True).fill("A thing")
     page.get_by_label("Photo").set_input_files(tmp_path / "photo.jpg")
     page.locator("#send-add").click()
-    expect(page.locator("#add-told")).to_contain_text("image 1 cannot be used: not an image")
+    expect(page.locator("#add-status")).to_contain_text("image 1 cannot be used: not an image")
     page.keyboard.press("Escape")
     expect(page.locator("#add")).to_be_hidden()
 
@@ -156,7 +156,7 @@ def test_what_comes_from_data_is_text_wherever_it_stands(page: Page, server: Ser
     added = server.client.post("/items", data={"item_id": HOSTILE, "title": HOSTILE, "text": HOSTILE})
     assert added.status_code == 201
     page.reload()
-    card = page.locator("#wall > li").first
+    card = page.locator("#catalogue > li").first
     expect(card.locator(".name")).to_have_text(HOSTILE)
     card.locator(".pick").click()
     expect(page.locator("#history li")).to_have_count(1)
@@ -176,33 +176,33 @@ def test_what_comes_from_data_is_text_wherever_it_stands(page: Page, server: Ser
 def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
     page.keyboard.press("/")
     expect(page.locator("#q")).to_be_focused()
-    title = page.locator("#wall .name").nth(9).inner_text()
+    title = page.locator("#catalogue .name").nth(9).inner_text()
     page.keyboard.type(title)
     expect(page.locator("#found")).to_contain_text("found for")
-    expect(page.locator("#wall .name").first).to_have_text(title)
-    page.locator("#wall .pick").first.focus()
+    expect(page.locator("#catalogue .name").first).to_have_text(title)
+    page.locator("#catalogue .pick").first.focus()
     page.keyboard.press("Enter")
-    expect(page.locator("#wall .pick").first).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#catalogue .pick").first).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#history li")).to_have_count(1)
     page.keyboard.press("Tab")
-    expect(page.locator("#wall .more").first).to_be_focused()
+    expect(page.locator("#catalogue .more").first).to_be_focused()
 
 
 def test_search_that_finds_nothing_says_what_to_do(page: Page) -> None:
     page.locator("#q").fill("no such thing at all")
     expect(page.locator("#found")).to_contain_text("try fewer or other words")
-    expect(page.locator("#wall > li")).to_have_count(0)
+    expect(page.locator("#catalogue > li")).to_have_count(0)
 
 
 def test_without_a_script_one_can_search_and_look(browser: Browser, server: Server) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(server.url)
-    title = page.locator("#wall .name").first.inner_text()
+    title = page.locator("#catalogue .name").first.inner_text()
     page.locator("#q").fill(title)
     page.keyboard.press("Enter")
     expect(page.locator("#found")).to_contain_text("found for")
-    page.locator("#wall .more").first.click()
+    page.locator("#catalogue .more").first.click()
     expect(page.locator("h1")).to_have_text(title)
     context.close()
 
@@ -213,12 +213,12 @@ def test_a_wall_of_ten_thousand_items_comes_in_parts(browser: Browser, tmp_path:
         page = context.new_page()
         page.set_default_timeout(60_000)
         page.goto(server.url)
-        expect(page.locator("#wall > li")).to_have_count(60)
+        expect(page.locator("#catalogue > li")).to_have_count(60)
         assert len(page.content()) < 200_000
         page.locator("#more").click()
-        expect(page.locator("#wall > li")).to_have_count(120)
+        expect(page.locator("#catalogue > li")).to_have_count(120)
         page.locator("#q").fill("Item 9999")
-        expect(page.locator("#wall > li")).to_have_count(1)
+        expect(page.locator("#catalogue > li")).to_have_count(1)
         pick(page, "9999")
         assert recommended(page) == answer(server, ["9999"], "both")
         context.close()

@@ -11,7 +11,7 @@ import typer
 
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
-from msm4sr.serving.memory import keep_one_heap
+from msm4sr.serving.memory import use_one_arena
 
 if TYPE_CHECKING:
     from msm4sr.serving.service import ServeSettings
@@ -36,7 +36,7 @@ def serve(
 ) -> None:
     """Recommendations over HTTP, and a page at /. RUN may be a link; when it leads to a newer run, that is served."""
     with handle_errors("stopped"):
-        keep_one_heap()
+        use_one_arena()
         settings = _settings(folder, workers, state, api_key_file, index)
         _serve(settings, host, port)
 

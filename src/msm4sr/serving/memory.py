@@ -9,15 +9,17 @@ from contextlib import suppress
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
-def keep_one_heap() -> None:
-    """Have all threads share one heap, here and in processes that are started from here; to be called before there are
-    threads, since heaps that are there stay in use. Without effect where the C library is not glibc.
+def use_one_arena() -> None:
+    """Make all threads allocate from one malloc arena, here and in processes that are started from here.
 
-    glibc gives threads heaps of their own, and in each there is room for the largest answer that its threads ever made
-    at once: memory crept up for as long as we watched. With one it is flat (docs/serving.md, `benchmarks/soak.py`).
+    Call it before threads are started, since existing arenas stay in use. It has no effect without glibc.
+
+    glibc gives each thread an arena, and each arena keeps room for the largest answers that its thread has made, so
+    that memory grew for as long as it was measured. With one arena it is constant (docs/serving.md,
+    `benchmarks/soak.py`).
     """
     if "MALLOC_ARENA_MAX" in os.environ:
-        return  # whoever has started this process knows
-    os.environ["MALLOC_ARENA_MAX"] = "1"  # glibc reads it when a process begins
+        return  # the user has decided
+    os.environ["MALLOC_ARENA_MAX"] = "1"  # glibc reads it when a process starts
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 1)

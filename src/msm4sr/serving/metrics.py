@@ -1,4 +1,4 @@
-"""What a service counts, for Prometheus. Several workers count in one folder (PROMETHEUS_MULTIPROC_DIR)."""
+"""The counters of a service, for Prometheus. Several workers share a folder (PROMETHEUS_MULTIPROC_DIR)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.
 
 
 class Metrics:
-    """Of one process; `text` is that of all of them."""
+    """The counters of one process; `text` has those of all workers."""
 
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self) -> None:
-        self._own = CollectorRegistry()
-        own = self._own
+        registry = self._registry = CollectorRegistry()
         labels = ("route", "method", "status")
-        self.requests = Counter("msm4sr_requests", "Requests answered", labels, registry=own)
+        self.requests = Counter("msm4sr_requests", "Requests answered", labels, registry=registry)
         self.seconds = Histogram(
-            "msm4sr_request_seconds", "Seconds a request", ("route",), registry=own, buckets=BUCKETS
+            "msm4sr_request_seconds", "Seconds per request", ("route",), registry=registry, buckets=BUCKETS
         )
-        self.unknown = Counter("msm4sr_unknown_items", "Unknown items in histories", registry=own)
-        self.reloads = Counter("msm4sr_reloads", "Newer runs read", registry=own)
+        self.unknown = Counter("msm4sr_unknown_items", "Unknown items in histories", registry=registry)
+        self.reloads = Counter("msm4sr_reloads", "Newer runs that were read", registry=registry)
         self.items = Gauge(
-            "msm4sr_items", "Items that can be recommended", registry=own, multiprocess_mode="mostrecent"
+            "msm4sr_items", "Items that can be recommended", registry=registry, multiprocess_mode="mostrecent"
         )
-        self.added = Gauge("msm4sr_added_items", "Of them added later", registry=own, multiprocess_mode="mostrecent")
+        self.added = Gauge(
+            "msm4sr_added_items",
+            "Items that were added after the training",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request; `route` is the pattern of its path, "none" without one."""
         self.requests.labels(route, method if route != "none" else "any", status).inc()
         self.seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
+        """All counters in the text format of Prometheus."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self._own)
-        together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+            return generate_latest(self._registry)
+        workers = CollectorRegistry()
+        MultiProcessCollector(workers)  # type: ignore[no-untyped-call]
+        return generate_latest(workers)

@@ -1,105 +1,112 @@
-"""What stands before every endpoint: bounds on a request, and the counting of requests."""
+"""What runs before every route: limits on a request, security headers, and the count of requests."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.problems import Refused, problem
 
-log = logging.getLogger("msm4sr.serving")
+logger = logging.getLogger(__name__)
+
+# On every answer.
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+CLOSE = {"Connection": "close"}
 
 
-class Bounds:
-    """A request is `max_body` bytes at most and has come within `seconds`; what goes wrong inside is a 500.
+class RequestLimits:
+    """Refuses large and slow requests; an exception of a route becomes a 500.
 
     Args:
-        headers: are put on every answer.
-        count: is told the route, the method, the status and the seconds of each request.
+        app: the application inside.
+        max_body: bytes of a request.
+        seconds: within which a request must arrive completely.
+        metrics: counts the requests.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        max_body: int,
-        seconds: float,
-        headers: dict[str, str],
-        count: Callable[[str, str, int, float], None],
-    ) -> None:
-        self.app, self.max_body, self.seconds, self.count = app, max_body, seconds, count
-        self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    def __init__(self, app: ASGIApp, max_body: int, seconds: float, metrics: Metrics) -> None:
+        self.app, self.max_body, self.seconds, self.metrics = app, max_body, seconds, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 0
-        refused: Refused | None = None
-
-        async def counted_send(message: Message) -> None:
-            nonlocal status
-            if refused is not None and not status:
-                return  # what the endpoint makes of half a body is nobody's answer
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), *self.headers]
-            await send(message)
-
-        async def refusing_receive() -> Message:
-            nonlocal refused
-            try:
-                return await bounded()
-            except Refused as error:
-                refused = error
-                raise
-
-        bounded = self._bounded(scope, receive)
+        exchange = _Exchange(self, scope, receive, send)
         try:
-            await self.app(scope, refusing_receive, counted_send)
-        except Exception as error:
-            if error is not refused:
-                log.exception("%s %s", scope["method"], scope["path"])
-                refused = refused or Refused(500, "something went wrong here; the log of the service has it")
+            await exchange.run()
         finally:
-            if refused is not None and not status:
-                answer, refused = problem(refused.status, refused.detail, refused.headers), None
-                await answer(scope, receive, counted_send)
             route = getattr(scope.get("route"), "path", "none")
-            self.count(route, scope["method"], status, time.perf_counter() - began)
+            self.metrics.count_request(route, scope["method"], exchange.status, time.perf_counter() - began)
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive` that raises `Refused` for too large a body and for one that does not come."""
-        too_large = Refused(
-            413, f"the request is larger than {self.max_body:,} bytes; send less at once", {"Connection": "close"}
-        )
-        too_late = Refused(
-            408, f"the request did not come within {self.seconds:g} seconds; try again", {"Connection": "close"}
-        )
+
+class _Exchange:
+    """A request and its answer.
+
+    Attributes:
+        status: of the answer; 0 before it begins.
+        refused: why this request is refused, until the answer says so.
+    """
+
+    def __init__(self, limits: RequestLimits, scope: Scope, receive: Receive, send: Send) -> None:
+        self._limits, self._scope, self._receive, self._send = limits, scope, receive, send
+        self._deadline = time.monotonic() + limits.seconds
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        announced = int(length) if length.isdigit() else 0
-        deadline = time.monotonic() + self.seconds
-        taken, whole = 0, False
+        self._announced = int(length) if length.isdigit() else 0
+        self._received, self._complete = 0, False
+        self.status = 0
+        self.refused: Refused | None = None
 
-        async def bounded_receive() -> Message:
-            nonlocal taken, whole
-            if announced > self.max_body:
-                raise too_large
-            if whole:  # all has come: what follows is that the caller goes away, for which there is no hurry
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                raise too_late from None
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if taken > self.max_body:
-                    raise too_large
-            return message
+    async def run(self) -> None:
+        try:
+            await self._limits.app(self._scope, self.receive, self.send)
+        except Exception as error:
+            if error is not self.refused:
+                logger.exception("%s %s", self._scope["method"], self._scope["path"])
+                self.refused = self.refused or Refused(500, "something went wrong here; the log of the service has it")
+        finally:
+            if self.refused is not None and not self.status:
+                answer = problem(self.refused.status, self.refused.detail, self.refused.headers)
+                self.refused = None
+                await answer(self._scope, self._receive, self.send)
 
-        return bounded_receive
+    async def send(self, message: Message) -> None:
+        if self.refused is not None and not self.status:
+            return  # the answer of a route to an incomplete body
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", []), *HEADERS]
+        await self._send(message)
+
+    async def receive(self) -> Message:
+        """The next part of the request. Raises Refused if it is too large, or does not arrive in time."""
+        if self._announced > self._limits.max_body:
+            self._refuse_large()
+        if self._complete:  # what follows is that the caller disconnects, at any time
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - time.monotonic()))
+        except TimeoutError:
+            self._refuse(408, f"the request did not arrive within {self._limits.seconds:g} seconds; try again")
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._received > self._limits.max_body:
+                self._refuse_large()
+        return message
+
+    def _refuse_large(self) -> NoReturn:
+        self._refuse(413, f"the request is larger than {self._limits.max_body:,} bytes; send less at once")
+
+    def _refuse(self, status: int, detail: str) -> NoReturn:
+        self.refused = Refused(status, detail, CLOSE)
+        raise self.refused from None

@@ -26,6 +26,8 @@ from msm4sr.serving.store import Change, ItemStore
 
 logger = logging.getLogger(__name__)
 
+PRODUCTS_INLINE = 1 << 22  # multiplications that are done between two requests; more are done in a thread
+
 
 class ServeSettings(BaseModel):
     """How a run is served."""
@@ -186,6 +188,11 @@ class Service:
         self._served, self.failed_reload = served, ""
         logger.info("the run was read again: %s", self.settings.run.resolve())
         return True
+
+
+def products_per_history(recommender: Recommender) -> int:
+    """Multiplications that score all items for a history; 0 with an index."""
+    return 0 if recommender.index is not None else recommender.catalogue.tensors.item_vectors.numel()
 
 
 def run_signature(run: Path) -> str:

@@ -1,12 +1,12 @@
-// Picks, what is recommended for them, search while typing, and the form that adds an item.
+// Picks and the recommendations for them, the search while typing, and the form that adds an item.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 12;
-const LOOKED_AT = 200; // recommendations among which an added item's rank is looked for
-const KEPT = 100; // picks, the latest ones
+const RANKED = 200; // recommendations among which the rank of an added item is searched
+const KEPT = 100; // the latest picks
 
-// -- picks: item ids with what their tile shows, kept for this tab
+// -- picks: the cards of the picked items, stored for this tab
 
 const picks = {
   all: () => JSON.parse(sessionStorage.getItem("picks") || "[]"),
@@ -33,11 +33,11 @@ function element(name, attributes = {}, ...children) {
 function tile(card) {
   const initial = element("span", { class: "initial", "aria-hidden": "true" }, card.initial);
   const made = element("span", { class: `tile tint-${Number(card.tint)}` }, initial);
-  if (card.picture) made.append(element("img", { src: card.picture, alt: "", loading: "lazy", decoding: "async" }));
+  if (card.image) made.append(element("img", { src: card.image, alt: "", loading: "lazy", decoding: "async" }));
   return made;
 }
 
-function wallCard(card) {
+function itemCard(card) {
   const name = element("span", { class: "name" }, card.title);
   const button = element("button", { type: "button", class: "pick", title: card.title }, tile(card), name);
   const more = element("a", { class: "more", href: card.page, "aria-label": `About ${card.title}` }, "About");
@@ -47,22 +47,22 @@ function wallCard(card) {
   return made;
 }
 
-// What a card of the wall says of its item.
+// The card of an item, from its element.
 function read(card) {
   const image = card.querySelector("img");
   return {
     item_id: card.dataset.id,
     title: card.querySelector(".name").textContent,
-    picture: image ? image.getAttribute("src") : null,
+    image: image ? image.getAttribute("src") : null,
     initial: card.querySelector(".initial").textContent,
     tint: Number(/tint-(\d)/.exec(card.querySelector(".tile").className)[1]),
   };
 }
 
 function why(reason, by) {
-  const names = { text: "its text", visual: "its picture", id: "who took it", seen: "your having it" };
+  const names = { text: "its text", visual: "its image", id: "what others chose next", seen: "your earlier pick" };
   const mostly = by === "both" ? `mostly by ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
-  return reason.because === null ? `Fits your picks as a whole, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
+  return reason.because === null ? `Fits your picks together, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }
 
 function show() {
@@ -105,29 +105,29 @@ const by = () => document.querySelector("#by input:checked")?.value || "both";
 let asked = 0;
 
 async function recommend(list) {
-  const number = ++asked; // an answer that comes late is not shown
+  const number = ++asked; // an outdated answer is not shown
   if (!list.length) return;
   $("recommended").classList.add("waiting");
   try {
-    const way = by();
-    const found = await post("/page/recommend", { history: list.map((one) => one.item_id), k: SHOWN, by: way });
+    const modality = by();
+    const found = await post("/page/recommend", { history: list.map((one) => one.item_id), k: SHOWN, by: modality });
     if (number !== asked) return;
-    $("recommended").replaceChildren(...found.items.map((item) => recommendation(item, way)));
-    $("told").textContent = "";
+    $("recommended").replaceChildren(...found.items.map((item, place) => recommendation(item, found.reasons[place], modality)));
+    $("status").textContent = "";
     forget(found.unknown);
   } catch (error) {
-    if (number === asked) $("told").textContent = error.message;
+    if (number === asked) $("status").textContent = error.message;
   } finally {
     if (number === asked) $("recommended").classList.remove("waiting");
   }
 }
 
-function recommendation(item, way) {
+function recommendation(item, reason, modality) {
   const words = element(
     "span",
     {},
     element("span", { class: "name" }, item.title),
-    element("span", { class: "why-line" }, why(item.reason, way)),
+    element("span", { class: "why-line" }, why(reason, modality)),
   );
   const button = element("button", { type: "button", title: `Pick ${item.title}` }, tile(item), words);
   button.addEventListener("click", () => picks.toggle(item));
@@ -137,26 +137,26 @@ function recommendation(item, way) {
   return made;
 }
 
-// Items that were removed meanwhile.
+// Forget picks of items that were removed meanwhile.
 function forget(unknown) {
   if (!unknown.length) return;
   const gone = new Set(unknown);
   sessionStorage.setItem("picks", JSON.stringify(picks.all().filter((one) => !gone.has(one.item_id))));
 }
 
-// -- the wall: search while typing, more at the end
+// -- the catalogue: search while typing, more items at the end
 
-const wall = $("wall");
+const catalogue = $("catalogue");
 
 async function fill(search, offset, replace) {
   const limit = 60;
   const found = await ask(`/items?${new URLSearchParams({ q: search, offset, limit })}`);
-  if (search !== wall.dataset.search) return; // typed on meanwhile
-  const made = found.items.map(wallCard);
-  if (replace) wall.replaceChildren(...made);
-  else wall.append(...made);
-  wall.dataset.total = found.total;
-  wall.dataset.offset = offset;
+  if (search !== catalogue.dataset.search) return; // the search has changed meanwhile
+  const made = found.items.map(itemCard);
+  if (replace) catalogue.replaceChildren(...made);
+  else catalogue.append(...made);
+  catalogue.dataset.total = found.total;
+  catalogue.dataset.offset = offset;
   const words = search ? `${found.total.toLocaleString("en")} found for “${search}”` : "";
   $("found").textContent = search && !found.total ? `${words}: try fewer or other words` : words;
   mark();
@@ -164,19 +164,19 @@ async function fill(search, offset, replace) {
 
 function mark() {
   const ids = new Set(picks.all().map((one) => one.item_id));
-  for (const card of wall.children) card.querySelector(".pick").setAttribute("aria-pressed", ids.has(card.dataset.id));
-  const rest = Number(wall.dataset.total) - Number(wall.dataset.offset) - 60;
+  for (const card of catalogue.children) card.querySelector(".pick").setAttribute("aria-pressed", ids.has(card.dataset.id));
+  const rest = Number(catalogue.dataset.total) - Number(catalogue.dataset.offset) - 60;
   const more = element("button", { type: "button", id: "more" }, `More (${Math.max(0, rest).toLocaleString("en")})`);
   more.addEventListener("click", async () => {
-    const last = wall.lastElementChild;
-    await fill(wall.dataset.search, Number(wall.dataset.offset) + 60, false);
+    const last = catalogue.lastElementChild;
+    await fill(catalogue.dataset.search, Number(catalogue.dataset.offset) + 60, false);
     last?.nextElementSibling?.querySelector(".pick").focus({ preventScroll: true });
   });
   $("pages").replaceChildren(...(rest > 0 ? [more] : []));
 }
 
-function startWall() {
-  wall.addEventListener("click", (event) => {
+function startCatalogue() {
+  catalogue.addEventListener("click", (event) => {
     const button = event.target.closest("button.pick");
     if (button) picks.toggle(read(button.closest(".card")));
   });
@@ -184,9 +184,9 @@ function startWall() {
   $("q").addEventListener("input", () => {
     clearTimeout(typed);
     typed = setTimeout(() => {
-      wall.dataset.search = $("q").value.trim();
-      history.replaceState(null, "", wall.dataset.search ? `/?${new URLSearchParams({ q: wall.dataset.search })}` : "/");
-      fill(wall.dataset.search, 0, true);
+      catalogue.dataset.search = $("q").value.trim();
+      history.replaceState(null, "", catalogue.dataset.search ? `/?${new URLSearchParams({ q: catalogue.dataset.search })}` : "/");
+      fill(catalogue.dataset.search, 0, true);
     }, 150);
   });
   $("q").form.addEventListener("submit", (event) => event.preventDefault());
@@ -209,7 +209,7 @@ function startAdding() {
   const form = $("add-form");
   $("open-add").hidden = false;
   $("open-add").addEventListener("click", () => {
-    $("add-told").textContent = "";
+    $("add-status").textContent = "";
     dialog.showModal();
   });
   $("close-add").addEventListener("click", () => dialog.close());
@@ -217,16 +217,16 @@ function startAdding() {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     $("send-add").disabled = true;
-    $("add-told").textContent = "";
+    $("add-status").textContent = "";
     try {
       const item = await send(form);
       dialog.close();
       form.reset();
       preview(undefined);
-      await fill(wall.dataset.search, 0, true);
-      await tellOf(item);
+      await fill(catalogue.dataset.search, 0, true);
+      await announce(item);
     } catch (error) {
-      $("add-told").textContent = error.message;
+      $("add-status").textContent = error.message;
     } finally {
       $("send-add").disabled = false;
     }
@@ -252,47 +252,47 @@ function send(form) {
   return ask("/items", { method: "POST", body, headers: key ? { "X-API-Key": key } : {} });
 }
 
-async function tellOf(item) {
+async function announce(item) {
   const list = picks.all();
   if (!list.length) {
-    $("told").textContent = `“${item.title}” is here. Pick items that go with it, and it is recommended.`;
+    $("status").textContent = `“${item.title}” was added. Pick similar items to see it recommended.`;
     return;
   }
   await recommend(list);
-  const found = await post("/recommend", { history: list.map((one) => one.item_id), k: LOOKED_AT, by: by() });
+  const found = await post("/recommend", { history: list.map((one) => one.item_id), k: RANKED, by: by() });
   const rank = found.items.find((one) => one.item_id === item.item_id)?.rank;
   const place = rank ? `rank ${rank} for your picks` : `not among the first ${found.items.length} for your picks`;
-  $("told").textContent = `“${item.title}” is here: ${place}.`;
+  $("status").textContent = `“${item.title}” was added: ${place}.`;
 }
 
-// -- an item's own page
+// -- the page of an item
 
 function startItem(about) {
   const button = document.querySelector(".pick-this");
-  const image = about.querySelector(".pictures img");
+  const image = about.querySelector(".images img");
   const card = {
     item_id: about.dataset.id,
     title: about.querySelector("h1").textContent,
-    picture: image ? image.getAttribute("src").split("?")[0] : null,
+    image: image ? image.getAttribute("src").split("?")[0] : null,
     initial: about.querySelector(".initial").textContent,
     tint: Number(/tint-(\d)/.exec(about.querySelector(".tile").className)[1]),
   };
-  const tell = () => {
+  const update = () => {
     button.setAttribute("aria-pressed", picks.has(card.item_id));
-    button.textContent = picks.has(card.item_id) ? "Picked: take it back" : "Pick it";
+    button.textContent = picks.has(card.item_id) ? "Picked: undo" : "Pick it";
   };
   button.hidden = false;
   button.addEventListener("click", () => {
     picks.toggle(card);
-    tell();
+    update();
   });
-  tell();
+  update();
 }
 
-// A picture that cannot be shown leaves the tile's initial.
+// An image that cannot be shown leaves the initial of its tile.
 document.addEventListener("error", (event) => event.target.matches?.(".tile img") && event.target.parentElement.classList.add("broken"), true);
 
-if (wall) startWall();
+if (catalogue) startCatalogue();
 if ($("add")) startAdding();
 const about = document.querySelector(".about[data-id]");
 if (about) startItem(about);

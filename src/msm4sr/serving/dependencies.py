@@ -1,0 +1,61 @@
+"""What routes depend on: the service, its counters, permission to change items, and limits on sizes."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Depends, Path, Request, Response
+
+from msm4sr.recommend.recommender import LONGEST_ID
+from msm4sr.serving.metrics import Metrics
+from msm4sr.serving.problems import Refused
+from msm4sr.serving.service import ServeSettings, Service
+
+
+async def get_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def get_metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+CurrentService = Annotated[Service, Depends(get_service)]
+CurrentMetrics = Annotated[Metrics, Depends(get_metrics)]
+ItemPath = Annotated[str, Path(min_length=1, max_length=LONGEST_ID, description="The id of the item.")]
+
+
+async def authorize(request: Request, service: CurrentService) -> None:
+    """Refuse changes without the API key, if one is set, and changes that a page of another site requests."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.split("://")[-1] != request.headers.get("host"):
+        raise Refused(403, f"a page of {origin} may not change anything here")
+    key = service.settings.api_key
+    if key is None:
+        return
+    bearer = request.headers.get("authorization", "")
+    given = request.headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
+    if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise Refused(401, "this needs the API key, as the header X-API-Key or Authorization: Bearer", headers)
+
+
+def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: int = 1) -> None:
+    """Raises Refused for more than this service answers at once."""
+    if k > settings.max_k:
+        raise Refused(422, f"k is {k}; ask for {settings.max_k} items at most")
+    if len(histories) > settings.max_batch:
+        raise Refused(422, f"{len(histories):,} histories; send {settings.max_batch} at most at once")
+    for history in histories:
+        if len(history) > settings.max_history:
+            raise Refused(422, f"a history of {len(history):,} items; send the latest {settings.max_history:,} at most")
+
+
+def as_json(value: Any, status: int = 200) -> Response:
+    """An answer from dataclasses, without another validation."""
+    return Response(orjson.dumps(value), status, media_type="application/json")

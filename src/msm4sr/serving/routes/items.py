@@ -1,0 +1,136 @@
+"""The items: search, details, similar items, images; add and remove.
+
+Ids may have slashes, so that the routes below an item are declared before the item itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+
+from msm4sr.data.items import Item
+from msm4sr.recommend.recommender import LONGEST_ID
+from msm4sr.serving.cards import find_rows, make_card
+from msm4sr.serving.dependencies import CurrentService, ItemPath, as_json, authorize, check_sizes
+from msm4sr.serving.problems import Refused, described
+from msm4sr.serving.schemas import Cards, ItemDetails, SimilarItems
+from msm4sr.serving.service import Service
+from msm4sr.serving.thumbnails import Thumbnails
+
+PAGE = 60  # items of a slice
+LONGEST_CATEGORY = 200
+
+router = APIRouter(prefix="/items", tags=["items"])
+
+
+@router.get("", response_model=Cards)
+async def list_items(
+    service: CurrentService,
+    q: Annotated[str, Query(max_length=200, description="Words of the title, or the id.")] = "",
+    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
+) -> Response:
+    """Find items by words of their titles: added items first, the latest before the others, then those with images."""
+    return await anyio.to_thread.run_sync(_list_items, service, q, offset, limit)
+
+
+def _list_items(service: Service, search: str, offset: int, limit: int) -> Response:
+    catalogue = service.recommender.catalogue
+    found = find_rows(catalogue, search)
+    return as_json(Cards(len(found), [make_card(catalogue, row) for row in found[offset : offset + limit]]))
+
+
+@router.post(
+    "",
+    response_model=ItemDetails,
+    status_code=201,
+    dependencies=[Depends(authorize)],
+    responses=described(401, 403, 409),
+)
+async def add_item(
+    service: CurrentService,
+    item_id: Annotated[str, Form(min_length=1, max_length=LONGEST_ID, examples=["N-1"])],
+    title: Annotated[str, Form(max_length=1000, examples=["Red wooden train"])] = "",
+    text: Annotated[str, Form(examples=["Four carriages, for children from three years."])] = "",
+    categories: Annotated[list[str], Form(max_length=50)] = [],
+    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
+) -> Response:
+    """Add an item: from the next request on it is recommended by its content, without training."""
+    settings = service.settings
+    if len(text) > settings.max_text:
+        raise Refused(422, f"text has {len(text):,} characters; send {settings.max_text:,} at most")
+    files = [image for image in images if image.filename or image.size]
+    if len(files) > settings.max_images:
+        raise Refused(422, f"{len(files)} images; send {settings.max_images} at most")
+    if any(len(name) > LONGEST_CATEGORY for name in categories):
+        raise Refused(422, f"categories: a name has {LONGEST_CATEGORY} characters at most")
+    names = tuple(name for name in categories if name)
+    item = Item(item_id, _clean(title), _clean(text), names, [await file.read() for file in files])
+    await anyio.to_thread.run_sync(service.add, [item])
+    return as_json(await anyio.to_thread.run_sync(_details, service, item_id), 201)
+
+
+def _clean(text: str) -> str | None:
+    """None for blank text; characters that no file can have (half of a surrogate pair, NUL) are removed."""
+    clean = text.encode("utf-8", "ignore").decode().replace("\x00", "")
+    return clean if clean.strip() else None
+
+
+@router.get(
+    "/{item_id:path}/image",
+    response_class=Response,
+    responses={**described(404), 200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not modified"}},
+)
+async def image(
+    item_id: str,
+    request: Request,
+    number: Annotated[int, Query(ge=0, le=1000)] = 0,
+    side: Annotated[int, Query(ge=1, le=2000, description="Pixels of the longer side, rounded to 240 or 640.")] = 240,
+) -> Response:
+    """A small version of an image of an item."""
+    thumbnails: Thumbnails = request.app.state.thumbnails
+    thumbnail = await anyio.to_thread.run_sync(thumbnails.get, item_id, number, side)
+    if thumbnail is None:
+        raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no image {number} that can be shown")
+    headers = {"ETag": thumbnail.tag, "Cache-Control": "private, max-age=300"}
+    if request.headers.get("if-none-match") == thumbnail.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(thumbnail.data, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/{item_id:path}/similar", response_model=SimilarItems, responses=described(404))
+async def similar(
+    item_id: ItemPath,
+    service: CurrentService,
+    k: Annotated[int, Query(ge=1, description="How many items.")] = 10,
+    by: Annotated[str, Query(max_length=50, description="text, visual, both or collaborative.")] = "both",
+) -> Response:
+    """The items most similar to an item."""
+    check_sizes(service.settings, [], k)
+    return as_json(SimilarItems(await anyio.to_thread.run_sync(service.recommender.similar_items, item_id, k, by)))
+
+
+@router.get("/{item_id:path}", response_model=ItemDetails, responses=described(404))
+async def get_item(item_id: ItemPath, service: CurrentService) -> Response:
+    """What is known of an item."""
+    return as_json(await anyio.to_thread.run_sync(_details, service, item_id))
+
+
+def _details(service: Service, item_id: str) -> ItemDetails:
+    recommender = service.recommender
+    catalogue = recommender.catalogue
+    row = catalogue.known_row(item_id)
+    item, keywords = catalogue.item(row), recommender.keywords(item_id)
+    added = catalogue.is_added(row)
+    return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, keywords)
+
+
+@router.delete(
+    "/{item_id:path}", status_code=204, dependencies=[Depends(authorize)], responses=described(401, 403, 404)
+)
+async def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
+    """Remove an item: it is recommended no longer."""
+    await anyio.to_thread.run_sync(service.remove, item_id)
+    return Response(status_code=204)

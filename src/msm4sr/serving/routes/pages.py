@@ -1,0 +1,154 @@
+"""The web page: the catalogue with its search, the page of an item, and the recommendations for the picked items.
+
+Pages are rendered here; a script makes picks take effect. Pages request nothing of another host, and the content
+security policy allows nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlencode
+
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from msm4sr.errors import InputError
+from msm4sr.recommend.recommender import Recommendation, Recommender
+from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
+from msm4sr.serving.cards import find_rows, image_path, make_card
+from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
+from msm4sr.serving.problems import Refused
+from msm4sr.serving.routes.items import PAGE
+from msm4sr.serving.schemas import ReasonedCards, RecommendRequest
+from msm4sr.serving.service import Service
+from msm4sr.serving.thumbnails import SIDES
+
+SIMILAR = 12  # similar items on the page of an item
+KEYWORDS = 12  # keywords on it
+POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+# File -> package and media type.
+STATIC = {
+    "style.css": ("msm4sr.reports.pages", "text/css"),
+    "catalogue.css": ("msm4sr.serving", "text/css"),
+    "catalogue.js": ("msm4sr.serving", "text/javascript"),
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/", response_class=HTMLResponse)
+async def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Response:
+    return await anyio.to_thread.run_sync(_catalogue_page, service, q[:200], max(1, page))
+
+
+def _catalogue_page(service: Service, search: str, page: int) -> Response:
+    recommender = service.recommender
+    catalogue = recommender.catalogue
+    found = find_rows(catalogue, search)
+    pages = max(1, -(-len(found) // PAGE))
+    page = min(page, pages)
+    return render(
+        "catalogue.html.jinja",
+        cards=[make_card(catalogue, row) for row in found[(page - 1) * PAGE : page * PAGE]],
+        search=search,
+        total=len(found),
+        page=page,
+        pages=pages,
+        offset=(page - 1) * PAGE,
+        previous="/?" + urlencode({"q": search, "page": page - 1}),
+        following="/?" + urlencode({"q": search, "page": page + 1}),
+        modalities=recommender.modalities,
+        takes_new_items=recommender.takes_new_items,
+        needs_key=service.settings.api_key is not None,
+    )
+
+
+@router.get("/item/{item_id:path}", response_class=HTMLResponse)
+async def item_page(item_id: str, service: CurrentService) -> Response:
+    try:
+        return await anyio.to_thread.run_sync(_item_page, service, item_id)
+    except InputError as error:
+        return render("missing.html.jinja", 404, message=str(error))
+
+
+def _item_page(service: Service, item_id: str) -> Response:
+    recommender = service.recommender
+    catalogue = recommender.catalogue
+    row = catalogue.known_row(item_id)
+    item = catalogue.item(row)
+    kinds = [*([BOTH] if recommender.modalities else []), *recommender.modalities, COLLABORATIVE]
+    similar = {by: found for by in kinds if (found := _similar(recommender, item_id, by))}
+    return render(
+        "item.html.jinja",
+        item=item,
+        card=make_card(catalogue, row),
+        images=[f"{image_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
+        keywords=recommender.keywords(item_id, KEYWORDS),
+        similar={
+            by: [make_card(catalogue, other) for one in found if (other := catalogue.row(one.item_id)) is not None]
+            for by, found in similar.items()
+        },
+    )
+
+
+def _similar(recommender: Recommender, item_id: str, by: str) -> list[Recommendation]:
+    try:
+        return recommender.similar_items(item_id, SIMILAR, by)
+    except InputError:  # an item without the modality cannot be compared by it
+        return []
+
+
+@router.post("/page/recommend")
+async def recommend(body: RecommendRequest, service: CurrentService) -> Response:
+    """As POST /recommend, with the cards of the items and the reasons."""
+    check_sizes(service.settings, [body.history], body.k)
+    return await anyio.to_thread.run_sync(_recommend, service.recommender, body)
+
+
+def _recommend(recommender: Recommender, body: RecommendRequest) -> Response:
+    found = recommender.recommend(body.history, body.k, by=body.by, reasons=True)
+    catalogue = recommender.catalogue
+    shown = [(row, one.reason) for one in found.items if (row := catalogue.row(one.item_id)) is not None]
+    cards = [make_card(catalogue, row) for row, _ in shown]
+    return as_json(ReasonedCards(cards, [reason for _, reason in shown], found.unknown))
+
+
+@router.get("/static/{name}")
+async def static(name: str, request: Request) -> Response:
+    if name not in STATIC:
+        raise Refused(404, f"there is no file {name[:100]!r}")
+    data, tag = _static(name)
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(data, media_type=STATIC[name][1], headers={"ETag": tag, "Cache-Control": "no-cache"})
+
+
+@cache
+def _static(name: str) -> tuple[bytes, str]:
+    data = files(STATIC[name][0]).joinpath("templates", name).read_bytes()
+    return data, f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("msm4sr.serving"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page from a template."""
+    page = _environment().get_template(template).render(**values)
+    return HTMLResponse(page, status, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})

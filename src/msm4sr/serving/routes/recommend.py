@@ -1,0 +1,60 @@
+"""Recommendations for histories, and what a score is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import anyio.to_thread
+from fastapi import APIRouter, Response
+
+from msm4sr.recommend.explanations import Explanation
+from msm4sr.recommend.recommender import Recommendations, Recommender
+from msm4sr.serving.dependencies import CurrentMetrics, CurrentService, as_json, check_sizes
+from msm4sr.serving.problems import described
+from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, Options, RecommendRequest
+from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
+
+HISTORIES_INLINE, READ_INLINE = 8, 200  # histories, and items of one that are read, likewise
+
+T = TypeVar("T")
+router = APIRouter(tags=["recommend"])
+
+
+@router.post("/recommend", response_model=Recommendations)
+async def recommend(body: RecommendRequest, service: CurrentService, metrics: CurrentMetrics) -> Response:
+    """Recommend items for a history."""
+    check_sizes(service.settings, [body.history], body.k)
+    recommender = service.recommender
+    work = partial(recommender.recommend, body.history, **body.arguments())
+    found = await _run(work, recommender, body, [body.history])
+    metrics.unknown.inc(len(found.unknown))
+    return as_json(found)
+
+
+@router.post("/recommend/batch", response_model=BatchResults)
+async def recommend_batch(body: BatchRequest, service: CurrentService) -> Response:
+    """Recommend items for each of several histories."""
+    check_sizes(service.settings, body.histories, body.k)
+    recommender = service.recommender
+    work = partial(recommender.recommend_batch, body.histories, **body.arguments())
+    return as_json(BatchResults(await _run(work, recommender, body, body.histories)))
+
+
+@router.post("/explain", response_model=Explanation, responses=described(404))
+async def explain(body: ExplainRequest, service: CurrentService) -> Response:
+    """What the score of an item after a history is made of."""
+    check_sizes(service.settings, [body.history])
+    return as_json(await anyio.to_thread.run_sync(service.recommender.explain, body.history, body.item_id))
+
+
+async def _run(
+    work: Callable[[], T], recommender: Recommender, options: Options, histories: Sequence[Sequence[str]]
+) -> T:
+    """Run short work at once, since a thread costs more, and long work in a thread."""
+    read = min(max(map(len, histories)), recommender.model.max_history)
+    slow = options.reasons or options.categories or read > READ_INLINE or len(histories) > HISTORIES_INLINE
+    if not slow and len(histories) * products_per_history(recommender) <= PRODUCTS_INLINE:
+        return work()
+    return await anyio.to_thread.run_sync(work)

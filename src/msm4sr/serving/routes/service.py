@@ -1,0 +1,60 @@
+"""The state of the service: health, readiness, metrics, reload."""
+
+from __future__ import annotations
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Response
+
+from msm4sr.serving.dependencies import CurrentMetrics, CurrentService, as_json, authorize
+from msm4sr.serving.problems import described
+from msm4sr.serving.schemas import Readiness, Status
+
+router = APIRouter(tags=["service"])
+
+
+@router.post(
+    "/reload",
+    status_code=202,
+    response_model=Status,
+    dependencies=[Depends(authorize)],
+    responses=described(401, 403),
+)
+async def reload(service: CurrentService) -> Response:
+    """Read the run again in every worker, while requests are answered. A run that changed is read without this."""
+    await anyio.to_thread.run_sync(service.store.request_reload)
+    return as_json(Status("the run will be read again"), 202)
+
+
+@router.get("/health", response_model=Status)
+async def health() -> Response:
+    """Whether the process answers."""
+    return as_json(Status("ok"))
+
+
+@router.get("/ready", response_model=Readiness)
+async def ready(service: CurrentService) -> Response:
+    """Whether requests can be answered, and from which run."""
+    recommender = service.recommender
+    catalogue, index = recommender.catalogue, recommender.index
+    return as_json(
+        Readiness(
+            status="ready",
+            run=str(service.settings.run),
+            model=recommender.model.config.model_dump()["name"],
+            items=catalogue.n_items,
+            added=len(catalogue.added),
+            modalities=recommender.modalities,
+            index="exact" if index is None else "approximate",
+            recall=None if index is None else index.recall,
+            failed_reload=service.failed_reload,
+        )
+    )
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def prometheus(service: CurrentService, metrics: CurrentMetrics) -> Response:
+    """Counts and times, for Prometheus."""
+    catalogue = service.recommender.catalogue
+    metrics.items.set(catalogue.n_items)
+    metrics.added.set(len(catalogue.added))
+    return Response(metrics.text(), media_type=metrics.media_type)

@@ -1,0 +1,155 @@
+"""The bodies of requests and answers over HTTP.
+
+Requests are pydantic models, which validate. Answers are dataclasses, which orjson writes without another pass; lists
+of recommendations and explanations are those of `msm4sr.recommend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from msm4sr.recommend.explanations import Reason
+from msm4sr.recommend.recommender import LONGEST_ID, Recommendation, Recommendations
+
+ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Options(Body):
+    """How to recommend."""
+
+    k: int = Field(10, ge=1, description="How many items.")
+    exclude_seen: bool = Field(True, description="Exclude the items of the history.")
+    categories: list[str] | None = Field(
+        None, min_length=1, max_length=100, description="Only items that have one of these categories."
+    )
+    candidates: list[ItemId] | None = Field(
+        None, min_length=1, max_length=10_000, description="Only these items. Unknown ones are ignored."
+    )
+    by: str = Field("both", max_length=50, description="A modality that scores alone, such as text or visual; or both.")
+    reasons: bool = Field(False, description="Add a short reason to each item.")
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `Recommender.recommend`."""
+        arguments = self.model_dump(include={"k", "exclude_seen", "candidates", "by", "reasons"})
+        if self.categories is not None:
+            wanted = frozenset(self.categories)
+            arguments["filter"] = lambda item: not wanted.isdisjoint(item.categories)
+        return arguments
+
+
+class RecommendRequest(Options):
+    """A history, oldest first."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]}
+    )
+    history: list[ItemId] = Field(min_length=1, description="Item ids, oldest first. Unknown ones are reported.")
+
+
+class BatchRequest(Options):
+    """Several histories, each oldest first."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]}
+    )
+    histories: list[Annotated[list[ItemId], Field(min_length=1)]] = Field(min_length=1)
+
+
+class ExplainRequest(Body):
+    """A history and the item whose score is explained."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "item_id": "C-88"}]}
+    )
+    history: list[ItemId] = Field(min_length=1)
+    item_id: ItemId
+
+
+@dataclass(frozen=True)
+class BatchResults:
+    """Recommendations in the order of the histories."""
+
+    results: list[Recommendations]
+
+
+@dataclass(frozen=True)
+class SimilarItems:
+    """The most similar item first; the score is a cosine."""
+
+    items: list[Recommendation]
+
+
+@dataclass(frozen=True)
+class ItemDetails:
+    """What is known of an item. `images` counts its images; `added`: after the training."""
+
+    item_id: str
+    title: str
+    text: str | None
+    categories: Sequence[str]
+    images: int
+    added: bool
+    keywords: list[str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """An item as lists show it; `image` and `page` are paths of this service.
+
+    An item without an image has its `initial` on one of six tints.
+    """
+
+    item_id: str
+    title: str
+    image: str | None
+    page: str
+    initial: str
+    tint: int
+    added: bool
+
+
+@dataclass(frozen=True)
+class Cards:
+    """A slice of the items that were found, and how many were found."""
+
+    total: int
+    items: list[Card]
+
+
+@dataclass(frozen=True)
+class ReasonedCards:
+    """Recommended items as the page shows them, with the reason of each."""
+
+    items: list[Card]
+    reasons: list[Reason | None]
+    unknown: list[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of the process."""
+
+    status: str
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What is served. `recall` is that of an approximate index; `failed_reload` says why a newer run was not read."""
+
+    status: str
+    run: str
+    model: str
+    items: int
+    added: int
+    modalities: Sequence[str]
+    index: str
+    recall: float | None
+    failed_reload: str

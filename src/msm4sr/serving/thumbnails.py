@@ -1,0 +1,65 @@
+"""Small versions of the items' images, made when first requested and stored in the state folder."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass
+
+from msm4sr.features.images import BrokenImage, decode_image
+from msm4sr.files import atomic_file
+from msm4sr.reports.pages.thumbnails import small_jpeg
+from msm4sr.serving.service import Service
+
+SIDES = (240, 640)  # pixels of the longer side: on a card, on the page of an item
+DECODERS = 2  # images decoded at once, so that recommendations have a core
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A JPEG, and its ETag."""
+
+    data: bytes
+    tag: str
+
+
+class Thumbnails:
+    """The thumbnails of a service. Thread-safe."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._folder = service.settings.state / "thumbnails"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._decoding = threading.BoundedSemaphore(DECODERS)
+
+    def get(self, item_id: str, number: int, side: int) -> Thumbnail | None:
+        """Image `number` of an item, of about `side` pixels; None if there is none, or it cannot be read."""
+        side = min(SIDES, key=lambda one: abs(one - side))
+        recommender = self._service.recommender
+        catalogue = recommender.catalogue
+        row = catalogue.row(item_id)
+        if row is None or number >= len(catalogue.item(row).images):
+            return None
+        stored = None
+        if catalogue.is_added(row):
+            stored = self._service.store.image(item_id, number)
+            if stored is None:
+                return None
+            source = f"added {item_id} {number} {stored[1]}"
+        else:
+            source = f"{recommender.folder}/{catalogue.items.images[row][number]}"
+        name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
+        file = self._folder / f"{name}.jpg"
+        try:
+            return Thumbnail(file.read_bytes(), f'"{name}"')
+        except FileNotFoundError:
+            pass
+        with self._decoding:
+            try:
+                data = recommender.read_image(item_id, number) if stored is None else stored[0]
+                thumbnail = small_jpeg(decode_image(data, side), side)
+            except BrokenImage:
+                return None
+        with atomic_file(file) as path:
+            path.write_bytes(thumbnail)
+        return Thumbnail(thumbnail, f'"{name}"')
