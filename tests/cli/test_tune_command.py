@@ -129,7 +129,7 @@ def test_what_is_wrong_leaves_nothing_behind(
     refused: Callable[..., str], command: Callable[[str], list[str]], shop: Path, tmp_path: Path
 ) -> None:
     out = ["--out", tmp_path / "study"]
-    assert "there is no such file; by name there are" in refused("tune", shop, "--search", "nonsense", *out)
+    assert "no such file, and no model of that name; there are" in refused("tune", shop, "--search", "nonsense", *out)
     assert "a search for sasrec, and --model is sine" in refused(*command("study"), "--model", "sine")
     assert "devices" in refused(*command("study"), "--set", "device.devices=2")
     assert "outside of what is searched" in refused(*command("study"), "--set", "model.dropout=0.9")

@@ -6,29 +6,27 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.search import SHIPPED, Choices, SearchFile, check_defaults, find_search, read_search
+from msm4sr.experiments.search import BUDGETS, Choices, check_defaults, load_search
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
-from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.registry import MODELS
-from msm4sr.training.tasks import TASKS
 
-NAMES = [name for name in MODELS if name != "popularity"]  # which has nothing to set
+NAMES = [name for name in MODELS if MODELS[name].search]
 
 
-def test_every_model_has_a_search_file_and_there_are_no_others() -> None:
-    assert {file.stem for file in SHIPPED.glob("*.yaml")} == {*NAMES, "budget", "graph_budget"}
+def test_every_model_with_settings_has_a_search_space() -> None:
+    assert set(MODELS) - set(NAMES) == {"popularity"}
+    with pytest.raises(InputError, match=r"--model popularity: Popularity has no search space; give one by --search"):
+        load_search(None, "popularity")
 
 
 def test_all_models_have_the_same_budget_apart_from_the_steps_of_graph_models() -> None:
-    graph_models = {name for name in NAMES if issubclass(MODELS[name], GraphModel)}
+    graph_models = {name for name in NAMES if MODELS[name].budget == "graph"}
+    assert graph_models == {name for name in NAMES if MODELS[name].tasks.get("finetune") == "bpr"}
     assert graph_models == {"lightgcn", "grcn", "dualgnn"}
-    for name in NAMES:
-        said = SearchFile.model_validate(yaml.safe_load(find_search(name).read_text()))
-        assert said.budget == ("graph_budget.yaml" if name in graph_models else "budget.yaml")
-    ours, theirs = read_search(find_search("sasrec"), "sasrec"), read_search(find_search("lightgcn"), "lightgcn")
+    assert {file.name for file in BUDGETS.iterdir()} == {"default.yaml", "graph.yaml"}
+    ours, theirs = load_search(None, "sasrec"), load_search(None, "lightgcn")
     assert ours.trials == theirs.trials
     assert set(ours.budget) == set(theirs.budget)
     differing = {key for key, value in ours.budget.items() if theirs.budget[key] != value}
@@ -38,7 +36,7 @@ def test_all_models_have_the_same_budget_apart_from_the_steps_of_graph_models() 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_search_has_settings_of_its_model_around_their_defaults(name: str) -> None:
-    search = read_search(find_search(name), name)
+    search = load_search(None, name)
     settings = with_values(resolve_settings("best", name), search.budget, "budget")
     defaults = check_defaults(search, settings)
     assert set(defaults) == set(search.parameters)
@@ -50,9 +48,8 @@ def test_a_shipped_search_has_settings_of_its_model_around_their_defaults(name: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_search_has_the_learning_rate_and_only_stages_that_the_model_has(name: str) -> None:
-    parameters = read_search(find_search(name), name).parameters
-    pretrained = any(issubclass(MODELS[name], kind) for kind in TASKS["pretrain"])
-    assert pretrained or not any(key.startswith("pretrain.") for key in parameters)
+    parameters = load_search(None, name).parameters
+    assert "pretrain" in MODELS[name].tasks or not any(key.startswith("pretrain.") for key in parameters)
     if name == "itemknn":  # is not trained
         assert not any(key.startswith("finetune.") for key in parameters)
     else:
@@ -93,13 +90,13 @@ def test_what_is_wrong_in_a_search_file_is_told_with_its_name_and_key(
 ) -> None:
     file = write(tmp_path, parameters)
     with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{said}"):
-        read_search(file, "sasrec")
+        load_search(str(file), "sasrec")
 
 
 def test_what_the_budget_sets_cannot_be_searched(tmp_path: Path) -> None:
     epochs = "{finetune.epochs: {kind: int, low: 1, high: 9}}"
     with pytest.raises(InputError, match=r"finetune\.epochs is part of the budget"):
-        read_search(write(tmp_path, epochs, "{trials: 3, settings: {finetune: {epochs: 5}}}"), "sasrec")
+        load_search(str(write(tmp_path, epochs, "{trials: 3, settings: {finetune: {epochs: 5}}}")), "sasrec")
 
 
 @pytest.mark.parametrize(
@@ -112,34 +109,41 @@ def test_what_the_budget_sets_cannot_be_searched(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_in_a_budget_is_told(tmp_path: Path, budget: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        read_search(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}", budget), "sasrec")
+        load_search(str(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}", budget)), "sasrec")
 
 
-def test_a_search_for_another_model_is_refused() -> None:
-    with pytest.raises(InputError, match=r"difsr\.yaml: a search for difsr, and --model is sasrec"):
-        read_search(find_search("difsr"), "sasrec")
+def test_a_search_for_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"search of difsr: a search for difsr, and --model is sasrec"):
+        load_search("difsr", "sasrec")
+    with pytest.raises(InputError, match=r"search\.yaml: a search for difsr, and --model is sasrec"):
+        load_search(str(write(tmp_path, "{model.dropout: {kind: float, low: 0, high: 1}}", model="difsr")), "sasrec")
 
 
-def test_a_search_is_found_by_name_or_file_and_else_the_names_are_told(tmp_path: Path) -> None:
-    file = write(tmp_path, "{}")
-    assert find_search(str(file)) == file
-    assert find_search("sine").name == "sine.yaml"
-    with pytest.raises(InputError, match=r"--search sinus: there is no such file; .*sasrecm, sine"):
-        find_search("sinus")
+def test_a_search_is_found_by_model_or_file_and_an_unknown_name_gets_the_closest(tmp_path: Path) -> None:
+    assert load_search("sine", "sine") == load_search(None, "sine")
+    assert load_search(str(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}")), "sasrec").name == "search"
+    with pytest.raises(InputError, match=r"--search sinus: no such file, and no model.*did you mean 'sine'"):
+        load_search("sinus", "sine")
+
+
+def test_a_search_file_may_name_a_shipped_budget(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("model: sasrec\nbudget: graph\nparameters: {model.layers: {kind: int, low: 1, high: 3}}\n")
+    assert load_search(str(file), "sasrec").budget == load_search(None, "grcn").budget
 
 
 def test_a_default_that_the_search_would_never_come_upon_is_told(tmp_path: Path) -> None:
-    search = read_search(write(tmp_path, "{model.dropout: {kind: float, low: 0.4, high: 0.9}}"), "sasrec")
+    search = load_search(str(write(tmp_path, "{model.dropout: {kind: float, low: 0.4, high: 0.9}}")), "sasrec")
     with pytest.raises(InputError, match=r"model\.dropout: its default, 0\.2, is outside"):
         check_defaults(search, resolve_settings("best", "sasrec"))
 
 
-KEPT = sorted(SHIPPED.parent.glob("models/*/*.yaml"))
+KEPT = sorted((Path(__file__).parents[2] / "configs" / "models").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_kept_settings_fit_their_model(file: Path) -> None:
-    tuned, search = resolve_settings("best", file.stem, file=file), read_search(find_search(file.stem), file.stem)
+    tuned, search = resolve_settings("best", file.stem, file=file), load_search(None, file.stem)
     assert tuned.model.name == file.stem
     for key, parameter in search.parameters.items():
         section, name = key.split(".")

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from msm4sr.errors import InputError
+from msm4sr.models.registry import MODELS  # imports no torch
 from msm4sr.progress import Advance
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
@@ -41,11 +42,12 @@ Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA",
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
+_MODELS = MODELS.names()
 ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="msm4sr, sasrec, sasrecm, s3rec, sine, difsr, mvrnn, lightgcn, grcn, dualgnn, itemknn or popularity.",
+        help=f"{', '.join(_MODELS[:-1])} or {_MODELS[-1]}.",
     ),
 ]
 SettingsFile = Annotated[

@@ -40,7 +40,10 @@ def tune(
     search: Annotated[
         str | None,
         typer.Option(
-            "--search", metavar="FILE | NAME", help="What to try; NAME: configs/search/NAME.yaml.", show_default="MODEL"
+            "--search",
+            metavar="FILE | NAME",
+            help="A search file, or a model for its search space.",
+            show_default="MODEL",
         ),
     ] = None,
     trials: Annotated[
@@ -68,12 +71,12 @@ def tune(
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments import tune as tuning
         from msm4sr.experiments.run import Run, read_precomputed, tidy
-        from msm4sr.experiments.search import check_defaults, find_search, read_search
+        from msm4sr.experiments.search import check_defaults, load_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
         from msm4sr.experiments.stages import describe_data, extract_stage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        searched = read_search(find_search(search or model), model)
+        searched = load_search(search, model)
         settings = resolve_settings(preset, model, seed=seed, file=file)
         settings = with_values(settings, searched.budget, f"the budget of search {searched.name}")
         settings = change_settings(settings, changes)

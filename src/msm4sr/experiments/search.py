@@ -1,15 +1,17 @@
-"""What a search tries: the parameters of a model, with their ranges, and a budget that is the same for every model.
+"""The search space and the budget of a tuning study.
 
-A search file names its model, its budget (a file beside it) and for each setting, by its dotted name, where to look:
+Each model class declares its own search space (`Model.search`) and budget (`Model.budget`: `default` or `graph`). A
+search file replaces both:
 
     model: sasrec
-    budget: budget.yaml
+    budget: default
     parameters:
       finetune.learning_rate: {kind: float, low: 3.0e-4, high: 1.0e-2, log: true}
       model.layers: {kind: int, low: 1, high: 3}
       finetune.weight_decay: {kind: categorical, choices: [0.0, 1.0e-5, 1.0e-4]}
 
-The budget has the number of trials, and settings that all trials of all models have in common, epochs above all:
+`budget` is the name of a shipped budget or a file, relative to the search file, with the number of trials and the
+settings that all trials share:
 
     trials: 6
     settings:
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -28,21 +31,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.settings import RunSettings, check_key, read_yaml
+from msm4sr.models.registry import MODELS
+from msm4sr.registry import closest
 
-SHIPPED = Path(__file__).parents[3] / "configs" / "search"
-SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once, and the seed is not luck to be tried
+BUDGETS = files("msm4sr.experiments") / "budgets"
+SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once, and a seed is chance, no setting
 
 Value = bool | int | float | str
 
 
 class Span(BaseModel):
-    """A number between two others, both included."""
+    """A range of numbers, both ends included."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     low: float
     high: float
-    log: bool = Field(False, description="drawn evenly among orders of magnitude")
+    log: bool = Field(False, description="uniform on a logarithmic scale")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -53,17 +58,18 @@ class Span(BaseModel):
         return self
 
     def holds(self, value: Any) -> bool:
+        """Whether the search may draw the value."""
         return isinstance(value, int | float) and self.low <= value <= self.high
 
 
 class FloatRange(Span):
-    """Any number between the two."""
+    """A range of real numbers."""
 
     kind: Literal["float"]
 
 
 class IntRange(Span):
-    """A whole number between the two."""
+    """A range of integers."""
 
     kind: Literal["int"]
     low: int
@@ -71,7 +77,7 @@ class IntRange(Span):
 
 
 class Choices(BaseModel):
-    """One of several values, none nearer to the one than to the other."""
+    """One of several values without an order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,6 +85,7 @@ class Choices(BaseModel):
     choices: tuple[Value, ...] = Field(min_length=1)
 
     def holds(self, value: Any) -> bool:
+        """Whether the search may draw the value."""
         return value in self.choices
 
 
@@ -86,32 +93,32 @@ Parameter = Annotated[FloatRange | IntRange | Choices, Field(discriminator="kind
 
 
 class Budget(BaseModel):
-    """What each model may spend."""
+    """The trials of a study and the settings that they share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    trials: int = Field(ge=1, description="finished, pruned and failed ones; the first is of the defaults")
-    settings: dict[str, Any] = Field(default={}, description="of every trial, in the shape of a preset")
+    trials: int = Field(ge=1, description="number of trials, pruned and failed ones included; the first is the default")
+    settings: dict[str, Any] = Field(default={}, description="settings of every trial, in the shape of a preset")
 
 
 class SearchFile(BaseModel):
-    """A search file as it stands."""
+    """The content of a search file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    budget: str = Field(description="a file, seen from the search file")
+    budget: str = Field("default", description="name of a shipped budget, or a file relative to the search file")
     parameters: dict[str, Parameter] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search that fits its model.
+    """A search that has been checked against its model.
 
     Attributes:
-        name: of its file, without the ending.
-        trials: how many there are.
-        budget: the settings that every trial has, by dotted name.
+        name: of the model, or of the file without its ending.
+        trials: number of trials.
+        budget: the settings of every trial, by dotted name.
         parameters: what is searched, by dotted name.
     """
 
@@ -121,42 +128,34 @@ class Search:
     parameters: Mapping[str, FloatRange | IntRange | Choices]
 
 
-def find_search(name: str) -> Path:
-    """The file of that name, or the one that ships with the source as configs/search/NAME.yaml."""
-    if Path(name).is_file():
-        return Path(name)
-    if (SHIPPED / f"{name}.yaml").is_file():
-        return SHIPPED / f"{name}.yaml"
-    there = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml") if file.stem != "budget"))
-    raise InputError(f"--search {name}: there is no such file" + (f"; by name there are {there}" if there else ""))
+def load_search(search: str | None, model: str) -> Search:
+    """A search file, or the search of a model.
 
+    Args:
+        search: a file, or the name of a model; None: the search of `model`.
+        model: the model to tune.
 
-def read_search(file: Path, model: str) -> Search:
-    """The search that a file describes, with its budget.
-
-    InputError names file and key: it is for another model, a setting that the model has not, or that cannot be
-    searched, a range that is none.
+    Raises:
+        InputError: neither a file nor a model, a search for another model, a model without a search space, a setting
+            that the model lacks or that cannot be searched, or an invalid range.
     """
-    said = _validated(SearchFile, file)
-    if said.model != model:
-        raise InputError(f"{file}: a search for {said.model}, and --model is {model}; one of the two must change")
-    budget_file = file.parent / said.budget
-    budget = _validated(Budget, budget_file)
-    common = flatten(budget.settings)
-    for key in common:
-        check_key(key, model, str(budget_file))
-    for key in said.parameters:
-        where = f"{file}: parameters"
-        check_key(key, model, where)
-        if not key.startswith(SEARCHED):
-            raise InputError(f"{where}: {key} cannot be searched, only settings of model, pretrain and finetune")
-        if key in common:
-            raise InputError(f"{where}: {key} is part of the budget ({budget_file.name}), the same for every model")
-    return Search(file.stem, budget.trials, common, said.parameters)
+    if search is not None and Path(search).is_file():
+        return _checked(_validated(SearchFile, read_yaml(Path(search)), search), model, search, Path(search).stem)
+    name = search or model
+    if name not in MODELS:
+        hint = closest(name, MODELS)
+        raise InputError(
+            f"--search {name}: no such file, and no model of that name; there are {', '.join(MODELS)}{hint}"
+        )
+    found = MODELS[name]
+    if not found.search:
+        raise InputError(f"--model {name}: {found.label} has no search space; give one by --search FILE")
+    content = {"model": name, "budget": found.budget, "parameters": found.search}
+    return _checked(_validated(SearchFile, content, f"search of {name}"), model, f"search of {name}", name)
 
 
 def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:
-    """The default of everything that is searched. InputError for one that the search would never come upon."""
+    """The default of each searched setting. Raises InputError for a default that the search cannot draw."""
     known = flatten(settings.model_dump(mode="json"))
     for key, parameter in search.parameters.items():
         if not parameter.holds(known[key]):
@@ -167,15 +166,44 @@ def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:
     return {key: known[key] for key in search.parameters}
 
 
+def _checked(content: SearchFile, model: str, where: str, name: str) -> Search:
+    if content.model != model:
+        raise InputError(f"{where}: a search for {content.model}, and --model is {model}; one of the two must change")
+    budget, budget_name = _budget(content.budget, Path(where).parent)
+    shared = flatten(budget.settings)
+    for key in shared:
+        check_key(key, model, budget_name)
+    for key in content.parameters:
+        check_key(key, model, f"{where}: parameters")
+        if not key.startswith(SEARCHED):
+            raise InputError(
+                f"{where}: parameters: {key} cannot be searched, only settings of model, pretrain and finetune"
+            )
+        if key in shared:
+            raise InputError(
+                f"{where}: parameters: {key} is part of the budget ({content.budget}), shared by all models"
+            )
+    return Search(name, budget.trials, shared, content.parameters)
+
+
+def _budget(name: str, folder: Path) -> tuple[Budget, str]:
+    """A budget by name or file, and its name for messages."""
+    if (BUDGETS / f"{name}.yaml").is_file():
+        with as_file(BUDGETS / f"{name}.yaml") as file:
+            return _validated(Budget, read_yaml(file), f"budget {name}"), f"budget {name}"
+    file = folder / name
+    return _validated(Budget, read_yaml(file), str(file)), str(file)
+
+
 Read = TypeVar("Read", bound=BaseModel)
 
 
-def _validated(kind: type[Read], file: Path) -> Read:
+def _validated(kind: type[Read], content: Mapping[str, Any], where: str) -> Read:
     try:
-        return kind.model_validate(read_yaml(file))
+        return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"] if part not in ("float", "int", "categorical"))
         valid = ", ".join(kind.model_fields)
         hint = f" (there are {valid})" if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 else ""
-        raise InputError(f"{file}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}") from None
+        raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}") from None
