@@ -1,0 +1,1 @@
+"""A model for msm4sr in a package of its own."""
