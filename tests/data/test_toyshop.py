@@ -101,7 +101,7 @@ def test_a_shop_without_users_or_with_too_few_toys_is_refused(tmp_path: Path, us
         generate_toyshop(tmp_path, users=users, items=items)
 
 
-def test_histories_have_six_to_twenty_toys_none_twice_at_growing_times(shop: Shop) -> None:
+def test_histories_have_six_to_twenty_toys_none_twice_at_increasing_times(shop: Shop) -> None:
     lengths = np.array([len(history) for history in shop.histories])
     assert len(lengths) == 1200
     assert lengths.min() == 6

@@ -116,5 +116,5 @@ def _fact(manifest: Mapping[str, Any]) -> str:
     """What a modality's features were made with."""
     made = f"{manifest['kind']} by {manifest['encoder']['name']}"
     if "tagger" in manifest:
-        made = f"keywords by the {manifest['tagger']} tagger, out of {len(manifest['vocabulary_words']):,}"
+        made = f"keywords out of {len(manifest['vocabulary_words']):,}, by the {manifest['tagger']} tagger"
     return f"{made}; {manifest['items_with_rows']:,} of {manifest['items']:,} items"
