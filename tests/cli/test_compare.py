@@ -22,6 +22,7 @@ from calling import Cli, Trained, metrics_of, small_log, write_folder
 from msm4sr.experiments import compare
 from msm4sr.experiments.claims import take
 from msm4sr.experiments.grid_plan import GridRequest, config_names, plan_grid
+from msm4sr.models.registry import MODELS
 from msm4sr.training.trainer import last_file, read_place
 
 QUICK = ("--set=finetune.epochs=2", "--set=model.dim=8", "--set=model.inner_dim=8")
@@ -370,6 +371,13 @@ def test_what_ships_is_a_grid(name: str, ring: Path) -> None:
     assert grid.kind == name
     assert all(row.label for row in grid.rows)
     assert set(grid.best_against) <= {row.name for row in grid.rows}
+
+
+def test_a_config_without_rows_has_a_row_for_each_model(ring: Path) -> None:
+    rows = plan_grid(GridRequest("comparison", [ring])).rows
+    assert {row.name: row.label for row in rows} == {name: model.label for name, model in MODELS.items()}
+    assert {row.name for row in rows[:2]} == {"popularity", "itemknn"}
+    assert rows[-1].name == "msm4sr"
 
 
 SHORT = (

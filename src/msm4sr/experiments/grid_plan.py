@@ -80,6 +80,8 @@ def read_config(config: str) -> dict[str, Any]:
 def plan_grid(request: GridRequest) -> Grid:
     """The grid that is asked for, each row with all that it takes from the base and from the options.
 
+    A configuration without rows has those of `model_rows`.
+
     Raises:
         InputError: something in the configuration or the options is not valid.
     """
@@ -89,7 +91,7 @@ def plan_grid(request: GridRequest) -> Grid:
         base = base.model_copy(update={"preset": request.preset})
     changes = dict(parse_change(change) for change in request.changes)
     _check_needs(content.pop("needs", {}), request, changes)
-    given = content.pop("rows", None)
+    given = content.pop("rows", model_rows())
     if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
         raise InputError(f"{where}: rows: a list of mappings such as {{name: sasrec, model: sasrec}}")
     precomputed = {modality: str(file.absolute()) for modality, file in request.precomputed.items()}
@@ -112,6 +114,12 @@ def plan_grid(request: GridRequest) -> Grid:
     grid = validated(Grid, content, where)
     _check_grid(grid, where)
     return grid
+
+
+def model_rows() -> list[dict[str, Any]]:
+    """A row for each registered model: the non-learned baselines first, MSM4SR last."""
+    names = sorted(MODELS, key=lambda name: (name == "msm4sr", bool(MODELS[name].tasks)))
+    return [{"name": name, "label": MODELS[name].label, "model": name} for name in names]
 
 
 def _check_needs(needs: Mapping[str, str], request: GridRequest, changes: Mapping[str, Any]) -> None:
