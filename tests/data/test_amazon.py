@@ -22,11 +22,11 @@ from amazon_files import (
 )
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.sources import prepare as pipeline
+from msm4sr.data.preparation import pipeline
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rows import MAX_LINE, InvalidRow
+from msm4sr.data.preparation.rules import LIKE_PAPER
 from msm4sr.data.sources.amazon import Amazon, item, plain, review
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rows import MAX_LINE, InvalidRow
-from msm4sr.data.sources.rules import LIKE_PAPER
 from msm4sr.errors import InputError
 
 EVENTS = events(users=60, items=40, count=600)

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from msm4sr.data.export import export_csv, export_recbole
-from msm4sr.data.sources.prepare import prepare
+from msm4sr.data.preparation.pipeline import prepare
+from msm4sr.data.preparation.rules import Rules
 from msm4sr.data.sources.recbole import RecBole
-from msm4sr.data.sources.rules import Rules
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 
@@ -171,7 +171,7 @@ def test_invalid_rows_of_atomic_files_are_counted(tmp_path: Path) -> None:
 
 def test_ratings_cannot_be_filtered_where_there_are_none(tmp_path: Path) -> None:
     folder = recbole(tmp_path, "user_id:token\titem_id:token\n1\t2\n")
-    with pytest.raises(InputError, match=r"ml\.inter: has no ratings; leave min_rating out"):
+    with pytest.raises(InputError, match=r"ml\.inter: has no ratings; omit min_rating"):
         prepare(RecBole(inter=folder), tmp_path / "out", Rules(min_rating=3))
     prepare(RecBole(inter=folder), tmp_path / "out")
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet").rows() == [("1", "2", 0)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.sources.movielens import GENRES, MovieLens
-from msm4sr.data.sources.prepare import prepare
 from msm4sr.errors import InputError
 
 RATINGS = [("1", "31", 2.5, 1_260_759_144), ("7", "2", 4.0, 851_868_750), ("1", "2", 3.0, 1_260_759_179)]

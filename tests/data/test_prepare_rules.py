@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msm4sr.data.kcore import k_core
-from msm4sr.data.sources import prepare as pipeline
+from msm4sr.data.preparation import pipeline
+from msm4sr.data.preparation.pipeline import prepare
+from msm4sr.data.preparation.rules import Rules
 from msm4sr.data.sources.amazon import Amazon
-from msm4sr.data.sources.prepare import prepare
-from msm4sr.data.sources.rules import Rules
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 
@@ -158,10 +158,11 @@ def test_another_image_is_another_result(tmp_path: Path) -> None:
 PREPARE = """
 import sys
 from pathlib import Path
-from msm4sr.data.sources import amazon, prepare, rows, rules, writing
+from msm4sr.data.preparation import pipeline, rows, rules, writing
+from msm4sr.data.sources import amazon
 writing.ROW_GROUP, writing.ITEM_GROUP, rows.BLOCK = 1000, 16, 300
 source = amazon.Amazon(reviews=sys.argv[1], meta=sys.argv[2])
-prepare.prepare(source, Path(sys.argv[3]), rules.Rules(**rules.LIKE_PAPER))
+pipeline.prepare(source, Path(sys.argv[3]), rules.Rules(**rules.LIKE_PAPER))
 """
 
 
@@ -191,7 +192,7 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_blocks_of_any_size_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msm4sr.data.sources import rows
+    from msm4sr.data.preparation import rows
 
     source = amazon(tmp_path)
     prepare(source, tmp_path / "large")

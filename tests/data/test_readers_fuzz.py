@@ -16,13 +16,13 @@ import pytest
 from amazon_files import dumps, events, item_2014, item_2018, item_2023, review_2018, review_2023
 from test_movielens import write_100k, write_csv, write_dat
 
+from msm4sr.data.preparation.pipeline import prepare
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rules import Rules
+from msm4sr.data.preparation.source import Source
 from msm4sr.data.sources.amazon import Amazon
-from msm4sr.data.sources.base import Source
 from msm4sr.data.sources.movielens import MovieLens
-from msm4sr.data.sources.prepare import prepare
 from msm4sr.data.sources.recbole import RecBole
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rules import Rules
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.sources import images as image_files
-from msm4sr.data.sources import prepare as pipeline
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rules import Rules
+from msm4sr.data.preparation import images as image_files
+from msm4sr.data.preparation import pipeline
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rules import Rules
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 

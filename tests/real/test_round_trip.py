@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from msm4sr.data.export import export_csv, export_recbole
+from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.schema import read_interactions, read_items
-from msm4sr.data.sources.prepare import prepare
 from msm4sr.data.sources.recbole import RecBole
 from msm4sr.data.sources.tables import Tables
 

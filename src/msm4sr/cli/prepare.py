@@ -16,7 +16,7 @@ from msm4sr.cli.console import console, handle_errors, say_next
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
-    from msm4sr.data.sources.base import Source
+    from msm4sr.data.preparation.source import Source
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
@@ -42,7 +42,7 @@ class SourceCommands(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def _add_sources(self) -> None:
-        from msm4sr.data.sources.base import SOURCES
+        from msm4sr.data.preparation.source import SOURCES
 
         for name, source in SOURCES.items():
             self.commands.setdefault(name, source_command(name, source))
@@ -79,8 +79,8 @@ def source_command(name: str, source: type[Source]) -> Any:
 
 def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_paper: bool, **options: Any) -> None:
     """Run the command of a source."""
-    from msm4sr.data.sources.prepare import prepare
-    from msm4sr.data.sources.rules import LIKE_PAPER
+    from msm4sr.data.preparation.pipeline import prepare
+    from msm4sr.data.preparation.rules import LIKE_PAPER
 
     # A column that the user names must exist, even by its default name: pass on only the options that were given.
     defaults = {name for name in options if "DEFAULT" in str(ctx.get_parameter_source(name))}

@@ -175,13 +175,9 @@ test_targets.__test__ = False  # type: ignore[attr-defined]
 
 
 def without_items(dataset: Dataset, items: Flags) -> Dataset:
-    """The data set as it was before some items were added to the catalogue.
+    """The data set, trained on all users, before these items (bool [items]) were added to the catalogue.
 
-    The items are removed with their interactions, then the users with fewer than 3 interactions.
-
-    Args:
-        dataset: any.
-        items: bool [items]: those to remove.
+    They are removed with their interactions, then the users with fewer than 3 interactions.
 
     Raises:
         InputError: nothing is left.
@@ -196,8 +192,7 @@ def without_items(dataset: Dataset, items: Flags) -> Dataset:
             f"{dataset.folder}: nothing left of {dataset.n_interactions:,} interactions without the "
             f"{items.sum():,} items that are held out; lower hold_out_items"
         )
-    kept = left.dataset(dataset.folder, pl.Series(dataset.user_ids, dtype=pl.String), dataset.items)
-    return replace(kept, trained_on=None if dataset.trained_on is None else dataset.trained_on[left.keep_user])
+    return left.dataset(dataset.folder, pl.Series(dataset.user_ids, dtype=pl.String), dataset.items)
 
 
 def item_rows(full: Dataset, dataset: Dataset) -> Ints:
@@ -236,15 +231,7 @@ def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
 
 
 class _Remaining:
-    """Numbered interactions, sorted by user and time, of which rules drop users and items.
-
-    Attributes:
-        user: int64 [interactions].
-        item: int64 [interactions].
-        keep_user: bool [users]: users that remain.
-        keep_item: bool [items]: items that remain.
-        dropped: counts what is dropped, by reason.
-    """
+    """Numbered interactions, sorted by user and time, and flags of the users and items that the rules keep."""
 
     def __init__(self, user: Ints, item: Ints, n_users: int, n_items: int, dropped: Counter[str]) -> None:
         self.user, self.item, self.dropped = user, item, dropped

@@ -94,7 +94,10 @@ def read_items(folder: Path) -> pl.DataFrame:
     if frame.is_empty():
         raise InputError(f"{path}: no rows; delete the file to use the items of {INTERACTIONS} as the catalogue")
     ids = _ids(frame["item_id"], path)
-    _check_unique(ids, path)
+    repeated = _first_row(~ids.is_first_distinct())
+    if repeated is not None:
+        rows = f"rows {ids.to_list().index(ids[repeated]) + 1} and {repeated + 1}: both are {ids[repeated]!r}"
+        raise InputError(f"{path}: column 'item_id', {rows}; an item has one row")
     content = [_content(frame[column], path) for column in frame.columns if column != "item_id"]
     return _complete(pl.DataFrame([ids, *content]))
 
@@ -209,31 +212,19 @@ def _why_not_integers(column: pl.Series) -> str:
 def _content(column: pl.Series, path: Path) -> pl.Series:
     """The column in its type of `ITEM_COLUMNS`, with null for what is empty."""
     name, dtype, wanted = column.name, column.dtype, ITEM_COLUMNS[column.name]
-    text = pl.String()
     if dtype in (pl.Categorical, pl.Enum):
-        column, dtype = column.cast(text), text
+        column, dtype = column.cast(pl.String), pl.String()
     if dtype == pl.Null:
         return column.cast(wanted)
     frame = pl.DataFrame([column])
-    if dtype == pl.String and wanted == text:
-        return frame.select(pl.when(pl.col(name) != "").then(pl.col(name)))[name]
-    if dtype == pl.String and name == "image":
-        return frame.select(pl.when(pl.col(name) != "").then(pl.concat_list(name)))[name]
+    if dtype == pl.String and (wanted == pl.String or name == "image"):
+        value = pl.concat_list(name) if name == "image" else pl.col(name)
+        return frame.select(pl.when(pl.col(name) != "").then(value))[name]
     if dtype in (pl.List(pl.String), pl.List(pl.Null)) and wanted == pl.List(pl.String):
         named = pl.col(name).cast(wanted).list.eval(pl.element().filter(pl.element() != ""))
         return frame.select(pl.when(named.list.len() > 0).then(named).alias(name))[name]
-    kinds = {"image": "a string or a list of strings", "categories": "a list of strings"}
-    kind = kinds.get(name, "a string")
+    kind = {"image": "a string or a list of strings", "categories": "a list of strings"}.get(name, "a string")
     raise InputError(f"{path}: column '{name}' is {dtype}; it should be {kind} (or null)")
-
-
-def _check_unique(ids: pl.Series, path: Path) -> None:
-    repeated = _first_row(~ids.is_first_distinct())
-    if repeated is not None:
-        first = _first_row(ids == ids[repeated])
-        assert first is not None
-        rows = f"rows {first + 1} and {repeated + 1}: both are {ids[repeated]!r}"
-        raise InputError(f"{path}: column 'item_id', {rows}; an item has one row")
 
 
 def _complete(frame: pl.DataFrame) -> pl.DataFrame:

@@ -35,10 +35,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from msm4sr.data.preparation.images import SafeNames, is_url
+from msm4sr.data.preparation.writing import write_items
 from msm4sr.data.provenance import PROVENANCE, result_record
 from msm4sr.data.schema import ITEMS, read_items
-from msm4sr.data.sources.images import SafeNames, is_url
-from msm4sr.data.sources.writing import write_items
 from msm4sr.errors import InputError
 from msm4sr.features.images import FORMATS, BrokenImage, decode_image
 from msm4sr.files import atomic_file, write_json

@@ -30,12 +30,12 @@ import orjson
 import polars as pl
 from pydantic import Field
 
+from msm4sr.data.preparation.images import is_url
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
+from msm4sr.data.preparation.rules import Rules
+from msm4sr.data.preparation.source import SOURCES, Source
 from msm4sr.data.schema import ITEM_COLUMNS
-from msm4sr.data.sources.base import SOURCES, Source
-from msm4sr.data.sources.images import is_url
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
-from msm4sr.data.sources.rules import Rules
 
 EARLIEST, LATEST = 788_918_400, 4_102_444_800  # seconds: Amazon opened in 1995; the year 2100
 MAX_LITERAL = 256 << 10  # bytes of a row in Python's notation: reading it takes some hundred times its size

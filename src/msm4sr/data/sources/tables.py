@@ -24,13 +24,13 @@ import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
+from msm4sr.data.preparation.images import is_url
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rows import END_OF_TIME, MICROSECONDS
+from msm4sr.data.preparation.rules import Rules
+from msm4sr.data.preparation.source import SOURCES, Source
+from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.schema import id_strings, require_columns
-from msm4sr.data.sources.base import SOURCES, Source
-from msm4sr.data.sources.images import is_url
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rows import END_OF_TIME, MICROSECONDS
-from msm4sr.data.sources.rules import Rules
-from msm4sr.data.sources.table_files import read_table
 from msm4sr.errors import InputError
 
 MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds 1973
@@ -88,43 +88,66 @@ class Tables(Source):
         return [self.interactions, *([] if self.items is None else [self.items])]
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        if "rating" in self.model_fields_set and report.rules.min_rating is None:
+        path, lowest = self.interactions, report.rules.min_rating
+        if "rating" in self.model_fields_set and lowest is None:
             raise InputError("rating is used only with min_rating (--min-rating), which is not set")
-        for path in self.files:
-            if not path.is_file():
-                raise InputError(f"{path}: no such file")
-        return _read_interactions(self, report)
+        table = read_table(path, self.delimiter)
+        report.interactions_read = len(table)
+        require_columns(path, (self.user, self.item, *([] if lowest is None else [self.rating])), table.columns)
+        if self.time is not None:
+            advice = "; if there is no time and the rows are in time order, set time to nothing (--time '')"
+            require_columns(path, [self.time], table.columns, advice)
+        columns = {"user_id": _ids(table[self.user], path), "item_id": _ids(table[self.item], path)}
+        if lowest is not None:
+            columns["rating"] = _ratings(table[self.rating], path)
+        user, item = columns["user_id"].is_not_null(), columns["item_id"].is_not_null()
+        _count_failed(user, "interactions without a user ID", path, report)
+        _count_failed(~user | item, "interactions without an item ID", path, report)
+        kept = (user & item).arg_true()
+        block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
+        report.order = "the order of the rows in the file (no time column)"
+        if self.time is not None:
+            times = _Times(path, _stripped(table[self.time][kept]), self.time_unit)
+            report.order = f"column '{self.time}' ({times.unit})"
+            block = times.add_to(block, report)
+        yield block
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
-        return None if self.items is None else _read_items(self, self.items, report)
+        return None if self.items is None else self._read_items(self.items, report)
 
+    def _read_items(self, path: Path, report: PrepareReport) -> Iterator[pl.DataFrame]:
+        table = read_table(path, self.delimiter)
+        report.items_read = len(table)
+        require_columns(path, [self.item_id], table.columns)
+        ids = _ids(table[self.item_id], path)
+        _count_failed(ids.is_not_null(), "items without an ID", path, report)
+        content = {"row": pl.Series(range(1, len(table) + 1)), "item_id": ids}
+        for name in ("title", "text", "categories", "image"):
+            if not (columns := self._content(name, path, table, report)):
+                continue
+            if name in ("title", "text"):
+                parts = pl.DataFrame([_text(column, path) for column in columns])
+                content[name] = _stripped(
+                    parts.select(pl.concat_str(pl.all(), separator="\n", ignore_nulls=True))[:, 0]
+                )
+            else:
+                content[name] = _list(columns[0], path, self.separator)
+        if self.images is None and "image" in content and not any(map(is_url, content["image"].explode().drop_nulls())):
+            if "image" in self.model_fields_set:
+                raise InputError(f"column '{self.image}' holds images: name their folder (--images)")
+            report.notes.append(f"column '{self.image}' is not used: no folder of images was named (--images)")
+        yield pl.DataFrame(content).filter(ids.is_not_null())
 
-# Interactions
-
-
-def _read_interactions(source: Tables, report: PrepareReport) -> Iterator[pl.DataFrame]:
-    path = source.interactions
-    table = read_table(path, source.delimiter)
-    report.interactions_read = len(table)
-    require_columns(path, (source.user, source.item), table.columns)
-    if source.time is not None:
-        advice = "; if there is no time and the rows are in time order, set time to nothing (--time '')"
-        require_columns(path, [source.time], table.columns, advice)
-    columns = {"user_id": _ids(table[source.user], path), "item_id": _ids(table[source.item], path)}
-    if report.rules.min_rating is not None:
-        require_columns(path, [source.rating], table.columns)
-        columns["rating"] = _ratings(table[source.rating], path)
-    user, item = columns["user_id"].is_not_null(), columns["item_id"].is_not_null()
-    _count_failed(user, "interactions without a user ID", path, report)
-    _count_failed(~user | item, "interactions without an item ID", path, report)
-    kept = (user & item).arg_true()
-    block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
-    report.order = "the order of the rows in the file (no time column)"
-    if source.time is not None:
-        times = _Times(path, _stripped(table[source.time][kept]), source.time_unit)
-        report.order = f"column '{source.time}' ({times.unit})"
-        block = times.add_to(block, report)
-    yield block
+    def _content(self, name: str, path: Path, table: pl.DataFrame, report: PrepareReport) -> list[pl.Series]:
+        """The existing columns for `title`, `text`, ...; a column that the user named must exist."""
+        chosen = getattr(self, name) or ()
+        columns = [chosen] if isinstance(chosen, str) else list(chosen)
+        if name in self.model_fields_set:
+            require_columns(path, columns, table.columns)
+        for column in columns:
+            if column not in table.columns:
+                report.notes.append(f"{path.name} has no column '{column}': items have no {name} from it")
+        return [table[column] for column in columns if column in table.columns]
 
 
 def _count_failed(met: pl.Series, reason: str, path: Path, report: PrepareReport) -> None:
@@ -134,11 +157,7 @@ def _count_failed(met: pl.Series, reason: str, path: Path, report: PrepareReport
 
 
 class _Times:
-    """A column of times.
-
-    Attributes:
-        unit: in which the column is read.
-    """
+    """A column of times, and the unit in which it is read."""
 
     def __init__(self, path: Path, column: pl.Series, unit: Literal["auto", "s", "ms", "iso"]) -> None:
         self._path, self._column, self._chosen = path, column, unit
@@ -167,25 +186,18 @@ class _Times:
 
     def _seconds(self) -> pl.Series:
         """Seconds since 1970 (float64), null where a value cannot be read."""
-        column = self._column
-        if self.unit == "iso":
-            return self._iso_seconds()
-        if self._numbers is None:
-            dates = f"column '{column.name}' holds dates ({column.dtype})"
-            raise InputError(f"{self._path}: {dates}; set time_unit to iso")
-        return self._numbers / (1000 if self.unit == "ms" else 1)
-
-    def _iso_seconds(self) -> pl.Series:
-        column = self._column
+        column, where = self._column, f"{self._path}: column '{self._column.name}'"
+        if self.unit != "iso":
+            if self._numbers is None:
+                raise InputError(f"{where} holds dates ({column.dtype}); set time_unit to iso")
+            return self._numbers / (1000 if self.unit == "ms" else 1)
         if column.dtype in (pl.Date, pl.Datetime):
             return column.dt.epoch("us") / MICROSECONDS
         if column.dtype != pl.String:
-            what = f"column '{column.name}' is {column.dtype}"
-            raise InputError(f"{self._path}: {what}; time_unit iso needs dates or texts")
+            raise InputError(f"{where} is {column.dtype}; time_unit iso needs dates or texts")
         texts = column.drop_nulls().unique()
-        known = pl.DataFrame(
-            {"text": texts, "seconds": pl.Series([_from_iso(text) for text in texts], dtype=pl.Float64)}
-        )
+        seconds = pl.Series([_from_iso(text) for text in texts], dtype=pl.Float64)
+        known = pl.DataFrame({"text": texts, "seconds": seconds})
         return pl.DataFrame({"text": column}).join(known, on="text", how="left", maintain_order="left")["seconds"]
 
     def _error(self, place: int, row: int, seconds: float | None) -> InputError:
@@ -217,50 +229,6 @@ def _ratings(column: pl.Series, path: Path) -> pl.Series:
         where = f"column '{column.name}', data row {invalid[0] + 1}"
         raise InputError(f"{path}: {where}: {column[invalid[0]]!r} is no number, so no rating")
     return numbers
-
-
-# Items
-
-
-def _read_items(source: Tables, path: Path, report: PrepareReport) -> Iterator[pl.DataFrame]:
-    table = read_table(path, source.delimiter)
-    report.items_read = len(table)
-    require_columns(path, [source.item_id], table.columns)
-    ids = _ids(table[source.item_id], path)
-    _count_failed(ids.is_not_null(), "items without an ID", path, report)
-    content = {"row": pl.Series(range(1, len(table) + 1)), "item_id": ids}
-    for name in ("title", "text", "categories", "image"):
-        columns = _content_columns(source, path, table, name, report)
-        if not columns:
-            continue
-        if name in ("title", "text"):
-            parts = pl.DataFrame([_text(column, path) for column in columns])
-            joined = parts.select(pl.concat_str(pl.all(), separator="\n", ignore_nulls=True)).to_series()
-            content[name] = _stripped(joined)
-        else:
-            content[name] = _list(columns[0], path, source.separator)
-    if source.images is None and "image" in content and not any(map(is_url, content["image"].explode().drop_nulls())):
-        if "image" in source.model_fields_set:
-            raise InputError(f"column '{source.image}' holds images: name their folder (--images)")
-        report.notes.append(f"column '{source.image}' is not used: no folder of images was named (--images)")
-    yield pl.DataFrame(content).filter(ids.is_not_null())
-
-
-def _content_columns(
-    source: Tables, path: Path, table: pl.DataFrame, name: str, report: PrepareReport
-) -> list[pl.Series]:
-    """The existing columns for `title`, `text`, ...; a column that the user named must exist."""
-    chosen = getattr(source, name) or ()
-    columns = [chosen] if isinstance(chosen, str) else list(chosen)
-    if name in source.model_fields_set:
-        require_columns(path, columns, table.columns)
-    for column in columns:
-        if column not in table.columns:
-            report.notes.append(f"{path.name} has no column '{column}': items have no {name} from it")
-    return [table[column] for column in columns if column in table.columns]
-
-
-# Values
 
 
 def _stripped(column: pl.Series) -> pl.Series:

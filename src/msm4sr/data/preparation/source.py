@@ -9,8 +9,8 @@ from typing import Any, ClassVar, get_args
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rules import Rules
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rules import Rules
 from msm4sr.registry import Registry
 
 

@@ -24,19 +24,14 @@ def is_url(name: str) -> bool:
 
 
 class ImageFolder:
-    """A folder in which the images of items are found.
-
-    Args:
-        folder: None: there are no files, and URLs stay URLs.
+    """A folder in which the images of items are found; None: URLs stay URLs, and there are no files.
 
     Attributes:
-        missing: what an item names, or should have, and the folder lacks.
-
-    Raises:
-        InputError: no such folder.
+        missing: images that an item names, or should have, and that the folder lacks.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        """Raises InputError: no such folder."""
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder of images")
         self._root = None if folder is None else Path(os.path.realpath(folder))
@@ -52,8 +47,8 @@ class ImageFolder:
 
         Args:
             item_id: the item.
-            names: paths in the folder, or URLs: a URL becomes the file of the same name where the folder has one. None:
-                the format has no image column; an item without a file is then counted as missing one.
+            names: paths in the folder, or URLs; a URL becomes the file of that name where the folder has one. None: the
+                format has no image column; an item without a file is then counted as missing one.
             where: file and item, for messages.
 
         Raises:

@@ -32,13 +32,13 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.kcore import Ints
+from msm4sr.data.preparation.images import ImageFolder
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rules import Interactions, Rules, distinct
+from msm4sr.data.preparation.source import Source
+from msm4sr.data.preparation.writing import write_catalogue, write_interactions, write_part
 from msm4sr.data.provenance import PROVENANCE, file_record, result_record
 from msm4sr.data.schema import INTERACTIONS, ITEMS
-from msm4sr.data.sources.base import Source
-from msm4sr.data.sources.images import ImageFolder
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rules import Interactions, Rules, distinct
-from msm4sr.data.sources.writing import write_catalogue, write_interactions, write_part
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder, write_json
 
@@ -60,14 +60,13 @@ def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareRep
     with atomic_folder(out) as folder:
         (folder / "parts").mkdir()
         (folder / "images").mkdir()
-        users: dict[str, int] = {}
-        items: dict[str, int] = {}
+        reader = _Reader(source, report)
         blocks, catalogue = source.read_interactions(report), source.read_items(report)
-        parts = [] if catalogue is None else _spill_items(catalogue, source, items, folder / "parts", report)
-        n_catalogue = len(items)
-        interactions = _Reader(source, report, users, items, known_only=catalogue is not None).read(blocks)
-        user_ids, item_ids = pl.Series(list(users), dtype=pl.String), pl.Series(list(items), dtype=pl.String)
-        del users, items
+        parts = [] if catalogue is None else list(reader.spill_items(catalogue, folder / "parts"))
+        n_catalogue = len(reader.items)
+        interactions = reader.read_interactions(blocks)
+        user_ids, item_ids = (pl.Series(list(ids), dtype=pl.String) for ids in (reader.users, reader.items))
+        del reader
         interactions.apply(report.rules, len(user_ids), len(item_ids), report)
         if not len(interactions):
             raise report.nothing_left(source.files[0], "; use a smaller core")
@@ -93,94 +92,85 @@ def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareRep
     return report
 
 
-def _spill_items(
-    blocks: Iterator[pl.DataFrame], source: Source, codes: dict[str, int], folder: Path, report: PrepareReport
-) -> list[Path]:
-    """Number the items in `codes`; write their rows, each with its `code`, in files."""
-    parts: list[Path] = []
-    report.items_read = 0
-    for block in blocks:
-        known, ids = len(codes), block["item_id"].to_list()
-        code = _numbers(ids, codes)
-        new = (code >= known) & pl.Series(code).is_first_distinct().to_numpy()
-        if not new.all():
-            first = int(np.argmin(new))
-            example = f"{source.files[-1].name}, {source.unit} {block['row'][first]}: {ids[first]!r}"
-            report.drop("items with an ID that an earlier row has", int((~new).sum()), example)
-        part = block.drop("row").with_columns(code=code).filter(pl.Series(new))
-        parts.append(write_part(part, folder, len(parts)))
-    if not codes:
-        raise InputError(f"{source.files[-1]}: no item with an ID in {report.items_read:,} rows")
-    return parts
-
-
 class _Reader:
-    """Reads interactions, drops those that the rules on single rows drop, and numbers the others.
+    """Reads a source, drops what the rules on single rows drop, and numbers users and items.
 
-    Args:
-        source: what is read.
-        report: counts what is dropped.
-        users: number of each user ID; new IDs are added.
-        items: number of each item ID; new IDs are added, or their interactions dropped.
-        known_only: whether a catalogue has been read, so that `unknown_items: drop` applies.
+    Attributes:
+        users: number of each user ID.
+        items: number of each item ID, those of the catalogue first.
     """
 
-    def __init__(
-        self, source: Source, report: PrepareReport, users: dict[str, int], items: dict[str, int], known_only: bool
-    ) -> None:
+    def __init__(self, source: Source, report: PrepareReport) -> None:
         self._source, self._report = source, report
-        self._users, self._items = users, items
-        self._known_only = known_only and report.rules.unknown_items == "drop"
+        self.users: dict[str, int] = {}
+        self.items: dict[str, int] = {}
 
-    def read(self, blocks: Iterator[pl.DataFrame]) -> Interactions:
-        """All blocks, in the order of the file. Raises InputError where nothing is left."""
+    def spill_items(self, blocks: Iterator[pl.DataFrame], folder: Path) -> Iterator[Path]:
+        """Write the rows of the catalogue, each with its number as `code`, to files."""
+        report, path = self._report, self._source.files[-1]
+        report.items_read = 0
+        for number, block in enumerate(blocks):
+            known = len(self.items)
+            code = _numbers(block["item_id"].to_list(), self.items)
+            new = pl.Series((code >= known) & pl.Series(code).is_first_distinct().to_numpy())
+            reason = "items with an ID that an earlier row has"
+            block = self._keep(block.with_columns(code=code), new, reason, path, shown="item_id")
+            yield write_part(block.drop("row"), folder, number)
+        if not self.items:
+            raise InputError(f"{path}: no item with an ID in {report.items_read:,} rows")
+
+    def read_interactions(self, blocks: Iterator[pl.DataFrame]) -> Interactions:
+        """All interactions in the order of the file. Raises InputError where nothing is left."""
         report, path = self._report, self._source.files[0]
+        known_only = bool(self.items) and report.rules.unknown_items == "drop"
         columns: dict[str, list[Ints]] = {}
         for block in blocks:
-            for name, values in self._numbered(self._rated(block)).items():
+            for name, values in self._numbered(self._rated(block, path), path, known_only).items():
                 columns.setdefault(name, []).append(values)
         report.step("read", report.interactions_read)
-        if not self._users:
+        if not self.users:
             raise report.nothing_left(path)
         joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
         order = joined.get("time", joined.get("position"))
         found = Interactions(joined["user"], joined["item"], order, joined.get("rating"), has_time="time" in joined)
-        report.step("usable rows", len(found), len(self._users), distinct(found.item, len(self._items)))
+        report.step("usable rows", len(found), len(self.users), distinct(found.item, len(self.items)))
         return found
 
-    def _rated(self, block: pl.DataFrame) -> pl.DataFrame:
+    def _rated(self, block: pl.DataFrame, path: Path) -> pl.DataFrame:
         lowest = self._report.rules.min_rating
         if lowest is None:
             return block
         if "rating" not in block.columns:
-            raise InputError(f"{self._source.files[0]}: has no ratings; leave min_rating out")
-        block = self._keep(block, pl.col("rating").is_not_null(), "interactions without a rating")
-        return self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}")
+            raise InputError(f"{path}: has no ratings; omit min_rating")
+        block = self._keep(block, pl.col("rating").is_not_null(), "interactions without a rating", path)
+        return self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}", path)
 
-    def _numbered(self, block: pl.DataFrame) -> dict[str, Ints]:
+    def _numbered(self, block: pl.DataFrame, path: Path, known_only: bool) -> dict[str, Ints]:
         ids = block["item_id"].to_list()
-        if self._known_only:
-            item: Ints = np.fromiter((self._items.get(name, -1) for name in ids), np.int32, len(ids))
+        if known_only:
+            item: Ints = np.fromiter((self.items.get(name, -1) for name in ids), np.int32, len(ids))
             reason = "interactions with an item that the catalogue lacks"
-            block = self._keep(block, pl.Series(item >= 0), reason, shown="item_id")
+            block = self._keep(block, pl.Series(item >= 0), reason, path, shown="item_id")
             item = item[item >= 0]
         else:
-            item = _numbers(ids, self._items)
-        columns = {"item": item, "user": _numbers(block["user_id"].to_list(), self._users)}
+            item = _numbers(ids, self.items)
+        columns = {"item": item, "user": _numbers(block["user_id"].to_list(), self.users)}
         for name, dtype in (("time", pl.Int64), ("position", pl.Int64), ("rating", pl.Float32)):
             if name in block.columns:
                 columns[name] = block[name].cast(dtype).to_numpy()
         return columns
 
-    def _keep(self, block: pl.DataFrame, met: pl.Expr | pl.Series, reason: str, shown: str = "") -> pl.DataFrame:
+    def _keep(
+        self, block: pl.DataFrame, met: pl.Expr | pl.Series, reason: str, path: Path, shown: str = ""
+    ) -> pl.DataFrame:
         """The rows that meet a condition; the others are counted, with the value of column `shown` of the first."""
         kept = block.select(met).to_series().fill_null(False)
         if kept.all():
             return block
         row = block.row(int(kept.arg_min() or 0), named=True)
         value = f": {row[shown]!r}" if shown else ""
-        where = f"{self._source.files[0].name}, {self._source.unit} {row['row']}{value}"
-        self._report.drop(reason, len(block) - int(kept.sum()), where)
+        example = f"{path.name}, {self._source.unit} {row['row']}{value}"
+        self._report.drop(reason, len(block) - int(kept.sum()), example)
         return block.filter(kept)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.kcore import Flags
+from msm4sr.data.preparation.images import ImageFolder, SafeNames, copy_images, is_url
+from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.rows import MICROSECONDS
+from msm4sr.data.preparation.rules import Interactions, distinct
 from msm4sr.data.schema import ITEM_COLUMNS, ITEMS
-from msm4sr.data.sources.images import ImageFolder, SafeNames, copy_images, is_url
-from msm4sr.data.sources.report import PrepareReport
-from msm4sr.data.sources.rows import MICROSECONDS
-from msm4sr.data.sources.rules import Interactions, distinct
 
 ROW_GROUP = 1 << 20  # interactions of a row group
 ITEM_GROUP = 1 << 16  # items of a row group: their texts are long
@@ -54,15 +54,10 @@ def write_part(frame: pl.DataFrame, folder: Path, number: int) -> Path:
 def write_catalogue(
     parts: Sequence[Path], kept: Flags, images: ImageFolder, where: Path, folder: Path, report: PrepareReport
 ) -> None:
-    """Copy the images of the items that are kept, and join the parts in `items.parquet`.
+    """Copy the images of the items that are kept (bool [codes]), and join the parts in `items.parquet`.
 
-    Args:
-        parts: files with the column `code` and some of `ITEM_COLUMNS`; they are overwritten.
-        kept: bool [codes].
-        images: where images are found.
-        where: the file that the items come from, for messages.
-        folder: the prepared folder.
-        report: counts items and their content.
+    `parts` have the column `code` and some of `ITEM_COLUMNS`; they are overwritten. `where` names the file of the items
+    in messages.
     """
     names = SafeNames()
     for path in parts:

@@ -1,4 +1,4 @@
-"""Lines of a text file, gzipped or not, parsed into rows; invalid ones are counted by kind, in bounded memory.
+"""Lines of a text file, gzipped or not, parsed into rows; invalid ones are counted by reason, in bounded memory.
 
 A file that is cut short or damaged inside its gzip stream counts as invalid altogether, because the number of missing
 rows is unknown. The rows before the damage are used only if `max_invalid_fraction` is 1.
@@ -10,11 +10,11 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import polars as pl
 
-from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.preparation.report import PrepareReport
 from msm4sr.errors import InputError
 
 CHUNK = 1 << 20  # bytes that are read at a time
@@ -33,41 +33,31 @@ INTERACTION_COLUMNS: dict[str, pl.DataType] = {
 
 
 class InvalidRow(Exception):
-    """A line that is no row. The message says why, in words that fit many lines; rows are counted by it."""
-
-
-class Kind(NamedTuple):
-    """How many rows are invalid for one reason, and the first of them (counted from 1)."""
-
-    rows: int
-    first: int
+    """A line that is no row. The message is the reason, in words that fit many lines; rows are counted by it."""
 
 
 class InvalidRows:
-    """The invalid rows of one file, by kind.
+    """The number of rows of a file, and for each reason the number of invalid rows and the first of them."""
 
-    Attributes:
-        rows: number of rows read, valid and invalid.
-        kinds: reason to count.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, path: Path, max_fraction: float) -> None:
+        self.path, self.max_fraction = path, max_fraction
         self.rows = 0
-        self.kinds: dict[str, Kind] = {}
+        self.reasons: dict[str, tuple[int, int]] = {}
 
-    def add(self, kind: str, row: int) -> None:
-        """Count one more."""
-        count, first = self.kinds.get(kind, Kind(0, row))
-        self.kinds[kind] = Kind(count + 1, first)
+    def add(self, reason: str, line: int) -> None:
+        """Count an invalid row; lines count from 1."""
+        count, first = self.reasons.get(reason, (0, line))
+        self.reasons[reason] = (count + 1, first)
 
-    def check(self, path: Path, max_fraction: float) -> None:
-        """Raise InputError where more than `max_fraction` of the rows are invalid; it names the first of each kind."""
-        invalid = sum(kind.rows for kind in self.kinds.values())
-        if invalid > max_fraction * self.rows:
-            kinds = "; ".join(f"{kind.rows:,} {name} (first: line {kind.first})" for name, kind in self.kinds.items())
+    def check(self) -> None:
+        """Raise InputError where more than the allowed fraction is invalid; it names the first row of each reason."""
+        invalid = sum(count for count, _ in self.reasons.values())
+        if invalid > self.max_fraction * self.rows:
+            found = f"{invalid:,} of {self.rows:,} ({100 * invalid / self.rows:.3g} %)"
+            reasons = "; ".join(f"{count:,} {name} (first: line {row})" for name, (count, row) in self.reasons.items())
             raise InputError(
-                f"{path}: invalid rows: {invalid:,} of {self.rows:,} ({100 * invalid / self.rows:.3g} %), more than "
-                f"--max-invalid-fraction {max_fraction:g} allows: {kinds}. Repair the file or raise the fraction."
+                f"{self.path}: invalid rows: {found}, more than --max-invalid-fraction {self.max_fraction:g} allows: "
+                f"{reasons}. Repair the file or raise the fraction."
             )
 
 
@@ -79,42 +69,25 @@ def read_blocks(
     table: Literal["interactions", "items"],
     header: bool = False,
 ) -> Iterator[pl.DataFrame]:
-    """Blocks for `Source.read_interactions` or `read_items` from the lines of a file.
+    """Blocks for `Source.read_interactions` or `read_items` from the lines of a file; blank lines are skipped.
 
     Args:
         path: a text file, gzipped or not.
         parse: turns a line into the values of `columns`, or raises `InvalidRow`.
-        columns: their types.
+        columns: names and types.
         report: counts the rows of `table`, and the invalid ones.
         table: what the rows are.
         header: whether the first line is one.
 
     Raises:
-        InputError: see `read_rows`.
+        InputError: the file cannot be read, is cut short (unless all rows may be invalid), or has too many invalid
+            rows.
     """
-    invalid = InvalidRows()
-    for numbers, rows in read_rows(path, parse, invalid, report.rules.max_invalid_fraction, header):
-        yield pl.DataFrame([numbers, *zip(*rows, strict=True)], {"row": pl.Int64(), **columns})
-    setattr(report, f"{table}_read", invalid.rows)
-    for name, kind in invalid.kinds.items():
-        report.drop(f"{table}: {name}", kind.rows, f"{path.name}, line {kind.first}")
-
-
-def read_rows(
-    path: Path,
-    parse: Callable[[bytes], tuple[Any, ...]],
-    invalid: InvalidRows,
-    max_fraction: float,
-    header: bool = False,
-) -> Iterator[tuple[list[int], list[tuple[Any, ...]]]]:
-    """Blocks of rows with their line numbers (from 1); blank lines and the header are skipped.
-
-    Raises:
-        InputError: the file cannot be read, is cut short (unless `max_fraction` is 1), or has too many invalid rows.
-    """
+    invalid = InvalidRows(path, report.rules.max_invalid_fraction)
+    schema = {"row": pl.Int64(), **columns}
     numbers: list[int] = []
     rows: list[tuple[Any, ...]] = []
-    for first, lines in _lines(path, invalid, max_fraction):
+    for first, lines in _lines(invalid):
         for number, line in enumerate(lines, first):
             if (line is not None and not line.strip()) or (header and number == 1):
                 continue
@@ -123,47 +96,39 @@ def read_rows(
                 if line is None:
                     raise InvalidRow(f"lines over {MAX_LINE >> 20} MiB")
                 rows.append(parse(line))
+                numbers.append(number)
             except InvalidRow as error:
                 invalid.add(str(error), number)
-            else:
-                numbers.append(number)
         if len(rows) >= BLOCK:
-            yield numbers, rows
+            yield pl.DataFrame([numbers, *zip(*rows, strict=True)], schema)
             numbers, rows = [], []
-    invalid.check(path, max_fraction)
+    invalid.check()
     if rows:
-        yield numbers, rows
+        yield pl.DataFrame([numbers, *zip(*rows, strict=True)], schema)
+    setattr(report, f"{table}_read", invalid.rows)
+    for reason, (count, line_number) in invalid.reasons.items():
+        report.drop(f"{table}: {reason}", count, f"{path.name}, line {line_number}")
 
 
 def read_header(path: Path) -> str:
     """The first line of a text file; an undecodable byte becomes a question mark."""
-    for _, lines in _lines(path, InvalidRows(), 1.0):
+    for _, lines in _lines(InvalidRows(path, 1.0)):
         if lines:
             return (lines[0] or b"").decode("utf-8-sig", "replace").rstrip("\r\n")
     return ""
 
 
 def microseconds(time: float, per_unit: int = MICROSECONDS, first: int = 0, end: int = END_OF_TIME) -> int:
-    """A time as integer microseconds since 1970.
-
-    Args:
-        time: since 1970, in units of `per_unit` microseconds.
-        per_unit: 1,000,000 for seconds, 1,000 for milliseconds.
-        first: seconds since 1970 of the earliest possible time.
-        end: seconds since 1970 after the latest possible time.
-
-    Raises:
-        InvalidRow: the time is impossible.
-    """
+    """Microseconds since 1970 of a time in units of `per_unit`. Raises InvalidRow outside of `first` to `end` (s)."""
     moment = time * per_unit
     if not first * MICROSECONDS <= moment < end * MICROSECONDS:
         raise InvalidRow("impossible dates")
     return round(moment)
 
 
-def _lines(path: Path, invalid: InvalidRows, max_fraction: float) -> Iterator[tuple[int, list[bytes | None]]]:
+def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
     """The number of the first line and the lines of one chunk after the other; None for a line over `MAX_LINE`."""
-    number, rest, skipping = 1, b"", False
+    path, number, rest, skipping = invalid.path, 1, b"", False
     try:
         for chunk in _chunks(path):
             *ended, rest = (chunk if skipping else rest + chunk).split(b"\n")
@@ -175,7 +140,7 @@ def _lines(path: Path, invalid: InvalidRows, max_fraction: float) -> Iterator[tu
             yield number, lines
             number += len(lines)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        if max_fraction < 1:
+        if invalid.max_fraction < 1:
             raise InputError(
                 f"{path}: cut short or damaged in line {number} ({str(error) or type(error).__name__}). Get the file "
                 "again, or use the rows before that line with --max-invalid-fraction 1."

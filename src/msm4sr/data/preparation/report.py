@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
-    from msm4sr.data.sources.rules import Rules
+    from msm4sr.data.preparation.rules import Rules
 
 
 @dataclass

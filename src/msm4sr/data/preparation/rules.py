@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from msm4sr.data.kcore import Flags, Ints, k_core
-from msm4sr.data.sources.report import PrepareReport
+from msm4sr.data.preparation.report import PrepareReport
 
 
 class Rules(BaseModel):
@@ -39,21 +39,13 @@ LIKE_PAPER: Mapping[str, Any] = {"user_core": 5, "repeats": "last", "unseen_item
 
 @dataclass
 class Interactions:
-    """Numbered interactions, one column each, in the order of the file until they are sorted.
+    """Numbered interactions, one column each, in the order of the file until they are sorted."""
 
-    Attributes:
-        user: int32 [interactions].
-        item: int32 [interactions].
-        order: int64 [interactions], time in microseconds or position; None: the rows are in order.
-        rating: float32 [interactions], or None.
-        has_time: whether `order` is a time.
-    """
-
-    user: Ints
-    item: Ints
-    order: Ints | None
-    rating: Ints | None
-    has_time: bool
+    user: Ints  # int32
+    item: Ints  # int32
+    order: Ints | None  # int64: time in microseconds, or position; None: the rows are in order
+    rating: Ints | None  # float32
+    has_time: bool  # whether `order` is a time
 
     def __len__(self) -> int:
         return len(self.user)
@@ -69,13 +61,10 @@ class Interactions:
         self.keep(np.lexsort((self.user,) if self.order is None else (self.order, self.user)))
 
     def repeated(self, same_time: bool) -> Flags:
-        """Rows that repeat another with the same user and item.
-
-        With `same_time` those with one at the same time and earlier in the file; else those with one at a later time,
-        or later in the file.
+        """Rows with another of the same user and item: at the same time and earlier in the file (`same_time`), else at
+        a later time, or later in the file.
         """
-        keys = (self.item, self.user) if self.order is None else (self.order, self.item, self.user)
-        order = np.lexsort(keys)
+        order = np.lexsort((self.item, self.user) if self.order is None else (self.order, self.item, self.user))
         same = np.ones(max(len(order) - 1, 0), dtype=bool)
         for column in (self.user, self.item, *([self.order] if same_time and self.order is not None else [])):
             values = column[order]
