@@ -18,27 +18,27 @@ SETTINGS = IndexSettings(kind="approximate")
 
 
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))
-def test_the_best_are_those_of_a_stable_sort(scores: list[int], k: int) -> None:
+def test_top_k_agrees_with_a_stable_sort(scores: list[int], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:k]
     assert top_k(torch.tensor(scores, dtype=torch.float32), k) == expected
 
 
-def test_what_is_minus_infinity_is_never_among_the_best() -> None:
+def test_top_k_excludes_minus_infinity() -> None:
     assert top_k(torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0]), 4) == [3, 1]
 
 
-def some_keys(n: int = 3000, q: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys of very different lengths, where neighbours by cosine are not the best by product; and queries."""
+def some_vectors(n: int = 3000, q: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Item vectors of very different lengths, so that the best by cosine are not the best by product; and queries."""
     generator = torch.Generator().manual_seed(seed)
-    keys = torch.randn(n, q, generator=generator) * torch.rand(n, 1, generator=generator) * 5
-    return keys, torch.randn(50, q, generator=generator)
+    vectors = torch.randn(n, q, generator=generator) * torch.rand(n, 1, generator=generator) * 5
+    return vectors, torch.randn(50, q, generator=generator)
 
 
-def test_an_index_finds_nearly_all_of_the_best_and_says_how_many(tmp_path: Path) -> None:
-    keys, queries = some_keys()
-    index = ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+def test_an_index_finds_nearly_all_of_the_best_and_records_its_recall(tmp_path: Path) -> None:
+    vectors, queries = some_vectors()
+    index = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
     shares = [
-        len(set(index.search(query, 20).tolist()) & set(torch.topk(keys @ query, 20).indices.tolist())) / 20
+        len(set(index.search(query, 20).tolist()) & set(torch.topk(vectors @ query, 20).indices.tolist())) / 20
         for query in queries
     ]
     assert index.recall == pytest.approx(sum(shares) / len(shares), abs=1e-4)
@@ -48,37 +48,37 @@ def test_an_index_finds_nearly_all_of_the_best_and_says_how_many(tmp_path: Path)
 
 
 def test_an_index_is_opened_again_and_finds_the_same(tmp_path: Path) -> None:
-    keys, queries = some_keys()
-    first = ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+    vectors, queries = some_vectors()
+    first = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
     written = (tmp_path / "index.usearch").stat().st_mtime_ns
-    again = ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+    again = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
     assert (tmp_path / "index.usearch").stat().st_mtime_ns == written
     assert again.about == first.about
     for query in queries:
         assert sorted(again.search(query, 20).tolist()) == sorted(first.search(query, 20).tolist())
 
 
-@pytest.mark.parametrize("what", ["other keys", "other settings", "cut short", "no json"])
-def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path, what: str) -> None:
-    keys, queries = some_keys(500)
-    ApproximateIndex.open(tmp_path, keys, queries, SETTINGS)
+@pytest.mark.parametrize("what", ["other vectors", "other settings", "cut short", "no json"])
+def test_an_index_that_does_not_fit_is_built_again(tmp_path: Path, what: str) -> None:
+    vectors, queries = some_vectors(500)
+    ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
     settings = SETTINGS
-    if what == "other keys":
-        keys, queries = some_keys(500, seed=1)
+    if what == "other vectors":
+        vectors, queries = some_vectors(500, seed=1)
     elif what == "other settings":
-        settings = IndexSettings(kind="approximate", neighbours=8)
+        settings = IndexSettings(kind="approximate", connectivity=8)
     elif what == "cut short":
         data = (tmp_path / "index.usearch").read_bytes()
         (tmp_path / "index.usearch").write_bytes(data[: len(data) // 2])
     else:
         (tmp_path / "index.json").write_text("{")
-    index = ApproximateIndex.open(tmp_path, keys, queries, settings)
+    index = ApproximateIndex.open(tmp_path, vectors, queries, settings)
     assert index.recall > 0.9
     assert json.loads((tmp_path / "index.json").read_text()) == index.about
 
 
 def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recommender]:
-    """The same items, exact and through an index that is asked for few of them."""
+    """An exact and an approximate recommender of the same items."""
     exact = make_recommender(**changes)
     catalogue = make_catalogue(exact.model)
     vectors = catalogue.tensors.item_vectors
@@ -86,9 +86,7 @@ def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recomme
     return exact, Recommender(exact.model, catalogue, exact.encoder, index=index)
 
 
-def test_items_that_come_and_go_beside_an_index_are_found_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_added_and_removed_items_need_no_new_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msm4sr.recommend.scoring.APPROXIMATE_SHARE", 1)
     exact, through = approximate(tmp_path)
     asked: list[int] = []
@@ -114,10 +112,10 @@ def test_items_that_come_and_go_beside_an_index_are_found_at_once(
 
 
 @pytest.mark.parametrize("bias", [-20.0, 20.0])
-def test_what_was_taken_is_found_or_not_as_the_model_scores_it(
+def test_seen_items_are_found_or_not_as_the_model_scores_them(
     bias: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The index knows products alone, and the model adds to those of the history."""
+    """The index has the products only; the model adds a bias to the seen items."""
     monkeypatch.setattr("msm4sr.recommend.scoring.APPROXIMATE_SHARE", 1)
     exact, through = approximate(tmp_path, seen_item_bias=True)
     for recommender in (exact, through):
@@ -130,7 +128,7 @@ def test_what_was_taken_is_found_or_not_as_the_model_scores_it(
         assert ({one.item_id for one in found} <= set(history)) is (bias > 0 and k <= 3)
 
 
-def test_a_run_keeps_its_index_beside_its_model(run_folder: Path, tmp_path: Path) -> None:
+def test_a_run_stores_its_index_in_its_model_folder(run_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     first = load_recommender(copy, SETTINGS)
     assert first.index is not None

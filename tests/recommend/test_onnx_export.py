@@ -35,16 +35,16 @@ def test_histories_of_any_number_and_length_score_as_in_pytorch(name: str, tmp_p
     write_graphs(model, tmp_path)
     graph = session(tmp_path / "histories.onnx")
     with torch.no_grad():
-        catalogue = model.encode_items()
-        keys = model.scoring_vectors(catalogue)
+        embeddings = model.encode_items()
+        item_vectors = model.scoring_vectors(embeddings)
         for wanted in ([1], [3], [1, 4, 2], [50, 1]):
             lengths = [min(length, model.max_history) for length in wanted]
             rows = torch.randint(0, model.n_items, (len(lengths), max(lengths)))
-            expected = model.score(rows, torch.tensor(lengths), catalogue, keys)
+            expected = model.score(rows, torch.tensor(lengths), embeddings, item_vectors)
             distinct, places = rows.unique(return_inverse=True)
-            told = {"vectors": catalogue[distinct], "histories": places, "lengths": torch.tensor(lengths)}
-            (queries,) = graph.run(None, {name: array.numpy() for name, array in told.items()})
-            np.testing.assert_allclose(queries @ keys.numpy().T, expected.numpy(), atol=1e-4)
+            inputs = {"embeddings": embeddings[distinct], "histories": places, "lengths": torch.tensor(lengths)}
+            (queries,) = graph.run(None, {name: array.numpy() for name, array in inputs.items()})
+            np.testing.assert_allclose(queries @ item_vectors.numpy().T, expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -61,13 +61,13 @@ def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tm
             name: Ragged(torch.randn(sum(lengths), model.features[name].dim), torch.tensor([0, *lengths]).cumsum(0))
             for name, lengths in counts.items()
         }
-        told = {name: rows.values.numpy() for name, rows in features.items()}
-        told["lengths"] = np.array([counts[name] for name in model.content_modalities])
-        vectors, keys = graph.run(None, told)
+        inputs = {name: rows.values.numpy() for name, rows in features.items()}
+        inputs["lengths"] = np.array([counts[name] for name in model.content_modalities])
+        encoded, item_vectors = graph.run(None, inputs)
         with torch.no_grad():
             expected = model.encode_new_items(features)
-            np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-4)
-            np.testing.assert_allclose(keys, model.scoring_vectors(expected).numpy(), atol=1e-4)
+            np.testing.assert_allclose(encoded, expected.numpy(), atol=1e-4)
+            np.testing.assert_allclose(item_vectors, model.scoring_vectors(expected).numpy(), atol=1e-4)
 
 
 def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(run_folder: Path, tmp_path: Path) -> None:
@@ -81,16 +81,18 @@ def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(run_folder:
     ]
     text = (tmp_path / "out" / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
-    said = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=True
     ).stdout
     model = from_pretrained(run_folder / "model")
     item_ids = json.loads((tmp_path / "out" / "items.json").read_text())["item_ids"]
     with torch.no_grad():
-        catalogue = model.encode_items()
-        scores = model.score(torch.tensor([[0, 1, 2]]), torch.tensor([3]), catalogue, model.scoring_vectors(catalogue))
+        embeddings = model.encode_items()
+        scores = model.score(
+            torch.tensor([[0, 1, 2]]), torch.tensor([3]), embeddings, model.scoring_vectors(embeddings)
+        )
     best = [item_ids[item] for item in scores[0].argsort(descending=True)[:10]]
-    assert ast.literal_eval(said) == best
+    assert ast.literal_eval(printed) == best
 
 
 def test_a_model_without_vectors_and_a_full_folder_are_refused(run_folder: Path, tmp_path: Path, toyshop: Path) -> None:

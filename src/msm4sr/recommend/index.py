@@ -1,13 +1,13 @@
-"""The items with the highest inner products: exact, by one product and a partial sort, or approximate for many items.
+"""The items with the highest inner products: exact, or approximate for many items.
 
-The approximate index is a graph of neighbours (HNSW, usearch) over the items that a run was trained on. It never
-changes: items that came later are compared exactly beside it, removed ones are left out of what it finds, and the
-scores of all that it finds are computed anew. So nothing is rebuilt, several processes map one file, and a score does
-not depend on the way in which an item was found.
+The approximate index is a graph of nearest neighbours (HNSW, usearch) over the items that a run was trained on. It is
+immutable: added items are compared exactly beside it, removed items are filtered out of its results, and the scores of
+all results are computed exactly. So nothing is rebuilt, several processes map one file, and a score does not depend
+on how an item was found.
 
-An inner product is no distance, and a graph of neighbours needs one. Each key k gets one number more,
-sqrt(m^2 - |k|^2) with m the longest key's length, and each query a zero: all keys are then of one length, and the order
-by cosine is the order by inner product (Bachrach et al. 2014).
+Such a graph needs a distance, and an inner product is none. Each item vector v gets another component
+sqrt(m^2 - |v|^2), with m the length of the longest, and each query a zero: all item vectors then have the same length,
+and the order by cosine is the order by inner product (Bachrach et al. 2014).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from msm4sr.files import atomic_file, write_json
 
 FILE, ABOUT = "index.usearch", "index.json"
 MEASURED_AT = 20  # items of a list whose recall is measured
-BLOCK = 8192  # keys added at a time
-NUMBERS = "bf16"  # in which the graph keeps its keys: quicker to build than float32, half of the memory
+BLOCK = 8192  # item vectors added at a time
+DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32, half of the memory
 
 
 class IndexSettings(BaseModel):
@@ -41,16 +41,17 @@ class IndexSettings(BaseModel):
         "auto", description="exact: one product with all items. auto: approximate from `approximate_from` items on"
     )
     approximate_from: int = Field(300_000, ge=1, description="items from which on `auto` is approximate")
-    neighbours: int = Field(16, ge=2, description="that each item keeps in the graph: more memory, better recall")
-    effort_of_building: int = Field(128, ge=1, description="items looked at to place one in the graph")
-    effort_of_search: int = Field(256, ge=1, description="items looked at in a search at least")
+    connectivity: int = Field(16, ge=2, description="neighbours of an item in the graph: more memory, better recall")
+    expansion_add: int = Field(128, ge=1, description="candidates when an item is added to the graph")
+    expansion_search: int = Field(256, ge=1, description="minimum of candidates in a search")
 
     def approximates(self, n_items: int) -> bool:
+        """Whether so many items get an approximate index."""
         return self.kind == "approximate" or (self.kind == "auto" and n_items >= self.approximate_from)
 
 
 def top_k(scores: Tensor, k: int) -> list[int]:
-    """The rows of the `k` highest of scores [N], best first; equal scores by row; what is -inf is left out."""
+    """The rows of the `k` highest of scores [N], best first; equal scores by row; -inf is excluded."""
     k = min(k, len(scores))
     if k == 0:
         return []
@@ -63,7 +64,7 @@ def top_k(scores: Tensor, k: int) -> list[int]:
 
 
 class ApproximateIndex:
-    """Over keys [N, Q], which the caller keeps. `about` is what index.json says: sizes, settings, `recall@20`."""
+    """A graph over item vectors [N, Q]. `about` is the content of index.json: sizes, settings, `recall@20`."""
 
     def __init__(self, index: Any, about: dict[str, Any]) -> None:
         self._index = index
@@ -71,58 +72,55 @@ class ApproximateIndex:
 
     @property
     def recall(self) -> float:
-        """The share of the exact best 20 that were found, when it was built."""
+        """The fraction of the exact best 20 that were found, when the index was built."""
         return float(self.about[f"recall@{MEASURED_AT}"])
 
     def search(self, query: Tensor, k: int) -> Tensor:
-        """About the `k` best rows for a query [Q], and half as many that come next, in no order: int64 [at most 1.5 k].
+        """About the `k` best rows for a query [Q] and half as many of the next, unordered: int64 [at most 1.5 k].
 
-        The order of rounded keys is not that of the keys; the exact scores choose among all of them.
+        The graph has rounded vectors; the exact scores select among all of the results.
         """
-        wanted = np.append(query.numpy(), np.float32(0))
-        return torch.from_numpy(self._index.search(wanted, k + k // 2, threads=1).keys.astype(np.int64))
+        extended = np.append(query.numpy(), np.float32(0))
+        return torch.from_numpy(self._index.search(extended, k + k // 2, threads=1).keys.astype(np.int64))
 
     @classmethod
-    def open(cls, folder: Path, keys: Tensor, queries: Tensor, settings: IndexSettings) -> Self:
-        """The index in `folder`, if it is of these keys and settings; else it is built from the keys and saved there.
+    def open(cls, folder: Path, item_vectors: Tensor, queries: Tensor, settings: IndexSettings) -> Self:
+        """Open the index in `folder` if it fits the item vectors and settings; else build and save it.
 
-        `queries` [any, Q] are vectors of histories, by which its recall is measured.
+        Args:
+            folder: the model folder.
+            item_vectors: [N, Q].
+            queries: vectors of histories [any, Q], by which the recall is measured.
+            settings: of the graph.
         """
-        from usearch.index import Index
-
-        made_of = {
-            "numbers": NUMBERS,
-            "keys": _digest(keys),
-            "settings": settings.model_dump(exclude={"kind", "approximate_from"}),
-        }
-        # Where it is not there, of another run or damaged, it is made anew.
+        digest = hashlib.blake2b(item_vectors.contiguous().numpy().data, digest_size=16).hexdigest()
+        graph = settings.model_dump(exclude={"kind", "approximate_from"})
+        built_from = {"dtype": DTYPE, "item_vectors": digest, "settings": graph}
+        # An index that is missing, damaged or of another run is built again.
         with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            if all(about[name] == value for name, value in made_of.items()):
-                index = _empty(Index, keys, settings)
+            if all(about[name] == value for name, value in built_from.items()):
+                index = _empty_index(item_vectors.shape[1], graph)
                 index.view(str(folder / FILE))
-                if len(index) == len(keys):
+                if len(index) == len(item_vectors):
                     return cls(index, about)
-        return cls._build(Index, folder, keys, queries, settings, made_of)
+        return cls._build(folder, item_vectors, queries, built_from)
 
     @classmethod
-    def _build(
-        cls, index_class: Any, folder: Path, keys: Tensor, queries: Tensor, settings: IndexSettings, made_of: Any
-    ) -> Self:
+    def _build(cls, folder: Path, item_vectors: Tensor, queries: Tensor, built_from: dict[str, Any]) -> Self:
         began = time.perf_counter()
-        index = _empty(index_class, keys, settings)
-        longest = float(keys.norm(dim=1).max())
-        for start in range(0, len(keys), BLOCK):
-            block = keys[start : start + BLOCK]
+        index = _empty_index(item_vectors.shape[1], built_from["settings"])
+        longest = float(item_vectors.norm(dim=1).max())
+        for start in range(0, len(item_vectors), BLOCK):
+            block = item_vectors[start : start + BLOCK]
             rest = (longest**2 - block.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
             index.add(np.arange(start, start + len(block)), torch.cat([block, rest], dim=1).numpy())
-        seconds = time.perf_counter() - began
         about = {
-            **made_of,
-            "items": len(keys),
-            "build_seconds": round(seconds, 1),
+            **built_from,
+            "items": len(item_vectors),
+            "build_seconds": round(time.perf_counter() - began, 1),
             "queries": len(queries),
-            f"recall@{MEASURED_AT}": measure_recall(cls(index, {}), keys, queries),
+            f"recall@{MEASURED_AT}": measure_recall(cls(index, {}), item_vectors, queries),
         }
         with atomic_file(folder / FILE) as path:
             index.save(str(path))
@@ -130,24 +128,16 @@ class ApproximateIndex:
         return cls(index, about)
 
 
-def _empty(index_class: Any, keys: Tensor, settings: IndexSettings) -> Any:
-    return index_class(
-        ndim=keys.shape[1] + 1,
-        metric="cos",
-        dtype=NUMBERS,
-        connectivity=settings.neighbours,
-        expansion_add=settings.effort_of_building,
-        expansion_search=settings.effort_of_search,
-    )
+def _empty_index(dim: int, graph: dict[str, Any]) -> Any:
+    from usearch.index import Index
+
+    return Index(ndim=dim + 1, metric="cos", dtype=DTYPE, **graph)
 
 
-def measure_recall(index: ApproximateIndex, keys: Tensor, queries: Tensor, k: int = MEASURED_AT) -> float:
-    """The mean share of the exact best `k` that the index finds. 1 where there is nothing to ask."""
+def measure_recall(index: ApproximateIndex, item_vectors: Tensor, queries: Tensor, k: int = MEASURED_AT) -> float:
+    """The mean fraction of the exact best `k` that the index finds; 1 without queries."""
     shares = [
-        len(set(index.search(query, k).tolist()) & set(top_k(keys @ query, k))) / min(k, len(keys)) for query in queries
+        len(set(index.search(query, k).tolist()) & set(top_k(item_vectors @ query, k))) / min(k, len(item_vectors))
+        for query in queries
     ]
     return round(float(np.mean(shares)), 4) if shares else 1.0
-
-
-def _digest(keys: Tensor) -> str:
-    return hashlib.blake2b(keys.contiguous().numpy().data, digest_size=16).hexdigest()
