@@ -1,4 +1,4 @@
-"""The command that recommends: for a user, for a history, as a table and as a page; and what it refuses."""
+"""The command `recommend`: for a user, for a history, as a table and as a page; and its errors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_a_user_gets_ten_new_items_with_titles(cli: Cli, trained: Trained, shop:
     assert called.code == 0, called
     items = dict(pl.read_parquet(shop / "items.parquet").select("item_id", "title").iter_rows())
     dataset = load_dataset(shop)
-    taken = {dataset.item_ids[i] for i in dataset.histories[dataset.user_ids.index("user-00007")]}
+    seen = {dataset.item_ids[i] for i in dataset.histories[dataset.user_ids.index("user-00007")]}
     listed = re.findall(r"│ \d+ │ (\S+) │", called.out)
     assert len(listed) == len(set(listed)) == 10
-    assert not set(listed) & taken
+    assert not set(listed) & seen
     assert all((items[item] or item) in called.out for item in listed)
 
 
-def test_a_user_is_a_history_of_everything_the_user_took(cli: Cli, trained: Trained, shop: Path) -> None:
+def test_a_user_is_the_history_of_all_items_of_the_user(cli: Cli, trained: Trained, shop: Path) -> None:
     dataset = load_dataset(shop)
     history = [dataset.item_ids[i] for i in dataset.histories[dataset.user_ids.index("user-00007")]]
     of_user = cli("recommend", trained.folder, "--user", "user-00007").out
@@ -62,14 +62,14 @@ def test_the_order_of_a_history_matters(cli: Cli, trained: Trained) -> None:
     assert forth.partition("┏")[2] != back.partition("┏")[2]
 
 
-def test_the_history_comes_back_only_on_request(cli: Cli, trained: Trained) -> None:
+def test_seen_items_are_included_on_request_only(cli: Cli, trained: Trained) -> None:
     without = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60").out
     included = cli("recommend", trained.folder, "--history", "toy-0001", "-k", "60", "--include-seen").out
     assert "│ toy-0001 │" not in without
     assert "│ toy-0001 │" in included
 
 
-def test_the_page_shows_pictures_and_titles(cli: Cli, trained: Trained, tmp_path: Path) -> None:
+def test_the_page_shows_images_and_titles(cli: Cli, trained: Trained, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     called = cli("recommend", trained.folder, "--user", "user-00007", "--html", page)
     assert f"page: {page}" in called.out
@@ -79,13 +79,13 @@ def test_the_page_shows_pictures_and_titles(cli: Cli, trained: Trained, tmp_path
     assert list(tmp_path.iterdir()) == [page]
 
 
-def test_an_unknown_user_is_told_the_nearest(refused: Refused, trained: Trained) -> None:
+def test_an_unknown_user_gets_the_closest_ids(refused: Refused, trained: Trained) -> None:
     message = refused("recommend", trained.folder, "--user", "USER-00007")
     assert "no user 'USER-00007'" in message
     assert "did you mean 'user-00007'" in message
 
 
-def test_an_unknown_item_is_told_the_nearest(refused: Refused, trained: Trained) -> None:
+def test_an_unknown_item_gets_the_closest_ids(refused: Refused, trained: Trained) -> None:
     message = refused("recommend", trained.folder, "--history", "toy-0001", "toy-001")
     assert "no item 'toy-001'" in message
     assert "did you mean" in message
@@ -115,7 +115,7 @@ def test_k_beyond_the_catalogue_gives_what_there_is(cli: Cli, trained: Trained) 
     assert "│ 60 │" not in called.out
 
 
-def test_a_page_that_cannot_be_written_is_told(cli: Cli, trained: Trained, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_an_error(cli: Cli, trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     called = cli("recommend", trained.folder, "--history", "toy-0001", "--html", tmp_path / "file" / "page.html")
     assert called.code in (1, 2)

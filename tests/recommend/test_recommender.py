@@ -1,4 +1,4 @@
-"""`Recommender`: what it recommends, and what it says of it."""
+"""`Recommender`: recommendations, similar items, added and removed items, explanations."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_batch_of_any_lengths_answers_as_each_history_alone(name: str) -> None
         assert [one.score for one in alone.items] == pytest.approx([one.score for one in answer.items], abs=1e-5)
 
 
-def test_histories_of_more_slots_than_go_at_once_are_all_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_histories_than_are_encoded_at_once_are_all_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = make_recommender()
     histories = [[f"i{(n + m) % 12}" for m in range(1 + n % 6)] for n in range(20)]
     expected = recommender.recommend_batch(histories, k=3)
@@ -64,7 +64,7 @@ def test_histories_of_more_slots_than_go_at_once_are_all_answered(monkeypatch: p
     assert [[one.item_id for one in a.items] for a in again] == [[one.item_id for one in a.items] for a in expected]
 
 
-def test_unknown_items_of_a_history_are_left_out_and_reported() -> None:
+def test_unknown_items_of_a_history_are_ignored_and_reported() -> None:
     recommender = make_recommender()
     found = recommender.recommend(["gone", "i3", "i1", "gone", "i5", "never"], k=4)
     assert found.unknown == ["gone", "never"]
@@ -80,7 +80,7 @@ def test_unknown_items_of_a_history_are_left_out_and_reported() -> None:
         (["i1"], {"by": "sound"}, "by is 'sound': this model can recommend by text, visual, both"),
     ],
 )
-def test_what_cannot_be_answered_is_told(history: list[str], options: dict[str, object], message: str) -> None:
+def test_a_request_without_an_answer_is_an_error(history: list[str], options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_recommender().recommend(history, **options)  # type: ignore[arg-type]
 
@@ -90,14 +90,14 @@ def test_in_a_batch_the_wrong_history_is_named() -> None:
         make_recommender().recommend_batch([["i1"], []])
 
 
-def test_seen_items_come_back_only_if_asked_for() -> None:
+def test_seen_items_are_recommended_on_request_only() -> None:
     recommender = make_recommender()
     without = {one.item_id for one in recommender.recommend(HISTORY, k=12).items}
     assert without == {f"i{n}" for n in range(12)} - set(HISTORY)
     assert len(recommender.recommend(HISTORY, k=12, exclude_seen=False).items) == 12
 
 
-def test_a_model_that_never_ranks_its_history_is_not_made_to() -> None:
+def test_a_model_that_never_ranks_seen_items_excludes_them_always() -> None:
     found = make_recommender("lightgcn").recommend(HISTORY, k=12, exclude_seen=False).items
     assert not {one.item_id for one in found} & set(HISTORY)
 
@@ -108,7 +108,7 @@ def test_a_filter_and_candidates_rank_what_is_left(name: str) -> None:
     everything = [one.item_id for one in recommender.recommend(HISTORY, k=12).items]
     even = recommender.recommend(HISTORY, k=3, filter=lambda item: "even" in item.categories).items
     assert [one.item_id for one in even] == [i for i in everything if int(i[1:]) % 2 == 0][:3]
-    some = recommender.recommend(HISTORY, k=3, candidates=["i7", "nobody", "i2", "i3", "i2"]).items
+    some = recommender.recommend(HISTORY, k=3, candidates=["i7", "unknown", "i2", "i3", "i2"]).items
     assert [one.item_id for one in some] == [i for i in everything if i in ("i7", "i2")]
     assert recommender.recommend(HISTORY, filter=lambda item: False).items == []
     assert recommender.recommend(HISTORY, candidates=[]).items == []
@@ -117,7 +117,7 @@ def test_a_filter_and_candidates_rank_what_is_left(name: str) -> None:
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("modality", ["text", "visual"])
 def test_by_one_modality_is_the_score_of_the_paper_s_variant(modality: str, similarity: str) -> None:
-    """MSM4SR-T: the term of the other modality is left out of equation (12), all weights as they are."""
+    """MSM4SR-T: equation (12) without the term of the other modality, with the same weights."""
     recommender = make_recommender(similarity=similarity)
     model = recommender.model
     assert isinstance(model, MSM4SR)
@@ -142,7 +142,7 @@ def make_inputs_of(model: MSM4SR):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("by", ["text", "visual"])
-def test_similar_items_are_by_the_cosine_of_what_the_model_makes_of_them(by: str) -> None:
+def test_similarity_is_the_cosine_of_the_content_embeddings(by: str) -> None:
     recommender = make_recommender()
     model = recommender.model
     assert isinstance(model, MSM4SR)
@@ -155,7 +155,7 @@ def test_similar_items_are_by_the_cosine_of_what_the_model_makes_of_them(by: str
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
 
 
-def test_similar_by_both_is_the_mean_over_what_the_item_has() -> None:
+def test_similarity_by_both_is_the_mean_over_the_modalities_of_the_item() -> None:
     recommender = make_recommender()
     both = next(i for i in range(12) if recommender.catalogue.tensors.present[i].all())
     by_one = {
@@ -168,7 +168,7 @@ def test_similar_by_both_is_the_mean_over_what_the_item_has() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_knows_items_of_the_same_taste(name: str) -> None:
+def test_every_model_finds_items_of_collaborative_similarity(name: str) -> None:
     recommender = make_recommender(name)
     found = recommender.similar_items("i5", k=3, by="collaborative")
     assert 1 <= len(found) <= 3
@@ -177,7 +177,7 @@ def test_every_model_knows_items_of_the_same_taste(name: str) -> None:
         assert [one.item_id for one in recommender.similar_items("i5", k=3)] == [one.item_id for one in found]
 
 
-def test_what_cannot_be_compared_is_told() -> None:
+def test_items_that_cannot_be_compared_are_an_error() -> None:
     recommender = make_recommender()
     lacking = next(i for i in range(12) if not recommender.catalogue.tensors.present[i, 1])
     with pytest.raises(InputError, match=f"item 'i{lacking}' has no visual"):
@@ -208,7 +208,7 @@ def test_a_new_item_is_scored_by_its_content_alone() -> None:
     assert found["n0"] == pytest.approx(float(prefix @ keys), abs=1e-5)
 
 
-def test_an_item_that_is_added_with_the_content_of_another_is_its_twin_but_for_the_id() -> None:
+def test_two_added_items_with_the_same_content_have_the_same_score() -> None:
     recommender = make_recommender(similarity="cosine")
     recommender.add_items([new_item("a", "Same", b"p"), new_item("b", "Same", b"p"), new_item("c", "Else", b"q")])
     scores = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=20).items}
@@ -217,7 +217,7 @@ def test_an_item_that_is_added_with_the_content_of_another_is_its_twin_but_for_t
     assert recommender.similar_items("a", k=1)[0].item_id == "b"
 
 
-def test_new_items_stand_in_histories_and_candidates_like_any_other() -> None:
+def test_new_items_may_be_in_histories_and_candidates() -> None:
     recommender = make_recommender()
     recommender.add_items([new_item("n0"), new_item("n1", image=b"x")])
     with_new = recommender.recommend(["i3", "n0"], k=20)
@@ -245,7 +245,7 @@ def test_a_removed_item_is_neither_recommended_nor_known() -> None:
         recommender.item("i7")
 
 
-def test_the_id_of_a_removed_item_can_be_taken_again() -> None:
+def test_the_id_of_a_removed_item_can_be_used_again() -> None:
     recommender = make_recommender()
     recommender.remove_items(["i7"])
     recommender.add_items([new_item("i7", "Another thing")])
@@ -265,7 +265,7 @@ def test_the_id_of_a_removed_item_can_be_taken_again() -> None:
         ([Item("n")], "item 'n': it has no content that the model reads; give it a text or visual"),
     ],
 )
-def test_of_items_that_cannot_be_added_none_is(items: list[Item], message: str) -> None:
+def test_items_are_added_all_or_none(items: list[Item], message: str) -> None:
     recommender = make_recommender()
     before = recommender.catalogue
     with pytest.raises(InputError, match=message):
@@ -274,14 +274,14 @@ def test_of_items_that_cannot_be_added_none_is(items: list[Item], message: str) 
     assert ItemExists.__mro__[1] is InputError
 
 
-def test_the_last_item_stays() -> None:
+def test_the_last_item_cannot_be_removed() -> None:
     recommender = make_recommender()
     with pytest.raises(InputError, match="no item would be left"):
         recommender.remove_items([f"i{n}" for n in range(12)])
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "msm4sr"])
-def test_a_model_that_must_be_trained_on_its_items_says_so_and_can_still_lose_one(name: str) -> None:
+def test_a_model_without_content_takes_no_new_items_but_removes_some(name: str) -> None:
     recommender = make_recommender(name)
     with pytest.raises(InputError, match="takes no new items"):
         recommender.add_items([new_item()])
@@ -289,8 +289,8 @@ def test_a_model_that_must_be_trained_on_its_items_says_so_and_can_still_lose_on
     assert "i2" not in {one.item_id for one in recommender.recommend(HISTORY, k=20).items}
 
 
-def test_threads_see_whole_states_while_items_come_and_go() -> None:
-    """Items a and b come and go together: no answer may have one without the other, and every score is right."""
+def test_threads_see_consistent_states_while_items_are_added_and_removed() -> None:
+    """Items a and b are added and removed together: no answer has only one of them, and every score is right."""
     recommender = make_recommender()
     recommender.add_items([new_item("a", "Pair"), new_item("b", "Pair")])
     scores = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30).items}
@@ -319,23 +319,23 @@ def test_threads_see_whole_states_while_items_come_and_go() -> None:
     assert not wrong
 
 
-def test_of_threads_that_add_the_same_item_one_succeeds() -> None:
+def test_only_one_of_several_threads_can_add_an_id() -> None:
     recommender = make_recommender()
-    barrier, told = threading.Barrier(6), []
+    barrier, refused = threading.Barrier(6), []
 
     def add() -> None:
         barrier.wait()
         try:
             recommender.add_items([new_item("same")])
         except ItemExists:
-            told.append(1)
+            refused.append(1)
 
     threads = [threading.Thread(target=add) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 5
+    assert len(refused) == 5
     assert recommender.catalogue.n_items == 13
 
 
@@ -343,24 +343,24 @@ def test_of_threads_that_add_the_same_item_one_succeeds() -> None:
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_the_parts_of_a_score_sum_to_it_and_are_what_they_are_called(similarity: str) -> None:
+def test_the_parts_of_a_score_sum_to_it(similarity: str) -> None:
     recommender = make_recommender(similarity=similarity)
     recommender.add_items([new_item("n0", image=b"x")])
     scores = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30, exclude_seen=False).items}
     for item_id in ("i0", "i3", "i11", "n0"):
-        told = recommender.explain(HISTORY, item_id)
-        assert list(told.parts) == ["text", "visual", "id"]
-        assert sum(told.parts.values()) == pytest.approx(scores[item_id], abs=1e-5)
-        assert told.score == pytest.approx(scores[item_id], abs=1e-5)
+        explained = recommender.explain(HISTORY, item_id)
+        assert list(explained.parts) == ["text", "visual", "id"]
+        assert sum(explained.parts.values()) == pytest.approx(scores[item_id], abs=1e-5)
+        assert explained.score == pytest.approx(scores[item_id], abs=1e-5)
     model = recommender.model
     assert isinstance(model, MSM4SR)
     if similarity == "dot":
         prefix = model.encode_histories(torch.tensor([[3, 1, 5]]), model.encode_items())[0, -1].view(2, -1)
-        told = recommender.explain(HISTORY, "i0")
-        assert told.parts["text"] == pytest.approx(
+        explained = recommender.explain(HISTORY, "i0")
+        assert explained.parts["text"] == pytest.approx(
             float((prefix[0] @ model.encode_content("text")[0]).detach()), abs=1e-5
         )
-        assert told.parts["id"] == pytest.approx(
+        assert explained.parts["id"] == pytest.approx(
             float((prefix.sum(0) @ model.item_embedding.weight[0]).detach()), abs=1e-5
         )
 
@@ -369,32 +369,32 @@ def test_the_parts_of_a_score_sum_to_it_and_are_what_they_are_called(similarity:
 def test_a_past_item_weighs_what_the_score_loses_without_it(name: str) -> None:
     recommender = make_recommender(name)
     history = ["i3", "i1", "i3", "i5"]
-    told = recommender.explain(history, "i0")
+    explained = recommender.explain(history, "i0")
     score = float(slow_scores(recommender, [3, 1, 3, 5])[0])
     expected = {
         f"i{left}": score - float(slow_scores(recommender, rest)[0])
         for left, rest in [(3, [1, 5]), (1, [3, 3, 5]), (5, [3, 1, 3])]
     }
-    assert {past.item_id: past.weight for past in told.history} == pytest.approx(expected, abs=1e-4)
-    assert [past.weight for past in told.history] == sorted((p.weight for p in told.history), reverse=True)
+    assert {past.item_id: past.weight for past in explained.history} == pytest.approx(expected, abs=1e-4)
+    assert [past.weight for past in explained.history] == sorted((p.weight for p in explained.history), reverse=True)
 
 
 def test_the_only_past_item_weighs_the_score() -> None:
-    told = make_recommender().explain(["i3"], "i0")
-    assert [past.weight for past in told.history] == [pytest.approx(told.score)]
+    explained = make_recommender().explain(["i3"], "i0")
+    assert [past.weight for past in explained.history] == [pytest.approx(explained.score)]
 
 
 @pytest.mark.parametrize("bias", [-3.0, 3.0])
-def test_what_was_taken_scores_as_the_model_has_learned(bias: float) -> None:
+def test_a_seen_item_has_the_bias_of_the_model(bias: float) -> None:
     recommender = make_recommender(seen_item_bias=True, max_history=4)
     model = recommender.model
     assert isinstance(model, MSM4SR)
     model.seen_item_bias.data.fill_(bias)  # type: ignore[union-attr]
-    history = ["i9", "i3", "i1", "i3", "i5"]  # the first is no longer read
-    told = recommender.recommend(history, k=12, exclude_seen=False, reasons=True).items
+    history = ["i9", "i3", "i1", "i3", "i5"]  # the model does not read the first
+    found = recommender.recommend(history, k=12, exclude_seen=False, reasons=True).items
     expected = slow_scores(recommender, [9, 3, 1, 3, 5])
-    assert [row_of(one) for one in told] == slow_ranking(expected, set())
-    for one in told:
+    assert [row_of(one) for one in found] == slow_ranking(expected, set())
+    for one in found:
         assert one.score == pytest.approx(float(expected[row_of(one)]), abs=1e-4)
         explained = recommender.explain(history, one.item_id)
         assert list(explained.parts) == ["text", "visual", "id", "seen"]
@@ -402,7 +402,7 @@ def test_what_was_taken_scores_as_the_model_has_learned(bias: float) -> None:
         assert explained.score == pytest.approx(one.score, abs=1e-4)
     hidden = recommender.recommend(history, k=12).items
     assert [row_of(one) for one in hidden] == slow_ranking(expected, {9, 3, 1, 5})
-    # without the pick itself, the number is gone too
+    # without the item itself, the bias goes as well
     rest = float(slow_scores(recommender, [1, 5])[3])  # what is read without i3
     weights = {past.item_id: past.weight for past in recommender.explain(history, "i3").history}
     assert weights["i3"] == pytest.approx(float(expected[3]) - rest, abs=1e-4)
@@ -412,27 +412,27 @@ def test_a_sentence_weighs_what_the_score_loses_without_it() -> None:
     recommender = make_recommender()
     two = Item("n2", "A heading", "And a text.", images=[b"p"])
     recommender.add_items([two, Item("n1", "A heading", images=[b"p"])])
-    told = recommender.explain(HISTORY, "n2")
+    explained = recommender.explain(HISTORY, "n2")
     scores = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30).items}
-    assert told.parts["id"] == 0
-    assert [sentence.text for sentence in told.sentences] == ["A heading", "And a text."]
-    assert sum(sentence.attention for sentence in told.sentences) == pytest.approx(1, abs=1e-5)
-    assert told.sentences[1].weight == pytest.approx(scores["n2"] - scores["n1"], abs=1e-5)
+    assert explained.parts["id"] == 0
+    assert [sentence.text for sentence in explained.sentences] == ["A heading", "And a text."]
+    assert sum(sentence.attention for sentence in explained.sentences) == pytest.approx(1, abs=1e-5)
+    assert explained.sentences[1].weight == pytest.approx(scores["n2"] - scores["n1"], abs=1e-5)
     # without its only sentence, it is an item that has no text
     alone = recommender.explain(HISTORY, "n1").sentences[0].weight
     recommender.add_items([Item("n3", images=[b"p"])])
-    untold = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30).items}["n3"]
-    assert alone == pytest.approx(scores["n1"] - untold, abs=1e-5)
+    without = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30).items}["n3"]
+    assert alone == pytest.approx(scores["n1"] - without, abs=1e-5)
 
 
 def test_a_reason_is_the_past_item_that_weighs_most_and_the_part_that_counts_most() -> None:
     recommender = make_recommender()
     seen = set()
     for item in recommender.recommend(HISTORY, k=9, reasons=True).items:
-        told = recommender.explain(HISTORY, item.item_id)
+        explained = recommender.explain(HISTORY, item.item_id)
         assert item.reason is not None
-        assert item.reason.mostly == max(told.parts, key=lambda name: told.parts[name])
-        most = told.history[0]
+        assert item.reason.mostly == max(explained.parts, key=lambda name: explained.parts[name])
+        most = explained.history[0]
         assert item.reason.because == (most.item_id if most.weight > 0 else None)
         seen.add(item.reason.because)
     assert len(seen) > 1
@@ -444,26 +444,26 @@ def test_a_reason_is_the_past_item_that_weighs_most_and_the_part_that_counts_mos
 def test_a_run_is_loaded_and_recommends_items_that_came_after_it(run_folder: Path) -> None:
     recommender = load_recommender(run_folder)
     ids = recommender.catalogue.items.item_ids
-    pictured = next(i for i in ids if recommender.item(i).images and recommender.item(i).text)
-    known = recommender.item(pictured)
-    recommender.add_items([Item("twin", known.title, known.text, images=[recommender.read_image(pictured)])])
+    with_image = next(i for i in ids if recommender.item(i).images and recommender.item(i).text)
+    known = recommender.item(with_image)
+    recommender.add_items([Item("copy", known.title, known.text, images=[recommender.read_image(with_image)])])
     tensors = recommender.catalogue.gather(
-        torch.tensor([recommender.catalogue.known_row(pictured), recommender.catalogue.known_row("twin")])
+        torch.tensor([recommender.catalogue.known_row(with_image), recommender.catalogue.known_row("copy")])
     )
-    # bf16, where the machine has it, rounds by the company that a sentence is in
+    # bf16, if the machine has it, rounds differently in batches of other sentences
     torch.testing.assert_close(tensors.embeddings[0, :2], tensors.embeddings[1, :2], atol=0.03, rtol=0.03)
-    assert recommender.similar_items("twin", k=1)[0].item_id == pictured
-    assert "twin" in {one.item_id for one in recommender.recommend(ids[:3], k=100).items}
-    told = recommender.explain(ids[:3], pictured)
-    assert told.sentences
-    assert told.sentences[0].text == known.title
-    assert recommender.keywords(pictured)
+    assert recommender.similar_items("copy", k=1)[0].item_id == with_image
+    assert "copy" in {one.item_id for one in recommender.recommend(ids[:3], k=100).items}
+    explained = recommender.explain(ids[:3], with_image)
+    assert explained.sentences
+    assert explained.sentences[0].text == known.title
+    assert recommender.keywords(with_image)
 
 
-def test_a_broken_picture_is_told_by_its_number(run_folder: Path) -> None:
+def test_a_broken_image_is_named_by_its_number(run_folder: Path) -> None:
     recommender = load_recommender(run_folder)
     with pytest.raises(InputError, match="item 'n': image 1 cannot be used: not an image"):
-        recommender.add_items([Item("n", "A thing", images=[b"no picture"])])
+        recommender.add_items([Item("n", "A thing", images=[b"no image"])])
 
 
 def test_a_run_serves_without_its_data(run_folder: Path, tmp_path: Path) -> None:
@@ -471,10 +471,10 @@ def test_a_run_serves_without_its_data(run_folder: Path, tmp_path: Path) -> None
     text = (copy / "config.yaml").read_text().splitlines()
     elsewhere = ["data: /nowhere" if row.startswith("data:") else row for row in text]
     (copy / "config.yaml").write_text("\n".join(elsewhere))
-    whole, bare = load_recommender(run_folder), load_recommender(copy)
-    ids = whole.catalogue.items.item_ids
-    assert bare.recommend(ids[:4]).items == whole.recommend(ids[:4]).items
-    assert bare.item(ids[0]).title == whole.item(ids[0]).title
+    complete, bare = load_recommender(run_folder), load_recommender(copy)
+    ids = complete.catalogue.items.item_ids
+    assert bare.recommend(ids[:4]).items == complete.recommend(ids[:4]).items
+    assert bare.item(ids[0]).title == complete.item(ids[0]).title
     assert bare.item(ids[0]).text is None
 
 

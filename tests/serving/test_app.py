@@ -1,4 +1,4 @@
-"""The endpoints, in this process. What needs a process of its own is in `test_server`."""
+"""The routes, in this process. `test_server` starts the service as a process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ids(toyshop: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def recommender(run_folder: Path) -> Recommender:
-    """What the service must say."""
+    """The recommender whose results the service must answer."""
     return load_recommender(run_folder)
 
 
@@ -87,7 +87,7 @@ def test_a_batch_answers_each_history(client: TestClient, ids: list[str]) -> Non
         assert [i["item_id"] for i in one["items"]] == [i["item_id"] for i in alone["items"]]
 
 
-def test_options_choose_what_is_ranked(client: TestClient, ids: list[str], recommender: Recommender) -> None:
+def test_options_select_the_ranked_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
     category = next(name for i in ids for name in recommender.item(i).categories)
     answer = client.post("/recommend", json={"history": ids[:2], "categories": [category], "k": 50}).json()
     assert answer["items"]
@@ -100,9 +100,7 @@ def test_options_choose_what_is_ranked(client: TestClient, ids: list[str], recom
     ]
 
 
-def test_an_item_is_described_and_has_similar_ones(
-    client: TestClient, ids: list[str], recommender: Recommender
-) -> None:
+def test_an_item_has_details_and_similar_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
     answer = client.get(f"/items/{ids[0]}").json()
     assert answer["title"] == recommender.item(ids[0]).name
     assert answer["keywords"] == recommender.keywords(ids[0])
@@ -116,7 +114,7 @@ def test_an_explanation_sums_up(client: TestClient, ids: list[str]) -> None:
     assert {past["item_id"] for past in answer["history"]} == set(ids[:3])
 
 
-def test_a_new_item_is_recommended_from_the_next_request_on_and_gone_after_it_is_removed(
+def test_a_new_item_is_recommended_from_the_next_request_until_it_is_removed(
     client: TestClient, ids: list[str]
 ) -> None:
     added = add(client, "new/1 ü", [jpeg()], text="It has four carriages.", categories=["trains", "wood"])
@@ -133,20 +131,20 @@ def test_a_new_item_is_recommended_from_the_next_request_on_and_gone_after_it_is
     assert_problem(client.delete("/items/new%2F1%20%C3%BC"), 404)
 
 
-def test_who_changes_something_needs_the_key(client: TestClient, ids: list[str]) -> None:
+def test_changes_need_the_key(client: TestClient, ids: list[str]) -> None:
     for key in ("", "wrong", KEY + "x", KEY[:-1], "ü"):
         headers = {"X-API-Key": key.encode()}
         assert_problem(client.request("DELETE", f"/items/{ids[0]}", headers=headers), 401, "API key")
         assert_problem(client.post("/reload", headers=headers), 401)
         assert_problem(client.post("/items", headers=headers, data={"item_id": "n", "title": "t"}), 401)
     bearer = {"X-API-Key": "", "Authorization": f"Bearer {KEY}"}
-    assert_problem(client.request("DELETE", "/items/nobody", headers=bearer), 404)
+    assert_problem(client.request("DELETE", "/items/unknown", headers=bearer), 404)
     assert client.get(f"/items/{ids[0]}", headers={"X-API-Key": ""}).status_code == 200
 
 
 def test_a_page_of_another_site_cannot_change_anything(client: TestClient, ids: list[str]) -> None:
     assert_problem(client.delete(f"/items/{ids[0]}", headers={"Origin": "https://evil.example"}), 403, "evil.example")
-    assert client.delete("/items/nobody", headers={"Origin": "http://testserver"}).status_code == 404
+    assert client.delete("/items/unknown", headers={"Origin": "http://testserver"}).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -164,11 +162,11 @@ def test_a_page_of_another_site_cannot_change_anything(client: TestClient, ids: 
         ({"history": [3]}, ["history.0", "string"]),
     ],
 )
-def test_what_is_wrong_with_a_request_is_told(client: TestClient, body: Any, words: list[str]) -> None:
+def test_a_wrong_request_is_a_problem_that_says_why(client: TestClient, body: Any, words: list[str]) -> None:
     assert_problem(client.post("/recommend", json=body), 422, *words)
 
 
-def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[str]) -> None:
+def test_a_modality_that_does_not_score_is_refused(client: TestClient, ids: list[str]) -> None:
     asked = {"history": ids[:1], "by": "smell"}
     assert_problem(client.post("/recommend", json=asked), 422, "text, visual, both")
     assert_problem(client.get(f"/items/{ids[0]}/similar?by=smell"), 422, "text, visual, both, collaborative")
@@ -179,7 +177,7 @@ def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[st
     ("fields", "images", "status", "words"),
     [
         ({"title": ""}, [], 422, ["no content that the model reads; give it a text or visual"]),
-        ({}, [b"no picture"], 422, ["image 1 cannot be used: not an image"]),
+        ({}, [b"no image"], 422, ["image 1 cannot be used: not an image"]),
         ({}, [jpeg(), jpeg()[:100]], 422, ["image 2 cannot be used: damaged or cut short"]),
         ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),
         ({}, [jpeg()] * 9, 422, ["9 images; send 8 at most"]),
@@ -189,7 +187,7 @@ def test_a_modality_that_does_not_score_is_told(client: TestClient, ids: list[st
         ({}, [b"x" * 200_001], 413, ["larger than 200,000 bytes"]),
     ],
 )
-def test_an_item_that_cannot_be_added_is_refused_whole(
+def test_an_item_that_cannot_be_added_changes_nothing(
     client: TestClient, fields: dict[str, str], images: list[bytes], status: int, words: list[str]
 ) -> None:
     before = client.get("/ready").json()["items"]
@@ -255,12 +253,12 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><rect width="9
         ([("a.png", b"\x89PNG\r\n\x1a\n", "image/png")], 422),
         ([(f"{n}.jpg", jpeg(), "image/jpeg") for n in range(100)], 422),
         ([("a" * 10_000, jpeg(), "image/jpeg")], 400),
-        ([("../../a.jpg", jpeg(), "application/x-sh")], 201),  # what it is called, and said to be, is not looked at
+        ([("../../a.jpg", jpeg(), "application/x-sh")], 201),  # name and media type are ignored
         ([("a.gif", gif(), "image/gif")], 201),
     ],
     ids=["bomb", "cut short", "svg", "empty", "head alone", "100", "long name", "wrong type", "gif"],
 )
-def test_of_images_those_that_can_be_read_are_taken(
+def test_readable_images_are_accepted_and_others_refused(
     client: TestClient, files: list[tuple[str, bytes, str]], status: int
 ) -> None:
     answer = client.post("/items", data={"item_id": "n", "title": "A"}, files=[("images", file) for file in files])
@@ -278,14 +276,14 @@ def test_a_body_without_a_length_is_bounded_too(client: TestClient) -> None:
     assert_problem(answer, 413, "larger than 200,000 bytes")
 
 
-def test_what_is_not_there_and_what_is_not_answered_are_told(client: TestClient) -> None:
+def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
     assert_problem(client.get("/nothing"), 404, "/openapi.json lists")
     assert_problem(client.put("/recommend"), 405, "use POST")
 
 
-def test_an_unforeseen_error_tells_nothing_of_the_inside(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_reveals_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object, **options: object) -> None:
-        raise RuntimeError("a secret of the house")
+        raise RuntimeError("a secret")
 
     monkeypatch.setattr(Recommender, "recommend", fails)
     answer = client.post("/recommend", json={"history": ["x"]})
@@ -302,7 +300,7 @@ def test_health_readiness_and_metrics(client: TestClient) -> None:
     assert 'msm4sr_requests_total{method="GET",route="/health",status="200"}' in text
     assert "msm4sr_request_seconds_bucket" in text
     assert "msm4sr_items 60.0" in text
-    assert "/nothing/at/all" not in text  # or anybody could fill the memory with names
+    assert "/nothing/at/all" not in text  # else callers could fill the memory with paths
 
 
 def test_every_endpoint_is_described_with_its_problems(client: TestClient) -> None:
@@ -328,7 +326,7 @@ def candidates(service: Service, names: list[str], history: list[str]) -> list[s
     return sorted(one.item_id for one in service.recommender.recommend(history, 50, candidates=names).items)
 
 
-def test_what_was_added_and_removed_survives_a_restart_without_being_encoded_again(
+def test_added_and_removed_items_survive_a_restart_without_encoding(
     run_folder: Path, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(run_folder, tmp_path / "state")
@@ -367,7 +365,7 @@ def test_services_over_one_state_see_each_other_at_once(run_folder: Path, ids: l
         assert one.get(f"/items/n{number}").status_code == 404
 
 
-def test_a_newer_run_takes_the_place_of_the_old_one_with_all_that_was_added(
+def test_a_newer_run_replaces_the_old_one_and_keeps_the_added_items(
     run_folder: Path, ids: list[str], tmp_path: Path
 ) -> None:
     older = shutil.copytree(run_folder, tmp_path / "older")
@@ -394,17 +392,19 @@ def test_a_newer_run_that_cannot_be_read_leaves_the_old_one(run_folder: Path, id
     run = shutil.copytree(run_folder, tmp_path / "run")
     client = TestClient(create_app(settings_of(run, tmp_path / "state")))
     service: Service = client.app.state.service  # type: ignore[attr-defined]
-    whole = (run / "model" / "model.safetensors").read_bytes()
-    (run / "model" / "model.safetensors").write_bytes(whole[:1000])
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    (run / "model" / "model.safetensors").write_bytes(weights[:1000])
     assert not service.reload_if_changed()
     assert client.post("/recommend", json={"history": ids[:2]}).status_code == 200
     assert "model.safetensors" in client.get("/ready").json()["failed_reload"]
-    (run / "model" / "model.safetensors").write_bytes(whole)
+    (run / "model" / "model.safetensors").write_bytes(weights)
     assert service.reload_if_changed()
     assert client.get("/ready").json()["failed_reload"] == ""
 
 
-def test_a_run_of_other_encoders_encodes_the_added_items_anew(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+def test_a_run_of_other_encoders_encodes_the_added_items_again(
+    run_folder: Path, ids: list[str], tmp_path: Path
+) -> None:
     run = shutil.copytree(run_folder, tmp_path / "run")
     settings = settings_of(run, tmp_path / "state")
     client = TestClient(create_app(settings))

@@ -1,4 +1,4 @@
-"""The service as a process: killed, with several workers, with a newer run, with callers who dawdle."""
+"""The service as a process: killed, with several workers, with a newer run, with slow callers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def ids(toyshop: Path) -> list[str]:
     return load_dataset(toyshop).item_ids
 
 
-def add(server: Server, item_id: str, picture: bytes | None = None) -> int:
-    files = {"images": ("a.jpg", picture, "image/jpeg")} if picture else None
+def add(server: Server, item_id: str, image: bytes | None = None) -> int:
+    files = {"images": ("a.jpg", image, "image/jpeg")} if image else None
     data = {"item_id": item_id, "title": f"Wooden thing {item_id}"}
     return server.client.post("/items", data=data, files=files).status_code
 
@@ -30,10 +30,10 @@ def known(server: Server, item_id: str) -> bool:
     return server.client.get(f"/items/{item_id}").status_code == 200
 
 
-def test_what_was_answered_survives_a_kill(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
-    picture = load_recommender(run_folder).read_image(ids[0])
+def test_answered_changes_survive_a_kill(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+    image = load_recommender(run_folder).read_image(ids[0])
     with serving(run_folder, tmp_path / "state") as server:
-        assert add(server, "n1", picture) == 201
+        assert add(server, "n1", image) == 201
         assert server.client.delete(f"/items/{ids[3]}").status_code == 204
         assert add(server, "n2") == 201
         server.kill()
@@ -45,29 +45,27 @@ def test_what_was_answered_survives_a_kill(run_folder: Path, ids: list[str], tmp
         assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
 
 
-def test_a_caller_who_never_ends_holds_nobody_up(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+def test_slow_callers_do_not_delay_others(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
     with serving(run_folder, tmp_path / "state") as server:
         host, port = server.url.removeprefix("http://").split(":")
-        dawdlers = [socket.create_connection((host, int(port))) for _ in range(20)]
-        for dawdler in dawdlers:
-            dawdler.sendall(b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n--x")
+        callers = [socket.create_connection((host, int(port))) for _ in range(20)]
+        for caller in callers:
+            caller.sendall(b"POST /items HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n--x")
         garbage = socket.create_connection((host, int(port)))
         garbage.sendall(bytes(range(256)) * 100)
         assert server.client.post("/recommend", json={"history": ids[:2]}).status_code == 200
-        for one in (*dawdlers, garbage):
+        for one in (*callers, garbage):
             one.close()
         assert server.client.post("/recommend", json={"history": ids[:2]}).status_code == 200
 
 
 @pytest.mark.slow
-def test_workers_see_each_other_s_items_at_once_and_count_together(
-    run_folder: Path, ids: list[str], tmp_path: Path
-) -> None:
+def test_workers_share_items_and_counters(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
     with serving(run_folder, tmp_path / "state", "--workers", "2") as server:
         asked = 0
         for number in range(6):
             assert add(server, f"n{number}") == 201
-            for _ in range(6):  # a connection each: the workers take them in turn
+            for _ in range(6):  # one connection each: the workers answer in turn
                 with httpx.Client(base_url=server.url, timeout=None) as client:
                     assert client.get(f"/items/n{number}").status_code == 200
                     asked += 1
@@ -81,7 +79,7 @@ def test_workers_see_each_other_s_items_at_once_and_count_together(
 
 
 @pytest.mark.slow
-def test_a_newer_run_is_taken_up_without_a_failed_request(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+def test_a_newer_run_is_loaded_without_a_failed_request(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
     link = tmp_path / "current"
     link.symlink_to(run_folder)
     with serving(link, tmp_path / "state") as server:

@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
 def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Page]:
-    """The wall. Nothing may be asked of another host, no script may fail, nothing may overflow sideways."""
+    """The catalogue page. No request to another host, no failing script, no horizontal overflow."""
     context = browser.new_context(viewport=request.param)
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -58,7 +58,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> It
 
 
 def is_wrong(message: ConsoleMessage) -> bool:
-    """Chromium itself tells of every answer over 400; the page tells of those in words."""
+    """Chromium itself logs every answer over 400, which the page shows in words."""
     return message.type == "error" and "Failed to load resource" not in message.text
 
 
@@ -93,7 +93,7 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
             )
     page.locator("#recommended button").first.click()  # a recommendation is picked as well
     expect(page.locator("#history li")).to_have_count(3)
-    page.locator("#history button").first.click()  # and taken back
+    page.locator("#history button").first.click()  # and removed again
     expect(page.locator("#history li")).to_have_count(2)
     page.reload()
     expect(page.locator("#history li")).to_have_count(2)
@@ -109,7 +109,7 @@ def answer(server: Server, history: list[str], way: str) -> list[str]:
 def test_an_item_that_is_added_with_a_photo_is_recommended(
     page: Page, server: Server, run_folder: Path, toyshop: Path, tmp_path: Path
 ) -> None:
-    """The photo and the title of the best recommendation there is: its twin must be among the next."""
+    """With the photo and the text of the best recommendation: the new item must rank high as well."""
     recommender = load_recommender(run_folder)
     ids = load_dataset(toyshop).item_ids
     pick(page, ids[0])
@@ -141,7 +141,7 @@ def all_ranked(server: Server, history: list[str]) -> list[str]:
     return [one["item_id"] for one in found["items"]]
 
 
-def test_a_photo_that_is_none_is_told_in_the_form(page: Page, tmp_path: Path) -> None:
+def test_a_broken_photo_is_an_error_in_the_form(page: Page, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"no photo")
     page.locator("#open-add").click()
     page.get_by_label("Title", exact=True).fill("A thing")
@@ -152,7 +152,7 @@ def test_a_photo_that_is_none_is_told_in_the_form(page: Page, tmp_path: Path) ->
     expect(page.locator("#add")).to_be_hidden()
 
 
-def test_what_comes_from_data_is_text_wherever_it_stands(page: Page, server: Server) -> None:
+def test_titles_and_texts_are_never_markup(page: Page, server: Server) -> None:
     added = server.client.post("/items", data={"item_id": HOSTILE, "title": HOSTILE, "text": HOSTILE})
     assert added.status_code == 201
     page.reload()
@@ -194,7 +194,7 @@ def test_search_that_finds_nothing_says_what_to_do(page: Page) -> None:
     expect(page.locator("#catalogue > li")).to_have_count(0)
 
 
-def test_without_a_script_one_can_search_and_look(browser: Browser, server: Server) -> None:
+def test_the_search_and_the_item_page_need_no_script(browser: Browser, server: Server) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(server.url)
@@ -207,7 +207,7 @@ def test_without_a_script_one_can_search_and_look(browser: Browser, server: Serv
     context.close()
 
 
-def test_a_wall_of_ten_thousand_items_comes_in_parts(browser: Browser, tmp_path: Path) -> None:
+def test_ten_thousand_items_are_loaded_in_slices(browser: Browser, tmp_path: Path) -> None:
     with serving(generate_run(tmp_path, 10_000), tmp_path / "state") as server:
         context = browser.new_context(viewport=PHONE)
         page = context.new_page()

@@ -1,4 +1,4 @@
-"""A prepared folder, or a run's model, for other programs."""
+"""Export a prepared folder, or the model of a run, for other programs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from msm4sr.cli.console import Data, RunFolder, console, handle_errors, say_next
 if TYPE_CHECKING:
     from msm4sr.data.export import Exported
 
-export = typer.Typer(help="A prepared folder, or a run's model, for other programs.", no_args_is_help=True)
+export = typer.Typer(help="Export a prepared folder, or the model of a run, for other programs.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
 
 
-def tell(exported: Exported) -> None:
+def print_files(exported: Exported) -> None:
     for note in exported.notes:
         console.print(f"note     {escape(note)}")
     for path in exported.files:
@@ -32,14 +32,14 @@ def export_recbole(data: Data, out: Out) -> None:
 
     with handle_errors("interrupted; nothing was written"):
         exported = export_recbole(data, out)
-        tell(exported)
+        print_files(exported)
         separator = [] if exported.separator == " " else ["--separator", exported.separator]
         say_next("prepare", "recbole", out, "DATA", "--images", data, *separator)
 
 
 @export.command("onnx")
 def export_onnx(run: RunFolder, out: Out) -> None:
-    """A run's model for other programs: the encoders of items and of histories as ONNX, and the catalogue's vectors."""
+    """The model of a run: the encoders of items and histories as ONNX, and the embeddings of the catalogue."""
     with handle_errors("interrupted; nothing was written"):
         from msm4sr.experiments.loading import export_run
 
@@ -54,7 +54,7 @@ def export_csv(data: Data, out: Out) -> None:
 
     with handle_errors("interrupted; nothing was written"):
         exported = export_csv(data, out)
-        tell(exported)
+        print_files(exported)
         separator = [] if exported.separator == "|" else ["--separator", exported.separator]
         tables = [path for path in exported.files if path.suffix == ".csv"]
         say_next("prepare", "csv", *tables, "DATA", "--images", data, *separator)

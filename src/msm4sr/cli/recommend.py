@@ -1,4 +1,4 @@
-"""Recommendations out of a finished run."""
+"""Recommendations of a finished run."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ SHOWN = 5  # titles of the history
 def recommend(
     folder: RunFolder,
     more: Annotated[list[str] | None, typer.Argument(metavar="ID", help="More of --history.")] = None,
-    user: Annotated[str | None, typer.Option("--user", help="A user of the data: the whole history is used.")] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="A user of the data, by id; needs the data of the run.")
+    ] = None,
     history: Annotated[
-        list[str] | None, typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first.")
+        list[str] | None,
+        typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first; needs the model folder only."),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history too.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures here.")] = None,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend items of the history too.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with images to this file.")] = None,
 ) -> None:
-    """The next items for a user of the data or for any history."""
+    """Recommend the next items for a user of the data or for any history."""
     with handle_errors():
         if (user is None) == (history is None):
-            raise InputError("name either a user (--user U) or a history (--history ID ID ...)")
+            raise InputError("give either --user USER or --history ID [ID ...]")
         if more and history is None:
-            raise InputError(f"unexpected {' '.join(more)!r}; item ids come after --history")
+            raise InputError(f"unexpected {' '.join(more)!r}; item ids follow --history")
         _recommend(folder, user, [*(history or []), *(more or [])], k, include_seen, html)
 
 

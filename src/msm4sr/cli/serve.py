@@ -1,9 +1,10 @@
-"""A finished run over HTTP."""
+"""Serve a finished run over HTTP."""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,76 +17,75 @@ from msm4sr.serving.memory import use_one_arena
 if TYPE_CHECKING:
     from msm4sr.serving.service import ServeSettings
 
+KEY_VARIABLE = "MSM4SR_API_KEY"
+
 
 def serve(
     folder: RunFolder,
-    host: Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; 0.0.0.0: all addresses.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     state: Annotated[
-        Path | None, typer.Option("--state", help="Where added items are kept.", show_default="RUN.state")
+        Path | None, typer.Option("--state", help="The folder of added items.", show_default="RUN.state")
     ] = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", help="A file with the key that changes need; else MSM4SR_API_KEY is it."),
+        typer.Option("--api-key-file", help=f"A file with the key that changes require. Default: {KEY_VARIABLE}."),
     ] = None,
     index: Annotated[
         Literal["auto", "exact", "approximate"],
         typer.Option("--index", help="How the best items are found; auto: approximate from 300,000 items on."),
     ] = "auto",
 ) -> None:
-    """Recommendations over HTTP, and a page at /. RUN may be a link; when it leads to a newer run, that is served."""
+    """Serve recommendations over HTTP, and a web page at /. RUN may be a link: change it to serve a newer run."""
     with handle_errors("stopped"):
         use_one_arena()
-        settings = _settings(folder, workers, state, api_key_file, index)
-        _serve(settings, host, port)
+        options = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}
+        _serve(options, api_key_file, host, port)
 
 
-def _settings(folder: Path, workers: int, state: Path | None, key_file: Path | None, index: str) -> ServeSettings:
-    try:
-        from msm4sr.recommend.index import IndexSettings
-        from msm4sr.serving.service import ServeSettings, default_state
-    except ImportError as error:
-        raise InputError(f"serving needs {error.name}; pip install 'msm4sr[serve]'") from None
-    key = os.environ.get("MSM4SR_API_KEY")
-    if key_file is not None:
-        try:
-            key = key_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api-key-file {key_file}: not readable ({error})") from None
-    if key is not None and not key:
-        raise InputError("the API key is empty; write one into the file (or MSM4SR_API_KEY), or leave the option out")
-    return ServeSettings.model_validate(
-        {
-            "run": folder.absolute(),
-            "state": state or default_state(folder),
-            "api_key": key,
-            "workers": workers,
-            "index": IndexSettings.model_validate({"kind": index}),
-        }
-    )
-
-
-def _serve(settings: ServeSettings, host: str, port: int) -> None:
-    import tempfile
-
+def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int) -> None:
     try:
         import uvicorn
 
         from msm4sr.serving.app import ENVIRONMENT, create_app
-    except ImportError as error:
-        raise InputError(f"serving needs {error.name}; pip install 'msm4sr[serve]'") from None
-    options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": 10}
+        from msm4sr.serving.service import ServeSettings, default_state
+    except ModuleNotFoundError as error:
+        reason = f"serving needs the extra 'serve' ({error.name} is missing)"
+        raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
+
+    run = options["run"].absolute()
+    options |= {"run": run, "state": options["state"] or default_state(run), "api_key": _read_key(key_file)}
+    settings = ServeSettings.model_validate(options)
+    server: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": 10}
     if settings.workers == 1:
         app = create_app(settings)
-        console.print(f"serving {settings.run} at http://{host}:{port}", markup=False)
-        uvicorn.run(app, **options)
+        console.print(f"serving {run} at http://{host}:{port}", markup=False)
+        uvicorn.run(app, **server)
         return
-    # Workers are processes of their own: they find the settings in the environment.
+    with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-") as folder:
+        os.environ |= {ENVIRONMENT: _as_json(settings), "PROMETHEUS_MULTIPROC_DIR": folder}
+        create_app(settings).state.service.store.close()  # one message for wrong input, and the index is built once
+        console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
+        uvicorn.run("msm4sr.serving.app:app_from_environment", factory=True, workers=settings.workers, **server)
+
+
+def _as_json(settings: ServeSettings) -> str:
+    """The settings as JSON, with the key, for the worker processes."""
     record = settings.model_dump(mode="json")
     record["api_key"] = settings.api_key.get_secret_value() if settings.api_key else None
-    with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-") as folder:
-        os.environ |= {ENVIRONMENT: json.dumps(record), "PROMETHEUS_MULTIPROC_DIR": folder}
-        create_app(settings).state.service.store.close()  # wrong input is told once, and an index is built once
-        console.print(f"serving {settings.run} at http://{host}:{port}, {settings.workers} processes", markup=False)
-        uvicorn.run("msm4sr.serving.app:app_from_environment", factory=True, workers=settings.workers, **options)
+    return json.dumps(record)
+
+
+def _read_key(file: Path | None) -> str | None:
+    key = os.environ.get(KEY_VARIABLE)
+    if file is not None:
+        try:
+            key = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--api-key-file {file}: not readable ({error})") from None
+    if key is not None and not key:
+        raise InputError(f"the API key is empty; write one into the file (or {KEY_VARIABLE}), or omit the option")
+    return key

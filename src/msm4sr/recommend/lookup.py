@@ -1,4 +1,4 @@
-"""Ids of users and items that people type: histories by user id, and suggestions for a misspelt id."""
+"""Ids that users type: the history of a user id, and suggestions for a misspelt id."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Recommendations for people to look at."""
+"""A run over HTTP: the API, the store of added items, the web page."""

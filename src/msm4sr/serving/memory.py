@@ -14,7 +14,7 @@ def use_one_arena() -> None:
 
     Call it before threads are started, since existing arenas stay in use. It has no effect without glibc.
 
-    glibc gives each thread an arena, and each arena keeps room for the largest answers that its thread has made, so
+    glibc gives each thread an arena, and an arena keeps the memory of the largest answers of its thread, so
     that memory grew for as long as it was measured. With one arena it is constant (docs/serving.md,
     `benchmarks/soak.py`).
     """

@@ -128,12 +128,12 @@ class ItemStore:
 
     def _item(self, item_id: str, *row: Any) -> Item:
         title, text, categories, images, features, words = row
-        numbers = tuple(str(number) for number in range(images))
+        names = tuple(str(number) for number in range(images))
         try:
             words, arrays = json.loads(words), load(features)
         except (SafetensorError, ValueError, TypeError) as error:
             raise InputError(f"{self.file}: what is stored of item {item_id!r} is damaged ({error})") from None
-        return Item(item_id, title, text, tuple(json.loads(categories)), numbers, arrays, **words)
+        return Item(item_id, title, text, tuple(json.loads(categories)), names, arrays, **words)
 
     def images(self, item_id: str) -> list[bytes]:
         """The image files that were uploaded for an item."""
