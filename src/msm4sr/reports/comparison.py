@@ -56,7 +56,7 @@ Scores = Mapping[tuple[str, str, str], Score]
 
 
 @dataclass(frozen=True)
-class Test:
+class PairedTest:
     """A row tested against a reference row.
 
     Attributes:
@@ -65,8 +65,6 @@ class Test:
         p: adjusted by Holm's method over the rows of the column.
         users: the sample size.
     """
-
-    __test__ = False  # pytest must not collect it
 
     against: str
     difference: Difference
@@ -102,7 +100,7 @@ class Comparison:
     secondary: bool = False
     scores: Scores = field(default_factory=dict)
     references: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    tests: Mapping[tuple[str, str, str], Test] = field(default_factory=dict)
+    tests: Mapping[tuple[str, str, str], PairedTest] = field(default_factory=dict)
     untested: Sequence[tuple[str, str]] = ()
 
     @property
@@ -179,23 +177,21 @@ def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | Non
         return None
     (one,) = comparisons
     cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
-    if all(cell["test"] == cell.get(SEEN_EXCLUDED, cell)["test"] for cell in cells):
+    if all(cell["test"] == cell[SEEN_EXCLUDED]["test"] for cell in cells):
         return None
     again = Comparison(one.results, one.rows, one.metrics, one.resamples, True, PROTOCOLS[True], secondary=True)
     return _compare(again)
 
 
 def scores_of(comparison: Comparison, part: Part) -> Scores:
-    """The scores of a part, of all rows that have a finished cell (with `secondary`: that was evaluated so)."""
+    """The scores of a part, of all rows that have a finished cell."""
     found = {}
     for data in comparison.results.data:
         for row in comparison.rows:
             cells = [outcome.metrics for outcome in comparison.results.finished(data, row.name)]
-            if comparison.secondary:
-                has_all = all(SEEN_EXCLUDED in cell for cell in cells)
-                cells = [cell[SEEN_EXCLUDED] for cell in cells] if has_all else []
-            for metric in comparison.metrics if cells else ():
-                found[data, row.name, metric] = Score(tuple(float(cell[part][metric]) for cell in cells))
+            parts = [(cell[SEEN_EXCLUDED] if comparison.secondary else cell)[part] for cell in cells]
+            for metric in comparison.metrics if parts else ():
+                found[data, row.name, metric] = Score(tuple(float(values[metric]) for values in parts))
     return found
 
 
@@ -205,7 +201,7 @@ def _compare(comparison: Comparison) -> Comparison:
     columns = [(data, metric) for data in comparison.results.data for metric in comparison.metrics]
     references = {column: row for column in columns if (row := _reference(comparison, *column)) is not None}
     comparison = replace(comparison, references=references)
-    tests: dict[tuple[str, str, str], Test] = {}
+    tests: dict[tuple[str, str, str], PairedTest] = {}
     untested: list[tuple[str, str]] = []
     for data in comparison.results.data:
         values, users, reasons = _values_per_user(comparison, data)
@@ -236,9 +232,9 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
     rows = [row.name for row in comparison.rows if (data, row.name, comparison.metrics[0]) in comparison.scores]
     references = {row for (name, _), row in comparison.references.items() if name == data}
     for row in sorted(rows, key=lambda name: name not in references):
-        found = [outcome.test_users() for outcome in comparison.results.finished(data, row)]
-        tables = [table for table in found if table is not None]
-        if len(tables) < len(found):
+        finished = comparison.results.finished(data, row)
+        tables = [table for outcome in finished if (table := outcome.test_users()) is not None]
+        if len(tables) < len(finished):
             reasons.append(f"{comparison.label(row)} has no users.parquet (`msm4sr evaluate` makes it)")
             continue
         users = tables[0].select("user_id", "item_id") if users is None else users
@@ -253,7 +249,7 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
 
 def _tests(
     comparison: Comparison, data: str, values: Mapping[str, PerUser], users: int
-) -> dict[tuple[str, str, str], Test]:
+) -> dict[tuple[str, str, str], PairedTest]:
     """The tests of a data set; all of them share the resamples of the users."""
     pairs = [
         (row, metric, reference)
@@ -272,7 +268,7 @@ def _tests(
         column = [(pair, found) for pair, found in zip(pairs, differences, strict=True) if pair[1] == metric]
         adjusted = holm([found.p for _, found in column])
         for ((row, _, reference), found), p in zip(column, adjusted, strict=True):
-            tests[data, row, metric] = Test(reference, found, p, users)
+            tests[data, row, metric] = PairedTest(reference, found, p, users)
     return tests
 
 
@@ -288,16 +284,12 @@ def by_popularity(
     counts: dict[str, int] = {}
     found: dict[tuple[str, str, str], float] = {}
     for row in comparison.rows:
-        tables = [outcome.test_users() for outcome in comparison.results.finished(data, row.name)]
-        seeds = [
-            bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy())
-            for table in tables
-            if table is not None
-        ]
-        for number, bucket in enumerate(BUCKETS):
-            there = [seed[number] for seed in seeds if seed[number].users]
-            if there:
-                counts.setdefault(bucket, there[0].users)
+        finished = comparison.results.finished(data, row.name)
+        tables = [table for outcome in finished if (table := outcome.test_users()) is not None]
+        seeds = [bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy()) for table in tables]
+        for buckets in zip(*seeds, strict=True):
+            if there := [bucket for bucket in buckets if bucket.users]:
+                counts.setdefault(there[0].name, there[0].users)
                 for metric in metrics:
-                    found[row.name, metric, bucket] = float(np.mean([one.metrics[metric] for one in there]))
+                    found[row.name, metric, there[0].name] = float(np.mean([one.metrics[metric] for one in there]))
     return {bucket: counts[bucket] for bucket in BUCKETS if bucket in counts}, found

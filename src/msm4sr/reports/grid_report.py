@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,10 @@ from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
 from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
 from msm4sr.reports.pages.differences import difference_bars
-from msm4sr.reports.pages.grid import (
-    Differences,
-    GridPage,
-    Headline,
-    Popularity,
-    Result,
-    RowSettings,
-    Unfinished,
-    grid_page,
-)
-from msm4sr.reports.pages.panels import Curve, Panels, panels
+from msm4sr.reports.pages.grid import GridPage, Headline, RowSettings, Section, Unfinished, grid_page
+from msm4sr.reports.pages.panels import Curve, panels
 from msm4sr.reports.results import GridResults, Outcome, read_grid
-from msm4sr.reports.table_writer import write_table
+from msm4sr.reports.table_writer import Table, write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
     cells_table,
@@ -78,32 +69,50 @@ def make_page(results: GridResults, comparisons: Sequence[Comparison]) -> GridPa
     every = [*comparisons, *([seen_excluded] if seen_excluded else [])]
     cells = list(results.all())
     shared, own = split_settings(results)
-    held_out = [held_out_table(one, data) for one in comparisons for data in results.data]
-    validation = [validation_table(one, data) for data in results.data for one in comparisons]
-    cost = [cost_table(results, data) for data in results.data]
-    published = [published_table(data) for data in results.data]
     return GridPage(
         title=results.title,
         kind=results.kind.replace("_", " ").capitalize(),
-        popularity_first="cold" in results.kind,
         facts=_facts(results, cells),
         headline=[line for one in every for line in _headline(one)],
-        main=[Result(main_table(one, data), _size(one, data)) for data in results.data for one in every],
-        combined=[main_table(one) for one in every],
-        held_out=[table for table in held_out if table.lines],
-        shares=[(data, chart) for one in comparisons for data in results.data if (chart := _shares(one, data))],
         unfinished=_unfinished(results),
-        differences=[bars for one in every for data in results.data if (bars := _differences(one, data))],
-        popularity=[part for one in comparisons for data in results.data if (part := _popularity(one, data))],
-        curves=[(data, drawn) for data in results.data if (drawn := _curves(results, data))],
-        validation=[table for table in validation if table.lines],
-        cost=[table for table in cost if table.lines],
-        published=[table for table in published if table.lines],
+        sections=list(_sections(results, comparisons, every)),
+        combined=[main_table(one) for one in every],
         rows=[RowSettings(row.label, _options(row), _as_text(own[row.name])) for row in results.rows],
         shared=_as_text(shared),
         cells=cells_table(results),
         versions=versions(cells),
     )
+
+
+def _sections(
+    results: GridResults, comparisons: Sequence[Comparison], every: Sequence[Comparison]
+) -> Iterator[Section]:
+    """The sections in their order; `every` has the rows with seen items excluded too, for main tables and tests."""
+    data_sets = results.data
+    for data in data_sets:
+        for one in every:
+            yield Section(f"Results on {data}{one.suffix}", _size(one, data), main_table(one, data))
+    for one in comparisons:
+        for data in data_sets:
+            yield from _of_table(held_out_table(one, data))
+            yield from _shares(one, data)
+    differences = [section for one in every for data in data_sets for section in _differences(one, data)]
+    popularity = [section for one in comparisons for data in data_sets for section in _popularity(one, data)]
+    yield from [*popularity, *differences] if "cold" in results.kind else [*differences, *popularity]
+    for data in data_sets:
+        yield from _curves(results, data)
+    for data in data_sets:
+        for one in comparisons:
+            yield from _of_table(validation_table(one, data))
+    for data in data_sets:
+        yield from _of_table(cost_table(results, data))
+    for data in data_sets:
+        yield from _of_table(published_table(data), context=True)
+
+
+def _of_table(table: Table, context: bool = False) -> Iterator[Section]:
+    if table.lines:
+        yield Section(table.title, table=table, context=context)
 
 
 def _facts(results: GridResults, cells: Sequence[Outcome]) -> str:
@@ -158,8 +167,8 @@ def _unfinished(results: GridResults) -> list[Unfinished]:
     ]
 
 
-def _differences(comparison: Comparison, data: str) -> Differences | None:
-    """The chart of a data set and the table of all its tests; None where nothing was tested."""
+def _differences(comparison: Comparison, data: str) -> Iterator[Section]:
+    """The chart of a data set and the table of all its tests; nothing where nothing was tested."""
     metric, ours = _charted(comparison), comparison.results.ours
     tests = [(row, comparison.tests.get((data, row.name, metric))) for row in comparison.rows]
     rows = [
@@ -167,17 +176,17 @@ def _differences(comparison: Comparison, data: str) -> Differences | None:
         for row, test in tests
         if test is not None
     ]
-    if not rows:
-        return None
-    reference = comparison.references[data, metric]
-    what = "the full system" if comparison.is_of_variants else "the best baseline"
-    score = comparison.scores[data, reference, metric].mean
-    caption = f"{metric_name(metric)}, difference to {what}, {comparison.label(reference)} ({score:.4f})"
-    return Differences(data + comparison.suffix, caption, difference_bars(rows), difference_table(comparison, data))
+    if rows:
+        reference = comparison.references[data, metric]
+        what = "the full system" if comparison.is_of_variants else "the best baseline"
+        score = comparison.scores[data, reference, metric].mean
+        subtitle = f"{metric_name(metric)}, difference to {what}, {comparison.label(reference)} ({score:.4f})"
+        table = difference_table(comparison, data)
+        yield Section(table.title, subtitle, table, difference_bars(rows))
 
 
-def _popularity(comparison: Comparison, data: str) -> Popularity | None:
-    """Charts and table by the popularity of the target; None where no row has users.parquet."""
+def _popularity(comparison: Comparison, data: str) -> Iterator[Section]:
+    """Charts and table by the popularity of the target; nothing where no row has users.parquet."""
     counts, found = by_popularity(comparison, data, BY_POPULARITY)
     names, charts = list(counts), []
     for metric in BY_POPULARITY:
@@ -185,14 +194,15 @@ def _popularity(comparison: Comparison, data: str) -> Popularity | None:
         for row in comparison.rows:
             values = [(float(x), found.get((row.name, metric, bucket))) for x, bucket in enumerate(names)]
             curves[row.label] = [Curve([(x, value) for x, value in values if value is not None])]
-        chart = panels(metric_name(metric), "training interactions", curves, _our_labels(comparison.results), names)
-        charts += [chart] if chart is not None else []
-    users = ", ".join(f"{count:,} at {bucket}" for bucket, count in counts.items())
-    return Popularity(users, charts, popularity_table(comparison, data)) if charts else None
+        charts.append(panels(metric_name(metric), "training interactions", curves, _ours(comparison.results), names))
+    if drawn := [chart for chart in charts if chart is not None]:
+        table = popularity_table(comparison, data)
+        users = ", ".join(f"{count:,} at {bucket}" for bucket, count in counts.items())
+        yield Section(table.title, f"users: {users}", table, charts=drawn)
 
 
-def _shares(comparison: Comparison, data: str) -> Panels | None:
-    """The charted metric of each model by the share of users in training; None where all have the same share."""
+def _shares(comparison: Comparison, data: str) -> Iterator[Section]:
+    """The charted metric of each model by the share of users in training; nothing where all have the same share."""
     metric, ours = _charted(comparison), []
     points: dict[str, dict[float, float]] = {}
     for row in comparison.rows:
@@ -201,29 +211,32 @@ def _shares(comparison: Comparison, data: str) -> Panels | None:
             points.setdefault(row.model, {})[share] = comparison.scores[data, row.name, metric].mean
             ours += [row.model] if row.name in comparison.results.ours else []
     shares = sorted({share for own in points.values() for share in own})
-    if len(shares) < 2:
-        return None
     curves = {
         model: [Curve([(float(shares.index(share)), own[share]) for share in sorted(own)])]
         for model, own in points.items()
     }
-    return panels(metric_name(metric), "share of users in training", curves, ours, [f"{share:.0%}" for share in shares])
+    names = [f"{share:.0%}" for share in shares]
+    chart = panels(metric_name(metric), "share of users in training", curves, ours, names)
+    if chart is not None and len(shares) > 1:
+        yield Section(f"By the share of users in training, {data}", charts=[chart])
 
 
-def _our_labels(results: GridResults) -> list[str]:
+def _ours(results: GridResults) -> list[str]:
     return [row.label for row in results.rows if row.name in results.ours]
 
 
-def _curves(results: GridResults, data: str) -> list[Panels]:
+def _curves(results: GridResults, data: str) -> Iterator[Section]:
     """Validation by epoch and by seconds of training, both counted from the beginning of the first stage."""
-    drawn = []
+    charts = []
     for clock in ("epoch", "second of training"):
         curves = {
             row.label: [curve for cell in results.finished(data, row.name) for curve in _cell_curves(cell, clock)]
             for row in results.rows
         }
-        drawn.append(panels(f"{metric_name(CHARTED)} on validation", clock, curves, _our_labels(results)))
-    return [chart for chart in drawn if chart is not None]
+        charts.append(panels(f"{metric_name(CHARTED)} on validation", clock, curves, _ours(results)))
+    if drawn := [chart for chart in charts if chart is not None]:
+        subtitle = "one line per seed; dashed: an earlier stage; dot: the highest value"
+        yield Section(f"Learning curves, {data}", subtitle, charts=drawn)
 
 
 def _cell_curves(cell: Outcome, clock: str) -> list[Curve]:

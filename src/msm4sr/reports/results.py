@@ -103,7 +103,7 @@ def _outcome(cell: Cell) -> Outcome:
     state: State = "at work" if any(folder.glob(f"{CLAIM}*")) else "missing"
     outcome = Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)
     if metrics is not None:
-        if not {"test", "run"} <= metrics.keys():
+        if not {"test", "seen_excluded", "run"} <= metrics.keys():
             raise InputError(
                 f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
             )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from msm4sr.experiments.grid import Row
-from msm4sr.reports.comparison import LEVEL, Comparison, Score, Test, by_popularity, scores_of
+from msm4sr.reports.comparison import LEVEL, Comparison, PairedTest, Score, by_popularity, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import Cell, Column, Line, Table
@@ -67,13 +67,14 @@ class _Builder:
         self.columns.append(column)
         self._cells.append([*cells, summary or Cell("")])
 
-    def lines(self, summary: str = "") -> list[Line]:
-        """A line for each row and, where it has a label, the summary."""
-        if not self._cells:
-            return []
-        *lines, last = zip(*self._cells, strict=True)
-        found = [Line(r.label, cells, r.name in self._results.ours) for r, cells in zip(self.rows, lines, strict=True)]
-        return found + ([Line(summary, last, summary=True)] if summary else [])
+    def table(self, name: str, title: str, notes: Sequence[str], summary: str = "") -> Table:
+        """The table: a line for each row and, where it has a label, the summary."""
+        lines = [
+            Line(row.label, [cells[number] for cells in self._cells], row.name in self._results.ours)
+            for number, row in enumerate(self.rows)
+        ]
+        lines += [Line(summary, [cells[-1] for cells in self._cells], summary=True)] if summary and lines else []
+        return Table(name, title, "System", self.columns, lines, notes)
 
 
 # -- results and tests -----------------------------------------------------------------------------------------------
@@ -101,9 +102,9 @@ def main_table(comparison: Comparison, only: str | None = None) -> Table:
             there = [found.get((row.name, metric)) for row in build.rows]
             cells = [Cell(one.text, one.value, tip=one.source) if one else Cell() for one in there]
             build.add(Column(metric_name(metric, True), f"{data}, as printed", printed=True), cells)
-    lines = build.lines("Improvement" if _has_improvement(comparison) else "")
     title = (only or results.title) + comparison.suffix
-    return Table(comparison.name, title, "System", build.columns, lines, _notes(comparison, shown))
+    summary = "Improvement" if _has_improvement(comparison) else ""
+    return build.table(comparison.name, title, _notes(comparison, shown), summary)
 
 
 def _has_improvement(comparison: Comparison) -> bool:
@@ -147,7 +148,7 @@ def _tested(comparison: Comparison, data: str, row: str, metric: str, cell: Cell
     return replace(cell, text=cell.text + "*" * few, sign=test.sign if test else 0, tip="; ".join(tips))
 
 
-def _in_words(comparison: Comparison, test: Test) -> str:
+def _in_words(comparison: Comparison, test: PairedTest) -> str:
     found = test.difference
     return (
         f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}] against {comparison.label(test.against)}, "
@@ -236,8 +237,8 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
             scores = [None if value is None else Score((value,)) for value in values]
             build.add(Column(f"{bucket} (n={users:,})", metric_name(metric)), metric_cells(scores))
     note = "Users by the training interactions of their target (n: users); test part, means over seeds."
-    name, title = f"{comparison.name}-popularity-{data}", f"By the target's popularity, {data}{comparison.suffix}"
-    return Table(name, title, "System", build.columns, build.lines(), [note])
+    title = f"By the target's popularity, {data}{comparison.suffix}"
+    return build.table(f"{comparison.name}-popularity-{data}", title, [note])
 
 
 def held_out_table(comparison: Comparison, data: str) -> Table:
@@ -260,8 +261,8 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
         f"The {first.get('users', 0):,} users whose last item is one of the {first.get('items', 0):,} held out of "
         "training; nothing is trained further. Random: the expected metrics of a random order."
     )
-    name, title = f"{comparison.name}-held-out-{data}", f"Items held out of training, {data}{comparison.suffix}"
-    return Table(name, title, "System", build.columns, build.lines("Random"), [note])
+    title = f"Items held out of training, {data}{comparison.suffix}"
+    return build.table(f"{comparison.name}-held-out-{data}", title, [note], "Random")
 
 
 def validation_table(comparison: Comparison, data: str) -> Table:
@@ -272,8 +273,8 @@ def validation_table(comparison: Comparison, data: str) -> Table:
     for metric in comparison.metrics:
         column = Column(metric_name(metric, short=True))
         build.add(column, metric_cells([scores[data, row.name, metric] for row in build.rows]))
-    name, title = f"{comparison.name}-validation-{data}", f"Validation, {data}{comparison.suffix}"
-    return Table(name, title, "System", build.columns, build.lines(), ["The part that selects the weights."])
+    title, note = f"Validation, {data}{comparison.suffix}", "The part that selects the weights."
+    return build.table(f"{comparison.name}-validation-{data}", title, [note])
 
 
 def cost_table(results: GridResults, data: str) -> Table:
@@ -294,8 +295,7 @@ def cost_table(results: GridResults, data: str) -> Table:
     hardware = [Cell("; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in each))) for each in runs]
     build.add(Column("hardware", words=True), hardware)
     note = "Means over seeds. Seconds exclude validation. Memory is the peak of the process since the run began."
-    name, title = f"{results.name}-cost-{data}", f"Weights, time and memory, {data}"
-    return Table(name, title, "System", build.columns, build.lines(), [note])
+    return build.table(f"{results.name}-cost-{data}", f"Weights, time and memory, {data}", [note])
 
 
 def _mean_cell(values: Iterable[float | None]) -> Cell:

@@ -12,8 +12,7 @@ from msm4sr.reports.pages.panels import Panels
 from msm4sr.reports.table_writer import Cell, Column, Line, Table
 
 
-@dataclass(frozen=True)
-class Headline:
+class Headline(NamedTuple):
     """The best result of ours on a data set; `detail` compares it with the best baseline."""
 
     label: str
@@ -21,16 +20,7 @@ class Headline:
     detail: str
 
 
-@dataclass(frozen=True)
-class Result:
-    """The main table of a data set, and the size of the data."""
-
-    table: Table
-    size: str
-
-
-@dataclass(frozen=True)
-class Unfinished:
+class Unfinished(NamedTuple):
     """Cells that have no result: which, in what state, and why."""
 
     cells: str
@@ -38,27 +28,7 @@ class Unfinished:
     reason: str
 
 
-@dataclass(frozen=True)
-class Differences:
-    """The differences of all rows to the reference, on a data set; `caption` names metric and reference."""
-
-    data: str
-    caption: str
-    bars: Sequence[DifferenceBar]
-    table: Table
-
-
-@dataclass(frozen=True)
-class Popularity:
-    """Metrics by the training interactions of the target; `users`: how many are in each bucket."""
-
-    users: str
-    charts: Sequence[Panels]
-    table: Table
-
-
-@dataclass(frozen=True)
-class RowSettings:
+class RowSettings(NamedTuple):
     """A row: the options that ask for it, and every setting that not all rows share."""
 
     label: str
@@ -66,32 +36,28 @@ class RowSettings:
     settings: Sequence[tuple[str, str]]
 
 
+class Section(NamedTuple):
+    """A section of the page: charts, a table or both, where the table is collapsed; `context` was not measured here."""
+
+    title: str
+    subtitle: str = ""
+    table: Table | None = None
+    bars: Sequence[DifferenceBar] = ()
+    charts: Sequence[Panels] = ()
+    context: bool = False
+
+
 @dataclass(frozen=True)
 class GridPage:
-    """The contents of the page, in its order.
-
-    Attributes:
-        popularity_first: the grid is about items by their popularity.
-        combined: the main tables of all data sets side by side, in the paper's form; for the files alone.
-        shares: data set, and a metric by the share of users in training.
-    """
+    """The contents of the page, in its order; `combined`: the main tables with all data sets, for the files alone."""
 
     title: str
     kind: str
-    popularity_first: bool
     facts: str
     headline: Sequence[Headline]
-    main: Sequence[Result]
-    combined: Sequence[Table]
-    held_out: Sequence[Table]
-    shares: Sequence[tuple[str, Panels]]
     unfinished: Sequence[Unfinished]
-    differences: Sequence[Differences]
-    popularity: Sequence[Popularity]
-    curves: Sequence[tuple[str, Sequence[Panels]]]
-    validation: Sequence[Table]
-    cost: Sequence[Table]
-    published: Sequence[Table]
+    sections: Sequence[Section]
+    combined: Sequence[Table]
     rows: Sequence[RowSettings]
     shared: Sequence[tuple[str, str]]
     cells: Table
@@ -99,9 +65,9 @@ class GridPage:
 
     @property
     def tables(self) -> list[Table]:
-        """Every table, to be written next to the page."""
-        found = [*self.combined, *(one.table for one in self.differences), *(one.table for one in self.popularity)]
-        return [*found, *self.held_out, *self.validation, *self.cost, *self.published, self.cells]
+        """Every table that is written to files, main tables with all data sets."""
+        shown = [section.table for section in self.sections if section.table is not None]
+        return list({table.name: table for table in (*shown, *self.combined, self.cells)}.values())
 
 
 class PlacedCell(NamedTuple):
