@@ -1,8 +1,8 @@
-"""The losses, as pure functions of tensors. All are means over the pairs of a batch, so that a learning rate means
-the same at every batch size.
+"""The losses, as pure functions of tensors. All are means over the pairs of a batch, so that a learning rate has the
+same effect at every batch size.
 
-Shape letters: P pairs (prefix, next item) of the batch, C distinct next items among them, N items, D width.
-f(a, b) = exp(cos(a, b) / temperature).
+Shape letters: P pairs (prefix, next item) of the batch, C distinct next items among them, N items, D embedding
+dimension, Q dimension of scoring vectors. f(a, b) = exp(cos(a, b) / temperature).
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ SCORES_AT_ONCE = 1 << 20  # 4 MiB of float32: a chunk of the softmax that stays 
 def next_item_prediction(
     views: Sequence[Tensor], items: Tensor, target: Tensor, counts: Tensor, temperature: float
 ) -> Tensor:
-    """L_NIP in one modality (equation 7): tell the next item from those of the other pairs, content against content.
+    """L_NIP in one modality: the content of the next item scores over that of the other pairs' next items.
 
     -mean_j log [ sum_v f(v_j, z_j) / sum_j' sum_v f(v_j, z_j') ], v over the views m, m~ of the history.
-    Pairs with the same next item are no negatives of each other. The sum over pairs j' is taken over the distinct
-    items, each as often as it occurs: the same number, from C columns in place of P.
+
+    Pairs with the same next item are not negatives of each other. The sum over pairs j' runs over the distinct items,
+    each weighted by its count: the same value from C columns instead of P.
 
     Args:
         views: the history encodings projected into this modality's space, [P, D] each: m, m~ (or only m, or more).
         items: content vectors z of the distinct next items [C, D].
         target: int64 [P], each pair's next item as a row of `items`.
-        counts: [C], how many pairs have this next item.
+        counts: [C], the number of pairs with this next item.
         temperature: tau.
 
-    Reference: MSM4SR, equation 7. The denominators are those of InfoNCE with in-batch negatives.
+    Returns:
+        A scalar.
+
+    Reference: MSM4SR, arXiv 2303.11879, equation 7: InfoNCE with in-batch negatives.
     """
     f = reduce(torch.add, (exp_cosine(view, items, temperature) for view in views))  # [P, C]
-    own = f.gather(1, target.unsqueeze(1)).squeeze(1)  # [P]
-    repeats = counts.to(f.dtype)
-    everything = f @ repeats - own * (repeats[target] - 1)  # a pair's own item counts once
-    return (everything.log() - own.log()).mean()
+    positive = f.gather(1, target.unsqueeze(1)).squeeze(1)  # [P]
+    weights = counts.to(f.dtype)
+    total = f @ weights - positive * (weights[target] - 1)  # a pair's own next item counts once
+    return (total.log() - positive.log()).mean()
 
 
 def cross_modality_contrast(
@@ -51,12 +55,13 @@ def cross_modality_contrast(
     negatives: Literal["cross", "within"] = "cross",
     rows: slice = slice(None),
 ) -> Tensor:
-    """L_CMCL in one modality (equation 9): a history seen through one modality is itself seen through another.
+    """L_CMCL in one modality: two views of the same history, through two modalities, match.
 
     -1/2 mean_j (l(m_j, m~_j) + l(m~_j, m_j)), with, for `cross`, as printed,
     l(a_j, b_j) = log [ f(a_j, b_j) / (sum_j' f(a_j, b_j') + sum_{j' != j} f(b_j, a_j')) ],
     which is symmetric in a and b; and for `within`, as in the released code, f(a_j, a_j') in the last sum.
-    Pairs with the same next item are no negatives of each other.
+
+    Pairs with the same next item are not negatives of each other.
 
     Args:
         own: m, [P, D].
@@ -64,17 +69,22 @@ def cross_modality_contrast(
         next_item: int64 [P].
         temperature: tau.
         negatives: `cross` or `within`.
-        rows: the pairs j over which the mean is taken (those of one process, say); the sums over j' stay whole.
+        rows: the pairs j of the mean (those of one process); the sums over j' run over all pairs.
+
+    Returns:
+        A scalar.
+
+    Reference: MSM4SR, arXiv 2303.11879, equation 9.
     """
-    whole = rows == slice(None)
+    every_row = rows == slice(None)
     others = (next_item[rows].unsqueeze(1) != next_item.unsqueeze(0)).to(own.dtype)  # [R, P]
     f = exp_cosine(own[rows], other, temperature)  # [R, P]
     positive = f.diagonal(rows.indices(len(own))[0])  # [R]
     across = f * others
     own_to_other = across.sum(1)  # [R]: sum_j' f(m_j, m~_j')
-    other_to_own = across.sum(0) if whole else (exp_cosine(other[rows], own, temperature) * others).sum(1)
+    other_to_own = across.sum(0) if every_row else (exp_cosine(other[rows], own, temperature) * others).sum(1)
     if negatives == "cross":
-        rest = [own_to_other + other_to_own]  # both directions have the same
+        rest = [own_to_other + other_to_own]  # the same in both directions
     else:
         rest = [
             sums + (exp_cosine(view[rows], view, temperature) * others).sum(1)
@@ -86,21 +96,26 @@ def cross_modality_contrast(
 def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """f(a_i, b_j) / exp(1 / temperature): [A, D] and [B, D] to [A, B].
 
-    The losses are logarithms of ratios of such values, which a common factor leaves as they are; this one keeps the
-    largest at 1. At temperatures so low that float32 could not hold the smallest, they are float64.
+    The losses are logarithms of ratios of such values, so the common factor cancels; it keeps the largest value at 1.
+    Low temperatures, for which float32 cannot represent the smallest value, give float64.
+
+    Args:
+        a: [A, D].
+        b: [B, D].
+        temperature: tau.
     """
     cosine = F.normalize(a, dim=1) @ (F.normalize(b, dim=1) / temperature).T
     dtype = torch.promote_types(cosine.dtype, torch.float32 if temperature > 0.025 else torch.float64)
-    return cosine.to(dtype).sub_(1 / temperature).exp_()  # in place: nobody else needs the steps between
+    return cosine.to(dtype).sub_(1 / temperature).exp_()  # in place, to allocate one matrix
 
 
 class SeenItems(NamedTuple):
-    """What the prefixes hold, and what is added to the scores of that.
+    """The seen items of each prefix, and the bias that is added to their scores.
 
     Attributes:
-        items: int64 [P, L], items of a prefix and maybe others.
-        counts: bool [P, L], which of them the prefix holds; one that it holds twice counts in one place.
-        bias: a number.
+        items: int64 [P, L], the items of a prefix, and padding.
+        counts: bool [P, L], true for each distinct item of the prefix once.
+        bias: a scalar.
     """
 
     items: Tensor
@@ -111,28 +126,31 @@ class SeenItems(NamedTuple):
 def next_item_cross_entropy(
     prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None, seen: SeenItems | None = None
 ) -> Tensor:
-    """Softmax over the whole catalogue (equations 12 and 13): -mean log y(next item).
+    """Softmax over the catalogue: -mean log y(next item).
 
-    Or over a sample of it: `log_weights` then says how many items of the catalogue each stands for, as -log q, q its
-    expected number of places in the sample; -inf for an item that is there only as somebody's next. So the
-    denominator is right in expectation (the log-q correction of sampled softmax, Bengio and Senecal 2008). A pair's
-    own next item always counts once.
+    Or over a sample: `log_weights` is -log q, with the expected number q of an item's occurrences in the sample; it is
+    -inf for an item that is present only as a next item. The denominator is then unbiased (the log-q correction of
+    sampled softmax, Bengio and Senecal 2008). A pair's own next item always counts once.
 
-    The [P, N] matrix of scores exists only a chunk of pairs at a time, in cache, and is turned into the gradient
-    where it stands.
+    The [P, N] matrix of scores exists only a chunk of pairs at a time, in cache, where it is turned into the gradient.
 
     Args:
-        prefixes: [P, Q], a vector for each prefix.
-        items: [N, Q], what it is multiplied with.
+        prefixes: a vector for each prefix [P, Q].
+        items: item vectors [N, Q].
         target: int64 [P], the next item's row.
-        log_weights: [N]; None: the items are the whole catalogue, and count once each.
+        log_weights: [N]; None: `items` is the complete catalogue.
         seen: the items of the prefixes, as rows of `items`, and the bias that is added to their scores.
+
+    Returns:
+        A scalar.
+
+    Reference: MSM4SR, arXiv 2303.11879, equations 12 and 13.
     """
     return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights, *(seen or (None, None, None)))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SoftmaxOverCatalogue(torch.autograd.Function):
-    """Cross-entropy of prefixes @ items.T; the gradient is made on the way forward, while the scores are at hand."""
+    """Cross-entropy of prefixes @ items.T; the forward pass computes the gradient, while the scores are in cache."""
 
     @staticmethod
     def forward(
@@ -147,7 +165,7 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
     ) -> Tensor:
         prefixes, items = prefixes.detach(), items.detach()
         pairs = max(1, SCORES_AT_ONCE // len(items))
-        # in float32 at least, whatever the products are computed in (bfloat16 under autocast)
+        # at least float32, even if autocast computes the products in bfloat16
         total = prefixes.new_zeros((), dtype=torch.promote_types(prefixes.dtype, torch.float32))
         to_prefixes, to_items, to_bias = torch.empty_like(prefixes), torch.zeros_like(items), total.clone()
         for start in range(0, len(prefixes), pairs):
@@ -169,7 +187,7 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=scores.dtype))  # dL/dscores
             if seen is not None and counts is not None:
                 to_bias += (scores.gather(1, seen[chunk]) * counts[chunk]).sum()
-            to_prefixes[chunk] = scores @ items  # not in place: autocast leaves such products alone
+            to_prefixes[chunk] = scores @ items  # not in place: autocast ignores in-place products
             to_items += scores.T @ prefixes[chunk]
         ctx.save_for_backward(to_prefixes, to_items, to_bias)
         ctx.pairs = len(prefixes)
@@ -184,11 +202,15 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
 
 
 def sampled_binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
-    """The loss of SASRec's authors: -mean [log sigmoid(s_i) + log(1 - sigmoid(s_j))].
+    """The loss of SASRec's authors, a classification of one positive and one negative: -mean [log sigmoid(s_i) +
+    log(1 - sigmoid(s_j))].
 
     Args:
         positive: [P], the score s_i of the next item.
-        negative: [P], the score s_j of an item that the history lacks.
+        negative: [P], the score s_j of an item that is not in the history.
+
+    Returns:
+        A scalar.
 
     Reference: Kang and McAuley 2018, section III.E.
     """
@@ -196,11 +218,14 @@ def sampled_binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def bayesian_personalised_ranking(positive: Tensor, negative: Tensor) -> Tensor:
-    """BPR: what a user took scores over what the user did not take: -mean log sigmoid(s_ui - s_uj).
+    """BPR: a user's seen items score over unseen ones: -mean log sigmoid(s_ui - s_uj).
 
     Args:
-        positive: [P], the score s_ui of an item i that the user took.
-        negative: [P], the score s_uj of an item j that the same user did not take.
+        positive: [P], the score s_ui of a seen item i.
+        negative: [P], the score s_uj of an unseen item j of the same user.
+
+    Returns:
+        A scalar.
 
     Reference: Rendle et al. 2009, arXiv 1205.2618.
     """
@@ -208,20 +233,23 @@ def bayesian_personalised_ranking(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def squared_length(vectors: Sequence[Tensor]) -> Tensor:
-    """1/2 sum |v|^2 over all rows of all `vectors`: what an L2 penalty multiplies."""
+    """1/2 sum |v|^2 over all rows of all `vectors`, for an L2 penalty: a scalar."""
     return 0.5 * torch.stack([v.square().sum() for v in vectors]).sum()
 
 
 def attribute_mutual_information(context: Tensor, attributes: Tensor, labels: Tensor) -> Tensor:
-    """S3-Rec's AAP and MAP: which attributes does this item have? [P], one number a position.
+    """S3-Rec's AAP and MAP: which attributes does the item at a position have?
 
-    -sum_a [y_a log sigma(c . e_a) + (1 - y_a) log(1 - sigma(c . e_a))], c the position's encoding times the task's
-    map. (The paper prints the contrast of one attribute with drawn ones; its code has this sum over all of them.)
+    -sum_a [y_a log sigma(c . e_a) + (1 - y_a) log(1 - sigma(c . e_a))], with the position's encoding times the task's
+    matrix c. (The paper prints a contrast of one attribute with sampled ones; its code has this sum over all.)
 
     Args:
         context: c [P, D].
         attributes: e, [A, D].
         labels: y, float [P, A] of 0 and 1.
+
+    Returns:
+        A loss for each position [P].
 
     Reference: Zhou et al. 2020, equations 5 and 9.
     """
@@ -229,15 +257,18 @@ def attribute_mutual_information(context: Tensor, attributes: Tensor, labels: Te
 
 
 def contrastive_mutual_information(context: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """S3-Rec's MIP and SP: which of two belongs to this context? [P], one number a position.
+    """S3-Rec's MIP and SP: which of two items (segments) belongs to this context?
 
-    -log [exp f(c, x) / (exp f(c, x) + exp f(c, x'))] = -log sigma(f(c, x) - f(c, x')), f(c, x) = sigma(c . x), c the
-    encoding of the context times the task's map.
+    -log [exp f(c, x) / (exp f(c, x) + exp f(c, x'))] = -log sigma(f(c, x) - f(c, x')), f(c, x) = sigma(c . x), with the
+    encoding of the context times the task's matrix c.
 
     Args:
         context: c [P, D].
-        positive: x [P, D], the item (the segment) that was masked.
-        negative: x' [P, D], another one.
+        positive: x [P, D], the masked item (segment).
+        negative: x' [P, D], a random one.
+
+    Returns:
+        A loss for each position [P].
 
     Reference: Zhou et al. 2020, equations 7 and 11.
     """

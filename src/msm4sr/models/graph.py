@@ -1,10 +1,11 @@
-"""The user-item graph, and what the models that propagate over it share.
+"""The user-item graph and sums over its edges.
 
-An edge joins a user and an item that the user took in training, once however often. All sums over neighbours run over
-the edges in the order of the receiver (`torch.embedding_bag`), forwards and backwards, so that neither a dense matrix
-nor a copy of the vectors for each edge exists, and a seed gives the same digits on any number of threads.
+An edge joins a user and an item of the user's training history, once however often they interacted. All sums over
+neighbours run over the edges in the order of the receiver (`torch.embedding_bag`), forwards and backwards. So neither a
+dense matrix nor a copy of the vectors for each edge exists, and results are bit-identical on any number of threads.
 
-Shape letters: U users, N items, E edges, D width of a node's vector, Q width of what is multiplied for a score."""
+Shape letters: U users, N items, E edges, D dimension of a node's vector.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +23,23 @@ from msm4sr.ragged import Ragged
 
 OVERLAPS_AT_ONCE = 1 << 24  # common neighbours that are counted in one block
 
-
 Ints = npt.NDArray[Any]
 
 
 class Direction(NamedTuple):
-    """One way along the edges, listed by receiver: `sender[starts[r]:starts[r + 1]]` send to receiver r."""
+    """The edges in one direction, listed by receiver: `sender[starts[r]:starts[r + 1]]` send to receiver r."""
 
     sender: Tensor  # [E]
     starts: Tensor  # [receivers]
-    order: Tensor | None  # [E]: which edge stands at each place; None: edge e at place e
-    receiver: Tensor  # [E], of each edge
+    order: Tensor | None  # [E]: the edge number of each place in the list; None: in order
+    receiver: Tensor  # [E], by edge number
 
 
 class UserItemGraph(nn.Module):
-    """Who took what. Edges are numbered by user, then by item.
+    """The interactions as a graph. Edges are numbered by user, then by item.
 
     Args:
-        histories: item rows of user 0, of user 1, ..., and offsets [U + 1]; repeats are one edge.
+        histories: the item numbers of each user, U rows; repeated items are one edge.
         n_items: N.
     """
 
@@ -57,12 +57,12 @@ class UserItemGraph(nn.Module):
         edges = torch.unique(user * n_items + histories.values)  # sorted
         users, items = edges // n_items, edges % n_items
         self.register_buffer("items", items)  # [E], stored with the model
-        self.register_buffer("offsets", _ends(users, n_users))  # [U + 1], stored with the model
+        self.register_buffer("offsets", _offsets(users, n_users))  # [U + 1], stored with the model
         self.register_buffer("users", users, persistent=False)  # [E]
         by_item = torch.argsort(items, stable=True)
         self.register_buffer("by_item", by_item, persistent=False)  # [E]
         self.register_buffer("users_by_item", users[by_item], persistent=False)  # [E]
-        self.register_buffer("item_offsets", _ends(items, n_items), persistent=False)  # [N + 1]
+        self.register_buffer("item_offsets", _offsets(items, n_items), persistent=False)  # [N + 1]
 
     @property
     def to_users(self) -> Direction:
@@ -73,11 +73,11 @@ class UserItemGraph(nn.Module):
         return Direction(self.users_by_item, self.item_offsets[:-1], self.by_item, self.items)
 
     def user_degrees(self) -> Tensor:
-        """How many items each user took: int64 [U]."""
+        """The number of items of each user: int64 [U]."""
         return self.offsets.diff()
 
     def item_degrees(self) -> Tensor:
-        """How many users took each item: int64 [N]."""
+        """The number of users of each item: int64 [N]."""
         return self.item_offsets.diff()
 
     def sum_to_users(self, weights: Tensor, vectors: Tensor) -> Tensor:
@@ -93,25 +93,25 @@ class UserItemGraph(nn.Module):
         return _Products.apply(users, items, self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
 
     def at_users(self, values: Tensor) -> Tensor:
-        """What each edge's user has: [U, D] to [E, D]."""
+        """The value of each edge's user: [U, D] to [E, D]."""
         return _Spread.apply(values, self.to_users)  # type: ignore[no-any-return, no-untyped-call]
 
     def at_items(self, values: Tensor) -> Tensor:
-        """What each edge's item has: [N, D] to [E, D]."""
+        """The value of each edge's item: [N, D] to [E, D]."""
         return _Spread.apply(values, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
 
     def softmax_by_user(self, scores: Tensor) -> Tensor:
-        """exp(s_ui) / sum_i' exp(s_ui') over each user's edges: [E] to [E]. For scores of a small range (cosines)."""
+        """exp(s_ui) / sum_i' exp(s_ui') over each user's edges: [E] to [E], for a small range of scores (cosines)."""
         return _softmax(scores, self.to_users)
 
     def softmax_by_item(self, scores: Tensor) -> Tensor:
-        """exp(s_ui) / sum_u' exp(s_u'i) over each item's edges: [E] to [E]. For scores of a small range (cosines)."""
+        """exp(s_ui) / sum_u' exp(s_u'i) over each item's edges: [E] to [E], for a small range of scores (cosines)."""
         return _softmax(scores, self.to_items)
 
 
-def _ends(sorted_or_not: Tensor, rows: int) -> Tensor:
-    """Offsets [rows + 1] of how often each row number occurs."""
-    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(sorted_or_not, minlength=rows).cumsum(0)])
+def _offsets(rows: Tensor, n_rows: int) -> Tensor:
+    """Offsets [n_rows + 1] from the counts of row numbers."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n_rows).cumsum(0)])
 
 
 def _sum(weights: Tensor, vectors: Tensor, into: Direction) -> Tensor:
@@ -132,9 +132,9 @@ def _softmax(scores: Tensor, into: Direction) -> Tensor:
 
 
 def _products(users: Tensor, items: Tensor, to_users: Direction) -> Tensor:
-    """x_u . x_i for each edge, which is the gradient of the weighted sum for its weights.
+    """x_u . x_i for each edge, computed as the gradient of a weighted sum with respect to its weights.
 
-    Asked for as that, torch makes it edge by edge; gathering both ends of each edge takes eight times as long.
+    torch computes that gradient edge by edge; gathering both ends of each edge takes eight times as long.
     """
     with torch.inference_mode(False), torch.enable_grad():
         users, items, sender, starts = (
@@ -147,7 +147,7 @@ def _products(users: Tensor, items: Tensor, to_users: Direction) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Weighted sums over neighbours; the gradient for the vectors is the same sum the other way along the edges."""
+    """Weighted sums over neighbours; the gradient of the vectors is the same sum in the other direction."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, vectors: Tensor, into: Direction, back: Direction) -> Tensor:
@@ -187,7 +187,7 @@ class _Products(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """To every edge what its receiver has; the gradient is collected by receiver."""
+    """The receiver's value for every edge; the gradient is summed by receiver."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, into: Direction) -> Tensor:
@@ -200,7 +200,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Sums by receiver of what the edges have; the gradient is spread to the edges."""
+    """Sums of edge values by receiver; the gradient is spread to the edges."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, into: Direction) -> Tensor:
@@ -235,19 +235,19 @@ def nearest_by_overlap(
     k: int,
     weigh: Callable[[Ints, Ints, Ints], npt.NDArray[np.float64]],
 ) -> tuple[Tensor, Tensor]:
-    """For each item the k others that most share its users (for each user: its items), by a weight of one's own.
+    """The k items that share the most users with each item (or users that share the most items), by a given weight.
 
-    The square of the graph is made a block of rows at a time, and only where it is not 0.
+    The square of the graph is computed a block of rows at a time, and only where it is not 0.
 
     Args:
         graph: R rows, the items or the users.
-        of: which.
-        k: how many are kept, fewer where there are fewer than k others.
-        weigh: the weights, all > 0, of rows and others (row numbers) and how many neighbours they have in common.
+        of: which of both.
+        k: number of neighbours; fewer than k others give fewer.
+        weigh: weights > 0 of pairs: row numbers, row numbers of the others, numbers of common neighbours.
 
     Returns:
-        Row numbers int32 [R, k], heaviest first, ties by row number, and their weights float32 [R, k]. Places that
-        are left over have row number 0 and weight 0.
+        Row numbers int32 [R, k], the largest weight first, ties by row number; and their weights float32 [R, k]. Empty
+        places have row number 0 and weight 0.
     """
     users, items = graph.users.numpy(), graph.items.numpy()
     rows, columns = (users, items) if of == "users" else (items, users)
@@ -257,7 +257,7 @@ def nearest_by_overlap(
     transposed = matrix.T.tocsr()
     k = max(1, min(k, len(own) - 1))
     nearest, weights = np.zeros((len(own), k), np.int32), np.zeros((len(own), k), np.float32)
-    work = np.bincount(rows, other[columns], minlength=len(own)).cumsum()  # at least the numbers that are not 0
+    work = np.bincount(rows, other[columns], minlength=len(own)).cumsum()  # an upper bound of the non-zero values
     for block in np.split(np.arange(len(own)), np.flatnonzero(np.diff(work // OVERLAPS_AT_ONCE)) + 1):
         if not len(block):
             continue

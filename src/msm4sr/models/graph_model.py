@@ -1,6 +1,7 @@
-"""What the models that propagate over the user-item graph share.
+"""The base classes of the models that propagate over the user-item graph.
 
-Shape letters: U users, N items, E edges, D width of a node vector, Q width of a scoring vector."""
+Shape letters: U users, N items, E edges, D dimension of a node's vector, Q dimension of a scoring vector.
+"""
 
 from __future__ import annotations
 
@@ -40,27 +41,26 @@ class ItemContent(nn.Module):
 class GraphConfig(ModelConfig):
     """The settings that all graph models share."""
 
-    dim: int = Field(64, ge=1, description="width of a node's vector")
+    dim: int = Field(64, ge=1, description="dimension of a node's vector")
     l2: float = Field(1e-4, ge=0, description="weight of the squared length of the trained vectors of a batch")
-    max_history: int = Field(50, ge=1, description="items of an unknown history that are folded in, the latest ones")
+    max_history: int = Field(50, ge=1, description="latest items that are folded in for an unknown user")
 
 
 class GraphModel(FactorizedModel):
-    """A model of users and items as nodes of a graph: each node has one vector, a score is a product of two.
+    """Users and items are nodes of a graph with one vector each; the score is the product of two vectors.
 
-    A user of the training is scored by the user's own node, whatever the history that comes along. An unknown history
-    is **folded in** as one more user, by one more step of propagation from the items' final vectors: a weighted sum
-    over its distinct items (`fold_in_weights`), divided by the square root of their number.
+    A user of the training data is scored by the user's node, whatever the given history. The history of an unknown
+    user is **folded in** as a new node, by one more propagation step from the items' final vectors: a weighted sum over
+    its distinct items (`fold_in_weights`), divided by the square root of their number.
 
-    Nothing here is sequential, so that an item which a user took in training is never recommended again.
+    The model ignores order, so seen items are never recommended again.
     """
 
     ranks_seen_items = False
     tasks = {"finetune": "bpr"}
     budget = "graph"
     folds_in_by_degree: ClassVar[bool] = True
-    """Whether an item weighs 1 / sqrt(its degree) where a history is folded in, as it does in the propagation; else
-    all weigh the same."""
+    """Whether folding in weighs an item by 1 / sqrt(its degree), as propagation does; if not, all weigh the same."""
     config: GraphConfig
     fold_in_weights: Tensor  # [N]
 
@@ -71,42 +71,42 @@ class GraphModel(FactorizedModel):
         weights = self.graph.item_degrees().clamp(min=1).float().rsqrt()
         weights = weights if self.folds_in_by_degree else torch.ones_like(weights)
         self.register_buffer("fold_in_weights", weights, persistent=False)
-        self._kept: tuple[list[tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None
+        self._cache: tuple[list[tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None
 
     @abstractmethod
     def propagate(self) -> tuple[Tensor, Tensor]:
-        """Every user's and every item's final vector, from the weights as they are: [U, Q], [N, Q]."""
+        """The final vectors of all users and items, from the current weights: [U, Q], [N, Q]."""
 
     @abstractmethod
     def trained_vectors(self, users: Tensor, items: Tensor) -> Sequence[Tensor]:
-        """What the L2 penalty of a batch is taken of: the trained vectors of these users and items, [rows, D] each."""
+        """The trained vectors of these users and items, for the L2 penalty of a batch: [rows, D] each."""
 
     def nodes(self) -> tuple[Tensor, Tensor]:
-        """`propagate()`; where no gradient is wanted it is kept, as long as no weight changes.
+        """`propagate()`, cached without gradients for as long as no weight changes.
 
-        A step of training cannot leave an old result behind: each one comes from a pass with gradients, which drops
-        it; whatever else writes to a weight (loading, moving to a device) is seen by its version or its place.
+        A training step drops the cache, since its forward pass has gradients. Any other write to a weight (loading,
+        moving to a device) changes the version or the address of a tensor.
         """
         if torch.is_grad_enabled():
-            self._kept = None
+            self._cache = None
             return self.propagate()
         tensors = [*self.parameters(), *self.buffers()]
-        if any(tensor.is_inference() for tensor in tensors):  # torch does not count their changes
+        if any(tensor.is_inference() for tensor in tensors):  # torch does not track their version
             return self.propagate()
         stamp = [(tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors]
-        if self._kept is None or self._kept[0] != stamp:
-            self._kept = stamp, self.propagate()
-        return self._kept[1]
+        if self._cache is None or self._cache[0] != stamp:
+            self._cache = stamp, self.propagate()
+        return self._cache[1]
 
     def encode_items(self) -> Tensor:
-        """[N, 2, Q]: each item's final vector, and what it adds to a history that is folded in."""
+        """Each item's final vector, and its weighted vector for folding in: [N, 2, Q]."""
         items = self.nodes()[1]
         return torch.stack([items, items * self.fold_in_weights.unsqueeze(1)], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Each prefix of rows [B, L] of the catalogue folded in as a new user: [B, L, Q]."""
+        """Each prefix of the histories [B, L], folded in as a new user: [B, L, Q]."""
         same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
-        first = ~same.tril(-1).any(dim=2)  # [B, L]: not an item that stood there before
+        first = ~same.tril(-1).any(dim=2)  # [B, L]: the first occurrence of an item
         sums = (take(embeddings[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
         return sums / first.cumsum(dim=1).sqrt().unsqueeze(2)
 
@@ -117,11 +117,11 @@ class GraphModel(FactorizedModel):
     def score(
         self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
-        """Every item's score [B, N]: of the `users` themselves where they are known, else of their `histories`."""
+        """[B, N]; by the nodes of `users` if they have training items, otherwise by their `histories`."""
         if users is None:
             return super().score(histories, lengths, embeddings, item_vectors)
         scores = self.nodes()[0][users] @ item_vectors.T
-        new = self.graph.user_degrees()[users] == 0  # they were not trained on
+        new = self.graph.user_degrees()[users] == 0  # without training items
         if new.any():
             scores[new] = super().score(histories[new], lengths[new], embeddings, item_vectors)
         return scores
@@ -149,7 +149,7 @@ class MultimodalGraphModel(GraphModel):
             {name: ItemContent(config.dim, self.network(rows.values.shape[1])) for name, rows in present.items()}
         )
         for layer in self.content.modules():
-            if isinstance(layer, nn.Linear):  # no bias at first: it would make all items alike
+            if isinstance(layer, nn.Linear):  # zero biases: random ones would make all items similar
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 

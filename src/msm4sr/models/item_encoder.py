@@ -1,7 +1,8 @@
-"""The item encoder of MSM4SR: attention pooling and mixture of experts (equations 3 to 5).
+"""The item encoder of MSM4SR: attention pooling and a mixture of experts (equations 3 to 5).
 
-Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder width, K experts,
-D model width."""
+Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder dimension, K experts,
+D embedding dimension of the model.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msm4sr.models.layers import Dropout
+from msm4sr.models.layers import Dropout, fill_missing
 
 
 class AttentionPooling(nn.Module):
-    """One vector for an item out of its sentences or images (equation 3).
+    """One vector per item from its sentences or images (equation 3).
 
-    alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j. The rows come ragged, so
-    that there is no padded slot which could receive a weight.
+    alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j. The rows are ragged, so no
+    padding can receive a weight.
 
     Args:
-        dim: width of the rows.
-        hidden: width between W1 and W2.
-        activation: `none` as the paper prints it, `relu` between the two maps as its code has it. With `none` the
-            two maps are one linear map, and are applied as one: x (W1 W2) costs a hidden-th of (x W1) W2.
+        dim: D_in.
+        hidden: dimension between W1 and W2.
+        activation: between W1 and W2: `none` as printed, `relu` as released. With `none` both are one linear map and
+            are applied as one: x (W1 W2) costs a `hidden`-th of (x W1) W2.
     """
 
     def __init__(self, dim: int, hidden: int, activation: Literal["none", "relu"] = "none") -> None:
@@ -34,9 +35,9 @@ class AttentionPooling(nn.Module):
         self.activation = activation
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Pool rows [R, D_in], `lengths` [N] (all >= 1) of them an item, into [N, D_in]."""
+        """Rows [R, D_in], `lengths` [N] (all >= 1) of them per item, to [N, D_in]."""
         if len(rows) == len(lengths):
-            return rows  # one row an item: alpha is 1
+            return rows  # one row per item: alpha is 1
         return F.embedding_bag(
             torch.arange(len(rows), device=rows.device),
             rows,
@@ -46,7 +47,7 @@ class AttentionPooling(nn.Module):
         )
 
     def weights(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """alpha of each row: [R]. They sum to 1 over the rows of an item."""
+        """alpha of each row: [R]. The weights of an item sum to 1."""
         if len(rows) == 0:
             return rows.new_zeros(0)
         scores, ends = self.scores(rows), lengths.cumsum(0)
@@ -65,15 +66,15 @@ class AttentionPooling(nn.Module):
 
 
 class Whitening(nn.Module):
-    """(x - mean) (C + c I)^(-1/2), mean and covariance C of the rows that it is made from, c the mean of C's diagonal.
+    """(x - mean) (C + c I)^(-1/2), with the mean and covariance C of the catalogue's rows, c the mean of C's diagonal.
 
-    What all vectors of an encoder have in common goes, and what few of them have counts as much as what most of them
-    have. c keeps directions in which there is next to nothing from counting as much again.
+    It removes what all embeddings of an encoder have in common, and gives rare directions the weight of common ones.
+    c keeps directions with almost no variance small.
 
     Args:
-        rows: float [R, D_in], the frozen encoder's vectors of the catalogue. They are read in parts.
+        rows: float [R, D_in], the frozen embeddings of the catalogue, read in chunks.
 
-    Reference: whitening of frozen text vectors for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
+    Reference: whitening of frozen text embeddings for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
     """
 
     mean: Tensor
@@ -81,30 +82,26 @@ class Whitening(nn.Module):
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
-        parts = torch.split(rows, 1 << 16)
-        mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / max(1, len(rows))
-        centred = (part.double() - mean for part in parts)
-        covariance = torch.stack([part.T @ part for part in centred]).sum(dim=0) / max(1, len(rows))
+        chunks = torch.split(rows, 1 << 16)
+        mean = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / max(1, len(rows))
+        centred = (chunk.double() - mean for chunk in chunks)
+        covariance = torch.stack([chunk.T @ chunk for chunk in centred]).sum(dim=0) / max(1, len(rows))
         sizes, directions = torch.linalg.eigh(covariance)
         shrunk = sizes.clamp(min=0) + sizes.mean().clamp(min=1e-6)
         self.register_buffer("mean", mean.float())
         self.register_buffer("matrix", (directions * shrunk.rsqrt() @ directions.T).float())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D_in] to [..., D_in]."""
-        return (x - self.mean) @ self.matrix
-
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight [D_out, D_in] and bias [D_out] that make of x what `weight` makes of the whitened x."""
-        folded = weight @ self.matrix  # which is symmetric
+        """Weight [D_out, D_in] and bias [D_out] that give for x what `weight` gives for the whitened x."""
+        folded = weight @ self.matrix  # the matrix is symmetric
         return folded, -folded @ self.mean
 
 
 class MixtureOfExperts(nn.Module):
-    """From the encoder's space into the model's (equations 4 and 5).
+    """From the encoder's space to the model's (equations 4 and 5).
 
-    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). All experts are one product. With
-    `whitening` e is whitened before.
+    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). One product computes all experts. With
+    `whitening`, e is whitened first.
     """
 
     def __init__(self, dim_in: int, dim: int, experts: int, dropout: float, whitening: Whitening | None = None) -> None:
@@ -125,12 +122,12 @@ class MixtureOfExperts(nn.Module):
         return torch.einsum("nk,nkd->nd", gates, experts)
 
     def _read(self, pooled: Tensor, linear: nn.Linear) -> Tensor:
-        """[N, D_in] to [N, D_out]. To whiten the weights costs less than to whiten a catalogue of items."""
+        """[N, D_in] to [N, D_out]. Whitening the weights is cheaper than whitening a catalogue of items."""
         return linear(pooled) if self.whitening is None else F.linear(pooled, *self.whitening.fold(linear.weight))
 
 
 class ItemEncoder(nn.Module):
-    """Attention pooling, then experts; an item without this modality has a learned stand-in."""
+    """Attention pooling, then experts; an item without the modality has a learned missing-modality embedding."""
 
     def __init__(
         self,
@@ -144,14 +141,12 @@ class ItemEncoder(nn.Module):
         super().__init__()
         self.pooling = AttentionPooling(dim_in, dim, activation)
         self.experts = MixtureOfExperts(dim_in, dim, experts, dropout, whitening)
-        # as long as what it stands for: a mean of `experts` independent normalised vectors
+        # the length of a content vector: a mean of `experts` independent normalised vectors
         self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Rows [R, D_in], `lengths` [N] of them an item (0: missing), to item vectors [N, D]."""
-        present = lengths.nonzero().squeeze(1)
-        stand_in = self.missing.expand(len(lengths), -1)
+        """Rows [R, D_in], `lengths` [N] of them per item (0: missing), to content vectors [N, D]."""
+        present = lengths[lengths > 0]
         if len(present) == 0:
-            return stand_in
-        encoded = self.experts(self.pooling(rows, lengths[present]))
-        return stand_in.to(encoded.dtype).index_copy(0, present, encoded)
+            return self.missing.expand(len(lengths), -1)
+        return fill_missing(self.experts(self.pooling(rows, present)), lengths, self.missing)

@@ -1,6 +1,7 @@
 """The causal Transformer over histories.
 
-Shape letters: B histories, L positions of a history, D model width."""
+Shape letters: B histories, L positions, D embedding dimension.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +21,21 @@ SEARCH: Mapping[str, Mapping[str, Any]] = {
     "model.dropout": {"kind": "float", "low": 0.0, "high": 0.6},
     "finetune.weight_decay": {"kind": "categorical", "choices": [0.0, 1e-6, 1e-5, 1e-4]},
 }
-"""What tuning searches of every model with a Transformer."""
+"""The settings that tuning searches for every model with a Transformer."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, with dropout of the weights; causal, or over what is `visible`, bool [B, L].
+    """Attention softmax(q k^T / sqrt(d)) v, with dropout of the weights.
 
-    q and k [B, heads, L, any], v [B, heads, L, d] to [B, heads, L, d].
+    Args:
+        q: [B, heads, L, any].
+        k: [B, heads, L, any].
+        v: [B, heads, L, d].
+        dropout: of the attention weights.
+        visible: bool [B, L], the positions that every position attends to; None: causal attention.
+
+    Returns:
+        [B, heads, L, d].
     """
     scale, mask = v.shape[-1] ** -0.5, None if visible is None else visible[:, None, None, :]  # [B, 1, 1, L]
     if not (dropout.training and dropout.p > 0 and q.device.type == "cpu"):
@@ -41,7 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | 
 
 
 class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a position sees itself and what came before it."""
+    """Multi-head self-attention in which a position attends to itself and earlier positions."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -51,27 +60,25 @@ class CausalAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """[B, L, D] to [B, L, D]. With `visible`, bool [B, L], a position sees these in place of what came before."""
+        """[B, L, D] to [B, L, D]. With `visible`, bool [B, L], every position attends to these instead."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
         mixed = attend(q, k, v, self.dropout, visible)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def at(self, x: Tensor, places: Tensor) -> Tensor:
-        """What `forward` gives at one place of each row alone: x [B, L, D], places [B] to [B, D]."""
-        own, dim = x[torch.arange(x.shape[0], device=x.device), places], x.shape[2]
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`forward` at one position of each row: x [B, L, D], positions [B] to [B, D]."""
+        own, dim = x[torch.arange(x.shape[0], device=x.device), positions], x.shape[2]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = (
-            F.linear(own, weight[:dim], bias[:dim]).view(x.shape[0], 1, self.heads, -1).transpose(1, 2)
-        )  # [B, heads, 1, d]
-        keys = F.linear(x, weight[dim:], bias[dim:])
-        k, v = keys.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, L, d]
-        visible = torch.arange(x.shape[1], device=x.device) <= places.unsqueeze(1)  # [B, L]
-        mixed = attend(q, k, v, self.dropout, visible)
+        q = F.linear(own, weight[:dim], bias[:dim]).view(x.shape[0], 1, self.heads, -1)
+        kv = F.linear(x, weight[dim:], bias[dim:]).view(*x.shape[:2], 2, self.heads, -1)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, d]
+        visible = torch.arange(x.shape[1], device=x.device) <= positions.unsqueeze(1)  # [B, L]
+        mixed = attend(q.transpose(1, 2), k, v, self.dropout, visible)
         return self.out(mixed.transpose(1, 2).flatten(1))  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
-    """Attention, then a feed-forward net, each added to its input and normalised after."""
+    """Attention, then a feed-forward network, each added to its input and normalised after."""
 
     def __init__(self, attention: nn.Module, dim: int, inner_dim: int, dropout: float) -> None:
         super().__init__()
@@ -82,32 +89,30 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """[B, L, D] to [B, L, D]. `context` is what the attention is given beside them."""
+        """[B, L, D] to [B, L, D]. `context` is the second argument of the attention."""
         return self._after(x, self.attention(x, context))
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`forward` at one position of each row: [B, D]."""
+        own = x[torch.arange(x.shape[0], device=x.device), positions]
+        return self._after(own, self.attention.at(x, positions))  # type: ignore[operator]
 
     def _after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.attention_norm(x + self.dropout(attended))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
-    def at(self, x: Tensor, places: Tensor) -> Tensor:
-        """What `forward` gives at one place of each row alone: [B, D]."""
-        own = x[torch.arange(x.shape[0], device=x.device), places]
-        return self._after(own, self.attention.at(x, places))  # type: ignore[operator]
-
 
 class TransformerConfig(ModelConfig):
-    """The settings of the sequence encoder, shared by every model that has one; defaults are the paper's."""
+    """The settings of the sequence encoder, shared by all models that have one; defaults are the MSM4SR paper's."""
 
-    dim: int = Field(64, ge=1, description="width of item and history vectors")
+    dim: int = Field(64, ge=1, description="dimension of item and history vectors")
     layers: int = Field(2, ge=1, description="Transformer layers")
     heads: int = Field(2, ge=1, description="attention heads; must divide dim")
-    inner_dim: int = Field(256, ge=1, description="width inside the feed-forward net")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout wherever the model has one, attention weights apart")
+    inner_dim: int = Field(256, ge=1, description="dimension inside the feed-forward network")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout everywhere except for attention weights")
     attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
-    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
-    seen_item_bias: bool = Field(
-        False, description="learn a number that is added to the scores of the items which the history holds"
-    )
+    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
+    seen_item_bias: bool = Field(False, description="learn a number that is added to the scores of seen items")
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -117,10 +122,9 @@ class TransformerConfig(ModelConfig):
 
 
 class CausalTransformer(nn.Module):
-    """Position embedding and L layers; the output at a position is the encoding of the prefix that ends there.
+    """Position embeddings and L layers; the output at a position encodes the prefix that ends there.
 
-    Ragged are padded on the right. A padded slot comes after every real one, so the causal mask alone keeps it
-    out of everything that is read.
+    Histories are padded on the right. Padding comes after every item, so the causal mask alone hides it.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -141,7 +145,7 @@ class CausalTransformer(nn.Module):
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D].
 
-        With `visible`, bool [B, L], it is no longer causal: each position sees all of these (one a row at least).
+        With `visible`, bool [B, L] (at least one per row), every position attends to these, and nothing is causal.
         """
         x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
         for layer in self.layers:
@@ -149,9 +153,9 @@ class CausalTransformer(nn.Module):
         return x
 
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The encoding of each whole history: [B, L, D], of which the first `lengths` [B] count, to [B, D].
+        """The encoding of each history: [B, L, D], of which the first `lengths` [B] count, to [B, D].
 
-        As `forward` at the last places, for less: what the last layer gives at the others is read by nobody.
+        Equal to `forward` at the last positions; the last layer computes no others.
         """
         x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
         for layer in self.layers[:-1]:

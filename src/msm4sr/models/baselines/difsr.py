@@ -1,24 +1,24 @@
 """DIF-SR: decoupled side information fusion for sequential recommendation (Xie, Zhou, Kim 2022; arXiv 2204.11046).
 
-Side information does not enter the item's vector, but the attention: in every layer and head, with R the layer's input
-(of the first layer: ID embeddings alone), P the positions' and A the attributes' embeddings, the same in all layers,
+Side information enters the attention and not the item's vector. In every layer and head, with the layer's input R (in
+the first layer: ID embeddings), the position embeddings P and the attribute embeddings A, the same in all layers,
 
     score = (R W_q)(R W_k)^T + (P W_q')(P W_k')^T + (A W_q'')(A W_k'')^T
-    output = softmax(score / sqrt(d)) (R W_v),  causal; d the width of a head.
+    output = softmax(score / sqrt(d)) (R W_v),  causal; d the dimension of a head.
 
-What is mixed, and what an item is scored by, are IDs only: y = softmax(h E^T). One predictor in addition tells which
-attributes the next item has: a = sigmoid(W h + b), and its mean binary cross-entropy over the attributes is added to
-the loss with the weight lambda.
+The values, and the vectors that score the items, are IDs only: y = softmax(h E^T). A linear predictor of the next
+item's attributes is trained beside it: a = sigmoid(W h + b). Its mean binary cross-entropy over the attributes is added
+to the loss with the weight lambda.
 
 Attributes are the item's categories, and its attribute vector is the sum of their embeddings, as in the authors' code;
-an item without any has the zero vector (its score is then that of ID and position, up to the biases), and as a next
-item the label 0 everywhere. Without any category in the data, ID and position remain.
+an item without categories has the zero vector (its score is then that of ID and position, up to the biases) and, as a
+next item, the label 0 everywhere. If no item has a category, ID and position remain.
 
-Of the authors' three ways to fuse the scores (sum, concat, gate) this is the sum, which is the equation above; the
-others mix the scores of the whole padded row, later positions included, so that a score would depend on the padding.
-Their defaults: d 256 with 64 for an attribute (the same quarter here), 2 to 4 layers, 2 to 8 heads, lambda 10 (of 5
-and 10), cross-entropy over all items. Where there are few categories the mean is a large number, and lambda 10 slows
-the first epochs; over the 19 genres of MovieLens-100K it ended no worse than 1 (one seed).
+Of the authors' three fusions of the scores (sum, concat, gate) this is the sum, which is the equation above; the others
+mix the scores of the complete padded row, later positions included, so that a score would depend on the padding. Their
+defaults: d 256 with 64 for an attribute (the same ratio here), 2 to 4 layers, 2 to 8 heads, lambda 10 (of 5 and 10),
+cross-entropy over all items. With few categories the mean is large, and lambda 10 slows the first epochs; over the 19
+genres of MovieLens-100K it ended no worse than 1 (one seed).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class DIFSRConfig(TransformerConfig):
     """The settings of the model."""
 
     name: Literal["difsr"] = "difsr"
-    attribute_dim: int = Field(16, ge=1, description="width of an attribute's vector; a multiple of heads")
-    attribute_weight: float = Field(10.0, ge=0, description="lambda, of the loss that tells the next item's attributes")
+    attribute_dim: int = Field(16, ge=1, description="dimension of an attribute embedding; a multiple of heads")
+    attribute_weight: float = Field(10.0, ge=0, description="lambda, weight of the attribute prediction loss")
 
     @model_validator(mode="after")
     def _heads_divide_attribute_dim(self) -> Self:
@@ -53,7 +53,7 @@ class DIFSRConfig(TransformerConfig):
 
 
 class DecoupledAttention(nn.Module):
-    """Scores of ID, position and attributes added up; values of the ID alone. Each source has its own maps."""
+    """The sum of the scores of ID, position and attributes; values of the ID alone. Each source has its own weights."""
 
     def __init__(self, dim: int, attribute_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -65,16 +65,16 @@ class DecoupledAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def per_head(self, x: Tensor, parts: int) -> Tensor:
-        """[B, L, parts * width] to [parts, B, heads, L, width / heads]."""
+        """[B, L, parts * dim] to [parts, B, heads, L, dim / heads]."""
         rows, length, width = x.shape
         return x.view(rows, length, parts, self.heads, width // parts // self.heads).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, side: Tensor) -> Tensor:
-        """x [B, L, D] and, side by side, the vectors of position and attributes [B, L, D + D_a], to [B, L, D]."""
+        """x [B, L, D] and the concatenated position and attribute vectors [B, L, D + D_a] to [B, L, D]."""
         q, k, v = self.per_head(self.qkv(x), 3)
         sources = zip(self.side, torch.split(side, self.widths, dim=2), strict=True)
         queries_and_keys = [self.per_head(linear(source), 2) for linear, source in sources]
-        q = torch.cat([q, *(pair[0] for pair in queries_and_keys)], dim=-1)  # a product of what stands side by side
+        q = torch.cat([q, *(pair[0] for pair in queries_and_keys)], dim=-1)  # the product of concatenations
         k = torch.cat([k, *(pair[1] for pair in queries_and_keys)], dim=-1)  # is the sum of the products
         mixed = attend(q, k, v, self.dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -82,7 +82,7 @@ class DecoupledAttention(nn.Module):
 
 @register_model("difsr")
 class DIFSR(CategoryModel):
-    """A causal Transformer over IDs whose attention also knows positions and attributes."""
+    """A causal Transformer over IDs whose attention also compares positions and attributes."""
 
     Config = DIFSRConfig
     label = "DIF-SR"
@@ -100,7 +100,7 @@ class DIFSR(CategoryModel):
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
         self.position = nn.Embedding(config.max_history, config.dim)  # P
         if inputs.n_categories:
-            self.category_embedding = nn.Embedding(inputs.n_categories, attribute_dim)  # A is made of these
+            self.category_embedding = nn.Embedding(inputs.n_categories, attribute_dim)  # A is the sum of these
             self.predictor = nn.Linear(config.dim, inputs.n_categories)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
@@ -116,14 +116,14 @@ class DIFSR(CategoryModel):
         self.apply(initialise)
 
     def encode_items(self) -> Tensor:
-        """ID embedding and, beside it, the sum of the categories': [N, 1, D + D_a]."""
+        """The ID embedding and the sum of the category embeddings, concatenated: [N, 1, D + D_a]."""
         vectors = self.item_embedding.weight
         if self.categories.n_categories:
             vectors = torch.cat([vectors, self.categories.sums(self.category_embedding.weight)], dim=1)
         return vectors.unsqueeze(1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Item rows [B, L] to a vector for each prefix [B, L, D]."""
+        """Item numbers [B, L] to a vector for each prefix [B, L, D]."""
         items = take(embeddings, histories).squeeze(2)  # [B, L, D + D_a]
         ids, attributes = items[..., : self.config.dim], items[..., self.config.dim :]
         positions = self.position.weight[: ids.shape[1]].expand_as(ids)
@@ -137,7 +137,7 @@ class DIFSR(CategoryModel):
         """E: [N, D]."""
         return embeddings[:, 0, : self.config.dim]
 
-    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
         """lambda times the mean binary cross-entropy of the next items' attributes."""
         if not (self.categories.n_categories and self.config.attribute_weight):
             return None

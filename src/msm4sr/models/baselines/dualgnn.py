@@ -1,25 +1,25 @@
 """DualGNN: dual graph neural network for multimedia recommendation (Wang et al. 2021; IEEE Transactions on Multimedia
-25, doi 10.1109/TMM.2021.3138298). A user's mix of modalities is learnt with the help of users who took the same.
+25, doi 10.1109/TMM.2021.3138298). A user's weights of the modalities are learned with the help of similar users.
 
-**One modality.** With p_u trained and f_i = W2 LeakyReLU(W1 x_i + b1) + b2 of the item's frozen features, both
-normalised, vectors go twice over the user-item graph and all three are added up, z = x + Ax + AAx with
+**One modality.** With trained p_u and f_i = W2 LeakyReLU(W1 x_i + b1) + b2 of the item's frozen features, both
+normalised, vectors are propagated twice over the user-item graph and summed: z = x + Ax + AAx, with
 A_ui = 1 / sqrt(|N_u| |N_i|).
 
 **All modalities.** An item is the sum of its z^m; a user weighs them, r_u = sum_m softmax_m(a_u^m) z_u^m, a trained.
 
-**The user graph.** With n_uv items that u and v both took, each user hears its k users of the largest n_uv:
+**The user graph.** With n_uv common items of users u and v, each user receives from the k users of the largest n_uv:
 
     r_u <- r_u + sum_v s_uv r_v,   s_uv = softmax over these v of n_uv.
 
 The score is r_u . z_i. Trained by BPR, with an L2 penalty on the preferences p and the a of the batch.
 
-Defaults are the authors': 64 numbers, W1 four times as wide, two steps, k = 40, softmax. Their penalty, a mean over
-the numbers of a vector, is 0.1; ours, a sum, has 2/64 of that.
+Defaults are the authors': 64 dimensions, W1 four times as wide, two hops, k = 40, softmax. Their penalty of 0.1 is a
+mean over the components of a vector; ours, a sum, has 2/64 of that.
 
-Deviations: their code puts the softmax over the first values of a only, and trains the weights freely from there; we
-keep it, so that they stay weights. A user of fewer than k others hears those there are, where their code repeats some
-at random. Weights start without bias. Features are centred and scaled (`ItemMeans`), and an item without a modality
-has a learned stand-in for f_i.
+Deviations: their code applies the softmax to the initial values of a only and trains the weights freely from there; we
+keep the softmax, so that they stay weights. A user with fewer than k similar users receives from those, where their
+code repeats some at random. Biases start at 0. Features are centred and scaled (`ItemMeans`), and an item without a
+modality has a missing-modality embedding for f_i.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class DualGNNConfig(GraphConfig):
 
     name: Literal["dualgnn"] = "dualgnn"
     l2: float = Field(3e-3, ge=0, description="weight of the squared length of the trained vectors of a batch")
-    hops: int = Field(2, ge=0, description="steps of propagation over the user-item graph")
-    neighbours: int = Field(40, ge=1, description="k, the other users that each user hears")
+    hops: int = Field(2, ge=0, description="propagation steps over the user-item graph")
+    neighbours: int = Field(40, ge=1, description="k, the similar users that each user receives from")
 
 
 def co_occurrence(graph: UserItemGraph, k: int) -> tuple[Tensor, Tensor]:
-    """The k users with the most items in common with each user, int64 [U, k], and s [U, k]; 0 fills up."""
-    neighbours, common = nearest_by_overlap(graph, "users", k, lambda users, others, both: both)
-    shares = common.masked_fill(common == 0, -torch.inf).softmax(dim=1)
-    return neighbours.long(), shares.nan_to_num(0.0)  # a user who shares nothing with anybody hears nobody
+    """The k users with the most items in common with each user, int64 [U, k], and s [U, k]; 0 in empty places."""
+    neighbours, counts = nearest_by_overlap(graph, "users", k, lambda users, others, common: common)
+    shares = counts.masked_fill(counts == 0, -torch.inf).softmax(dim=1)
+    return neighbours.long(), shares.nan_to_num(0.0)  # users without common items receive nothing
 
 
 @register_model("dualgnn")
 class DualGNN(MultimodalGraphModel):
-    """Each modality propagated over the user-item graph, mixed by each user, and heard over the user graph."""
+    """Modalities are propagated over the user-item graph, weighted by each user, and averaged over the user graph."""
 
     Config = DualGNNConfig
     label = "DualGNN"
@@ -98,8 +98,8 @@ class DualGNN(MultimodalGraphModel):
             of_items.append(torch.stack(items).sum(dim=0))
         mix = self.attention.softmax(dim=1)  # [U, M]
         mixed = (torch.stack(of_users, dim=2) * mix.unsqueeze(1)).sum(dim=2)  # [U, D]
-        heard = F.embedding_bag(self.neighbours, mixed, mode="sum", per_sample_weights=self.shares)
-        return mixed + heard, torch.stack(of_items).sum(dim=0)
+        received = F.embedding_bag(self.neighbours, mixed, mode="sum", per_sample_weights=self.shares)
+        return mixed + received, torch.stack(of_items).sum(dim=0)
 
     def trained_vectors(self, users: Tensor, items: Tensor) -> Sequence[Tensor]:
         return tuple(take(table, users) for table in (*self.preferences.values(), self.attention))

@@ -1,7 +1,8 @@
 """GRCN: graph-refined convolutional network for multimedia recommendation with implicit feedback (Wei et al. 2020;
-arXiv 2111.02036). What items are tells which edges of the user-item graph to trust; IDs are propagated over the rest.
+arXiv 2111.02036). The items' content decides how much to trust each edge of the user-item graph; ID embeddings are
+propagated over the weighted edges.
 
-**Refining.** In each modality m, with W and b trained and x_i the item's frozen features,
+**Refining.** In each modality m, with trained W and b and the item's frozen features x_i,
 
     f_i = normalise(LeakyReLU(W x_i + b)),
 
@@ -9,28 +10,28 @@ a user's preference p_u (trained, normalised) is routed towards its items T time
 
     a_ui = softmax over i in N_u of p_u . f_i,   p_u <- normalise(p_u + sum_i a_ui f_i).
 
-Both ends of each edge then listen to the other, a_ui as above, b_ui = softmax over u in N_i of p_u . f_i:
+Then both ends of each edge receive from the other, with a_ui as above, b_ui = softmax over u in N_i of p_u . f_i:
 
     content_u = p_u + sum_i a_ui f_i,   content_i = f_i + sum_u b_ui p_u.
 
-An edge weighs what its most confident modality says, with a trained confidence c^m of each node that sends,
+The weight of an edge is that of its most confident modality, with a trained confidence c^m of each sending node,
 
     w_(i -> u) = max_m c_i^m a_ui^m,   w_(u -> i) = max_m c_u^m b_ui^m,
 
-left as it is (`pruning: soft`) or cut at 0 (`hard`, a ReLU).
+unchanged (`pruning: soft`) or cut at 0 (`hard`, a ReLU).
 
 **Propagation.** e = normalise(ID embedding); e' and e'' are one and two steps of e_u <- sum_i w_(i -> u) e_i and
 e_i <- sum_u w_(u -> i) e_u. A node's vector is [e + e' + e''; content of each modality], the score is the product.
 Trained by BPR, with an L2 penalty on the IDs and preferences of the batch.
 
-Defaults are the authors': 64 numbers each, T = 3, two steps, soft pruning (all commands that they publish set it;
-the ReLU is their parser's default). Their penalty is a mean over the numbers of a vector; ours, a sum, has 2/64 of
+Defaults are the authors': 64 dimensions each, T = 3, two steps, soft pruning (all commands that they publish set it;
+the ReLU is their parser's default). Their penalty is a mean over the components of a vector; ours, a sum, has 2/64 of
 their 1e-4.
 
-Deviations: their code routes along edges in the direction from users to items, which leaves the preferences as they
-were; we route as the paper says. Their confidences start as random numbers of both signs, of which hard pruning
-would cut a quarter of the edges for good; ours start at 1. Weights start without bias. Features are centred and scaled
-(`ItemMeans`), and an item without a modality has a learned stand-in for LeakyReLU(W x_i + b).
+Deviations: their code routes along edges from users to items, which leaves the preferences unchanged; we route as the
+paper says. Their confidences start as random numbers of both signs, of which hard pruning would permanently cut a
+quarter of the edges; ours start at 1. Biases start at 0. Features are centred and scaled (`ItemMeans`), and an item
+without a modality has a missing-modality embedding for LeakyReLU(W x_i + b).
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ class GRCNConfig(GraphConfig):
 
     name: Literal["grcn"] = "grcn"
     l2: float = Field(3e-6, ge=0, description="weight of the squared length of the trained vectors of a batch")
-    hops: int = Field(2, ge=0, description="steps of propagation over the refined graph")
-    routings: int = Field(3, ge=0, description="T, times that a preference is routed towards its items")
-    pruning: Literal["soft", "hard"] = Field("soft", description="hard: edges of a weight below 0 are cut")
+    hops: int = Field(2, ge=0, description="propagation steps over the refined graph")
+    routings: int = Field(3, ge=0, description="T, routing steps of a preference towards its items")
+    pruning: Literal["soft", "hard"] = Field("soft", description="hard: cut edges with a negative weight")
 
 
 def route(graph: UserItemGraph, preferences: Tensor, features: Tensor, routings: int) -> Tensor:
-    """Preferences [U, D] drawn towards the features [N, D] of their items: [U, D], all rows normalised."""
+    """Preferences [U, D] routed towards the features [N, D] of their items: [U, D], normalised."""
     for _ in range(routings):
         attention = graph.softmax_by_user(graph.products(preferences, features))
         preferences = F.normalize(preferences + graph.sum_to_users(attention, features))
@@ -70,7 +71,7 @@ def route(graph: UserItemGraph, preferences: Tensor, features: Tensor, routings:
 
 @register_model("grcn")
 class GRCN(MultimodalGraphModel):
-    """IDs propagated over edges that the modalities weigh, beside each modality's own preferences."""
+    """ID embeddings propagated over edges weighted by the modalities, and content vectors of each modality."""
 
     Config = GRCNConfig
     label = "GRCN"
@@ -121,7 +122,7 @@ class GRCN(MultimodalGraphModel):
         return torch.cat([all_users, *content_of_users], dim=1), torch.cat([all_items, *content_of_items], dim=1)
 
     def _refine(self, attention: list[Tensor], confidence: Tensor) -> Tensor:
-        """An edge's weight [E] from each modality's attention [E] and the sender's confidence in it [E, M]."""
+        """The weight of each edge [E], from the attention in each modality [E] and the sender's confidence [E, M]."""
         weights = (torch.stack(attention, dim=1) * confidence).amax(dim=1)
         return weights.relu() if self.config.pruning == "hard" else weights
 

@@ -1,15 +1,15 @@
-"""ItemKNN: what is near to the items of a history, by who took both (Deshpande and Karypis 2004,
-doi 10.1145/963770.963776). Nothing is trained; with Popularity the floor of every table.
+"""ItemKNN: the nearest neighbours of the history's items, by co-occurrence in other histories (Deshpande and Karypis
+2004, doi 10.1145/963770.963776). A non-learned baseline.
 
-With n_i users who took item i, n_ij users who took both i and j, each counted once,
+With n_i users who interacted with item i, and n_ij with both i and j, each counted once,
 
     sim(i, j) = n_ij / (sqrt(n_i n_j) + h),
 
-the cosine of the two columns of the user-item matrix, shrunk by h towards 0 where few users stand behind it. Each item
-keeps its k nearest, with ties by item row, and the score of i after a history is the sum of sim(j, i) over the distinct
-items j of the history which have i among their k nearest. An item of which nothing is known scores 0.
+the cosine of two columns of the user-item matrix, shrunk towards 0 by h where few users support it. Each item keeps
+its k nearest, with ties by item number. The score of i after a history is the sum of sim(j, i) over the distinct items
+j of the history which have i among their k nearest. An item without interactions scores 0.
 
-Memory is N x k, and N x N never exists: similarities are made a block of items at a time by a sparse product.
+Memory is N x k: similarities are computed a block of items at a time by a sparse product, never all N x N.
 """
 
 from __future__ import annotations
@@ -34,15 +34,12 @@ class ItemKNNConfig(ModelConfig):
     name: Literal["itemknn"] = "itemknn"
     neighbours: int = Field(100, ge=1, description="k, the nearest items that each item keeps")
     shrinkage: float = Field(0.0, ge=0, description="h; 0 is the plain cosine")
-    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
+    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
 
 
 @register_model("itemknn")
 class ItemKNN(Model):
-    """The nearest items of each item: `nearest` [N, k], and how near they are: `similarities` [N, k]; 0 fills up.
-
-    A history needs no training: it is scored as it stands, and the users' rows are not looked at.
-    """
+    """The k nearest items of each item (`nearest`) and their similarities; similarity 0 marks an empty place."""
 
     Config = ItemKNNConfig
     label = "ItemKNN"
@@ -62,15 +59,15 @@ class ItemKNN(Model):
         graph = UserItemGraph(inputs.histories, inputs.n_items)
         degrees = graph.item_degrees().numpy().astype(np.float64)
 
-        def shrunk_cosine(items: Ints, others: Ints, both: Ints) -> npt.NDArray[np.float64]:
-            return np.divide(both, np.sqrt(degrees[items] * degrees[others]) + config.shrinkage, dtype=np.float64)
+        def shrunk_cosine(items: Ints, others: Ints, common: Ints) -> npt.NDArray[np.float64]:
+            return np.divide(common, np.sqrt(degrees[items] * degrees[others]) + config.shrinkage, dtype=np.float64)
 
         nearest, similarities = nearest_by_overlap(graph, "items", config.neighbours, shrunk_cosine)
         self.register_buffer("nearest", nearest)
         self.register_buffer("similarities", similarities)
 
     def encode_items(self) -> Tensor:
-        """How near each item's nearest are: [N, 1, k]."""
+        """The similarities of each item's nearest items: [N, 1, k]."""
         return self.similarities.unsqueeze(1)
 
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:
@@ -78,13 +75,18 @@ class ItemKNN(Model):
         return embeddings.squeeze(1)
 
     def score(
-        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
+        self,
+        histories: Tensor,
+        lengths: Tensor,
+        embeddings: Tensor,
+        item_vectors: Tensor,
+        users: Tensor | None = None,
     ) -> Tensor:
-        """What the distinct items of each history [B, L] have near them: [B, N]."""
+        """The sum of similarities to the distinct items of each history: [B, N]."""
         read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
         items = histories.masked_fill(~read, -1).sort(dim=1).values
-        first = items != F.pad(items, (1, 0), value=-1)[:, :-1]  # of equal items, and never what is not read
+        first = items != F.pad(items, (1, 0), value=-1)[:, :-1]  # of equal items; false for padding, which is -1
         items = items.clamp(min=0)
-        near = (item_vectors[items] * first.unsqueeze(2)).flatten(1)  # [B, L * k]
+        similarities = (item_vectors[items] * first.unsqueeze(2)).flatten(1)  # [B, L * k]
         nearest = self.nearest[items].long().flatten(1)
-        return item_vectors.new_zeros(len(items), self.n_items).scatter_add(1, nearest, near)
+        return item_vectors.new_zeros(len(items), self.n_items).scatter_add(1, nearest, similarities)

@@ -1,15 +1,15 @@
 """LightGCN: simplifying and powering graph convolution network for recommendation (He et al. 2020; arXiv 2002.02126).
 
-Each user and item has a trained vector e^(0). A hop sends vectors along the edges of the user-item graph, and nothing
-else: no map, no activation, no self-loop,
+Each user and item has a trained embedding e^(0). A hop propagates embeddings along the edges of the user-item graph,
+without a linear map, activation or self-loop:
 
-    e_u^(k+1) = sum_{i in N_u} e_i^(k) / sqrt(|N_u| |N_i|),   e_i^(k+1) = sum_{u in N_i} e_u^(k) / sqrt(|N_i| |N_u|),
+    e_u^(k+1) = sum_{i in N_u} e_i^(k) / sqrt(|N_u| |N_i|),   e_i^(k+1) = sum_{u in N_i} e_u^(k) / sqrt(|N_i| |N_u|)
 
-a node's final vector is the mean of its vectors over hops 0 ... K (alpha_k = 1 / (K + 1)), and the score is
-e_u . e_i. Trained by BPR on (user, item taken, item not taken) with an L2 penalty on the e^(0) of the batch.
+A node's final vector is the mean of its vectors over hops 0 ... K (alpha_k = 1 / (K + 1)), and the score is e_u . e_i.
+Trained by BPR on (user, seen item, unseen item), with an L2 penalty on the e^(0) of the batch.
 
-Defaults are its authors': 64 numbers, 3 hops, L2 1e-4, vectors drawn from N(0, 0.1) as in their PyTorch code; they
-train with Adam at 1e-3 in batches of 2,048. A history that was never trained on is folded in (`GraphModel`).
+Defaults are the authors': 64 dimensions, 3 hops, L2 1e-4, embeddings drawn from N(0, 0.1) as in their PyTorch code;
+they train with Adam at 1e-3 in batches of 2,048. The history of an unknown user is folded in (`GraphModel`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class LightGCNConfig(GraphConfig):
     """The settings of the model."""
 
     name: Literal["lightgcn"] = "lightgcn"
-    hops: int = Field(3, ge=0, description="K, steps of propagation; 0 is matrix factorisation")
+    hops: int = Field(3, ge=0, description="K, propagation steps; 0 is matrix factorisation")
 
 
 @register_model("lightgcn")
 class LightGCN(GraphModel):
-    """User and item vectors, smoothed over the graph."""
+    """User and item embeddings, smoothed over the graph."""
 
     Config = LightGCNConfig
     label = "LightGCN"

@@ -1,28 +1,30 @@
 """MV-RNN: a multi-view recurrent neural network (Cui, Wu, Liu, Zhong, Wang 2018; TKDE, doi 10.1109/TKDE.2018.2881260).
 
-An item has a latent vector x_i (its ID's) and a content vector m_i, made of what its texts and pictures say, f_i^a:
+An item has a latent vector x_i (its ID embedding) and a content vector m_i from its features f_i^a in each modality:
 
     m_i = sum_a W_a f_i^a,    the sum over the modalities a that the item has
 
-Both are fed to a recurrent net (a GRU), whose state scores the items, p_i = [x_i; m_i]:
+Both are the input of a recurrent network (a GRU) whose state scores the items, with p_i = [x_i; m_i]:
 
 - united structure:   h_t = GRU(h_{t-1}, p_t);  score of i: h_t . p_i
 - separate structure: g_t = GRU_x(g_{t-1}, x_t), k_t = GRU_m(k_{t-1}, m_t);  score of i: g_t . x_i + k_t . m_i
 
-The multi-view denoising autoencoder (3mDAE). While training, each modality of an item is taken away as a whole with
-the probability `corruption`, and from what is left of m_i all of them are to be rebuilt, with the same weights:
+The multi-view denoising autoencoder (3mDAE): in training, each modality of an item is removed with the probability
+`corruption`, and all modalities are reconstructed from the remaining m_i, with the same weights:
 
     L_AE = lambda/2 sum_a |f_i^a - W_a^T m_i|^2,    added to the loss for every next item i
 
-so that m_i stays close whichever modality is missing. An item that lacks a modality has nothing in its place (and
-nothing to rebuild); one that lacks all of them has m_i = 0 and is known by x_i. Where no item has any, x_i remains.
+so that m_i stays similar whichever modality is missing. A modality that an item lacks adds nothing to m_i and is not
+reconstructed; an item that lacks all has m_i = 0. If no item has features, only x_i remains.
 
-The authors' code has 20 numbers for x and m, corruption 0.1 to 0.3 and the united structure first. They train by BPR
-(`loss: bpr`); the default here is cross-entropy over all items, as for every row of a comparison. Without corruption
-and reconstruction the model is their variant of fusion by addition. Differences: torch's GRU resets the state after
-its product with the weights, not before; f_i^a are of mean length 1 (`ItemMeans`), so that L_AE is a share of what is
-to be rebuilt and lambda is not on the authors' scale (1e-5); W_a is V_a / sqrt(width of f^a) with V_a trained, so that
-a step of Adam moves m as far as x; the corruption is drawn for each item and step, not for each occurrence.
+Defaults: the authors have 20 dimensions for x and m, corruption 0.1 to 0.3 and try the united structure first. They
+train by BPR (`loss: bpr`); the default here is cross-entropy over all items, as for all models of a comparison.
+Without corruption and reconstruction the model is their variant of fusion by addition.
+
+Deviations: torch's GRU resets the state after its product with the weights, not before. f_i^a has mean length 1
+(`ItemMeans`), so L_AE is relative to the length of the features and lambda is not on the authors' scale (1e-5). W_a is
+V_a / sqrt(dimension of f^a) with V_a trained, so that a step of Adam moves m as far as x. The corruption is drawn per
+item and step, not per occurrence.
 """
 
 from __future__ import annotations
@@ -43,20 +45,22 @@ class MVRNNConfig(ModelConfig):
     """The settings of the model."""
 
     name: Literal["mvrnn"] = "mvrnn"
-    dim: int = Field(64, ge=1, description="width of the latent and of the content vector each")
-    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
-    structure: Literal["united", "separate"] = Field("united", description="one hidden state, or one a view")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what enters the recurrent net; the authors have none")
-    corruption: float = Field(0.3, ge=0, lt=1, description="probability to take a modality away, in training")
-    reconstruction_weight: float = Field(0.1, ge=0, description="lambda, of the autoencoder")
+    dim: int = Field(64, ge=1, description="dimension of the latent and of the content vector")
+    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
+    structure: Literal["united", "separate"] = Field("united", description="one hidden state, or one per view")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout of the recurrent network's input; the authors have none"
+    )
+    corruption: float = Field(0.3, ge=0, lt=1, description="probability that training removes a modality")
+    reconstruction_weight: float = Field(0.1, ge=0, description="lambda, weight of the autoencoder's loss")
     loss: Literal["softmax", "bpr"] = Field(
-        "softmax", description="over all items; bpr: the authors', against one item that is drawn"
+        "softmax", description="softmax over all items; bpr: the authors', against one random negative"
     )
 
 
 @register_model("mvrnn")
 class MVRNN(FactorizedModel):
-    """A recurrent net over latent and content vectors."""
+    """A recurrent network over latent and content vectors."""
 
     Config = MVRNNConfig
     label = "MV-RNN"
@@ -80,7 +84,7 @@ class MVRNN(FactorizedModel):
         self.features = nn.ModuleDict({a: ItemMeans(rows) for a, rows in present.items()})  # f
         self.apply(initialise)
         self.weights = nn.ParameterDict(
-            {a: nn.Parameter(_like_an_embedding(config.dim, rows.values.shape[1])) for a, rows in present.items()}
+            {a: nn.Parameter(_initial_weights(config.dim, rows.values.shape[1])) for a, rows in present.items()}
         )  # V
         views = 2 if self.features else 1
         self.dropout = Dropout(config.dropout)
@@ -92,7 +96,7 @@ class MVRNN(FactorizedModel):
             )  # GRU_x, GRU_m
 
     def encode_items(self) -> Tensor:
-        """x and m: [N, 2, D]; m of what corruption leaves while training. Without any features x: [N, 1, D]."""
+        """x and m, after corruption in training: [N, 2, D]. Without features x: [N, 1, D]."""
         latent = self.item_embedding.weight
         if not self.features:
             return latent.unsqueeze(1)
@@ -116,7 +120,7 @@ class MVRNN(FactorizedModel):
         return weight.div(math.sqrt(weight.shape[1]))
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Item rows [B, L] to the state after each prefix, [h] or [g; k]: [B, L, 2 D]."""
+        """Item numbers [B, L] to the state after each prefix, h or [g; k]: [B, L, 2 D]."""
         inputs = self.dropout(take(embeddings, histories)).flatten(2)  # [B, L, 2 D]
         parts = inputs.chunk(len(self.recurrent), dim=2)
         states = [recurrent(part)[0] for recurrent, part in zip(self.recurrent, parts, strict=True)]
@@ -126,18 +130,18 @@ class MVRNN(FactorizedModel):
         """p: [N, 2 D]."""
         return embeddings.flatten(1)
 
-    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
-        """L_AE, a mean over the next items."""
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
+        """L_AE, the mean over the next items."""
         if not (self.features and self.config.reconstruction_weight):
             return None
-        content, total = next_items[:, 1], prefixes.new_zeros(())  # m: [P, D]
+        content, total = embeddings[:, 1], prefixes.new_zeros(())  # m: [P, D]
         for modality, features in self.features.items():
             vectors, lengths = features(items)
-            rebuilt = content[lengths.bool()] @ self.weight(modality)
-            total = total + (vectors - rebuilt).square().sum()
+            reconstructed = content[lengths.bool()] @ self.weight(modality)
+            total = total + (vectors - reconstructed).square().sum()
         return self.config.reconstruction_weight / 2 * total / len(items)
 
 
-def _like_an_embedding(dim: int, width: int) -> Tensor:
-    """V such that the vectors of W = V / sqrt(width) begin as long as those of an ID embedding."""
-    return torch.randn(dim, width) * (0.02 * math.sqrt(width))
+def _initial_weights(dim: int, dim_in: int) -> Tensor:
+    """V such that the rows of W = V / sqrt(D_in) start with the length of an ID embedding."""
+    return torch.randn(dim, dim_in) * (0.02 * math.sqrt(dim_in))

@@ -1,4 +1,4 @@
-"""Popularity: every history gets the items in the order of their training interactions. The floor of every table."""
+"""Popularity: every history gets the items in the order of their training interactions. A non-learned baseline."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from msm4sr.models.registry import register_model
 
 
 class PopularityConfig(ModelConfig):
-    """There is nothing to set."""
+    """The model has no settings."""
 
     name: Literal["popularity"] = "popularity"
 
 
 @register_model("popularity")
 class Popularity(FactorizedModel):
-    """Scores are counts: how often an item stands in the training histories."""
+    """The score of an item is its number of training interactions."""
 
     Config = PopularityConfig
     label = "Popularity"
@@ -37,7 +37,7 @@ class Popularity(FactorizedModel):
         return self.counts[:, None, None]
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """One, whatever the history [B, L]: [B, L, 1]."""
+        """Ones: [B, L, 1]."""
         return torch.ones(*histories.shape, 1, device=embeddings.device)
 
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:

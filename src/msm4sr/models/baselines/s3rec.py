@@ -14,7 +14,7 @@ The formulas are in `msm4sr.objectives`, the masking in `msm4sr.training.s3rec`.
 with the same embeddings and Transformer; the W, e_a and the mask embedding are not trained any further.
 
 Attributes are the item's categories. An item without categories is an example of having none of them; if no item has
-any, AAP and MAP are left out of the loss.
+any, AAP and MAP are dropped from the loss.
 
 Defaults: the loss weights and the masking probability are those of the authors' code (0.2, 1, 1, 0.5 and 0.2; RecBole
 has 1 and 0.2 for the first two), as are d 64, 2 layers, 2 heads and histories of 50 items. In AAP the paper prints e_i

@@ -1,30 +1,30 @@
 """SINE: sparse-interest network for sequential recommendation (Tan et al. 2021, WSDM; arXiv 2102.09267).
 
-A pool C of concept prototypes is shared by all users; a history activates a few of them, and has one interest vector
-for each. With the items x_1 ... x_p of a prefix, normalise(v) = v / |v|, and softmaxes over the prefix:
+All users share a pool C of concept prototypes; a history activates a few of them and has one interest vector for each.
+With the items x_1 ... x_p of a prefix, normalise(v) = v / |v|, and softmaxes over the prefix:
 
-1. Which concepts? a = softmax_t(tanh(x_t W1) w2), z = sum_t a_t x_t, s = C z; the K prototypes of the largest s are
-   activated: C_k = c_k sigmoid(s_k).
-2. To which of them does each item belong (intention assignment)?
-   P(k | t) = softmax_k(normalise(x_t W3) . LayerNorm(C_k)).
-3. Which items matter for an interest (attention weighting)? P(t | k) = softmax_t(tanh(x_t W_k1) w_k2).
-4. The interests: phi_k = normalise(sum_t P(k | t) P(t | k) x_t).
-5. Which interest is next? The prefix as concepts, x^_t = sum_k P(k | t) C_k; what they lead to,
+1. Concept activation: a = softmax_t(tanh(x_t W1) w2), z = sum_t a_t x_t, s = C z; the K prototypes of the largest s
+   are activated: C_k = c_k sigmoid(s_k).
+2. Intention assignment, of items to concepts: P(k | t) = softmax_k(normalise(x_t W3) . LayerNorm(C_k)).
+3. Attention weighting, of items for an interest: P(t | k) = softmax_t(tanh(x_t W_k1) w_k2).
+4. Interests: phi_k = normalise(sum_t P(k | t) P(t | k) x_t).
+5. Interest aggregation: the prefix as concepts is x^_t = sum_k P(k | t) C_k, the next concept is
    c = LayerNorm(sum_t softmax_t(tanh(x^_t W3) w4) x^_t); e = softmax_k(c . phi_k / tau), v = sum_k e_k phi_k.
 
 The score of an item is v . x. A term keeps the prototypes apart: with M = (C - mean)(C - mean)^T / D, the mean of each
-prototype over its coordinates, lambda/2 (|M|_F^2 - |diag M|_F^2).
+prototype over its components, lambda/2 (|M|_F^2 - |diag M|_F^2).
 
-The paper writes LayerNorm in all four places and says cosine; the two on the side of the items are unit vectors here,
-as in RecBole's port of it, whose scores these are for the same weights with `recency: false`. The equations know no
-order. The authors' code adds the trained vector of a place to what each of the three tanh reads; here a trained number
-for each distance from the end is added to what each of them gives (`recency`): it holds for a prefix of any length,
-where the place of the latest item is one that shorter training histories never had. Defaults: what RecBole notes of
-the authors' for MovieLens (500 prototypes, 4 interests, tau 0.1, lambda 0.1). The authors train by a sampled softmax,
-this by the whole one. Every prefix of a history activates concepts of its own; all go through in one pass.
-Beside IDs nothing is read, so that items without text, pictures or categories are items like any other.
+Deviations: the paper writes LayerNorm in all four places and calls the product a cosine; the two on the side of the
+items are unit vectors here, as in RecBole's implementation, which has the same scores for the same weights with
+`recency: false`. The equations ignore order. The authors' code adds a trained position embedding to the input of each
+of the three tanh; here a trained number for each distance from the end is added to their output (`recency`). It is
+defined for prefixes of any length, while the position of the latest item is one that shorter training histories never
+had. The authors train by a sampled softmax, this by the full one. Each prefix of a history activates its own concepts;
+all are computed in one pass. The model uses IDs alone.
 
-Shape letters beside the usual: E prefixes of a history that are asked for, C prototypes, K interests.
+Defaults are those that RecBole reports of the authors for MovieLens: 500 prototypes, 4 interests, tau 0.1, lambda 0.1.
+
+Further shape letters: E prefixes per history, C prototypes, K interests.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class SINEConfig(ModelConfig):
     """The settings of the model."""
 
     name: Literal["sine"] = "sine"
-    dim: int = Field(64, ge=1, description="width of item, prototype and history vectors")
-    max_history: int = Field(50, ge=1, description="items of a history that are read, the latest ones")
-    prototypes: int = Field(500, ge=1, description="in the pool; L of the paper")
+    dim: int = Field(64, ge=1, description="dimension of item, prototype and history vectors")
+    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
+    prototypes: int = Field(500, ge=1, description="size of the pool; L of the paper")
     interests: int = Field(4, ge=1, description="prototypes that a history activates; K of the paper")
-    interest_temperature: float = Field(0.1, gt=0, description="tau, by which the match of an interest is divided")
-    prototype_weight: float = Field(0.1, ge=0, description="lambda, of the term that keeps the prototypes apart")
-    recency: bool = Field(True, description="the attention over a history knows how far back an item stands")
+    interest_temperature: float = Field(0.1, gt=0, description="tau, divides the score of an interest")
+    prototype_weight: float = Field(0.1, ge=0, description="lambda, weight of the term that keeps the prototypes apart")
+    recency: bool = Field(True, description="the attention over a history knows the distance from its end")
 
 
 @register_model("sine")
 class SINE(FactorizedModel):
-    """Interests by prototypes that each prefix of a history activates."""
+    """Interest vectors of the prototypes that each prefix of a history activates."""
 
     Config = SINEConfig
     label = "SINE"
@@ -82,7 +82,7 @@ class SINE(FactorizedModel):
         self.concept = nn.Linear(dim, dim, bias=False)  # W3
         self.next_concept = nn.Linear(dim, 1, bias=False)  # w4
         self.importance = TanhAttention(dim, self.interests)  # W_k1, w_k2
-        self.concept_norm = nn.LayerNorm(dim, bias=False)  # the softmax over concepts does not see a bias
+        self.concept_norm = nn.LayerNorm(dim, bias=False)  # a bias would not change the softmax over concepts
         self.next_norm = nn.LayerNorm(dim)
         self.apply(initialise)
         if config.recency:
@@ -95,7 +95,7 @@ class SINE(FactorizedModel):
         return self.item_embedding.weight.unsqueeze(1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Item rows [B, L] to v for each prefix [B, L, D]."""
+        """Item numbers [B, L] to v for each prefix [B, L, D]."""
         ends = torch.arange(histories.shape[1], device=histories.device).expand_as(histories)
         return self.encode_prefixes(histories, ends, embeddings)
 
@@ -108,7 +108,7 @@ class SINE(FactorizedModel):
         return self.encode_prefixes(histories, lengths[:, None] - 1, embeddings)[:, 0]
 
     def encode_prefixes(self, histories: Tensor, ends: Tensor, embeddings: Tensor) -> Tensor:
-        """v of the prefixes of histories [B, L] that end at positions `ends` [B, E], themselves in: [B, E, D]."""
+        """v of the prefixes of histories [B, L] that end with the items at positions `ends` [B, E]: [B, E, D]."""
         items = take(embeddings, histories).squeeze(2)  # [B, L, D]
         back = ends.unsqueeze(2) - torch.arange(items.shape[1], device=items.device)  # steps from the end: [B, E, L]
         later = back < 0
@@ -135,12 +135,12 @@ class SINE(FactorizedModel):
         return torch.einsum("bek,bekd->bed", fits.softmax(2), interests)
 
     def activate(self, summary: Tensor) -> Tensor:
-        """z [B, E, D] to the K prototypes nearest to it, as far as they are active: [B, E, K, D]."""
+        """z [B, E, D] to C_k of the K prototypes with the largest s: [B, E, K, D]."""
         scores, chosen = (summary @ self.prototypes.weight.T).topk(self.interests)
         return self.prototypes(chosen) * scores.sigmoid().unsqueeze(3)  # type: ignore[no-any-return]
 
-    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, next_items: Tensor) -> Tensor | None:
-        """lambda/2 (|M|_F^2 - |diag M|_F^2): prototypes that say the same cost something."""
+    def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
+        """lambda/2 (|M|_F^2 - |diag M|_F^2), which penalises similar prototypes."""
         if not self.config.prototype_weight:
             return None
         centred = self.prototypes.weight - self.prototypes.weight.mean(dim=1, keepdim=True)
@@ -150,7 +150,7 @@ class SINE(FactorizedModel):
 
 
 class TanhAttention(nn.Module):
-    """tanh(x W_h) w_h for each of several heads: [B, L, D] to [B, L, heads]."""
+    """tanh(x W_h) w_h for each head: [B, L, D] to [B, L, heads]."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -163,5 +163,5 @@ class TanhAttention(nn.Module):
 
 
 def over_prefix(scores: Tensor, later: Tensor) -> Tensor:
-    """Softmax over the positions of each prefix; scores [..., 1 or E, L], `later` bool [B, E, L] marks the others."""
+    """Softmax over the positions of each prefix: scores [..., 1 or E, L]; `later`, bool [B, E, L], marks the others."""
     return scores.masked_fill(later, -torch.inf).softmax(-1)
