@@ -31,9 +31,9 @@ def write_grid(
     labels: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> Path:
-    """grid.yaml of a grid whose rows are models with the model's name, or what is said of them."""
+    """Write grid.yaml; a row is the name of its model, or a mapping."""
     folder.mkdir(parents=True)
-    said = {
+    content = {
         "name": "trial",
         "title": "A trial",
         "kind": "comparison",
@@ -42,7 +42,7 @@ def write_grid(
         "rows": [_row(row, labels or {}) for row in rows],
         "best_against": ["msm4sr"],
     } | changes
-    (folder / "grid.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
+    (folder / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return folder
 
 

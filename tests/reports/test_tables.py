@@ -50,8 +50,8 @@ def main(found: GridResults, only: str | None = None) -> Table:
 
 
 def line(table: Table, label: str) -> dict[tuple[str, str], Cell]:
-    own: Line = next(each for each in table.lines if each.label == label)
-    return {(c.group, c.name): cell for c, cell in zip(table.columns, own.cells, strict=True)}
+    found: Line = next(each for each in table.lines if each.label == label)
+    return {(c.group, c.name): cell for c, cell in zip(table.columns, found.cells, strict=True)}
 
 
 def test_the_table_has_the_papers_form(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_the_table_has_the_papers_form(tmp_path: Path) -> None:
 
 def test_every_row_says_whether_it_ranks_seen_items(tmp_path: Path) -> None:
     table = main(results(tmp_path))
-    said = [line(table, label)["", "Seen items"].text for label in ("POPULARITY", "SASREC")]
-    assert said == ["excluded", "included"]
+    shown = [line(table, label)["", "Seen items"].text for label in ("POPULARITY", "SASREC")]
+    assert shown == ["excluded", "included"]
 
 
 def test_other_details_of_a_protocol_are_shown(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) ->
         for row, value in (("sasrec", 0.1), ("msm4sr", 0.3 + seed / 10)):
             parts = {"among_all": value, "among_held_out": 2 * value}
             chance = {"chance_among_all": 0.01, "chance_among_held_out": 0.05}
-            said = {name: dict.fromkeys(METRICS, number) for name, number in (parts | chance).items()}
-            write_cell(grid, row, ranks(row), seed=seed, held_out={"users": 1200, "items": 34} | said)
+            metrics = {name: dict.fromkeys(METRICS, number) for name, number in (parts | chance).items()}
+            write_cell(grid, row, ranks(row), seed=seed, held_out={"users": 1200, "items": 34} | metrics)
     (comparison,) = measure(read_grid(grid), METRICS, resamples=50)
     table = held_out_table(comparison, "shop")
     assert [each.label for each in table.lines] == ["SASREC", "MSM4SR", "Random"]

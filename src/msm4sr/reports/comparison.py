@@ -150,6 +150,11 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES) -> list[Comparison]:
     """Scores and tests of a grid, one comparison per protocol: rows of different protocols are not comparable.
 
+    Args:
+        results: the grid.
+        metrics: the columns.
+        resamples: of the paired bootstrap; 0: no tests.
+
     Raises:
         InputError: the cells of one row have different protocols.
     """
@@ -203,7 +208,7 @@ def _compare(comparison: Comparison) -> Comparison:
     comparison = replace(comparison, references=references)
     tests: dict[tuple[str, str, str], PairedTest] = {}
     untested: list[tuple[str, str]] = []
-    for data in comparison.results.data:
+    for data in comparison.results.data if comparison.resamples else ():
         values, users, reasons = _values_per_user(comparison, data)
         tests |= _tests(comparison, data, values, users)
         untested += [(data, reason) for reason in reasons]

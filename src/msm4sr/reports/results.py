@@ -12,7 +12,7 @@ import polars as pl
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.claims import CLAIM
-from msm4sr.experiments.grid import Cell, Row, cells_of, open_grid
+from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, open_grid
 from msm4sr.experiments.run import read_epochs
 from msm4sr.experiments.settings import read_yaml
 
@@ -80,7 +80,11 @@ class GridResults:
 
 def read_grid(folder: Path) -> GridResults:
     """Read all that a report shows. Raises InputError where there is no grid, or a file in it cannot be read."""
-    grid = open_grid(folder)
+    return read_cells(folder, open_grid(folder))
+
+
+def read_cells(folder: Path, grid: Grid) -> GridResults:
+    """Read the cells of a grid in `folder`, which may hold further ones."""
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for cell in cells_of(folder, grid):
         outcomes.setdefault((cell.data.name, cell.row.name), []).append(_outcome(cell))

@@ -1,4 +1,4 @@
-"""The tables of a grid report: systems in lines, data sets and metrics in columns; of the test part unless said."""
+"""The tables of a grid report: a line per system, a column per data set and metric."""
 
 from __future__ import annotations
 
