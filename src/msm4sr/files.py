@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it becomes `out` at the end of the block, or is removed on failure.
+    """Yield a folder to fill; at the end of the block it is synced and becomes `out`, or is removed on failure.
 
     Raises:
         InputError: `out` exists and is not an empty folder, or cannot be made.
@@ -45,6 +45,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be made ({error})") from error
     try:
         yield unfinished
+        os.sync()  # in one call: syncing each of many thousand images takes minutes
         if out.exists():
             out.rmdir()  # empty; otherwise the rename would lose what was added since
         unfinished.rename(out)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +137,51 @@ def test_a_toyshop_too_small(cli: Cli, tmp_path: Path) -> None:
     assert "--items" in called.err
     assert "40" in called.err
     assert not (tmp_path / "shop").exists()
+
+
+PLUGIN = '''
+from pathlib import Path
+from typing import ClassVar
+import polars as pl
+from pydantic import Field
+from msm4sr.data.preparation.source import SOURCES, Source
+
+@SOURCES.register("pairs")
+class Pairs(Source):
+    """From lines "user item" to a prepared folder."""
+
+    format: ClassVar[str] = "pairs"
+    dump: Path = Field(description="The lines.")
+    sep: str = Field(" ", description="Between user and item.")
+
+    @property
+    def files(self):
+        return [self.dump]
+
+    def read_interactions(self, report):
+        rows = [line.split(self.sep) for line in self.dump.read_text().splitlines()]
+        report.interactions_read = len(rows)
+        users, items = zip(*rows)
+        yield pl.DataFrame({"row": range(1, len(rows) + 1), "user_id": users, "item_id": items})
+'''
+
+
+def test_a_source_of_another_package_is_a_command(tmp_path: Path) -> None:
+    (tmp_path / "pairs.py").write_text(PLUGIN)
+    info = tmp_path / "pairs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pairs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[msm4sr.sources]\npairs = pairs\n")
+    (tmp_path / "dump").write_text("u/a\nu/b\nv/a\n")
+
+    def prepare(*arguments: str | Path) -> str:
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "msm4sr.cli", "prepare", *arguments]
+        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert 'From lines "user item" to a prepared folder.' in prepare("--help")
+    assert "--sep" in prepare("pairs", "--help")
+    assert "2 kept of 3, 2 users" in prepare(
+        "pairs", tmp_path / "dump", tmp_path / "out", "--sep", "/", "--item-core", "2"
+    )

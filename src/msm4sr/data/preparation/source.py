@@ -17,18 +17,18 @@ from msm4sr.registry import Registry
 class Source(BaseModel):
     """A format: its files, its settings, and how it becomes two tables.
 
-    To add a format, subclass this and register the class, in any package:
+    A subclass in any package adds a format:
 
         @SOURCES.register("shop")
         class Shop(Source):
             \"\"\"From the shop's database dump to a prepared folder.\"\"\"
 
             dump: Path = Field(description="The dump.")
-            currency: str = Field("EUR", description="...")
+            currency: str = Field("EUR", description="Of the prices.")
 
-    `msm4sr prepare shop DUMP OUT` then exists: fields without a default are its arguments, the others its options, the
-    docstring and the descriptions its help. Another package declares the module as an entry point of the group
-    "msm4sr.sources".
+    Then `msm4sr prepare shop DUMP OUT --currency USD` exists: fields without a default are its arguments, the others its
+    options, the docstring and the descriptions its help. Another package declares its module as the entry point "shop"
+    of the group "msm4sr.sources".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
