@@ -162,7 +162,7 @@ def main(
             chosen.write_text(json.dumps(held_out))
         run = out / "run"
         if not (run / "metrics.json").exists():
-            command = [sys.executable, "-m", "msm4sr.cli", "run", str(out / "data"), "--out", str(run), "--resume"]
+            command = [sys.executable, "-m", "msm4sr", "run", str(out / "data"), "--out", str(run), "--resume"]
             settings = [part for change in changes for part in ("--set", change)]
             subprocess.run([*command, "--preset", preset, "--seed", str(seed), *settings], check=True)
         if not (out / "untrained").exists():

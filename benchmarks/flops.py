@@ -20,7 +20,7 @@ from msm4sr.models.item_encoder import ItemEncoder
 from msm4sr.models.layers import ItemFeatures
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.models.transformer import CausalTransformer, TransformerLayer
-from msm4sr.training.pretrain import PretrainSettings
+from msm4sr.training.settings import PretrainSettings
 
 aten = torch.ops.aten
 

@@ -86,7 +86,7 @@ def measure(millions: float, folder: Path, threads: int) -> Measured:
     write_reviews(reviews, count)
     write_items(items, count // 50)
     size = (reviews.stat().st_size + items.stat().st_size) / 1e9
-    command = [sys.executable, "-m", "msm4sr.cli", "prepare", "amazon", reviews, items, out, "--like-paper"]
+    command = [sys.executable, "-m", "msm4sr", "prepare", "amazon", reviews, items, out, "--like-paper"]
     start = time.perf_counter()
     process = subprocess.Popen(
         [*map(str, command)], env={**os.environ, "POLARS_MAX_THREADS": str(threads)}, stdout=subprocess.DEVNULL

@@ -30,7 +30,8 @@ from msm4sr.cli.console import handle_errors
 from msm4sr.data.dataset import Dataset, load_dataset, training_histories, validation_targets
 from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.experiments.stages import build_model
-from msm4sr.training.finetune import finetune
+from msm4sr.training.stages import finetune
+from msm4sr.training.trainer import TrainerOptions
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def train_ours(dataset: Dataset, settings: RunSettings) -> Epochs:
         build_model(settings, dataset, {}),
         dataset,
         settings.finetune.model_copy(update={"validate_every": 1, "max_steps": 0}),
-        seed=settings.seed,
-        device=settings.device,
+        TrainerOptions(seed=settings.seed, device=settings.device),
     )
     return Epochs([r.seconds for r in records], [r.validation["ndcg@10"] for r in records])
 

@@ -28,7 +28,7 @@ class Server:
     def __init__(self, run: Path, state: Path, *options: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "msm4sr.cli", "serve", str(run), "--port", str(port), "--state", str(state)]
+        command = [sys.executable, "-m", "msm4sr", "serve", str(run), "--port", str(port), "--state", str(state)]
         # a new process group, so that `kill` reaches the workers
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, start_new_session=True)
         self.client = httpx.Client(base_url=self.url, timeout=None)

@@ -1,23 +1,18 @@
-"""Some steps of a stage, exactly as `msm4sr pretrain` and `finetune` take them, and what each of them took.
+"""Some steps of a stage, exactly as `msm4sr pretrain` and `finetune` train, and the cost of each.
 
-The stage's own function runs; only the loop that it calls is given fewer batches and nothing to validate. A step is
-everything from the end of one optimiser step to the end of the next: making the batch (with the cutting and shuffling
-of a new epoch, where one begins), forward, backward, clipping, the optimiser and the looks at the loss. Validation and
-checkpoints are not in it.
+The trainer gets fewer batches and no validation. A step is everything from the end of one optimiser step to the end of
+the next: making the batch (including the cutting and shuffling at the start of an epoch), forward, backward, clipping,
+the optimiser and the reports of the loss. Validation and checkpoints are not included.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -25,11 +20,16 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
+from msm4sr.errors import InputError
 from msm4sr.experiments.settings import RunSettings
+from msm4sr.models.base import Model
 from msm4sr.models.item_encoder import ItemEncoder
 from msm4sr.models.layers import ItemFeatures
 from msm4sr.models.transformer import CausalTransformer
-from msm4sr.training.trainer import fit
+from msm4sr.training.settings import StageSettings
+from msm4sr.training.stages import task_for
+from msm4sr.training.task import Task
+from msm4sr.training.trainer import Trainer, TrainerOptions
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -61,9 +61,39 @@ class Step:
         return int(last.amax(dim=1).sum())
 
 
+@dataclass(frozen=True)
+class Limit:
+    """When to stop: after `steps`, or after `seconds` (wall clock) once there are `at_least` steps."""
+
+    steps: int
+    at_least: int = 2
+    seconds: float = float("inf")
+
+
+class FewSteps(Trainer):
+    """Trains on the first batches only, epoch after epoch, without validation."""
+
+    def __init__(self, task: Task, settings: StageSettings, options: TrainerOptions, limit: Limit) -> None:
+        super().__init__(task, settings.model_copy(update={"epochs": 1, "max_steps": 0}), options)
+        self.limit, self.used = limit, list[Batch]()
+        self._start = time.perf_counter()
+
+    def batches(self, epoch: int) -> Iterator[Any]:
+        for each in itertools.count(epoch):
+            for batch in super().batches(each):
+                late = time.perf_counter() - self._start > self.limit.seconds
+                if len(self.used) == self.limit.steps or (late and len(self.used) >= self.limit.at_least):
+                    return
+                self.used.append(batch)  # type: ignore[arg-type]
+                yield batch
+
+    def validate(self) -> dict[str, float]:
+        return {self.settings.select: 0.0}
+
+
 def run_steps(
     stage: Stage,
-    model: nn.Module,
+    model: Model,
     dataset: Dataset,
     settings: RunSettings,
     *,
@@ -73,52 +103,36 @@ def run_steps(
     clock: Callable[[], float] = time.perf_counter,
     listen: Callable[[nn.Module], None] = lambda task: None,
 ) -> list[Step]:
-    """Train `model` for some steps. The first ones are slower, and the first has the set-up in it: leave them out.
+    """Train `model` for some steps. The first ones are slower, and the first includes the set-up: skip them.
 
     Args:
         stage: `pretrain` or `finetune`.
-        model: trained in place. At the end it has its first weights again, as `fit` leaves the best validated ones.
+        model: trained in place. At the end it has its first weights again, as a training keeps the best weights.
         dataset: whose training histories are used, epoch after epoch.
         settings: of a run.
         steps: how many, at most.
         at_least: how many, whatever the time.
-        seconds: after so long (by the time of day) no further one begins.
-        clock: what is read at the end of each step.
-        listen: is given the module whose call is the forward pass, before it is used.
+        seconds: of wall-clock time after which no further step begins.
+        clock: read at the end of each step.
+        listen: called with the module whose call is the forward pass, before it is used.
     """
-    train = getattr(import_module(f"msm4sr.training.{stage}"), stage)
-    section = getattr(settings, stage).model_copy(update={"epochs": 1, "max_steps": 0})
-    batches: list[Batch] = []
+    task = task_for(model, stage, settings)
+    if task is None:
+        raise InputError(f"{stage}: the model has no such stage")
+    listen(task)
+    options = TrainerOptions(seed=settings.seed, device=settings.device)
+    trainer = FewSteps(task, getattr(settings, stage), options, Limit(steps, at_least, seconds))
     marks = [clock()]
-    began = time.perf_counter()
-
-    def fit_briefly(task: nn.Module, *arguments: Any, **given: Any) -> Any:
-        listen(task)
-        make = given["batches"]
-
-        def few(epoch: int, *others: Any, **options: Any) -> Iterator[Batch]:
-            for each in itertools.count(epoch):
-                for batch in make(each, *others, **options):
-                    late = len(batches) >= at_least and time.perf_counter() - began > seconds
-                    if late or len(batches) == steps:
-                        return
-                    batches.append(batch)
-                    yield batch
-
-        given |= {"batches": few, "validate": lambda: {section.select: 0.0}}
-        return fit(task, *arguments, **given)
-
-    with ExitStack() as stack:
-        mark = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
-        stack.callback(mark.remove)
-        for name, module in list(sys.modules.items()):
-            if name.startswith("msm4sr.training.") and getattr(module, "fit", None) is fit:
-                stack.enter_context(patch.object(module, "fit", fit_briefly))
-        train(model, dataset, section, seed=settings.seed, device=settings.device)
-    if len(marks) != len(batches) + 1:
-        raise RuntimeError(f"{len(batches)} batches, {len(marks) - 1} steps: a step is no longer the work on one batch")
+    hook = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
+    try:
+        trainer.fit(dataset)
+    finally:
+        hook.remove()
+    if len(marks) != len(trainer.used) + 1:
+        raise RuntimeError(f"{len(trainer.used)} batches, {len(marks) - 1} steps: a step is not the work on one batch")
     return [
-        Step(after - before, batch) for (before, after), batch in zip(itertools.pairwise(marks), batches, strict=True)
+        Step(after - before, batch)
+        for (before, after), batch in zip(itertools.pairwise(marks), trainer.used, strict=True)
     ]
 
 

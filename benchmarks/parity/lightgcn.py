@@ -28,7 +28,8 @@ from msm4sr.data.dataset import Dataset, Targets, test_targets, validation_targe
 from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.experiments.stages import build_model
 from msm4sr.models.baselines.lightgcn import LightGCN
-from msm4sr.training.finetune import finetune
+from msm4sr.training.stages import finetune
+from msm4sr.training.trainer import TrainerOptions
 
 
 def main(
@@ -71,7 +72,7 @@ class LightGCNComparison:
 
     def train_ours(self, dataset: Dataset, settings: RunSettings) -> Reached:
         model = new_model(dataset, settings)
-        finetune(model, dataset, settings.finetune, seed=settings.seed, device=settings.device)
+        finetune(model, dataset, settings.finetune, TrainerOptions(seed=settings.seed, device=settings.device))
         scores = scores_of(model)
         return ndcg_unseen(scores, validation_targets(dataset)), ndcg_unseen(scores, test_targets(dataset))
 

@@ -34,8 +34,8 @@ from msm4sr.experiments.settings import RunSettings, resolve_settings
 from msm4sr.experiments.stages import build_model
 from msm4sr.models.base import FactorizedModel
 from msm4sr.models.baselines.s3rec import S3Rec
-from msm4sr.training.finetune import finetune
-from msm4sr.training.s3rec import pretrain_s3rec
+from msm4sr.training.stages import finetune, pretrain
+from msm4sr.training.trainer import TrainerOptions
 
 HISTORY = 10
 
@@ -101,8 +101,8 @@ class SequentialComparison:
             prefixes = sum(min(end, HISTORY) for n in np.diff(histories.offsets) for end in range(1, n))
             epochs = round(self.pretrain_epochs * prefixes / len(histories.values))
             stage = settings.pretrain.model_copy(update={"epochs": epochs, "max_steps": 0, "validate_every": epochs})
-            pretrain_s3rec(model, dataset, stage, seed=settings.seed, device=settings.device)
-        finetune(model, dataset, settings.finetune, seed=settings.seed, device=settings.device)
+            pretrain(model, dataset, stage, TrainerOptions(seed=settings.seed, device=settings.device))
+        finetune(model, dataset, settings.finetune, TrainerOptions(seed=settings.seed, device=settings.device))
         parts = (validation_targets(dataset), test_targets(dataset))
         validation, test = (ndcg_of(scores_of(model, part), part.targets) for part in parts)
         return validation, test

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from msm4sr.models.msm4sr import MSM4SRConfig as MSM4SRConfig
     from msm4sr.models.registry import from_pretrained as from_pretrained
     from msm4sr.recommend.recommender import Recommender as Recommender
-    from msm4sr.training.finetune import FinetuneSettings as FinetuneSettings
-    from msm4sr.training.finetune import finetune as finetune
-    from msm4sr.training.pretrain import PretrainSettings as PretrainSettings
-    from msm4sr.training.pretrain import pretrain as pretrain
+    from msm4sr.training.settings import FinetuneSettings as FinetuneSettings
+    from msm4sr.training.settings import PretrainSettings as PretrainSettings
+    from msm4sr.training.stages import finetune as finetune
+    from msm4sr.training.stages import pretrain as pretrain
 
 _MODULES = {
     "DataSettings": "data.dataset",
@@ -65,10 +65,10 @@ _MODULES = {
     "MSM4SRConfig": "models.msm4sr",
     "from_pretrained": "models.registry",
     "Recommender": "recommend.recommender",
-    "FinetuneSettings": "training.finetune",
-    "finetune": "training.finetune",
-    "PretrainSettings": "training.pretrain",
-    "pretrain": "training.pretrain",
+    "FinetuneSettings": "training.settings",
+    "finetune": "training.stages",
+    "PretrainSettings": "training.settings",
+    "pretrain": "training.stages",
 }
 __all__ = list(_MODULES)
 

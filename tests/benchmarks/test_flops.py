@@ -16,8 +16,9 @@ from msm4sr.models.baselines.sasrec import SASRec
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.models.transformer import CausalAttention
 from msm4sr.objectives import next_item_cross_entropy
-from msm4sr.training.finetune import finetune_loss
-from msm4sr.training.pretrain import PretrainSettings, pretrain_loss
+from msm4sr.training.settings import PretrainSettings
+from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
+from msm4sr.training.tasks.next_item import finetune_loss
 
 N_ITEMS = 40
 SETTINGS = {"dim": 16, "inner_dim": 32, "max_history": 9}

@@ -23,7 +23,7 @@ from msm4sr.experiments import compare
 from msm4sr.experiments.claims import take
 from msm4sr.experiments.grid_plan import GridRequest, config_names, plan_grid
 from msm4sr.models.registry import MODELS
-from msm4sr.training.trainer import last_file, read_place
+from msm4sr.training.checkpoint import last_file, read_state
 
 QUICK = ("--set=finetune.epochs=2", "--set=model.dim=8", "--set=model.inner_dim=8")
 ROWS = """
@@ -164,7 +164,7 @@ def fail() -> None:
     raise RuntimeError("not today")
 
 
-MSM4SR = (sys.executable, "-m", "msm4sr.cli")
+MSM4SR = (sys.executable, "-m", "msm4sr")
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -181,7 +181,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> None:
     """Until the checkpoints of fine-tuning there are of that epoch."""
     while True:
-        place = read_place(run / "checkpoints", "finetune")
+        place = read_state(run / "checkpoints", "finetune")
         if place is not None and place.epoch >= epoch:
             return
         assert process.poll() is None, process.communicate()[0]
@@ -230,7 +230,7 @@ def test_after_ctrl_c_and_after_a_kill_others_take_over_to_the_same_digits(
     assert "the same command goes on" in said
     assert "Traceback" not in said
 
-    at = read_place(cell(out, "sasrec") / "checkpoints", "finetune")
+    at = read_state(cell(out, "sasrec") / "checkpoints", "finetune")
     assert at is not None
     second = start(*arguments, "--out", out)  # takes over at once what was let go
     wait_for_epoch(second, cell(out, "sasrec"), at.epoch + 4)

@@ -8,7 +8,7 @@ import re
 from rich.console import Console
 
 from msm4sr.cli import console as cli_console
-from msm4sr.training.trainer import EpochRecord
+from msm4sr.training.callbacks import EpochRecord
 
 
 def screen(steps: int) -> tuple[str, str]:

@@ -19,8 +19,7 @@ import torch
 import yaml
 from calling import Cli, metrics_of
 
-from msm4sr.training.checkpoint import read_weights
-from msm4sr.training.trainer import Place, best_file, last_file, read_place
+from msm4sr.training.checkpoint import TrainingState, best_file, last_file, read_state, read_weights
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 STAGES = ("pretrain", "finetune")
@@ -41,10 +40,10 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def progress(run: Path) -> tuple[str, Place] | None:
+def progress(run: Path) -> tuple[str, TrainingState] | None:
     """The stage that is under way, and how far its last checkpoint has come."""
-    places = [(stage, read_place(run / "checkpoints", stage)) for stage in STAGES]
-    found = [(stage, place) for stage, place in places if place is not None]
+    states = [(stage, read_state(run / "checkpoints", stage)) for stage in STAGES]
+    found = [(stage, state) for stage, state in states if state is not None]
     return found[-1] if found else None
 
 

@@ -15,8 +15,7 @@ import pytest
 import torch
 from calling import Called, Cli
 
-from msm4sr.training.checkpoint import read_weights
-from msm4sr.training.trainer import best_file, last_file, read_place
+from msm4sr.training.checkpoint import best_file, last_file, read_state, read_weights
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 STAGES = ("pretrain", "finetune")
@@ -121,8 +120,8 @@ def test_two_processes_go_on_after_an_interruption(shop: Path, tmp_path: Path, n
     undisturbed = finish(start(MSM4SR, "run", shop, "--out", tmp_path / "undisturbed", *options))
     assert undisturbed.code == 0, undisturbed
     run = tmp_path / "run"
-    process = start(sys.executable, "-m", "msm4sr.cli", "run", shop, "--out", run, *options)
-    while (place := read_place(run / "checkpoints", "finetune")) is None or place.steps < 60:
+    process = start(sys.executable, "-m", "msm4sr", "run", shop, "--out", run, *options)
+    while (place := read_state(run / "checkpoints", "finetune")) is None or place.steps < 60:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)

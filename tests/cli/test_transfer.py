@@ -14,8 +14,7 @@ from calling import QUICK, Cli, Trained, metrics_of
 from msm4sr.errors import InputError
 from msm4sr.experiments.transfer import start_from
 from msm4sr.models.msm4sr import MSM4SR
-from msm4sr.training.checkpoint import read_weights, save_weights, weights_of
-from msm4sr.training.trainer import best_file
+from msm4sr.training.checkpoint import best_file, read_weights, save_weights, weights_of
 
 E = "item_embedding.weight"
 FROM_THERE = ("--set=pretrain.epochs=0",)

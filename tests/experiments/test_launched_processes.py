@@ -27,7 +27,7 @@ def test_two_launched_processes_leave_the_store_of_one(tmp_path: Path) -> None:
     pooled = FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
     extract_features(load_dataset(data), tmp_path / "alone", pooled)
     run = tmp_path / "run"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "msm4sr.cli"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "msm4sr"]
     options = ["extract", str(data), "--out", str(run), "--set", "features.visual.kind=pooled"]
     ended = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

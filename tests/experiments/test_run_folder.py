@@ -19,8 +19,8 @@ from msm4sr.experiments.run import Run, begin_run, open_run, plan_run, tidy
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, load_run_data, restore, restore_last, train_stage
 from msm4sr.models.registry import from_pretrained
-from msm4sr.training.checkpoint import read_weights, weights_of
-from msm4sr.training.trainer import EpochRecord, Silent, best_file
+from msm4sr.training.callbacks import Callback, EpochRecord
+from msm4sr.training.checkpoint import best_file, read_weights, weights_of
 
 SMALL = ("model.dim=8", "model.inner_dim=8", "finetune.epochs=3", "finetune.learning_rate=0.01")
 
@@ -104,10 +104,10 @@ def test_a_run_can_be_moved(run: Run, tmp_path: Path) -> None:
     assert moved.settings == run.settings
 
 
-class Interrupting(Silent):
+class Interrupting(Callback):
     """Ctrl-C after the first epoch."""
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
         raise KeyboardInterrupt
 
 
@@ -230,24 +230,24 @@ def test_a_stage_that_is_run_again_replaces_its_lines(run: Run) -> None:
 def test_lines_and_weights_are_written_while_the_stage_runs(run: Run) -> None:
     seen: list[tuple[int, bool]] = []
 
-    class Watching(Silent):
-        def epoch(self, record: EpochRecord, best: bool) -> None:
+    class Watching(Callback):
+        def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
             seen.append((len(run.epochs()), best_file(run.checkpoints, "finetune").exists()))
 
     dataset, model = begin(run)
-    train_stage(run, "finetune", dataset, model, Watching())
+    train_stage(run, "finetune", dataset, model, [Watching()])
     assert seen == [(1, True), (2, True), (3, True)]
 
 
 def test_an_interruption_keeps_finished_epochs(run: Run) -> None:
-    class Impatient(Silent):
-        def epoch(self, record: EpochRecord, best: bool) -> None:
+    class Impatient(Callback):
+        def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
             if record.epoch == 2:
                 raise KeyboardInterrupt
 
     dataset, model = begin(run)
     with pytest.raises(KeyboardInterrupt):
-        train_stage(run, "finetune", dataset, model, Impatient())
+        train_stage(run, "finetune", dataset, model, [Impatient()])
     assert [row["epoch"] for row in run.epochs()] == [1, 2]
     kept, now = read_weights(best_file(run.checkpoints, "finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)

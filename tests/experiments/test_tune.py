@@ -23,7 +23,8 @@ from msm4sr.experiments.settings import resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
 from msm4sr.ragged import Ragged
-from msm4sr.training.stage import train_stage
+from msm4sr.training.callbacks import EpochRecord
+from msm4sr.training.trainer import Trainer
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=4", "finetune.max_steps=0")
 SASREC = {
@@ -49,8 +50,8 @@ def tuning(folder: Path, parameters: dict[str, Any], trials: int = 4, dataset: D
     )
 
 
-def told(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
-    """What does not differ from one time to the next."""
+def outcomes(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
+    """What does not differ between two studies with the same seed."""
     return [(trial.state, trial.value, dict(trial.values), trial.is_default) for trial in trials]
 
 
@@ -69,29 +70,30 @@ def test_the_first_trial_has_the_defaults_and_the_best_is_not_below_it(tmp_path:
 
 def test_a_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
     first, second = (tuning(tmp_path / name, KNN) for name in ("a", "b"))
-    assert told(tune(first)) == told(tune(second))
+    assert outcomes(tune(first)) == outcomes(tune(second))
     other = replace(first, folder=tmp_path / "c", settings=first.settings.model_copy(update={"seed": 1}))
-    assert told(tune(other)) != told(tune(second))
+    assert outcomes(tune(other)) != outcomes(tune(second))
 
 
-def test_an_interrupted_trial_is_made_again_and_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = told(tune(tuning(tmp_path / "a", SASREC, 4)))
+def test_an_interrupted_trial_is_repeated_and_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = outcomes(tune(tuning(tmp_path / "a", SASREC, 4)))
     interrupted = tuning(tmp_path / "b", SASREC, 4)
     began: list[int] = []
 
-    def interrupts(*arguments: Any, **options: Any) -> Any:
-        began.append(len(began))
-        if len(began) in (1, 4):  # the defaults, and one in the middle
-            raise KeyboardInterrupt
-        return train_stage(*arguments, **options)
+    class Interrupting(Trainer):
+        def fit(self, dataset: Dataset) -> list[EpochRecord]:
+            began.append(len(began))
+            if len(began) in (1, 4):  # the defaults, and one in the middle
+                raise KeyboardInterrupt
+            return super().fit(dataset)
 
-    monkeypatch.setattr(module, "train_stage", interrupts)
+    monkeypatch.setattr(module, "Trainer", Interrupting)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             tune(interrupted)
-    assert told(tune(interrupted)) == undisturbed
+    assert outcomes(tune(interrupted)) == undisturbed
     assert len(began) == 4 + 2
-    assert told(tune(interrupted)) == undisturbed  # once more: there is nothing left to do
+    assert outcomes(tune(interrupted)) == undisturbed  # again: nothing is left to do
     assert len(began) == 4 + 2
 
 
@@ -99,7 +101,7 @@ def test_more_trials_of_the_same_study_begin_where_it_ended(tmp_path: Path) -> N
     few = tuning(tmp_path / "a", KNN, 2)
     assert len(tune(few)) == 2
     seen: list[Trial] = []
-    assert told(tune(replace(few, trials=4), seen.append)) == told(tune(tuning(tmp_path / "b", KNN, 4)))
+    assert outcomes(tune(replace(few, trials=4), seen.append)) == outcomes(tune(tuning(tmp_path / "b", KNN, 4)))
     assert [trial.number for trial in seen] == [2, 3]
 
 
@@ -108,7 +110,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
     tune(first)
     fewer = replace(first, search=Search("test", 1, {}, {"model.neighbours": KNN["model.neighbours"]}))
     for other in (tuning(tmp_path, SASREC, 1), tuning(tmp_path, KNN, 1, cycle_dataset(31, 12)), fewer):
-        with pytest.raises(InputError, match=r"study: the study is of something else: .* there, .* now"):
+        with pytest.raises(InputError, match=r"study: a study of something else: .* there and .* now"):
             tune(other)
 
 
@@ -118,7 +120,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path)
 
 
-# -- test is not looked at --------------------------------------------------------------------------------------------
+# -- test is not used ------------------------------------------------------------------------------------------------
 
 
 def with_other_test_items(dataset: Dataset) -> Dataset:
@@ -134,17 +136,17 @@ def test_trials_are_the_same_whatever_the_test_items_are(tmp_path: Path, paramet
     other = with_other_test_items(dataset)
     assert not np.array_equal(dataset.histories.values, other.histories.values)
     found, expected = (tune(tuning(tmp_path / name, parameters, 3, d)) for name, d in (("a", other), ("b", dataset)))
-    assert told(found) == told(expected)
+    assert outcomes(found) == outcomes(expected)
 
 
 def test_the_test_targets_are_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(dataset: Dataset) -> None:
-        raise AssertionError("a trial has looked at test")
+        raise AssertionError("a trial has used test items")
 
-    monkeypatch.setattr("msm4sr.evaluation.evaluate.test_targets", raises)
+    monkeypatch.setattr("msm4sr.evaluation.users.test_targets", raises)
     task = tuning(tmp_path, SASREC, 2)
     model = build_model(task.settings, task.dataset, {})
-    with pytest.raises(AssertionError, match="looked at test"):  # else this would pass for nothing
+    with pytest.raises(AssertionError, match="used test items"):  # else this would pass for nothing
         evaluate(model, task.dataset, "test")
     assert [trial.state for trial in tune(task)] == ["finished", "finished"]
 
@@ -156,10 +158,10 @@ def test_the_test_targets_are_never_asked_for(tmp_path: Path, monkeypatch: pytes
     ("key", "good", "bad", "reason"),
     [
         ("model.heads", 2, 3, "dim must be a multiple of heads"),
-        ("finetune.learning_rate", 3e-3, 1e30, "try a lower"),  # the loss, or a score, is soon no number
+        ("finetune.learning_rate", 3e-3, 1e30, "try a lower"),  # the loss, or a score, is soon not finite
     ],
 )
-def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(
+def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_others_run(
     tmp_path: Path, key: str, good: float, bad: float, reason: str
 ) -> None:
     trials = tune(tuning(tmp_path, {key: Choices(kind="categorical", choices=(good, bad))}, 5))
@@ -170,7 +172,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_rest_goes_on(
     assert [trial.values[key] == bad for trial in trials] == [trial in failed for trial in trials]
 
 
-def test_without_a_finished_trial_the_reason_is_told(tmp_path: Path) -> None:
+def test_without_a_finished_trial_the_reason_is_reported(tmp_path: Path) -> None:
     failed = Trial(0, "failed", None, 1.0, {}, "the loss became nan", True)
     with pytest.raises(InputError, match=r"study: no trial has finished; trial 0: the loss became nan"):
         best_of([failed], tmp_path / "study")
@@ -193,7 +195,7 @@ def test_a_trial_that_falls_behind_is_pruned_in_its_second_half_and_counts(tmp_p
 # -- what is left -----------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_leaves_a_line_in_the_database_and_no_weights(tmp_path: Path) -> None:
+def test_a_trial_leaves_a_row_in_the_database_and_no_weights(tmp_path: Path) -> None:
     task = tuning(tmp_path, SASREC, 3)
     tune(task)
     assert {file.name for file in task.folder.rglob("*")} <= {"study.db", ".study.lock"}

@@ -36,10 +36,13 @@ from msm4sr.models.extend import extend_catalogue
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.registry import MODELS, build, from_pretrained
 from msm4sr.ragged import Ragged
-from msm4sr.training.bpr import bpr_loss, pair_batches
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
+from msm4sr.training.settings import FinetuneSettings
+from msm4sr.training.stages import finetune
+from msm4sr.training.tasks.bpr import bpr_loss, pair_batches
+from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss
+from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
 SEQUENCES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8, 9, 10, 2], [0, 1]]
@@ -157,13 +160,14 @@ def test_gradients_reach_every_trainable_weight(name: str) -> None:
 
 
 def pretraining_of_msm4sr(model: Any) -> Tensor:
-    from msm4sr.training.pretrain import PretrainSettings, pretrain_loss
+    from msm4sr.training.settings import PretrainSettings
+    from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
 
     return pretrain_loss(model, make_batch(SEQUENCES), PretrainSettings(), generator())
 
 
 def pretraining_of_s3rec(model: Any) -> Tensor:
-    from msm4sr.training.s3rec import s3rec_loss
+    from msm4sr.training.tasks.mutual_information import s3rec_loss
 
     return s3rec_loss(model, make_batch(SEQUENCES), generator())
 
@@ -202,7 +206,7 @@ def trained(name: str, dataset: Dataset, epochs: int, **changes: Any) -> Model:
         validate_every=max(1, epochs),
     )
     if name in TRAINED:
-        finetune(model, dataset, settings, seed=2, device=CPU)
+        finetune(model, dataset, settings, TrainerOptions(seed=2, device=CPU))
     return model
 
 

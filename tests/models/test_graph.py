@@ -18,9 +18,11 @@ from msm4sr.models.base import Inputs
 from msm4sr.models.graph import UserItemGraph
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.ragged import Ragged
-from msm4sr.training.bpr import bpr_loss, pair_batches
-from msm4sr.training.finetune import FinetuneSettings, finetune
-from msm4sr.training.trainer import Device
+from msm4sr.training.device import Device
+from msm4sr.training.settings import FinetuneSettings
+from msm4sr.training.stages import finetune
+from msm4sr.training.tasks.bpr import bpr_loss, pair_batches
+from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12
@@ -211,7 +213,7 @@ def test_a_seed_gives_the_same_digits_on_two_threads(make: Callable[..., GraphMo
         trained = []
         for _ in range(2):
             model = make(inputs, dim=64)
-            finetune(model, dataset, FinetuneSettings(epochs=1, batch_pairs=600), device=CPU)
+            finetune(model, dataset, FinetuneSettings(epochs=1, batch_pairs=600), TrainerOptions(device=CPU))
             trained.append(model.state_dict())
     finally:
         torch.set_num_threads(threads)
@@ -230,7 +232,7 @@ def test_two_communities_are_found(make: Callable[..., GraphModel]) -> None:
     dataset = make_dataset(sequences, n_items=24)
     model = make(make_inputs([s[:-2] for s in sequences], 24, ("text", "visual")), dim=16)
     settings = FinetuneSettings(epochs=10, batch_pairs=64, learning_rate=0.03, select="recall@10", validate_every=5)
-    finetune(model, dataset, settings, device=CPU)
+    finetune(model, dataset, settings, TrainerOptions(device=CPU))
     assert evaluate(model, dataset, "test")["recall@10"] > 0.95  # of 18 items not taken, 6 are of the user's kind
     folded = scores(model, [[0, 2, 4], [1, 3, 5]])
     assert folded[0, ::2].min() > folded[0, 1::2].max()
@@ -251,7 +253,7 @@ def test_what_only_one_modality_shows_tells_new_items_apart(name: str, shown: st
     inputs = replace(make_inputs([s[:-2] for s in sequences], 28), features=features)
     model = MODELS[name](inputs, dim=16)
     settings = FinetuneSettings(epochs=10, batch_pairs=64, learning_rate=0.03, select="recall@10", validate_every=5)
-    finetune(model, make_dataset(sequences, n_items=28), settings, device=CPU)
+    finetune(model, make_dataset(sequences, n_items=28), settings, TrainerOptions(device=CPU))
     users = list(range(40))
     new = scores(model, [[0]] * 40, users)[:, 24:]  # even, odd, even, odd
     right = ((new[:, 0::2].sum(dim=1) > new[:, 1::2].sum(dim=1)) == (torch.tensor(users) % 2 == 0)).float().mean()

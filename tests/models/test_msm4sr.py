@@ -20,8 +20,9 @@ from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.ragged import Ragged
-from msm4sr.training.finetune import finetune_loss
-from msm4sr.training.pretrain import PretrainSettings, mix_up, pretrain_loss
+from msm4sr.training.settings import PretrainSettings
+from msm4sr.training.tasks.multimodal_contrastive import mix_up, pretrain_loss
+from msm4sr.training.tasks.next_item import finetune_loss
 
 N_ITEMS = 12
 HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8, 9, 10, 2], [0, 1]]  # 2 and 7 are a next item more than once

@@ -61,7 +61,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def test_a_model_of_another_package_runs_and_is_compared(tmp_path: Path, environment: dict[str, str]) -> None:
     def call(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "msm4sr.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "msm4sr", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -17,9 +17,12 @@ from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.experiments.transfer import start_from
 from msm4sr.models.base import FactorizedModel
 from msm4sr.models.registry import from_pretrained
-from msm4sr.training.checkpoint import save_weights, weights_of
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, sampled_finetune_loss
-from msm4sr.training.trainer import Device, best_file
+from msm4sr.training.checkpoint import best_file, save_weights, weights_of
+from msm4sr.training.device import Device
+from msm4sr.training.settings import FinetuneSettings
+from msm4sr.training.stages import finetune
+from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss
+from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12
@@ -95,7 +98,7 @@ def test_it_learns_whether_people_take_things_again(repeats: bool, sign: int) ->
     settings = FinetuneSettings(epochs=12, learning_rate=2e-2, batch_pairs=128, select="recall@5")
     with_it, without = (make_model("sasrec", seen_item_bias=on, max_history=12) for on in (True, False))
     for model in (with_it, without):
-        finetune(model, dataset, settings, device=CPU)  # type: ignore[arg-type]
+        finetune(model, dataset, settings, TrainerOptions(device=CPU))  # type: ignore[arg-type]
     assert isinstance(with_it, FactorizedModel)
     assert float(with_it.seen_bias) * sign > 0.5  # type: ignore[arg-type]
     if not repeats:  # as good as never ranking what was taken, and nobody had to say so
@@ -128,4 +131,4 @@ def test_it_is_refused_where_there_is_no_softmax() -> None:
     dataset = make_dataset(random_sequences(10, N_ITEMS, longest=6), N_ITEMS)
     model = make("sasrec", loss="bce")
     with pytest.raises(InputError, match=r"model.seen_item_bias is for a softmax.*learns by bce: leave it off"):
-        finetune(model, dataset, FinetuneSettings(epochs=1), device=CPU)
+        finetune(model, dataset, FinetuneSettings(epochs=1), TrainerOptions(device=CPU))

@@ -1,4 +1,4 @@
-"""Weights on disk, whole or not at all."""
+"""Weights on disk, written atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from builders import make_msm4sr, make_sasrec
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.training.checkpoint import (
-    check_same,
+    check_identity,
     digest,
     read_about,
     read_weights,
@@ -67,7 +67,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(kept: int, tmp_path: Path) ->
     file = tmp_path / "x.safetensors"
     save_weights(weights_of(make_sasrec()), file)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(InputError, match=r"x\.safetensors: not a whole checkpoint"):
+    with pytest.raises(InputError, match=r"x\.safetensors: a damaged checkpoint"):
         read_weights(file)
 
 
@@ -81,7 +81,7 @@ import resource, sys, torch
 from pathlib import Path
 from msm4sr.errors import InputError
 from msm4sr.training.checkpoint import save_weights
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # as a disk that has no more room
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # as a full disk
 try:
     save_weights({"weight": torch.zeros(100_000)}, Path(sys.argv[1]), {"epoch": 2})
 except InputError as error:
@@ -89,13 +89,13 @@ except InputError as error:
 """
 
 
-def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_checkpoint_on_a_full_disk_leaves_the_earlier_one(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     weights = weights_of(make_sasrec())
     save_weights(weights, file, {"epoch": 1})
     said = subprocess.run([sys.executable, "-c", FULL_DISK, file], capture_output=True, text=True, check=True).stdout
     assert said.startswith(f"{file}: the checkpoint could not be written (")
-    assert said.endswith("the one before is whole\n")
+    assert said.endswith("the earlier one is kept\n")
     assert all(torch.equal(weights[name], weight) for name, weight in read_weights(file).items())
     assert read_about(file) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> No
         save_weights(weights_of(make_sasrec()), tmp_path / "checkpoints" / "x.safetensors")
 
 
-def test_what_a_checkpoint_is_of_comes_back_without_its_weights(tmp_path: Path) -> None:
+def test_the_description_of_a_checkpoint_is_read_without_its_weights(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save_weights({"weight": torch.zeros(3)}, file, {"items": "3 items", "place": {"epoch": 2, "best": 0.1}})
     assert read_about(file) == {"items": "3 items", "place": {"epoch": 2, "best": 0.1}}
@@ -115,13 +115,16 @@ def test_what_a_checkpoint_is_of_comes_back_without_its_weights(tmp_path: Path) 
     assert read_about(file) == {}
 
 
-def test_what_differs_from_the_checkpoint_is_said() -> None:
+def test_what_differs_from_the_checkpoint_is_reported(tmp_path: Path) -> None:
     then = flatten({"seed": 0, "model": {"dim": 8, "score_with": ["text"]}, "pretrain": {"epochs": 3}})
-    check_same(then, {"seed": 0, "model.score_with": ("text",)})  # as it comes back from JSON
-    with pytest.raises(InputError, match=r"another training: model\.dim \(8 there, 16 now\)$"):
-        check_same(then, then | {"model.dim": 16})
-    with pytest.raises(InputError, match=r"items \(not known there, 3 items now\)"):
-        check_same(then, then | {"items": "3 items"})
+    file, about = tmp_path / "x.safetensors", {"identity": then}
+    check_identity(file, about, {"seed": 0, "model.score_with": ("text",)}, "start again")  # as it comes back from JSON
+    check_identity(file, about, then | {"new.switch": False, "new.share": 0.0, "new.file": None}, "start again")
+    said = r"x\.safetensors: the checkpoint is of another training: model\.dim is 8 there and 16 now; start again$"
+    with pytest.raises(InputError, match=said):
+        check_identity(file, about, then | {"model.dim": 16}, "start again")
+    with pytest.raises(InputError, match="items is unknown there and 3 items now"):
+        check_identity(file, about, then | {"items": "3 items"}, "start again")
 
 
 def test_another_content_or_another_cut_of_it_has_another_digest() -> None:
@@ -130,11 +133,3 @@ def test_another_content_or_another_cut_of_it_has_another_digest() -> None:
     assert digest(np.arange(3), b"") != digest(np.arange(4), b"")
     assert digest(np.arange(6).reshape(2, 3).T) != digest(np.arange(6).reshape(2, 3))
     assert digest(np.zeros((0, 3)))
-
-
-def test_a_setting_that_came_later_is_no_difference_where_it_is_off() -> None:
-    check_same({"dim": 8}, {"dim": 8, "new.switch": False, "new.share": 0.0, "new.file": None})
-    with pytest.raises(InputError, match=r"new.switch \(not known there, True now\)"):
-        check_same({"dim": 8}, {"dim": 8, "new.switch": True})
-    with pytest.raises(InputError, match=r"dim \(8 there, 0 now\)"):
-        check_same({"dim": 8}, {"dim": 0})

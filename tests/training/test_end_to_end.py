@@ -12,11 +12,12 @@ from builders import generator, make_dataset, make_model, make_msm4sr, ragged, r
 from msm4sr.errors import InputError
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
-from msm4sr.training.end_to_end import DoubleBatch, EndToEndTask
-from msm4sr.training.finetune import FinetuneSettings, finetune_loss
-from msm4sr.training.pretrain import PretrainSettings, pretrain_loss
-from msm4sr.training.stage import train_stage
-from msm4sr.training.tasks import task_of
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings
+from msm4sr.training.stages import task_for
+from msm4sr.training.tasks.end_to_end import DoubleBatch, EndToEndTask
+from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
+from msm4sr.training.tasks.next_item import finetune_loss
+from msm4sr.training.trainer import Trainer, TrainerOptions
 
 N_ITEMS = 12
 SEQUENCES = random_sequences(30, N_ITEMS, longest=9)
@@ -32,55 +33,55 @@ TOGETHER = Stages(PretrainSettings(end_to_end=True, cmcl_weight=0.5, drop=0.6), 
 
 
 def the_batches(settings: Stages = TOGETHER) -> list[DoubleBatch]:
-    task = task_of("finetune", make_msm4sr(), settings)
+    task = task_for(make_msm4sr(), "finetune", settings)
     assert isinstance(task, EndToEndTask)
     return list(task.batches(ragged(SEQUENCES), settings.finetune, np.random.default_rng(3)))
 
 
 def test_the_loss_is_the_sum_of_both() -> None:
     model = make_msm4sr()
-    task = task_of("finetune", model, TOGETHER)
+    task = task_for(model, "finetune", TOGETHER)
     assert task is not None
     for batch in the_batches():
         loss = task(batch, generator())
-        both = finetune_loss(model, batch.whole) + pretrain_loss(model, batch.left, TOGETHER.pretrain, generator())
+        both = finetune_loss(model, batch.complete) + pretrain_loss(model, batch.kept, TOGETHER.pretrain, generator())
         torch.testing.assert_close(loss, both)
 
 
-def test_what_is_left_is_of_the_same_rows_and_the_whole_is_whole() -> None:
+def test_the_kept_items_are_of_the_same_rows_and_the_complete_rows_have_all_items() -> None:
     batches = the_batches()
     assert len(batches) > 3
     pairs, dropped = 0, 0
     for batch in batches:
         pairs += int(batch.mask.sum())
         for row in range(len(batch.items)):
-            whole = batch.items[row][batch.mask[row]].tolist()
-            left = batch.left_items[row][batch.left_mask[row]].tolist()
-            rest = iter(whole)
-            assert all(item in rest for item in left), "what is left stands in the whole, in order"
-            assert left
-            dropped += len(whole) - len(left)
+            complete = batch.items[row][batch.mask[row]].tolist()
+            kept = batch.kept_items[row][batch.kept_mask[row]].tolist()
+            rest = iter(complete)
+            assert all(item in rest for item in kept), "the kept items are a subsequence"
+            assert kept
+            dropped += len(complete) - len(kept)
     assert pairs == sum(len(s) - 1 for s in SEQUENCES)
     assert dropped > 10
 
 
 def test_every_weight_is_trained_in_one_stage_the_projections_and_the_ids_included() -> None:
     model = make_msm4sr()
-    assert task_of("pretrain", model, TOGETHER) is None
-    before, task = weights_of(model), task_of("finetune", model, TOGETHER)
+    assert task_for(model, "pretrain", TOGETHER) is None
+    before, task = weights_of(model), task_for(model, "finetune", TOGETHER)
     assert task is not None
     settings = FinetuneSettings(epochs=1, batch_pairs=20, select="mrr")
     dataset = make_dataset(SEQUENCES, N_ITEMS)
-    records = train_stage("finetune", task, dataset, settings, device=Device(accelerator="cpu"))
+    records = Trainer(task, settings, TrainerOptions(device=Device(accelerator="cpu"))).fit(dataset)
     assert [record.stage for record in records] == ["finetune"]
     after = weights_of(model)
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert not still
 
 
-def test_it_is_refused_where_there_is_nothing_to_sum() -> None:
+def test_it_is_refused_without_a_loss_to_add() -> None:
     nothing = Stages(PretrainSettings(end_to_end=True, nip_weight=0, cmcl_weight=0))
-    with pytest.raises(InputError, match="nothing else is to be learnt"):
-        task_of("finetune", make_msm4sr(), nothing)
-    with pytest.raises(InputError, match="end_to_end is for msm4sr alone"):
-        task_of("pretrain", make_model("s3rec"), TOGETHER)
+    with pytest.raises(InputError, match="there is no other loss"):
+        task_for(make_msm4sr(), "finetune", nothing)
+    with pytest.raises(InputError, match="end_to_end is for msm4sr only"):
+        task_for(make_model("s3rec"), "pretrain", TOGETHER)

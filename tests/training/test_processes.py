@@ -61,7 +61,7 @@ def test_a_batch_of_fewer_rows_than_processes_is_not_shared() -> None:
     assert share(make_batch(SEQUENCES[:2]), 0, 3) is None
 
 
-def test_a_process_that_is_alone_gathers_what_it_has() -> None:
+def test_a_single_process_gathers_its_own_rows() -> None:
     rows = torch.arange(6).view(3, 2)
     everything, mine = alone(rows)
     assert torch.equal(everything, rows)

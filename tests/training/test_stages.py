@@ -1,4 +1,4 @@
-"""Both stages on small data: the two ways to batch agree, planted patterns are found."""
+"""Both stages on small data: the two kinds of batches agree, planted patterns are found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from builders import (
     generator,
     make_batch,
     make_dataset,
-    make_model,
     make_msm4sr,
     make_popularity,
     make_sasrec,
@@ -31,9 +30,12 @@ from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.ragged import Ragged
 from msm4sr.training.checkpoint import weights_of
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss, log_shares, sampled_finetune_loss
-from msm4sr.training.pretrain import PretrainSettings, pretrain, pretrain_loss
-from msm4sr.training.trainer import Device
+from msm4sr.training.device import Device
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings
+from msm4sr.training.stages import finetune, pretrain
+from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
+from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss
+from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12
@@ -57,11 +59,11 @@ CYCLE = cycle_dataset(users=120, n_items=30)
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_pairs": 128, "select": "recall@5", "patience": 50}
 
 
-# Two ways to batch
+# Two kinds of batches
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_both_ways_to_batch_score_the_same_prefix_the_same(name: str) -> None:
+def test_both_kinds_of_batches_score_a_prefix_the_same(name: str) -> None:
     model = MAKERS[name]()
     sequences = [[10, 1, 5, 0, 7], [2, 3, 4], [6, 8, 9, 11, 1, 3, 2]]  # no prefix twice
     scores: list[dict[tuple[int, ...], Tensor]] = []
@@ -88,7 +90,7 @@ def losses_and_gradients(model: Scorer, loss: Tensor) -> tuple[float, dict[str, 
 
 
 @pytest.mark.parametrize("stage", ["sasrec", "msm4sr", "pretrain"])
-def test_both_ways_to_batch_have_the_same_loss_and_gradients(stage: str) -> None:
+def test_both_kinds_of_batches_have_the_same_loss_and_gradients(stage: str) -> None:
     sequences = random_sequences(10, N_ITEMS, longest=7)
     model = make_sasrec() if stage == "sasrec" else make_msm4sr()
     results = []
@@ -121,7 +123,7 @@ def test_a_sample_of_all_items_has_the_loss_and_the_gradients_of_all_items(name:
         torch.testing.assert_close(sampled[weight], gradient, rtol=1e-4, atol=1e-5, msg=weight)
 
 
-def test_the_sampled_loss_approaches_the_full_one_as_samples_grow() -> None:
+def test_the_sampled_loss_approaches_the_full_one_with_more_samples() -> None:
     model = make_sasrec(n_items=200)
     batch = one_batch(random_sequences(10, 200, longest=7), "all")
     full, draw = finetune_loss(model, batch).item(), generator()
@@ -142,49 +144,6 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
     assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
 
 
-# Logit adjustment
-
-
-def test_a_prior_is_added_to_every_score_of_the_softmax() -> None:
-    model, batch = make_sasrec(), one_batch(random_sequences(10, N_ITEMS, longest=7), "all")
-    prior = torch.linspace(-3, 0, N_ITEMS)
-    catalogue = model.encode_items()
-    prefixes = model.encode_histories(batch.items, catalogue)[batch.mask]
-    scores = prefixes @ model.scoring_vectors(catalogue).T + prior
-    expected = torch.nn.functional.cross_entropy(scores, batch.targets[batch.mask])
-    assert finetune_loss(model, batch, prior=prior).item() == pytest.approx(expected.item(), rel=1e-5)
-    everything = torch.randperm(N_ITEMS, generator=generator())
-    sampled = sampled_finetune_loss(model, batch, everything, N_ITEMS, prior)
-    assert sampled.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_the_prior_is_the_log_of_the_shares_of_the_training_parts() -> None:
-    shares = log_shares(ragged([[0, 0, 2], [2, 0]]), 4).exp()
-    assert shares.tolist() == pytest.approx([4 / 9, 1 / 9, 3 / 9, 1 / 9])
-
-
-def test_with_logit_adjustment_less_popular_items_are_recommended() -> None:
-    rng = np.random.default_rng(0)
-    popular = [[int(min(item, N_ITEMS - 1)) for item in rng.geometric(0.35, 8) - 1] for _ in range(300)]
-    dataset = make_dataset(popular, N_ITEMS)  # each item says nothing of the next: popularity is all there is
-    spread = []
-    for adjustment in (0.0, 1.0):
-        torch.manual_seed(0)
-        model = make_sasrec()
-        finetune(model, dataset, FinetuneSettings(epochs=12, logit_adjustment=adjustment, **QUICK), device=CPU)
-        catalogue = model.eval().encode_items()
-        last = model.encode_last(torch.tensor([[3, 4]]), torch.tensor([2]), catalogue)
-        spread.append(float((last @ model.scoring_vectors(catalogue).T).std().detach()))
-    assert spread[1] < spread[0] / 3
-
-
-def test_logit_adjustment_is_refused_where_there_is_no_softmax() -> None:
-    settings = FinetuneSettings(logit_adjustment=1.0)
-    for model in (make_sasrec(loss="bce"), make_model("lightgcn")):
-        with pytest.raises(InputError, match=r"finetune.logit_adjustment.*leave it off"):
-            finetune(model, SMALL, settings, device=CPU)
-
-
 def test_candidates_are_sampled_by_option_or_over_a_hundred_thousand_items() -> None:
     assert FinetuneSettings().samples_of(100_000) is None
     assert FinetuneSettings().samples_of(100_001) == 8192
@@ -195,11 +154,13 @@ def test_candidates_are_sampled_by_option_or_over_a_hundred_thousand_items() -> 
 def test_sasrec_learns_a_cycle_from_samples() -> None:
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(dim=16, inner_dim=32, max_history=12), Inputs(CYCLE.n_items))
-    finetune(model, CYCLE, FinetuneSettings(epochs=15, candidates="sampled", samples=8, **QUICK), device=CPU)
+    finetune(
+        model, CYCLE, FinetuneSettings(epochs=15, candidates="sampled", samples=8, **QUICK), TrainerOptions(device=CPU)
+    )
     assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
 
 
-# Stages as a whole
+# Complete stages
 
 SMALL = make_dataset(random_sequences(40, N_ITEMS, longest=9), N_ITEMS)
 STAGES: dict[str, tuple[Callable[[], Scorer], Callable[..., Any], Any]] = {
@@ -213,7 +174,7 @@ def run_stage(name: str, seed: int = 0, global_seed: int = 0, **changes: Any) ->
     make, train, settings = STAGES[name]
     model = make()
     torch.manual_seed(global_seed)
-    records = train(model, SMALL, settings.model_copy(update=changes), seed=seed, device=CPU)
+    records = train(model, SMALL, settings.model_copy(update=changes), TrainerOptions(seed=seed, device=CPU))
     return model, [r.loss for r in records]
 
 
@@ -251,27 +212,10 @@ def test_mixed_precision_trains_to_about_the_same_loss(stage: str) -> None:
     losses = []
     for precision in ("32-true", "bf16-mixed"):
         device = Device(accelerator="cpu", precision=precision)  # type: ignore[arg-type]
-        records = train(make(), SMALL, settings, device=device)
+        records = train(make(), SMALL, settings, TrainerOptions(device=device))
         losses.append([r.loss for r in records])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
-
-
-@pytest.mark.slow  # compiling takes a while
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_compiled_transformer_trains_to_the_same_loss(stage: str) -> None:
-    _, train, settings = STAGES[stage]
-    losses = []
-    for compiled in (False, True):
-        model = make_sasrec() if "sasrec" in stage else make_msm4sr()  # without dropout, which draws otherwise
-        records = train(model, SMALL, settings, device=Device(accelerator="cpu", compile=compiled))
-        losses.append([r.loss for r in records])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-
-
-def test_compiling_what_has_no_transformer_is_refused() -> None:
-    with pytest.raises(InputError, match="no Transformer to compile"):
-        finetune(make_model("sine"), SMALL, FinetuneSettings(), device=Device(accelerator="cpu", compile=True))
 
 
 def test_pretraining_leaves_the_id_embedding_and_fine_tuning_the_projections() -> None:
@@ -286,7 +230,7 @@ def test_pretraining_leaves_the_id_embedding_and_fine_tuning_the_projections() -
 def test_each_setting_of_pretraining_reaches_it(setting: dict[str, Any]) -> None:
     plain: dict[str, Any] = {"drop": 0.0, "mixup": 0.0, "cmcl_weight": 0.1, "epochs": 1}
     losses = [
-        pretrain(make_msm4sr(), SMALL, PretrainSettings(**(plain | changed)), device=CPU)[0].loss
+        pretrain(make_msm4sr(), SMALL, PretrainSettings(**(plain | changed)), TrainerOptions(device=CPU))[0].loss
         for changed in ({}, {}, setting)
     ]
     assert losses[0] == losses[1]
@@ -297,7 +241,7 @@ def test_validation_during_training_sees_no_test_item() -> None:
     """The same but for every user's last item: training and validation must not notice."""
     changed = make_dataset([[*SMALL.histories[u][:-1].tolist(), 0] for u in range(SMALL.n_users)], N_ITEMS)
     records = [
-        finetune(make_sasrec(), data, FinetuneSettings(epochs=2, batch_pairs=32), device=CPU)
+        finetune(make_sasrec(), data, FinetuneSettings(epochs=2, batch_pairs=32), TrainerOptions(device=CPU))
         for data in (SMALL, changed)
     ]
     assert [r.loss for r in records[0]] == [r.loss for r in records[1]]
@@ -333,16 +277,16 @@ def popularity(dataset: Dataset) -> float:
 def test_sasrec_learns_a_cycle(pairs: str) -> None:
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(dim=16, inner_dim=32, max_history=12), Inputs(CYCLE.n_items))
-    finetune(model, CYCLE, FinetuneSettings(epochs=15, pairs=pairs, **QUICK), device=CPU)  # type: ignore[arg-type]
+    finetune(model, CYCLE, FinetuneSettings(epochs=15, pairs=pairs, **QUICK), TrainerOptions(device=CPU))  # type: ignore[arg-type]
     assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
     assert popularity(CYCLE) < 0.5
 
 
-def chain_features(n_items: int, dim: int = 6, told: bool = True) -> Ragged[Tensor]:
-    """Item i's content is its place on a circle; or, untold, one vector for all items."""
+def chain_features(n_items: int, dim: int = 6, ordered: bool = True) -> Ragged[Tensor]:
+    """Item i's content is its place on a circle or, not `ordered`, one vector for all items."""
     angle = torch.arange(n_items) * 2 * torch.pi / n_items
     waves = [f(k * angle) for k in range(1, dim // 2 + 1) for f in (torch.sin, torch.cos)]
-    vectors = torch.stack(waves, dim=1) if told else torch.ones(n_items, dim)
+    vectors = torch.stack(waves, dim=1) if ordered else torch.ones(n_items, dim)
     return Ragged(vectors, torch.arange(n_items + 1))
 
 
@@ -350,14 +294,14 @@ def content_model(text: bool, visual: bool, **changes: Any) -> MSM4SR:
     torch.manual_seed(0)
     config: dict[str, Any] = {"dim": 16, "inner_dim": 32, "experts": 4, "max_history": 12, "dropout": 0.1}
     features = {
-        "text": chain_features(CYCLE.n_items, told=text),
-        "visual": chain_features(CYCLE.n_items, told=visual),
+        "text": chain_features(CYCLE.n_items, ordered=text),
+        "visual": chain_features(CYCLE.n_items, ordered=visual),
     }
     return MSM4SR(MSM4SRConfig(**(config | changes)), Inputs(CYCLE.n_items, features=features))
 
 
 def pretrained_recall(model: MSM4SR) -> float:
-    pretrain(model, CYCLE, PretrainSettings(epochs=12, **QUICK), device=CPU)
+    pretrain(model, CYCLE, PretrainSettings(epochs=12, **QUICK), TrainerOptions(device=CPU))
     return evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@5"]
 
 
@@ -365,35 +309,35 @@ def test_pretraining_finds_a_chain_that_content_shows_without_any_id() -> None:
     assert pretrained_recall(content_model(text=True, visual=True)) > 0.8
 
 
-def test_a_chain_that_only_pictures_show_is_found_through_them_and_lost_without_them() -> None:
+def test_a_chain_that_only_images_show_is_found_through_them_and_lost_without_them() -> None:
     assert pretrained_recall(content_model(text=False, visual=True)) > 0.8
     assert pretrained_recall(content_model(text=False, visual=False)) < 0.5
 
 
 def test_fine_tuning_after_pretraining_learns_the_chain() -> None:
     model = content_model(text=True, visual=True)
-    pretrain(model, CYCLE, PretrainSettings(epochs=4, **QUICK), device=CPU)
-    finetune(model, CYCLE, FinetuneSettings(epochs=8, **QUICK), device=CPU)
+    pretrain(model, CYCLE, PretrainSettings(epochs=4, **QUICK), TrainerOptions(device=CPU))
+    finetune(model, CYCLE, FinetuneSettings(epochs=8, **QUICK), TrainerOptions(device=CPU))
     assert evaluate(model, CYCLE, "test")["recall@5"] > 0.95
 
 
-# The same digits
+# Determinism
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_seed_gives_the_same_digits_on_two_threads(stage: str) -> None:
+def test_a_seed_gives_bit_identical_weights_on_two_threads(stage: str) -> None:
     dataset = make_dataset(random_sequences(users=60, n_items=40, longest=30), n_items=40)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         trained = []
         for _ in range(2):
-            # 600 pairs of width 64: more numbers than torch adds up on one thread
+            # 600 pairs of width 64: more than torch sums on one thread
             model = make_msm4sr(n_items=40, dim=64, max_history=30)
             if stage == "pretrain":
-                pretrain(model, dataset, PretrainSettings(epochs=1, batch_pairs=600), device=CPU)
+                pretrain(model, dataset, PretrainSettings(epochs=1, batch_pairs=600), TrainerOptions(device=CPU))
             else:
-                finetune(model, dataset, FinetuneSettings(epochs=1, batch_pairs=600), device=CPU)
+                finetune(model, dataset, FinetuneSettings(epochs=1, batch_pairs=600), TrainerOptions(device=CPU))
             trained.append(weights_of(model))
     finally:
         torch.set_num_threads(threads)
@@ -405,4 +349,6 @@ def test_pre_training_without_any_loss_is_refused(modalities: tuple[str, ...]) -
     model = make_msm4sr(modalities=modalities)
     weight = 0.01 if len(modalities) == 1 else 0.0  # of one modality there is no contrast, whatever its weight
     with pytest.raises(InputError, match=r"pretrain\.nip_weight is 0"):
-        pretrain(model, cycle_dataset(4, 12), PretrainSettings(nip_weight=0, cmcl_weight=weight), device=CPU)
+        pretrain(
+            model, cycle_dataset(4, 12), PretrainSettings(nip_weight=0, cmcl_weight=weight), TrainerOptions(device=CPU)
+        )

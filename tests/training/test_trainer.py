@@ -1,26 +1,36 @@
-"""The loop on a model of one number: what is kept, when it stops, what it draws."""
+"""The trainer on a model of one number: which weights are kept, when it stops, what it draws, what callbacks see."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from builders import make_dataset
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
-from msm4sr.training.trainer import Device, EpochRecord, StageSettings, _schedule, fit
+from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
+from msm4sr.training.device import Device
+from msm4sr.training.settings import StageSettings
+from msm4sr.training.task import Task
+from msm4sr.training.trainer import Trainer, TrainerOptions, schedule_factor
 
 CPU = Device(accelerator="cpu")
 ONE_PAIR = Batch(torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), torch.ones(1, 1).bool())
+DATASET = make_dataset([[0, 1, 2, 3]], 4)
+
+
+class Toy(StageSettings):
+    stage: ClassVar[str] = "toy"
 
 
 class Number(nn.Module):
-    """The loss is `slope * weight`; with dropout, a drawn one. It writes down the weight that every step saw."""
+    """The loss is `slope * weight`; with dropout, a random one. It records the weight of every step."""
 
     def __init__(self, slope: float = -1.0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -43,47 +53,72 @@ class Number(nn.Module):
         return loss
 
 
-class Listener:
-    """A monitor that remembers."""
+class NumberTask(Task):
+    """So many steps per epoch, of so many that are announced."""
+
+    def __init__(self, model: Number, steps: int, announced: int | None = None) -> None:
+        super().__init__(model)  # type: ignore[arg-type]
+        self.steps, self.announced = steps, steps if announced is None else announced
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self.model(batch, generator)  # type: ignore[no-any-return]
+
+    def batches(self, *arguments: Any) -> Iterator[Batch]:
+        return iter([ONE_PAIR] * self.steps)
+
+    def count_batches(self, *arguments: Any) -> int:
+        return self.announced
+
+
+class ToyTrainer(Trainer):
+    """Validation gives these results, one after another."""
+
+    def __init__(self, *arguments: Any, validation: list[float] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.results = iter(validation if validation is not None else [0.0] * 1000)
+
+    def validate(self) -> dict[str, float]:
+        return {"mrr": next(self.results), "recall@5": 0.5}
+
+
+class Recorder(Callback):
+    """Records what it is called with."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.best: list[tuple[int, float]] = []
+        self.kept: list[dict[str, Tensor]] = []
 
-    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
-        self.told.append(("start", stage, epochs, steps))
+    def on_start(self, plan: TrainingPlan) -> None:
+        self.calls.append(("start", plan.stage, plan.epochs, plan.steps_per_epoch))
 
-    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
-        self.told.append(("step", epoch, steps))
+    def on_step(self, record: StepRecord) -> None:
+        self.calls.append(("step", record.epoch, record.steps))
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
-        self.told.append(("epoch", record.epoch, best))
+    def on_best(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+        self.best.append((record.epoch, float(weights["weight"])))
+        self.kept.append(weights)
 
-    def finish(self, stage: str) -> None:
-        self.told.append(("finish", stage))
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
+        self.calls.append(("epoch", record.epoch, improved))
+
+    def on_end(self, error: BaseException | None) -> None:
+        self.calls.append(("end", type(error)))
 
 
 def train(
-    model: Number, validation: list[float] | None = None, steps: int = 3, seed: int = 0, **options: Any
+    model: Number,
+    validation: list[float] | None = None,
+    steps: int = 3,
+    seed: int = 0,
+    callbacks: tuple[Callback, ...] = (),
+    **settings: Any,
 ) -> list[EpochRecord]:
-    """`fit` with these validation results, one after another; `options` are settings or arguments of `fit`."""
-    results = iter(validation if validation is not None else [0.0] * 1000)
-    arguments = {k: options.pop(k) for k in ("monitor", "on_best", "device") if k in options}
-    settings = StageSettings(**({"epochs": len(validation or [1, 2, 3]), "select": "mrr"} | options))
-
-    def batches(epoch: int) -> Iterator[Batch]:
-        return iter([ONE_PAIR] * steps)
-
-    return fit(
-        model,
-        model,
-        stage="toy",
-        settings=settings,
-        batches=batches,
-        steps_per_epoch=steps,
-        validate=lambda: {"mrr": next(results), "recall@5": 0.5},
-        seed=seed,
-        **({"device": CPU} | arguments),
-    )
+    """Train with these validation results, one after another."""
+    chosen = Toy(**({"epochs": len(validation or [1, 2, 3]), "select": "mrr"} | settings))
+    options = TrainerOptions(seed=seed, device=CPU)
+    trainer = ToyTrainer(NumberTask(model, steps), chosen, options, callbacks, validation=validation)
+    return trainer.fit(DATASET)
 
 
 def weight_of(model: Number) -> float:
@@ -94,25 +129,19 @@ def weight_of(model: Number) -> float:
 
 
 def test_the_weights_of_the_best_epoch_are_left_in_the_model() -> None:
-    model = Number()
-    kept: list[tuple[int, float]] = []
-    train(
-        model,
-        [0.1, 0.3, 0.2, 0.3, 0.0],
-        on_best=lambda weights, record: kept.append((record.epoch, float(weights["weight"]))),
-    )
-    assert [epoch for epoch, _ in kept] == [1, 2]  # as good as the best is not better
-    assert weight_of(model) == kept[-1][1]
+    model, recorder = Number(), Recorder()
+    train(model, [0.1, 0.3, 0.2, 0.3, 0.0], callbacks=(recorder,))
+    assert [epoch for epoch, _ in recorder.best] == [1, 2]  # as good as the best is not better
+    assert weight_of(model) == recorder.best[-1][1]
     assert weight_of(model) == model.seen[2 * 3]  # what epoch 3 began with
     assert weight_of(model) < model.seen[-1]
     assert not model.training
 
 
 def test_the_weights_that_were_kept_do_not_move_with_the_model() -> None:
-    kept: list[dict[str, Tensor]] = []
-    model = Number()
-    train(model, [0.1, 0.2, 0.3], on_best=lambda weights, record: kept.append(weights))
-    assert [float(w["weight"]) for w in kept] == [model.seen[3], model.seen[6], weight_of(model)]
+    model, recorder = Number(), Recorder()
+    train(model, [0.1, 0.2, 0.3], callbacks=(recorder,))
+    assert [float(w["weight"]) for w in recorder.kept] == [model.seen[3], model.seen[6], weight_of(model)]
 
 
 def test_the_metric_that_chooses_is_the_one_of_the_settings() -> None:
@@ -121,7 +150,7 @@ def test_the_metric_that_chooses_is_the_one_of_the_settings() -> None:
     assert weight_of(model) == model.seen[3]
 
 
-def test_a_record_an_epoch_tells_loss_speed_and_validation() -> None:
+def test_each_epoch_has_a_record_with_loss_speed_and_validation() -> None:
     model = Number(slope=-2.0)
     records = train(model, [0.1, 0.2])
     assert [(r.stage, r.epoch, r.validation["mrr"]) for r in records] == [("toy", 1, 0.1), ("toy", 2, 0.2)]
@@ -147,7 +176,7 @@ def test_training_stops_after_so_many_validations_without_a_better_one() -> None
     assert [r.epoch for r in records] == [1, 2, 3, 4, 5]
 
 
-def test_a_better_validation_starts_the_patience_anew() -> None:
+def test_a_better_validation_resets_the_patience() -> None:
     records = train(Number(), [0.3, 0.2, 0.4, 0.3, 0.2, 0.9], patience=2)
     assert [r.epoch for r in records] == [1, 2, 3, 4, 5]
 
@@ -157,7 +186,7 @@ def test_validation_takes_place_every_so_many_epochs_and_at_the_last() -> None:
     assert [r.epoch for r in records if r.validation] == [2, 4, 5]
 
 
-def test_a_bound_on_steps_is_kept_in_whole_epochs_and_leaves_at_least_one() -> None:
+def test_a_bound_on_steps_is_kept_in_complete_epochs_and_allows_at_least_one() -> None:
     assert len(train(Number(), epochs=5, steps=3, max_steps=7)) == 2
     assert len(train(Number(), epochs=5, steps=3, max_steps=2)) == 1
     assert len(train(Number(), epochs=5, steps=3, max_steps=100)) == 5
@@ -172,15 +201,14 @@ def test_patience_counts_validations_not_epochs() -> None:
 
 
 def test_an_interruption_keeps_the_best_weights_and_is_passed_on() -> None:
-    model, monitor = Number(), Listener()
+    model, recorder = Number(), Recorder()
     model.fail_at = (8, KeyboardInterrupt())  # in the middle of epoch 3
-    kept: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        train(model, [0.2, 0.1, 0.3], monitor=monitor, on_best=lambda weights, record: kept.append(record.epoch))
-    assert kept == [1]
+        train(model, [0.2, 0.1, 0.3], callbacks=(recorder,))
+    assert [epoch for epoch, _ in recorder.best] == [1]
     assert weight_of(model) == model.seen[3]
     assert not model.training
-    assert monitor.told[-1] == ("finish", "toy")
+    assert recorder.calls[-1] == ("end", KeyboardInterrupt)
 
 
 def test_an_interruption_before_any_validation_gives_back_the_first_weights() -> None:
@@ -194,14 +222,15 @@ def test_an_interruption_before_any_validation_gives_back_the_first_weights() ->
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("step", [1, 5, 12])
-def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_try(value: float, step: int) -> None:
-    model = Number()
+def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_try(value: float, step: int) -> None:
+    model, recorder = Number(), Recorder()
     with torch.no_grad():
         model.weight.fill_(1.0)
     model.fail_at = (step, value)
     with pytest.raises(FloatingPointError, match=r"toy: the loss became .* epoch 1, .* lower toy\.learning_rate"):
-        train(model, [0.1], steps=12)
+        train(model, [0.1], steps=12, callbacks=(recorder,))
     assert math.isfinite(weight_of(model))
+    assert recorder.calls[-1] == ("end", FloatingPointError)
 
 
 def test_no_pair_to_train_on_is_an_input_error() -> None:
@@ -226,7 +255,7 @@ def test_a_seed_makes_the_same_training_whatever_was_drawn_before() -> None:
     assert noisy(seed=5) != noisy(seed=6)
 
 
-def test_every_epoch_draws_anew() -> None:
+def test_every_epoch_draws_other_numbers() -> None:
     model = Number(dropout=0.5)
     records = train(model, [0.1, 0.2, 0.3], learning_rate=1e-9)
     with torch.no_grad():
@@ -270,21 +299,15 @@ def test_the_cosine_schedule_of_a_short_training_warms_up_over_a_quarter_and_end
 
 @pytest.mark.parametrize(("steps", "warmup"), [(300, 75), (1000, 100), (4000, 200)])
 def test_the_cosine_schedule_warms_up_for_100_steps_or_a_twentieth(steps: int, warmup: int) -> None:
-    factor = _schedule("cosine", steps)
+    factor = schedule_factor("cosine", steps)
     assert [factor(step) < factor(step + 1) for step in range(warmup + 1)] == [True] * (warmup - 1) + [False] * 2
     assert factor(warmup - 1) == 1
 
 
-def test_more_steps_than_told_do_not_raise_a_cosine_schedule_again() -> None:
+def test_more_steps_than_announced_do_not_raise_a_cosine_schedule_again() -> None:
     model = Number()
-    arguments = {
-        "stage": "toy",
-        "settings": StageSettings(epochs=2, schedule="cosine", learning_rate=0.01, select="mrr"),
-        "validate": lambda: {"mrr": 0.0},
-        "seed": 0,
-        "device": CPU,
-    }
-    fit(model, model, batches=lambda epoch: iter([ONE_PAIR] * 30), steps_per_epoch=20, **arguments)
+    settings = Toy(epochs=2, schedule="cosine", learning_rate=0.01, select="mrr")
+    ToyTrainer(NumberTask(model, 30, announced=20), settings, TrainerOptions(device=CPU)).fit(DATASET)
     assert steps_of(model)[40:] == pytest.approx([0.0] * 19, abs=1e-6)
 
 
@@ -310,22 +333,35 @@ def test_weight_decay_pulls_a_weight_without_slope_to_zero() -> None:
     assert weight_of(model) == pytest.approx(0.97, abs=1e-3)
 
 
-# The monitor
+# Callbacks
 
 
-def test_the_monitor_hears_of_steps_and_epochs_in_order() -> None:
-    monitor = Listener()
-    train(Number(), [0.2, 0.1], steps=20, monitor=monitor)
-    assert monitor.told == [
+def test_callbacks_see_steps_and_epochs_in_order() -> None:
+    recorder = Recorder()
+    train(Number(), [0.2, 0.1], steps=20, callbacks=(recorder,))
+    assert recorder.calls == [
         ("start", "toy", 2, 20),
         ("step", 1, 10),
-        ("step", 1, 10),
+        ("step", 1, 20),
         ("epoch", 1, True),
-        ("step", 2, 10),
-        ("step", 2, 10),
+        ("step", 2, 30),
+        ("step", 2, 40),
         ("epoch", 2, False),
-        ("finish", "toy"),
+        ("end", type(None)),
     ]
+
+
+class Failing(Callback):
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
+        raise RuntimeError("a callback fails")
+
+
+def test_an_error_of_a_callback_ends_the_training_and_every_callback_gets_it() -> None:
+    model, recorder = Number(), Recorder()
+    with pytest.raises(RuntimeError, match="a callback fails"):
+        train(model, [0.2, 0.1], callbacks=(Failing(), recorder))
+    assert recorder.calls[-1] == ("end", RuntimeError)
+    assert weight_of(model) == recorder.best[0][1]
 
 
 @pytest.mark.parametrize(
@@ -334,4 +370,4 @@ def test_the_monitor_hears_of_steps_and_epochs_in_order() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        StageSettings(**settings)
+        Toy(**settings)

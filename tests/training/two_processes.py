@@ -14,9 +14,10 @@ from builders import generator, make_batch, make_msm4sr, make_sasrec
 
 from msm4sr.training.checkpoint import save_weights
 from msm4sr.training.device import Device
-from msm4sr.training.finetune import FinetuneSettings, FinetuneTask
-from msm4sr.training.pretrain import PretrainSettings, PretrainTask
-from msm4sr.training.stage import Task
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings
+from msm4sr.training.task import Task
+from msm4sr.training.tasks.multimodal_contrastive import MultimodalContrastiveTask
+from msm4sr.training.tasks.next_item import NextItemTask
 from msm4sr.training.trainer import shared_loss
 
 # Rows of unequal lengths, an item that is next in rows of different processes, the same pair twice.
@@ -24,8 +25,10 @@ SEQUENCES = [[10, 1, 5, 0, 7], [2, 3, 4], [6, 8, 5, 11, 1, 3], [9, 5, 7], [2, 3,
 CALM_PRETRAINING = {"mixup": 0.0, "drop": 0.0, "cmcl_weight": 0.5}
 
 
-def pretraining(modalities: tuple[str, ...] = ("text", "visual"), **settings: object) -> PretrainTask:
-    return PretrainTask(make_msm4sr(modalities=modalities), PretrainSettings(**(CALM_PRETRAINING | settings)))
+def pretraining(modalities: tuple[str, ...] = ("text", "visual"), **settings: object) -> MultimodalContrastiveTask:
+    return MultimodalContrastiveTask(
+        make_msm4sr(modalities=modalities), PretrainSettings(**(CALM_PRETRAINING | settings))
+    )
 
 
 CASES: dict[str, tuple[Task, list[list[int]]]] = {
@@ -34,9 +37,9 @@ CASES: dict[str, tuple[Task, list[list[int]]]] = {
     "pretrain three modalities": (pretraining(("text", "visual", "audio")), SEQUENCES),
     "pretrain contrast alone": (pretraining(nip_weight=0.0), SEQUENCES),
     "pretrain fewer rows than processes": (pretraining(), SEQUENCES[:1]),
-    "finetune": (FinetuneTask(make_msm4sr(), FinetuneSettings()), SEQUENCES),
-    "finetune sasrec": (FinetuneTask(make_sasrec(), FinetuneSettings()), SEQUENCES),
-    "finetune fewer rows than processes": (FinetuneTask(make_sasrec(), FinetuneSettings()), SEQUENCES[:1]),
+    "finetune": (NextItemTask(make_msm4sr(), FinetuneSettings()), SEQUENCES),
+    "finetune sasrec": (NextItemTask(make_sasrec(), FinetuneSettings()), SEQUENCES),
+    "finetune fewer rows than processes": (NextItemTask(make_sasrec(), FinetuneSettings()), SEQUENCES[:1]),
 }
 
 

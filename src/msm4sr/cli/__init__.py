@@ -1,15 +1,17 @@
-"""The command `msm4sr`. Each command reads its options, calls what does the work, and shows what came out."""
+"""The command `msm4sr`. Each subcommand reads its options, calls the library, and prints the results."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from msm4sr.cli.compare import compare
-from msm4sr.cli.console import log_to_console
+from msm4sr.cli.console import console, log_to_console
 from msm4sr.cli.data import data
 from msm4sr.cli.demo import demo
 from msm4sr.cli.doctor import doctor
@@ -24,7 +26,7 @@ from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
 from msm4sr.cli.tune import tune
 
 app = typer.Typer(
-    help="Recommend the next items from what people took, and from what the items' texts and pictures show.",
+    help="Recommend the next items, from interactions and from the texts and images of the items.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,10 +54,25 @@ app.add_typer(data, name="data")
 app.add_typer(export, name="export")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"msm4sr {version('msm4sr')}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options of `msm4sr` itself."""
+
+
 def main() -> None:
     """The entry point of the command."""
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|sentence_transformers)")
-    for talks in ("distributed", "rank_zero"):
-        logging.getLogger(f"lightning_fabric.utilities.{talks}").setLevel(logging.ERROR)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns of what several processes need
+    for name in ("distributed", "rank_zero"):
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about what several processes need
     app()

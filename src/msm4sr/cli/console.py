@@ -1,4 +1,4 @@
-"""What the commands share: where they print, their common options, progress, and how errors are told."""
+"""What the commands share: the console, common options, progress, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -29,11 +29,9 @@ from rich.text import Text
 from msm4sr.errors import InputError
 from msm4sr.models.registry import MODELS  # imports no torch
 from msm4sr.progress import Advance
+from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 
-if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
-    from msm4sr.training.trainer import EpochRecord
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -55,28 +53,29 @@ SettingsFile = Annotated[
     typer.Option(
         "--settings",
         metavar="FILE",
-        help="YAML with what differs from the preset, such as tuned values; --set comes after it.",
+        help="YAML with changes to the preset, such as tuned values; --set overrides it.",
     ),
 ]
 Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of every random draw; 0 unless the preset says else.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw; 0 unless the preset sets it.")]
 FeatureSources = Annotated[
     list[str],
     typer.Option(
         "--features",
         metavar="DIR | NAME=FILE",
-        help="DIR: keep extracted features there, to share them between runs. NAME=FILE: vectors of your own for the "
-        "modality NAME (text, visual, or any other), Parquet with item_id and vector. May be given several times.",
+        help="DIR: keep extracted features there, to share them between runs. NAME=FILE: precomputed embeddings for "
+        "the modality NAME (text, visual, or any other), Parquet with item_id and vector. May be given several times.",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="A picture that cannot be used is an error.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that stands in --out.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+Strict = Annotated[bool, typer.Option("--strict", help="An image that cannot be used is an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; results are bit-identical.")]
 Devices = Annotated[
-    int | None, typer.Option("--devices", min=1, help="Processes to train with, a device each.", show_default="1")
+    int | None,
+    typer.Option("--devices", min=1, help="Processes to train with, each on its own device.", show_default="1"),
 ]
 Strategy = Annotated[str | None, typer.Option("--strategy", help="auto or ddp: how several processes train together.")]
 Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard, mlflow or wandb, under RUN/logs.")]
@@ -84,12 +83,12 @@ Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard,
 
 @contextmanager
 def handle_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """What goes wrong, in one line and an exit code: 2 for wrong input, 130 for Ctrl-C.
+    """Print an error as one line and exit: with 2 for wrong input, 130 for Ctrl-C, 1 for anything else expected.
 
-    Where several processes train together, what goes wrong in all of them is told by the first.
+    When several processes train together, only the first prints an error that all of them have.
     """
     try:
-        with _one_voice():
+        with _first_process_only():
             yield
     except InputError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}")
@@ -107,8 +106,8 @@ def handle_errors(interrupted: str = "interrupted") -> Iterator[None]:
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """Keeps a process that is not the first from repeating what the first one tells, or from complaining of its end."""
+def _first_process_only() -> Iterator[None]:
+    """Keep a process that is not the first from repeating an error of the first, or from reporting its end."""
     try:
         yield
     except BaseException as error:
@@ -118,7 +117,7 @@ def _one_voice() -> Iterator[None]:
 
         rank = rank_here()
         if rank == 0 and is_lost_connection(error):
-            errors.print("[red]error:[/red] another process of this training has ended; what it said stands above")
+            errors.print("[red]error:[/red] another process of this training has ended; its error is printed above")
             raise typer.Exit(1) from None
         if rank > 0 and (isinstance(error, KeyboardInterrupt) or first_is_gone()):
             raise typer.Exit(1) from None
@@ -128,12 +127,12 @@ def _one_voice() -> Iterator[None]:
 
 
 def say_next(*words: str | Path) -> None:
-    """The command that comes next, to be copied as it is."""
+    """Print the next command, ready to be copied."""
     console.print("next: msm4sr", shlex.join(str(word) for word in words), markup=False)
 
 
 class ProgressBars(Progress):
-    """Bars of rich that also show the tasks of the libraries (`msm4sr.progress.Progress`)."""
+    """Progress bars, for the commands and for the libraries (`msm4sr.progress.Progress`)."""
 
     @contextmanager
     def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
@@ -154,6 +153,7 @@ class ProgressBars(Progress):
 
 
 def progress_bar() -> ProgressBars:
+    """Progress bars on the console, removed at the end."""
     return ProgressBars(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -162,12 +162,12 @@ def progress_bar() -> ProgressBars:
         StatusColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # in a file or a pipe the lines of the epochs are enough
+        disable=not console.is_terminal,  # a file or a pipe gets the lines of the epochs only
     )
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints what the libraries log, above any progress bar; warnings in yellow."""
+    """Prints the log of the libraries, above any progress bar; warnings in yellow."""
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
@@ -183,52 +183,50 @@ def log_to_console() -> None:
 
 
 class StatusColumn(ProgressColumn):
-    """What a task says of itself beside its bar, if it does."""
+    """The status of a task, beside its bar."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields.get("status", ""))
 
 
-class TrainingProgress:
-    """A bar over all steps with the current loss and speed, and (with `lines`) a line an epoch."""
+class TrainingProgress(Callback):
+    """A bar over all steps with the current loss and speed, and (with `lines`) a line per epoch."""
 
     def __init__(self, progress: Progress, lines: bool = True) -> None:
-        self._progress = progress
-        self._lines = lines
+        self._progress, self._lines = progress, lines
         self._task: TaskID | None = None
-        self._epochs, self._steps = 0, 0
+        self._plan = TrainingPlan("", 0, 0)
 
-    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
-        self._epochs, self._steps = epochs, steps
-        self._task = self._progress.add_task(stage, total=epochs * steps, completed=done, status="")
+    def on_start(self, plan: TrainingPlan) -> None:
+        self._plan = plan
+        total = plan.epochs * plan.steps_per_epoch
+        self._task = self._progress.add_task(plan.stage, total=total, completed=plan.steps_done, status="")
 
-    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
-        assert self._task is not None
-        self._progress.update(
-            self._task,
-            advance=steps,
-            description=f"{stage} {epoch}/{self._epochs}",
-            status=f"loss {loss:.3f}  {pairs_per_second:.0f} pairs/s",
-        )
+    def on_step(self, record: StepRecord) -> None:
+        self._update(record, record.steps)
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
-        assert self._task is not None
-        self._progress.update(
-            self._task,
-            completed=record.epoch * self._steps,
-            description=f"{record.stage} {record.epoch}/{self._epochs}",
-            status=f"loss {record.loss:.3f}  {record.pairs_per_second:.0f} pairs/s",
-        )
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
+        self._update(record, record.epoch * self._plan.steps_per_epoch)
         if not self._lines:
             return
-        found = " ".join(
+        metrics = " ".join(
             f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation
         )
         self._progress.console.print(
-            f"{record.stage} {record.epoch:>3}/{self._epochs}  loss {record.loss:.4f}  "
-            f"{record.pairs_per_second:.0f} pairs/s  {found}{'  [green]best so far[/green]' if best else ''}"
+            f"{record.stage} {record.epoch:>3}/{self._plan.epochs}  loss {record.loss:.4f}  "
+            f"{record.pairs_per_second:.0f} pairs/s  {metrics}{'  [green]best so far[/green]' if improved else ''}"
         )
 
-    def finish(self, stage: str) -> None:
+    def on_end(self, error: BaseException | None) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
+            self._task = None
+
+    def _update(self, record: StepRecord | EpochRecord, steps: int) -> None:
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=steps,
+            description=f"{record.stage} {record.epoch}/{self._plan.epochs}",
+            status=f"loss {record.loss:.3f}  {record.pairs_per_second:.0f} pairs/s",
+        )

@@ -1,47 +1,49 @@
-"""The main job on a generated catalogue."""
+"""`msm4sr demo`: four systems on a generated toy shop."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from msm4sr.cli.console import TrainingProgress, console, handle_errors, progress_bar
 
+if TYPE_CHECKING:
+    from msm4sr.experiments.demo import Demo
+
+SHOWN = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr")
+
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where to put it all; made anew.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo; an earlier demo is replaced.")] = Path("demo"),
     users: Annotated[int, typer.Option(min=10)] = 3000,
     items: Annotated[int, typer.Option(min=40)] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """The main job on a generated toy shop: popularity, texts alone, pictures alone, and both, side by side."""
+    """Train and compare on a generated toy shop: popularity, texts only, images only, and both."""
     from msm4sr.experiments.demo import run_demo
     from msm4sr.reports.run_report import write_run_report
 
-    with handle_errors(f"interrupted; what was done is kept in {out}"):
+    with handle_errors(f"interrupted; finished work is kept in {out}"):
         with progress_bar() as progress:
-            done = run_demo(
-                out,
-                users,
-                items,
-                seed,
-                progress=progress,
-                monitor=lambda: TrainingProgress(progress),
-                note=progress.console.print,
-            )
+            done = run_demo(out, users, items, seed, progress=progress, callbacks=[TrainingProgress(progress)])
         comparison = [(name, metrics["test"]) for name, metrics in done.metrics.items()]
         report = write_run_report(done.run, done.dataset, done.model, done.metrics["MSM4SR"], comparison)
-        shown = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr")
-        table = Table(title=f"test, {done.dataset.n_users:,} users, all {done.dataset.n_items} items ranked")
-        table.add_column("system")
-        for name in shown:
-            table.add_column(name, justify="right")
-        best = {name: max(values[name] for _, values in comparison) for name in shown}
-        for system, values in comparison:
-            cells = (f"[bold]{values[n]:.4f}[/bold]" if values[n] == best[n] else f"{values[n]:.4f}" for n in shown)
-            table.add_row(system, *cells)
-        console.print(table)
-        console.print(f"look at it: {report.absolute()}", markup=False)
+        console.print(_table(done))
+        console.print(f"report: {report.absolute()}", markup=False)
+
+
+def _table(done: Demo) -> Table:
+    """The test metrics, the best of each in bold."""
+    systems = {name: metrics["test"] for name, metrics in done.metrics.items()}
+    table = Table(title=f"test, {done.dataset.n_users:,} users, all {done.dataset.n_items} items ranked")
+    table.add_column("system")
+    for name in SHOWN:
+        table.add_column(name, justify="right")
+    best = {name: max(values[name] for values in systems.values()) for name in SHOWN}
+    for system, values in systems.items():
+        cells = (f"[bold]{values[n]:.4f}[/bold]" if values[n] == best[n] else f"{values[n]:.4f}" for n in SHOWN)
+        table.add_row(system, *cells)
+    return table

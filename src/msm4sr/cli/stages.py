@@ -1,8 +1,9 @@
-"""The main job, and each of its stages alone: run, extract, pretrain, finetune, evaluate."""
+"""`msm4sr run`, and each of its stages as a command: extract, pretrain, finetune, evaluate."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +34,41 @@ from msm4sr.cli.console import (
 )
 from msm4sr.errors import InputError
 
-if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
+if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
+    from msm4sr.experiments.settings import RunSettings
     from msm4sr.features.chunks import Shard
     from msm4sr.models.base import Model
-    from msm4sr.training.trainer import Monitor
+    from msm4sr.training.callbacks import Callback
+
+
+@dataclass(frozen=True)
+class Request:
+    """The run that the options of `run` or `extract` ask for."""
+
+    data: Path
+    out: Path
+    preset: str
+    model: str
+    file: Path | None
+    changes: list[str]
+    seed: int | None
+    features: list[str]
+    overwrite: bool
+    strict: bool
+    resume: bool = False
+
+    def settings(self) -> RunSettings:
+        """The settings, resolved. Raises InputError."""
+        from msm4sr.experiments.settings import resolve_settings
+
+        return resolve_settings(self.preset, self.model, self.changes, self.seed, self.file)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a run to resume."""
+        return self.resume and (self.out / "config.yaml").exists()
 
 
 def run(
@@ -58,15 +88,18 @@ def run(
     log: Log = None,
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
-    with handle_errors(f"interrupted; what was done is kept in {out}: the same command with --resume goes on"):
+    with handle_errors(
+        f"interrupted; finished work is kept in {out}. Rerun the command with --resume to continue; results are "
+        "bit-identical."
+    ):
         _check_log(log)
         changes = [*changes, *_device_changes(devices, strategy)]
         started, dataset, network = _start(
-            data, out, preset, model, file, changes, seed, features, overwrite, resume, strict
+            Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
         )
         for stage in ("pretrain", "finetune"):
             _train(started, stage, dataset, network, resume, log)
-        if _first(started):
+        if started.settings.device.is_first:
             _evaluate(started, dataset, network)
 
 
@@ -83,33 +116,34 @@ def extract(
     strict: Strict = False,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="NUMBER/COUNT", help="Encode this share of the items alone, e.g. 3/16."),
+        typer.Option("--shard", metavar="NUMBER/COUNT", help="Encode only this shard of the items, e.g. 3/16."),
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Join the shards, which must all be there.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the shards; all of them must be complete.")] = False,
 ) -> None:
-    """The first stage alone: make the run folder and read texts and pictures. Next: pretrain RUN.
+    """The first stage: make the run folder, encode texts and images. Next: pretrain RUN.
 
-    Started by torchrun or `fabric run`, each process encodes its share and the first one joins them.
+    When torchrun or `fabric run` starts it, each process encodes a shard and the first process joins them.
     """
-    with handle_errors(f"interrupted; finished parts are kept in {out}, and the same command goes on"):
+    with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.processes import launched
         from msm4sr.features.chunks import Shard
 
-        share = None if shard is None else Shard.parse(shard)
-        if share is not None and merge:
-            raise InputError("--shard and --merge are two steps: first each shard, then --merge alone")
-        processes = launched() if share is None and not merge else None
+        only = None if shard is None else Shard.parse(shard)
+        if only is not None and merge:
+            raise InputError("--shard and --merge are two steps: run each shard first, then --merge without --shard")
+        processes = launched() if only is None and not merge else None
         console.quiet = processes is not None and processes.rank > 0
-        started, dataset = _plan(data, out, preset, model, file, changes, seed, features, overwrite)
-        if share is not None:
-            _encode_shard(started, dataset, share, strict)
+        request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict)
+        planned, dataset = _plan(request)
+        if only is not None:
+            _encode_shard(planned, dataset, only, strict)
             say_next("extract", data, "--out", out, "--merge")
             return
         if processes is not None:
-            _encode_shard(started, dataset, Shard(processes.rank + 1, processes.count), strict)
+            _encode_shard(planned, dataset, Shard(processes.rank + 1, processes.count), strict)
             processes.wait()
         if processes is None or processes.rank == 0:
-            _begin(started, dataset, strict, merge or processes is not None)
+            _begin(planned, dataset, strict, merge or processes is not None)
             say_next("pretrain", out)
         if processes is not None:
             processes.wait()
@@ -122,16 +156,16 @@ def pretrain(
     strategy: Strategy = None,
     log: Log = None,
 ) -> None:
-    """The second stage alone: pre-train on content. Starts anew from the extracted features. Next: finetune RUN."""
+    """The second stage: pre-train on content, from scratch or with --resume. Next: finetune RUN."""
     with handle_errors(
-        f"interrupted; msm4sr pretrain {folder} --resume goes on; the best validated epoch so far is kept, and "
-        f"msm4sr finetune {folder} goes on from it"
+        f"interrupted. Run `msm4sr pretrain {folder} --resume` to continue, or `msm4sr finetune {folder}` to use the "
+        "best epoch so far."
     ):
         _check_log(log)
         started = _open(folder, devices, strategy)
         dataset, network = _load_together(started)
         _train(started, "pretrain", dataset, network, resume, log)
-        if _first(started):
+        if started.settings.device.is_first:
             say_next("finetune", folder)
 
 
@@ -142,10 +176,10 @@ def finetune(
     strategy: Strategy = None,
     log: Log = None,
 ) -> None:
-    """The third stage alone: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
+    """The third stage: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
     with handle_errors(
-        f"interrupted; msm4sr finetune {folder} --resume goes on; the best validated epoch so far is kept, and "
-        f"msm4sr evaluate {folder} measures it"
+        f"interrupted. Run `msm4sr finetune {folder} --resume` to continue, or `msm4sr evaluate {folder}` to use the "
+        "best epoch so far."
     ):
         from msm4sr.experiments.stages import restore_last
 
@@ -154,12 +188,12 @@ def finetune(
         dataset, network = _load_together(started)
         restore_last(started, dataset, network, before="finetune")
         _train(started, "finetune", dataset, network, resume, log)
-        if _first(started):
+        if started.settings.device.is_first:
             say_next("evaluate", folder)
 
 
 def evaluate(folder: RunFolder) -> None:
-    """The last stage alone: rank all items for every user, write metrics.json, the model folder and report.html."""
+    """The last stage: rank all items for every user, write metrics.json, the model folder and report.html."""
     with handle_errors():
         from msm4sr.experiments.stages import restore_last
 
@@ -169,86 +203,63 @@ def evaluate(folder: RunFolder) -> None:
         _evaluate(started, dataset, network)
 
 
-def _start(
-    data: Path,
-    out: Path,
-    preset: str,
-    model: str,
-    file: Path | None,
-    changes: list[str],
-    seed: int | None,
-    features: list[str],
-    overwrite: bool,
-    resume: bool,
-    strict: bool,
-) -> tuple[Run, Dataset, Model]:
-    """The run, its data and a new model, in every process: the first one prepares what the others then read."""
-    from msm4sr.experiments.settings import resolve_settings
+# -- starting a run, or opening one ----------------------------------------------------------------------------------
 
-    device = resolve_settings(preset, model, changes, seed, file).device
+
+def _start(request: Request) -> tuple[Run, Dataset, Model]:
+    """The run, its data and a new model, in every process; the first one prepares what the others read."""
+    device = request.settings().device
     if not device.is_first:
         console.quiet = True
         device.connect()
-        started = _open(out)
+        started = _open(request.out)
         return started, *_load(started)
-    planned, dataset = _plan(data, out, preset, model, file, changes, seed, features, overwrite, resume)
-    begun = resume and (out / "config.yaml").exists()
-    network = _extract(planned, dataset, strict) if begun else _begin(planned, dataset, strict)
+    planned, dataset = _plan(request)
+    begin = _extract if request.resumes else _begin
+    network = begin(planned, dataset, request.strict)
     device.connect()
     return planned, dataset, network
 
 
-def _plan(
-    data: Path,
-    out: Path,
-    preset: str,
-    model: str,
-    file: Path | None,
-    changes: list[str],
-    seed: int | None,
-    features: list[str],
-    overwrite: bool,
-    resume: bool = False,
-) -> tuple[Run, Dataset]:
-    """The run that is asked for, or with `resume` the one that stands there, checked; nothing is written yet."""
+def _plan(request: Request) -> tuple[Run, Dataset]:
+    """The requested run, or the existing one to resume, checked; nothing is written yet."""
     from msm4sr.data.dataset import load_dataset
     from msm4sr.experiments.run import plan_run, resume_run
-    from msm4sr.experiments.settings import resolve_settings
     from msm4sr.experiments.stages import describe_data
 
-    if resume and overwrite:
-        raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    settings = resolve_settings(preset, model, changes, seed, file)
-    folder, vectors = feature_sources(features)
-    dataset = load_dataset(data, settings.dataset)  # wrong data is told before anything is made
-    if resume and (out / "config.yaml").exists():
-        planned = resume_run(data, out, settings, folder, vectors)
+    if request.resume and request.overwrite:
+        raise InputError("--resume continues a run, --overwrite replaces it: use one of them")
+    settings = request.settings()
+    folder, precomputed = feature_sources(request.features)
+    dataset = load_dataset(request.data, settings.dataset)  # first, so that wrong data is reported before any writing
+    if request.resumes:
+        planned = resume_run(request.data, request.out, settings, folder, precomputed)
     else:
-        planned = plan_run(data, out, settings, preset, folder, overwrite, vectors)
-    describe_data(dataset, console.print)
+        planned = plan_run(request.data, request.out, settings, request.preset, folder, request.overwrite, precomputed)
+    describe_data(dataset)
     return planned, dataset
 
 
 def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
-    """The values of --features: a folder to keep features in, and modality to file of one's own vectors."""
+    """The values of --features: a folder for extracted features, and files of precomputed embeddings by modality."""
     folders: list[Path] = []
-    vectors: dict[str, Path] = {}
+    precomputed: dict[str, Path] = {}
     for value in values:
         named = re.fullmatch(r"([^/\\=.]+)=(.+)", value)
         if named is None or Path(value).is_dir():
-            # another run's folder stands for its features
+            # a run folder means its features
             folders.append(Path(value) / "features" if (Path(value) / "config.yaml").exists() else Path(value))
-        elif named[1] in vectors:
-            raise InputError(f"--features {value}: there are vectors for {named[1]} already; one file a modality")
+        elif named[1] in precomputed:
+            raise InputError(f"--features {value}: {named[1]} has a file already; give one file per modality")
         else:
-            vectors[named[1]] = Path(named[2])
+            precomputed[named[1]] = Path(named[2])
     if len(folders) > 1:
-        raise InputError(f"--features: features are kept in one folder, not in {' and '.join(map(str, folders))}")
-    return (folders[0] if folders else None), vectors
+        raise InputError(f"--features: give one folder, not {' and '.join(map(str, folders))}")
+    return (folders[0] if folders else None), precomputed
 
 
 def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) -> Model:
-    """The features, then the run's config.yaml, so that a run that exists has its features."""
+    """Extract, then write config.yaml, so that a run that exists has its features."""
     from msm4sr.experiments.run import begin_run, tidy
 
     try:
@@ -260,11 +271,10 @@ def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) ->
     return network
 
 
-def _encode_shard(planned: Run, dataset: Dataset, shard: Shard, strict: bool) -> None:
-    from msm4sr.experiments.stages import shard_stage
+def _open(folder: Path, devices: int | None = None, strategy: str | None = None) -> Run:
+    from msm4sr.experiments.run import open_run
 
-    with progress_bar() as progress:
-        shard_stage(planned, dataset, shard, progress, strict=strict)
+    return open_run(folder, _device_changes(devices, strategy))
 
 
 def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
@@ -272,26 +282,8 @@ def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
     return [f"device.{name}={value}" for name, value in given.items() if value is not None]
 
 
-def _open(folder: Path, devices: int | None = None, strategy: str | None = None) -> Run:
-    from msm4sr.experiments.run import open_run
-
-    return open_run(folder, _device_changes(devices, strategy))
-
-
-def _check_log(log: str | None) -> None:
-    if log is not None:
-        from msm4sr.experiments.loggers import check_logger
-
-        check_logger(log)
-
-
-def _first(run: Run) -> bool:
-    """Whether this is the process that speaks and writes."""
-    return run.settings.device.is_first
-
-
 def _load_together(run: Run) -> tuple[Dataset, Model]:
-    """The data and a new model, in every process; what is still to be extracted the first one extracts."""
+    """The data and a new model, in every process; the first one extracts missing features."""
     device = run.settings.device
     if not device.is_first:
         console.quiet = True
@@ -305,27 +297,45 @@ def _load_together(run: Run) -> tuple[Dataset, Model]:
 def _load(run: Run) -> tuple[Dataset, Model]:
     from msm4sr.experiments.stages import load_run_data
 
-    dataset = load_run_data(run, console.print)
+    dataset = load_run_data(run)
     return dataset, _extract(run, dataset)
 
 
+# -- the stages ------------------------------------------------------------------------------------------------------
+
+
 def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = False) -> Model:
+    """A new model over extracted features."""
     from msm4sr.experiments.stages import build_model, extract_stage
 
     with progress_bar() as progress:
-        features = extract_stage(run, dataset, progress, progress.console.print, strict=strict, merge=merge)
+        features = extract_stage(run, dataset, progress, strict=strict, merge=merge)
     return build_model(run.settings, dataset, features)
 
 
+def _encode_shard(planned: Run, dataset: Dataset, shard: Shard, strict: bool) -> None:
+    from msm4sr.experiments.stages import extract_run_shard
+
+    with progress_bar() as progress:
+        extract_run_shard(planned, dataset, shard, progress, strict=strict)
+
+
+def _check_log(log: str | None) -> None:
+    if log is not None:
+        from msm4sr.experiments.loggers import check_logger
+
+        check_logger(log)
+
+
 def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:
-    from msm4sr.experiments.loggers import Logged, make_logger
+    from msm4sr.experiments.loggers import LoggerCallback, make_logger
     from msm4sr.experiments.stages import train_stage
 
     with progress_bar() as progress:
-        monitor: Monitor = TrainingProgress(progress)
-        if log is not None and _first(run):
-            monitor = Logged(make_logger(log, run.folder), monitor)
-        train_stage(run, stage, dataset, network, monitor, progress.console.print, resume)
+        callbacks: list[Callback] = [TrainingProgress(progress)]
+        if log is not None and run.settings.device.is_first:
+            callbacks.append(LoggerCallback(make_logger(log, run.folder)))
+        train_stage(run, stage, dataset, network, callbacks, resume=resume)
 
 
 def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
@@ -343,7 +353,7 @@ def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
 def _summary(metrics: dict[str, Any]) -> None:
     about = metrics["run"]
     console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
-    table = Table()  # without a title, which would be wrapped at the table's width
+    table = Table()  # no title, which would be wrapped at the width of the table
     table.add_column("metric")
     table.add_column("validation", justify="right")
     table.add_column("test", justify="right")
@@ -353,5 +363,5 @@ def _summary(metrics: dict[str, Any]) -> None:
     seconds = about["training_seconds"]
     console.print(
         f"{about['parameters']:,} weights; pre-training {seconds['pretrain']:.0f} s, "
-        f"fine-tuning {seconds['finetune']:.0f} s (validation apart); peak memory {about['peak_memory_mib']} MiB"
+        f"fine-tuning {seconds['finetune']:.0f} s (without validation); peak memory {about['peak_memory_mib']} MiB"
     )

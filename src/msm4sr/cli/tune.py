@@ -1,4 +1,4 @@
-"""Tuning on validation."""
+"""`msm4sr tune`: a search of settings on validation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ from msm4sr.cli.console import (
 from msm4sr.cli.stages import feature_sources
 from msm4sr.errors import InputError
 
-if TYPE_CHECKING:  # what is heavy is imported by the command that needs it, so that --help answers at once
+if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
+    from msm4sr.data.dataset import Dataset
+    from msm4sr.experiments.search import Search
+    from msm4sr.experiments.settings import RunSettings
     from msm4sr.experiments.tune import Trial
+    from msm4sr.features.store import Features
 
 SHOWN = 10  # trials in the table
 
@@ -47,7 +51,7 @@ def tune(
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help="How many in all.", show_default="those of the budget")
+        int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="that of the budget")
     ] = None,
     preset: Preset = "best",
     file: SettingsFile = None,
@@ -61,81 +65,92 @@ def tune(
 ) -> None:
     """Search a model's settings by validation ndcg@10; the test items are never ranked.
 
-    The same command goes on with a study that was interrupted, and may run several times at once.
+    Rerun the command to continue an interrupted study; it may run several times at once.
     """
-    with handle_errors(f"interrupted; finished trials are kept in {out}, and the same command goes on"):
+    with handle_errors(f"interrupted; finished trials are kept in {out}. Rerun the command to continue."):
         if find_spec("optuna") is None:
             raise InputError("tuning needs optuna: pip install 'msm4sr[tune]'")
         import optuna
 
         from msm4sr.data.dataset import load_dataset
-        from msm4sr.experiments import tune as tuning
-        from msm4sr.experiments.run import Run, read_precomputed, tidy
-        from msm4sr.experiments.search import check_defaults, load_search
+        from msm4sr.experiments.search import load_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
-        from msm4sr.experiments.stages import describe_data, extract_stage
+        from msm4sr.experiments.stages import describe_data
+        from msm4sr.experiments.tune import Tuning, best_text, check_folder
+        from msm4sr.experiments.tune import tune as run_trials
+        from msm4sr.files import write_text
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        searched = load_search(search, model)
+        space = load_search(search, model)
         settings = resolve_settings(preset, model, seed=seed, file=file)
-        settings = with_values(settings, searched.budget, f"the budget of search {searched.name}")
+        settings = with_values(settings, space.budget, f"the budget of search {space.name}")
         settings = change_settings(settings, changes)
-        check_defaults(searched, settings)
-        settings.device.check()
-        if settings.device.processes > 1:
-            raise InputError("device.devices: a trial runs on one device; start the same command several times instead")
-        tuning.check_folder(out)
-        kept, vectors = feature_sources(features)
+        _check(space, settings)
+        check_folder(out)
         dataset = load_dataset(data, settings.dataset)
-        describe_data(dataset, console.print)
-        reads = Run(
-            out, data.absolute(), (kept or out / "features").absolute(), preset, settings, read_precomputed(vectors)
-        )
-        try:
-            with progress_bar() as progress:
-                vectors_of_items = extract_stage(reads, dataset, progress, progress.console.print)
-        except (InputError, OSError):
-            tidy(reads)
-            raise
-        task = tuning.Tuning(out, searched, settings, trials or searched.trials, dataset, vectors_of_items)
-
-        def tell(trial: tuning.Trial) -> None:
-            console.print(f"{_outcome(trial)}  {trial.seconds:.0f} s  {_said(trial)}", markup=False)
-
-        ended = tuning.tune(task, tell)
-        _table(ended)
+        describe_data(dataset)
+        rows = _features(out, dataset, settings, preset, features)
+        tuning = Tuning(out, space, settings, trials or space.trials, dataset, rows)
+        ended = run_trials(tuning, _print_trial)
+        _print_table(ended)
         words = ["msm4sr", "tune", f"DATA/{dataset.folder.resolve().name}", "--model", model]
-        words += ["--search", searched.name, "--trials", str(task.trials), "--preset", preset]
+        words += ["--search", space.name, "--trials", str(tuning.trials), "--preset", preset]
         words += [] if file is None else ["--settings", file.name]
         words += [word for change in changes for word in ("--set", change)]
         words += ["--seed", str(settings.seed), "--out", "STUDY"]
-        text = tuning.best_text(task, ended, preset, shlex.join(words))
+        text = best_text(tuning, ended, preset, shlex.join(words))
         for target in (out / "best.yaml", save):
             if target is not None:
-                tuning.write_text(target, text)
+                write_text(target, text)
                 console.print(f"best settings: {target}", markup=False)
         say_next("run", data, "--model", model, "--preset", preset, "--settings", save or out / "best.yaml")
 
 
-def _outcome(trial: Trial) -> str:
-    return f"trial {trial.number:>2}  {trial.state:<8}  " + ("" if trial.value is None else f"{trial.value:.4f}")
+def _check(space: Search, settings: RunSettings) -> None:
+    """InputError for settings that cannot be tuned."""
+    from msm4sr.experiments.search import check_defaults
+
+    check_defaults(space, settings)
+    settings.device.check()
+    if settings.device.processes > 1:
+        raise InputError("device.devices: a trial runs on one device; start the same command several times instead")
 
 
-def _said(trial: Trial) -> str:
-    return trial.reason or ("the defaults" if trial.is_default else _values(trial))
+def _features(
+    out: Path, dataset: Dataset, settings: RunSettings, preset: str, sources: list[str]
+) -> dict[str, Features]:
+    """The features of the items, kept in the study's folder or where --features says."""
+    from msm4sr.experiments.run import Run, read_precomputed, tidy
+    from msm4sr.experiments.stages import extract_stage
+
+    kept, files = feature_sources(sources)
+    folder = (kept or out / "features").absolute()
+    run = Run(out, dataset.folder.absolute(), folder, preset, settings, read_precomputed(files))
+    try:
+        with progress_bar() as progress:
+            return extract_stage(run, dataset, progress)
+    except (InputError, OSError):
+        tidy(run)
+        raise
+
+
+def _print_trial(trial: Trial) -> None:
+    value = "" if trial.value is None else f"{trial.value:.4f}"
+    result = trial.reason or ("the defaults" if trial.is_default else _values(trial))
+    console.print(f"trial {trial.number:>2}  {trial.state:<8}  {value}  {trial.seconds:.0f} s  {result}", markup=False)
 
 
 def _values(trial: Trial) -> str:
     return ", ".join(f"{key}={value}" for key, value in trial.values.items())
 
 
-def _table(trials: list[Trial]) -> None:
+def _print_table(trials: list[Trial]) -> None:
     table = Table()
     for name in ("trial", "validation ndcg@10", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("settings")
     for trial in trials[:SHOWN]:
         value = trial.state if trial.value is None else f"{trial.value:.4f}"
-        said = ("the defaults: " if trial.is_default else "") + (trial.reason or _values(trial))
-        table.add_row(str(trial.number), value, f"{trial.seconds:.0f}", escape(said))
+        result = ("the defaults: " if trial.is_default else "") + (trial.reason or _values(trial))
+        table.add_row(str(trial.number), value, f"{trial.seconds:.0f}", escape(result))
     console.print(table)

@@ -1,9 +1,9 @@
-"""From ragged histories to batches of tensors. A batch is counted in pairs (prefix, next item), not in histories.
+"""Batches of history windows. The size of a batch is its number of pairs (prefix, next item), not of histories.
 
 A training history x_1 ... x_T has the pairs (x_1 ... x_p, x_{p+1}). With `pairs: all` one row of a batch is a window
 of the history, and every position in it is a pair: a causal Transformer encodes all prefixes in one pass. A history
-longer than `max_history` is cut into windows that do not overlap, at places drawn anew every epoch. With
-`pairs: last`, the paper's way, one row is one prefix (its latest `max_history` items) and only its end is a pair.
+longer than `max_history` is cut into windows that do not overlap, at positions that each epoch draws. With
+`pairs: last`, as in the paper, one row is one prefix (its latest `max_history` items) and only its end is a pair.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from msm4sr.ragged import Ragged
 
-BUCKET = 64  # batches among which windows are sorted by length, so that a batch has little padding
+BUCKET = 64  # batches; windows are sorted by length within a bucket, so that a batch has little padding
 
 
-@dataclass  # not frozen: Lightning Fabric refuses to pass frozen ones on in mixed precision
+@dataclass  # not frozen: Lightning Fabric cannot convert frozen dataclasses in mixed precision
 class Batch:
     """Rows of history windows, padded on the right with item 0.
 
@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of the flat array of items: inputs are values[start:start + length], targets one further."""
+    """Windows of the flat array of items: inputs are values[start:start + length], targets one position later."""
 
     start: np.ndarray  # int64 [W]
     length: np.ndarray  # int64 [W]
@@ -58,7 +58,7 @@ def cut_windows(
         end = np.arange(len(user)) - np.repeat(n_pairs.cumsum() - n_pairs, n_pairs) + 1  # prefix length
         length = np.minimum(end, max_history)
         return Windows(first[user] + end - length, length)
-    # where the first cut falls: anywhere in a long history; a history that fits into one window stays whole
+    # the first cut is anywhere in a long history; a history that fits into one window is not cut
     head = np.where(n_pairs > max_history, rng.integers(1, max_history + 1, len(first)), n_pairs)
     n_windows = np.where(n_pairs > 0, 1 + -(-(n_pairs - head) // max_history), 0)
     user = np.repeat(np.arange(len(first)), n_windows)
@@ -82,11 +82,11 @@ def epoch_batches(
     Args:
         histories: the training parts.
         max_history: the longest row.
-        batch_pairs: pairs in a batch; rows stay whole, so that a batch may have up to a row more or less.
+        batch_pairs: pairs in a batch; rows are not split, so a batch may have up to a row more or less.
         pairs: `all` or `last`, see the module.
-        drop: sequence random drop (pre-training): each row draws a probability from U(0, drop), and loses each of
-            its items with it; at least one stays. A kept position's next item stays the one that followed it in
-            the full history; with `pairs: last` that is the next item of the last one kept.
+        drop: sequence random drop (pre-training): each row draws a probability from U(0, drop), and drops each of its
+            items with it; at least one stays. The next item of a kept position is the one that followed it in the
+            full history; with `pairs: last` that is the next item of the last one kept.
         rng: draws cuts, order and drops.
     """
     windows = cut_windows(histories, max_history, pairs, rng)
@@ -96,16 +96,16 @@ def epoch_batches(
 
 
 def count_batches(histories: Ragged, batch_pairs: int) -> int:
-    """About how many batches an epoch has."""
+    """The approximate number of batches in an epoch."""
     pairs = np.maximum(np.diff(histories.offsets) - 1, 0).sum()
     return max(1, -(-int(pairs) // batch_pairs))
 
 
 def _bucketed(length: np.ndarray, weight: np.ndarray, batch_pairs: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Rows of each batch: shuffled, sorted by length within stretches of BUCKET batches, cut, shuffled again."""
+    """Rows of each batch: shuffled, sorted by length within buckets of BUCKET batches, cut, shuffled again."""
     order = rng.permutation(len(length))
-    stretch = (weight[order].cumsum() - 1) // (BUCKET * batch_pairs)
-    order = order[np.lexsort((length[order], stretch))]
+    bucket = (weight[order].cumsum() - 1) // (BUCKET * batch_pairs)
+    order = order[np.lexsort((length[order], bucket))]
     batch = (weight[order].cumsum() - 1) // batch_pairs
     batches = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
     return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i])]
@@ -138,7 +138,11 @@ def _batch(
 
 
 def pad_histories(histories: list[np.ndarray], max_history: int) -> tuple[Tensor, Tensor]:
-    """The latest `max_history` items of each: int64 [B, L], padded on the right with 0, and lengths [B]."""
+    """The latest `max_history` items of each history, as a model reads them.
+
+    Returns:
+        Items int64 [B, L], padded on the right with 0, and lengths int64 [B].
+    """
     latest = [h[-max_history:] for h in histories]
     lengths = np.array([len(h) for h in latest], dtype=np.int64)
     items = np.zeros((len(latest), max(1, lengths.max(initial=1))), dtype=np.int64)

@@ -30,5 +30,5 @@ def mean_metrics(ranks: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def chance(n_items: int) -> dict[str, float]:
-    """What a ranking of so many items by lot has on average: every rank is as likely as any other."""
+    """The expected metrics of a random ranking of so many items: every rank is equally likely."""
     return mean_metrics(np.arange(1, n_items + 1, dtype=np.float64))

@@ -1,8 +1,9 @@
-"""Full ranking: where each user's next item stands among all items of the catalogue."""
+"""Full ranking: the rank of each user's next item among all items of the catalogue."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,82 +13,76 @@ from torch import Tensor
 from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Targets
 from msm4sr.models.base import Scorer
+from msm4sr.progress import Advance
 
 SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32: scores of a chunk of users times all items
 TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
 
-
-def rank_targets(
-    model: Scorer,
-    targets: Targets,
-    *,
-    exclude_seen: bool = False,
-    among: npt.NDArray[np.bool_] | None = None,
-    on_progress: Callable[[int], object] = lambda users: None,
-) -> npt.NDArray[np.float64]:
-    """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items: float64 [users].
-
-    Rank 1 is the best; items with the target's score rank at their mean. Users are taken in chunks, so that memory
-    grows with N alone, not with users times items.
-
-    Args:
-        model: put into evaluation mode by the caller.
-        targets: histories of users 0, 1, ... and what to rank.
-        exclude_seen: rank the items of the history last. A target that is among them is then a miss.
-        among: [N], rank these items alone, of which every target is one; None: all.
-        on_progress: told how many users were ranked since the last call.
-
-    Raises:
-        FloatingPointError: the model gave a score that is no number.
-    """
-    (ranks,) = rank_protocols(model, targets, (exclude_seen,), among=among, on_progress=on_progress)
-    return ranks
+Ranks = npt.NDArray[np.float64]
+"""The rank of each user's target [users]: 1 is the best, ties rank at their mean."""
+Protocol = Literal["seen_included", "seen_excluded"]
+"""Whether the items of a user's history are ranked like any item, or last."""
 
 
 @torch.inference_mode()
-def rank_protocols(
+def rank_targets(
     model: Scorer,
     targets: Targets,
-    exclude_seen: Sequence[bool],
+    protocols: Sequence[Protocol] = ("seen_included",),
     *,
     among: npt.NDArray[np.bool_] | None = None,
-    on_progress: Callable[[int], object] = lambda users: None,
-) -> list[npt.NDArray[np.float64]]:
-    """`rank_targets` with the history ranked, without, or both, from the same scores: float64 [users] for each."""
-    catalogue = model.encode_items()
-    keys = model.scoring_vectors(catalogue)
-    ranks = {excludes: np.empty(len(targets.targets), dtype=np.float64) for excludes in exclude_seen}
+    advance: Advance = lambda users: None,
+) -> dict[Protocol, Ranks]:
+    """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items, by each protocol.
+
+    All protocols use the same scores. Users are ranked in chunks, so that memory does not grow with users times items.
+
+    Args:
+        model: put into evaluation mode by the caller. If it never ranks seen items, both protocols exclude them.
+        targets: histories of users 0, 1, ... and what to rank.
+        protocols: the protocols wanted. A target that is in its history is a miss when seen items are excluded.
+        among: [N], rank only these items, of which every target is one; None: all.
+        advance: called with the number of users ranked since the last call.
+
+    Raises:
+        FloatingPointError: a score of the model is not a number.
+    """
+    embeddings = model.encode_items()
+    item_vectors = model.scoring_vectors(embeddings)
+    n_users, device = len(targets.targets), item_vectors.device
+    ranks: dict[Protocol, Ranks] = {protocol: np.empty(n_users) for protocol in protocols}
     lengths = np.minimum(np.diff(targets.histories.offsets), model.max_history)
     by_length = np.argsort(lengths, kind="stable")
-    users_at_once = max(1, min(SCORES_AT_ONCE // len(keys), TOKENS_AT_ONCE // max(1, int(lengths.max()))))
-    for start in range(0, len(by_length), users_at_once):
-        users = by_length[start : start + users_at_once]
+    chunk = max(1, min(SCORES_AT_ONCE // len(item_vectors), TOKENS_AT_ONCE // max(1, int(lengths.max()))))
+    for start in range(0, n_users, chunk):
+        users = by_length[start : start + chunk]
         histories = [targets.histories[int(u)] for u in users]
-        items, length = (part.to(keys.device) for part in pad_histories(histories, model.max_history))
-        whose = torch.from_numpy(users if targets.users is None else targets.users[users]).to(keys.device)
-        scores = model.score(items, length, catalogue, keys, whose).float()
+        items, length = (part.to(device) for part in pad_histories(histories, model.max_history))
+        trained = torch.from_numpy(users if targets.users is None else targets.users[users]).to(device)
+        scores = model.score(items, length, embeddings, item_vectors, trained).float()
         target = torch.from_numpy(targets.targets[users]).to(scores.device)
         if among is not None:
             scores[:, torch.from_numpy(~among).to(scores.device)] = -torch.inf
-        for excludes in sorted(ranks):  # with the history first
-            if excludes:
-                _leave_out(scores, histories)
-            ranks[excludes][users] = ranks_of(scores, target).numpy()
-        on_progress(len(users))
-    return [ranks[excludes] for excludes in exclude_seen]
+        for protocol in sorted(ranks, reverse=True):  # "seen_included" first: excluding changes the scores
+            if protocol == "seen_excluded" or not model.ranks_seen_items:
+                _exclude_seen(scores, histories)
+            ranks[protocol][users] = ranks_of(scores, target).numpy()
+        advance(len(users))
+    return ranks
 
 
-def _leave_out(scores: Tensor, histories: Sequence[npt.NDArray[np.int32]]) -> None:
-    """Give the items of each row's history no chance: scores [B, N] are changed."""
+def _exclude_seen(scores: Tensor, histories: Sequence[npt.NDArray[np.int32]]) -> None:
+    """Rank the items of each row's history last: scores [B, N] are changed."""
     row = torch.repeat_interleave(torch.arange(len(histories)), torch.tensor([len(history) for history in histories]))
     seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
     scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
 
 
 def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
-    """Rank of one item a row: scores [B, N], targets int64 [B] to float64 [B]; ties at their mean.
+    """The rank of one item per row: scores [B, N], targets int64 [B] to float64 [B]; ties rank at their mean.
 
-    Raises FloatingPointError for a score that is no number, which would otherwise rank as the best.
+    Raises:
+        FloatingPointError: a score is not a number; it would otherwise rank as the best.
     """
     if scores.isnan().any():
         raise FloatingPointError("a score is not a number: the training has diverged; try a lower learning rate")

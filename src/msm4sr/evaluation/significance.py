@@ -1,12 +1,11 @@
-"""Whether one system is better than another for users like these: a paired bootstrap over users, and Holm's correction.
+"""Whether one system is better than another: a paired bootstrap over users, and Holm's correction.
 
-Two systems rank the same users, so what is resampled is each user's *difference* of a metric: draw as many users as
-there are, with replacement, and take the mean; do so again and again. The spread of these means says how far the
-observed difference could have come from who happened to be among the users.
+Two systems rank the same users, so each user's *difference* of a metric is resampled: draw as many users as there are,
+with replacement, and take the mean, many times. The spread of these means is the uncertainty that comes from the
+sample of users.
 
-With several seeds the metric of a user is first averaged over the seeds of each system (`mean_over_seeds`): users are
-what is sampled here, and the interval is about the average over these seeds, not about a further seed. How much a seed
-moves a metric is another question, which the deviation over seeds answers.
+With several seeds the metric of a user is first averaged over the seeds of each system (`mean_over_seeds`). The
+interval is then about the average over these seeds, not about a further seed; the deviation over seeds shows that.
 
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (percentile intervals); Holm, A Simple Sequentially
 Rejective Multiple Test Procedure, Scandinavian Journal of Statistics, 1979.
@@ -24,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
 COUNTS_AT_ONCE = 1 << 22  # 32 MiB of float64: how often each user is in each resample of a chunk
-NOTHING = 1e-12  # a mean that is nearer to 0 than this is 0 but for rounding
+NOTHING = 1e-12  # a mean closer to 0 than this is 0 up to rounding
 
 
 @dataclass(frozen=True)

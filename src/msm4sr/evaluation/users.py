@@ -1,13 +1,13 @@
-"""What evaluation keeps of each user: the rank of the target, of which every metric is a function.
+"""The rank of each user's target, from which every metric follows: `users.parquet` in a run's folder.
 
-A table of one row a user and part, `users.parquet` in a run's folder:
+One row per user and part:
 
     part           str      "validation" or "test"
     user_id        str
     item_id        str      the target
     rank           float64  1 is the best, ties at their mean
-    rank_seen_excluded  float64  the same where the items of the user's history are not ranked
-    item_count     int32    interactions of the target in the training part: how well the item was known
+    rank_seen_excluded  float64  the same with seen items excluded
+    item_count     int32    interactions of the target in the training part: its popularity
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, test_targets, training_histories, validation_targets
+from msm4sr.data.dataset import Dataset, Targets, test_targets, training_histories, validation_targets
+from msm4sr.evaluation.ranking import Ranks
 
 Part = Literal["validation", "test"]
 
@@ -33,23 +33,29 @@ SCHEMA = {
 }
 
 
-Ranks = npt.NDArray[np.float64]
-"""[users]."""
+def targets_of(dataset: Dataset, part: Part) -> Targets:
+    """What validation or test ranks."""
+    return validation_targets(dataset) if part == "validation" else test_targets(dataset)
 
 
 def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> pl.DataFrame:
-    """The table of this module; `ranks` holds those of each part, as `rank_users_both` gives them."""
+    """The table of this module.
+
+    Args:
+        dataset: the users and their targets.
+        ranks: for each part the columns `rank` and `rank_seen_excluded`, float64 [users] each.
+    """
     counts = np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
     item_ids = np.array(dataset.item_ids, dtype=object)
     parts = []
-    for part, (rank, left_out) in ranks.items():
-        targets = (validation_targets(dataset) if part == "validation" else test_targets(dataset)).targets
+    for part, (rank, seen_excluded) in ranks.items():
+        targets = targets_of(dataset, part).targets
         columns = {
             "part": [part] * dataset.n_users,
             "user_id": dataset.user_ids,
             "item_id": item_ids[targets].tolist(),
             "rank": rank,
-            "rank_seen_excluded": left_out,
+            "rank_seen_excluded": seen_excluded,
             "item_count": counts[targets].astype(np.int32),
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))

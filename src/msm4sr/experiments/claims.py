@@ -1,11 +1,11 @@
-"""Who works on which folder, among processes of one machine or of several that share a file system.
+"""Claims to folders, for workers on one machine or on several that share a file system.
 
-A claim is a file that its worker alone could make: `cell.claim`, then `cell.claim.2`, and so on; the newest counts.
-While its worker lives, a thread touches it; one that nobody has touched for a while has lapsed, and whoever makes the
-next one works on. Of several that try, one makes it. None is deleted before the work is finished, so that a number
-never means two claims; a worker that stops lets its own lapse at once.
+A claim is a file that exactly one worker can make: `cell.claim`, then `cell.claim.2`, and so on; the newest counts.
+A thread of the worker touches it regularly. A claim that was not touched for a while has lapsed, and the worker that
+makes the next one continues. No claim is deleted before the work is finished, so that a number never means two claims;
+a worker that stops lets its claim lapse at once.
 
-Times are those of the file system alone, whose clock all machines share.
+All times are those of the file system, whose clock all machines share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +24,17 @@ from types import TracebackType
 from msm4sr.errors import InputError
 
 CLAIM = "cell.claim"
-STALE_AFTER = 120.0  # seconds; file systems over a network may show a touch only after half a minute or more
-BEATS = 6  # touches within that time
-POLL = 1.0  # seconds between two looks at what others hold
+STALE_AFTER = 120.0  # seconds; a network file system may show a touch after half a minute or more
+BEATS = 6  # touches within this time
+POLL = 1.0  # seconds between two checks of the claims of others
 
 
 class ClaimLost(Exception):
-    """Another worker has taken the folder over, since this one was not heard of for too long."""
+    """Another worker has claimed the folder, because this one did not touch its claim for too long."""
 
 
 class Claim:
-    """Number `number` of a folder, held by this process while in a `with`."""
+    """Claim `number` of a folder, held by this process in a `with` block."""
 
     def __init__(self, folder: Path, number: int, stale_after: float) -> None:
         self._file, self._next = claim_file(folder, number), claim_file(folder, number + 1)
@@ -43,7 +43,7 @@ class Claim:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def check(self) -> None:
-        """Raises ClaimLost where another worker has taken over; to be called before anything is written."""
+        """Raises ClaimLost if another worker has claimed the folder. To be called before anything is written."""
         if self._next.exists():
             raise ClaimLost
 
@@ -61,19 +61,20 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every):
-            with suppress(OSError):  # a file system that is away for a moment
+            with suppress(OSError):  # the file system is unavailable for a moment
                 os.utime(self._file)
 
 
 def claim_file(folder: Path, number: int) -> Path:
-    """Where claim `number`, from 1, of a folder stands."""
+    """The file of claim `number`, from 1, of a folder."""
     return folder / (CLAIM if number == 1 else f"{CLAIM}.{number}")
 
 
 def take(folder: Path, stale_after: float = STALE_AFTER) -> Claim | None:
-    """A claim to the folder, which is made where it is not there; None while another worker holds one.
+    """Claim a folder, which is made if it is missing; None while another worker holds a claim.
 
-    InputError where nothing can be written.
+    Raises:
+        InputError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +87,9 @@ def take(folder: Path, stale_after: float = STALE_AFTER) -> Claim | None:
                 return None
             number += 1
         descriptor = os.open(claim_file(folder, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:  # another one was quicker
+    except FileExistsError:  # another worker was faster
         return None
-    except FileNotFoundError:  # another one has finished the work, and removed its claims
+    except FileNotFoundError:  # another worker has finished, and removed the claims
         return None
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -99,56 +100,63 @@ def take(folder: Path, stale_after: float = STALE_AFTER) -> Claim | None:
 
 
 def file_time(folder: Path) -> float:
-    """What the clock of the folder's file system says."""
+    """The time of the folder's file system."""
     with tempfile.TemporaryFile(dir=folder, prefix=f"{CLAIM}.now-") as probe:
         return os.fstat(probe.fileno()).st_mtime
 
 
 def claims_of(folder: Path) -> list[Path]:
-    """All that were made, in no order."""
+    """All claims of a folder, in any order."""
     return [file for file in folder.glob(f"{CLAIM}*") if file.is_file()]
 
 
-def work_through(
-    folders: Sequence[Path],
-    is_open: Callable[[Path], bool],
-    work: Callable[[Path, Claim], object],
-    stale_after: float = STALE_AFTER,
-    watch: Callable[[], object] = lambda: None,
-    waiting: Callable[[Sequence[Path]], object] = lambda folders: None,
-) -> None:
-    """Do `work` in every folder that is open, beside all others who do the same, until none is.
+class Worker:
+    """What `work_through` does in each folder."""
 
-    What others hold is waited for, and taken over where they are no longer heard of.
+    def is_open(self, folder: Path) -> bool:
+        """Whether there is work to do in a folder."""
+        raise NotImplementedError
+
+    def work(self, folder: Path, claim: Claim) -> None:
+        """Do the work; afterwards the folder is no longer open. Raises ClaimLost when another worker continues it."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Called between folders, while waiting, and at the end."""
+
+    def wait(self, folders: Sequence[Path]) -> None:
+        """Called while others hold all the folders that are still open."""
+
+
+def work_through(folders: Sequence[Path], worker: Worker, stale_after: float = STALE_AFTER) -> None:
+    """Work in every open folder, beside other workers, until none is open.
+
+    Folders that others hold are waited for; those whose claim has lapsed are continued.
 
     Args:
         folders: in the order in which they are begun.
-        is_open: whether there is work to do in a folder.
-        work: leaves the folder no longer open. What it raises is raised here; ClaimLost is not: the other goes on.
-        watch: called now and then, and at the end.
-        waiting: told, now and then, which folders are still open when others hold them all.
+        worker: does the work.
+        stale_after: seconds after which an untouched claim has lapsed.
+
+    Raises:
+        Exception: whatever `worker.work` raises, except ClaimLost.
     """
-    while remaining := [folder for folder in folders if is_open(folder)]:
-        if not _begin_one(remaining, is_open, work, stale_after):
-            waiting(remaining)
+    while remaining := [folder for folder in folders if worker.is_open(folder)]:
+        if not _begin_one(remaining, worker, stale_after):
+            worker.wait(remaining)
             time.sleep(min(POLL, stale_after / BEATS))
-        watch()
-    watch()
+        worker.check()
+    worker.check()
 
 
-def _begin_one(
-    folders: Iterable[Path],
-    is_open: Callable[[Path], bool],
-    work: Callable[[Path, Claim], object],
-    stale_after: float,
-) -> bool:
-    """Work in the first folder that nobody holds; False: there is none."""
+def _begin_one(folders: Iterable[Path], worker: Worker, stale_after: float) -> bool:
+    """Work in the first folder that no other worker holds; False when there is none."""
     for folder in folders:
         claim = take(folder, stale_after)
         if claim is None:
             continue
         with claim, suppress(ClaimLost):
-            if is_open(folder):  # still: another may have finished it before it was claimed
-                work(folder, claim)
+            if worker.is_open(folder):  # still: another may have finished it before it was claimed
+                worker.work(folder, claim)
         return True
     return False

@@ -18,7 +18,7 @@ from msm4sr.experiments.stages import build_model, complete_catalogue, complete_
 from msm4sr.models.base import Model
 from msm4sr.models.extend import extend_catalogue
 from msm4sr.ragged import Ragged
-from msm4sr.training.tasks import scorer_of
+from msm4sr.training.stages import scorer_of
 
 
 def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, Any]:
@@ -50,9 +50,9 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
     extend_catalogue(model, extended, torch.from_numpy(known))
     extended.to(settings.device.torch_device()).eval()
     scorer = scorer_of(extended, settings)
-    excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items
+    protocol = settings.evaluation.protocol
     ranks = {
-        name: rank_targets(scorer, targets, exclude_seen=excludes, among=among)
+        name: rank_targets(scorer, targets, (protocol,), among=among)[protocol]
         for name, among in (("among_all", None), ("among_held_out", new))
     }
     return {

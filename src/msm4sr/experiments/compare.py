@@ -1,4 +1,4 @@
-"""The cells of a grid, done: skipped where finished, gone on with where interrupted, told where they failed.
+"""Running the cells of a grid: finished ones are skipped, interrupted ones resumed, failures recorded.
 
 Any number of processes, on any machines that see the grid and the data under the same paths, may work on one grid.
 """
@@ -6,43 +6,46 @@ Any number of processes, on any machines that see the grid and the data under th
 from __future__ import annotations
 
 import _thread
+import logging
 import multiprocessing
 import os
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError
-from msm4sr.experiments.claims import POLL, STALE_AFTER, Claim, ClaimLost, claims_of, work_through
-from msm4sr.experiments.grid import Cell, Row, features_folder
+from msm4sr.experiments.claims import POLL, STALE_AFTER, Claim, ClaimLost, Worker, claims_of, work_through
+from msm4sr.experiments.grid import Cell, features_folder
 from msm4sr.experiments.metrics import evaluate_stage
-from msm4sr.experiments.run import Note, begin_run, plan_run, resume_run
+from msm4sr.experiments.run import begin_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import write_json
-from msm4sr.training.tasks import STAGES
-from msm4sr.training.trainer import EpochRecord, Monitor, Silent
+from msm4sr.progress import NoProgress, Progress
+from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
+from msm4sr.training.stages import STAGES
 
-INTERRUPTED = 130  # exit code of a process that was: 128 + SIGINT
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # exit code of an interrupted process: 128 + SIGINT
+SHOWN = ("ndcg@10", "recall@10")  # metrics of a finished cell
 
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are done, which decides nothing of what comes out.
+    """How cells are run; none of it changes their results.
 
     Attributes:
         features: the folder with a features folder for each data set.
-        retry_before: a cell that failed before this time (of the file system) is done again, from its start.
-        stale_after: seconds after which a worker that is no longer heard of is taken for dead.
+        retry_before: a cell that failed before this time (of the file system) is run again, from scratch.
+        stale_after: seconds after which a worker that no longer touches its claim counts as dead.
     """
 
     features: Path
@@ -51,43 +54,43 @@ class Options:
 
 
 def run_cell(
-    data: Path,
-    row: Row,
-    seed: int,
-    folder: Path,
-    features: Path | None = None,
+    cell: Cell,
+    features: Path,
     *,
-    anew: bool = False,
-    progress: Progress | None = None,
-    monitor: Monitor = Silent(),
-    note: Note = lambda line: None,
+    from_scratch: bool = False,
+    progress: Progress = NoProgress(),
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """One cell, which is a run in `folder`: what was begun there is gone on with. Its metrics.
+    """Run one cell and return its metrics; a run that was begun there is resumed.
 
     Args:
-        features: the features folder; None: inside the run.
-        anew: a run that stands there is replaced.
+        cell: what to run, and in which folder.
+        features: the features folder.
+        from_scratch: replace a run that was begun there.
+        progress: shows what is encoded and ranked.
+        callbacks: of the training.
 
-    Raises whatever the stages raise.
+    Raises:
+        Exception: whatever the stages raise.
     """
-    name = data.resolve().name
-    settings, precomputed = row.resolve(name, seed), row.precomputed_files(name, seed)
-    dataset = load_dataset(data, settings.dataset)
-    begun = not anew and (folder / "config.yaml").exists()
+    settings = cell.settings
+    precomputed = cell.row.precomputed_files(cell.data.name, cell.seed)
+    dataset = load_dataset(cell.data.folder, settings.dataset)
+    begun = not from_scratch and (cell.folder / "config.yaml").exists()
     if begun:
-        run = resume_run(data, folder, settings, features, precomputed)
+        run = resume_run(cell.data.folder, cell.folder, settings, features, precomputed)
     else:
-        run = plan_run(data, folder, settings, row.preset, features, True, precomputed)
-    model = build_model(settings, dataset, extract_stage(run, dataset, progress, note))
+        run = plan_run(cell.data.folder, cell.folder, settings, cell.row.preset, features, True, precomputed)
+    model = build_model(settings, dataset, extract_stage(run, dataset, progress))
     if not begun:
         begin_run(run)
     for stage in STAGES:
-        train_stage(run, stage, dataset, model, monitor, note, resume=True)
+        train_stage(run, stage, dataset, model, callbacks, resume=True)
     return evaluate_stage(run, dataset, model)
 
 
 def is_open(cell: Cell, retry_before: float = 0.0) -> bool:
-    """Whether there is something to do: it is not finished, and has not failed since `retry_before`."""
+    """Whether a cell is to be run: it is not finished, and has not failed since `retry_before`."""
     if cell.finished:
         return False
     try:
@@ -96,63 +99,101 @@ def is_open(cell: Cell, retry_before: float = 0.0) -> bool:
         return True
 
 
-def do_cells(
-    cells: Sequence[Cell],
-    options: Options,
-    *,
-    watch: Callable[[], object] = lambda: None,
-    progress: Progress | None = None,
-    monitor: Callable[[], Monitor] = Silent,
-    note: Note = lambda line: None,
-    waiting: Callable[[Sequence[Path]], object] = lambda folders: None,
+class CellLog:
+    """Logs every cell that ends, in this or another process, once."""
+
+    def __init__(self, cells: Sequence[Cell], options: Options) -> None:
+        self._cells, self._options = cells, options
+        self._waits = False
+        self._logged: set[Path] = {cell.folder for cell in cells if cell.finished}
+        if self._logged:
+            logger.info("%d of %d cells are finished already", len(self._logged), len(cells))
+
+    def check(self) -> None:
+        """Log the cells that have ended since the last call."""
+        for cell in self._cells:
+            if cell.folder in self._logged or is_open(cell, self._options.retry_before):
+                continue
+            metrics, failure = cell.metrics(), cell.failure()
+            if metrics is not None:
+                result = "  ".join(f"{name} {metrics['test'][name]:.4f}" for name in SHOWN)
+                self._log(logging.INFO, cell, result)
+            elif failure is not None:
+                self._log(logging.WARNING, cell, f"failed: {failure['reason']}")
+
+    def wait(self, count: int) -> None:
+        """Log, the first time, that other workers hold all cells that are left."""
+        if not self._waits:
+            self._waits = True
+            logger.info(
+                "other workers run the remaining cells (%d); waiting (the cell of a killed worker is resumed after "
+                "%g s, see --stale-after)",
+                count,
+                self._options.stale_after,
+            )
+
+    def _log(self, level: int, cell: Cell, result: str) -> None:
+        self._logged.add(cell.folder)
+        logger.log(level, "%d/%d  %s  %s", len(self._logged), len(self._cells), cell.title, result)
+
+
+class GridWorker(Worker):
+    """Runs the cells of a grid; what goes wrong in one is written to its failed.json and stops nothing else."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        options: Options,
+        progress: Progress = NoProgress(),
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self._cells = {cell.folder: cell for cell in cells}
+        self._options, self._progress, self._callbacks = options, progress, callbacks
+        self._log = CellLog(cells, options)
+
+    def is_open(self, folder: Path) -> bool:
+        return is_open(self._cells[folder], self._options.retry_before)
+
+    def check(self) -> None:
+        self._log.check()
+
+    def wait(self, folders: Sequence[Path]) -> None:
+        self._log.wait(len(folders))
+
+    def work(self, folder: Path, claim: Claim) -> None:
+        cell = self._cells[folder]
+        logger.info("%s", cell.title)
+        failed = cell.failed_file.exists()
+        cell.failed_file.unlink(missing_ok=True)
+        try:
+            run_cell(
+                cell,
+                features_folder(self._options.features, cell),
+                from_scratch=failed,
+                progress=self._progress,
+                callbacks=[ClaimCheck(claim), *self._callbacks],
+            )
+        except ClaimLost:
+            raise
+        except Exception as error:
+            claim.check()
+            _write_failure(cell, error)
+        for file in claims_of(cell.folder) if cell.finished else ():
+            file.unlink(missing_ok=True)
+
+
+def run_cells(
+    cells: Sequence[Cell], options: Options, progress: Progress = NoProgress(), callbacks: Sequence[Callback] = ()
 ) -> None:
-    """Do all cells in this process, beside whoever else is at them, until none is open.
-
-    `watch` is called between them; `waiting` is told what is left when others hold it all.
-    """
-    by_folder = {cell.folder: cell for cell in cells}
-
-    def do(folder: Path, claim: Claim) -> None:
-        cell = by_folder[folder]
-        note(f"[bold]{cell.title}[/bold]")
-        _do(cell, claim, options, progress, monitor(), note)
-
-    def still_open(folder: Path) -> bool:
-        return is_open(by_folder[folder], options.retry_before)
-
-    work_through(list(by_folder), still_open, do, options.stale_after, watch, waiting)
-
-
-def _do(cell: Cell, claim: Claim, options: Options, progress: Progress | None, monitor: Monitor, note: Note) -> None:
-    """One cell; what goes wrong in it is written to failed.json, and stops nothing else."""
-    failed = cell.failed_file.exists()
-    cell.failed_file.unlink(missing_ok=True)
-    try:
-        features = features_folder(options.features, cell)
-        run_cell(
-            cell.data.folder,
-            cell.row,
-            cell.seed,
-            cell.folder,
-            features,
-            anew=failed,
-            progress=progress,
-            monitor=_Held(claim, monitor),
-            note=note,
-        )
-    except ClaimLost:
-        raise
-    except Exception as error:
-        claim.check()
-        _write_failure(cell, error)
-    for file in claims_of(cell.folder) if cell.finished else ():
-        file.unlink(missing_ok=True)
+    """Run all cells in this process, beside any other workers, until none is open."""
+    worker = GridWorker(cells, options, progress, callbacks)
+    work_through([cell.folder for cell in cells], worker, options.stale_after)
 
 
 def _write_failure(cell: Cell, error: Exception) -> None:
     known = isinstance(error, InputError)
     reason = " ".join(str(error).split())
-    said: dict[str, Any] = {
+    record: dict[str, Any] = {
         "reason": reason if known else f"{type(error).__name__}: {reason}",
         "traceback": None if known else "".join(traceback.format_exception(error)),
         "data": str(cell.data.folder),
@@ -160,42 +201,35 @@ def _write_failure(cell: Cell, error: Exception) -> None:
         "host": socket.gethostname(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(cell.failed_file, said)
+    write_json(cell.failed_file, record)
 
 
-class _Held:
-    """Stops a training whose cell another worker has taken over, and passes all on."""
+class ClaimCheck(Callback):
+    """Stops a training whose cell another worker has claimed."""
 
-    def __init__(self, claim: Claim, monitor: Monitor) -> None:
-        self._claim, self._monitor = claim, monitor
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
 
-    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
+    def on_start(self, plan: TrainingPlan) -> None:
         self._claim.check()
-        self._monitor.start(stage, epochs, steps, done)
 
-    def step(self, stage: str, epoch: int, loss: float, steps: int, pairs_per_second: float) -> None:
+    def on_step(self, record: StepRecord) -> None:
         self._claim.check()
-        self._monitor.step(stage, epoch, loss, steps, pairs_per_second)
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
         self._claim.check()
-        self._monitor.epoch(record, best)
-
-    def finish(self, stage: str) -> None:
-        self._monitor.finish(stage)
 
 
 # -- several processes -----------------------------------------------------------------------------------------------
 
 
-def do_in_processes(
-    cells: Sequence[Cell], options: Options, jobs: int, watch: Callable[[], object] = lambda: None
-) -> int:
-    """`do_cells` in `jobs` processes, which share the cores unless OMP_NUM_THREADS says else.
+def run_in_processes(cells: Sequence[Cell], options: Options, jobs: int) -> int:
+    """`run_cells` in `jobs` processes, which share the cores unless OMP_NUM_THREADS is set.
 
     Returns:
-        How many of them died of something that was no failure of a cell, such as a lack of memory.
+        How many of them died of anything but the failure of a cell, such as a lack of memory.
     """
+    log = CellLog(cells, options)
     jobs = min(jobs, sum(is_open(cell, options.retry_before) for cell in cells))
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_worker, args=(list(cells), options)) for _ in range(jobs)]
@@ -205,12 +239,12 @@ def do_in_processes(
     try:
         while alive := [worker.sentinel for worker in workers if worker.is_alive()]:
             wait(alive, POLL)
-            watch()
+            log.check()
     except KeyboardInterrupt:
         for worker in workers:  # Ctrl-C has reached them too; each lets its claim lapse
             worker.join()
         raise
-    watch()
+    log.check()
     if any(worker.exitcode == INTERRUPTED for worker in workers):
         raise KeyboardInterrupt
     return sum(worker.exitcode != 0 for worker in workers)
@@ -218,7 +252,7 @@ def do_in_processes(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Processes that are started here compute with so many threads each, unless the user has said how many."""
+    """Processes that are started here use this many threads, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         yield
         return
@@ -230,10 +264,11 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _worker(cells: list[Cell], options: Options) -> None:
-    """The whole life of a process of `do_in_processes`: silent, and over when the first process is."""
+    """The main function of a process of `run_in_processes`; it logs nothing and ends when the first process does."""
+    logging.disable()
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     try:
-        do_cells(cells, options)
+        run_cells(cells, options)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

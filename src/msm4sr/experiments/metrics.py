@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from msm4sr.data.dataset import Dataset
-from msm4sr.evaluation.evaluate import rank_users_both
+from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.ranking import Protocol, Ranks
 from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.cold_start import evaluate_cold_start
 from msm4sr.experiments.machine import hardware, memory_peak, versions
@@ -17,7 +18,7 @@ from msm4sr.experiments.run import Run
 from msm4sr.files import atomic_file, write_json
 from msm4sr.models.base import Model
 from msm4sr.progress import NoProgress, Progress
-from msm4sr.training.tasks import STAGES, scorer_of
+from msm4sr.training.stages import STAGES, scorer_of
 
 
 def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress = NoProgress()) -> dict[str, Any]:
@@ -33,8 +34,12 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     model.to(device)
     scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
+    protocols: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
+    ranks: dict[Part, tuple[Ranks, Ranks]] = {}
     with progress.task("evaluate", len(parts) * dataset.n_users, "users") as advance:
-        ranks = {part: rank_users_both(scorer, dataset, part, settings.evaluation, advance) for part in parts}
+        for part in parts:
+            found = rank_users(scorer, dataset, part, protocols, advance)
+            ranks[part] = found[settings.evaluation.protocol], found["seen_excluded"]
     result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
     result["seen_excluded"] = {part: mean_metrics(seen_excluded) for part, (_, seen_excluded) in ranks.items()}
     if settings.dataset.hold_out_items:

@@ -1,4 +1,4 @@
-"""The processes that a launcher (`torchrun`, `fabric run`) has started to share a piece of work."""
+"""Processes that a launcher (`torchrun`, `fabric run`) has started to share work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
 
-PATIENCE = timedelta(days=7)  # of a process that has done its share; the default gives up after half an hour
+TIMEOUT = timedelta(days=7)  # a process that has finished its share waits; the default is half an hour
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Processes:
     count: int
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait for all processes."""
         distributed.barrier()
 
 
 def launched() -> Processes | None:
-    """All processes, connected, each with a GPU of its own where there are some; None where this one is alone.
+    """Connect the processes, each with its own GPU if there are some; None for a single process.
 
-    Connected by Gloo, whatever the device: all that they tell each other is that they are done.
+    They are connected by Gloo on every device, since they only wait for each other.
     """
     if not TorchElasticEnvironment.detect():
         return None
@@ -36,5 +36,5 @@ def launched() -> Processes | None:
         return None
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    distributed.init_process_group("gloo", timeout=TIMEOUT)
     return Processes(environment.global_rank(), environment.world_size())

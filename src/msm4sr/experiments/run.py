@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +33,6 @@ from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
 from msm4sr.features.precomputed import file_hash
 from msm4sr.files import write_text
-
-Note = Callable[[str], object]
 
 IGNORED = (".", CLAIM)  # how the names of files begin that do not count as content: unfinished files, claims
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the trained weights

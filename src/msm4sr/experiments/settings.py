@@ -23,8 +23,7 @@ from msm4sr.models.registry import MODELS, build
 from msm4sr.ragged import Ragged
 from msm4sr.registry import closest
 from msm4sr.training.device import Device
-from msm4sr.training.finetune import FinetuneSettings
-from msm4sr.training.pretrain import PretrainSettings
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 
 
 def _model_config(settings: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Tuning: trials of a search, each a training that validation alone judges, kept in STUDY/study.db.
+"""Tuning: the trials of a search, each a training that is judged on validation only, kept in STUDY/study.db.
 
-The first trial has the defaults, so that tuning never ends below them; the others are proposed by TPE (Bergstra et
-al. 2011) from what the finished ones validated. A trial that is behind the median of the others in the second half
-of its epochs is pruned. Whatever the other settings, the value of a trial is `ndcg@10` on validation; test is not
-ranked. No weights are kept: a trial leaves a line in the database.
+The first trial has the defaults, so that tuning never ends below them; TPE (Bergstra et al. 2011) proposes the others
+from the values of the finished ones. A trial that is behind the median of the others in the second half of its epochs
+is pruned. The value of a trial is `ndcg@10` on validation, whatever the other settings; test is not ranked. No weights
+are kept: a trial leaves a row in the database.
 
-Each trial under way is locked by a file, which the operating system unlocks with the process, however it ends. A
-trial that runs and is not locked was interrupted: it is tried again, with the same values, and not counted.
+Each running trial is locked by a file, which the operating system unlocks when the process ends. A trial that is
+marked as running and not locked was interrupted: it is repeated with the same values, and not counted.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from msm4sr.data.dataset import Dataset, training_histories, validation_targets
-from msm4sr.dotted import flatten, nest
+from msm4sr.dotted import differences, flatten, nest, shorten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.features.store import Features
-from msm4sr.files import atomic_file
-from msm4sr.training.checkpoint import check_same, digest
-from msm4sr.training.stage import train_stage
-from msm4sr.training.tasks import STAGES, task_of
-from msm4sr.training.trainer import EpochRecord, Silent
+from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan
+from msm4sr.training.checkpoint import digest
+from msm4sr.training.stages import STAGES, task_for
+from msm4sr.training.trainer import Trainer, TrainerOptions
 
 OBJECTIVE = "ndcg@10"
 DATABASE = "study.db"
 BEFORE_A_STUDY = {"features", ".study.lock"}
-WAIT = 1.0  # seconds between two looks at whether the trials of other processes have ended
+WAIT = 1.0  # seconds between two checks whether the trials of other processes have ended
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ class Trial:
     """A trial that is counted.
 
     Attributes:
-        number: from 0, in the order of their beginning; interrupted ones have numbers too, and are not here.
+        number: from 0, in the order of their start; interrupted trials have numbers too, and are skipped here.
         state: finished, pruned or failed.
-        value: `ndcg@10` on validation, of finished ones.
-        seconds: all in all.
-        values: what was tried, by dotted name.
+        value: `ndcg@10` on validation, of a finished trial.
+        seconds: from start to end.
+        values: the values of the search, by dotted name.
         reason: why it failed.
         is_default: whether it has the defaults.
     """
@@ -73,8 +72,10 @@ class Tuning:
 
     Attributes:
         folder: of the study.
-        settings: of the first trial, which all others start from (`trial_settings` makes them).
-        trials: how many there are to be.
+        search: the parameters with their ranges.
+        settings: of the first trial; `trial_settings` changes them for the others.
+        trials: how many to run.
+        dataset: to train and validate on.
         features: of the items, the same for all trials.
     """
 
@@ -87,17 +88,21 @@ class Tuning:
 
 
 def check_folder(folder: Path) -> None:
-    """InputError for a folder that has something in it and no study."""
+    """InputError for a folder that is not empty and has no study."""
     if folder.is_dir() and not (folder / DATABASE).exists():
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_A_STUDY)
         if foreign:
             raise InputError(f"{folder}: the folder holds no study, but {foreign[0]!r}; name another --out")
 
 
-def tune(tuning: Tuning, note: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
-    """Make the trials that are still to be made, and return all, best first; `note` is told of each that has ended.
+def tune(tuning: Tuning, report: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
+    """Run the trials that are missing, and return all, best first.
 
-    Several processes may do so at once, on one machine. Each returns when all trials have ended.
+    Several processes of one machine may tune at once. Each returns when all trials have ended.
+
+    Args:
+        tuning: what to tune.
+        report: called with each trial of this process when it has ended.
 
     Raises:
         InputError: the study is of another search, or of other settings or data.
@@ -108,14 +113,15 @@ def tune(tuning: Tuning, note: Callable[[Trial], object] = lambda trial: None) -
         with _claimed(study, tuning, distributions) as trial:
             if trial is None:
                 break
+            finish = study.tell  # vocabulary: allow (optuna's name)
             try:
-                study.tell(trial, _value(trial, tuning))
+                finish(trial, _value(trial, tuning))
             except optuna.TrialPruned:
-                study.tell(trial, state=TrialState.PRUNED)
+                finish(trial, state=TrialState.PRUNED)
             except (InputError, FloatingPointError) as error:
                 trial.set_user_attr("reason", str(error))
-                study.tell(trial, state=TrialState.FAIL)
-        note(next(ended for ended in _ended(study, tuning) if ended.number == trial.number))
+                finish(trial, state=TrialState.FAIL)
+        report(next(ended for ended in _ended(study, tuning) if ended.number == trial.number))
     return _ended(study, tuning)
 
 
@@ -125,7 +131,7 @@ def trial_settings(tuning: Tuning, values: Mapping[str, Any]) -> RunSettings:
 
 
 def best_of(trials: Sequence[Trial], folder: Path) -> Trial:
-    """The best of trials that are sorted. InputError, with the first reason, where none has finished."""
+    """The first of sorted trials. InputError, with the first reason, when none has finished."""
     if not trials or trials[0].value is None:
         reason = next((f"; trial {trial.number}: {trial.reason}" for trial in trials if trial.reason), "")
         raise InputError(f"{folder}: no trial has finished{reason}")
@@ -133,9 +139,9 @@ def best_of(trials: Sequence[Trial], folder: Path) -> Trial:
 
 
 def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str) -> str:
-    """A settings file with the values of the best trial; its head says where they come from.
+    """A settings file with the values of the best trial; its comments say how they were found.
 
-    What else the trials changed of the preset is in it too, the budget apart: the values are good beside it.
+    The other changes of the trials to the preset are included, except the budget.
     """
     best, model = best_of(trials, tuning.folder), tuning.settings.model.name
     plain = flatten(resolve_settings(preset, model).model_dump(mode="json"))
@@ -161,13 +167,6 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
     return "".join(f"# {line}\n" for line in head) + body
 
 
-def write_text(file: Path, text: str) -> None:
-    """Whole or not at all; folders above it are made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
 # -- a trial ---------------------------------------------------------------------------------------------------------
 
 
@@ -177,35 +176,28 @@ def _value(trial: optuna.Trial, tuning: Tuning) -> float:
     settings = trial_settings(tuning, {} if is_default else _rounded(trial.params))
     model = build_model(settings, tuning.dataset, tuning.features)
     for stage in STAGES:
-        task = task_of(stage, model, settings)
+        task = task_for(model, stage, settings)
         if task is not None:
-            train_stage(
-                stage,
-                task,
-                tuning.dataset,
-                getattr(settings, stage),
-                seed=settings.seed,
-                evaluation=settings.evaluation,
-                device=settings.device,
-                monitor=_Watch(trial, may_prune=not is_default),
-            )
+            options = TrainerOptions(settings.seed, settings.device, settings.evaluation)
+            pruning = Pruning(trial, may_prune=not is_default)
+            Trainer(task, getattr(settings, stage), options, [pruning]).fit(tuning.dataset)
     model.to(settings.device.torch_device())
     return evaluate(model, tuning.dataset, "validation", settings.evaluation)[OBJECTIVE]
 
 
-class _Watch(Silent):
-    """Tells the study what each epoch of fine-tuning validated, and ends a trial that has fallen behind."""
+class Pruning(Callback):
+    """Reports the validation of each epoch of fine-tuning to the study, and ends a trial that has fallen behind."""
 
     def __init__(self, trial: optuna.Trial, may_prune: bool) -> None:
         self._trial, self._may_prune = trial, may_prune
         self._epochs = 0
 
-    def start(self, stage: str, epochs: int, steps: int, done: int) -> None:
-        self._epochs = epochs
+    def on_start(self, plan: TrainingPlan) -> None:
+        self._epochs = plan.epochs
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
         if record.stage != STAGES[-1] or not record.validation:
-            return  # what pre-training validates is another model
+            return  # pre-training validates another scorer
         self._trial.report(record.validation[OBJECTIVE], record.epoch)
         if self._may_prune and record.epoch > self._epochs / 2 and self._trial.should_prune():
             raise optuna.TrialPruned
@@ -222,7 +214,7 @@ def _distribution(parameter: FloatRange | IntRange | Choices) -> BaseDistributio
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Three digits: what stands in a settings file for people is then exactly what was tried."""
+    """Three digits, so that a readable settings file has exactly the values of the trial."""
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
@@ -230,14 +222,14 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open(tuning: Tuning) -> optuna.Study:
-    """The study of the folder, made if need be, with the defaults as its first trial."""
+    """The study of the folder, made if it is missing, with the defaults as its first trial."""
     defaults = check_defaults(tuning.search, tuning.settings)
     tuning.folder.mkdir(parents=True, exist_ok=True)
-    taken, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
+    histories, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
     identity = {
         **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
-        "histories": digest(taken.values, taken.offsets, validation.targets),
+        "histories": digest(histories.values, histories.offsets, validation.targets),
     }
     with _lock(tuning.folder):
         study = optuna.create_study(
@@ -251,10 +243,11 @@ def _open(tuning: Tuning) -> optuna.Study:
         )
         if "identity" not in study.user_attrs:
             study.set_user_attr("identity", identity)
-        try:
-            check_same(study.user_attrs["identity"], identity, "the study is of something else")
-        except InputError as error:
-            raise InputError(f"{tuning.folder}: {error}; give what it was begun with, or name another --out") from None
+        if found := differences(study.user_attrs["identity"], identity, identity):
+            raise InputError(
+                f"{tuning.folder}: a study of something else: {shorten(found)}; use the options that it was begun "
+                "with, or name another --out"
+            )
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(defaults, user_attrs={"default": True})
     return study
@@ -264,13 +257,13 @@ def _open(tuning: Tuning) -> optuna.Study:
 def _claimed(
     study: optuna.Study, tuning: Tuning, distributions: dict[str, BaseDistribution]
 ) -> Iterator[optuna.Trial | None]:
-    """The next trial, locked as long as the block runs; None when all have ended, which is waited for."""
+    """The next trial, locked while the block runs; None when all have ended (waits for other processes)."""
     while True:
         with _lock(tuning.folder):
             _retry_interrupted(study, tuning.folder)
             counted = [trial for trial in _counted(study) if trial.state != TrialState.WAITING]
             if len(counted) < tuning.trials:
-                # Each trial has a seed of its own: after an interruption the next ones are the same as without it.
+                # A seed per trial: after an interruption the next trials are the same as without it.
                 seed = tuning.settings.seed * 1_000_003 + len(counted)
                 study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed % 2**32)
                 trial = study.ask(distributions)
@@ -288,12 +281,12 @@ def _claimed(
 
 
 def _lock(folder: Path, trial: int | None = None) -> FileLock:
-    """Of the study, or of one of its trials."""
+    """The lock of the study, or of one of its trials."""
     return FileLock(folder / (".study.lock" if trial is None else f".trial-{trial}.lock"))
 
 
 def _retry_interrupted(study: optuna.Study, folder: Path) -> None:
-    """Queue again each trial whose process is gone. The study must be locked."""
+    """Queue each trial again whose process has ended. The study must be locked."""
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.state != TrialState.RUNNING:
@@ -303,9 +296,9 @@ def _retry_interrupted(study: optuna.Study, folder: Path) -> None:
             lock.acquire(timeout=0)
         except Timeout:
             continue
-        if trial.number not in _retried(trials):  # else this very place was interrupted
+        if trial.number not in _retried(trials):  # otherwise it was interrupted between these two lines
             study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": trial.number})
-        study.tell(trial.number, state=TrialState.FAIL)
+        study.tell(trial.number, state=TrialState.FAIL)  # vocabulary: allow (optuna's name)
         _unlock(lock)
 
 
@@ -319,7 +312,7 @@ def _retried(trials: Sequence[FrozenTrial]) -> set[int]:
 
 
 def _counted(study: optuna.Study) -> list[FrozenTrial]:
-    """All trials but the interrupted ones, which others stand for."""
+    """All trials except the interrupted ones, which were repeated."""
     trials = study.get_trials(deepcopy=False)
     retried = _retried(trials)
     return [trial for trial in trials if trial.number not in retried]

@@ -1,1 +1,1 @@
-"""The training loop and its two stages."""
+"""Training: the trainer and its callbacks, the tasks, checkpoints, devices and processes."""

@@ -1,12 +1,11 @@
-"""Checkpoints: one safetensors file each, written whole or not at all, with what it is of as JSON in its header."""
+"""Checkpoints: one safetensors file each, written atomically, with a description as JSON in its header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +15,54 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
+from msm4sr.files import atomic_file
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trainable weights (the frozen features left out), on the CPU."""
+    """A copy of the trainable weights (without the frozen features), on the CPU."""
     return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
 
 
-def save_weights(weights: Mapping[str, Tensor], file: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write `weights`, and `about` (as JSON, in the header), to `file`, through a temporary file beside it.
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into `model`. InputError when names or shapes differ."""
+    own = dict(model.named_parameters())
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise InputError("the checkpoint is of another model: its settings, its data or its features have changed")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])
 
-    InputError when that fails; a former `file` is then still there, and whole.
+
+def save_weights(weights: Mapping[str, Tensor], file: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write `weights`, and `about` as JSON in the header, to `file`.
+
+    Raises:
+        InputError: the file cannot be written; an earlier `file` is kept.
     """
-    part = file.with_name(file.name + ".part")
     header = None if about is None else {"about": json.dumps(about)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, part, header)
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())  # else a power cut could leave the new name on an empty file
-        os.replace(part, file)
+        with atomic_file(file) as unfinished:
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, unfinished, header)
     except (OSError, SafetensorError) as error:
-        kept = "; the one before is whole" if file.exists() else ""
+        kept = "; the earlier one is kept" if file.exists() else ""
         raise InputError(f"{file}: the checkpoint could not be written ({error}){kept}") from None
-    finally:  # after Ctrl-C too
-        with suppress(OSError):  # a folder that cannot be written is being told
-            part.unlink(missing_ok=True)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read what `save_weights` wrote. InputError when it is not there or not whole."""
+    """Read what `save_weights` wrote. InputError when the file is missing or damaged."""
     try:
         return load_file(file)
     except FileNotFoundError:
         raise InputError(f"{file}: there is no such checkpoint") from None
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: not a whole checkpoint ({error}); run the stage again that makes it") from None
+        raise _damaged(file, error) from None
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What was given as `about`; only the header is read. InputError when it is not there or not whole."""
+    """The description that `save_weights` wrote; reads the header only. InputError as `read_weights`."""
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -68,24 +74,15 @@ def read_about(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{file}: there is no such checkpoint") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a whole checkpoint ({error}); run the stage again that makes it") from None
+        raise _damaged(file, error) from None
 
 
-def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put `weights` into `model`. InputError when the names or shapes are another model's."""
-    own = dict(model.named_parameters())
-    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-        raise InputError("the checkpoint is of another model: its settings, its data or its features have changed")
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(weights[name])
-
-
-# -- what a checkpoint is of -----------------------------------------------------------------------------------------
+def _damaged(file: Path, error: Exception) -> InputError:
+    return InputError(f"{file}: a damaged checkpoint ({error}); rerun the stage that makes it")
 
 
 def digest(*parts: bytes | np.ndarray) -> str:
-    """A short name for any content."""
+    """A short hash of any content."""
     made = hashlib.blake2b(digest_size=12)
     for part in parts:
         content = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1)
@@ -94,19 +91,107 @@ def digest(*parts: bytes | np.ndarray) -> str:
     return made.hexdigest()
 
 
-def check_same(
-    then: Mapping[str, Any], now: Mapping[str, Any], otherwise: str = "the checkpoint is of another training"
-) -> None:
-    """InputError that says what differs between what a checkpoint (or a study) is of and what is asked for (`now`).
+# -- the checkpoints of a stage --------------------------------------------------------------------------------------
 
-    A setting that the checkpoint does not know has come since; where it is off, all is as it was.
+
+@dataclass
+class TrainingState:
+    """How far a training has come; with weights, optimiser and generators, everything that resuming needs.
+
+    Attributes:
+        epoch: the current epoch, from 1.
+        step: completed steps of it.
+        steps: completed steps of all epochs.
+        pairs: pairs of the epoch so far.
+        seconds: of training in the epoch so far, without validation.
+        best: the best validation value; None before the first.
+        best_epoch: the epoch that had it.
+        waited: validations since.
+        done: the training is complete.
+        rows: `EpochRecord.as_row` of each completed epoch.
     """
-    now = json.loads(json.dumps(now))  # as it was stored: no tuples
-    differing = [
-        f"{name} ({then.get(name, 'not known')} there, {value} now)"
-        for name, value in now.items()
-        if (then[name] != value if name in then else bool(value))
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(f"{otherwise}: {', '.join(differing[:3])}{more}")
+
+    epoch: int = 1
+    step: int = 0
+    steps: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    waited: int = 0
+    done: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def count_step(self, pairs: int) -> None:
+        """One more step of the current epoch is done."""
+        self.step, self.steps, self.pairs = self.step + 1, self.steps + 1, self.pairs + pairs
+
+    def next_epoch(self) -> None:
+        """The current epoch is done."""
+        self.epoch, self.step, self.pairs, self.seconds = self.epoch + 1, 0, 0, 0.0
+
+
+def best_file(checkpoints: Path, stage: str) -> Path:
+    """The weights of a stage's best epoch."""
+    return checkpoints / f"{stage}.safetensors"
+
+
+def last_file(checkpoints: Path, stage: str) -> Path:
+    """The state from which an interrupted stage resumes."""
+    return checkpoints / f"{stage}.last.safetensors"
+
+
+def read_state(checkpoints: Path, stage: str) -> TrainingState | None:
+    """How far a stage had come at its last checkpoint; None when there is none."""
+    file = last_file(checkpoints, stage)
+    return TrainingState(**read_about(file)["state"]) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The two checkpoints of a stage: `STAGE.safetensors` (the best epoch) and `STAGE.last.safetensors` (to resume).
+
+    Attributes:
+        folder: where they are kept.
+        stage: its name.
+        identity: what the weights depend on; checkpoints of anything else are refused.
+    """
+
+    folder: Path
+    stage: str
+    identity: Mapping[str, Any]
+
+    def save_best(self, weights: Mapping[str, Tensor], epoch: int) -> None:
+        """Keep the weights of the best epoch so far."""
+        save_weights(weights, best_file(self.folder, self.stage), {"identity": self.identity, "epoch": epoch})
+
+    def save_last(self, tensors: Mapping[str, Tensor], state: TrainingState) -> None:
+        """Keep everything that resuming needs."""
+        save_weights(tensors, last_file(self.folder, self.stage), {"identity": self.identity, "state": asdict(state)})
+
+    def load_last(self) -> tuple[dict[str, Tensor], TrainingState] | None:
+        """What `save_last` wrote; None when there is nothing. InputError for another training's checkpoint."""
+        file = last_file(self.folder, self.stage)
+        if not file.exists():
+            return None
+        about = self._read_own(file)
+        return read_weights(file), TrainingState(**about["state"])
+
+    def load_best(self, epoch: int) -> dict[str, Tensor]:
+        """The best weights of a training that resumes: of `epoch`, or of the epoch that was interrupted."""
+        file = best_file(self.folder, self.stage)
+        about = self._read_own(file)
+        if about["epoch"] < epoch:
+            raise InputError(f"{file}: it is of epoch {about['epoch']}, not {epoch}; rerun the stage without --resume")
+        return read_weights(file)
+
+    def _read_own(self, file: Path) -> dict[str, Any]:
+        about = read_about(file)
+        check_identity(file, about, self.identity, "rerun without --resume to start from scratch")
+        return about
+
+
+def check_identity(file: Path, about: Mapping[str, Any], identity: Mapping[str, Any], remedy: str) -> None:
+    """InputError that names what differs between a checkpoint's identity and the one asked for; then `remedy`."""
+    if found := differences(about.get("identity", {}), identity, identity):
+        raise InputError(f"{file}: the checkpoint is of another training: {shorten(found)}; {remedy}")

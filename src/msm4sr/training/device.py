@@ -1,4 +1,4 @@
-"""Where training computes: devices, precision and processes, all of them Lightning Fabric's."""
+"""Devices, precision and processes of training, through Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -19,29 +19,26 @@ from torch import Tensor
 from msm4sr.errors import InputError
 
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
-"""Rows [n, ...] of this process to those of all processes, one after another, and where its own stand in them.
+"""Maps rows [n, ...] of this process to the rows of all processes, concatenated, and the slice of its own.
 Gradients flow back to the process that a row came from."""
 
 AnyBatch = TypeVar("AnyBatch")
 
 
 class Device(BaseModel):
-    """Where, how precisely and on how many processes to compute; handed to Lightning Fabric."""
+    """Accelerator, precision and processes, as Lightning Fabric takes them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto takes a GPU where there is one"
-    )
-    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of the products; weights stay float32")
-    devices: int = Field(1, ge=1, description="processes on this machine, a device (or on the CPU a share of it) each")
-    num_nodes: int = Field(1, ge=1, description="machines; each is started by itself or by torchrun, SLURM, ...")
-    compile: bool = Field(False, description="torch.compile the Transformer; on the CPUs that were measured it costs")
-    strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp where there are several processes")
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU if there is one")
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of products; weights stay float32")
+    devices: int = Field(1, ge=1, description="processes on this machine, each with a device (or a share of the CPU)")
+    num_nodes: int = Field(1, ge=1, description="machines; start the command on each, or use torchrun, SLURM, ...")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp for several processes")
 
     @property
     def processes(self) -> int:
-        """On all machines."""
+        """The number of processes on all machines."""
         return self.devices * self.num_nodes
 
     def torch_device(self) -> torch.device:
@@ -50,40 +47,38 @@ class Device(BaseModel):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that prepares, speaks and writes; known before `connect`."""
+        """Whether this process prepares data, prints and writes; known before `connect`."""
         if self.processes == 1:
             return True
         fabric = self.fabric()
         return fabric.local_rank == 0 and fabric.node_rank == 0
 
     def connect(self) -> Fabric:
-        """Start the other processes, where nobody else does, and wait until all are there.
+        """Start the other processes, unless a launcher did, and wait until all are connected.
 
-        Lightning Fabric starts them by the command of this process: they come here by the way that it came.
+        Lightning Fabric starts them with the command of this process, so they reach this call by the same code.
         """
         fabric = self.fabric()
         fabric.launch()
         return fabric
 
     def check(self) -> None:
-        """InputError where this machine has not what is asked for."""
+        """Raises InputError when this machine lacks the requested devices."""
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(self.accelerator, True):
-            raise InputError(
-                f"device.accelerator: there is no {self.accelerator} device here; auto takes what there is"
-            )
+            raise InputError(f"device.accelerator: there is no {self.accelerator} device here; use auto")
         if self.torch_device().type == "cuda" and self.devices > torch.cuda.device_count():
             raise InputError(
-                f"device.devices: {self.devices} processes need a GPU each, there are {torch.cuda.device_count()} here"
+                f"device.devices: {self.devices} processes need a GPU each, and there are {torch.cuda.device_count()}"
             )
 
     def fabric(self) -> Fabric:
-        """Not yet launched, which is what starts the other processes. Raises InputError as `check` does."""
+        """A Fabric that has not started other processes yet. Raises InputError as `check` does."""
         self.check()
         strategy: DDPStrategy | str = "auto"
         if self.strategy == "ddp" or self.processes > 1:
-            # A stage leaves some weights alone (the ID embedding in pre-training), and a batch may lack what others
-            # need (a missing picture's stand-in). Buffers are frozen features: equal everywhere, and large.
+            # Pre-training does not train all weights (the ID embedding), and a batch may not use every weight (the
+            # missing-modality embedding). Buffers are frozen features: equal in all processes, and large.
             strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
         return Fabric(
             accelerator=self.accelerator,
@@ -95,12 +90,12 @@ class Device(BaseModel):
 
 
 def alone(rows: Tensor) -> tuple[Tensor, slice]:
-    """The gathering of a single process: its rows are all there are."""
+    """The gather of a single process."""
     return rows, slice(None)
 
 
 def gather_with(fabric: Fabric) -> Gather:
-    """The gathering of these processes; their numbers of rows may differ."""
+    """The gather of these processes; their numbers of rows may differ."""
     if fabric.world_size == 1:
         return alone
 
@@ -123,9 +118,9 @@ def all_gather(fabric: Fabric, tensor: Tensor) -> Tensor:
 
 
 def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
-    """This process's rows of a batch (a dataclass of tensors with rows first); None when there are too few for all.
+    """This process's rows of a batch (a dataclass of tensors with rows first); None when there are too few rows.
 
-    The stretches follow one another, so that the shares of all processes, put together, are the batch.
+    The shares are contiguous: concatenated over the processes they are the batch.
     """
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}  # type: ignore[arg-type]
     rows = min(len(tensor) for tensor in tensors.values())
@@ -139,7 +134,7 @@ def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
 
 
 def rank_here() -> int:
-    """The number of this process among those that train together; 0 where it is alone."""
+    """The rank of this process among those that train together; 0 for a single process."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
@@ -151,9 +146,9 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def first_is_gone(seconds: float = 10.0) -> bool:
-    """Whether the first process, where it has started this one, ends within so many seconds."""
+    """Whether the first process, if it has started this one, ends within so many seconds."""
     if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():
-        return False  # started by another launcher, which sorts out what the processes say
+        return False  # started by a launcher, which collects the output of the processes
     parent, until = os.getppid(), time.monotonic() + seconds
     while os.getppid() == parent != 1 and time.monotonic() < until:
         time.sleep(0.1)
@@ -172,7 +167,7 @@ def generator_states(fabric: Fabric, generator: torch.Generator) -> dict[str, Te
 
 
 def set_generator_states(fabric: Fabric, generator: torch.Generator, states: dict[str, Tensor]) -> None:
-    """Put this process's generators into the states that `generator_states` gave."""
+    """Restore this process's generators from `generator_states`."""
     own: dict[str, Any] = {name: state[fabric.global_rank].clone() for name, state in states.items()}
     torch.set_rng_state(own["cpu"])
     generator.set_state(own["task"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, empty_rows
 from msm4sr.models.baselines.difsr import DIFSR, DecoupledAttention, DIFSRConfig
-from msm4sr.training.finetune import finetune_loss
+from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORY = [1, 5, 0, 7, 2]  # 5 and 0 have categories, 2 has none
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.mvrnn import MVRNN
 from msm4sr.ragged import Ragged
-from msm4sr.training.finetune import finetune_loss
+from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORIES = [[1, 5, 0, 7], [3, 4, 11, 7]]
 

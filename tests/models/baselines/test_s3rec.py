@@ -18,18 +18,19 @@ from msm4sr.models.registry import build
 from msm4sr.ragged import Ragged
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
-from msm4sr.training.finetune import FinetuneSettings, finetune, finetune_loss
 from msm4sr.training.negatives import draw_absent
-from msm4sr.training.s3rec import (
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings
+from msm4sr.training.stages import finetune, pretrain
+from msm4sr.training.tasks.mutual_information import (
     attributes,
+    complete_windows,
     draw_segments,
     masked_items,
-    pretrain_s3rec,
     s3rec_loss,
     segment_of,
-    whole_histories,
 )
-from msm4sr.training.trainer import StageSettings
+from msm4sr.training.tasks.next_item import finetune_loss
+from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
 SEQUENCES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8], [9, 10, 2, 0, 1]]
@@ -104,7 +105,7 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_history_by_history(only: str 
     batch = make_batch(SEQUENCES)
     ours = float(s3rec_loss(model, batch, generator(5)).detach())
 
-    histories, draws = whole_histories(batch), generator(5)  # the same draws, in the same order
+    histories, draws = complete_windows(batch), generator(5)  # the same draws, in the same order
     masked = histories.real & (torch.rand(histories.items.shape, generator=draws) < 0.4)
     segments = draw_segments(histories, draws)
     absent = draw_absent(histories.items, histories.real, N_ITEMS, draws)
@@ -134,14 +135,14 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_history_by_history(only: str 
 
 
 def test_a_batch_of_pairs_becomes_the_histories_that_it_was_made_of() -> None:
-    histories = whole_histories(make_batch(SEQUENCES))
+    histories = complete_windows(make_batch(SEQUENCES))
     for row, items in enumerate(SEQUENCES):
         assert histories.items[row][histories.real[row]].tolist() == items
         assert histories.real[row].tolist() == [True] * len(items) + [False] * (5 - len(items))
 
 
 def test_a_segment_is_a_stretch_of_at_most_half_of_the_history_and_the_other_one_stands_in_the_batch() -> None:
-    histories = whole_histories(make_batch(SEQUENCES))
+    histories = complete_windows(make_batch(SEQUENCES))
     starts, lengths = set(), set()
     for seed in range(200):
         segments = draw_segments(histories, generator(seed))
@@ -193,17 +194,17 @@ def test_pretraining_learns_a_planted_order_before_any_fine_tuning() -> None:
     model = build(tiny_config("s3rec", **WIDER), WITH_CATEGORIES, seed=1)
     assert isinstance(model, S3Rec)
     assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] < 0.45
-    pretrain_s3rec(model, CYCLE, StageSettings(epochs=20, **(QUICK | {"batch_pairs": 64})), device=CPU)
+    pretrain(model, CYCLE, PretrainSettings(epochs=20, **(QUICK | {"batch_pairs": 64})), TrainerOptions(device=CPU))
     assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] > 0.6
 
 
 def test_fine_tuning_goes_on_from_it_and_leaves_what_only_pretraining_has() -> None:
     model = of_the_cycle()
     fresh = weights_of(model)
-    pretrain_s3rec(model, CYCLE, StageSettings(epochs=1, **QUICK), device=CPU)
+    pretrain(model, CYCLE, PretrainSettings(epochs=1, **QUICK), TrainerOptions(device=CPU))
     pretrained = weights_of(model)
     assert not any(torch.equal(weight, fresh[name]) for name, weight in pretrained.items())
-    finetune(model, CYCLE, FinetuneSettings(epochs=1, **QUICK), device=CPU)
+    finetune(model, CYCLE, FinetuneSettings(epochs=1, **QUICK), TrainerOptions(device=CPU))
     for name, weight in weights_of(model).items():
         own = name.startswith(("maps.", "category_embedding.", "mask"))
         assert torch.equal(weight, pretrained[name]) == own, name
@@ -235,4 +236,4 @@ def test_without_categories_items_and_segments_remain() -> None:
 def test_pretraining_without_any_task_is_refused() -> None:
     model = of_the_cycle(aap_weight=0, mip_weight=0, map_weight=0, sp_weight=0)
     with pytest.raises(InputError, match=r"model\.aap_weight and .* are 0"):
-        pretrain_s3rec(model, CYCLE, StageSettings(epochs=1), device=CPU)
+        pretrain(model, CYCLE, PretrainSettings(epochs=1), TrainerOptions(device=CPU))

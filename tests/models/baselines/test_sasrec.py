@@ -10,8 +10,8 @@ from builders import generator, make_batch, make_sasrec
 from pydantic import ValidationError
 
 from msm4sr.models.baselines.sasrec import SASRecConfig
-from msm4sr.training.finetune import finetune_loss
 from msm4sr.training.negatives import absent_items, draw_absent
+from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORIES = torch.tensor([[1, 5, 0, 7], [3, 4, 11, 7], [2, 2, 2, 9]])
 

@@ -11,7 +11,7 @@ from builders import make_batch, make_model
 from torch import Tensor
 
 from msm4sr.models.baselines.sine import SINE
-from msm4sr.training.finetune import finetune_loss
+from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORY = [1, 5, 0, 7]
 

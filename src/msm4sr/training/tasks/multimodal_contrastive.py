@@ -1,18 +1,15 @@
-"""Pre-training: content alone, with drop, mixup, next-item prediction and cross-modality contrast (equation 11)."""
+"""Multimodal contrastive pre-training of MSM4SR: content only, with drop, mixup, NIP and CMCL (equation 11)."""
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator
-from typing import Annotated, Literal, Unpack
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from msm4sr.data.batches import Batch, epoch_batches
-from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.models.base import Scorer
 from msm4sr.models.layers import take
@@ -20,25 +17,10 @@ from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
 from msm4sr.ragged import Ragged
 from msm4sr.training.device import Gather, alone
-from msm4sr.training.stage import StageOptions, Task, train_stage
-from msm4sr.training.trainer import EpochRecord, StageSettings
+from msm4sr.training.settings import PretrainSettings, StageSettings
+from msm4sr.training.task import TASKS, Task
 
-
-class PretrainSettings(StageSettings):
-    """The first stage; defaults are the paper's."""
-
-    nip_weight: float = Field(1.0, ge=0, description="weight of next-item prediction; 0: without NIP")
-    cmcl_weight: float = Field(0.01, ge=0, description="lambda of equation 11; 0: without CMCL")
-    negatives: Literal["cross", "within"] = Field("cross", description="of CMCL: as printed, or as released")
-    drop: float = Field(0.2, ge=0, lt=1, description="sequence random drop: each row's probability is U(0, drop)")
-    mixup: float = Field(0.5, ge=0, le=0.5, description="complementary mixup: each batch's rho is U(0, mixup)")
-    end_to_end: bool = Field(
-        False,
-        description="no stage of its own: its loss is added to that of fine-tuning, at every step of that stage",
-    )
-    init_from: Annotated[str, AfterValidator(os.path.abspath)] | None = Field(
-        None, description="a run, of any data set: begin with the weights of its pre-training (its IDs apart)"
-    )
+logger = logging.getLogger(__name__)
 
 
 def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
@@ -110,29 +92,32 @@ def _first(known: Tensor, wanted: Tensor) -> Tensor:
     return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)
 
 
-class PretrainTask(Task):
-    """`pretrain_loss`, as a task; validated by `pretrained_scorer`.
+@TASKS.register("multimodal_contrastive")
+class MultimodalContrastiveTask(Task):
+    """Minimises `pretrain_loss`.
 
     Raises:
-        InputError: no loss is left: NIP is off, and CMCL is off or has but one modality.
+        InputError: no loss is left: NIP is off, and CMCL is off or has only one modality.
     """
+
+    model: MSM4SR
 
     def __init__(self, model: MSM4SR, settings: PretrainSettings) -> None:
         super().__init__(model)
         if not settings.nip_weight and (not settings.cmcl_weight or len(model.modalities) == 1):
             raise InputError(
-                "pretrain.nip_weight is 0 and nothing else is to be learnt: CMCL needs pretrain.cmcl_weight over 0 and "
-                f"two modalities (there is {' and '.join(model.modalities)}); leave the stage out with "
-                "pretrain.epochs=0"
+                "pretrain.nip_weight is 0 and there is no other loss: CMCL needs pretrain.cmcl_weight > 0 and two "
+                f"modalities (there is {' and '.join(model.modalities)}); skip the stage with pretrain.epochs=0"
             )
-        self.model: MSM4SR = model
+        if len(model.modalities) == 1:
+            logger.info("pre-training on %s only: no mixup, no contrast between modalities", model.modalities[0])
         self.settings = settings
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return pretrain_loss(self.model, batch, self.settings, generator, self.gather)
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
-        """All pairs once, in what sequence random drop leaves of the histories."""
+        """All pairs once, after sequence random drop."""
         return epoch_batches(
             histories,
             max_history=self.model.max_history,
@@ -145,13 +130,3 @@ class PretrainTask(Task):
     @property
     def scorer(self) -> Scorer:
         return self.model.pretrained_scorer()
-
-
-def pretrain(
-    model: MSM4SR, dataset: Dataset, settings: PretrainSettings = PretrainSettings(), **options: Unpack[StageOptions]
-) -> list[EpochRecord]:
-    """Train the item and sequence encoders on the training parts of the histories; the best epoch's weights remain.
-
-    See `train_stage` for the options and `PretrainTask` for what is refused.
-    """
-    return train_stage("pretrain", PretrainTask(model, settings), dataset, settings, **options)

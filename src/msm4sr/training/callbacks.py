@@ -1,0 +1,102 @@
+"""Callbacks: observers of a training, such as a progress bar, a logger or the record of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:  # the command line imports this module, and must not import torch to print its help
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training is about to do.
+
+    Attributes:
+        stage: its name.
+        epochs: the largest number of epochs.
+        steps_per_epoch: the approximate number of steps in an epoch.
+        steps_done: steps that were completed before an interruption.
+    """
+
+    stage: str
+    epochs: int
+    steps_per_epoch: int
+    steps_done: int = 0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A report between epochs, every few steps.
+
+    Attributes:
+        stage: its name.
+        epoch: from 1.
+        steps: steps of all epochs so far.
+        loss: of the latest step.
+        pairs_per_second: mean of the epoch so far.
+    """
+
+    stage: str
+    epoch: int
+    steps: int
+    loss: float
+    pairs_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of `metrics.jsonl`.
+
+    Attributes:
+        stage: its name.
+        epoch: from 1.
+        loss: mean over the pairs of the epoch.
+        seconds: of training, without validation.
+        pairs_per_second: training pairs divided by `seconds`.
+        validation: metrics by name; empty for an epoch without validation.
+    """
+
+    stage: str
+    epoch: int
+    loss: float
+    seconds: float
+    pairs_per_second: float
+    validation: dict[str, float] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        """As flat JSON."""
+        row = asdict(self)
+        validation: dict[str, float] = row.pop("validation")
+        return row | validation
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """The inverse of `as_row`."""
+        own = ("stage", "epoch", "loss", "seconds", "pairs_per_second")
+        validation = {key: value for key, value in row.items() if key not in own}
+        return cls(**{key: row[key] for key in own}, validation=validation)
+
+
+class Callback:
+    """An observer of a training, called in the first process. Every hook does nothing unless overridden.
+
+    An exception from a hook ends the training; the model keeps the best weights so far.
+    """
+
+    def on_start(self, plan: TrainingPlan) -> None:
+        """The training starts or resumes."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """Some more steps are done."""
+
+    def on_best(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+        """Validation has improved; `weights` are about to replace those of the best epoch so far."""
+
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
+        """An epoch is complete; `improved`: its validation is the best so far."""
+
+    def on_end(self, error: BaseException | None) -> None:
+        """The training has ended; `error` is the exception that ended it, None after a success."""

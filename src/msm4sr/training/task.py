@@ -1,0 +1,74 @@
+"""What a stage trains a model for: a task, registered by name."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from msm4sr.data.batches import count_batches, epoch_batches
+from msm4sr.models.base import Scorer
+from msm4sr.ragged import Ragged
+from msm4sr.registry import Registry
+from msm4sr.training.device import Gather, alone
+from msm4sr.training.settings import StageSettings
+
+
+class TrainingBatch(Protocol):
+    """A batch: a dataclass of tensors, one row per history window (or per pair)."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, True where there is a pair of the loss; the loss is a mean over them."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+class Task(nn.Module):
+    """The loss of a batch, the batches of an epoch, and the scorer that validation ranks with.
+
+    It is a module because Lightning Fabric wraps modules; weights that it has beside the model's are trained too.
+
+    Attributes:
+        model: the model to train.
+        gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
+            batch are compared with each other needs it.
+    """
+
+    gather: Gather
+
+    def __init__(self, model: Scorer) -> None:
+        super().__init__()
+        self.model = model
+        self.gather = alone
+
+    @abstractmethod
+    def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, a mean over its pairs; `generator` is for the random draws of the loss."""
+
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[TrainingBatch]:
+        """The batches of one epoch. By default: all pairs (prefix, next item) of the histories once."""
+        return epoch_batches(
+            histories,
+            max_history=self.model.max_history,
+            batch_pairs=settings.batch_pairs,
+            pairs=settings.pairs,
+            rng=rng,
+        )
+
+    def count_batches(self, histories: Ragged, settings: StageSettings) -> int:
+        """The approximate number of batches in an epoch."""
+        return count_batches(histories, settings.batch_pairs)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What validation ranks with. By default: the model itself."""
+        return self.model
+
+
+TASKS = Registry[Callable[[Any, Any], Task]]("training task", "msm4sr.tasks", ["msm4sr.training.tasks"])
+"""Makes a task from a model and the settings of its stage."""

@@ -1,0 +1,1 @@
+"""The training tasks, one module each: what a stage of training minimises, and on which batches."""
