@@ -14,7 +14,7 @@ from msm4sr.data.dataset import Targets, test_targets, validation_targets
 from msm4sr.evaluation import ranking
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import rank_protocols, rank_targets, ranks_of
+from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets, ranks_of
 from msm4sr.models.base import FactorizedScorer
 
 N_ITEMS = 12
@@ -32,12 +32,12 @@ def ranks_slowly(model: Any, targets: Targets, exclude_seen: bool = False) -> li
     """One user at a time, the history cut to the model's longest, unpadded."""
     ranks = []
     with torch.no_grad():
-        catalogue = model.encode_items()
-        keys = model.scoring_vectors(catalogue)
+        embeddings = model.encode_items()
+        item_vectors = model.scoring_vectors(embeddings)
         for user, target in enumerate(targets.targets):
             history = [int(item) for item in targets.histories[user]]
             latest = torch.tensor([history[-model.max_history :]])
-            scores = (keys @ model.encode_histories(latest, catalogue)[0, -1]).tolist()
+            scores = (item_vectors @ model.encode_histories(latest, embeddings)[0, -1]).tolist()
             for item in history if exclude_seen else []:
                 scores[item] = -float("inf")
             ranks.append(rank_slowly(scores, int(target)))
@@ -64,6 +64,14 @@ class Scores(FactorizedScorer):
         return catalogue.squeeze(1)
 
 
+def included(model: Any, targets: Targets) -> Ranks:
+    return rank_targets(model, targets)["seen_included"]
+
+
+def excluded(model: Any, targets: Targets) -> Ranks:
+    return rank_targets(model, targets, ("seen_excluded",))["seen_excluded"]
+
+
 # One row of scores
 
 
@@ -85,7 +93,7 @@ def test_ranks_agree_with_sorting_on_scores_full_of_ties() -> None:
     assert ranks_of(scores, targets).tolist() == expected
 
 
-def test_a_score_that_is_no_number_is_an_error_not_the_best_rank() -> None:
+def test_a_score_that_is_not_a_number_is_an_error_not_the_best_rank() -> None:
     scores = torch.tensor([[0.1, float("nan"), 0.5]])
     for target in (0, 1):
         with pytest.raises(FloatingPointError, match="not a number"):
@@ -100,38 +108,40 @@ def test_a_score_that_is_no_number_is_an_error_not_the_best_rank() -> None:
 @pytest.mark.parametrize("part", [validation_targets, test_targets])
 def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_seen: bool) -> None:
     model, targets = make().eval(), part(DATASET)
-    ranks = rank_targets(model, targets, exclude_seen=exclude_seen)
-    assert ranks.tolist() == ranks_slowly(model, targets, exclude_seen)
-    both = rank_protocols(model, targets, (exclude_seen, not exclude_seen))
-    assert both[0].tolist() == ranks.tolist()
-    assert both[1].tolist() == ranks_slowly(model, targets, not exclude_seen)
+    protocol: Protocol = "seen_excluded" if exclude_seen else "seen_included"
+    expected = ranks_slowly(model, targets, exclude_seen)
+    assert rank_targets(model, targets, (protocol,))[protocol].tolist() == expected
+    both = rank_targets(model, targets, ("seen_excluded", "seen_included"))
+    assert both[protocol].tolist() == expected
+    (other,) = both.keys() - {protocol}
+    assert both[other].tolist() == ranks_slowly(model, targets, not exclude_seen)
 
 
 def test_chunks_of_users_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, targets = make_sasrec().eval(), test_targets(DATASET)
-    whole = rank_targets(model, targets)
+    at_once = included(model, targets)
     for name, value in (("SCORES_AT_ONCE", 1), ("SCORES_AT_ONCE", 7 * N_ITEMS), ("TOKENS_AT_ONCE", 20)):
         with monkeypatch.context() as patch:
             patch.setattr(ranking, name, value)
-            progress: list[int] = []
-            chunked = rank_targets(model, targets, on_progress=progress.append)
+            progress: list[float] = []
+            chunked = rank_targets(model, targets, advance=progress.append)["seen_included"]
             assert len(progress) > 1
             assert sum(progress) == DATASET.n_users
-            assert chunked.tolist() == whole.tolist()
+            assert chunked.tolist() == at_once.tolist()
 
 
 def test_an_item_of_the_history_ranks_last_when_histories_are_excluded() -> None:
     targets = Targets(ragged([[0, 2, 0], [1]]), np.array([1, 3]))
     model = Scores([9.0, 1.0, 8.0, 2.0])
-    assert rank_targets(model, targets).tolist() == [4.0, 3.0]
-    assert rank_targets(model, targets, exclude_seen=True).tolist() == [2.0, 3.0]
+    assert included(model, targets).tolist() == [4.0, 3.0]
+    assert excluded(model, targets).tolist() == [2.0, 3.0]
     repeated = Targets(ragged([[0, 2, 0]]), np.array([2]))
-    assert rank_targets(model, repeated, exclude_seen=True).tolist() == [3.5]  # a miss, behind all others
+    assert excluded(model, repeated).tolist() == [3.5]  # a miss, behind all others
 
 
 def test_items_before_the_longest_history_are_excluded_too() -> None:
     targets = Targets(ragged([[0, 1, 1, 1, 1, 1]]), np.array([2]))
-    assert rank_targets(Scores([9.0, 8.0, 1.0], max_history=2), targets, exclude_seen=True).tolist() == [1.0]
+    assert excluded(Scores([9.0, 8.0, 1.0], max_history=2), targets).tolist() == [1.0]
 
 
 def test_the_model_is_given_no_more_than_its_longest_history() -> None:
@@ -144,9 +154,7 @@ def test_only_the_latest_items_count_when_a_history_is_too_long() -> None:
     model = make_sasrec().eval()  # reads 6 items
     long, cut = ragged([[1, 2, 3, 4, 5, 6, 7, 8]]), ragged([[3, 4, 5, 6, 7, 8]])
     other = ragged([[1, 2, 3, 4, 5, 6, 7, 9]])
-    ranks = [
-        [rank_targets(model, Targets(h, np.array([t]))).item() for t in range(N_ITEMS)] for h in (long, cut, other)
-    ]
+    ranks = [[included(model, Targets(h, np.array([t]))).item() for t in range(N_ITEMS)] for h in (long, cut, other)]
     assert ranks[0] == ranks[1]
     assert ranks[0] != ranks[2]
 

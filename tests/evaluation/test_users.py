@@ -1,4 +1,4 @@
-"""users.parquet: a row a user and part, from which the metrics of the run follow."""
+"""users.parquet: a row per user and part, from which the metrics of the run follow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from builders import make_dataset, make_popularity, random_sequences
 
-from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate, rank_users_both
+from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate, rank_users
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.users import SCHEMA, Part, users_table
 
@@ -16,10 +16,11 @@ PARTS: tuple[Part, ...] = ("validation", "test")
 
 
 def table() -> pl.DataFrame:
-    return users_table(DATASET, {part: rank_users_both(MODEL, DATASET, part) for part in PARTS})
+    ranks = {part: rank_users(MODEL, DATASET, part, ("seen_included", "seen_excluded")) for part in PARTS}
+    return users_table(DATASET, {part: (both["seen_included"], both["seen_excluded"]) for part, both in ranks.items()})
 
 
-def test_each_user_has_a_row_in_each_part_with_the_target_and_how_often_training_saw_it() -> None:
+def test_each_user_has_a_row_in_each_part_with_the_target_and_its_training_interactions() -> None:
     rows = table()
     assert dict(rows.schema) == SCHEMA
     assert len(rows) == 2 * DATASET.n_users
@@ -37,7 +38,7 @@ def test_the_metrics_follow_from_the_ranks() -> None:
     for part in PARTS:
         ranks = table().filter(pl.col("part") == part)["rank"].to_numpy()
         assert mean_metrics(ranks) == evaluate(MODEL, DATASET, part)
-        left_out = table().filter(pl.col("part") == part)["rank_seen_excluded"].to_numpy()
-        assert mean_metrics(left_out) == evaluate(MODEL, DATASET, part, EvaluationSettings(exclude_seen=True))
-        assert (left_out <= ranks).any()
+        excluded = table().filter(pl.col("part") == part)["rank_seen_excluded"].to_numpy()
+        assert mean_metrics(excluded) == evaluate(MODEL, DATASET, part, EvaluationSettings(exclude_seen=True))
+        assert (excluded <= ranks).any()
         assert not np.array_equal(ranks, np.sort(ranks))
