@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: the stage, the epoch, the time left, the loss and the speed."""
+"""What the console shows while a model trains: stage, epoch, time left, loss and speed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import re
 
 from rich.console import Console
 
-from msm4sr.cli import console as cli_console
-from msm4sr.training.callbacks import EpochRecord
+from msm4sr.cli.console import TrainingProgress, progress_bar
+from msm4sr.training.callbacks import EpochRecord, StepRecord, TrainingPlan
 
 
 def screen(steps: int) -> tuple[str, str]:
-    """The bar after `steps` steps of epoch 2 of 4 (10 steps each; the loop reports every 10), and the lines above."""
+    """The bar after `steps` steps of epoch 2 of 4 (10 steps each), and the lines above."""
     paper = io.StringIO()
     console = Console(file=paper, force_terminal=True, width=100, color_system=None)
-    bar = cli_console.progress_bar()
+    bar = progress_bar()
     bar.live.console = console
     bar.disable = True  # only what this test draws
-    monitor = cli_console.TrainingProgress(bar)
-    monitor.start("pretrain", 4, 10, 0)
-    monitor.epoch(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)
+    callback = TrainingProgress(bar)
+    callback.on_start(TrainingPlan("pretrain", 4, 10))
+    callback.on_epoch_end(EpochRecord("pretrain", 1, 3.5, 0.5, 12345.6, {"recall@10": 0.25, "ndcg@10": 0.125}), True)
     if steps:
-        monitor.step("pretrain", 2, 2.75, steps, 9876.5)
+        callback.on_step(StepRecord("pretrain", 2, 10 + steps, 2.75, 9876.5))
     lines = paper.getvalue()
     paper.truncate(0)
     console.print(bar.get_renderable())
@@ -38,14 +38,14 @@ def test_the_bar_shows_stage_epoch_steps_time_loss_and_speed() -> None:
     assert "9876 pairs/s" in bar
 
 
-def test_the_bar_moves_on_with_epochs_too_short_for_a_report_of_their_steps() -> None:
+def test_the_bar_advances_with_epochs_too_short_for_a_report_of_their_steps() -> None:
     bar, _ = screen(0)
     assert "pretrain 1/4" in bar
     assert "10/40" in bar
     assert "loss 3.500" in bar
 
 
-def test_each_epoch_leaves_a_line() -> None:
+def test_each_epoch_prints_a_line() -> None:
     _, lines = screen(5)
     expected = "pretrain 1/4 loss 3.5000 12346 pairs/s recall@10 0.2500 ndcg@10 0.1250 best so far"
     assert " ".join(lines.split()) == expected

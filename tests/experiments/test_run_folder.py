@@ -118,7 +118,7 @@ def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Ru
     train_stage(run, "finetune", dataset, model)
     kept, epochs = read_weights(best_file(run.checkpoints, "finetune")), run.epochs()
     with pytest.raises(KeyboardInterrupt):
-        train_stage(again, "finetune", *begin(run), Interrupting())
+        train_stage(again, "finetune", *begin(run), [Interrupting()])
     now = read_weights(best_file(run.checkpoints, "finetune"))
     assert all(torch.equal(kept[name], now[name]) for name in kept)
     assert run.epochs() == epochs
@@ -254,7 +254,7 @@ def test_an_interruption_keeps_finished_epochs(run: Run) -> None:
 
 
 def test_a_missing_stage_is_an_error_that_names_it(run: Run) -> None:
-    with pytest.raises(InputError, match=rf"`msm4sr finetune {run.folder}` comes first"):
+    with pytest.raises(InputError, match=rf"run `msm4sr finetune {run.folder}` first"):
         restore(run, *begin(run), "finetune")
 
 
