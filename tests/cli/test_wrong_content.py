@@ -1,4 +1,4 @@
-"""Pictures and texts of strangers: none of them ends a run, each that cannot be used is counted and named."""
+"""Hostile images and texts: none of them ends a run; each that cannot be used is counted and named."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def png_of_size(width: int, height: int) -> bytes:
 
 @pytest.fixture
 def hazards(tmp_path: Path) -> Path:
-    """A catalogue of seven: one good picture, six that cannot be used."""
+    """A catalogue of seven: one good image, six that cannot be used."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
     Image.linear_gradient("L").save(data / "images" / "good.png")
-    whole = (data / "images" / "good.png").read_bytes()
-    (data / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (data / "images" / "text.jpg").write_text("This is not a picture.")
+    good = (data / "images" / "good.png").read_bytes()
+    (data / "images" / "cut.png").write_bytes(good[: len(good) // 2])
+    (data / "images" / "text.jpg").write_text("This is not an image.")
     (data / "images" / "wide.png").write_bytes(png_of_size(30_000, 10))
     (data / "images" / "bomb.png").write_bytes(png_of_size(19_000, 19_000))
-    (tmp_path / "secret.png").write_bytes(whole)
-    pictures = ["images/good.png", "images/cut.png", "images/text.jpg", "images/wide.png", "images/bomb.png"]
-    pictures += ["../secret.png", "../../../../../../../../../../etc/passwd"]
-    return write_folder(data, small_log(items=7), small_items(7, title=[f"Toy {i}" for i in range(7)], image=pictures))
+    (tmp_path / "secret.png").write_bytes(good)
+    images = ["images/good.png", "images/cut.png", "images/text.jpg", "images/wide.png", "images/bomb.png"]
+    images += ["../secret.png", "../../../../../../../../../../etc/passwd"]
+    return write_folder(data, small_log(items=7), small_items(7, title=[f"Toy {i}" for i in range(7)], image=images))
 
 
-def test_each_picture_that_cannot_be_used_is_counted_and_the_first_are_named(
+def test_each_image_that_cannot_be_used_is_counted_and_the_first_are_named(
     cli: Cli, hazards: Path, tmp_path: Path
 ) -> None:
     called = cli("extract", hazards, "--out", tmp_path / "run", *POOLED)
@@ -64,9 +64,7 @@ def test_each_picture_that_cannot_be_used_is_counted_and_the_first_are_named(
     assert any("etc/passwd" in image for image in pl.read_parquet(listed)["image"].drop_nulls())
 
 
-def test_they_are_told_again_by_every_stage_and_the_model_trains_without_them(
-    cli: Cli, hazards: Path, tmp_path: Path
-) -> None:
+def test_every_stage_reports_them_and_the_model_trains_without_them(cli: Cli, hazards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     called = cli("run", hazards, "--out", run, *POOLED, "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1")
     assert called.code == 0, called
@@ -77,7 +75,7 @@ def test_they_are_told_again_by_every_stage_and_the_model_trains_without_them(
     assert "root:" not in html
 
 
-def test_a_picture_that_was_mended_is_read(cli: Cli, hazards: Path, tmp_path: Path) -> None:
+def test_a_repaired_image_is_read(cli: Cli, hazards: Path, tmp_path: Path) -> None:
     cli("extract", hazards, "--out", tmp_path / "run", *POOLED)
     (hazards / "images" / "cut.png").write_bytes((hazards / "images" / "good.png").read_bytes())
     called = cli("extract", hazards, "--out", tmp_path / "run", *POOLED, "--overwrite")
@@ -85,7 +83,7 @@ def test_a_picture_that_was_mended_is_read(cli: Cli, hazards: Path, tmp_path: Pa
     assert "5 pictures cannot be used" in called.out
 
 
-def test_only_pictures_that_cannot_be_used_are_as_none(cli: Cli, hazards: Path, tmp_path: Path) -> None:
+def test_only_images_that_cannot_be_used_are_as_none(cli: Cli, hazards: Path, tmp_path: Path) -> None:
     (hazards / "images" / "good.png").write_text("gone")
     called = cli(
         "run", hazards, "--out", tmp_path / "run", *POOLED, "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1"

@@ -27,8 +27,8 @@ class Source(BaseModel):
             currency: str = Field("EUR", description="Of the prices.")
 
     Then `msm4sr prepare shop DUMP OUT --currency USD` exists: fields without a default are its arguments, the others
-    its options, the docstring and the descriptions its help. Another package declares its module as the entry point "shop"
-    of the group "msm4sr.sources".
+    its options, the docstring and the descriptions its help. Another package declares its module as the entry point
+    "shop" of the group "msm4sr.sources".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
