@@ -60,8 +60,8 @@ function read(card) {
 }
 
 function why(reason, by) {
-  const names = { text: "its text", visual: "its image", id: "what others chose next", seen: "your earlier pick" };
-  const mostly = by === "both" ? `mostly by ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
+  const names = { text: "text", visual: "image", id: "similar choices", seen: "picked before" };
+  const mostly = by === "both" ? `mostly ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
   return reason.because === null ? `Fits your picks together, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }
 
