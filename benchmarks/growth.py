@@ -37,7 +37,7 @@ from common import (
     reset_memory_peak,
     save_figure,
 )
-from steps import Stage, run_steps
+from steps import Limit, Stage, run_steps
 
 from msm4sr.cli.console import handle_errors
 from msm4sr.data.dataset import Dataset
@@ -121,7 +121,7 @@ def measure(cell: Cell, preset: str, changes: Sequence[str], threads: int, steps
     del features
     loaded = memory_now()
     reset_memory_peak()
-    done = run_steps(cell.stage, model, dataset, settings, steps=steps, seconds=seconds)
+    done = run_steps(cell.stage, model, dataset, settings, Limit(steps, seconds=seconds))
     timed = done[max(1, len(done) // 5) :]  # without the warm-up
     speed = sum(step.pairs for step in timed) / sum(step.cost for step in timed)
     return Result(len(timed), speed, done[0].cost, memory_peak(), memory_peak() - loaded)

@@ -1,8 +1,9 @@
-"""Some steps of a stage, exactly as `msm4sr pretrain` and `finetune` train, and the cost of each.
+"""Run some steps of a stage, exactly as `msm4sr pretrain` and `finetune` run them, and measure each.
 
-The trainer gets fewer batches and no validation. A step is everything from the end of one optimiser step to the end of
-the next: making the batch (including the cutting and shuffling at the start of an epoch), forward, backward, clipping,
-the optimiser and the reports of the loss. Validation and checkpoints are not included.
+The stage has its own task and the trainer of the package; only the number of batches is limited, and validation is
+skipped. A step is everything from the end of one optimiser step to the end of the next: building the batch (with the
+cutting and shuffling of a new epoch), forward, backward, clipping, the optimiser and reading the loss. It does not
+include validation and checkpoints.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from msm4sr.models.base import Model
 from msm4sr.models.item_encoder import ItemEncoder
 from msm4sr.models.layers import ItemFeatures
 from msm4sr.models.transformer import CausalTransformer
-from msm4sr.training.settings import StageSettings
 from msm4sr.training.stages import task_for
-from msm4sr.training.task import Task
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
 Stage = Literal["pretrain", "finetune"]
@@ -42,7 +41,7 @@ class Step:
     """One step of training."""
 
     cost: float
-    """By the clock that was given: seconds, or floating-point operations."""
+    """By the given clock: seconds, or floating-point operations."""
     batch: Batch
 
     @property
@@ -51,40 +50,39 @@ class Step:
 
     @property
     def slots(self) -> int:
-        """Places of the batch's table, padding included."""
+        """Positions of the batch, padding included."""
         return self.batch.items.numel()
 
     @property
     def tokens(self) -> int:
-        """Places of the batch's table up to the end of each history."""
+        """Positions of the batch up to the end of each history."""
         last = self.batch.mask * torch.arange(1, self.batch.mask.shape[1] + 1)
         return int(last.amax(dim=1).sum())
 
 
 @dataclass(frozen=True)
 class Limit:
-    """When to stop: after `steps`, or after `seconds` (wall clock) once there are `at_least` steps."""
+    """When to stop: after `steps`, or after `seconds` if at least `at_least` steps have run."""
 
     steps: int
     at_least: int = 2
     seconds: float = float("inf")
 
 
-class FewSteps(Trainer):
-    """Trains on the first batches only, epoch after epoch, without validation."""
+class BriefTrainer(Trainer):
+    """A trainer whose single epoch runs through the batches of as many epochs as the limit allows."""
 
-    def __init__(self, task: Task, settings: StageSettings, options: TrainerOptions, limit: Limit) -> None:
-        super().__init__(task, settings.model_copy(update={"epochs": 1, "max_steps": 0}), options)
-        self.limit, self.used = limit, list[Batch]()
-        self._start = time.perf_counter()
+    limit: Limit
+    used: list[Batch]
 
-    def batches(self, epoch: int) -> Iterator[Any]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        began = time.perf_counter()
         for each in itertools.count(epoch):
             for batch in super().batches(each):
-                late = time.perf_counter() - self._start > self.limit.seconds
-                if len(self.used) == self.limit.steps or (late and len(self.used) >= self.limit.at_least):
+                late = len(self.used) >= self.limit.at_least and time.perf_counter() - began > self.limit.seconds
+                if late or len(self.used) == self.limit.steps:
                     return
-                self.used.append(batch)  # type: ignore[arg-type]
+                self.used.append(batch)
                 yield batch
 
     def validate(self) -> dict[str, float]:
@@ -96,51 +94,46 @@ def run_steps(
     model: Model,
     dataset: Dataset,
     settings: RunSettings,
-    *,
-    steps: int,
-    at_least: int = 2,
-    seconds: float = float("inf"),
+    limit: Limit,
     clock: Callable[[], float] = time.perf_counter,
     listen: Callable[[nn.Module], None] = lambda task: None,
 ) -> list[Step]:
-    """Train `model` for some steps. The first ones are slower, and the first includes the set-up: skip them.
+    """Train `model` for some steps. Ignore the first ones: they warm up, and the first includes the set-up.
 
     Args:
         stage: `pretrain` or `finetune`.
-        model: trained in place. At the end it has its first weights again, as a training keeps the best weights.
-        dataset: whose training histories are used, epoch after epoch.
+        model: trained in place.
+        dataset: its training histories are used, epoch after epoch.
         settings: of a run.
-        steps: how many, at most.
-        at_least: how many, whatever the time.
-        seconds: of wall-clock time after which no further step begins.
+        limit: when to stop.
         clock: read at the end of each step.
-        listen: called with the module whose call is the forward pass, before it is used.
+        listen: receives the task, whose call is the forward pass, before training.
     """
+    brief = {"epochs": 1, "max_steps": 0}
+    settings = settings.model_copy(update={stage: getattr(settings, stage).model_copy(update=brief)})
     task = task_for(model, stage, settings)
     if task is None:
-        raise InputError(f"{stage}: the model has no such stage")
+        raise InputError(f"{type(model).__name__} has no stage {stage}")
     listen(task)
-    options = TrainerOptions(seed=settings.seed, device=settings.device)
-    trainer = FewSteps(task, getattr(settings, stage), options, Limit(steps, at_least, seconds))
     marks = [clock()]
     hook = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
+    trainer = BriefTrainer(task, getattr(settings, stage), TrainerOptions(settings.seed, settings.device))
+    trainer.limit, trainer.used = limit, []
     try:
         trainer.fit(dataset)
     finally:
         hook.remove()
     if len(marks) != len(trainer.used) + 1:
-        raise RuntimeError(f"{len(trainer.used)} batches, {len(marks) - 1} steps: a step is not the work on one batch")
-    return [
-        Step(after - before, batch)
-        for (before, after), batch in zip(itertools.pairwise(marks), trainer.used, strict=True)
-    ]
+        raise RuntimeError(f"{len(trainer.used)} batches, {len(marks) - 1} steps: a step must be the work on one batch")
+    costs = (after - before for before, after in itertools.pairwise(marks))
+    return [Step(cost, batch) for cost, batch in zip(costs, trainer.used, strict=True)]
 
 
 class Parts:
-    """Where the seconds of the steps go, by the parts of the method. Pass `listen` and `clock` to `run_steps`.
+    """Seconds of the steps by part of the method. Pass `listen` to `run_steps`.
 
-    Backward is one part: its seconds inside encoder and Transformer cannot be told apart from outside. The softmax
-    over the catalogue makes its gradient on the way forward, so that it counts there.
+    Backward is one part: its seconds inside encoder and Transformer cannot be separated. The softmax over the catalogue
+    computes its gradient in the forward pass and counts there.
     """
 
     def __init__(self) -> None:
@@ -176,11 +169,11 @@ class Parts:
     def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
         self._end("optimiser")
         self.steps += 1
-        if self.steps == 1:  # it set up and warmed up
+        if self.steps == 1:  # set-up and warm-up
             self.seconds.clear()
 
     def close(self) -> dict[str, float]:
-        """Remove what listens; milliseconds a step of each part."""
+        """Remove the hooks; milliseconds per step of each part."""
         for hook in self._hooks:
             hook.remove()
         return {part: 1000 * self.seconds[part] / max(1, self.steps - 1) for part in PARTS}

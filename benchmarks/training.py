@@ -3,7 +3,7 @@
     python benchmarks/training.py --data DATA/ml-100k --stage pretrain
     python benchmarks/training.py --data DATA/ml-100k --stage finetune --preset best
 
-The same steps run four times from the same weights: for the clock, with PyTorch's operation counter, for the parts of
+The same batches run four times: for the clock, with PyTorch's operation counter, for the parts of
 the method, and under PyTorch's profiler. `steps.py` defines a step, `flops.py` an operation, `common.py` the peak.
 """
 
@@ -29,7 +29,7 @@ from common import (
     reset_memory_peak,
 )
 from flops import finetune_by_hand, flop_counter, pretrain_by_hand
-from steps import Parts, Stage, Step, run_steps
+from steps import Limit, Parts, Stage, Step, run_steps
 from torch.profiler import ProfilerActivity, profile
 
 from msm4sr.cli.console import handle_errors, progress_bar
@@ -90,18 +90,18 @@ def report(
     before = {name: matrix_peak(dtype) for name, dtype in dtypes.items()}
     so_far = memory_peak()
     reset_memory_peak()
-    timed = run_steps(stage, model, dataset, settings, steps=warmup + steps)[warmup:]
+    timed = run_steps(stage, model, dataset, settings, Limit(warmup + steps))[warmup:]
     peak_memory = memory_peak()
     after = {name: matrix_peak(dtype) for name, dtype in dtypes.items()}
 
     with flop_counter() as counter:
         clock = counter.get_total_flops
-        counted = run_steps(stage, model, dataset, settings, steps=warmup + steps, clock=clock)[warmup:]
+        counted = run_steps(stage, model, dataset, settings, Limit(warmup + steps), clock)[warmup:]
     parts = Parts()
-    run_steps(stage, model, dataset, settings, steps=PROFILED, listen=parts.listen)
+    run_steps(stage, model, dataset, settings, Limit(PROFILED), listen=parts.listen)
     milliseconds = parts.close()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run_steps(stage, model, dataset, settings, steps=PROFILED)
+        run_steps(stage, model, dataset, settings, Limit(PROFILED))
 
     by_hand = float(np.mean([count_by_hand(stage, model, step, settings) for step in timed]))
     print("| what | measured |\n|---|--:|")

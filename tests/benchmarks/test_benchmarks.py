@@ -17,7 +17,7 @@ from builders import make_dataset, make_msm4sr, random_sequences
 from common import matrix_peak, memory_now, memory_peak
 from grids import write_cell, write_grid
 from parity.export import NAME, as_recbole_transformer, export_dataset
-from steps import PARTS, Parts, Stage, run_steps
+from steps import PARTS, Limit, Parts, Stage, run_steps
 
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.data.toyshop import generate_toyshop
@@ -40,7 +40,7 @@ def small() -> tuple[Dataset, RunSettings]:
 def test_steps_continue_over_epochs_and_each_is_measured(stage: Stage) -> None:
     dataset, settings = small()
     ticks = count(0, 3)
-    steps = run_steps(stage, make_msm4sr(N_ITEMS), dataset, settings, steps=11, clock=lambda: next(ticks))
+    steps = run_steps(stage, make_msm4sr(N_ITEMS), dataset, settings, Limit(11), lambda: next(ticks))
     epoch = np.maximum(np.diff(training_histories(dataset).offsets) - 1, 0).sum()
     assert len(steps) == 11
     assert sum(step.pairs for step in steps) > epoch, "the test must run more than an epoch"
@@ -51,18 +51,18 @@ def test_steps_continue_over_epochs_and_each_is_measured(stage: Stage) -> None:
 
 def test_no_step_begins_after_the_time_limit() -> None:
     dataset, settings = small()
-    steps = run_steps("finetune", make_msm4sr(N_ITEMS), dataset, settings, steps=50, at_least=3, seconds=0)
+    steps = run_steps("finetune", make_msm4sr(N_ITEMS), dataset, settings, Limit(50, at_least=3, seconds=0))
     assert len(steps) == 3
 
 
 def test_all_parts_of_a_step_take_time_and_hooks_are_removed() -> None:
     dataset, settings = small()
     model, parts = make_msm4sr(N_ITEMS), Parts()
-    run_steps("pretrain", model, dataset, settings, steps=4, listen=parts.listen)
+    run_steps("pretrain", model, dataset, settings, Limit(4), listen=parts.listen)
     milliseconds = parts.close()
     assert set(milliseconds) == set(PARTS)
     assert all(each > 0 for each in milliseconds.values())
-    run_steps("pretrain", model, dataset, settings, steps=2)
+    run_steps("pretrain", model, dataset, settings, Limit(2))
     assert parts.close() == milliseconds
 
 
