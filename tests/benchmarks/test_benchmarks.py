@@ -145,8 +145,8 @@ def test_both_libraries_train_on_the_same_pairs_and_have_the_same_ranks(shop: Pa
 
 def test_paired_compares_a_row_with_the_one_that_it_extends(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "sasrecm"))
-    write_cell(grid, "sasrec", [3, 30, 30], left_out=[1, 30, 30])
-    write_cell(grid, "sasrecm", [1, 30, 30], left_out=[1, 30, 30])
+    write_cell(grid, "sasrec", [3, 30, 30], seen_excluded=[1, 30, 30])
+    write_cell(grid, "sasrecm", [1, 30, 30], seen_excluded=[1, 30, 30])
     command = [sys.executable, str(ROOT / "benchmarks" / "paired.py"), str(grid), "--pair", "sasrecm:sasrec"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| shop | included | sasrecm | sasrec | +0.1667 |" in printed
