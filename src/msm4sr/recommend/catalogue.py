@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from msm4sr.errors import InputError
 from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content
 from msm4sr.recommend.lookup import no_such_item
+
+LONGEST_ID = 200
 
 
 class UnknownItem(InputError):
@@ -89,12 +91,7 @@ class Catalogue:
 
     @classmethod
     def of_model(cls, model: Model, items: Items, where: str = "the model") -> Catalogue:
-        """The items that `model` was trained on, in its order.
-
-        Args:
-            model: in evaluation mode.
-            items: what is known of them.
-            where: the model's name in messages.
+        """The items that a model in evaluation mode was trained on, in its order; `where` names it in messages.
 
         Raises:
             InputError: `items` are not those of the model, or its scores are not finite.
@@ -138,7 +135,7 @@ class Catalogue:
         """The row of an item. Raises UnknownItem."""
         row = self.row(item_id)
         if row is None:
-            raise UnknownItem(f"no item {item_id[:200]!r} in the catalogue of {self.n_items:,} items")
+            raise UnknownItem(f"no item {item_id[:LONGEST_ID]!r} in the catalogue of {self.n_items:,} items")
         return row
 
     def known_rows(self, history: Sequence[str], strict: bool = False, where: str = "") -> tuple[list[int], list[str]]:
@@ -163,8 +160,8 @@ class Catalogue:
             raise UnknownItem(where + "\n".join(no_such_item(item_id, self.items) for item_id in unknown))
         if not known:
             raise InputError(
-                f"{where}none of the history's items is in the catalogue ({unknown[0][:200]!r}, for example): give at "
-                "least one that is"
+                f"{where}none of the history's items is in the catalogue ({unknown[0][:LONGEST_ID]!r}, for example): "
+                "give at least one that is"
             )
         return known, unknown
 
@@ -193,25 +190,14 @@ class Catalogue:
 
     # -- tensors
 
-    def gather(self, rows: Tensor) -> ItemTensors:
-        """The tensors of `rows`, int64 [n]."""
-        n = len(self.items)
-        found, late = self.tensors[rows.clamp(max=n - 1)], rows >= n
-        if bool(late.any()):
-            added = self.added_tensors[rows[late] - n]
-            found.embeddings[late] = added.embeddings
-            found.item_vectors[late] = added.item_vectors
-            found.present[late] = added.present
-        return found
-
-    def embeddings(self, rows: Tensor) -> Tensor:
-        """`gather(rows).embeddings` alone: [n, M, D]."""
+    def gather(self, name: Literal["embeddings", "item_vectors", "present"], rows: Tensor) -> Tensor:
+        """A tensor of `rows`, int64 [n]: [n, ...]."""
+        tensor: Tensor = getattr(self.tensors, name)
         if not self.added:
-            return self.tensors.embeddings[rows]
+            return tensor[rows]
         n = len(self.items)
-        late = rows >= n
-        found = self.tensors.embeddings[rows.clamp(max=n - 1)]
-        found[late] = self.added_tensors.embeddings[rows[late] - n]
+        found, late = tensor[rows.clamp(max=n - 1)], rows >= n
+        found[late] = getattr(self.added_tensors, name)[rows[late] - n]
         return found
 
     def score(self, query: Tensor) -> Tensor:
@@ -229,17 +215,28 @@ class Catalogue:
 
     # -- other states
 
+    def check_new(self, item_ids: Sequence[str]) -> None:
+        """Raises InputError for malformed or repeated ids of new items, ItemExists for ids of the catalogue."""
+        checked: set[str] = set()
+        for item_id in item_ids:
+            if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
+                raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
+            if self.row(item_id) is not None:
+                raise ItemExists(f"item {item_id!r} is in the catalogue already; remove it first, or use another id")
+            if item_id in checked:
+                raise InputError(f"item {item_id!r} is given twice")
+            checked.add(item_id)
+
     def with_added(self, items: Sequence[Item], tensors: ItemTensors) -> Catalogue:
-        """This catalogue with more items."""
+        """This catalogue with more items. Raises InputError as `check_new`."""
+        self.check_new([item.item_id for item in items])
         return replace(self, added=(*self.added, *items), added_tensors=self.added_tensors.joined(tensors))
 
     def without(self, item_ids: Sequence[str]) -> Catalogue:
-        """This catalogue without some of its items."""
-        rows = {row for row in self._rows(item_ids) if row is not None}
+        """This catalogue without some of its items. Raises UnknownItem."""
+        rows = {self.known_row(item_id) for item_id in item_ids}
         n = len(self.items)
         kept = [place for place in range(len(self.added)) if place + n not in rows]
-        if len(kept) == len(self.added):
-            return replace(self, removed=self.removed | rows)
         return replace(
             self,
             removed=self.removed | {row for row in rows if row < n},

@@ -91,11 +91,12 @@ def score_parts(
     """The parts of each row's score by name."""
     assert query.vector is not None
     chosen = torch.tensor(rows, dtype=torch.int64)
-    tensors = catalogue.gather(chosen)
     names: tuple[str, ...] = (ID,)
-    parts = (tensors.item_vectors @ query.vector).unsqueeze(1)  # [rows, parts]
     if has_content(model):
-        names, parts = (*model.content_modalities, ID), model.score_parts(query.vector, tensors.embeddings)
+        names = (*model.content_modalities, ID)
+        parts = model.score_parts(query.vector, catalogue.gather("embeddings", chosen))  # [rows, parts]
+    else:
+        parts = (catalogue.gather("item_vectors", chosen) @ query.vector).unsqueeze(1)
     if model.seen_bias is not None:
         names = (*names, SEEN)
         seen = add_seen_bias(model, query.read, torch.zeros(len(rows)), chosen)
@@ -106,17 +107,9 @@ def score_parts(
 def past_weights(
     model: Model, catalogue: Catalogue, read: Sequence[int], rows: Sequence[int], latest: int, by: str = BOTH
 ) -> dict[int, Tensor]:
-    """The weight of each past item for the scores of `rows`: [rows] each.
+    """The weights of the `latest` distinct past items for the scores of `rows`: [rows] each.
 
-    The weight of the only past item is the score.
-
-    Args:
-        model: in evaluation mode.
-        catalogue: its items.
-        read: the rows of the history that the model reads.
-        rows: items whose scores are compared.
-        latest: how many distinct past items, latest first.
-        by: as in `make_queries`.
+    `read` are the rows that the model reads. The weight of the only past item is the score.
     """
     past = list(dict.fromkeys(reversed(read)))[:latest]
     without = {left: [row for row in read if row != left] for left in past}
@@ -124,7 +117,7 @@ def past_weights(
     chosen = torch.tensor(rows, dtype=torch.int64)
     if is_factorized(model):
         vectors = encode_histories(model, catalogue, histories, by)
-        scores = vectors @ catalogue.gather(chosen).item_vectors.T  # [histories, rows]
+        scores = vectors @ catalogue.gather("item_vectors", chosen).T  # [histories, rows]
         for history, row in zip(histories, scores, strict=True):
             add_seen_bias(model, history, row, chosen)
     else:
@@ -167,24 +160,17 @@ def explain_score(
 def sentence_weights(
     model: ContentModel, catalogue: Catalogue, vector: Tensor, row: int, texts: Sequence[str], features: np.ndarray
 ) -> list[Sentence]:
-    """The sentences of an item and their weights.
+    """The sentences of an item and their weights, after a history with `vector` [Q].
 
-    Without its only sentence, the item has the missing-modality embedding.
-
-    Args:
-        model: in evaluation mode.
-        catalogue: its items.
-        vector: the vector of the history [Q].
-        row: the item.
-        texts: its sentences.
-        features: what the sentence encoder made of them [sentences, D_in].
+    `features` [sentences, D_in] are those of the sentences. Without its only sentence, the item has the
+    missing-modality embedding.
     """
     n = len(texts)
     vectors = torch.from_numpy(np.ascontiguousarray(features))
     full, attention = model.encode_part("text", Ragged(vectors, torch.tensor([0, n])))
     kept = torch.tensor([other for left in range(n) for other in range(n) if other != left], dtype=torch.int64)
     shorter, _ = model.encode_part("text", Ragged(vectors[kept], (n - 1) * torch.arange(n + 1)))
-    variants = catalogue.gather(torch.full((1 + n,), row)).embeddings
+    variants = catalogue.gather("embeddings", torch.full((1 + n,), row))
     variants[:, model.content_modalities.index("text")] = torch.cat([full, shorter])
     scores = model.scoring_vectors(variants) @ vector
     return [

@@ -20,13 +20,11 @@ from msm4sr.features.text import item_sentences
 from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content
 from msm4sr.ragged import Ragged
-from msm4sr.recommend.catalogue import Catalogue, ItemExists, ItemTensors
+from msm4sr.recommend.catalogue import Catalogue, ItemTensors
 from msm4sr.recommend.distinctive_words import DistinctiveWords
 from msm4sr.recommend.explanations import Explanation, Reason, explain_score, reasons_for, sentence_weights
 from msm4sr.recommend.index import ApproximateIndex, top_k
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
-
-LONGEST_ID = 200
 
 
 @dataclass(frozen=True)
@@ -249,35 +247,25 @@ class Recommender:
             InputError: a model that takes no new items; an id that is in the catalogue, given twice or malformed; an
                 item without usable content; an image that cannot be read.
         """
-        self.insert([replace(item, images=()) for item in self.encode_items(items)])
+        self._catalogue.check_new([item.item_id for item in items])
+        self.update([], [replace(item, images=()) for item in self.encode_items(items)])
 
-    def encode_items(self, items: Sequence[Item], new_ids: bool = True) -> list[Item]:
-        """The slow half of `add_items`: the items with their features. Nothing changes yet.
-
-        `new_ids=False` skips the checks of the ids.
-        """
-        encoder = self._encoder()
-        if new_ids:
-            self._check_new([item.item_id for item in items])
-        encoded = encoder.encode(items)
+    def encode_items(self, items: Sequence[Item]) -> list[Item]:
+        """The slow part of `add_items`: the items with their features. Nothing changes yet, and ids are not checked."""
+        if self.encoder is None:
+            name = type(self.model).__name__
+            raise InputError(
+                f"a model {name} takes no new items: it must be trained on them; train msm4sr, which reads content"
+            )
+        encoded = self.encoder.encode(items)
         for item in encoded:
             if not any(len(rows) for rows in item.features.values()):
                 needs = " or ".join(sorted(item.features))
                 raise InputError(f"item {item.item_id!r}: it has no content that the model reads; give it a {needs}")
         return encoded
 
-    def insert(self, items: Sequence[Item]) -> None:
-        """The fast half of `add_items`."""
-        self._encoder()
-        if not items:
-            return
-        tensors = self._tensors_of(items)
-        with self._changing:
-            self._check_new([item.item_id for item in items])
-            self._catalogue = self._catalogue.with_added(items, tensors)
-
     def update(self, removed: Sequence[str], added: Sequence[Item]) -> None:
-        """Remove items that are in the catalogue and add encoded ones; no reader sees a state in between."""
+        """Remove items and add encoded ones; no reader sees a state in between."""
         tensors = self._tensors_of(added) if added else None
         with self._changing:
             catalogue = self._catalogue.without(removed) if removed else self._catalogue
@@ -290,33 +278,10 @@ class Recommender:
             InputError: an unknown item, or no item would remain.
         """
         with self._changing:
-            catalogue = self._catalogue
-            for item_id in item_ids:
-                catalogue.known_row(item_id)
-            rest = catalogue.without(item_ids)
+            rest = self._catalogue.without(item_ids)
             if rest.n_items == 0:
                 raise InputError("no item would be left to recommend; keep at least one")
             self._catalogue = rest
-
-    def _encoder(self) -> ContentEncoder:
-        if self.encoder is None:
-            name = type(self.model).__name__
-            raise InputError(
-                f"a model {name} takes no new items: it must be trained on them; train msm4sr, which reads content"
-            )
-        return self.encoder
-
-    def _check_new(self, item_ids: Sequence[str]) -> None:
-        catalogue = self._catalogue
-        seen = set()
-        for item_id in item_ids:
-            if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
-                raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
-            if catalogue.row(item_id) is not None:
-                raise ItemExists(f"item {item_id!r} is in the catalogue already; remove it first, or use another id")
-            if item_id in seen:
-                raise InputError(f"item {item_id!r} is given twice")
-            seen.add(item_id)
 
     def _tensors_of(self, items: Sequence[Item]) -> ItemTensors:
         assert has_content(self.model)

@@ -1,4 +1,5 @@
-"""From histories of rows to scores over a `Catalogue`. Call these functions in inference mode.
+"""From histories of rows to scores over a `Catalogue`. Call these functions in inference mode, with a model in
+evaluation mode.
 
 Of a factorized model, only the embeddings of the histories' items are read, and the product is computed with the items
 that are ranked; of another model (ItemKNN) all scores are computed.
@@ -62,16 +63,10 @@ def modalities_of(model: Model) -> tuple[str, ...]:
 
 
 def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH) -> list[Query]:
-    """A query for each history.
-
-    Args:
-        model: in evaluation mode.
-        catalogue: its items.
-        histories: rows, oldest first; none is empty.
-        by: a modality that scores alone (with the ID), or "both".
+    """A query for each history of rows, oldest first; none is empty.
 
     Raises:
-        InputError: a modality that cannot score alone.
+        InputError: `by` is neither "both" nor a modality that can score alone.
     """
     if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
@@ -93,7 +88,7 @@ def _encode(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequenc
     place: dict[int, int] = {}
     places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in read]
     padded, length = pad_histories(places, model.max_history)  # [B, L]
-    return model.encode_last(padded, length, catalogue.embeddings(torch.tensor(list(place))))
+    return model.encode_last(padded, length, catalogue.gather("embeddings", torch.tensor(list(place))))
 
 
 def _chunks(histories: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
@@ -161,7 +156,7 @@ def _score_some(model: Model, catalogue: Catalogue, query: Query, among: list[in
     rows = torch.tensor(among, dtype=torch.int64)
     if query.vector is None:
         return rows, score_all(model, catalogue, query)[rows]
-    return rows, add_seen_bias(model, query.read, catalogue.gather(rows).item_vectors @ query.vector, rows)
+    return rows, add_seen_bias(model, query.read, catalogue.gather("item_vectors", rows) @ query.vector, rows)
 
 
 def _score_best(
@@ -198,7 +193,7 @@ def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -
     if not is_factorized(model):
         scores = score_all(model, catalogue, Query([row]))
     elif by == COLLABORATIVE or not modalities:
-        scores = _cosines(catalogue, row, lambda tensors: tensors.item_vectors)
+        scores = _cosines(row, catalogue.tensors.item_vectors, catalogue.added_tensors.item_vectors)
     else:
         scores = _by_content(modalities, catalogue, row, by)
     scores[row] = -torch.inf
@@ -206,22 +201,20 @@ def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -
 
 
 def _by_content(modalities: Sequence[str], catalogue: Catalogue, row: int, by: str) -> Tensor:
-    own = catalogue.gather(torch.tensor([row])).present[0]
-    chosen = [m for m, name in enumerate(modalities) if by in (name, BOTH) and bool(own[m])]
+    present = torch.cat([catalogue.tensors.present, catalogue.added_tensors.present])  # [rows, modalities]
+    chosen = [m for m, name in enumerate(modalities) if by in (name, BOTH) and bool(present[row, m])]
     if not chosen:
         what = by if by != BOTH else "content"
         raise InputError(f"item {catalogue.item_id(row)!r} has no {what}: use by={COLLABORATIVE!r}")
     total = torch.zeros(len(catalogue))
     for m in chosen:
-        cosines = _cosines(catalogue, row, lambda tensors, m=m: tensors.embeddings[:, m])
-        present = torch.cat([catalogue.tensors.present[:, m], catalogue.added_tensors.present[:, m]])
-        total += torch.where(present, cosines, 0.0 if by == BOTH else -torch.inf)
+        cosines = _cosines(row, catalogue.tensors.embeddings[:, m], catalogue.added_tensors.embeddings[:, m])
+        total += torch.where(present[:, m], cosines, 0.0 if by == BOTH else -torch.inf)
     return total / len(chosen)
 
 
-def _cosines(catalogue: Catalogue, row: int, of: Callable[..., Tensor]) -> Tensor:
-    """The cosine of each row with one, of the vectors [n, any] that `of` selects from `ItemTensors`: [rows]."""
-    vector = of(catalogue.gather(torch.tensor([row])))[0]
-    tables = [of(catalogue.tensors), of(catalogue.added_tensors)]
+def _cosines(row: int, run: Tensor, added: Tensor) -> Tensor:
+    """The cosine of each vector, those of the run's items and of the added ones, with that of `row`: [rows]."""
+    vector = run[row] if row < len(run) else added[row - len(run)]
     length = vector.norm().clamp(min=1e-12)
-    return torch.cat([table @ vector / (table.norm(dim=1).clamp(min=1e-12) * length) for table in tables])
+    return torch.cat([table @ vector / (table.norm(dim=1).clamp(min=1e-12) * length) for table in (run, added)])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, Path, Request, Response
 
-from msm4sr.recommend.recommender import LONGEST_ID
+from msm4sr.recommend.catalogue import LONGEST_ID
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.service import ServeSettings, Service

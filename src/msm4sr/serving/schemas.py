@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from msm4sr.recommend.catalogue import LONGEST_ID
 from msm4sr.recommend.explanations import Reason
-from msm4sr.recommend.recommender import LONGEST_ID, Recommendation, Recommendations
+from msm4sr.recommend.recommender import Recommendation, Recommendations
 
 ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 

@@ -135,7 +135,7 @@ class Service:
             files = self.store.images(item.item_id)
             new = replace(item, images=files, features={}, sentences=(), keywords=())
             try:
-                encoded = served.recommender.encode_items([new], new_ids=False)
+                encoded = served.recommender.encode_items([new])
             except InputError as error:
                 logger.warning("added item %r is ignored: %s", item.item_id, error)
                 del items[item.item_id]
@@ -150,8 +150,10 @@ class Service:
         """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
         served = self._served
         self._catch_up(served)
+        catalogue = served.recommender.catalogue
+        catalogue.check_new([item.item_id for item in items])
         encoded = served.recommender.encode_items(items)
-        replaces = [item.item_id in served.recommender.catalogue.items.rows for item in items]
+        replaces = [item.item_id in catalogue.items.rows for item in items]
         self.store.add(encoded, served.encoded_by, replaces)
         self._catch_up(self._served)
 

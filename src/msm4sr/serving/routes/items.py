@@ -11,7 +11,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 
 from msm4sr.data.items import Item
-from msm4sr.recommend.recommender import LONGEST_ID
+from msm4sr.recommend.catalogue import LONGEST_ID
 from msm4sr.serving.cards import find_rows, make_card
 from msm4sr.serving.dependencies import CurrentService, ItemPath, as_json, authorize, check_sizes
 from msm4sr.serving.problems import Refused, described
