@@ -36,7 +36,7 @@ SMALLER: dict[str, Any] = {
 
 N_ITEMS = 12
 HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 10, 7], [6, 8, 9, 10, 2], [0, 1]]
-"""What the users of `every_input` took; item 11 is in none of them."""
+"""The histories of the users of `every_input`; item 11 is in none of them."""
 CATEGORIES = [[0, 2], [1], [], [0], [0, 1, 2], [2], [], [1, 2], [0], [1], [2], []]
 
 
@@ -63,7 +63,7 @@ def random_sequences(users: int, n_items: int, longest: int, seed: int = 0) -> l
 
 
 def cycle_dataset(users: int, n_items: int, longest: int = 12, seed: int = 0) -> Dataset:
-    """After item i comes item i + 1, for everybody, from a start that is drawn."""
+    """Item i + 1 follows item i for every user, from a random start."""
     rng = np.random.default_rng(seed)
     starts, lengths = rng.integers(0, n_items, users), rng.integers(6, longest + 1, users)
     sequences = [[(start + step) % n_items for step in range(n)] for start, n in zip(starts, lengths, strict=True)]
@@ -71,7 +71,7 @@ def cycle_dataset(users: int, n_items: int, longest: int = 12, seed: int = 0) ->
 
 
 def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Ragged[Tensor]:
-    """Random features: item i has `lengths[i]` rows of `dim` numbers."""
+    """Random features: item i has `lengths[i]` rows of dimension `dim`."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(sum(lengths), dim, generator=generator)
     return Ragged(vectors, torch.tensor([0, *lengths]).cumsum(0))
@@ -80,7 +80,7 @@ def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Ragged[Tensor]
 def make_features(
     n_items: int, modalities: Sequence[str] = ("text", "visual"), seed: int = 0
 ) -> dict[str, Ragged[Tensor]]:
-    """Zero to three rows an item, each modality missing for some items, each of another width."""
+    """Zero to three rows per item, each modality missing for some items, each of another dimension."""
     rng = np.random.default_rng(seed)
     features = {}
     for number, name in enumerate(modalities):
@@ -96,7 +96,7 @@ def as_ragged(sequences: Sequence[Sequence[int]]) -> Ragged[Tensor]:
 
 
 def every_input(modalities: Sequence[str] = ("text", "visual"), **changes: Any) -> Inputs:
-    """Inputs of every kind for N_ITEMS items; the last one has no text and no category, and nobody took it."""
+    """Inputs of every kind for N_ITEMS items; the last one has no text, no category and no interaction."""
     features = make_features(N_ITEMS, modalities)
     if modalities:
         vectors, offsets = features[modalities[0]].values, features[modalities[0]].offsets
@@ -112,7 +112,7 @@ def every_input(modalities: Sequence[str] = ("text", "visual"), **changes: Any) 
 
 
 def training_inputs(dataset: Dataset) -> Inputs:
-    """Inputs of every kind for a data set that has neither features nor categories: both are drawn."""
+    """Inputs of every kind for a data set without features and categories: both are random."""
     rng = np.random.default_rng(0)
     return Inputs(
         dataset.n_items,
@@ -125,13 +125,13 @@ def training_inputs(dataset: Dataset) -> Inputs:
 
 
 def tiny_config(name: str, **changes: Any) -> Any:
-    """Of any model of the registry, without dropout; of TINY, CALM, SMALLER and `changes` what it has."""
+    """The config of a model without dropout, with the settings of TINY, CALM, SMALLER and `changes` that it has."""
     wanted, config = TINY | CALM | SMALLER | changes, MODELS[name].Config
     return config(**{key: value for key, value in wanted.items() if key in config.model_fields})
 
 
 def make_model(name: str, inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> Model:
-    """Any model of the registry, tiny, without dropout, with weights large enough that everything matters."""
+    """A tiny model by name, without dropout, with weights large enough for every input to matter."""
     model = build(tiny_config(name, **changes), inputs or every_input(), seed)
     torch.manual_seed(seed)
     enlarge(model)
@@ -141,7 +141,7 @@ def make_model(name: str, inputs: Inputs | None = None, seed: int = 0, **changes
 def make_msm4sr(
     n_items: int = 12, modalities: Sequence[str] = ("text", "visual"), seed: int = 0, **changes: Any
 ) -> MSM4SR:
-    """A tiny model without dropout whose weights are large enough that everything matters."""
+    """A tiny model without dropout, with weights large enough for every input to matter."""
     torch.manual_seed(seed)
     config = MSM4SRConfig(**({"experts": 3} | TINY | CALM | changes))
     model = MSM4SR(config, Inputs(n_items, features=make_features(n_items, modalities, seed)))
@@ -156,12 +156,14 @@ def make_sasrec(n_items: int = 12, seed: int = 0, **changes: Any) -> SASRec:
     return model
 
 
-TAKEN = [[1, 5, 0], [3, 4, 11, 3], [2, 2], [7, 8, 9, 0, 1], [5, 6, 1]]
-"""Training histories of five users over twelve items: item 10 was never taken, 2 and 3 twice by one user."""
+INTERACTIONS = [[1, 5, 0], [3, 4, 11, 3], [2, 2], [7, 8, 9, 0, 1], [5, 6, 1]]
+"""Training histories of five users over twelve items: item 10 is in none, items 2 and 3 are twice in one."""
 
 
-def make_inputs(taken: Sequence[Sequence[int]] = TAKEN, n_items: int = 12, modalities: Sequence[str] = ()) -> Inputs:
-    return Inputs(n_items, len(taken), as_ragged(taken), make_features(n_items, modalities))
+def make_inputs(
+    histories: Sequence[Sequence[int]] = INTERACTIONS, n_items: int = 12, modalities: Sequence[str] = ()
+) -> Inputs:
+    return Inputs(n_items, len(histories), as_ragged(histories), make_features(n_items, modalities))
 
 
 def make_lightgcn(inputs: Inputs | None = None, seed: int = 0, **changes: Any) -> LightGCN:
@@ -191,20 +193,20 @@ def make_itemknn(inputs: Inputs | None = None, **changes: Any) -> ItemKNN:
 
 
 def make_popularity(counts: Sequence[int]) -> Popularity:
-    """Popularity over histories in which item i stands `counts[i]` times."""
+    """Popularity over a history that has item i `counts[i]` times."""
     history = [item for item, count in enumerate(counts) for _ in range(count)]
     return Popularity(PopularityConfig(), Inputs(len(counts), histories=as_ragged([history])))
 
 
 def enlarge(model: torch.nn.Module) -> None:
-    """Weights of N(0, 0.02) hide mistakes under the tolerance of a comparison; biases of 0 hide them altogether."""
+    """Enlarge weights: those of N(0, 0.02) hide mistakes under the tolerance of a comparison, zero biases hide all."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
 
 
 def make_batch(sequences: Sequence[Sequence[int]]) -> Batch:
-    """One row a sequence; each of its items but the last has the one after it as target."""
+    """One row per sequence; the target of each item but the last is the item after it."""
     width = max(len(s) for s in sequences) - 1
     items = torch.zeros(len(sequences), width, dtype=torch.int64)
     targets, mask = torch.zeros_like(items), torch.zeros_like(items, dtype=torch.bool)

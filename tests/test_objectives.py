@@ -35,7 +35,7 @@ def f(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nip_pair_by_pair(views: list[Tensor], items: Tensor, next_item: list[int]) -> Tensor:
-    """Equation 7 over all P x P, other pairs with the same next item left out of the denominator."""
+    """Equation 7 over all P x P, without other pairs with the same next item in the denominator."""
     losses = []
     for j, own in enumerate(next_item):
         top = sum(f(view[j], items[own]) for view in views)
@@ -95,8 +95,8 @@ def test_next_item_prediction_is_equation_7_in_value_and_gradient(n_views: int, 
     )
 
 
-def test_another_pair_with_the_same_next_item_is_left_out_not_counted_as_zero() -> None:
-    """With one item only there are no negatives and the loss is 0; a logit of 0 in their place would cost log 2."""
+def test_another_pair_with_the_same_next_item_is_no_negative() -> None:
+    """With a single item there are no negatives and the loss is 0; a logit of 0 for each would cost log 2."""
     views, items = [random(2, 6), random(2, 6, seed=1)], random(1, 6, seed=2)
     assert nip(views, items, [0, 0]).item() == pytest.approx(0, abs=1e-12)
 
@@ -118,7 +118,7 @@ def nip_of_pair(views: list[Tensor], items: Tensor, next_item: list[int], *pairs
     return total
 
 
-def test_next_item_prediction_sees_directions_not_lengths() -> None:
+def test_next_item_prediction_depends_on_directions_not_lengths() -> None:
     views, items = [random(8, 6), random(8, 6, seed=1)], random(5, 6, seed=2)
     longer = nip([7 * views[0], 0.1 * views[1]], 3 * items, NEXT)
     torch.testing.assert_close(nip(views, items, NEXT), longer)
@@ -148,7 +148,7 @@ def test_the_contrast_is_equation_9_in_value_and_gradient(
 
 @pytest.mark.parametrize("negatives", ["cross", "within"])
 def test_the_contrast_over_some_rows_has_the_other_pairs_as_negatives(negatives: Literal["cross", "within"]) -> None:
-    """What each process computes of a batch that is spread over several; together it is the whole."""
+    """Each process computes its rows of a batch; their mean is the loss of the complete batch."""
     own, other, next_item = random(8, 6), random(8, 6, seed=1), torch.tensor(NEXT)
 
     def in_parts() -> Tensor:
@@ -156,10 +156,10 @@ def test_the_contrast_over_some_rows_has_the_other_pairs_as_negatives(negatives:
         losses = [cross_modality_contrast(own, other, next_item, TAU, negatives, rows) for rows in parts]
         return (3 * losses[0] + 5 * losses[1]) / 8
 
-    def whole() -> Tensor:
+    def complete() -> Tensor:
         return cross_modality_contrast(own, other, next_item, TAU, negatives)
 
-    assert_same_value_and_gradients(in_parts, whole, [own, other])
+    assert_same_value_and_gradients(in_parts, complete, [own, other])
 
 
 @pytest.mark.parametrize("negatives", ["cross", "within"])
@@ -198,7 +198,7 @@ def test_a_batch_given_twice_costs_the_same_where_there_are_no_in_batch_negative
 
 
 def test_contrastive_losses_are_means_a_uniform_batch_of_p_pairs_costs_log_of_its_candidates() -> None:
-    """All vectors alike: every candidate is as likely, and the loss does not grow with P as a sum would."""
+    """All vectors alike: every candidate is as likely, and the loss does not increase with P as a sum would."""
     for p in (4, 8, 16):
         same, next_item = torch.ones(p, 6), torch.arange(p)
         loss = next_item_prediction([same, same], same, next_item, torch.ones(p, dtype=torch.int64), TAU)
@@ -263,7 +263,7 @@ def test_the_softmax_over_the_catalogue_stays_finite_for_huge_scores() -> None:
     assert not prefixes.grad.any()
 
 
-def test_the_softmax_over_the_catalogue_leaves_its_inputs_as_they_are() -> None:
+def test_the_softmax_over_the_catalogue_does_not_change_its_inputs() -> None:
     prefixes, items = random(8, 6), random(7, 6, seed=1)
     before = prefixes.detach().clone(), items.detach().clone()
     next_item_cross_entropy(prefixes, items, torch.tensor(NEXT)).backward()
@@ -326,15 +326,15 @@ def test_the_denominator_over_a_uniform_sample_is_the_full_one_in_expectation() 
 # Bayesian personalised ranking
 
 
-def test_bpr_is_the_mean_log_likelihood_that_what_was_taken_scores_higher() -> None:
-    taken, not_taken = random(6), random(6, seed=1)
-    probabilities = [1 / (1 + math.exp(float(b - a))) for a, b in zip(taken.detach(), not_taken.detach(), strict=True)]
-    loss = bayesian_personalised_ranking(taken, not_taken)
+def test_bpr_is_the_mean_log_likelihood_that_seen_items_score_higher() -> None:
+    seen, unseen = random(6), random(6, seed=1)
+    probabilities = [1 / (1 + math.exp(float(b - a))) for a, b in zip(seen.detach(), unseen.detach(), strict=True)]
+    loss = bayesian_personalised_ranking(seen, unseen)
     assert float(loss.detach()) == pytest.approx(-sum(map(math.log, probabilities)) / 6)
     loss.backward()
     expected = torch.tensor([(p - 1) / 6 for p in probabilities], dtype=torch.float64)
-    torch.testing.assert_close(taken.grad, expected)
-    torch.testing.assert_close(not_taken.grad, -expected)
+    torch.testing.assert_close(seen.grad, expected)
+    torch.testing.assert_close(unseen.grad, -expected)
 
 
 def test_bpr_stays_finite_for_huge_scores() -> None:

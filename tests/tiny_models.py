@@ -1,4 +1,4 @@
-"""Transformers models of random weights, saved to a folder as their library saves the real ones."""
+"""Tiny transformers models with random weights, saved to a folder as the library saves real ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num
 
 
 def enlarged(model: torch.nn.Module, seed: int = 0) -> Any:
-    """Fresh weights hardly tell inputs apart: make them large enough that everything matters."""
+    """Enlarge the initial weights, under which all inputs give almost the same output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -22,7 +22,7 @@ def enlarged(model: torch.nn.Module, seed: int = 0) -> Any:
 
 
 def save_bert(folder: Path) -> Path:
-    """A BERT whose words are single letters, with its own tokenizer files. It says nothing about pooling."""
+    """A BERT whose words are single letters, with its own tokenizer files. It has no pooling settings."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def save_clip(folder: Path) -> Path:
 
 
 def save_vit(folder: Path, pooler: bool = True) -> Path:
-    """A ViT; without `pooler` as a classifier's checkpoint has it."""
+    """A ViT; without `pooler`, a classifier's checkpoint."""
     from transformers import ViTConfig, ViTForImageClassification, ViTModel
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 

@@ -1,6 +1,6 @@
 """msm4sr: a sequential recommender over interactions, texts and images.
 
-The names below are the public interface. They are imported when first used, so that `import msm4sr` is quick.
+The names below are the public interface. They are imported on first use, so `import msm4sr` is fast.
 """
 
 from __future__ import annotations
@@ -19,20 +19,9 @@ if TYPE_CHECKING:
     from msm4sr.experiments.settings import resolve_settings as resolve_settings
     from msm4sr.features.extract import FeatureSettings as FeatureSettings
     from msm4sr.features.extract import extract_features as extract_features
-    from msm4sr.models.baselines.difsr import DIFSR as DIFSR
-    from msm4sr.models.baselines.dualgnn import DualGNN as DualGNN
-    from msm4sr.models.baselines.grcn import GRCN as GRCN
-    from msm4sr.models.baselines.itemknn import ItemKNN as ItemKNN
-    from msm4sr.models.baselines.lightgcn import LightGCN as LightGCN
-    from msm4sr.models.baselines.mvrnn import MVRNN as MVRNN
-    from msm4sr.models.baselines.popularity import Popularity as Popularity
-    from msm4sr.models.baselines.s3rec import S3Rec as S3Rec
-    from msm4sr.models.baselines.sasrec import SASRec as SASRec
-    from msm4sr.models.baselines.sasrecm import SASRecM as SASRecM
-    from msm4sr.models.baselines.sine import SINE as SINE
     from msm4sr.models.msm4sr import MSM4SR as MSM4SR
-    from msm4sr.models.msm4sr import MSM4SRConfig as MSM4SRConfig
     from msm4sr.models.registry import from_pretrained as from_pretrained
+    from msm4sr.models.registry import register_model as register_model
     from msm4sr.recommend.recommender import Recommender as Recommender
     from msm4sr.training.settings import FinetuneSettings as FinetuneSettings
     from msm4sr.training.settings import PretrainSettings as PretrainSettings
@@ -42,28 +31,17 @@ if TYPE_CHECKING:
 _MODULES = {
     "DataSettings": "data.dataset",
     "load_dataset": "data.dataset",
-    "InputError": "errors",
     "Item": "data.items",
+    "InputError": "errors",
     "evaluate": "evaluation.evaluate",
     "load_recommender": "experiments.loading",
     "from_preset": "experiments.settings",
     "resolve_settings": "experiments.settings",
     "FeatureSettings": "features.extract",
     "extract_features": "features.extract",
-    "DIFSR": "models.baselines.difsr",
-    "DualGNN": "models.baselines.dualgnn",
-    "GRCN": "models.baselines.grcn",
-    "ItemKNN": "models.baselines.itemknn",
-    "LightGCN": "models.baselines.lightgcn",
-    "MVRNN": "models.baselines.mvrnn",
-    "Popularity": "models.baselines.popularity",
-    "S3Rec": "models.baselines.s3rec",
-    "SASRec": "models.baselines.sasrec",
-    "SASRecM": "models.baselines.sasrecm",
-    "SINE": "models.baselines.sine",
     "MSM4SR": "models.msm4sr",
-    "MSM4SRConfig": "models.msm4sr",
     "from_pretrained": "models.registry",
+    "register_model": "models.registry",
     "Recommender": "recommend.recommender",
     "FinetuneSettings": "training.settings",
     "finetune": "training.stages",

@@ -1,4 +1,4 @@
-"""Every model of the comparison through the real command line, on the shop."""
+"""Models by name through the command line, on the toy shop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from calling import Cli, small_items, small_log, write_folder
 
-import msm4sr
+from msm4sr import from_pretrained
 
 SMALL = ("--set", "model.dim=8", "--set", "pretrain.epochs=1", "--set", "finetune.epochs=2", "--preset", "seed")
 
@@ -17,7 +17,7 @@ SMALL = ("--set", "model.dim=8", "--set", "pretrain.epochs=1", "--set", "finetun
     ("name", "kind"),
     [("sasrecm", "SASRecM"), ("s3rec", "S3Rec"), ("sine", "SINE"), ("difsr", "DIFSR"), ("mvrnn", "MVRNN")],
 )
-def test_a_model_is_trained_evaluated_and_asked_by_name(
+def test_a_model_is_trained_evaluated_and_recommends_by_name(
     name: str, kind: str, cli: Cli, shop: Path, features: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -28,11 +28,11 @@ def test_a_model_is_trained_evaluated_and_asked_by_name(
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["run"]["model"] == name
     assert 0 < metrics["test"]["ndcg@50"] <= 1
-    assert type(getattr(msm4sr, kind).from_pretrained(out / "model")).__name__ == kind  # as the model's card says
+    assert type(from_pretrained(out / "model")).__name__ == kind  # as in the model card
     assert cli("recommend", out, "--user", "user-00007").code == 0
 
 
-def test_s3rec_without_categories_says_what_it_leaves_out(cli: Cli, tmp_path: Path) -> None:
+def test_s3rec_without_categories_reports_the_losses_that_it_drops(cli: Cli, tmp_path: Path) -> None:
     data = write_folder(tmp_path / "data", small_log(), small_items(title=[f"item {i}" for i in range(6)]))
     called = cli("run", data, "--model", "s3rec", "--out", tmp_path / "run", *SMALL)
     assert called.code == 0, called

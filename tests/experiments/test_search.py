@@ -1,4 +1,4 @@
-"""Search files: the shipped ones fit their models and share their budgets, and what is wrong in one is told."""
+"""Searches: those of the models fit them and share their budgets; errors in search files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_all_models_have_the_same_budget_apart_from_the_steps_of_graph_models() 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_search_has_settings_of_its_model_around_their_defaults(name: str) -> None:
+def test_the_search_of_a_model_has_its_settings_around_their_defaults(name: str) -> None:
     search = load_search(None, name)
     settings = with_values(resolve_settings("best", name), search.budget, "budget")
     defaults = check_defaults(search, settings)
@@ -47,10 +47,10 @@ def test_a_shipped_search_has_settings_of_its_model_around_their_defaults(name: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_search_has_the_learning_rate_and_only_stages_that_the_model_has(name: str) -> None:
+def test_the_search_of_a_model_has_the_learning_rate_and_only_its_stages(name: str) -> None:
     parameters = load_search(None, name).parameters
     assert "pretrain" in MODELS[name].tasks or not any(key.startswith("pretrain.") for key in parameters)
-    if name == "itemknn":  # is not trained
+    if name == "itemknn":  # has no training
         assert not any(key.startswith("finetune.") for key in parameters)
     else:
         assert parameters["finetune.learning_rate"].holds(1e-3)
@@ -63,7 +63,7 @@ def write(folder: Path, parameters: str, budget: str = "trials: 3", model: str =
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         (
             "{model.droput: {kind: float, low: 0, high: 1}}",
@@ -85,30 +85,28 @@ def write(folder: Path, parameters: str, budget: str = "trials: 3", model: str =
         ("3\nparameter: {}", r"parameters?: "),
     ],
 )
-def test_what_is_wrong_in_a_search_file_is_told_with_its_name_and_key(
-    tmp_path: Path, parameters: str, said: str
-) -> None:
+def test_an_error_in_a_search_file_names_the_file_and_the_key(tmp_path: Path, parameters: str, message: str) -> None:
     file = write(tmp_path, parameters)
-    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{said}"):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{message}"):
         load_search(str(file), "sasrec")
 
 
-def test_what_the_budget_sets_cannot_be_searched(tmp_path: Path) -> None:
+def test_settings_of_the_budget_cannot_be_searched(tmp_path: Path) -> None:
     epochs = "{finetune.epochs: {kind: int, low: 1, high: 9}}"
     with pytest.raises(InputError, match=r"finetune\.epochs is part of the budget"):
         load_search(str(write(tmp_path, epochs, "{trials: 3, settings: {finetune: {epochs: 5}}}")), "sasrec")
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("budget", "message"),
     [
         ("trials: 0", r"budget\.yaml: trials: "),
         ("{trials: 3, settings: {finetune: {epoch: 5}}}", r"budget\.yaml: there is no setting 'finetune.epoch'"),
         ("{trials: 3, time: 5}", r"budget\.yaml: time: .*there are trials, settings"),
     ],
 )
-def test_what_is_wrong_in_a_budget_is_told(tmp_path: Path, budget: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_an_error_in_a_budget_names_the_file_and_the_key(tmp_path: Path, budget: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_search(str(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}", budget)), "sasrec")
 
 
@@ -132,17 +130,17 @@ def test_a_search_file_may_name_a_shipped_budget(tmp_path: Path) -> None:
     assert load_search(str(file), "sasrec").budget == load_search(None, "grcn").budget
 
 
-def test_a_default_that_the_search_would_never_come_upon_is_told(tmp_path: Path) -> None:
+def test_a_default_outside_of_the_search_is_an_input_error(tmp_path: Path) -> None:
     search = load_search(str(write(tmp_path, "{model.dropout: {kind: float, low: 0.4, high: 0.9}}")), "sasrec")
     with pytest.raises(InputError, match=r"model\.dropout: its default, 0\.2, is outside"):
         check_defaults(search, resolve_settings("best", "sasrec"))
 
 
-KEPT = sorted((Path(__file__).parents[2] / "configs" / "models").glob("*/*.yaml"))
+TUNED = sorted((Path(__file__).parents[2] / "configs" / "models").glob("*/*.yaml"))
 
 
-@pytest.mark.parametrize("file", KEPT, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_kept_settings_fit_their_model(file: Path) -> None:
+@pytest.mark.parametrize("file", TUNED, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_tuned_settings_fit_their_model(file: Path) -> None:
     tuned, search = resolve_settings("best", file.stem, file=file), load_search(None, file.stem)
     assert tuned.model.name == file.stem
     for key, parameter in search.parameters.items():
@@ -150,5 +148,5 @@ def test_kept_settings_fit_their_model(file: Path) -> None:
         assert parameter.holds(getattr(getattr(tuned, section), name))
 
 
-def test_there_are_kept_settings_of_every_model_that_can_be_searched() -> None:
-    assert {file.stem for file in KEPT if file.parent.name == "ml-100k"} == set(NAMES)
+def test_there_are_tuned_settings_of_every_model_with_a_search() -> None:
+    assert {file.stem for file in TUNED if file.parent.name == "ml-100k"} == set(NAMES)

@@ -1,4 +1,4 @@
-"""Settings: every preset for every model, changes by name, and one message for what is wrong."""
+"""Settings: every preset for every model, changes by name, and error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_preset_resolves_for_every_model(preset: str, model: str) -> None:
     assert settings.seed == 0
 
 
-def test_the_seed_preset_is_the_paper_to_the_letter() -> None:
+def test_the_seed_preset_is_the_paper() -> None:
     settings = resolve_settings("seed")
     model = settings.model
     assert isinstance(model, MSM4SRConfig)
@@ -63,18 +63,18 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
     assert resolve_settings("best", "popularity").model == PopularityConfig()
 
 
-def test_a_preset_says_what_one_model_has_otherwise() -> None:
+def test_a_preset_may_have_settings_of_single_models() -> None:
     rates = {name: resolve_settings("best", name).finetune.learning_rate for name in ("msm4sr", "sasrec", "lightgcn")}
     assert rates == {"msm4sr": 2e-3, "sasrec": 3e-3, "lightgcn": 3e-3}
-    repeats = {name: resolve_settings("best", name).model.seen_item_bias for name in ("msm4sr", "sasrec")}  # type: ignore
-    assert repeats == {"msm4sr": True, "sasrec": False}
+    biases = {name: resolve_settings("best", name).model.seen_item_bias for name in ("msm4sr", "sasrec")}  # type: ignore
+    assert biases == {"msm4sr": True, "sasrec": False}
     assert resolve_settings("best", changes=["finetune.learning_rate=1e-3"]).finetune.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
     ("change", "section", "key", "value"),
     [
-        ("finetune.learning_rate=1e-4", "finetune", "learning_rate", 1e-4),  # YAML 1.1 alone would read a text
+        ("finetune.learning_rate=1e-4", "finetune", "learning_rate", 1e-4),  # text in YAML 1.1
         ("pretrain.negatives=within", "pretrain", "negatives", "within"),
         ("model.id_in_input=true", "model", "id_in_input", True),
         ("evaluation.exclude_seen=yes", "evaluation", "exclude_seen", True),
@@ -93,7 +93,7 @@ def test_nested_settings_and_the_last_of_two_changes_count() -> None:
     changes = ["features.visual.kind=pooled", "features.text.encoder=/models/a=b", "seed=3", "seed=4"]
     settings = resolve_settings("seed", changes=changes)
     assert settings.features.visual.kind == "pooled"
-    assert settings.features.text.encoder == "/models/a=b"  # the first equals sign divides
+    assert settings.features.text.encoder == "/models/a=b"  # split at the first equals sign
     assert settings.seed == 4
 
 
@@ -102,18 +102,18 @@ def test_the_option_seed_is_the_setting_seed() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_history", "learning_rate", "user_core", "exclude_seen"])
-def test_a_key_without_its_section_is_told_the_whole_name(name: str) -> None:
+def test_a_key_without_its_section_gets_the_complete_name(name: str) -> None:
     with pytest.raises(InputError, match=rf"did you mean '\w+\.{name}'\?"):
         resolve_settings("seed", changes=[f"{name}=1"])
 
 
-def test_what_a_run_writes_down_reads_back_the_same() -> None:
+def test_stored_settings_are_read_back_unchanged() -> None:
     for model in MODELS:
         settings = resolve_settings("best", model, ["model.score_with=[text]"] if model == "msm4sr" else [])
         assert validate_settings(settings.model_dump(mode="json"), "here") == settings
 
 
-def test_where_it_stands_is_named() -> None:
+def test_an_error_names_the_file_and_the_key() -> None:
     with pytest.raises(InputError, match=r"^run/config\.yaml: pretrain\.drop: .*less than.*given: 2"):
         validate_settings({"pretrain": {"drop": 2}}, "run/config.yaml")
 
@@ -154,7 +154,7 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("finetune: {learningrate: 1}", r"no setting 'finetune.learningrate' of sasrec; did you mean 'finetune.learn"),
         ("model: {attribute_weight: 1}", r"no setting 'model.attribute_weight' of sasrec \(difsr has it\)"),
@@ -170,12 +170,12 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("model: {", r"not YAML"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_name(tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
     file = settings_file(tmp_path, text)
-    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{said}"):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{message}"):
         resolve_settings("best", "sasrec", file=file)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.yaml: not readable"):
         resolve_settings(file=tmp_path / "nothing.yaml")

@@ -1,7 +1,7 @@
-"""What every model of the registry keeps, whatever it is made of. A new model is in these tests once it is registered.
+"""The contract of all models. A new model is tested here once it is registered.
 
-Each is built tiny, of inputs of every kind: features in two modalities (some items lack one), categories (some items
-have none), users and their histories. What is particular to a model is tested beside it.
+Each model is tiny, with inputs of every kind: features in two modalities (some items lack one), categories (some items
+have none), users and their histories. Other tests cover what is special to a model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ROWS = torch.tensor([[1, 5, 0, 7], [3, 4, 11, 7], [2, 2, 2, 9]])
 
 TRAINED = [name for name in MODELS if list(make_model(name).parameters())]
 SEQUENTIAL = [name for name in TRAINED if MODELS[name].ranks_seen_items]
-"""Their scores follow the order of a history."""
+"""Their scores depend on the order of a history."""
 
 
 @pytest.fixture(params=MODELS)
@@ -79,7 +79,7 @@ def test_a_model_scores_every_item_after_every_history(model: Model) -> None:
 
 def test_a_score_does_not_depend_on_the_batch_nor_on_what_comes_later_nor_on_padding(model: Model) -> None:
     for end in range(1, 5):
-        together = scores(model, ROWS, [end] * 3)  # what stands behind `end` is later, or padding
+        together = scores(model, ROWS, [end] * 3)  # positions after `end` are later items or padding
         for row in range(3):
             alone = scores(model, ROWS[row : row + 1, :end], [end])[0]
             torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
@@ -97,7 +97,7 @@ def test_one_pass_over_a_history_gives_the_scores_after_each_of_its_prefixes(nam
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
 @pytest.mark.parametrize("ends", [[4, 4, 4], [1, 2, 4], [3, 1, 1]])
-def test_the_vector_of_whole_histories_is_that_of_their_last_prefix(name: str, ends: list[int]) -> None:
+def test_the_vector_of_a_history_is_that_of_its_last_prefix(name: str, ends: list[int]) -> None:
     model = make_model(name).eval()
     lengths = torch.tensor(ends)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_the_latest_item_of_a_history_matters(name: str) -> None:
     assert (scores(model, ROWS[:1], [4]) - scores(model, other, [4])).abs().max() > 1e-3
 
 
-def test_a_user_whom_training_did_not_know_and_an_item_that_nobody_took_get_finite_scores(model: Model) -> None:
+def test_an_unknown_user_and_an_item_without_interactions_get_finite_scores(model: Model) -> None:
     assert 11 not in {item for history in HISTORIES for item in history}  # and it has neither text nor category
     known, unknown = scores(model, ROWS, [4, 4, 4], torch.tensor([0, 1, 2])), scores(model, ROWS, [4, 4, 4])
     assert known.isfinite().all()
@@ -125,7 +125,7 @@ def test_a_user_whom_training_did_not_know_and_an_item_that_nobody_took_get_fini
 # Storing
 
 
-def test_a_stored_model_scores_the_same_to_the_last_bit(model: Model, tmp_path: Path) -> None:
+def test_the_scores_of_a_stored_model_are_bit_identical(model: Model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = from_pretrained(tmp_path)
     users = torch.tensor([0, 1, 2])
@@ -136,12 +136,12 @@ def test_a_stored_model_scores_the_same_to_the_last_bit(model: Model, tmp_path: 
 
 # Training
 
-# A softmax over an item's sentences does not see a constant: the true gradient of b2 of equation 3 is zero.
+# A softmax over an item's sentences is invariant to a constant: the true gradient of b2 of equation 3 is zero.
 NO_GRADIENT = {"msm4sr": {f"encoders.{a}.pooling.outer.bias" for a in ("text", "visual")}}
 
 
 def loss_of_training(model: Model) -> Tensor:
-    """Of all training histories in one batch, as the model's fine-tuning has it."""
+    """The fine-tuning loss of all training histories in one batch."""
     if not isinstance(model, GraphModel):
         return finetune_loss(model, make_batch(SEQUENCES), generator())
     (batch,) = pair_batches(ragged(SEQUENCES), N_ITEMS, 100, np.random.default_rng(0))
@@ -173,8 +173,8 @@ def pretraining_of_s3rec(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_candidates_that_are_all_items_in_another_order_give_the_loss_of_all_items(name: str) -> None:
-    """What a model says of an item then comes from the item's row among those that were encoded."""
+def test_a_sample_of_all_items_in_another_order_gives_the_loss_of_all_items(name: str) -> None:
+    """The model must read an item's row among the encoded items, and not its number."""
     model = make_model(name).eval()
     batch, shuffled = make_batch(SEQUENCES), torch.randperm(N_ITEMS, generator=generator(1))
     torch.testing.assert_close(sampled_finetune_loss(model, batch, shuffled, N_ITEMS), finetune_loss(model, batch))
@@ -183,7 +183,7 @@ def test_candidates_that_are_all_items_in_another_order_give_the_loss_of_all_ite
 
 
 PRETRAINING = {"msm4sr": pretraining_of_msm4sr, "s3rec": pretraining_of_s3rec}
-"""The loss of a first stage, which trains what fine-tuning does not."""
+"""The losses of pre-training, which train what fine-tuning does not."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -195,7 +195,7 @@ def test_a_seed_makes_the_same_model_and_another_seed_another(name: str) -> None
 
 
 def trained(name: str, dataset: Dataset, epochs: int, **changes: Any) -> Model:
-    """Trained on the data set, where it has weights."""
+    """The model, trained on the data set if it has weights."""
     model = build(tiny_config(name, dim=16, inner_dim=32, max_history=12, **changes), training_inputs(dataset), seed=1)
     settings = FinetuneSettings(
         epochs=epochs,
@@ -211,11 +211,11 @@ def trained(name: str, dataset: Dataset, epochs: int, **changes: Any) -> Model:
 
 
 CYCLE = cycle_dataset(users=120, n_items=30)
-"""After an item comes the one after it, for everybody."""
+"""Item i + 1 follows item i for every user."""
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_is_the_same_to_the_last_bit_under_a_seed_whatever_the_global_random_state(name: str) -> None:
+def test_training_with_a_seed_is_bit_identical_whatever_the_global_random_state(name: str) -> None:
     runs = []
     for state in (1, 2):
         torch.manual_seed(state)
@@ -230,7 +230,7 @@ def test_a_model_learns_a_planted_order(name: str) -> None:
 
 
 def communities() -> Dataset:
-    """Five kinds of people, who take the six items of their kind in any order."""
+    """Five groups of users, who interact with the six items of their group in any order."""
     rng = np.random.default_rng(0)
     return make_dataset([(6 * (user % 5) + rng.permutation(6)).tolist() for user in range(100)], n_items=30)
 
@@ -243,8 +243,8 @@ def test_a_model_learns_which_items_go_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_that_grows_by_new_items_scores_the_known_ones_as_before(name: str) -> None:
-    """The new ones stand between the known ones; nobody took them."""
+def test_a_model_over_an_extended_catalogue_scores_the_known_items_as_before(name: str) -> None:
+    """The new items are between the known ones; they have no interactions."""
     config, known = tiny_config(name), torch.tensor([i for i in range(N_ITEMS + 3) if i not in (2, 7, 8)])
 
     def spread(rows: Ragged[Tensor]) -> Ragged[Tensor]:
@@ -261,24 +261,24 @@ def test_a_model_that_grows_by_new_items_scores_the_known_ones_as_before(name: s
         features={a: spread(rows) for a, rows in inputs.features.items()},
         categories=spread(inputs.categories),
     )
-    model, grown = make_model(name, inputs).eval(), build(config, larger, seed=5).eval()
-    extend_catalogue(model, grown, known)
+    model, extended = make_model(name, inputs).eval(), build(config, larger, seed=5).eval()
+    extend_catalogue(model, extended, known)
     users = torch.tensor([0, 1, 3])
     lengths = [4, 4, 4]
-    before, after = scores(model, ROWS, lengths, users), scores(grown, known[ROWS], lengths, users)
+    before, after = scores(model, ROWS, lengths, users), scores(extended, known[ROWS], lengths, users)
     torch.testing.assert_close(after[:, known], before, rtol=1e-4, atol=1e-4)
     trained = dict(model.named_parameters())
     per_item = [
-        weight for weight_name, weight in grown.named_parameters() if weight.shape != trained[weight_name].shape
+        weight for weight_name, weight in extended.named_parameters() if weight.shape != trained[weight_name].shape
     ]
     assert not any(weight[[2, 7, 8]].any() for weight in per_item)
     assert all(weight[known].any() for weight in per_item)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if issubclass(MODELS[name], GraphModel)])
-def test_a_user_of_whom_nothing_was_trained_on_is_known_by_the_history(name: str) -> None:
-    taken = [HISTORIES[0], [], *HISTORIES[2:]]
-    model = make_model(name, every_input(histories=as_ragged(taken))).eval()
+def test_a_user_without_training_items_is_scored_by_the_history(name: str) -> None:
+    histories = [HISTORIES[0], [], *HISTORIES[2:]]
+    model = make_model(name, every_input(histories=as_ragged(histories))).eval()
     lengths = [4, 4, 4]
     by_user, by_history = scores(model, ROWS, lengths, torch.tensor([0, 1, 2])), scores(model, ROWS, lengths)
     torch.testing.assert_close(by_user[1], by_history[1])

@@ -1,4 +1,4 @@
-"""The user-item graph, and what every model that propagates over it keeps."""
+"""The user-item graph, and the contract of the models that propagate over it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import TAKEN, make_dataset, make_dualgnn, make_grcn, make_inputs, make_lightgcn, ragged
+from builders import INTERACTIONS, make_dataset, make_dualgnn, make_grcn, make_inputs, make_lightgcn, ragged
 from torch import Tensor
 
 from msm4sr.evaluation.evaluate import evaluate
@@ -26,7 +26,7 @@ from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12
-EDGES = sorted({(user, item) for user, items in enumerate(TAKEN) for item in items})
+EDGES = sorted({(user, item) for user, items in enumerate(INTERACTIONS) for item in items})
 MODELS: dict[str, Callable[..., GraphModel]] = {"lightgcn": make_lightgcn, "grcn": make_grcn, "dualgnn": make_dualgnn}
 
 
@@ -41,11 +41,11 @@ def make(request: pytest.FixtureRequest) -> Callable[..., GraphModel]:
 
 
 def a_batch(seed: int = 0) -> Any:
-    return next(pair_batches(ragged(TAKEN), N_ITEMS, 64, np.random.default_rng(seed)))
+    return next(pair_batches(ragged(INTERACTIONS), N_ITEMS, 64, np.random.default_rng(seed)))
 
 
 def scores(model: GraphModel, histories: list[list[int]], users: list[int] | None = None) -> Tensor:
-    """[B, N] as evaluation asks for them."""
+    """[B, N]."""
     lengths = torch.tensor([len(h) for h in histories])
     padded = torch.zeros(len(histories), int(lengths.max()), dtype=torch.int64)
     for row, history in zip(padded, histories, strict=True):
@@ -60,10 +60,10 @@ def scores(model: GraphModel, histories: list[list[int]], users: list[int] | Non
 # The graph
 
 
-def test_an_item_that_a_user_took_twice_is_one_edge(graph: UserItemGraph) -> None:
+def test_a_repeated_interaction_is_one_edge(graph: UserItemGraph) -> None:
     assert list(zip(graph.users.tolist(), graph.items.tolist(), strict=True)) == EDGES
-    assert graph.user_degrees().tolist() == [len(set(items)) for items in TAKEN]
-    assert graph.item_degrees().tolist() == [sum(item in items for items in TAKEN) for item in range(N_ITEMS)]
+    assert graph.user_degrees().tolist() == [len(set(items)) for items in INTERACTIONS]
+    assert graph.item_degrees().tolist() == [sum(item in items for items in INTERACTIONS) for item in range(N_ITEMS)]
 
 
 def by_hand(weights: Tensor, users: Tensor, items: Tensor) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def by_hand(weights: Tensor, users: Tensor, items: Tensor) -> dict[str, Tensor]:
 def test_sums_products_and_softmaxes_over_edges_are_those_of_a_loop_and_so_are_their_gradients(
     graph: UserItemGraph,
 ) -> None:
-    given = [torch.randn(len(EDGES)), torch.randn(len(TAKEN), 3), torch.randn(N_ITEMS, 3)]
+    given = [torch.randn(len(EDGES)), torch.randn(len(INTERACTIONS), 3), torch.randn(N_ITEMS, 3)]
 
     def with_gradients(compute: Callable[..., dict[str, Tensor]]) -> dict[str, Any]:
         leaves = [tensor.double().requires_grad_() for tensor in given]
@@ -115,18 +115,18 @@ def test_sums_products_and_softmaxes_over_edges_are_those_of_a_loop_and_so_are_t
                 torch.testing.assert_close(a, b)
 
 
-# What every graph model keeps
+# The contract of graph models
 
 
-def test_a_user_of_the_training_is_scored_by_the_users_own_node(make: Callable[..., GraphModel]) -> None:
+def test_a_user_of_the_training_data_is_scored_by_the_node(make: Callable[..., GraphModel]) -> None:
     model = make().eval()
     users, items = model.propagate()
-    assert users.shape[0] == len(TAKEN)
+    assert users.shape[0] == len(INTERACTIONS)
     assert items.shape == (N_ITEMS, users.shape[1])
     torch.testing.assert_close(scores(model, [[1], [4, 4]], users=[3, 0]), (users[[3, 0]] @ items.T).detach())
 
 
-def test_an_unknown_history_is_folded_in_as_one_more_user(make: Callable[..., GraphModel]) -> None:
+def test_an_unknown_history_is_folded_in_as_a_new_user(make: Callable[..., GraphModel]) -> None:
     model = make().eval()
     _, items = model.propagate()
     for history in ([1, 5, 0], [10], [3, 3, 4, 3]):
@@ -153,21 +153,21 @@ def test_a_score_does_not_depend_on_the_other_histories_nor_on_what_comes_later(
         torch.testing.assert_close(scores(model, [histories[0][:end]])[0], prefixes[end - 1], rtol=1e-4, atol=1e-5)
 
 
-def test_an_item_that_nobody_took_has_finite_scores(make: Callable[..., GraphModel]) -> None:
+def test_an_item_without_interactions_has_finite_scores(make: Callable[..., GraphModel]) -> None:
     model = make().eval()
-    assert scores(model, TAKEN, users=[0, 1, 2, 3, 4])[:, 10].isfinite().all()
+    assert scores(model, INTERACTIONS, users=[0, 1, 2, 3, 4])[:, 10].isfinite().all()
     assert scores(model, [[10], [1, 10]]).isfinite().all()
 
 
-def test_a_stored_model_is_whole_and_scores_the_same_to_the_last_bit(
-    make: Callable[..., GraphModel], tmp_path: Path
-) -> None:
+def test_the_scores_of_a_stored_graph_model_are_bit_identical(make: Callable[..., GraphModel], tmp_path: Path) -> None:
     model = make().eval()
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert again.config == model.config
-    assert torch.equal(scores(again, TAKEN), scores(model, TAKEN))
-    assert torch.equal(scores(again, TAKEN, users=[0, 1, 2, 3, 4]), scores(model, TAKEN, users=[0, 1, 2, 3, 4]))
+    assert torch.equal(scores(again, INTERACTIONS), scores(model, INTERACTIONS))
+    assert torch.equal(
+        scores(again, INTERACTIONS, users=[0, 1, 2, 3, 4]), scores(model, INTERACTIONS, users=[0, 1, 2, 3, 4])
+    )
 
 
 def test_gradients_reach_every_weight(make: Callable[..., GraphModel]) -> None:
@@ -178,7 +178,7 @@ def test_gradients_reach_every_weight(make: Callable[..., GraphModel]) -> None:
         assert weight.grad.any(), name
 
 
-def test_the_kept_propagation_is_dropped_by_a_step_and_by_new_weights(make: Callable[..., GraphModel]) -> None:
+def test_the_cached_propagation_is_dropped_by_a_step_and_by_new_weights(make: Callable[..., GraphModel]) -> None:
     def fresh() -> Tensor:
         with torch.no_grad():
             return model.propagate()[1]
@@ -186,10 +186,10 @@ def test_the_kept_propagation_is_dropped_by_a_step_and_by_new_weights(make: Call
     model = make().eval()
     other = make(seed=1).state_dict()
     with torch.no_grad():
-        assert model.nodes()[0] is model.nodes()[0]  # it is kept
+        assert model.nodes()[0] is model.nodes()[0]  # it is cached
     optimizer = torch.optim.Adam(model.parameters(), 0.1, fused=True)
     for change in ("step", "load", "copy"):
-        before = scores(model, TAKEN)
+        before = scores(model, INTERACTIONS)
         if change == "step":
             bpr_loss(model, a_batch()).backward()
             optimizer.step()
@@ -199,11 +199,11 @@ def test_the_kept_propagation_is_dropped_by_a_step_and_by_new_weights(make: Call
             with torch.no_grad():
                 for weight in model.parameters():
                     weight.add_(torch.randn_like(weight))
-        assert not torch.equal(scores(model, TAKEN), before), change
+        assert not torch.equal(scores(model, INTERACTIONS), before), change
         assert torch.equal(model.encode_items()[:, 0], fresh()), change
 
 
-def test_a_seed_gives_the_same_digits_on_two_threads(make: Callable[..., GraphModel]) -> None:
+def test_results_are_bit_identical_on_two_threads(make: Callable[..., GraphModel]) -> None:
     rng = np.random.default_rng(0)
     dataset = make_dataset([rng.integers(0, 40, rng.integers(3, 30)).tolist() for _ in range(60)], n_items=40)
     inputs = make_inputs([dataset.histories[user][:-2].tolist() for user in range(60)], 40, ("text", "visual"))
@@ -221,7 +221,7 @@ def test_a_seed_gives_the_same_digits_on_two_threads(make: Callable[..., GraphMo
 
 
 def two_communities(users: int = 40, n_items: int = 24) -> list[list[int]]:
-    """Even users take even items, odd users odd ones."""
+    """Even users interact with even items, odd users with odd ones."""
     rng = np.random.default_rng(0)
     half = n_items // 2
     return [(2 * rng.choice(half, half * 2 // 3, replace=False) + user % 2).tolist() for user in range(users)]
@@ -233,7 +233,7 @@ def test_two_communities_are_found(make: Callable[..., GraphModel]) -> None:
     model = make(make_inputs([s[:-2] for s in sequences], 24, ("text", "visual")), dim=16)
     settings = FinetuneSettings(epochs=10, batch_pairs=64, learning_rate=0.03, select="recall@10", validate_every=5)
     finetune(model, dataset, settings, TrainerOptions(device=CPU))
-    assert evaluate(model, dataset, "test")["recall@10"] > 0.95  # of 18 items not taken, 6 are of the user's kind
+    assert evaluate(model, dataset, "test")["recall@10"] > 0.95  # of 18 unseen items, 6 are of the user's group
     folded = scores(model, [[0, 2, 4], [1, 3, 5]])
     assert folded[0, ::2].min() > folded[0, 1::2].max()
     assert folded[1, 1::2].min() > folded[1, ::2].max()
@@ -241,8 +241,8 @@ def test_two_communities_are_found(make: Callable[..., GraphModel]) -> None:
 
 @pytest.mark.parametrize("name", ["grcn", "dualgnn"])
 @pytest.mark.parametrize("shown", ["text", "visual", None])
-def test_what_only_one_modality_shows_tells_new_items_apart(name: str, shown: str | None) -> None:
-    """Four items that nobody took, two of each kind; one modality shows the kind of every item, or none does."""
+def test_one_modality_is_enough_to_distinguish_new_items(name: str, shown: str | None) -> None:
+    """Four items without interactions, two of each kind; one modality shows the kind of every item, or none does."""
     sequences = two_communities()
     kind = torch.tensor([1.0, -1.0]).repeat(14).unsqueeze(1)  # [28, 1]
     noise = torch.randn(2, 28, 4, generator=torch.Generator().manual_seed(0))
@@ -261,11 +261,11 @@ def test_what_only_one_modality_shows_tells_new_items_apart(name: str, shown: st
 
 
 def test_training_items_are_never_ranked(make: Callable[..., GraphModel]) -> None:
-    dataset = make_dataset([[0, 1, 0, 0]], n_items=3)  # the next item was taken before: it cannot be recommended
+    dataset = make_dataset([[0, 1, 0, 0]], n_items=3)  # the next item is a seen item: it cannot be recommended
     model = make(make_inputs([[0, 1]], 3, ("text", "visual")))
     assert evaluate(model, dataset, "validation")["mrr"] < 0.5
 
 
-def test_a_model_without_users_is_no_graph(make: Callable[..., GraphModel]) -> None:
+def test_a_graph_model_needs_no_user(make: Callable[..., GraphModel]) -> None:
     model = make(Inputs(4, features=make_inputs([[0]], 4, ("text", "visual")).features)).eval()
     assert scores(model, [[0, 1]]).isfinite().all()

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import TAKEN, make_grcn, make_inputs
+from builders import INTERACTIONS, make_grcn, make_inputs
 from torch import Tensor
 
 from msm4sr.errors import InputError
@@ -15,9 +15,9 @@ from msm4sr.models.baselines.grcn import GRCN
 from msm4sr.models.layers import ItemMeans
 
 N_ITEMS = 12
-USERS = range(len(TAKEN))
-ITEMS_OF = {user: sorted(set(items)) for user, items in enumerate(TAKEN)}
-USERS_OF = {item: [user for user in USERS if item in TAKEN[user]] for item in range(N_ITEMS)}
+USERS = range(len(INTERACTIONS))
+ITEMS_OF = {user: sorted(set(items)) for user, items in enumerate(INTERACTIONS)}
+USERS_OF = {item: [user for user in USERS if item in INTERACTIONS[user]] for item in range(N_ITEMS)}
 Edge = tuple[int, int]
 
 
@@ -32,7 +32,7 @@ def shares(scores: dict[int, Tensor]) -> dict[int, Tensor]:
 
 
 def slow_content(model: GRCN, name: str) -> list[Tensor]:
-    """f_i of every item: from the mean of its rows, or the stand-in."""
+    """f_i of every item: from the mean of its rows, or the missing-modality embedding."""
     features = make_inputs(modalities=("text", "visual")).features[name]
     means = {i: rows.mean(dim=0) for i, rows in enumerate(features) if len(rows)}
     assert len(means) < N_ITEMS  # some item lacks the modality
@@ -97,31 +97,33 @@ def slow_grcn(model: GRCN, routings: int, hops: int, pruning: str) -> tuple[list
 
 @pytest.mark.parametrize("pruning", ["soft", "hard"])
 @pytest.mark.parametrize(("routings", "hops"), [(3, 2), (0, 1)])
-def test_nodes_are_those_of_the_equations(routings: int, hops: int, pruning: Literal["soft", "hard"]) -> None:
+def test_refined_node_vectors_are_those_of_the_equations(
+    routings: int, hops: int, pruning: Literal["soft", "hard"]
+) -> None:
     model = make_grcn(routings=routings, hops=hops, pruning=pruning)
     with torch.no_grad():
         for confidence in (model.user_confidence, model.item_confidence):
-            confidence.copy_(torch.randn_like(confidence))  # of both signs: something is cut
+            confidence.copy_(torch.randn_like(confidence))  # of both signs: some edges are cut
         users, items = model.propagate()
         slow_users, slow_items = slow_grcn(model, routings, hops, pruning)
     torch.testing.assert_close(users, torch.stack(slow_users))
     torch.testing.assert_close(items, torch.stack(slow_items))
 
 
-def test_hard_pruning_cuts_the_edges_that_no_modality_is_confident_of() -> None:
+def test_hard_pruning_cuts_edges_of_which_no_modality_is_confident() -> None:
     model = make_grcn(pruning="hard", hops=1)
     ids = slice(0, 8)
     with torch.no_grad():
-        model.item_confidence.fill_(-1.0)  # no item is heard
+        model.item_confidence.fill_(-1.0)  # no item sends
         users, _ = model.propagate()
         torch.testing.assert_close(users[:, ids], F.normalize(model.user_embedding.weight))
-        model.item_confidence[5, 1] = 1.0  # item 5 is, by its pictures
+        model.item_confidence[5, 1] = 1.0  # item 5 sends, by its images
         users, _ = model.propagate()
     moved = (users[:, ids] - F.normalize(model.user_embedding.weight)).norm(dim=1) > 1e-3
-    assert moved.tolist() == [5 in items for items in TAKEN]
+    assert moved.tolist() == [5 in items for items in INTERACTIONS]
 
 
-def test_routing_draws_a_preference_towards_its_items() -> None:
+def test_routing_moves_a_preference_towards_its_items() -> None:
     def nearness(routings: int) -> float:
         model = make_grcn(routings=routings, hops=0)
         with torch.no_grad():
@@ -133,12 +135,12 @@ def test_routing_draws_a_preference_towards_its_items() -> None:
     assert nearness(3) > nearness(1) > nearness(0)
 
 
-def test_a_catalogue_without_texts_and_pictures_is_refused() -> None:
+def test_a_catalogue_without_texts_and_images_is_refused() -> None:
     with pytest.raises(InputError, match="GRCN needs features"):
         make_grcn(make_inputs(modalities=()))
 
 
-def test_the_features_kept_are_one_mean_an_item() -> None:
+def test_the_stored_features_are_one_mean_per_item() -> None:
     features = make_inputs(modalities=("text",)).features["text"]
     means = ItemMeans(features)
     assert means.rows.lengths.tolist() == (features.lengths > 0).long().tolist()

@@ -30,7 +30,7 @@ MODALITIES = [("text",), ("text", "visual"), ("text", "visual", "audio")]
 
 
 def zero_gradient_names(model: MSM4SR, loss: Tensor, tiny: float = 1e-7) -> set[str]:
-    """Names of weights that the loss does not reach: no gradient, or nothing but rounding."""
+    """Names of weights that the loss does not reach: no gradient, or one of rounding errors."""
     loss.backward()
     return {name for name, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() <= tiny}
 
@@ -81,7 +81,7 @@ def test_the_features_are_frozen() -> None:
 
 
 def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
-    """Item by item: sum over modalities of sim(h, F_i + E_i), h the encoding of the whole history."""
+    """Item by item: sum over modalities of sim(h, F_i + E_i), h the encoding of the history."""
     scores = torch.zeros(N_ITEMS)
     for name in model.scored:
         content = model.encode_content(name)
@@ -111,7 +111,7 @@ def test_scores_are_equation_12(similarity: str, id_in_input: bool, score_with: 
             torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
 
 
-def test_without_projections_pre_training_compares_what_equation_12_does() -> None:
+def test_without_projections_pre_training_compares_the_vectors_of_equation_12() -> None:
     model = make_msm4sr(projections="none")
     assert not any(name.startswith("projections") for name, _ in model.named_parameters())
     hidden = torch.randn(3, model.config.dim)
@@ -121,7 +121,7 @@ def test_without_projections_pre_training_compares_what_equation_12_does() -> No
     assert without == {"item_embedding.weight"} | idle
 
 
-def test_a_whitened_model_keeps_by_what_it_whitens(tmp_path: Path) -> None:
+def test_a_stored_model_whitens_as_before(tmp_path: Path) -> None:
     """New items are whitened by the catalogue that was trained on, not by themselves."""
     model = make_msm4sr(whiten=True).eval()
     model.save_pretrained(tmp_path)
@@ -135,7 +135,7 @@ def test_a_whitened_model_keeps_by_what_it_whitens(tmp_path: Path) -> None:
         torch.testing.assert_close(model.encode_new_items(alone)[0], model.encode_new_items(several)[0])
 
 
-def test_a_modality_that_does_not_score_changes_no_score() -> None:
+def test_a_modality_that_is_not_scored_changes_no_score() -> None:
     model = make_msm4sr(score_with=("text",)).eval()
     with torch.no_grad():
         before = model.scoring_vectors(model.encode_items())
@@ -207,7 +207,7 @@ def test_pretraining_loss_is_equation_11_in_value_and_gradient(modalities: tuple
         torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_each_part_of_the_pretraining_loss_can_be_left_out() -> None:
+def test_each_part_of_the_pretraining_loss_can_be_switched_off() -> None:
     model = make_msm4sr().eval()
     both, nip, cmcl = (
         float(loss_of_pretraining(model, mixup=0.0, nip_weight=a, cmcl_weight=b).detach())
@@ -352,8 +352,8 @@ def test_a_missing_or_broken_model_folder_is_an_input_error(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"config\.json is missing"):
         MSM4SR.from_pretrained(tmp_path)
     make_msm4sr().save_pretrained(tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    complete = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(complete[: len(complete) // 2])
     with pytest.raises(InputError, match="not a complete safetensors file"):
         MSM4SR.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -20,10 +20,10 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
     items = {"item_ids": dataset.item_ids, "titles": titles}
     write_text(folder / "items.json", json.dumps(items, ensure_ascii=False))
-    write_text(folder / "README.md", _model_card(result, type(model).__name__))
+    write_text(folder / "README.md", _model_card(result))
 
 
-def _model_card(result: Mapping[str, Any], kind: str) -> str:
+def _model_card(result: Mapping[str, Any]) -> str:
     rows = "\n".join(
         f"| {name} | {result['validation'][name]:.4f} | {result['test'][name]:.4f} |" for name in result["test"]
     )
@@ -34,7 +34,7 @@ def _model_card(result: Mapping[str, Any], kind: str) -> str:
         f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
         f"{about['parameters']:,} weights. Protocol: {about['protocol']}.\n\n"
         f"| metric | validation | test |\n|---|---|---|\n{rows}\n\n"
-        f"`from msm4sr import {kind}; {kind}.from_pretrained(folder)` loads it. "
+        "`from msm4sr import from_pretrained; from_pretrained(folder)` loads it. "
         "`items.json` names the items in row order.\n"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -104,9 +104,7 @@ def from_preset(name: str, features: Mapping[str, Features], seed: int = 0, **ch
     """
     settings = resolve_settings(name, "msm4sr", [f"model.{key}={json.dumps(value)}" for key, value in changes.items()])
     n_items = max((len(rows.item_ids) for rows in features.values()), default=0)
-    model = build(settings.model, Inputs(n_items, features=feature_tensors(features)), seed)
-    assert isinstance(model, MSM4SR)
-    return model
+    return cast(MSM4SR, build(settings.model, Inputs(n_items, features=feature_tensors(features)), seed))
 
 
 def feature_tensors(features: Mapping[str, Features]) -> dict[str, Ragged[Any]]:

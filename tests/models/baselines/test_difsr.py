@@ -1,4 +1,4 @@
-"""DIF-SR against its equations, a position and a head at a time."""
+"""DIF-SR against its equations, one position and one head at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_difsr(inputs: Inputs | None = None, **changes: object) -> DIFSR:
 
 
 def queries_and_keys(linear: nn.Linear, x: Tensor, head: int, heads: int) -> tuple[Tensor, Tensor]:
-    """What a map of queries and keys side by side (and values after them) makes of one vector, for one head."""
+    """The query and the key of one vector for one head, from concatenated weights."""
     width = len(x) // heads
     rows = slice(head * width, (head + 1) * width)
     both = [linear.weight[part * len(x) :][rows] @ x + linear.bias[part * len(x) :][rows] for part in range(2)]
@@ -67,7 +67,7 @@ def test_scores_of_id_position_and_attributes_are_added_and_only_ids_are_mixed()
 
 
 @torch.no_grad()
-def test_every_layer_is_given_the_same_positions_and_attributes_and_the_first_one_ids_alone() -> None:
+def test_every_layer_has_the_same_positions_and_attributes_and_the_first_one_ids_alone() -> None:
     model = make_difsr()
     ids = model.item_embedding.weight[HISTORY]
     sums = [[model.category_embedding.weight[c] for c in CATEGORIES[item]] for item in HISTORY]
@@ -89,7 +89,7 @@ def test_an_item_is_scored_by_its_id_embedding_alone() -> None:
 
 
 @torch.no_grad()
-def test_attributes_change_the_scores_though_they_are_never_mixed_in() -> None:
+def test_attributes_change_the_scores_through_the_attention() -> None:
     model = make_difsr()
     history = torch.tensor([HISTORY])
     before = model.encode_histories(history, model.encode_items())
@@ -97,7 +97,7 @@ def test_attributes_change_the_scores_though_they_are_never_mixed_in() -> None:
     assert (model.encode_histories(history, model.encode_items()) - before).abs().max() > 1e-3
 
 
-def test_the_predictor_is_taught_which_categories_the_next_item_has() -> None:
+def test_the_predictor_learns_the_categories_of_the_next_item() -> None:
     model = make_difsr(attribute_weight=3.0)
     prefixes = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     targets = [0, 2, 4, 1]  # two categories, none, three, one
@@ -127,6 +127,6 @@ def test_without_categories_ids_and_positions_remain(categories: str | None) -> 
     assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
 
 
-def test_heads_that_do_not_divide_the_width_of_attributes_are_refused() -> None:
+def test_heads_that_do_not_divide_the_attribute_dimension_are_refused() -> None:
     with pytest.raises(ValidationError, match="attribute_dim must be a multiple of heads: 10"):
         DIFSRConfig(attribute_dim=10, heads=4)

@@ -1,4 +1,4 @@
-"""MV-RNN against its equations, a history, a step and a gate at a time."""
+"""MV-RNN against its equations, one history, step and gate at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vector_of(model: MVRNN, modality: str, item: int) -> Tensor | None:
 
 
 def content_slowly(model: MVRNN, item: int, without: tuple[str, ...] = ()) -> Tensor:
-    """m = sum_a V_a f^a / sqrt(width), over what the item has."""
+    """m = sum_a V_a f^a / sqrt(D_a), over the modalities that the item has."""
     content = torch.zeros(model.config.dim)
     for modality, weight in model.weights.items():
         vector = vector_of(model, modality, item)
@@ -75,7 +75,7 @@ def test_every_prefix_is_scored_by_the_recurrence(structure: str) -> None:
 
 
 @torch.no_grad()
-def test_what_an_item_lacks_adds_nothing_and_an_item_without_any_is_known_by_its_id() -> None:
+def test_a_missing_modality_adds_nothing_and_an_item_without_any_has_its_id() -> None:
     inputs = every_input()
     has = torch.stack([rows.lengths > 0 for rows in inputs.features.values()]).sum(dim=0)  # [N]
     model = make_mvrnn(inputs)
@@ -98,7 +98,7 @@ def reconstruction_slowly(model: MVRNN, content: dict[int, Tensor], targets: lis
     return total / len(targets)
 
 
-def test_the_autoencoder_rebuilds_what_the_next_items_have_from_their_content_with_the_same_weights() -> None:
+def test_the_autoencoder_reconstructs_the_next_items_features_with_the_same_weights() -> None:
     model, targets = make_mvrnn(reconstruction_weight=0.6), [0, 7, 7, 11, 4]
     term = model.auxiliary_loss(torch.zeros(5, 16), torch.tensor(targets), model.encode_items()[targets])
     content = {item: content_slowly(model, item) for item in targets}
@@ -106,7 +106,7 @@ def test_the_autoencoder_rebuilds_what_the_next_items_have_from_their_content_wi
     assert float(term.detach()) == pytest.approx(0.6 / 2 * reconstruction_slowly(model, content, targets), rel=1e-4)
 
 
-def test_corruption_takes_modalities_away_as_a_whole_and_the_whole_is_to_be_rebuilt() -> None:
+def test_corruption_removes_complete_modalities_and_all_are_reconstructed() -> None:
     inputs = every_input()
     model = make_mvrnn(inputs, corruption=0.5).train()
     item = next(i for i in range(N_ITEMS) if all(len(rows[i]) for rows in inputs.features.values()))
@@ -126,16 +126,16 @@ def test_corruption_takes_modalities_away_as_a_whole_and_the_whole_is_to_be_rebu
     assert seen == set(possible)
 
 
-def test_nothing_is_taken_away_when_the_model_is_asked() -> None:
+def test_evaluation_has_no_corruption() -> None:
     model = make_mvrnn(corruption=0.9)
     assert torch.equal(model.encode_items(), model.encode_items())
     torch.testing.assert_close(model.encode_items()[4, 1], content_slowly(model, 4))
 
 
-def test_the_autoencoder_learns_to_rebuild_a_text_from_the_picture_that_shows_the_same() -> None:
+def test_the_autoencoder_learns_to_reconstruct_a_text_from_an_image_of_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(N_ITEMS, 4, generator=generator)
-    visual = text @ torch.randn(4, 6, generator=generator)  # pictures are a map of the texts
+    visual = text @ torch.randn(4, 6, generator=generator)  # images are a linear map of the texts
     offsets = torch.arange(N_ITEMS + 1)
     inputs = Inputs(N_ITEMS, features={"text": Ragged(text, offsets), "visual": Ragged(visual, offsets)})
     model = make_mvrnn(inputs, corruption=0.3, reconstruction_weight=10.0)
@@ -159,7 +159,7 @@ def test_the_autoencoder_learns_to_rebuild_a_text_from_the_picture_that_shows_th
 
 
 @pytest.mark.parametrize("structure", ["united", "separate"])
-def test_without_any_features_a_recurrent_net_over_ids_remains(structure: str) -> None:
+def test_without_features_a_recurrent_network_over_ids_remains(structure: str) -> None:
     model = make_mvrnn(every_input(()), structure=structure)
     assert model.encode_items().shape == (N_ITEMS, 1, model.config.dim)
     finetune_loss(model, make_batch(random_sequences(6, N_ITEMS, 6))).backward()

@@ -1,4 +1,4 @@
-"""S3-Rec: each task of its pre-training against its formula, what is masked and drawn, and what is handed on."""
+"""S3-Rec: each task of its pre-training against its formula, the masking and sampling, and fine-tuning after it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def hidden(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("task", ["aap", "map"])
-def test_an_attribute_task_tells_every_category_of_every_position_from_not_having_it(task: str) -> None:
+def test_an_attribute_task_classifies_every_category_at_every_position(task: str) -> None:
     model, context, items = make_s3rec(), hidden(4), [0, 2, 4, 1]  # two categories, none, three, one
     expected = 0.0
     for vector, item in zip(context, items, strict=True):
@@ -69,7 +69,7 @@ def test_an_attribute_task_tells_every_category_of_every_position_from_not_havin
     assert float(attributes(model, task, context, torch.tensor(items)).detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_masked_item_prediction_tells_the_item_from_another() -> None:
+def test_masked_item_prediction_contrasts_the_item_with_another() -> None:
     model, context, items, others = make_s3rec(), hidden(3), [4, 4, 7], [1, 0, 2]
     expected = 0.0
     for vector, item, other in zip(context, items, others, strict=True):
@@ -79,7 +79,7 @@ def test_masked_item_prediction_tells_the_item_from_another() -> None:
     assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_segment_prediction_tells_the_segment_from_another() -> None:
+def test_segment_prediction_contrasts_the_segment_with_another() -> None:
     model = make_s3rec()
     contexts, segments, others = hidden(9).chunk(3)
     expected = 0.0
@@ -131,17 +131,17 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_history_by_history(only: str 
     assert total > 0
 
 
-# What is masked and drawn
+# Masking and sampling
 
 
-def test_a_batch_of_pairs_becomes_the_histories_that_it_was_made_of() -> None:
+def test_a_batch_of_pairs_becomes_the_histories_that_it_comes_from() -> None:
     histories = complete_windows(make_batch(SEQUENCES))
     for row, items in enumerate(SEQUENCES):
         assert histories.items[row][histories.real[row]].tolist() == items
         assert histories.real[row].tolist() == [True] * len(items) + [False] * (5 - len(items))
 
 
-def test_a_segment_is_a_stretch_of_at_most_half_of_the_history_and_the_other_one_stands_in_the_batch() -> None:
+def test_a_segment_has_at_most_half_of_the_history_and_the_other_one_is_from_the_batch() -> None:
     histories = complete_windows(make_batch(SEQUENCES))
     starts, lengths = set(), set()
     for seed in range(200):
@@ -151,8 +151,8 @@ def test_a_segment_is_a_stretch_of_at_most_half_of_the_history_and_the_other_one
             assert places == list(range(places[0], places[-1] + 1))
             assert 1 <= len(places) <= len(items) // 2
             assert places[-1] < len(items)
-            stretch = segments.other[row][places].tolist()
-            assert str(stretch)[1:-1] in str([item for sequence in SEQUENCES for item in sequence])
+            drawn = segments.other[row][places].tolist()
+            assert str(drawn)[1:-1] in str([item for sequence in SEQUENCES for item in sequence])
             if row == 0:
                 starts.add(places[0])
                 lengths.add(len(places))
@@ -160,7 +160,7 @@ def test_a_segment_is_a_stretch_of_at_most_half_of_the_history_and_the_other_one
     assert lengths == {1, 2}
 
 
-def test_a_masked_item_cannot_be_seen_by_any_position() -> None:
+def test_no_position_attends_to_a_masked_item() -> None:
     model = make_s3rec()
     rows, real = torch.tensor([[1, 5, 0, 7], [1, 5, 3, 7]]), torch.ones(2, 4, dtype=torch.bool)
     masked = torch.tensor([[False, False, True, False]] * 2)
@@ -168,7 +168,7 @@ def test_a_masked_item_cannot_be_seen_by_any_position() -> None:
         one, other = model.encode_bidirectional(rows, masked, real)
         torch.testing.assert_close(one, other)
         one, other = model.encode_bidirectional(rows, ~masked, real)
-        assert (one - other).abs().min(dim=1).values.max() > 1e-4  # what is not masked is seen, before and behind
+        assert (one - other).abs().min(dim=1).values.max() > 1e-4  # unmasked items are visible from both sides
 
 
 # The stage
@@ -190,7 +190,7 @@ QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_pairs": 128, "select": "r
 
 @pytest.mark.slow
 def test_pretraining_learns_a_planted_order_before_any_fine_tuning() -> None:
-    """Slowly: its gradients pass two sigmoids."""
+    """Slowly, since gradients pass two sigmoids."""
     model = build(tiny_config("s3rec", **WIDER), WITH_CATEGORIES, seed=1)
     assert isinstance(model, S3Rec)
     assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] < 0.45
@@ -198,7 +198,7 @@ def test_pretraining_learns_a_planted_order_before_any_fine_tuning() -> None:
     assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] > 0.6
 
 
-def test_fine_tuning_goes_on_from_it_and_leaves_what_only_pretraining_has() -> None:
+def test_fine_tuning_starts_from_it_and_does_not_train_the_pretraining_weights() -> None:
     model = of_the_cycle()
     fresh = weights_of(model)
     pretrain(model, CYCLE, PretrainSettings(epochs=1, **QUICK), TrainerOptions(device=CPU))
@@ -210,7 +210,7 @@ def test_fine_tuning_goes_on_from_it_and_leaves_what_only_pretraining_has() -> N
         assert torch.equal(weight, pretrained[name]) == own, name
 
 
-def test_the_ranker_scores_what_the_mask_behind_a_history_stands_for_whatever_the_padding() -> None:
+def test_the_pretrained_scorer_reads_the_mask_behind_a_history_whatever_the_padding() -> None:
     model = make_s3rec()
     ranker = model.pretrained_scorer()
     assert ranker.max_history == model.max_history - 1

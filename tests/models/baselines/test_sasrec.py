@@ -34,12 +34,12 @@ def test_the_softmax_reaches_all_items_and_the_positions_that_a_history_has() ->
     assert model.transformer.position.weight.grad.any(dim=1).tolist() == [True] * 4 + [False] * 2
 
 
-def test_sasrec_refuses_heads_that_do_not_divide_its_width() -> None:
+def test_heads_that_do_not_divide_the_dimension_are_refused() -> None:
     with pytest.raises(ValidationError, match="10 is not a multiple of 4"):
         SASRecConfig(dim=10, heads=4)
 
 
-# The loss of the authors: one other item a pair
+# The loss of the authors: one negative per pair
 
 
 def sigmoid(x: float) -> float:
@@ -48,7 +48,7 @@ def sigmoid(x: float) -> float:
 
 @pytest.mark.parametrize("loss", ["bce", "bpr"])
 def test_a_sampled_loss_is_its_formula_pair_by_pair(loss: str) -> None:
-    """For BPR SASRec stands in for any model: MV-RNN's authors train by it."""
+    """BPR on SASRec in place of MV-RNN, whose authors train by it."""
     model = make_sasrec()
     model.loss = loss  # type: ignore[assignment]
     batch = make_batch([[1, 5, 0, 7, 2], [3, 4, 11, 7]])
@@ -73,18 +73,18 @@ def test_the_setting_chooses_the_loss() -> None:
     assert make_sasrec(loss="bce").loss == "bce"
 
 
-def test_every_item_that_a_row_lacks_is_drawn_as_often_as_any_other_and_no_other_ever() -> None:
+def test_negatives_are_uniform_over_the_items_that_a_row_lacks() -> None:
     rows = torch.tensor([[5, 2, 5, 0, 7], [3, 3, 3, 9, 9]]).repeat(1, 2000)
     real = torch.tensor([[True, True, True, True, False], [True, True, True, False, False]]).repeat(1, 2000)
     drawn = draw_absent(rows, real, 8, generator())
-    for row, taken in enumerate(({5, 2, 0}, {3})):
+    for row, seen in enumerate(({5, 2, 0}, {3})):
         counts = drawn[row].bincount(minlength=8)
-        assert set(counts.nonzero().flatten().tolist()) == set(range(8)) - taken
-        expected = 10_000 / (8 - len(taken))
+        assert set(counts.nonzero().flatten().tolist()) == set(range(8)) - seen
+        expected = 10_000 / (8 - len(seen))
         assert all(abs(int(count) - expected) < 5 * expected**0.5 for count in counts[counts > 0])
 
 
-def test_a_row_that_holds_every_item_gets_any() -> None:
+def test_a_row_with_every_item_gets_any_negative() -> None:
     rows = torch.tensor([[2, 0, 1, 1]]).repeat(1, 100)
     assert set(draw_absent(rows, torch.ones_like(rows, dtype=torch.bool), 3, generator()).unique().tolist()) == {
         0,
@@ -93,9 +93,9 @@ def test_a_row_that_holds_every_item_gets_any() -> None:
     }
 
 
-def test_items_to_compare_with_stand_neither_in_the_prefix_nor_further_on_in_the_window() -> None:
+def test_negatives_are_neither_in_the_prefix_nor_later_in_the_window() -> None:
     batch = make_batch([[0, 1, 2, 3, 4], [5, 0]])
-    batch.mask[0, :3] = False  # one pair a row, as with `pairs: last`
+    batch.mask[0, :3] = False  # one pair per row, as with `pairs: last`
     drawn = torch.cat([absent_items(batch, 7, generator(seed)) for seed in range(50)], dim=1)
     assert set(drawn[0].tolist()) == {5, 6}
     assert set(drawn[1].tolist()) == {1, 2, 3, 4, 6}

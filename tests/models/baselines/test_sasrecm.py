@@ -1,4 +1,4 @@
-"""SASRecM: what an item's embedding is the sum of."""
+"""SASRecM: the sum that is an item's embedding."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from msm4sr.ragged import Ragged
 
 
 def standardised_slowly(features: Ragged[Tensor]) -> dict[int, Tensor]:
-    """The mean of each item's rows, less the mean of those means, over the mean of their lengths."""
+    """The mean of each item's rows, minus the mean of those means, divided by the mean of their lengths."""
     means = {i: sum(rows) / len(rows) for i, rows in enumerate(features) if len(rows)}
     centre = sum(means.values()) / len(means)
     length = sum(float(((mean - centre) ** 2).sum()) ** 0.5 for mean in means.values()) / len(means)
     return {i: (mean - centre) / length for i, mean in means.items()}
 
 
-def test_an_item_is_the_sum_of_its_id_and_of_its_projected_means_or_their_stand_ins() -> None:
+def test_an_item_is_the_sum_of_its_id_and_projected_means_or_missing_modality_embeddings() -> None:
     inputs = every_input(("text", "visual", "audio"))
     model = make_model("sasrecm", inputs)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_an_item_is_the_sum_of_its_id_and_of_its_projected_means_or_their_stand_
             torch.testing.assert_close(encoded[i], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_sum_is_what_the_transformer_reads_and_what_a_score_is_multiplied_with() -> None:
+def test_the_transformer_and_the_score_use_the_sum() -> None:
     model = make_model("sasrecm").eval()
     history = torch.tensor([[1, 5, 0, 7]])
     with torch.no_grad():
@@ -50,14 +50,14 @@ def test_without_any_features_it_is_sasrec() -> None:
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"item_embedding", "transformer"}
 
 
-def test_features_that_are_the_same_for_every_item_tell_nothing_and_break_nothing() -> None:
+def test_equal_features_of_all_items_are_zero_means() -> None:
     vectors, lengths = ItemMeans(Ragged(torch.ones(4, 3), torch.tensor([0, 2, 3, 3, 4])))()
     assert torch.equal(vectors, torch.zeros(3, 3))
     assert lengths.tolist() == [1, 1, 0, 1]
 
 
 def test_the_means_of_means_are_themselves() -> None:
-    """A stored model is built of them again."""
+    """A stored model is built from them again."""
     means = ItemMeans(make_rows([2, 0, 3, 1], 5))
     again = ItemMeans(means.rows)
     torch.testing.assert_close(again.values, means.values)

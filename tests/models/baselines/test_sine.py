@@ -98,7 +98,7 @@ def test_the_nearest_prototypes_are_activated_and_the_others_are_not() -> None:
 
 
 @torch.no_grad()
-def test_two_histories_of_different_taste_activate_different_prototypes() -> None:
+def test_different_histories_activate_different_prototypes() -> None:
     model = make_sine(interests=1)
     model.prototypes.weight[0], model.prototypes.weight[1] = 10.0, -10.0
     ones = torch.ones(1, 1, model.config.dim)
@@ -106,7 +106,7 @@ def test_two_histories_of_different_taste_activate_different_prototypes() -> Non
     assert model.activate(-ones)[0, 0, 0, 0] < -9
 
 
-def test_prototypes_that_say_the_same_cost_the_squares_of_their_covariances() -> None:
+def test_similar_prototypes_cost_the_squares_of_their_covariances() -> None:
     model = make_sine(prototype_weight=0.3)
     term = model.auxiliary_loss(torch.zeros(0), torch.zeros(0), torch.zeros(0))
     assert term is not None
@@ -129,6 +129,6 @@ def test_the_term_is_added_to_the_loss_with_its_weight() -> None:
     torch.testing.assert_close(difference, term, rtol=1e-3, atol=1e-5)
 
 
-def test_more_interests_than_prototypes_are_as_many_as_there_are() -> None:
+def test_interests_are_at_most_the_prototypes() -> None:
     model = make_sine(prototypes=2, interests=5)
     assert model.encode_histories(torch.tensor([HISTORY]), model.encode_items()).isfinite().all()

@@ -1,4 +1,4 @@
-"""`model.seen_item_bias`: one learned number for what a history holds, in training and in ranking."""
+"""`model.seen_item_bias`: one learned number for seen items, in training and in ranking."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from msm4sr.training.trainer import TrainerOptions
 CPU = Device(accelerator="cpu")
 N_ITEMS = 12
 HISTORIES = [[3, 1, 3, 5, 3, 7], [2, 2, 4], [0, 11, 0]]
-WITH_REPEATS = ["sasrec", "sasrecm", "s3rec", "difsr", "msm4sr"]
+WITH_BIAS = ["sasrec", "sasrecm", "s3rec", "difsr", "msm4sr"]
 
 
 def make(name: str = "msm4sr", **changes: Any) -> FactorizedModel:
@@ -37,7 +37,7 @@ def make(name: str = "msm4sr", **changes: Any) -> FactorizedModel:
 
 
 def scores(model: FactorizedModel, histories: list[list[int]]) -> Tensor:
-    """[B, N]; the histories are padded with an item that none of them holds."""
+    """[B, N]; padded with an item that is in no history."""
     lengths = torch.tensor([len(history) for history in histories])
     rows = torch.full((len(histories), int(lengths.max())), 9)
     for row, history in zip(rows, histories, strict=True):
@@ -46,8 +46,8 @@ def scores(model: FactorizedModel, histories: list[list[int]]) -> Tensor:
     return model.score(rows, lengths, catalogue, model.scoring_vectors(catalogue))
 
 
-@pytest.mark.parametrize("name", WITH_REPEATS)
-def test_the_number_is_added_once_to_each_item_that_the_history_holds(name: str) -> None:
+@pytest.mark.parametrize("name", WITH_BIAS)
+def test_the_bias_is_added_once_to_each_seen_item(name: str) -> None:
     model, histories = make(name), [[3, 1, 3], [2]]
     with torch.no_grad():
         model.seen_item_bias.zero_()  # type: ignore[union-attr]
@@ -59,7 +59,7 @@ def test_the_number_is_added_once_to_each_item_that_the_history_holds(name: str)
     torch.testing.assert_close(added, expected, atol=1e-5, rtol=0)
 
 
-def test_with_cosine_it_is_divided_by_the_temperature_as_the_cosines_are() -> None:
+def test_with_cosine_it_is_divided_by_the_temperature() -> None:
     model = make(similarity="cosine", temperature=0.1)
     with torch.no_grad():
         model.seen_item_bias.fill_(0.2)  # type: ignore[union-attr]
@@ -67,7 +67,7 @@ def test_with_cosine_it_is_divided_by_the_temperature_as_the_cosines_are() -> No
     assert make_model("msm4sr").seen_bias is None  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", WITH_REPEATS)
+@pytest.mark.parametrize("name", WITH_BIAS)
 def test_fine_tuning_is_cross_entropy_of_the_scores_that_are_ranked(name: str) -> None:
     model, batch = make(name, **({"attribute_weight": 0.0} if name == "difsr" else {})), make_batch(HISTORIES)
     pairs = [(history[:end], history[end]) for history in HISTORIES for end in range(1, len(history))]
@@ -88,22 +88,22 @@ def test_fine_tuning_is_cross_entropy_of_the_scores_that_are_ranked(name: str) -
 
 
 @pytest.mark.parametrize(("repeats", "sign"), [(True, 1), (False, -1)])
-def test_it_learns_whether_people_take_things_again(repeats: bool, sign: int) -> None:
+def test_it_learns_whether_users_repeat_items(repeats: bool, sign: int) -> None:
     rng = np.random.default_rng(0)
-    taken = [
+    histories = [
         rng.choice(rng.choice(N_ITEMS, 3, replace=False), 9) if repeats else rng.permutation(N_ITEMS)[:9]
         for _ in range(150)
     ]
-    dataset = make_dataset([[int(item) for item in history] for history in taken], N_ITEMS)
+    dataset = make_dataset([[int(item) for item in history] for history in histories], N_ITEMS)
     settings = FinetuneSettings(epochs=12, learning_rate=2e-2, batch_pairs=128, select="recall@5")
-    with_it, without = (make_model("sasrec", seen_item_bias=on, max_history=12) for on in (True, False))
-    for model in (with_it, without):
+    biased, plain = (make_model("sasrec", seen_item_bias=on, max_history=12) for on in (True, False))
+    for model in (biased, plain):
         finetune(model, dataset, settings, TrainerOptions(device=CPU))  # type: ignore[arg-type]
-    assert isinstance(with_it, FactorizedModel)
-    assert float(with_it.seen_bias) * sign > 0.5  # type: ignore[arg-type]
-    if not repeats:  # as good as never ranking what was taken, and nobody had to say so
-        left_out = evaluate(with_it, dataset, "test", EvaluationSettings(exclude_seen=True))["recall@5"]
-        assert evaluate(with_it, dataset, "test")["recall@5"] > left_out - 0.1
+    assert isinstance(biased, FactorizedModel)
+    assert float(biased.seen_bias) * sign > 0.5  # type: ignore[arg-type]
+    if not repeats:  # as good as excluding seen items
+        excluded = evaluate(biased, dataset, "test", EvaluationSettings(exclude_seen=True))["recall@5"]
+        assert evaluate(biased, dataset, "test")["recall@5"] > excluded - 0.1
 
 
 def test_a_stored_model_keeps_it(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_stored_model_keeps_it(tmp_path: Path) -> None:
     assert torch.equal(scores(model, HISTORIES[1:]), scores(again, HISTORIES[1:]))
 
 
-def test_another_data_set_does_not_hand_it_down(tmp_path: Path) -> None:
-    """What people take again there says nothing of here; and a run without the number may be begun with."""
+def test_transfer_to_another_data_set_drops_it(tmp_path: Path) -> None:
+    """It is a habit of the users there; and a run without the bias can be transferred."""
     for here, there in ((True, False), (False, True)):
         model, source = (make_model("msm4sr", seen_item_bias=on, seed=seed) for on, seed in ((here, 0), (there, 1)))
         before = model.seen_item_bias.clone() if here else None  # type: ignore[union-attr, operator]
