@@ -398,7 +398,9 @@ def test_a_seen_item_has_the_bias_of_the_model(bias: float) -> None:
         assert one.score == pytest.approx(float(expected[row_of(one)]), abs=1e-4)
         explained = recommender.explain(history, one.item_id)
         assert list(explained.parts) == ["text", "visual", "id", "seen"]
-        assert explained.parts["seen"] == pytest.approx(float(model.seen_bias.detach()) if row_of(one) in (3, 1, 5) else 0.0)  # type: ignore
+        assert explained.parts["seen"] == pytest.approx(
+            float(model.seen_bias.detach()) if row_of(one) in (3, 1, 5) else 0.0
+        )  # type: ignore
         assert explained.score == pytest.approx(one.score, abs=1e-4)
     hidden = recommender.recommend(history, k=12).items
     assert [row_of(one) for one in hidden] == slow_ranking(expected, {9, 3, 1, 5})
