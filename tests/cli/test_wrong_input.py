@@ -327,7 +327,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
 def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:
     model = copy_of_run / "model" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1000])
-    assert f"{model}: not a whole safetensors file" in refused(*arguments("recommend", copy_of_run))
+    assert f"{model}: not a complete safetensors file" in refused(*arguments("recommend", copy_of_run))
 
 
 @pytest.mark.parametrize(
