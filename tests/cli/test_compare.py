@@ -76,7 +76,7 @@ def test_the_table_shows_means_over_seeds_and_by_which_protocol_each_row_is_rank
     assert values[0] != values[1]
     assert f"sasrec {sum(values) / 2:.4f} " in called.out
     assert "test, mean over 2 seeds; leave-one-out, full ranking" in called.out
-    assert "history never ranked" in called.out.split("ItemKNN")[1]
+    assert "excluded" in called.out.split("ItemKNN")[1]
 
 
 def test_what_is_finished_is_left_alone(
@@ -426,11 +426,11 @@ def test_rows_with_items_held_out_are_shown_beside_chance(cli: Cli, ring: Path, 
     assert called.code == 0, called
     held = metrics_of(cell(out, "sasrec"))["held_out"]
     assert held["items"] == 8, "of the 27 that the log names"
-    shown = called.out.split("recommended when they arrive")[1]
+    shown = called.out.split("Items held out of training")[1]
     values = [held[part][metric] for part in ("among_all", "among_held_out") for metric in ("ndcg@10", "recall@10")]
     assert "sasrec " + " ".join(f"{value:.4f}" for value in values) in shown
     chances = [held[f"chance_{part}"][m] for part in ("among_all", "among_held_out") for m in ("ndcg@10", "recall@10")]
-    assert "chance " + " ".join(f"{value:.4f}" for value in chances) in shown
+    assert "Random " + " ".join(f"{value:.4f}" for value in chances) in shown
 
 
 def test_what_a_config_needs_is_asked_for(refused: Callable[..., str], ring: Path, tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,7 +14,8 @@ from msm4sr.cli.console import Changes, TrainingProgress, console, errors, handl
 from msm4sr.cli.stages import feature_sources
 
 if TYPE_CHECKING:
-    from msm4sr.experiments.grid import Cell
+    from msm4sr.reports.results import GridResults
+    from msm4sr.reports.table_writer import Table as ReportTable
 
 SHOWN = ("ndcg@10", "recall@10")
 
@@ -69,6 +68,7 @@ def compare(
         from msm4sr.experiments.compare import Options, run_cells, run_in_processes
         from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
         from msm4sr.experiments.grid_plan import GridRequest, plan_grid
+        from msm4sr.reports.results import read_cells
 
         kept, precomputed = feature_sources(features)
         asked = plan_grid(GridRequest(config, data, seeds, rows, changes, preset, settings, precomputed))
@@ -82,7 +82,7 @@ def compare(
         else:
             with progress_bar() as progress:
                 run_cells(cells, options, progress, [TrainingProgress(progress, lines=False)])
-        _print_tables(cells)
+        _print_tables(read_cells(out.absolute(), asked))
         failed = [cell for cell in cells if cell.failure()]
         if failed:
             errors.print(f"{len(failed)} of {len(cells)} cells failed; rerun with --retry-failed to run them again")
@@ -93,81 +93,32 @@ def compare(
             raise typer.Exit(1)
 
 
-def _print_tables(cells: Sequence[Cell]) -> None:
-    """Means over seeds on the test items, with the protocol: some models never rank seen items."""
-    found = {cell.folder: metrics for cell in cells if (metrics := cell.metrics())}
-    protocols = {folder: metrics["run"]["protocol"].split(", ") for folder, metrics in found.items()}
-    same = [part for part in next(iter(protocols.values()), []) if all(part in p for p in protocols.values())]
-    seeds = len({cell.seed for cell in cells})
-    shared = f"; {', '.join(same)}" if same else ""
-    console.print(f"test, mean over {seeds} seed{'s' if seeds > 1 else ''}{shared}", markup=False)
-    notes = {folder: [part for part in parts if part not in same] for folder, parts in protocols.items()}
-    console.print(_Means(cells, found, {metric: ("test", metric) for metric in SHOWN}, notes).table())
-    if any("held_out" in metrics for metrics in found.values()):
-        console.print("cold-start targets: held-out items, recommended when they are new", markup=False)
-        among = {"all": "among_all", "held-out": "among_held_out"}
-        columns = {f"among {name}\n{metric}": (key, metric) for name, key in among.items() for metric in SHOWN}
-        held_out = {folder: metrics["held_out"] for folder, metrics in found.items() if "held_out" in metrics}
-        means = _Means(cells, held_out, columns)
-        table = means.table()
-        table.add_row("chance", *means.chance())
-        console.print(table)
+def _print_tables(results: GridResults) -> None:
+    """Print means over the seeds on the test part, and metrics of held-out items where there are any."""
+    from msm4sr.reports.comparison import measure
+    from msm4sr.reports.tables import held_out_table, main_table
+
+    for comparison in measure(results, SHOWN, resamples=0):
+        seeds = f"mean over {len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}"
+        console.print(f"test, {seeds}; leave-one-out, full ranking{comparison.suffix}", markup=False)
+        _print_table(main_table(comparison))
+        for table in (held_out_table(comparison, data) for data in results.data):
+            if table.lines:
+                console.print(table.title, markup=False)
+                _print_table(table)
 
 
-@dataclass(frozen=True)
-class _Means:
-    """Means over seeds of some metrics, a line per row of the grid.
-
-    Attributes:
-        cells: of the grid.
-        found: metrics by the folder of their cell.
-        columns: from heading to section and name of a metric; all of them for each data set.
-        notes: what the protocol of a cell has that not all share.
-    """
-
-    cells: Sequence[Cell]
-    found: Mapping[Path, Mapping[str, Any]]
-    columns: Mapping[str, tuple[str, str]]
-    notes: Mapping[Path, Sequence[str]] = field(default_factory=dict)
-
-    def table(self) -> Table:
-        names = self._data_names()
-        table = Table(box=SIMPLE_HEAD)
-        table.add_column("row")
-        for name in names:
-            for heading in self.columns:
-                table.add_column(f"{escape(name)}\n{heading}" if len(names) > 1 else heading, justify="right")
-        if any(self.notes.values()):
-            table.add_column("protocol")
-        for row in {cell.row.name: cell.row for cell in self.cells}.values():
-            of_row = [cell for cell in self.cells if cell.row.name == row.name]
-            values = [value for name in names for value in self._values(of_row, name)]
-            notes = dict.fromkeys(note for cell in of_row for note in self.notes.get(cell.folder, ()))
-            table.add_row(escape(row.label), *values, *([", ".join(notes)] if any(self.notes.values()) else []))
-        return table
-
-    def chance(self) -> list[str]:
-        """The columns of random rankings, which `found` has under the same section with `chance_` before it."""
-        values = []
-        for name in self._data_names():
-            done = self._done([cell for cell in self.cells if cell.data.name == name])
-            for section, metric in self.columns.values():
-                values.append(f"{self._mean(done, f'chance_{section}', metric):.4f}" if done else "-")
-        return values
-
-    def _values(self, of_row: Sequence[Cell], data: str) -> list[str]:
-        cells = [cell for cell in of_row if cell.data.name == data]
-        done = self._done(cells)
-        if not done:
-            return ["failed" if any(cell.failure() for cell in cells) else "-"] * len(self.columns)
-        few = f" ({len(done)} of {len(cells)})" if len(done) < len(cells) else ""
-        return [f"{self._mean(done, *place):.4f}{few}" for place in self.columns.values()]
-
-    def _data_names(self) -> list[str]:
-        return list(dict.fromkeys(cell.data.name for cell in self.cells))
-
-    def _done(self, cells: Sequence[Cell]) -> list[Path]:
-        return [cell.folder for cell in cells if cell.folder in self.found]
-
-    def _mean(self, folders: Sequence[Path], section: str, metric: str) -> float:
-        return sum(float(self.found[folder][section][metric]) for folder in folders) / len(folders)
+def _print_table(table: ReportTable) -> None:
+    """Print a table of the report without published values; text comes last, so that numbers are next to the labels."""
+    shown = [number for number, column in enumerate(table.columns) if not column.printed]
+    shown.sort(key=lambda number: table.columns[number].words)
+    printed = Table(table.corner, box=SIMPLE_HEAD)
+    for column in (table.columns[number] for number in shown):
+        printed.add_column(escape(f"{column.group}\n{column.name}"), justify="left" if column.words else "right")
+    for line in table.lines:
+        cells = [line.cells[number] for number in shown]
+        printed.add_row(escape(line.label), *(escape(f"{cell.text} {cell.plus_minus}".strip()) for cell in cells))
+    console.print(printed)
+    for note in table.notes:
+        if note.startswith("*"):
+            console.print(note, markup=False)
