@@ -176,7 +176,7 @@ def test_a_source_of_another_package_is_a_command(tmp_path: Path) -> None:
 
     def prepare(*arguments: str | Path) -> str:
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "msm4sr.cli", "prepare", *arguments]
+        command = [sys.executable, "-m", "msm4sr", "prepare", *arguments]
         environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 

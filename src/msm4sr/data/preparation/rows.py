@@ -24,12 +24,7 @@ GZIP = b"\x1f\x8b"
 MICROSECONDS = 10**6
 END_OF_TIME = 253_402_300_800  # seconds: the year 10000; what lies beyond was written in another unit
 
-INTERACTION_COLUMNS: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "item_id": pl.String(),
-    "time": pl.Int64(),
-    "rating": pl.Float32(),
-}
+INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": pl.Int64(), "rating": pl.Float32()}
 
 
 class InvalidRow(Exception):

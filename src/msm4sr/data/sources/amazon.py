@@ -106,15 +106,9 @@ def item(line: bytes, max_images: int) -> tuple[str, str | None, str | None, lis
     if PAGE_SCRIPT.search(title):
         title = ""
     parts = [*_plain_texts(row.get("description")), *_plain_texts(row.get("features") or row.get("feature"))]
-    categories = _plain_texts(row.get("categories") or row.get("category"))
     text = "\n".join(dict.fromkeys(parts))[:MAX_TEXT]
-    return (
-        item_id,
-        title or None,
-        text or None,
-        list(dict.fromkeys(categories)) or None,
-        _images(row)[:max_images] or None,
-    )
+    categories = list(dict.fromkeys(_plain_texts(row.get("categories") or row.get("category"))))
+    return item_id, title or None, text or None, categories or None, _images(row)[:max_images] or None
 
 
 def json_row(line: bytes) -> dict[str, Any]:
@@ -129,8 +123,7 @@ def json_row(line: bytes) -> dict[str, Any]:
 
 
 def _slow_row(line: bytes) -> object:
-    """What the fast parser refuses: halves of surrogate pairs (refused later, if they are in a text that is read), and
-    literals in Python's notation. Nothing is executed."""
+    """A row that the fast parser refuses: it has halves of surrogate pairs, or is a literal of Python."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -226,10 +219,8 @@ def _images(row: dict[str, Any]) -> list[str]:
     """URLs, the main image first: large enough for an encoder, and no larger where there is a choice."""
     value = row.get("images")
     if type(value) is dict:  # a list for each key, in place of an object for each image
-        lists = all(type(column) is list for column in value.values())
-        value = (
-            [dict(zip(value, image, strict=True)) for image in zip(*value.values(), strict=False)] if lists else None
-        )
+        lists = list(value.values()) if all(type(column) is list for column in value.values()) else []
+        value = [dict(zip(value, image, strict=True)) for image in zip(*lists, strict=False)]
     if type(value) is list and all(type(image) is dict for image in value):
         value = sorted(value, key=lambda image: image.get("variant") != "MAIN")
         value = [image.get("large") or image.get("hi_res") or image.get("thumb") for image in value]

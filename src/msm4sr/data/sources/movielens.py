@@ -76,16 +76,17 @@ class MovieLens(Source):
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         report.order, layout = "the time of the rating", self.layout
         parse = partial(rating, separator=layout.separator)
-        return read_blocks(
-            self.folder / layout.ratings, parse, INTERACTION_COLUMNS, report, "interactions", layout.header
-        )
+        return read_blocks(self.files[0], parse, INTERACTION_COLUMNS, report, "interactions", layout.header)
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        layout = self.layout
-        blocks = read_blocks(self.folder / layout.movies, layout.movie, MOVIE_COLUMNS, report, "items", layout.header)
+        path, layout = self.files[-1], self.layout
+        blocks = read_blocks(path, layout.movie, MOVIE_COLUMNS, report, "items", layout.header)
         if self.texts is None:
             return blocks
-        texts = _texts(self.texts)
+        table = read_table(self.texts)
+        require_columns(self.texts, ("item_id", "text"), table.columns)
+        table = table.select(pl.col("item_id", "text").cast(pl.String).str.strip_chars()).filter(pl.col("text") != "")
+        texts = table.unique("item_id", keep="first", maintain_order=True)
         return (block.join(texts, on="item_id", how="left", maintain_order="left") for block in blocks)
 
 
@@ -94,9 +95,7 @@ class MovieLens(Source):
 
 def rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
     """User, item, time in microseconds, rating. Raises InvalidRow."""
-    fields = _decode(line).split(separator)
-    if len(fields) != 4:
-        raise InvalidRow("rows with more or fewer than 4 fields")
+    fields = _checked(_decode(line).split(separator), 4)
     user, item = _id(fields[0]), _id(fields[1])
     try:
         value, time = float(fields[2]), int(fields[3])
@@ -108,9 +107,7 @@ def rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
 
 
 def _movie_100k(line: bytes) -> Movie:
-    fields = _decode(line).split("|")
-    if len(fields) != 5 + len(GENRES):
-        raise InvalidRow(f"rows with more or fewer than {5 + len(GENRES)} fields")
+    fields = _checked(_decode(line).split("|"), 5 + len(GENRES))
     genres = [genre for genre, flag in zip(GENRES, fields[5:], strict=True) if flag == "1"]
     return _movie(fields[0], "" if fields[1] == "unknown" else fields[1], genres)
 
@@ -124,17 +121,21 @@ def _movie_dat(line: bytes) -> Movie:
 
 def _movie_csv(line: bytes) -> Movie:
     try:
-        fields = next(csv.reader([_decode(line)], strict=True))
+        fields = _checked(next(csv.reader([_decode(line)], strict=True)), 3)
     except csv.Error as error:
         raise InvalidRow("rows whose quotation marks do not pair") from error
-    if len(fields) != 3:
-        raise InvalidRow("rows with more or fewer than 3 fields")
     return _movie(fields[0], fields[1], fields[2].split("|"))
 
 
 def _movie(item_id: str, title: str, genres: list[str]) -> Movie:
     genres = [genre.strip() for genre in genres if genre.strip() not in ("", NO_GENRE)]
     return _id(item_id), title.strip() or None, genres or None
+
+
+def _checked(fields: list[str], count: int) -> list[str]:
+    if len(fields) != count:
+        raise InvalidRow(f"rows with more or fewer than {count} fields")
+    return fields
 
 
 def _id(field: str) -> str:
@@ -157,11 +158,3 @@ LAYOUTS = (
     Layout("ratings.dat", "movies.dat", "::", _movie_dat),
     Layout("ratings.csv", "movies.csv", ",", _movie_csv, header=True),
 )
-
-
-def _texts(path: Path) -> pl.DataFrame:
-    """`item_id` and `text`, the first of an item, without the empty ones."""
-    table = read_table(path)
-    require_columns(path, ("item_id", "text"), table.columns)
-    table = table.select(pl.col("item_id", "text").cast(pl.String).str.strip_chars())
-    return table.filter(pl.col("text") != "").unique("item_id", keep="first", maintain_order=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,10 @@ from msm4sr.errors import InputError
 TITLES = ("title", "movie_title", "item_name", "name")
 TEXTS = ("text", "description")
 CATEGORIES = ("categories", "category", "class", "genre", "genres")
+TYPES = {**ITEM_COLUMNS, **INTERACTION_COLUMNS, "position": pl.Int64()}
+
+Column = tuple[str | None, Callable[[str], Any]]
+"""Its name in the file, if it has one, and the parser of its fields."""
 
 
 @SOURCES.register("recbole")
@@ -49,9 +54,12 @@ class RecBole(Source):
 
     @property
     def files(self) -> list[Path]:
-        inter = _inter_file(self.inter)
-        items = inter.with_suffix(".item")
-        return [inter, *([items] if items.is_file() else [])]
+        found = [self.inter] if self.inter.is_file() else sorted(self.inter.glob("*.inter"))
+        if len(found) != 1:
+            several = f"{len(found)} files NAME.inter; name the one that is meant"
+            raise InputError(f"{self.inter}: {several if self.inter.is_dir() else 'no such file or folder'}")
+        items = found[0].with_suffix(".item")
+        return [*found, *([items] if items.is_file() else [])]
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         table = _Table(self.files[0])
@@ -64,8 +72,7 @@ class RecBole(Source):
             "user_id": (table.find(self.user), _id),
             "item_id": (table.find(self.item), _id),
         }
-        types = {**INTERACTION_COLUMNS, "position": pl.Int64()}
-        return table.blocks(columns, types, report, "interactions")
+        return table.blocks(columns, report, "interactions")
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         if len(self.files) == 1:
@@ -78,19 +85,14 @@ class RecBole(Source):
             "categories": (table.find(self.categories, CATEGORIES), self._list),
             "image": (table.find(self.image, ("image",)), self._list),
         }
-        return table.blocks(columns, ITEM_COLUMNS, report, "items")
+        return table.blocks(columns, report, "items")
 
     def _list(self, field: str) -> list[str] | None:
         return [part.strip() for part in field.split(self.separator) if part.strip()] or None
 
 
 class _Table:
-    """An atomic file.
-
-    Attributes:
-        path: the file.
-        names: its columns.
-    """
+    """An atomic file and the names of its columns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,18 +111,12 @@ class _Table:
         return next((candidate for candidate in usual if candidate in self.names), None)
 
     def blocks(
-        self,
-        columns: Mapping[str, tuple[str | None, Callable[[str], Any]]],
-        types: Mapping[str, pl.DataType],
-        report: PrepareReport,
-        table: Literal["interactions", "items"],
+        self, columns: Mapping[str, Column], report: PrepareReport, table: Literal["interactions", "items"]
     ) -> Iterator[pl.DataFrame]:
-        """Blocks for `read_blocks`: for each of our columns the name of theirs (None: left empty) and its parser."""
-        existing = {
-            ours: (self.names.index(name), parse) for ours, (name, parse) in columns.items() if name is not None
-        }
-        parse = partial(self._parse, columns=list(existing.values()))
-        return read_blocks(self.path, parse, {ours: types[ours] for ours in existing}, report, table, header=True)
+        """Blocks (see `read_blocks`) with those of our columns that the file has."""
+        found = {ours: (self.names.index(name), parse) for ours, (name, parse) in columns.items() if name is not None}
+        parse = partial(self._parse, columns=list(found.values()))
+        return read_blocks(self.path, parse, {ours: TYPES[ours] for ours in found}, report, table, header=True)
 
     def _parse(self, line: bytes, columns: Sequence[tuple[int, Callable[[str], Any]]]) -> tuple[Any, ...]:
         try:
@@ -130,18 +126,6 @@ class _Table:
         if len(fields) != len(self.names):
             raise InvalidRow("rows with more or fewer fields than the header")
         return tuple(parse(fields[place]) for place, parse in columns)
-
-
-def _inter_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.inter")) if path.is_dir() else []
-    if len(found) == 1:
-        return found[0]
-    problem = (
-        f"{len(found)} files NAME.inter; name the one that is meant" if path.is_dir() else "no such file or folder"
-    )
-    raise InputError(f"{path}: {problem}")
 
 
 def _id(field: str) -> str:
@@ -170,10 +154,7 @@ def _rating(field: str) -> float | None:
 
 
 def _number(field: str, what: str) -> float:
-    try:
-        number = float(field)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InvalidRow(f"{what} that are no number")
-    return number
+    with suppress(ValueError):
+        if math.isfinite(number := float(field)):
+            return number
+    raise InvalidRow(f"{what} that are no number")
