@@ -1,4 +1,4 @@
-"""The tables and the page of a grid."""
+"""`msm4sr report`: the page and the tables of a grid."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from msm4sr.cli.console import console, handle_errors
 def report(
     grid: Annotated[Path, typer.Argument(help="A grid folder.", metavar="GRID", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write it.", show_default="GRID/report", metavar="DIR")
+        Path | None, typer.Option("--out", help="The folder to write.", show_default="GRID/report", metavar="DIR")
     ] = None,
     metrics: Annotated[
         list[str],
-        typer.Option("--metric", help="A column of the tables; several times.", show_default="as in the paper"),
+        typer.Option("--metric", help="A column of the tables. May be given several times.", show_default="as in the paper"),
     ] = [],
 ) -> None:
-    """One page of a grid's results, with tests and intervals, and its tables as Markdown, LaTeX and CSV.
+    """Write an HTML page with a grid's results, tests and intervals, and its tables as Markdown, LaTeX and CSV.
 
-    It can be called while cells are still at work, and again.
+    A grid whose cells are still running can be reported too.
     """
     with handle_errors():
         from msm4sr.reports.comparison import check_metrics
