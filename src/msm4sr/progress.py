@@ -1,4 +1,4 @@
-"""Progress of long work, reported to whoever shows it. The command line shows bars; a library call shows nothing."""
+"""Progress of long work. The command line shows bars; library calls show nothing unless they are given a `Progress`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Progress(Protocol):
     """Shows the progress of tasks."""
 
     def task(self, title: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Advance]:
-        """Show a task for the time of a `with` block; yields what to call as it advances.
+        """Show a task for the time of a `with` block; yields a function to call as it advances.
 
         Args:
             title: what is done.

@@ -44,8 +44,9 @@ class SourceCommands(TyperGroup):
     def _add_sources(self) -> None:
         from msm4sr.data.preparation.source import SOURCES
 
-        for name, source in SOURCES.items():
-            self.commands.setdefault(name, source_command(name, source))
+        with handle_errors():
+            for name, source in SOURCES.items():
+                self.commands.setdefault(name, source_command(name, source))
 
 
 prepare = typer.Typer(

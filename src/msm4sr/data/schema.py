@@ -4,7 +4,7 @@
       interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32
       items.parquet          item_id str, title str?, text str?, categories list[str]?,
                              image str? or list[str]?
-      images/                whatever `image` points at, relative to the folder
+      images/                the files that `image` names, relative to the folder
 
 Both readers keep the row order of the file and never repair: a wrong value is an `InputError` that names the file, the
 column and the row (counted from 1). Only two things are converted: IDs that are integers become strings, and an empty
@@ -44,8 +44,7 @@ def read_interactions(folder: Path) -> pl.DataFrame:
         InputError: folder or file missing, not a parquet file, no rows, column missing, wrong type, null or empty ID,
             null or negative order.
     """
-    path = _existing(folder, INTERACTIONS)
-    order = _order_column(path, _schema(path))
+    path, _, order = _open_interactions(folder)
     frame = read_parquet(path, ["user_id", "item_id", order])
     if frame.is_empty():
         raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
@@ -61,9 +60,7 @@ def scan_interactions(folder: Path) -> pl.LazyFrame:
     Raises:
         InputError: folder or file missing, not a parquet file, column missing, wrong type.
     """
-    path = _existing(folder, INTERACTIONS)
-    schema = _schema(path)
-    order = _order_column(path, schema)
+    path, schema, order = _open_interactions(folder)
     for column in ("user_id", "item_id"):
         id_strings(pl.Series(column, [], schema[column]), path)
     _order(pl.Series(order, [], schema[order]), path)
@@ -128,22 +125,22 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
         raise _unreadable(path, error) from error
 
 
-def _order_column(path: Path, schema: pl.Schema) -> str:
-    """The column that histories are ordered by; the columns of the IDs must exist too."""
+def _open_interactions(folder: Path) -> tuple[Path, pl.Schema, str]:
+    """The file of the interactions, its columns, and the one that histories are ordered by."""
+    path = _existing(folder, INTERACTIONS)
+    schema = _schema(path)
     require_columns(path, ["user_id", "item_id"], schema)
     order = next((column for column in ORDER_COLUMNS if column in schema), None)
     if order is None:
-        raise InputError(
-            f"{path}: no column 'timestamp' (seconds) nor 'position' (place within the user); "
-            f"the file has: {', '.join(schema)}"
-        )
-    return order
+        missing = "no column 'timestamp' (seconds) nor 'position' (0, 1, 2 ... within the user)"
+        raise InputError(f"{path}: {missing}; the file has: {', '.join(schema)}")
+    return path, schema, order
 
 
 def _existing(folder: Path, name: str) -> Path:
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {what}; a prepared folder holds {INTERACTIONS} and {ITEMS}")
+        problem = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {problem}; a prepared folder holds {INTERACTIONS} and {ITEMS}")
     path = folder / name
     if not path.is_file():
         raise InputError(
