@@ -1,4 +1,4 @@
-"""Grids through the command line: whole, interrupted, failed, shared, refused."""
+"""Grids through the command line: complete, interrupted, failed, shared, refused."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_is_finished_is_left_alone(
     assert "3 of 3 cells are finished already" in called.out
 
 
-def test_an_interrupted_cell_goes_on(
+def test_an_interrupted_cell_is_resumed(
     cli: Cli, grid: Path, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: Any) -> None:
@@ -100,7 +100,7 @@ def test_an_interrupted_cell_goes_on(
         arguments = ("compare", config, "--data", ring, "--out", other, *QUICK, "--rows", "sasrec")
         called = cli(*arguments)
     assert called.code == 130
-    assert "the same command goes on" in called.err
+    assert "Rerun the command to continue" in called.err
     before = last_file(cell(other, "sasrec") / "checkpoints", "finetune").stat().st_mtime_ns
     assert cli(*arguments).code == 0
     assert last_file(cell(other, "sasrec") / "checkpoints", "finetune").stat().st_mtime_ns == before
@@ -110,7 +110,7 @@ def test_an_interrupted_cell_goes_on(
 FAILING = ROWS + "  - {name: unhappy, model: sasrec, changes: {finetune.learning_rate: 1.0e+30}}\n"
 
 
-def test_a_failed_cell_stops_nothing_is_shown_and_is_done_again_on_demand(
+def test_a_failed_cell_stops_nothing_is_shown_and_is_run_again_on_demand(
     cli: Cli, ring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "failing.yaml").write_text(FAILING.replace("rows:\n", "rows:\n  - {name: blind, model: dualgnn}\n"))
@@ -129,7 +129,7 @@ def test_a_failed_cell_stops_nothing_is_shown_and_is_done_again_on_demand(
     assert f"failed: {blind['reason']}" in called.out
 
     done: list[Path] = []
-    monkeypatch.setattr(compare, "run_cell", lambda *arguments, **options: done.append(arguments[3]) or fail())
+    monkeypatch.setattr(compare, "run_cell", lambda *arguments, **options: done.append(arguments[0].folder) or fail())
     called = cli(*arguments)
     assert called.code == 1
     assert not done
@@ -181,14 +181,14 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> None:
     """Until the checkpoints of fine-tuning there are of that epoch."""
     while True:
-        place = read_state(run / "checkpoints", "finetune")
-        if place is not None and place.epoch >= epoch:
+        state = read_state(run / "checkpoints", "finetune")
+        if state is not None and state.epoch >= epoch:
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
 
 
-def test_what_others_hold_is_waited_for_and_that_is_told(
+def test_cells_of_other_workers_are_waited_for_and_logged(
     cli: Cli, grid: Path, ring: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = cell(grid, "sasrec", 1)
@@ -204,7 +204,7 @@ def test_what_others_hold_is_waited_for_and_that_is_told(
     monkeypatch.setattr("msm4sr.experiments.claims.time.sleep", the_other_works)
     called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1", "--rows=sasrec")
     assert called.code == 0
-    assert called.out.count("others are at what is left (1); waiting") == 1
+    assert called.out.count("other workers run the remaining cells (1); waiting") == 1
     assert len(slept) == 2
 
 
@@ -216,7 +216,7 @@ def test_several_processes_share_the_cells(cli: Cli, grid: Path, ring: Path, con
 
 
 @pytest.mark.slow
-def test_after_ctrl_c_and_after_a_kill_others_take_over_to_the_same_digits(
+def test_after_ctrl_c_and_after_a_kill_others_take_over_bit_identically(
     cli: Cli, ring: Path, config: Path, tmp_path: Path
 ) -> None:
     settings = (*QUICK, "--set=finetune.epochs=150", "--set=finetune.patience=150", "--rows=sasrec")
@@ -227,7 +227,7 @@ def test_after_ctrl_c_and_after_a_kill_others_take_over_to_the_same_digits(
     os.killpg(first.pid, signal.SIGINT)
     said = first.communicate()[0]
     assert first.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "Rerun the command to continue" in said
     assert "Traceback" not in said
 
     at = read_state(cell(out, "sasrec") / "checkpoints", "finetune")
@@ -342,7 +342,7 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
         ("a: [", [], "not YAML"),
     ],
 )
-def test_what_is_no_grid_is_told_before_anything_is_made(
+def test_an_invalid_grid_is_refused_before_anything_is_made(
     refused: Callable[..., str], ring: Path, tmp_path: Path, text: str, options: list[str], said: str
 ) -> None:
     (tmp_path / "mine.yaml").write_text(text)

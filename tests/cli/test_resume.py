@@ -41,14 +41,14 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def progress(run: Path) -> tuple[str, TrainingState] | None:
-    """The stage that is under way, and how far its last checkpoint has come."""
+    """The current stage, and the state of its last checkpoint."""
     states = [(stage, read_state(run / "checkpoints", stage)) for stage in STAGES]
     found = [(stage, state) for stage, state in states if state is not None]
     return found[-1] if found else None
 
 
 def kill_within_a_stage(process: subprocess.Popen[str], run: Path, kills: dict[str, int], rng: random.Random) -> None:
-    """SIGKILL some steps after the process has begun to train, at a moment that is drawn."""
+    """SIGKILL some steps after the process has begun to train, at a random moment."""
     before, more = progress(run), rng.randrange(10, 60)
     while process.poll() is None:
         now = progress(run)
@@ -102,8 +102,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     process = start("run", shop, "--out", run, "--features", features, *OPTIONS, *OFTEN, "--resume")
     said += process.communicate()[0]
     assert process.returncode == 0, said
-    assert said.count("goes on in epoch") >= sum(KILLS.values())
-    assert "pretrain: done already, " in said
+    assert said.count("resuming in epoch") >= sum(KILLS.values())
+    assert "pretrain: complete already, " in said
     assert_the_same(run, undisturbed)
 
 
@@ -116,17 +116,17 @@ def interrupted(undisturbed: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_a_stage_that_has_left_nothing_to_go_on_from_starts(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
+def test_a_stage_without_a_checkpoint_starts(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
     assert cli("finetune", interrupted, "--resume").code == 0
     assert cli("evaluate", interrupted).code == 0
     assert_the_same(interrupted, undisturbed)
 
 
-def test_a_stage_that_is_done_is_left_as_it_is(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
+def test_a_complete_stage_is_not_trained_again(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
     before = last_file(interrupted / "checkpoints", "pretrain").read_bytes()
     called = cli("pretrain", interrupted, "--resume")
     assert called.code == 0
-    assert "pretrain: done already, 4 epochs" in called.out
+    assert "pretrain: complete already, 4 epochs" in called.out
     assert last_file(interrupted / "checkpoints", "pretrain").read_bytes() == before
 
 
@@ -136,11 +136,11 @@ def test_a_stage_that_is_done_is_left_as_it_is(cli: Cli, interrupted: Path, undi
         (["--set=finetune.epochs=5"], "finetune.epochs is 4 there and 5 now"),
         (["--seed=1"], "seed is 0 there and 1 now"),
         (["--set=model.dim=32"], "model.dim is 64 there and 32 now"),
-        (["--overwrite"], "give one of them"),
+        (["--overwrite"], "use one of them"),
     ],
     ids=["setting", "seed", "model", "overwrite"],
 )
-def test_a_run_is_not_gone_on_with_by_other_options(
+def test_a_run_is_not_resumed_with_other_options(
     refused: Callable[..., str], undisturbed: Path, shop: Path, features: Path, changed: list[str], said: str
 ) -> None:
     message = refused("run", shop, "--out", undisturbed, "--features", features, *OPTIONS, *changed, "--resume")
@@ -152,19 +152,19 @@ def test_checkpoints_of_other_settings_or_items_are_refused_and_what_differs_is_
 ) -> None:
     config = (interrupted / "config.yaml").read_text()
     (interrupted / "config.yaml").write_text(config.replace("temperature: 0.07", "temperature: 0.1"))
-    said = "model.temperature (0.07 there, 0.1 now)"
+    said = "model.temperature is 0.07 there and 0.1 now"
     assert said in refused("pretrain", interrupted, "--resume")
     assert said in refused("finetune", interrupted)
     (interrupted / "config.yaml").write_text(config.replace(str(shop), str(tmp_path / "other")))
     other = Path(shutil.copytree(shop, tmp_path / "other"))
     rename_an_item(other)
     said = refused("finetune", interrupted)
-    assert "items (60 items, " in said
-    assert f"`msm4sr pretrain {interrupted}` makes it anew" in said
+    assert "items is 60 items, " in said
+    assert f"run `msm4sr pretrain {interrupted}` again" in said
 
 
 @pytest.mark.slow
-def test_a_stage_does_not_go_on_with_other_texts(
+def test_a_stage_is_not_resumed_with_other_texts(
     refused: Callable[..., str], interrupted: Path, tmp_path: Path
 ) -> None:
     """The items and the log are the same; what the items' texts say is not."""
@@ -175,7 +175,7 @@ def test_a_stage_does_not_go_on_with_other_texts(
     items.with_columns(pl.lit("Something else.").alias("text")).write_parquet(other / "items.parquet")
     changed = yaml.safe_load(config) | {"data": str(other), "features_folder": str(tmp_path / "features")}
     (interrupted / "config.yaml").write_text(yaml.safe_dump(changed))
-    assert "features (" in refused("pretrain", interrupted, "--resume")
+    assert "features is " in refused("pretrain", interrupted, "--resume")
 
 
 def rename_an_item(shop: Path) -> None:
@@ -184,20 +184,20 @@ def rename_an_item(shop: Path) -> None:
         pl.read_parquet(file).with_columns(pl.col("item_id").replace("toy-0001", "toy-X")).write_parquet(file)
 
 
-def test_a_disk_that_is_full_is_told_and_the_last_good_checkpoint_goes_on(
+def test_a_full_disk_is_reported_and_the_last_good_checkpoint_is_resumed(
     cli: Cli, interrupted: Path, undisturbed: Path
 ) -> None:
-    """A stage that may write no more in the middle of fine-tuning; then there is room again."""
+    """The disk becomes full in the middle of fine-tuning; later there is space again."""
     code = (
         "import resource, sys\n"
-        "from msm4sr.training import trainer as loop\n"
+        "from msm4sr.training import checkpoint\n"
         "from msm4sr.cli import app\n"
-        "save, saved = loop.save_weights, []\n"
+        "save, saved = checkpoint.save_weights, []\n"
         "def until_full(weights, file, about=None):\n"
         "    saved.append(file)\n"
         "    if len(saved) == 12: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "    save(weights, file, about)\n"
-        "loop.save_weights = until_full\n"
+        "checkpoint.save_weights = until_full\n"
         "app()\n"
     )
     config = (interrupted / "config.yaml").read_text().replace("checkpoint_every: 60.0", "checkpoint_every: 0.0")
@@ -205,10 +205,10 @@ def test_a_disk_that_is_full_is_told_and_the_last_good_checkpoint_goes_on(
     done = subprocess.run([sys.executable, "-c", code, "finetune", interrupted], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "the checkpoint could not be written" in done.stderr
-    assert "the one before is whole" in done.stderr
-    assert not list(interrupted.rglob("*.part"))
+    assert "the earlier one is kept" in done.stderr
+    assert not list(interrupted.rglob("*.unfinished"))
     called = cli("finetune", interrupted, "--resume")
     assert called.code == 0, called
-    assert "finetune: goes on in epoch" in called.out
+    assert "finetune: resuming in epoch" in called.out
     assert cli("evaluate", interrupted).code == 0
     assert_the_same(interrupted, undisturbed)

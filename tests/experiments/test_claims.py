@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from msm4sr.experiments.claims import Claim, ClaimLost, claim_file, claims_of, take, work_through
+from msm4sr.experiments.claims import Claim, ClaimLost, Worker, claim_file, claims_of, take, work_through
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -22,7 +22,7 @@ def lapse(folder: Path) -> None:
     os.utime(claim_file(folder, len(claims_of(folder))), (0, 0))
 
 
-def test_what_is_claimed_is_claimed_by_nobody_else_until_it_is_let_go(tmp_path: Path) -> None:
+def test_a_claimed_folder_has_no_second_claim_until_it_is_released(tmp_path: Path) -> None:
     first = take(tmp_path / "cell")
     assert first is not None
     with first:
@@ -41,7 +41,7 @@ def test_a_claim_that_is_lost_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ClaimLost):
         first.check()
     with first:
-        pass  # letting go of what was lost
+        pass  # releasing a lost claim
     second.check()
     assert take(tmp_path) is None
 
@@ -83,10 +83,13 @@ def test_of_many_that_take_over_at_once_one_does(tmp_path: Path) -> None:
 STALE = 3.0
 
 
-def labour(folders: list[Path]) -> None:
-    """Works in every folder for a moment; leaves `clash` where a living process is at it already."""
+class Labour(Worker):
+    """Works in every folder for a moment; leaves `clash` where a living process is already working."""
 
-    def work(folder: Path, claim: Claim) -> None:
+    def is_open(self, folder: Path) -> bool:
+        return not (folder / "done").exists()
+
+    def work(self, folder: Path, claim: Claim) -> None:
         busy = folder / "busy"
         if busy.exists() and alive(int(busy.read_text() or 0)):
             (folder / "clash").touch()
@@ -96,7 +99,9 @@ def labour(folders: list[Path]) -> None:
         with (folder / "done").open("a") as done:
             done.write(f"{os.getpid()}\n")
 
-    work_through(folders, lambda folder: not (folder / "done").exists(), work, STALE)
+
+def labour(folders: list[Path]) -> None:
+    work_through(folders, Labour(), STALE)
 
 
 def alive(pid: int) -> bool:
