@@ -43,7 +43,7 @@ class Trained:
 
 
 def metrics_of(run: Path) -> dict[str, Any]:
-    """metrics.json without what two equal runs may differ in: the time and the memory they took."""
+    """metrics.json without time and memory, in which two equal runs may differ."""
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     del metrics["run"]["training_seconds"], metrics["run"]["peak_memory_mib"]
     return metrics

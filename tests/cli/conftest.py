@@ -33,7 +33,7 @@ def refused() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 toys and 60 users, with pictures and texts."""
+    """60 toys and 60 users, with images and texts."""
     folder = tmp_path_factory.mktemp("data") / "toyshop"
     generate_toyshop(folder, users=60, items=60)
     return folder

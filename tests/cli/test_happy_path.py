@@ -1,4 +1,4 @@
-"""What works, from a prepared folder to recommendations, as a person at the command line has it."""
+"""What works at the command line, from a prepared folder to recommendations."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_graph_models_that_read_features_run_and_recommend(
     assert cli("recommend", run, "--history", "toy-0001", "-k", "3").code == 0
 
 
-def test_popularity_recommends_what_was_taken_most_in_training(cli: Cli, shop: Path, tmp_path: Path) -> None:
+def test_popularity_recommends_the_most_frequent_item_of_training(cli: Cli, shop: Path, tmp_path: Path) -> None:
     cli("run", shop, "--out", tmp_path / "run", "--model", "popularity")
     dataset = load_dataset(shop)
     training = np.concatenate([dataset.histories[user][:-2] for user in range(dataset.n_users)])
@@ -151,14 +151,14 @@ def test_popularity_recommends_what_was_taken_most_in_training(cli: Cli, shop: P
     assert best in answer.out
 
 
-def test_a_catalogue_without_pictures_is_trained_on_text_and_says_so(cli: Cli, tmp_path: Path) -> None:
+def test_a_catalogue_without_images_is_trained_on_text_and_says_so(cli: Cli, tmp_path: Path) -> None:
     data = write_folder(
         tmp_path / "books", small_log(), small_items(title=[f"A book of number {i}." for i in range(6)])
     )
     called = cli("run", data, "--out", tmp_path / "run", *QUICK, "--set", "features.visual.kind=pooled")
     assert called.code == 0, called
     assert "visual: missing for every item; the model is trained without it" in called.out
-    assert "pre-training on text alone" in called.out
+    assert "pre-training on text only" in called.out
     assert "nan" not in called.out
 
 
@@ -166,7 +166,7 @@ def test_a_log_of_ids_alone_is_for_sasrec_and_msm4sr_says_why(cli: Cli, tmp_path
     data = write_folder(tmp_path / "ids", small_log())
     called = cli("run", data, "--out", tmp_path / "run", *QUICK)
     assert called.code == 2
-    assert "no text and no picture" in called.err
+    assert "no item has a text or an image" in called.err
     assert not (tmp_path / "run" / "config.yaml").exists()
     called = cli("run", data, "--out", tmp_path / "run", "--model", "sasrec", "--set", "finetune.epochs=1")
     assert called.code == 0, called

@@ -36,7 +36,7 @@ def test_the_model_is_of_the_other_items_and_the_features_are_of_all(run: Path, 
     assert stored == load_dataset(shop).item_ids
 
 
-def test_those_who_took_one_of_them_last_are_measured_beside_chance(run: Path, shop: Path) -> None:
+def test_cold_start_targets_are_measured_beside_chance(run: Path, shop: Path) -> None:
     found = metrics_of(run)
     held = found["held_out"]
     last = {user: item for user, item in last_items(shop).items() if user in load_dataset(shop, HELD).user_ids}
@@ -50,8 +50,8 @@ def test_those_who_took_one_of_them_last_are_measured_beside_chance(run: Path, s
 
 
 def last_items(shop: Path) -> dict[str, str]:
-    whole = load_dataset(shop)
-    return {name: whole.item_ids[whole.histories[user][-1]] for user, name in enumerate(whole.user_ids)}
+    dataset = load_dataset(shop)
+    return {name: dataset.item_ids[dataset.histories[user][-1]] for user, name in enumerate(dataset.user_ids)}
 
 
 def test_evaluation_alone_finds_the_same(cli: Cli, run: Path) -> None:
@@ -60,8 +60,8 @@ def test_evaluation_alone_finds_the_same(cli: Cli, run: Path) -> None:
     assert metrics_of(run) == before
 
 
-def test_by_ids_alone_new_items_cannot_be_told_apart(cli: Cli, tmp_path: Path) -> None:
-    """All tie, and rank at their mean; popularity knows nothing better either."""
+def test_without_content_all_new_items_have_the_same_score(cli: Cli, tmp_path: Path) -> None:
+    """All tie, and rank at their mean; for popularity too."""
     ring = write_folder(tmp_path / "ring", small_log(users=40, length=9, items=40))
     for model in ("sasrec", "popularity", "itemknn"):
         arguments = ("run", ring, "--out", tmp_path / model, "--model", model, *QUICK[:3])
@@ -100,7 +100,7 @@ def test_chance_is_the_mean_over_all_ranks() -> None:
         assert chance(40)[name] == pytest.approx(value, rel=0.02)
 
 
-def test_a_share_that_leaves_nothing_to_measure_is_told(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_share_that_leaves_nothing_to_measure_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     ring = write_folder(tmp_path / "ring", small_log())
     arguments = ("run", ring, "--out", tmp_path / "run", "--model", "popularity")
     assert "hold_out_items" in refused(*arguments, "--set=dataset.hold_out_items=1.5")

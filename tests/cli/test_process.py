@@ -70,7 +70,7 @@ def test_help_comes_without_loading_what_is_heavy() -> None:
     assert answer.stdout == "set()\n"
 
 
-def test_ctrl_c_in_pretraining_keeps_the_best_epoch_and_finetuning_goes_on_from_it(
+def test_ctrl_c_in_pretraining_keeps_the_best_epoch_and_finetuning_starts_from_it(
     cli: Cli, trained: object, shop: Path, features: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -79,7 +79,9 @@ def test_ctrl_c_in_pretraining_keeps_the_best_epoch_and_finetuning_goes_on_from_
     process = start("run", shop, *options)
     _, err = interrupt_after(process, "best so far")
     assert process.returncode == 130
-    assert err.strip() == f"interrupted; what was done is kept in {run}: the same command with --resume goes on"
+    assert err.strip().startswith(
+        f"interrupted; finished work is kept in {run}. Rerun the command with --resume to continue"
+    )
     assert_nothing_half_written(run)
     assert read_weights(run / "checkpoints" / "pretrain.safetensors")
     assert not (run / "checkpoints" / "finetune.safetensors").exists()
@@ -96,7 +98,7 @@ def test_ctrl_c_in_finetuning_keeps_the_best_epoch_and_evaluation_measures_it(cl
     process = start("finetune", copy_of_run)
     _, err = interrupt_after(process, "best so far")
     assert process.returncode == 130
-    assert err.strip().startswith(f"interrupted; msm4sr finetune {copy_of_run} --resume goes on; the best validated")
+    assert err.strip().startswith(f"interrupted. Run `msm4sr finetune {copy_of_run} --resume` to continue")
     assert f"msm4sr evaluate {copy_of_run}" in err
     assert_nothing_half_written(copy_of_run)
     called = cli("evaluate", copy_of_run)
@@ -107,13 +109,13 @@ def test_ctrl_c_in_finetuning_keeps_the_best_epoch_and_evaluation_measures_it(cl
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_extraction_leaves_a_run_that_goes_on(cli: Cli, shop: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_extraction_loses_no_finished_chunk(cli: Cli, shop: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     changes = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1")
     process = start("extract", shop, "--out", run, *changes)
-    _, err = interrupt_after(process, "text-minilm extracted")  # pictures come next
+    _, err = interrupt_after(process, "text-minilm extracted")  # images come next
     assert process.returncode == 130
-    assert err.strip() == f"interrupted; finished parts are kept in {run}, and the same command goes on"
+    assert err.strip() == f"interrupted; finished chunks are kept in {run}. Rerun the command to continue."
     called = cli("extract", shop, "--out", run, *changes)
     assert called.code == 0, called
     assert "text-minilm extracted" not in called.out

@@ -69,24 +69,24 @@ BROKEN = """
 import sys
 from msm4sr.cli import main
 from msm4sr.errors import InputError
-from msm4sr.training import trainer as loop
+from msm4sr.training import checkpoint, trainer
 from msm4sr.training.device import rank_here
 
-whole, saving = loop.shared_loss, loop.save_weights
+full_loss, saving = trainer.shared_loss, checkpoint.save_weights
 steps = []
 
 def shared_loss(*arguments):
     steps.append(1)
     if {case!r} == "bug" and rank_here() == 1 and len(steps) == 5:
         raise ValueError("something of process 1 alone")
-    return whole(*arguments) * (float("nan") if {case!r} == "divergence" and len(steps) == 5 else 1.0)
+    return full_loss(*arguments) * (float("nan") if {case!r} == "divergence" and len(steps) == 5 else 1.0)
 
 def save_weights(*arguments):
     if {case!r} == "disk":
-        raise InputError("no room")
+        raise InputError("no space")
     saving(*arguments)
 
-loop.shared_loss, loop.save_weights = shared_loss, save_weights
+trainer.shared_loss, checkpoint.save_weights = shared_loss, save_weights
 main()
 """
 
@@ -95,11 +95,11 @@ main()
     ("case", "code", "said"),
     [
         ("divergence", 1, "error: finetune: the loss became nan in epoch 1"),
-        pytest.param("disk", 2, "error: no room", marks=pytest.mark.slow),
+        pytest.param("disk", 2, "error: no space", marks=pytest.mark.slow),
         pytest.param("bug", 1, "ValueError: something of process 1 alone", marks=pytest.mark.slow),
     ],
 )
-def test_an_error_in_one_process_ends_all_and_is_told_once(
+def test_an_error_in_one_process_ends_all_and_is_reported_once(
     shop: Path, tmp_path: Path, case: str, code: int, said: str
 ) -> None:
     script = tmp_path / "broken.py"
@@ -113,15 +113,15 @@ def test_an_error_in_one_process_ends_all_and_is_told_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_two_processes_go_on_after_an_interruption(shop: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """A signal to the first process alone: the other one ends too, and both together go on."""
+def test_two_processes_resume_after_an_interruption(shop: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A signal to the first process only: the other one ends too, and both resume together."""
     changes = ("batch_pairs=8", "epochs=3", "checkpoint_every=0")
     options = ("--model=sasrec", *(f"--set=finetune.{change}" for change in changes), *TWO)
     undisturbed = finish(start(MSM4SR, "run", shop, "--out", tmp_path / "undisturbed", *options))
     assert undisturbed.code == 0, undisturbed
     run = tmp_path / "run"
     process = start(sys.executable, "-m", "msm4sr", "run", shop, "--out", run, *options)
-    while (place := read_state(run / "checkpoints", "finetune")) is None or place.steps < 60:
+    while (state := read_state(run / "checkpoints", "finetune")) is None or state.steps < 60:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)
@@ -129,16 +129,16 @@ def test_two_processes_go_on_after_an_interruption(shop: Path, tmp_path: Path, n
     assert "Traceback" not in interrupted.err
     if number == signal.SIGINT:
         assert interrupted.code == 130
-        assert interrupted.err.strip().endswith("the same command with --resume goes on")
+        assert interrupted.err.strip().endswith("with --resume to continue; results are bit-identical.")
     resumed = finish(start(MSM4SR, "run", shop, "--out", run, *options, "--resume"))
     assert resumed.code == 0, resumed
-    assert "finetune: goes on in epoch" in resumed.out
+    assert "finetune: resuming in epoch" in resumed.out
     for file in (best_file, last_file):
         ours, theirs = (read_weights(file(r / "checkpoints", "finetune")) for r in (run, tmp_path / "undisturbed"))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_more_processes_at_the_resumption_are_refused(cli: Cli, shop: Path, tmp_path: Path) -> None:
+def test_resuming_with_more_processes_is_refused(cli: Cli, shop: Path, tmp_path: Path) -> None:
     options = ("--model=sasrec", "--set=finetune.epochs=1")
     assert cli("run", shop, "--out", tmp_path / "run", *options).code == 0
     called = cli("run", shop, "--out", tmp_path / "run", *options, *TWO, "--resume")

@@ -26,7 +26,7 @@ def learned(folder: Path, model: MSM4SR) -> Path:
     return folder
 
 
-def test_all_is_taken_over_to_the_last_bit_but_the_ids(tmp_path: Path) -> None:
+def test_all_weights_but_the_ids_are_transferred_bit_identically(tmp_path: Path) -> None:
     there, here = make_msm4sr(n_items=12, seed=1), make_msm4sr(n_items=30, seed=2)
     before = weights_of(here)
     start_from(learned(tmp_path, there), here)
@@ -36,7 +36,7 @@ def test_all_is_taken_over_to_the_last_bit_but_the_ids(tmp_path: Path) -> None:
     assert not any(torch.equal(after[name], before[name]) for name in after)
 
 
-def test_a_modality_that_is_not_here_is_left_out(tmp_path: Path) -> None:
+def test_a_modality_that_the_model_lacks_is_skipped(tmp_path: Path) -> None:
     there = make_msm4sr(modalities=("text", "visual", "audio"), seed=1)
     here = make_msm4sr(modalities=("text",), seed=2)
     start_from(learned(tmp_path, there), here)
@@ -46,11 +46,11 @@ def test_a_modality_that_is_not_here_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("here", "said"),
     [
-        (make_msm4sr(modalities=("text", "audio")), "has not learned audio, only text and visual"),
-        (make_msm4sr(modalities=("visual", "text")), "a vector of visual has 6 numbers in .* and 5 here"),
+        (make_msm4sr(modalities=("text", "audio")), "was not pre-trained on audio, only on text and visual"),
+        (make_msm4sr(modalities=("visual", "text")), "visual is 6-d in .* and 5-d here"),
         (make_msm4sr(max_history=9), r"transformer.position.weight is \[6, 8\] there and \[9, 8\] here"),
         (make_msm4sr(layers=3), "transformer.layers.2.* is absent there"),
-        (make_model("sasrec"), "init_from is for msm4sr alone"),
+        (make_model("sasrec"), "init_from is for msm4sr only"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_reason(tmp_path: Path, here: MSM4SR, said: str) -> None:

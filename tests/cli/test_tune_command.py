@@ -119,7 +119,7 @@ def test_its_result_is_what_run_takes(
     assert config["model"]["dropout"] == tuned["model"]["dropout"]
     assert config["model"]["dim"] == 8
     assert config["finetune"]["learning_rate"] == tuned["finetune"]["learning_rate"]
-    assert config["finetune"]["patience"] == 10  # whole: what the file does not name is the preset's
+    assert config["finetune"]["patience"] == 10  # the preset's, which the file does not name
     assert cli(*run, "--model", "sasrec", "--resume").code == 0
     saved.write_text(saved.read_text().replace("dim: 8", "dim: 16"))
     assert "model.dim is 8 there and 16 now" in refused(*run, "--model", "sasrec", "--resume")

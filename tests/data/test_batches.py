@@ -17,7 +17,7 @@ from msm4sr.ragged import Ragged
 
 Pairs = Literal["all", "last"]
 
-# Ragged whose items are all different tell from an item which user and position it is: item = 1000 user + position
+# All items are different and encode user and position: item = 1000 user + position
 lengths_of_users = st.lists(st.integers(0, 23), min_size=1, max_size=8).filter(lambda n: max(n) >= 2)
 both = pytest.mark.parametrize("pairs", ["all", "last"])
 
@@ -73,7 +73,7 @@ def test_every_pair_of_every_history_comes_exactly_once(
 @both
 @given(lengths=lengths_of_users, max_history=st.integers(1, 9), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_a_row_is_a_stretch_of_one_history_no_longer_than_the_longest(
+def test_a_row_is_a_window_of_one_history_no_longer_than_max_history(
     pairs: Pairs, lengths: list[int], max_history: int, seed: int
 ) -> None:
     for prefix, target in pairs_of(epoch(numbered(lengths), pairs, max_history, seed=seed)):
@@ -89,7 +89,7 @@ def test_with_last_a_prefix_is_the_latest_items_of_its_history(lengths: list[int
         assert len(prefix) == min(max_history, target % 1000)
 
 
-def test_with_all_a_history_that_fits_is_one_whole_row() -> None:
+def test_with_all_a_history_that_fits_is_one_row() -> None:
     batches = epoch(numbered([6, 4]), "all", max_history=5, batch_pairs=100)
     assert [len(b.items) for b in batches] == [2]
     assert {prefix[0] % 1000 for prefix, _ in pairs_of(batches)} == {0}
@@ -141,11 +141,11 @@ def test_a_batch_has_about_the_pairs_asked_for(
 
 
 @both
-def test_the_number_of_batches_is_told_about_right(pairs: Pairs) -> None:
+def test_the_number_of_batches_is_about_right(pairs: Pairs) -> None:
     lengths = np.random.default_rng(0).integers(2, 60, 200).tolist()
     for batch_pairs in (50, 333, 10_000):
-        told = count_batches(numbered(lengths), batch_pairs)
-        assert len(epoch(numbered(lengths), pairs, 20, batch_pairs)) == pytest.approx(told, rel=0.05, abs=1)
+        announced = count_batches(numbered(lengths), batch_pairs)
+        assert len(epoch(numbered(lengths), pairs, 20, batch_pairs)) == pytest.approx(announced, rel=0.05, abs=1)
 
 
 def test_rows_of_a_batch_have_similar_lengths() -> None:

@@ -45,13 +45,13 @@ def test_the_interval_is_scipys_from_the_same_draws(confidence: float) -> None:
 
 def test_the_draws_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = two_systems(users=11)[0]
-    whole = bootstrap_means(values, resamples=50, seed=3)
+    at_once = bootstrap_means(values, resamples=50, seed=3)
     monkeypatch.setattr(significance, "COUNTS_AT_ONCE", 80)
-    assert np.allclose(bootstrap_means(values, resamples=50, seed=3), whole, rtol=0, atol=1e-14)
-    assert not np.allclose(bootstrap_means(values, resamples=50, seed=4), whole)
+    assert np.allclose(bootstrap_means(values, resamples=50, seed=3), at_once, rtol=0, atol=1e-14)
+    assert not np.allclose(bootstrap_means(values, resamples=50, seed=4), at_once)
 
 
-def test_a_resample_is_as_many_users_as_there_are_drawn_with_replacement() -> None:
+def test_a_resample_draws_as_many_users_with_replacement() -> None:
     values = np.eye(5)  # the means are then the shares of the users in the resample
     shares = bootstrap_means(values, resamples=400, seed=0)
     assert np.allclose(shares.sum(axis=1), 1)

@@ -1,4 +1,4 @@
-"""What the toy shop makes true must be found by the method, through the real encoders."""
+"""The patterns of the toy shop are found by the method, through the real encoders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from msm4sr.experiments.demo import CHANGES, Demo, run_demo
 
-# Two patterns of taste, one that only pictures show and one that only texts tell; a small shop shows both.
+# Two patterns, one that only images show and one that only texts name; a small shop shows both.
 USERS, ITEMS = 1000, 200
 
 

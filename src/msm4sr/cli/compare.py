@@ -20,43 +20,52 @@ if TYPE_CHECKING:
 SHOWN = ("ndcg@10", "recall@10")
 
 
+Config = Annotated[
+    str, typer.Argument(help="comparison, ... (a grid of the package), or a YAML file.", metavar="CONFIG")
+]
+GridFolder = Annotated[Path, typer.Option("--out", help="The grid folder, to make or to continue.", metavar="GRID")]
+DataFolders = Annotated[
+    list[Path], typer.Option("--data", help="A prepared folder. May be given several times.", metavar="DATA")
+]
+Seeds = Annotated[
+    list[int], typer.Option("--seed", min=0, help="A seed. May be given several times.", show_default="0")
+]
+Rows = Annotated[list[str], typer.Option("--rows", metavar="NAME", help="Only this row. May be given several times.")]
+OtherPreset = Annotated[str | None, typer.Option("--preset", help="Replaces the preset of the config.")]
+SettingsFolder = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="DIR", help="Use DIR/DATASET/ROW.yaml (or MODEL.yaml) if there is one."),
+]
+Features = Annotated[
+    list[str],
+    typer.Option(
+        "--features",
+        metavar="DIR | NAME=FILE",
+        help="DIR: keep features in DIR/DATASET. NAME=FILE: precomputed embeddings for the modality NAME; {data} in FILE "
+        "is replaced by the name of the data set.",
+        show_default="GRID/features",
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, a process each.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")]
+StaleAfter = Annotated[
+    float, typer.Option("--stale-after", min=1, help="Seconds after which the cell of a silent worker is resumed.")
+]
+
+
 def compare(
-    config: Annotated[
-        str,
-        typer.Argument(help="comparison, ... (a grid of the package), or a YAML file.", metavar="CONFIG"),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The grid folder, to make or to continue.", metavar="GRID")],
-    data: Annotated[
-        list[Path], typer.Option("--data", help="A prepared folder. May be given several times.", metavar="DATA")
-    ] = [],
-    seeds: Annotated[
-        list[int], typer.Option("--seed", min=0, help="A seed. May be given several times.", show_default="0")
-    ] = [],
-    rows: Annotated[
-        list[str], typer.Option("--rows", metavar="NAME", help="Only this row. May be given several times.")
-    ] = [],
+    config: Config,
+    out: GridFolder,
+    data: DataFolders = [],
+    seeds: Seeds = [],
+    rows: Rows = [],
     changes: Changes = [],
-    preset: Annotated[str | None, typer.Option("--preset", help="Replaces the preset of the config.")] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option("--settings", metavar="DIR", help="Use DIR/DATASET/ROW.yaml (or MODEL.yaml) if there is one."),
-    ] = None,
-    features: Annotated[
-        list[str],
-        typer.Option(
-            "--features",
-            metavar="DIR | NAME=FILE",
-            help="DIR: keep features in DIR/DATASET. NAME=FILE: precomputed embeddings for the modality NAME; {data} "
-            "in FILE is replaced by the name of the data set.",
-            show_default="GRID/features",
-        ),
-    ] = [],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, a process each.")] = 1,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
-    stale_after: Annotated[
-        float,
-        typer.Option("--stale-after", min=1, help="Seconds after which the cell of a silent worker is resumed."),
-    ] = 120,
+    preset: OtherPreset = None,
+    settings: SettingsFolder = None,
+    features: Features = [],
+    jobs: Jobs = 1,
+    retry_failed: RetryFailed = False,
+    stale_after: StaleAfter = 120,
 ) -> None:
     """Run a grid of systems on data sets with several seeds, one run folder per cell, and print its table.
 

@@ -37,31 +37,34 @@ if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, 
 SHOWN = 10  # trials in the table
 
 
+StudyFolder = Annotated[Path, typer.Option("--out", help="The study's folder.", show_default=False)]
+SearchSpace = Annotated[
+    str | None,
+    typer.Option(
+        "--search", metavar="FILE | NAME", help="A search file, or a model for its search space.", show_default="MODEL"
+    ),
+]
+Trials = Annotated[
+    int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="that of the budget")
+]
+Save = Annotated[
+    Path | None,
+    typer.Option("--save", help="Copy best.yaml there, e.g. configs/models/DATASET/NAME.yaml.", show_default=False),
+]
+
+
 def tune(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The study's folder.", show_default=False)],
+    out: StudyFolder,
     model: ModelName = "msm4sr",
-    search: Annotated[
-        str | None,
-        typer.Option(
-            "--search",
-            metavar="FILE | NAME",
-            help="A search file, or a model for its search space.",
-            show_default="MODEL",
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="that of the budget")
-    ] = None,
+    search: SearchSpace = None,
+    trials: Trials = None,
     preset: Preset = "best",
     file: SettingsFile = None,
     changes: Changes = [],
     seed: Seed = None,
     features: FeatureSources = [],
-    save: Annotated[
-        Path | None,
-        typer.Option("--save", help="Copy best.yaml there, e.g. configs/models/DATASET/NAME.yaml.", show_default=False),
-    ] = None,
+    save: Save = None,
 ) -> None:
     """Search a model's settings by validation ndcg@10; the test items are never ranked.
 
