@@ -41,8 +41,8 @@ Features = Annotated[
     typer.Option(
         "--features",
         metavar="DIR | NAME=FILE",
-        help="DIR: keep features in DIR/DATASET. NAME=FILE: precomputed embeddings for the modality NAME; {data} in FILE "
-        "is replaced by the name of the data set.",
+        help="DIR: keep features in DIR/DATASET. NAME=FILE: precomputed embeddings for the modality NAME; {data} in "
+        "FILE is replaced by the name of the data set.",
         show_default="GRID/features",
     ),
 ]
