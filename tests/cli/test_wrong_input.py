@@ -220,7 +220,7 @@ def test_a_device_that_is_not_there(
     refused: Refused, refused_run: Refused, copy_of_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "no cuda device here; auto takes what there is" in refused_run(data, "--set", "device.accelerator=cuda")
+    assert "there is no cuda device here; use auto" in refused_run(data, "--set", "device.accelerator=cuda")
     config = copy_of_run / "config.yaml"
     config.write_text(config.read_text().replace("accelerator: auto", "accelerator: cuda"))
     for stage in ("pretrain", "finetune"):  # a run that comes from another machine
@@ -304,7 +304,7 @@ def test_a_stage_before_its_turn(refused: Refused, copy_of_run: Path) -> None:
     for stage, before in (("evaluate", "finetune"), ("finetune", "pretrain")):
         (copy_of_run / "checkpoints" / f"{before}.safetensors").unlink()
         message = refused(stage, copy_of_run)
-        assert f"`msm4sr {before} {copy_of_run}` comes first" in message
+        assert f"run `msm4sr {before} {copy_of_run}` first" in message
 
 
 @pytest.mark.parametrize(("stage", "before"), [("finetune", "pretrain"), ("evaluate", "finetune")])
@@ -312,7 +312,7 @@ def test_a_checkpoint_cut_short(refused: Refused, copy_of_run: Path, stage: str,
     checkpoint = copy_of_run / "checkpoints" / f"{before}.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     message = refused(stage, copy_of_run)
-    assert f"{checkpoint}: not a whole checkpoint" in message
+    assert f"{checkpoint}: a damaged checkpoint" in message
 
 
 def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
     for stage, before in (("finetune", "pretrain"), ("evaluate", "finetune")):
         message = refused(stage, copy_of_run)
         assert f"{copy_of_run}/checkpoints/{before}.safetensors" in message
-        assert "another training: model.dim (64 there, 32 now)" in message
+        assert "model.dim is 64 there and 32 now" in message
 
 
 def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:
