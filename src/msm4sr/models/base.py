@@ -86,18 +86,13 @@ class Scorer(nn.Module):
     def encode_items(self) -> Tensor:
         """The item embeddings of the catalogue, computed once per step: [N, M, D]."""
 
-    @abstractmethod
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """The item vectors that a score is computed from: item embeddings [N, M, D] to [N, Q]."""
+        """The item vectors that scores are computed from: [N, M, D] to [N, Q]; by default concatenated, [N, M * D]."""
+        return embeddings.flatten(1)
 
     @abstractmethod
     def score(
-        self,
-        histories: Tensor,
-        lengths: Tensor,
-        embeddings: Tensor,
-        item_vectors: Tensor,
-        users: Tensor | None = None,
+        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
         """The score of every item after each history: [B, N].
 
@@ -149,12 +144,7 @@ class FactorizedScorer(Scorer):
         return prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
 
     def score(
-        self,
-        histories: Tensor,
-        lengths: Tensor,
-        embeddings: Tensor,
-        item_vectors: Tensor,
-        users: Tensor | None = None,
+        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
         """The history's vector times each item vector, plus `seen_bias` for the items of the history: [B, N]."""
         scores = self.encode_last(histories, lengths, embeddings) @ item_vectors.T

@@ -50,7 +50,3 @@ class IDTransformer(FactorizedModel):
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
         """[B, D]."""
         return self.transformer.last(take(embeddings, histories).squeeze(2), lengths)
-
-    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """[N, D]."""
-        return embeddings.squeeze(1)

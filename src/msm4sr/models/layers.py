@@ -127,16 +127,7 @@ class ItemCategories(ItemFeatures):
 
 
 def fill_missing(present: Tensor, lengths: Tensor, missing: Tensor) -> Tensor:
-    """Vectors of all items: those of the items that have rows, and the missing-modality embedding for the others.
-
-    Args:
-        present: [n, D], the vectors of the items that have rows, in order.
-        lengths: the number of rows of each item [N].
-        missing: the missing-modality embedding [D].
-
-    Returns:
-        [N, D].
-    """
+    """`present` [n, D] for the items with rows (`lengths` [N] > 0) and `missing` [D] for the others: [N, D]."""
     vectors = missing.to(present.dtype).expand(len(lengths), -1)
     return vectors.index_copy(0, lengths.nonzero().squeeze(1), present)
 

@@ -70,17 +70,8 @@ class ItemKNN(Model):
         """The similarities of each item's nearest items: [N, 1, k]."""
         return self.similarities.unsqueeze(1)
 
-    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """[N, k]."""
-        return embeddings.squeeze(1)
-
     def score(
-        self,
-        histories: Tensor,
-        lengths: Tensor,
-        embeddings: Tensor,
-        item_vectors: Tensor,
-        users: Tensor | None = None,
+        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
         """The sum of similarities to the distinct items of each history: [B, N]."""
         read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]

@@ -126,10 +126,6 @@ class MVRNN(FactorizedModel):
         states = [recurrent(part)[0] for recurrent, part in zip(self.recurrent, parts, strict=True)]
         return torch.cat(states, dim=2)
 
-    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """p: [N, 2 D]."""
-        return embeddings.flatten(1)
-
     def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
         """L_AE, the mean over the next items."""
         if not (self.features and self.config.reconstruction_weight):

@@ -39,7 +39,3 @@ class Popularity(FactorizedModel):
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Ones: [B, L, 1]."""
         return torch.ones(*histories.shape, 1, device=embeddings.device)
-
-    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """[N, 1]."""
-        return embeddings.squeeze(1)

@@ -122,7 +122,3 @@ class MaskedNextItem(FactorizedScorer):
         hidden = self.model.encode_bidirectional(items, slot == lengths.unsqueeze(1), real)
         last = hidden[torch.arange(len(hidden), device=hidden.device), real.sum(dim=1) - 1]
         return self.model.maps["mip"](last)  # type: ignore[no-any-return]
-
-    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """[N, D]."""
-        return self.model.scoring_vectors(embeddings)

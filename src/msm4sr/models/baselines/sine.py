@@ -99,10 +99,6 @@ class SINE(FactorizedModel):
         ends = torch.arange(histories.shape[1], device=histories.device).expand_as(histories)
         return self.encode_prefixes(histories, ends, embeddings)
 
-    def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """[N, D]."""
-        return embeddings.squeeze(1)
-
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
         """[B, D]; one prefix per history is encoded, since memory grows with their number."""
         return self.encode_prefixes(histories, lengths[:, None] - 1, embeddings)[:, 0]
