@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, 
     from msm4sr.features.chunks import Shard
     from msm4sr.models.base import Model
     from msm4sr.training.callbacks import Callback
+    from msm4sr.training.device import Device
 
 
 @dataclass(frozen=True)
@@ -209,16 +212,24 @@ def evaluate(folder: RunFolder) -> None:
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process; the first one prepares what the others read."""
     device = request.settings().device
+    with _first_process_first(device):
+        if not device.is_first:
+            started = _open(request.out)
+            return started, *_load(started)
+        planned, dataset = _plan(request)
+        begin = _extract if request.resumes else _begin
+        return planned, dataset, begin(planned, dataset, request.strict)
+
+
+@contextmanager
+def _first_process_first(device: Device) -> Iterator[None]:
+    """Run the block in the first process before the others, which print nothing, and connect all of them."""
     if not device.is_first:
         console.quiet = True
         device.connect()
-        started = _open(request.out)
-        return started, *_load(started)
-    planned, dataset = _plan(request)
-    begin = _extract if request.resumes else _begin
-    network = begin(planned, dataset, request.strict)
-    device.connect()
-    return planned, dataset, network
+    yield
+    if device.is_first:
+        device.connect()
 
 
 def _plan(request: Request) -> tuple[Run, Dataset]:
@@ -284,14 +295,8 @@ def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
 
 def _load_together(run: Run) -> tuple[Dataset, Model]:
     """The data and a new model, in every process; the first one extracts missing features."""
-    device = run.settings.device
-    if not device.is_first:
-        console.quiet = True
-        device.connect()
+    with _first_process_first(run.settings.device):
         return _load(run)
-    loaded = _load(run)
-    device.connect()
-    return loaded
 
 
 def _load(run: Run) -> tuple[Dataset, Model]:
