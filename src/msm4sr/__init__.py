@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from msm4sr.models.registry import from_pretrained as from_pretrained
     from msm4sr.models.registry import register_model as register_model
     from msm4sr.recommend.recommender import Recommender as Recommender
+    from msm4sr.training.callbacks import Callback as Callback
     from msm4sr.training.settings import FinetuneSettings as FinetuneSettings
     from msm4sr.training.settings import PretrainSettings as PretrainSettings
     from msm4sr.training.stages import finetune as finetune
     from msm4sr.training.stages import pretrain as pretrain
+    from msm4sr.training.trainer import TrainerOptions as TrainerOptions
 
 _MODULES = {
     "DataSettings": "data.dataset",
@@ -43,10 +45,12 @@ _MODULES = {
     "from_pretrained": "models.registry",
     "register_model": "models.registry",
     "Recommender": "recommend.recommender",
+    "Callback": "training.callbacks",
     "FinetuneSettings": "training.settings",
     "finetune": "training.stages",
     "PretrainSettings": "training.settings",
     "pretrain": "training.stages",
+    "TrainerOptions": "training.trainer",
 }
 __all__ = list(_MODULES)
 

@@ -8,15 +8,17 @@ longer than `max_history` is cut into windows that do not overlap, at positions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from msm4sr.ragged import Ragged
+
+Row = TypeVar("Row", Sequence[int], np.ndarray)
 
 BUCKET = 64  # batches; windows are sorted by length within a bucket, so that a batch has little padding
 
@@ -137,13 +139,18 @@ def _batch(
     return Batch(torch.from_numpy(items), torch.from_numpy(targets), torch.from_numpy(mask))
 
 
+def latest_items(histories: Iterable[Row], max_history: int) -> list[Row]:
+    """The items of each history, oldest first, that a model reads: its latest `max_history`."""
+    return [history[-max_history:] for history in histories]
+
+
 def pad_histories(histories: list[np.ndarray], max_history: int) -> tuple[Tensor, Tensor]:
     """The latest `max_history` items of each history, as a model reads them.
 
     Returns:
         Items int64 [B, L], padded on the right with 0, and lengths int64 [B].
     """
-    latest = [h[-max_history:] for h in histories]
+    latest = latest_items(histories, max_history)
     lengths = np.array([len(h) for h in latest], dtype=np.int64)
     items = np.zeros((len(latest), max(1, lengths.max(initial=1))), dtype=np.int64)
     for row, history in zip(items, latest, strict=True):

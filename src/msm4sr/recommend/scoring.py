@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.data.batches import pad_histories
+from msm4sr.data.batches import latest_items, pad_histories
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
@@ -70,7 +70,7 @@ def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequenc
     """
     if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
-    read = [history[-model.max_history :] for history in histories]
+    read = latest_items(histories, model.max_history)
     if not is_factorized(model):
         return [Query(history) for history in read]
     vectors = encode_histories(model, catalogue, read, by)
