@@ -79,3 +79,18 @@ def test_a_model_of_another_package_runs_and_is_compared(tmp_path: Path, environ
     (tmp_path / "two.yaml").write_text("rows: [{name: markov, model: markov}, {name: popularity, model: popularity}]")
     assert "markov" in call("compare", tmp_path / "two.yaml", "--data", data, "--out", tmp_path / "grid", *QUICK)
     assert (tmp_path / "grid" / "cells" / "ring" / "markov" / "seed-0" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("import no_such_module", "No module named"), ("", "the module registers no model of that name")],
+)
+def test_a_broken_package_is_named(tmp_path: Path, environment: dict[str, str], code: str, message: str) -> None:
+    broken = tmp_path / "site" / "msm4sr_markov"  # before the example on the path
+    broken.mkdir()
+    (broken / "__init__.py").touch()
+    (broken / "markov.py").write_text(code)
+    command = [sys.executable, "-m", "msm4sr", "run", tmp_path, "--model", "markov", "--out", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: entry point markov = msm4sr_markov.markov of msm4sr.models: " + message)
