@@ -16,7 +16,6 @@ import anyio.to_thread
 import torch
 from fastapi import FastAPI
 
-from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.middleware import RequestLimits
 from msm4sr.serving.problems import Problem, add_problem_handlers, described
 from msm4sr.serving.routes import items, pages, recommend, service
@@ -57,7 +56,7 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
     Raises:
         InputError: the run or its state cannot be used.
     """
-    served, metrics = Service(settings), Metrics()
+    served = Service(settings)
     torch.set_num_threads(_threads(served))
     app = Api(
         title="msm4sr",
@@ -66,22 +65,22 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
         version="1",
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
-        lifespan=partial(_lifespan, served, metrics, parent),
+        lifespan=partial(_lifespan, served, parent),
         responses=described(400, 408, 413, 422, 503),
     )
-    app.state.service, app.state.metrics, app.state.thumbnails = served, metrics, Thumbnails(served)
+    app.state.service, app.state.thumbnails = served, Thumbnails(served)
     add_problem_handlers(app)
-    app.add_middleware(RequestLimits, max_body=settings.max_body, seconds=settings.seconds, metrics=metrics)
+    app.add_middleware(RequestLimits, max_body=settings.max_body, seconds=settings.seconds, metrics=served.metrics)
     for resource in (pages, recommend, items, service):
         app.include_router(resource.router)
     return app
 
 
 @asynccontextmanager
-async def _lifespan(served: Service, metrics: Metrics, parent: int | None, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(served: Service, parent: int | None, app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     warming = asyncio.create_task(asyncio.to_thread(_warm, served))
-    watching = asyncio.create_task(_watch(served, metrics, parent))
+    watching = asyncio.create_task(_watch(served, parent))
     try:
         yield
     finally:
@@ -109,11 +108,10 @@ def _warm(served: Service) -> None:
     gc.freeze()
 
 
-async def _watch(served: Service, metrics: Metrics, parent: int | None) -> None:
+async def _watch(served: Service, parent: int | None) -> None:
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         if parent is not None and os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
         if await asyncio.to_thread(served.reload_if_changed):
-            metrics.reloads.inc()
             await asyncio.to_thread(_warm, served)

@@ -1,4 +1,4 @@
-"""What routes depend on: the service, its counters, permission to change items, and limits on sizes."""
+"""What routes depend on: the service, permission to change items, and limits on sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import orjson
 from fastapi import Depends, Path, Request, Response
 
 from msm4sr.recommend.catalogue import LONGEST_ID
-from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.service import ServeSettings, Service
 
@@ -20,13 +19,7 @@ async def get_service(request: Request) -> Service:
     return service
 
 
-async def get_metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
-
-
 CurrentService = Annotated[Service, Depends(get_service)]
-CurrentMetrics = Annotated[Metrics, Depends(get_metrics)]
 ItemPath = Annotated[str, Path(min_length=1, max_length=LONGEST_ID, description="The id of the item.")]
 
 

@@ -22,6 +22,7 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.store import Change, ItemStore
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Service:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        self.settings = settings
+        self.settings, self.metrics = settings, Metrics()
         self.store = ItemStore(settings.state)
         self._reloads = self.store.counter("reload")
         self._signature = run_signature(settings.run)
@@ -188,6 +189,7 @@ class Service:
             logger.error("the run was not read again: %s", error)
             return False
         self._served, self.failed_reload = served, ""
+        self.metrics.reloads.inc()
         logger.info("the run was read again: %s", self.settings.run.resolve())
         return True
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
-from msm4sr.serving.dependencies import CurrentMetrics, CurrentService, as_json, check_sizes
+from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, Options, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
@@ -23,13 +23,13 @@ router = APIRouter(tags=["recommend"])
 
 
 @router.post("/recommend", response_model=Recommendations)
-async def recommend(body: RecommendRequest, service: CurrentService, metrics: CurrentMetrics) -> Response:
+async def recommend(body: RecommendRequest, service: CurrentService) -> Response:
     """Recommend items for a history."""
     check_sizes(service.settings, [body.history], body.k)
     recommender = service.recommender
     work = partial(recommender.recommend, body.history, **body.arguments())
     found = await _run(work, recommender, body, [body.history])
-    metrics.unknown.inc(len(found.unknown))
+    service.metrics.unknown.inc(len(found.unknown))
     return as_json(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Response
 
-from msm4sr.serving.dependencies import CurrentMetrics, CurrentService, as_json, authorize
+from msm4sr.serving.dependencies import CurrentService, as_json, authorize
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import Readiness, Status
 
@@ -52,9 +52,9 @@ async def ready(service: CurrentService) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def prometheus(service: CurrentService, metrics: CurrentMetrics) -> Response:
+async def prometheus(service: CurrentService) -> Response:
     """Counts and times, for Prometheus."""
-    catalogue = service.recommender.catalogue
+    catalogue, metrics = service.recommender.catalogue, service.metrics
     metrics.items.set(catalogue.n_items)
     metrics.added.set(len(catalogue.added))
     return Response(metrics.text(), media_type=metrics.media_type)
