@@ -35,10 +35,12 @@ from PIL import Image
 
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.features.backends import agrees, cosines
-from msm4sr.features.extract import FeatureSettings, extract_features
-from msm4sr.features.images import BrokenImage, in_threads, load_images
-from msm4sr.features.text import TransformerSentenceEncoder, item_sentences
-from msm4sr.features.visual import CALLERS, EfficientNetLite0, squash
+from msm4sr.features.efficientnet import EfficientNetLite0, squash
+from msm4sr.features.extract import extract_features
+from msm4sr.features.images import BrokenImage, ImageFiles, in_threads
+from msm4sr.features.settings import FeatureSettings
+from msm4sr.features.text import MiniLM, TransformerSentenceEncoder, item_sentences
+from msm4sr.features.visual import CALLERS
 
 BATCH = 16
 SETTINGS = FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
@@ -84,14 +86,14 @@ def text_backends(encoder: TransformerSentenceEncoder, sentences: Sequence[str],
     def torch_backend(bf16: bool) -> Callable[[], np.ndarray]:
         return lambda: encoder._encode(sentences, bf16)
 
-    exact = print_backend("torch fp32", torch_backend(False), None, "sentences", encoder.path)
-    print_backend("torch bf16 autocast", torch_backend(True), exact, "sentences", encoder.path)
+    exact = print_backend("torch fp32", torch_backend(False), None, "sentences", encoder.backend)
+    print_backend("torch bf16 autocast", torch_backend(True), exact, "sentences", encoder.backend)
     transformer, *after = list(encoder._model)
     if with_compile:
         uncompiled = transformer.model
         transformer.model = torch.compile(uncompiled, dynamic=True)
-        print_backend("torch.compile fp32", torch_backend(False), exact, "sentences", encoder.path)
-        print_backend("torch.compile bf16", torch_backend(True), exact, "sentences", encoder.path)
+        print_backend("torch.compile fp32", torch_backend(False), exact, "sentences", encoder.backend)
+        print_backend("torch.compile bf16", torch_backend(True), exact, "sentences", encoder.backend)
         transformer.model = uncompiled
     export = timed(lambda: export_text(transformer.model, next(encoder._batches(sentences))[1]))
     print(f"  (export to ONNX: {export.clock:.1f} s)")
@@ -106,7 +108,7 @@ def text_backends(encoder: TransformerSentenceEncoder, sentences: Sequence[str],
             vectors[rows] = output["sentence_embedding"].numpy()
         return vectors
 
-    print_backend("onnxruntime fp32", onnx_backend, exact, "sentences", encoder.path)
+    print_backend("onnxruntime fp32", onnx_backend, exact, "sentences", encoder.backend)
 
 
 class TokenStates(torch.nn.Module):
@@ -166,12 +168,12 @@ def image_backends(network: EfficientNetLite0, pixels: np.ndarray, with_compile:
 
         return backend
 
-    exact = print_backend("torch fp32", in_torch(model.extract_features), None, "images", network.path)
-    print_backend("torch bf16 autocast", in_torch(model.extract_features, True), exact, "images", network.path)
+    exact = print_backend("torch fp32", in_torch(model.extract_features), None, "images", network.backend)
+    print_backend("torch bf16 autocast", in_torch(model.extract_features, True), exact, "images", network.backend)
     if with_compile:
         compiled = torch.compile(model.extract_features)
-        print_backend("torch.compile fp32", in_torch(compiled), exact, "images", network.path)
-    print_backend("onnxruntime fp32", lambda: bare_images(network, pixels), exact, "images", network.path)
+        print_backend("torch.compile fp32", in_torch(compiled), exact, "images", network.backend)
+    print_backend("onnxruntime fp32", lambda: bare_images(network, pixels), exact, "images", network.backend)
 
 
 def bare_images(network: EfficientNetLite0, pixels: np.ndarray) -> np.ndarray:
@@ -234,7 +236,7 @@ def compare_text(dataset: Dataset, encoder: TransformerSentenceEncoder, longest:
 
     real, alone = extraction(without(dataset, "image")), timed(bare)
     loop = timed(plain)
-    print(f"texts of {n} items, {count} sentences, {len(distinct)} distinct; {encoder.path}")
+    print(f"texts of {n} items, {count} sentences, {len(distinct)} distinct; {encoder.backend}")
     print(f"  extract  {real.rate(n, 'items')}; {real.rate(count, 'sentences')}")
     print(f"  share of CPU time: splitting {share(splitting, real)}, encoder {share(alone, real)}; the remainder is")
     print("  reading, hashing, tokenizing and writing")
@@ -249,7 +251,7 @@ def compare_images(dataset: Dataset, network: EfficientNetLite0, longest: int) -
 
     def decode() -> list[np.ndarray]:
         """Without threads, so that the CPU time is that of decoding."""
-        images = load_images(dataset.folder, paths, network.size, workers=1)
+        images = ImageFiles(dataset.folder).decode_all(paths, network.size, workers=1)
         return [squash(image, network.size) for image in images if not isinstance(image, BrokenImage)]
 
     decoding = timed(decode)
@@ -264,7 +266,7 @@ def compare_images(dataset: Dataset, network: EfficientNetLite0, longest: int) -
 
     real, alone = extraction(without(dataset, "title", "text")), timed(lambda: bare_images(network, pixels))
     loop = timed(plain)
-    print(f"images of {n} items, {len(paths)} files; {network.path}")
+    print(f"images of {n} items, {len(paths)} files; {network.backend}")
     print(f"  extract  {real.rate(n, 'items')}; {real.rate(len(paths), 'images')}")
     print(f"  share of CPU time: decoding {share(decoding, real)}, encoder {share(alone, real)}; the remainder is")
     print("  reading, hashing and writing")
@@ -294,7 +296,7 @@ def main() -> None:
     threads = f"torch {torch.__version__} with {torch.get_num_threads()} threads"
     print(f"{os.cpu_count()} cores, {threads}, {options.data.name}")
     dataset = first_items(load_dataset(options.data), options.items)
-    encoder, network = TransformerSentenceEncoder(device="cpu"), EfficientNetLite0(device="cpu")
+    encoder, network = MiniLM("minilm", device="cpu"), EfficientNetLite0(device="cpu")
     compare_text(dataset, encoder, options.plain)
     pixels = compare_images(dataset, network, options.plain)
     sentences = [

@@ -24,8 +24,11 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Dataset
-from msm4sr.features import extract, text
-from msm4sr.features.extract import FeatureSettings, extract_features
+from msm4sr.features.encoders import Encoders
+from msm4sr.features.extract import extract_features
+from msm4sr.features.extractors import sentences
+from msm4sr.features.settings import FeatureSettings
+from msm4sr.ragged import Ragged
 
 DIM = 384
 SIZES = (10_000, 100_000, 1_000_000)
@@ -34,12 +37,12 @@ SIZES = (10_000, 100_000, 1_000_000)
 class Stub:
     """Vectors of MiniLM's dimension at no cost."""
 
-    name, fingerprint, dim, path = "stub", "stub", DIM, "stub"
+    name, fingerprint, dim, backend = "stub", "stub", DIM, "stub"
 
-    def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
+    def encode(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         if advance is not None:
-            advance(len(sentences))
-        return np.full((len(sentences), DIM), len(sentences), np.float32)
+            advance(len(texts))
+        return np.full((len(texts), DIM), len(texts), np.float32)
 
 
 def catalogue(n: int, split: bool, changed: int = 0) -> Dataset:
@@ -56,23 +59,23 @@ def catalogue(n: int, split: bool, changed: int = 0) -> Dataset:
         image=pl.lit(None, pl.List(pl.String)),
     )
     ids = items["item_id"].to_list()
-    return Dataset(Path("nowhere"), ["u"], ids, np.array([0, 3]), np.array([0, 1, 2], np.int32), items, {})
+    return Dataset(Path("nowhere"), ["u"], ids, Ragged(np.arange(3, dtype=np.int32), np.array([0, 3])), items, {})
 
 
 def measure(n: int, split: bool, folder: Path, step: str) -> dict[str, float]:
     """CPU seconds, those in the splitter and peak MiB of one extraction into `folder`."""
     in_splitter = 0.0
-    split_sentences = text.item_sentences
+    split_sentences = sentences.item_sentences
 
     def timed(*arguments: object) -> list[str]:
         nonlocal in_splitter
         start = time.process_time()
-        sentences = split_sentences(*arguments)  # type: ignore[arg-type]
+        found = split_sentences(*arguments)  # type: ignore[arg-type]
         in_splitter += time.process_time() - start
-        return sentences
+        return found
 
-    text.item_sentences = timed  # type: ignore[assignment]
-    extract._Encoders.sentences = lambda self: Stub()  # type: ignore[method-assign, assignment, return-value]
+    sentences.item_sentences = timed  # type: ignore[assignment]
+    Encoders.sentences = Stub()  # type: ignore[assignment]
     dataset = catalogue(n, split, changed=100 if step == "changed" else 0)
     start = time.process_time()
     features = extract_features(dataset, folder, FeatureSettings.model_validate({"visual": {"kind": "pooled"}}))

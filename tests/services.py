@@ -17,7 +17,7 @@ from msm4sr.experiments.run import begin_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, train_stage
 from msm4sr.features.content import ContentEncoder
-from msm4sr.features.extract import FeatureSettings
+from msm4sr.features.settings import FeatureSettings
 from msm4sr.models.base import ContentModel, Model
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex

@@ -11,7 +11,8 @@ from PIL import Image
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.experiments.processes import launched
-from msm4sr.features.extract import FeatureSettings, extract_features
+from msm4sr.features.extract import extract_features
+from msm4sr.features.settings import FeatureSettings
 
 
 def test_two_launched_processes_leave_the_store_of_one(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_two_launched_processes_leave_the_store_of_one(tmp_path: Path) -> None:
     assert len(alone) == 2 * 4 + 1 + 2  # two stores, one of them with the names of its images, and two locks
     for name, path in alone.items():
         assert (run / "features" / name).read_bytes() == path.read_bytes(), name
-    assert not list((run / "features").glob("*.parts"))
+    assert not list((run / "features").glob("*.chunks"))
 
 
 def test_a_process_without_a_launcher_is_alone() -> None:

@@ -14,7 +14,8 @@ from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
 from msm4sr.features.backends import cosines
 from msm4sr.features.content import ContentEncoder
-from msm4sr.features.extract import FeatureSettings, TextSettings, VisualSettings, extract_features, store_names
+from msm4sr.features.extract import extract_features
+from msm4sr.features.settings import FeatureSettings, TextSettings, VisualSettings, store_names
 from msm4sr.features.store import Features, read_manifest, read_rows
 
 KINDS = {

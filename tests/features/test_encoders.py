@@ -11,7 +11,7 @@ from tiny_models import save_bert
 
 from msm4sr.errors import InputError
 from msm4sr.features.backends import agrees, choose_device, cosines
-from msm4sr.features.text import TransformerSentenceEncoder
+from msm4sr.features.text import SENTENCE_ENCODERS, MiniLM, TransformerSentenceEncoder, find_sentence_encoder
 
 SENTENCES = [
     "a red fox",
@@ -71,31 +71,31 @@ POOLINGS = {
 def test_a_plain_bert_gives_the_mean_over_its_tokens(bert: Path, batch_tokens: int) -> None:
     encoder = TransformerSentenceEncoder(str(bert), batch_tokens=batch_tokens, device="cpu")
     vectors = encoder.encode(SENTENCES)
-    assert encoder.path == "torch fp32 on cpu"
+    assert encoder.backend == "torch fp32 on cpu"
     assert vectors.shape == (7, 32) == (7, encoder.dim)
     for vector, sentence in zip(vectors, SENTENCES, strict=True):
         assert np.allclose(vector, unit(POOLINGS["mean"](token_states(bert, sentence))), atol=1e-5), sentence
 
 
 @pytest.mark.parametrize("mode", list(POOLINGS))
-def test_a_model_that_says_how_it_pools_is_heeded(bert: Path, tmp_path: Path, mode: str) -> None:
+def test_the_pooling_that_a_model_defines_is_used(bert: Path, tmp_path: Path, mode: str) -> None:
     encoder = TransformerSentenceEncoder(str(save_pooled(bert, tmp_path / mode, mode)), batch_tokens=50)
     for vector, sentence in zip(encoder.encode(SENTENCES), SENTENCES, strict=True):
         assert np.allclose(vector, unit(POOLINGS[mode](token_states(bert, sentence))), atol=1e-5), sentence
 
 
-def test_padding_on_the_left_is_taken_off_as_well(bert: Path, tmp_path: Path) -> None:
+def test_padding_on_the_left_is_removed_as_well(bert: Path, tmp_path: Path) -> None:
     folder = save_pooled(bert, tmp_path / "left", "lasttoken")
     settings = next(path for path in folder.rglob("tokenizer_config.json"))
     settings.write_text(settings.read_text().replace("{", '{"padding_side": "left",', 1))
-    # A sentence a batch: a BERT counts its positions from the padding, so that only alone it is without influence.
+    # One sentence per batch: a BERT counts positions from the padding, so that only a single sentence is unaffected.
     encoder = TransformerSentenceEncoder(str(folder), batch_tokens=1)
     assert encoder._model.tokenizer.padding_side == "left"
     for vector, sentence in zip(encoder.encode(SENTENCES), SENTENCES, strict=True):
         assert np.allclose(vector, unit(token_states(bert, sentence)[-1]), atol=1e-5), sentence
 
 
-def test_a_models_prompt_stands_before_every_sentence(bert: Path, tmp_path: Path) -> None:
+def test_the_prompt_of_a_model_precedes_every_sentence(bert: Path, tmp_path: Path) -> None:
     options = {"prompts": {"item": "query "}, "default_prompt_name": "item"}
     encoder = TransformerSentenceEncoder(str(save_pooled(bert, tmp_path / "prompt", "cls", **options)))
     plain = TransformerSentenceEncoder(str(save_pooled(bert, tmp_path / "plain", "cls")))
@@ -114,10 +114,10 @@ def test_more_sentences_than_are_tokenized_at_a_time_keep_their_order(
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = TransformerSentenceEncoder(str(bert))
-    whole = encoder.encode(SENTENCES)
-    monkeypatch.setattr("msm4sr.features.text._CHUNK", 3)
+    together = encoder.encode(SENTENCES)
+    monkeypatch.setattr("msm4sr.features.text._TOKENIZED", 3)
     done: list[int] = []
-    assert np.allclose(encoder.encode(SENTENCES, done.append), whole, atol=1e-5)
+    assert np.allclose(encoder.encode(SENTENCES, done.append), together, atol=1e-5)
     assert sum(done) == len(SENTENCES)
 
 
@@ -139,16 +139,16 @@ def test_a_model_without_a_transformer_works_too(tmp_path: Path) -> None:
 
 
 def test_bf16_agrees_with_fp32_or_is_not_used(monkeypatch: pytest.MonkeyPatch, bert: Path) -> None:
-    exact = TransformerSentenceEncoder("minilm", device="cpu")
+    exact = MiniLM("minilm", device="cpu")
     monkeypatch.setattr("msm4sr.features.text.native_bf16", lambda device: True)
-    fast = TransformerSentenceEncoder("minilm", device="cpu")
-    assert (exact.path, fast.path) == ("torch fp32 on cpu", "torch bf16 autocast on cpu")
+    fast = MiniLM("minilm", device="cpu")
+    assert (exact.backend, fast.backend) == ("torch fp32 on cpu", "torch bf16 autocast on cpu")
     sentences = ["A small boat on a wide sea.", "Batteries not included", "boat", "he walks " * 30]
     a, b = exact.encode(sentences), fast.encode(sentences)
-    assert not np.array_equal(a, b)  # it is another way, and
+    assert not np.array_equal(a, b)  # another backend, which
     assert agrees(a, b)
     monkeypatch.setattr("msm4sr.features.text.agrees", lambda exact, other: False)
-    assert TransformerSentenceEncoder(str(bert), device="cpu").path == "torch fp32 on cpu"
+    assert TransformerSentenceEncoder(str(bert), device="cpu").backend == "torch fp32 on cpu"
 
 
 def test_agreement_asks_for_the_mean_and_for_the_worst() -> None:
@@ -172,3 +172,11 @@ def test_a_device_is_named_or_found() -> None:
     for wrong in ("gpu", "cuda:99"):
         with pytest.raises(InputError, match=wrong):
             choose_device(wrong)
+
+
+def test_encoders_are_found_by_name_else_read_as_folders(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_sentence_encoder("minilm") is MiniLM
+    assert find_sentence_encoder(str(bert)) is TransformerSentenceEncoder
+    monkeypatch.setitem(SENTENCE_ENCODERS._entries, "mine", MiniLM)
+    assert find_sentence_encoder("mine") is MiniLM
+    assert MiniLM.fingerprint_of("minilm") == MiniLM("minilm").fingerprint

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +10,12 @@ import polars as pl
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from rich.progress import Progress
 
 from msm4sr.data.dataset import Dataset, load_dataset
-from msm4sr.features import extract
-from msm4sr.features.extract import FeatureSettings, extract_features
+from msm4sr.features.extract import extract_features
+from msm4sr.features.extractors.keywords import map_to_text_space
+from msm4sr.features.images import read_image
+from msm4sr.features.settings import FeatureSettings, TextSettings, VisualSettings
 from msm4sr.features.store import Features, load_features, read_manifest, read_missing, read_rows
 
 Row = tuple[str, str | None, str | None, list[str] | None]
@@ -37,16 +39,22 @@ def make(tmp_path: Path) -> Callable[[list[Row]], Dataset]:
 
 
 def draw(folder: Path, name: str, colour: str, seed: int = 0) -> str:
-    picture = Image.new("RGB", (64, 64), colour)
+    image = Image.new("RGB", (64, 64), colour)
     for row in range(8):
-        picture.putpixel((row, seed % 64), (seed % 256, 0, 0))
-    picture.save(folder / name)
+        image.putpixel((row, seed % 64), (seed % 256, 0, 0))
+    image.save(folder / name)
     return name
 
 
-TEXT, PICTURES, KEYWORDS = "text-minilm", "visual-pooled-efficientnet-lite0", "visual-keywords-offline-minilm"
+TEXT, IMAGES, KEYWORDS = "text-minilm", "visual-pooled-efficientnet-lite0", "visual-keywords-offline-minilm"
 POOLED = FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
 Shop = tuple[Dataset, Path]
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "msm4sr")
+    return caplog
 
 
 @pytest.fixture
@@ -60,7 +68,7 @@ def shop(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> Shop:
         [
             ("both", "A red thing", "It is red. It is square.", [red, blue]),
             ("text only", None, "It is red. It is square.", None),
-            ("picture only", None, None, [blue]),
+            ("image only", None, None, [blue]),
             ("broken", "Broken", " ", ["cut.png", "../secret.png", "none.png", red]),
             ("nothing", "", None, []),
         ]
@@ -68,12 +76,12 @@ def shop(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> Shop:
     return dataset, tmp_path / "features"
 
 
-def rows(features: extract.Features, item: int) -> np.ndarray:
+def rows(features: Features, item: int) -> np.ndarray:
     return features.vectors[features.offsets[item] : features.offsets[item + 1]]
 
 
 def words_of(folder: Path, visual: Features) -> list[list[list[str]]]:
-    """The words of each picture of each item."""
+    """The keywords of each image of each item."""
     table = read_rows(folder)
     assert table is not None
     words = table["words"].to_list()
@@ -95,24 +103,24 @@ def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> 
     assert not np.any(np.all(text.vectors == 0, axis=1))
 
 
-def test_pictures_that_cannot_be_used_are_listed_with_reasons(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_cannot_be_used_are_listed_with_reasons(shop: Shop, log: pytest.LogCaptureFixture) -> None:
     dataset, out = shop
     extract_features(dataset, out, POOLED)
-    broken = read_missing(out / PICTURES).filter(pl.col("image").is_not_null())
+    broken = read_missing(out / IMAGES).filter(pl.col("image").is_not_null())
     listed = {(item, image): reason for item, image, reason in broken.select("item_id", "image", "reason").rows()}
     assert list(listed) == [("broken", "cut.png"), ("broken", "../secret.png"), ("broken", "none.png")]
     assert "leaves" in listed["broken", "../secret.png"]
     assert "no such file" in listed["broken", "none.png"]
-    assert "3 pictures cannot be used" in capsys.readouterr().err
-    manifest = read_manifest(out / PICTURES)
+    assert "3 images cannot be used" in log.text
+    manifest = read_manifest(out / IMAGES)
     assert manifest is not None
     assert sum(manifest["broken"].values()) == 3
 
 
-def test_items_without_text_or_picture_are_listed_with_reasons(shop: Shop) -> None:
+def test_items_without_text_or_image_are_listed_with_reasons(shop: Shop) -> None:
     dataset, out = shop
     extract_features(dataset, out, POOLED)
-    for folder, names in ((TEXT, ["picture only", "nothing"]), (PICTURES, ["text only", "nothing"])):
+    for folder, names in ((TEXT, ["image only", "nothing"]), (IMAGES, ["text only", "nothing"])):
         missing = read_missing(out / folder).filter(pl.col("image").is_null())
         assert missing["item_id"].to_list() == names
         assert missing["item"].to_list() == [dataset.item_ids.index(name) for name in names]
@@ -121,27 +129,26 @@ def test_items_without_text_or_picture_are_listed_with_reasons(shop: Shop) -> No
         assert list(manifest["missing"].values()) == [2]
 
 
-def test_a_row_says_of_which_picture_it_is(shop: Shop) -> None:
+def test_a_row_names_its_image(shop: Shop) -> None:
     dataset, out = shop
     extract_features(dataset, out, POOLED)
-    table = read_rows(out / PICTURES)
+    table = read_rows(out / IMAGES)
     assert table is not None
     assert table["image"].to_list() == ["red.png", "blue.png", "blue.png", "red.png"]
 
 
 def test_keywords_of_a_small_catalogue_are_labels_through_the_text_encoder(shop: Shop) -> None:
     from msm4sr.features.keywords import imagenet_labels
-    from msm4sr.features.text import TransformerSentenceEncoder
+    from msm4sr.features.text import MiniLM
 
     dataset, out = shop
-    with Progress(disable=True) as progress:
-        visual = extract_features(dataset, out, FeatureSettings(), progress)["visual"]
+    visual = extract_features(dataset, out, FeatureSettings())["visual"]
     assert np.diff(visual.offsets).tolist() == [2, 0, 1, 1, 0]
     words = words_of(out / KEYWORDS, visual)
-    assert [len(pictures) for pictures in words] == [2, 0, 1, 1, 0]
-    assert all(len(picture) == 15 and set(picture) <= set(imagenet_labels()) for picture in words[0])
+    assert [len(images) for images in words] == [2, 0, 1, 1, 0]
+    assert all(len(keywords) == 15 and set(keywords) <= set(imagenet_labels()) for keywords in words[0])
     assert words[0][1] == words[2][0] != words[0][0]
-    encoded = TransformerSentenceEncoder("minilm").encode([" ".join(words[0][0])])
+    encoded = MiniLM("minilm").encode([" ".join(words[0][0])])
     assert np.allclose(rows(visual, 0)[:1], encoded, atol=1e-5)
     table = read_rows(out / KEYWORDS)
     assert table is not None
@@ -165,10 +172,14 @@ def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]
         # No two texts alike: near-duplicates would all share one fold.
         text = f"{kinds[colour]} {' '.join(str(k * number) for k in range(2, 12))}"
         items.append((str(number), None, text if number < 50 else None, [image]))
-    settings = FeatureSettings.model_validate({"visual": {"min_texts": 10, "words": 2, "vocabulary_max_share": 0.9}})
+    settings = FeatureSettings.model_validate(
+        {"visual": {"min_texts": 10, "num_keywords": 2, "vocabulary_max_fraction": 0.9}}
+    )
     # All reds look alike: with the usual grouping each colour would be a single group.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msm4sr.features.keywords.group_near_duplicates", lambda views, n_items: np.arange(n_items))
+        patch.setattr(
+            "msm4sr.features.extractors.keywords.group_near_duplicates", lambda views, n_items: np.arange(n_items)
+        )
         visual = extract_features(make(items), tmp_path / "features", settings)["visual"]
     out = tmp_path / "features"
     for number, words in enumerate(words_of(out / KEYWORDS, visual)):
@@ -179,16 +190,14 @@ def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]
     assert load_features(out / "words-minilm").item_ids == manifest["vocabulary_words"]
 
 
-def test_when_a_picture_changes_only_the_word_lists_that_come_out_new_are_encoded(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_when_an_image_changes_only_new_keyword_lists_are_encoded(shop: Shop, log: pytest.LogCaptureFixture) -> None:
     dataset, out = shop
     before = extract_features(dataset, out, FeatureSettings())["visual"]
     words = words_of(out / KEYWORDS, before)
-    capsys.readouterr()
+    log.clear()
     draw(dataset.folder, "blue.png", "green")
     after = extract_features(dataset, out, FeatureSettings())["visual"]
-    assert f"{KEYWORDS}: 2 of 5 items are new or changed" in capsys.readouterr().err
+    assert f"{KEYWORDS}: 2 of 5 items are new or changed" in log.text
     again = words_of(out / KEYWORDS, after)
     assert again[0][0] == words[0][0]
     assert again[3] == words[3]
@@ -201,58 +210,54 @@ def test_when_a_picture_changes_only_the_word_lists_that_come_out_new_are_encode
     assert len(read_missing(out / KEYWORDS)) == 5
 
 
-def test_what_is_there_is_used_again_without_any_model(
-    shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_unchanged_features_need_no_model(
+    shop: Shop, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, out = shop
     first = extract_features(dataset, out, FeatureSettings())
-    capsys.readouterr()
+    log.clear()
 
     def no_model(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(extract.Encoders, "_once", no_model)
+    monkeypatch.setattr("msm4sr.features.text.TransformerSentenceEncoder.__init__", no_model)
+    monkeypatch.setattr("msm4sr.features.efficientnet.EfficientNetLite0.__init__", no_model)
     second = extract_features(dataset, out, FeatureSettings())
     for name in ("text", "visual"):
         assert np.array_equal(first[name].vectors, second[name].vectors)
-    assert "extracting again" not in capsys.readouterr().err
+    assert all("cannot be used" in message or message.startswith("  ") for message in log.messages)
 
 
-def test_what_changed_is_made_anew_and_said_so(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_changed_is_encoded_again_and_logged(shop: Shop, log: pytest.LogCaptureFixture) -> None:
     dataset, out = shop
     before = extract_features(dataset, out, POOLED)
-    capsys.readouterr()
+    log.clear()
 
     draw(dataset.folder, "blue.png", "green")
     after = extract_features(dataset, out, POOLED)
-    said = capsys.readouterr().err
-    assert f"{PICTURES}: 2 of 5 items are new or changed" in said
+    said = "\n".join(log.messages)
+    assert f"{IMAGES}: 2 of 5 items are new or changed" in said
     assert "text" not in said
     assert not np.array_equal(rows(before["visual"], 2), rows(after["visual"], 2))
     assert np.array_equal(rows(before["visual"], 3), rows(after["visual"], 3))
 
     one = FeatureSettings.model_validate({"text": {"max_sentences": 1}, "visual": {"kind": "pooled"}})
     assert np.diff(extract_features(dataset, out, one)["text"].offsets).tolist() == [1, 1, 0, 1, 0]
-    assert "settings changed since this was extracted" in capsys.readouterr().err
+    assert "settings changed since this was extracted" in log.text
 
     path = out / TEXT / "manifest.json"
     path.write_text("{")
     extract_features(dataset, out, one)
-    assert "extracting again" in capsys.readouterr().err
+    assert "extracting again" in log.text
     assert read_manifest(out / TEXT) is not None
 
 
-def test_a_store_of_an_older_format_is_extracted_anew_with_a_line(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_of_an_older_format_is_extracted_again(shop: Shop, log: pytest.LogCaptureFixture) -> None:
     dataset, out = shop
-    for name in (TEXT, "text"):  # "text" was its name then
-        (out / name).mkdir(parents=True)
-        (out / name / "manifest.json").write_text('{"format": 1}')
+    (out / TEXT).mkdir(parents=True)
+    (out / TEXT / "manifest.json").write_text('{"format": 1}')
     assert extract_features(dataset, out, POOLED)["text"].n_rows == 6
-    said = capsys.readouterr().err
-    assert f"{out / TEXT}/manifest.json: of format 1, not 2; delete {out / TEXT} and extract again" in said
-    assert f"{out / 'text'}/manifest.json: of format 1, not 2; delete {out / 'text'}" in said
+    assert f"{out / TEXT}/manifest.json: format 1, but this version reads 3; delete {out / TEXT}" in log.text
 
 
 def test_a_catalogue_without_any_content_gives_no_rows(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:
@@ -268,20 +273,37 @@ def test_an_unknown_setting_is_an_error() -> None:
         {"txt": {}},
         {"text": {"encodr": "x"}},
         {"visual": {"kind": "clip"}},
-        {"visual": {"words": 0}},
+        {"visual": {"num_keywords": 0}},
     ):
         with pytest.raises(ValidationError):
             FeatureSettings.model_validate(wrong)
 
 
-def test_every_setting_says_what_it_does() -> None:
-    for model in (FeatureSettings, extract.TextSettings, extract.VisualSettings):
+def test_every_setting_has_a_description() -> None:
+    for model in (FeatureSettings, TextSettings, VisualSettings):
         for name, field in model.model_fields.items():
             assert (field.description or "").endswith("."), name
 
 
-def test_one_placeholder_picture_everywhere_leaves_imagenets_labels() -> None:
-    """All items are near-duplicates then: out of fold there is nothing to learn a map from."""
-    pictures = Features(np.ones((4, 3), np.float32), np.arange(5), list("abcd"))
+def test_one_placeholder_image_everywhere_leaves_the_labels_of_imagenet() -> None:
+    """All items are near-duplicates then: nothing can be learned out of fold."""
+    images = Features(np.ones((4, 3), np.float32), np.arange(5), list("abcd"))
     text = Features(np.eye(4, dtype=np.float32), np.arange(5), list("abcd"))
-    assert extract._pictures_in_text_space(pictures, text) is None
+    assert map_to_text_space(images, text) is None
+
+
+def test_an_image_file_is_read_once_for_its_hash_and_its_pixels(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, out = shop
+    reads: list[str] = []
+
+    def counted(folder: Path, path: str) -> bytes:
+        reads.append(path)
+        return read_image(folder, path)
+
+    monkeypatch.setattr("msm4sr.features.images.read_image", counted)
+    files = ["red.png", "blue.png", "cut.png", "../secret.png", "none.png"]
+    for change in (lambda: None, lambda: None, lambda: draw(dataset.folder, "blue.png", "green")):
+        change()
+        reads.clear()
+        extract_features(dataset, out, POOLED)
+        assert sorted(reads) == sorted(files)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from msm4sr.features import images
-from msm4sr.features.images import BrokenImage, load_image, load_images
+from msm4sr.features.images import BrokenImage, ImageFiles, load_image
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -34,12 +35,12 @@ def reason(folder: Path, name: str) -> str:
     return caught.value.reason
 
 
-def test_a_picture_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    picture = noise(20, 10)
-    picture.save(tmp_path / "a.png")
+def test_an_image_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    image = noise(20, 10)
+    image.save(tmp_path / "a.png")
     loaded = load_image(tmp_path, "a.png")
     assert loaded.mode == "RGB"
-    assert np.array_equal(np.asarray(loaded), np.asarray(picture))
+    assert np.array_equal(np.asarray(loaded), np.asarray(image))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "tiff"])
@@ -51,7 +52,7 @@ def test_a_file_cut_short_is_broken(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", bytes(1000)])
-def test_what_is_no_image_is_broken(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_broken(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     assert "not an image" in reason(tmp_path, "a.jpg")
 
@@ -126,9 +127,9 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     palette.putpixel((0, 0), 0)
     palette.save(tmp_path / "p.png", transparency=1)
     for name, solid in (("rgba.png", (255, 0, 0)), ("la.png", (0, 0, 0)), ("p.png", (0, 0, 255))):
-        picture = load_image(tmp_path, name)
-        assert picture.getpixel((0, 0)) == solid, name
-        assert picture.getpixel((3, 3)) == (255, 255, 255), name
+        image = load_image(tmp_path, name)
+        assert image.getpixel((0, 0)) == solid, name
+        assert image.getpixel((3, 3)) == (255, 255, 255), name
 
 
 def test_palette_cmyk_and_bilevel_become_rgb(tmp_path: Path) -> None:
@@ -136,9 +137,9 @@ def test_palette_cmyk_and_bilevel_become_rgb(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "cmyk.jpg", quality=95)
     Image.new("1", (8, 8), 1).save(tmp_path / "1.png")
     for name, colour in (("p.gif", (0, 128, 255)), ("cmyk.jpg", (0, 255, 255)), ("1.png", (255, 255, 255))):
-        picture = load_image(tmp_path, name)
-        assert picture.mode == "RGB"
-        assert np.allclose(picture.getpixel((4, 4)), colour, atol=6), name  # type: ignore[arg-type]
+        image = load_image(tmp_path, name)
+        assert image.mode == "RGB"
+        assert np.allclose(image.getpixel((4, 4)), colour, atol=6), name  # type: ignore[arg-type]
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
@@ -160,10 +161,10 @@ def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     from PIL import ImageOps
 
-    picture = noise(6, 4)
+    image = noise(6, 4)
     exif = Image.Exif()
     exif[274] = orientation
-    picture.save(tmp_path / "a.png", exif=exif)
+    image.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as file:
         expected = ImageOps.exif_transpose(file).convert("RGB")
     assert np.array_equal(np.asarray(load_image(tmp_path, "a.png")), np.asarray(expected))
@@ -189,27 +190,27 @@ def test_a_size_hint_decodes_a_large_jpeg_smaller_but_large_enough(tmp_path: Pat
         ("thin.png", "RGB", (3000, 5), 1),
     ],
 )
-def test_a_size_hint_makes_other_large_pictures_smaller_too(
+def test_a_size_hint_reduces_other_large_images_too(
     tmp_path: Path, name: str, mode: str, size: tuple[int, int], factor: int
 ) -> None:
-    """By averaging: what a resize to the size that is asked for shows hardly changes."""
+    """By averaging: the image resized to the requested size hardly changes."""
     if mode == "I;16":
         smooth = np.add.outer(np.arange(size[1]), np.arange(size[0])) * 20
-        picture = Image.fromarray(smooth.astype(np.uint16))
+        image = Image.fromarray(smooth.astype(np.uint16))
     else:
-        picture = noise(6, 4).resize(size, Image.Resampling.BICUBIC).convert("RGBA" if mode == "RGBA" else "RGB")
+        image = noise(6, 4).resize(size, Image.Resampling.BICUBIC).convert("RGBA" if mode == "RGBA" else "RGB")
         if mode == "RGBA":
-            picture.putalpha(picture.convert("L"))
-        picture = picture.convert(mode) if mode != "RGBA" else picture
-    picture.save(tmp_path / name)
-    small, whole = load_image(tmp_path, name, size_hint=224), load_image(tmp_path, name)
-    assert whole.size == size
+            image.putalpha(image.convert("L"))
+        image = image.convert(mode) if mode != "RGBA" else image
+    image.save(tmp_path / name)
+    small, full = load_image(tmp_path, name, size_hint=224), load_image(tmp_path, name)
+    assert full.size == size
     assert small.size == tuple(-(-side // factor) for side in size)
-    a, b = (np.asarray(one.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for one in (small, whole))
+    a, b = (np.asarray(one.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for one in (small, full))
     assert np.abs(a - b).mean() < 2
 
 
-def test_numbers_that_are_no_numbers_are_black(tmp_path: Path) -> None:
+def test_nan_is_black(tmp_path: Path) -> None:
     Image.fromarray(np.array([[np.nan, 1.0], [np.inf, -np.inf]], np.float32)).save(tmp_path / "a.tiff")
     loaded = np.asarray(load_image(tmp_path, "a.tiff"))[..., 0]
     assert loaded[0, 0] == loaded[1, 1] == 0
@@ -229,17 +230,18 @@ def test_a_jpeg_of_a_million_scans_is_refused_before_decoding(tmp_path: Path) ->
 BOMBS = """
 import io, sys
 from pathlib import Path
-from msm4sr.features.images import BrokenImage, load_images
+from msm4sr.features.images import BrokenImage, ImageFiles
 folder = Path(sys.argv[1])
-for picture in load_images(folder, sorted(path.name for path in folder.iterdir()), size_hint=224, workers=4):
-    print(picture.size if not isinstance(picture, BrokenImage) else picture.reason)
+files = sorted(path.name for path in folder.iterdir())
+for image in ImageFiles(folder).decode_all(files, size_hint=224, workers=4):
+    print(image.size if not isinstance(image, BrokenImage) else image.reason)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
-def test_the_largest_pictures_that_are_read_do_not_fill_the_memory_and_nothing_is_said(tmp_path: Path) -> None:
-    """Four threads, four pictures of 49 megapixels and a header that makes Pillow warn: 0.8 GiB decoded at once."""
+def test_the_largest_images_do_not_fill_the_memory_and_nothing_is_printed(tmp_path: Path) -> None:
+    """Four threads, four images of 49 megapixels and a header that makes Pillow warn: 0.8 GiB decoded at once."""
     size = (7000, 7000)
     Image.new("RGBA", size, (9, 9, 200, 9)).save(tmp_path / "a.png", compress_level=1)
     Image.fromarray(np.zeros(size, np.uint16)).save(tmp_path / "b.png", compress_level=1)
@@ -253,14 +255,35 @@ def test_the_largest_pictures_that_are_read_do_not_fill_the_memory_and_nothing_i
     assert done.stderr == ""
 
 
-def test_many_pictures_keep_their_order_and_broken_ones_their_place(tmp_path: Path) -> None:
+def test_many_images_keep_their_order_and_broken_ones_their_place(tmp_path: Path) -> None:
     names = []
     for number in range(40):
         names.append(f"{number}.png")
         Image.new("RGB", (1 + number, 1)).save(tmp_path / names[-1])
     (tmp_path / "7.png").write_bytes(b"junk")
-    loaded = list(load_images(tmp_path, names, ahead=4))
+    loaded = list(ImageFiles(tmp_path).decode_all(names, ahead=4))
     assert isinstance(loaded.pop(7), BrokenImage)
-    assert [picture.width for picture in loaded if isinstance(picture, Image.Image)] == [
+    assert [image.width for image in loaded if isinstance(image, Image.Image)] == [
         1 + number for number in range(40) if number != 7
     ]
+
+
+def test_files_are_read_once_for_hash_and_pixels_while_they_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read_image = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda folder, path: reads.append(path) or read_image(folder, path))
+    for name in ("a.png", "b.png"):
+        noise(20, 10).save(tmp_path / name)
+    data = (tmp_path / "a.png").read_bytes()
+    files = ImageFiles(tmp_path, kept_bytes=len(data))
+    assert files.hash("a.png") == (hashlib.sha256(data).hexdigest(), None) == files.hash("b.png")
+    assert files.hash("none.png") == ("", "no such file")
+    assert [image.size for image in files.decode_all(["a.png", "b.png"]) if isinstance(image, Image.Image)] == [
+        (20, 10)
+    ] * 2
+    assert reads == ["a.png", "b.png", "none.png", "b.png"]  # the second did not fit
+    files.forget()
+    files.hash("a.png")
+    assert len(reads) == 4

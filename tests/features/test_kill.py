@@ -1,4 +1,4 @@
-"""Killed at any moment, by SIGKILL, the extraction goes on and leaves the very bytes of an undisturbed one."""
+"""Killed at any moment by SIGKILL, the extraction resumes and leaves the bytes of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def die(event, arguments):
         touched += 1
 
 sys.addaudithook(die)
-from msm4sr.features import chunks as parts
-parts.FEWEST_ITEMS = 16  # many parts of a small catalogue
+from msm4sr.features import chunks
+chunks.MIN_ITEMS = 16  # many chunks of a small catalogue
 atexit.register(lambda: print(touched))
 '''
 STUB = (
@@ -39,18 +39,20 @@ STUB = (
 import numpy as np
 from pathlib import Path
 from msm4sr.data.dataset import load_dataset
-from msm4sr.features import extract, text
+from msm4sr.features import extract, settings
+from msm4sr.features.encoders import Encoders
+from msm4sr.features.extractors import sentences
 
 class Encoder:
-    name, fingerprint, dim, path = "stub", "stub", 4, "stub"
-    def encode(self, sentences, advance=None):  # other digits in other company, as real encoders give
+    name, fingerprint, dim, backend = "stub", "stub", 4, "stub"
+    def encode(self, sentences, advance=None):  # depends on the batch, as the rounding of real encoders does
         sums = np.array([sum(map(ord, sentence)) for sentence in sentences], np.float32)
         return np.stack([sums, sums ** 0.5, sums * 0 + len(sentences), sums * 0 + sums.sum()], axis=1)
 
-extract.Encoders.sentences = lambda self: Encoder()
-extract._encoder = lambda name: {"name": name, "fingerprint": "stub"}
-text.item_sentences = lambda title, text, n, m: [part for part in (title, text) if part]
-pooled = extract.FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
+Encoders.sentences = Encoder()
+Encoders.sentence_record = lambda self: {"name": "minilm", "fingerprint": "stub"}
+sentences.item_sentences = lambda title, text, n, m: [part for part in (title, text) if part]
+pooled = settings.FeatureSettings.model_validate({"visual": {"kind": "pooled"}})
 extract.extract_features(load_dataset(Path(sys.argv[1])), folder, pooled)
 """
 )
@@ -65,7 +67,7 @@ main()
 
 
 def catalogue(folder: Path, n: int, changed: int = 0) -> Path:
-    """Items with a text each, the first `changed` of them other ones, and one event each."""
+    """Items with a text each, that of the first `changed` of them modified, and one interaction each."""
     folder.mkdir(exist_ok=True)
     texts = [f"text {i} {'changed' if i < changed else ''}" for i in range(n)]
     ids = [f"i{i}" for i in range(n)]
@@ -96,20 +98,20 @@ def undisturbed(script: str, data: Path, out: Path, *options: str) -> int:
 
 @pytest.mark.parametrize("moments", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_the_store_is_that_of_an_undisturbed_run(tmp_path: Path, moments: int) -> None:
-    """From a store of an earlier catalogue, so that there is something to take over and something to lose."""
-    base, whole, out = tmp_path / "base", tmp_path / "whole", tmp_path / "out"
+    """From a store of an earlier catalogue, so that there is something to copy and something to lose."""
+    base, complete, out = tmp_path / "base", tmp_path / "complete", tmp_path / "out"
     undisturbed(STUB, catalogue(tmp_path / "data", 90), base)
     data = catalogue(tmp_path / "data", 100, changed=40)
-    shutil.copytree(base, whole)
-    touches = undisturbed(STUB, data, whole)
+    shutil.copytree(base, complete)
+    touches = undisturbed(STUB, data, complete)
     assert touches > 40
-    assert load_features(whole / "text-minilm").n_rows == 200
+    assert load_features(complete / "text-minilm").n_rows == 200
     for moment in random.Random(moments).sample(range(touches), moments):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(base, out)
         assert start(STUB, data, out, moment).wait() == -signal.SIGKILL
         undisturbed(STUB, data, out)
-        assert contents(out) == contents(whole), moment
+        assert contents(out) == contents(complete), moment
 
 
 def test_two_processes_at_once_leave_the_store_of_one(tmp_path: Path) -> None:
@@ -123,11 +125,11 @@ def test_two_processes_at_once_leave_the_store_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_killed_at_ten_random_moments_gives_the_store_of_an_undisturbed_one(tmp_path: Path) -> None:
-    """The real command with the real encoders, pictures and keywords included; each attempt goes on from the last."""
+    """The real command with the real encoders, images and keywords included; each attempt resumes the last."""
     data, out = tmp_path / "shop", tmp_path / "out"
     generate_toyshop(data, users=60, items=300)
     options = ("--preset", "seed", "--set", "features.visual.min_texts=100")
-    touches = undisturbed(REAL, data, tmp_path / "whole", *options)
+    touches = undisturbed(REAL, data, tmp_path / "complete", *options)
     draw, kills = random.Random(0), 0
     while kills < 10:
         ended = start(REAL, data, out, draw.randrange(touches), *options).wait()
@@ -138,4 +140,4 @@ def test_the_command_killed_at_ten_random_moments_gives_the_store_of_an_undistur
             assert ended == -signal.SIGKILL
     undisturbed(REAL, data, out, *options)
     assert len(find_stores(out / "features")) == 4
-    assert contents(out / "features") == contents(tmp_path / "whole" / "features")
+    assert contents(out / "features") == contents(tmp_path / "complete" / "features")

@@ -14,7 +14,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "extract_scale.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["first", "changed"])
-def test_memory_grows_by_the_names_of_the_items_and_not_by_their_vectors(tmp_path: Path, step: str) -> None:
+def test_memory_follows_the_names_of_the_items_and_not_their_vectors(tmp_path: Path, step: str) -> None:
     peaks = {}
     for n in (20_000, 100_000):
         for each in dict.fromkeys(("first", step)):

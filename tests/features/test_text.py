@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from msm4sr.errors import InputError
 from msm4sr.features.text import (
+    MiniLM,
     TransformerSentenceEncoder,
     item_sentences,
     model_fingerprint,
-    resolve_model,
+    model_source,
 )
 
 TEXT = "Mr. Fox runs at 3.5 km/h. He is quick! Is the dog lazy? Yes."
@@ -60,7 +61,7 @@ def test_characters_after_the_cut_are_not_read() -> None:
     assert item_sentences("abcdef", "One two. Three four.", max_characters=8) == ["abcdef", "One two."]
 
 
-def test_control_characters_and_surrogates_are_taken_out() -> None:
+def test_control_characters_and_surrogates_are_removed() -> None:
     sentences = item_sentences("A\x00B\ud800 C\x1b", "x\x07y\udfff.\r\nNew line.")
     assert sentences == ["A B C", "x y .", "New line."]
     "".join(sentences).encode("utf-8")
@@ -76,10 +77,10 @@ def test_no_text_whatever_crashes_or_gives_an_empty_sentence(title: str, text: s
 
 @pytest.fixture(scope="module")
 def minilm() -> TransformerSentenceEncoder:
-    return TransformerSentenceEncoder("minilm", batch_tokens=40)
+    return MiniLM("minilm", batch_tokens=40)
 
 
-def test_minilm_gives_384_numbers_of_unit_length(minilm: TransformerSentenceEncoder) -> None:
+def test_minilm_gives_unit_vectors(minilm: TransformerSentenceEncoder) -> None:
     vectors = minilm.encode(["a cat", "a kitten", "the stock market fell"])
     assert vectors.shape == (3, minilm.dim) == (3, 384)
     assert vectors.dtype == np.float32
@@ -121,5 +122,5 @@ def test_other_weights_in_the_same_folder_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert model_fingerprint(str(tmp_path)) != before
     assert model_fingerprint("hub/name") == "hub/name"
-    assert Path(resolve_model("minilm")).is_dir()
-    assert resolve_model("clip") == "openai/clip-vit-base-patch32"
+    assert Path(MiniLM.source("minilm")).is_dir()
+    assert model_source("hub/name") == "hub/name"

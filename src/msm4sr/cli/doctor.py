@@ -104,12 +104,12 @@ def check_devices() -> Iterator[Check]:
 
 def check_encoders() -> Iterator[Check]:
     """The built-in encoders, loaded; and CLIP, looked up in the local cache of the hub."""
-    from msm4sr.features.text import TransformerSentenceEncoder
-    from msm4sr.features.visual import EfficientNetLite0
+    from msm4sr.features.efficientnet import EfficientNetLite0
+    from msm4sr.features.text import MiniLM
 
-    for name, load in (("minilm", TransformerSentenceEncoder), (EfficientNetLite0.name, EfficientNetLite0)):
+    for name, encoder_class in (("minilm", MiniLM), (EfficientNetLite0.name, EfficientNetLite0)):
         try:
-            encoder = load()
+            encoder = encoder_class(name)
             yield Check(f"encoder {name}", "ok", f"{encoder.dim}-d, {getattr(encoder, 'backend', '')}".rstrip(", "))
         except Exception as error:  # whatever a damaged installation raises is what the user must see
             yield Check(f"encoder {name}", "broken", f"{type(error).__name__}: {error}", "pip install msm4sr")
@@ -119,9 +119,9 @@ def check_encoders() -> Iterator[Check]:
 def _check_clip() -> Check:
     from huggingface_hub import try_to_load_from_cache
 
-    from msm4sr.features.text import resolve_model
+    from msm4sr.features.visual import Clip
 
-    name = resolve_model("clip")
+    name = Clip.source("clip")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return Check("encoder clip", "ok", f"{name} in the cache of the hub")
     remedy = "features.visual.tagger=clip downloads it on first use; without a network give a model folder"

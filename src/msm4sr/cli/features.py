@@ -33,7 +33,7 @@ def features(
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments.run import open_run
         from msm4sr.experiments.stages import load_run_data
-        from msm4sr.features.extract import store_names
+        from msm4sr.features.settings import store_names
         from msm4sr.features.store import find_stores, read_manifest
 
         run = open_run(folder) if (folder / "config.yaml").exists() else None
@@ -46,7 +46,7 @@ def features(
             raise InputError(f"{place}: no extracted features here; make them with `msm4sr extract DATA --out RUN`")
         for store in stores:
             console.print(_table(store, read_manifest(store) or {}))
-        for unfinished in sorted(place.glob("*.parts")):
+        for unfinished in sorted(place.glob("*.chunks")):
             chunks = len(list(unfinished.glob("*.safetensors")))
             console.print(f"{unfinished}: {chunks} chunks of an unfinished extraction", markup=False)
         if html is not None:
@@ -69,7 +69,7 @@ def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
     for label, shown in (
         ("modality", f"{manifest['modality']}, {manifest['kind']}"),
         ("encoder", f"{encoder['name']} ({encoder['fingerprint'][:16]})"),
-        ("ran on", ", ".join(manifest.get("ran_on", [])) or "-"),
+        ("ran on", ", ".join(manifest.get("backends", [])) or "-"),
         ("settings", _settings(manifest["settings"])),
         ("items", f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
         ("vectors", f"{manifest['rows']:,}, {manifest['dim']:,}-d"),

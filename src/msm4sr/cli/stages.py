@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, 
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
     from msm4sr.experiments.settings import RunSettings
-    from msm4sr.features.chunks import Shard
+    from msm4sr.features.store_builder import Shard
     from msm4sr.models.base import Model
     from msm4sr.training.callbacks import Callback
     from msm4sr.training.device import Device
@@ -129,7 +129,7 @@ def extract(
     """
     with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.processes import launched
-        from msm4sr.features.chunks import Shard
+        from msm4sr.features.store_builder import Shard
 
         only = None if shard is None else Shard.parse(shard)
         if only is not None and merge:

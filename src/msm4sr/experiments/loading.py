@@ -15,7 +15,7 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import read_item_names
 from msm4sr.experiments.run import Run, open_run
 from msm4sr.features.content import ContentEncoder
-from msm4sr.features.extract import store_names
+from msm4sr.features.settings import store_names
 from msm4sr.features.store import load_features, read_rows
 from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content, is_factorized

@@ -15,7 +15,7 @@ from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
 from msm4sr.experiments.presets import load_preset
-from msm4sr.features.extract import FeatureSettings
+from msm4sr.features.settings import FeatureSettings
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs, ModelConfig, as_tensors
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig

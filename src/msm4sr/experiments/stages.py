@@ -17,10 +17,10 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
 from msm4sr.experiments.transfer import start_from
-from msm4sr.features.chunks import Shard
 from msm4sr.features.extract import extract_features, extract_shard
 from msm4sr.features.precomputed import file_hash
 from msm4sr.features.store import Features
+from msm4sr.features.store_builder import Shard
 from msm4sr.files import write_text
 from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
@@ -95,8 +95,8 @@ def extract_stage(
         complete_catalogue(run, dataset),
         run.features,
         run.settings.features,
-        None if isinstance(progress, NoProgress) else progress,  # type: ignore[arg-type]
-        vectors=_unchanged_files(run),
+        progress,
+        precomputed=_unchanged_files(run),
         device=run.settings.device.accelerator,
         strict=strict,
         merge=merge,
@@ -118,8 +118,8 @@ def extract_run_shard(
             run.features,
             shard,
             run.settings.features,
-            None if isinstance(progress, NoProgress) else progress,  # type: ignore[arg-type]
-            vectors=_unchanged_files(run),
+            progress,
+            precomputed=_unchanged_files(run),
             device=run.settings.device.accelerator,
             strict=strict,
         )

@@ -1,1 +1,1 @@
-"""Frozen encoders: what an item's texts and pictures look like as vectors, extracted once."""
+"""Frozen encoders turn the texts and images of items into vectors, once; feature stores keep them."""

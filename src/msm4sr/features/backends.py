@@ -1,8 +1,8 @@
-"""The way on which a frozen encoder runs here: which device, and bf16 or fp32.
+"""The backend that a frozen encoder runs on: a device, and bf16 or fp32.
 
-bf16 is about twice as fast as fp32 where the machine computes in it, and it is used where it says the same: an encoder
-runs a fixed probe both ways when it is loaded. The answer depends on the model and the machine alone, never on the
-data or on a clock, so that a run which is taken up again goes on the same way.
+bf16 is about twice as fast as fp32 on hardware that supports it, and is used where it agrees with fp32: an encoder runs
+a fixed probe in both when it is loaded. The choice depends on the model and the machine alone, never on the data or on
+a clock, so that a resumed run uses the same backend.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from msm4sr.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-# Cosines to the vectors of fp32 that another way must reach, over the probe.
+# Cosines to the fp32 vectors that another backend must reach on the probe.
 MEAN_COSINE = 0.999
 WORST_COSINE = 0.99
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """ "auto" is a GPU where there is one, else the CPU; else a name that torch knows ("cpu", "cuda:1", "mps").
+    """The device of a name: "auto" (a GPU if there is one, else the CPU) or one that torch knows ("cpu", "cuda:1").
 
-    Raises `InputError` for a device that is not here.
+    Raises:
+        InputError: this machine has no such device.
     """
     import torch
 
@@ -33,17 +34,17 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here; 'auto' takes what there is") from error
+        raise InputError(f"there is no device {name!r} here; use 'auto'") from error
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies in bf16, in place of imitating it (slower than fp32)."""
+    """Whether the hardware multiplies in bf16; emulated, it is slower than fp32."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # Not in the oldest torch that is allowed: fp32 there.
+        # The oldest torch that is allowed lacks get_capabilities: fp32 there.
         able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return False
@@ -58,11 +59,16 @@ def cosines(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def agrees(exact: np.ndarray, other: np.ndarray) -> bool:
-    """Whether `other` may stand for `exact`: mean and worst cosine reach the bounds above."""
+    """Whether `other` may replace `exact`: mean and worst cosine reach the bounds above."""
     values = cosines(exact, other)
     return bool(values.mean() >= MEAN_COSINE and values.min() >= WORST_COSINE)
 
 
-def path_name(device: torch.device, bf16: bool) -> str:
-    """As it is recorded: "torch bf16 autocast on cpu"."""
+def backend_name(device: torch.device, bf16: bool) -> str:
+    """The name for the manifest, such as "torch bf16 autocast on cpu"."""
     return f"torch {'bf16 autocast' if bf16 else 'fp32'} on {device.type}"
+
+
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; to a GPU without waiting."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -6,7 +6,7 @@ stores of the run; a new item does not change it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -18,20 +18,14 @@ from PIL import Image
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
-from msm4sr.features.extract import (
-    Encoders,
-    FeatureSettings,
-    StoredWords,
-    item_means,
-    label_tagger,
-    store_names,
-)
+from msm4sr.features.encoders import Encoders
 from msm4sr.features.images import BrokenImage, decode_image
+from msm4sr.features.settings import FeatureSettings, store_names
 from msm4sr.features.store import load_features, read_manifest
+from msm4sr.features.text import item_sentences
 
 if TYPE_CHECKING:
     from msm4sr.features.keywords import ImageTagger
-    from msm4sr.features.visual import ImageEncoder
 
 
 class ContentEncoder:
@@ -60,7 +54,7 @@ class ContentEncoder:
         self.precomputed = frozenset(precomputed)
         self._encoders = Encoders(settings, device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
-        self._tagging: tuple[Callable[[np.ndarray], np.ndarray], ImageTagger, list[str]] | None = None
+        self._tagger: ImageTagger | None = None
 
     def warm(self) -> None:
         """Load the encoders now (some seconds), so that the first new item does not wait for them."""
@@ -124,15 +118,13 @@ class ContentEncoder:
     # -- texts
 
     def _sentences(self, item: Item) -> list[str]:
-        from msm4sr.features.text import item_sentences
-
         text = self.settings.text
         return item_sentences(item.title, item.text, text.max_sentences, text.max_characters)
 
     def _encode_sentences(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """float32 [sentences, dim] of each item."""
         flat = [sentence for item in sentences for sentence in item]
-        vectors = self._encoders.sentences().encode(flat) if flat else np.zeros((0, 0), np.float32)
+        vectors = self._encoders.sentences.encode(flat) if flat else np.zeros((0, 0), np.float32)
         return np.split(vectors, np.cumsum([len(item) for item in sentences])[:-1])
 
     # -- images
@@ -143,15 +135,10 @@ class ContentEncoder:
             try:
                 if isinstance(data, str):
                     raise BrokenImage(f"give the bytes of the file, not its path {data!r}")
-                images.append(decode_image(data, self._image_encoder().size))
+                images.append(decode_image(data, self._encoders.images.size))
             except BrokenImage as error:
                 raise InputError(f"item {item.item_id!r}: image {number} cannot be used: {error.reason}") from error
         return images
-
-    def _image_encoder(self) -> ImageEncoder:
-        visual = self.settings.visual
-        clip = visual.kind == "keywords" and visual.tagger != "offline"
-        return self._encoders.clip() if clip else self._encoders.network()
 
     def _encode_images(self, images: Sequence[Sequence[Image.Image]]) -> tuple[list[np.ndarray], list[list[list[str]]]]:
         """float32 [images, dim] of each item, and the keywords of each image (none for pooled features)."""
@@ -159,40 +146,35 @@ class ContentEncoder:
         flat = [image for item in images for image in item]
         if not flat:
             return [np.zeros((0, 0), np.float32) for _ in images], [[] for _ in images]
-        vectors = self._image_encoder().encode(flat)
+        vectors = self._encoders.images.encode(flat)
         if self.settings.visual.kind == "pooled":
             return np.split(vectors, bounds[:-1]), [[] for _ in images]
         keywords = self._find_keywords(vectors)
-        vectors = self._encoders.sentences().encode([" ".join(words) for words in keywords])
+        vectors = self._encoders.sentences.encode([" ".join(words) for words in keywords])
         starts = [0, *bounds.tolist()]
         return np.split(vectors, bounds[:-1]), [keywords[a:b] for a, b in pairwise(starts)]
 
     def _find_keywords(self, vectors: np.ndarray) -> list[list[str]]:
         from msm4sr.features.keywords import scored_words
 
-        if self._tagging is None:
-            self._tagging = self._load_tagging()
-        mapped, tagger, vocabulary = self._tagging
-        return scored_words(tagger, mapped(vectors), vocabulary, self.settings.visual.num_keywords)[0]
+        if self._tagger is None:
+            self._tagger = self._load_tagger()
+        return scored_words(self._tagger, vectors, self.settings.visual.num_keywords)[0]
 
-    def _load_tagging(self) -> tuple[Callable[[np.ndarray], np.ndarray], ImageTagger, list[str]]:
-        """The map from image vectors to the space where words are compared, the tagger, and the run's vocabulary."""
-        from msm4sr.features.keywords import LabelTagger, TextSpaceTagger, fit_map
+    def _load_tagger(self) -> ImageTagger:
+        """The tagger of the run, with what it learned from the catalogue."""
+        from msm4sr.features.extractors.keywords import label_tagger
+        from msm4sr.features.keywords import ClipTagger, LabelTagger, TextSpaceTagger
+        from msm4sr.features.ridge_map import fit_map
 
         names = store_names(self.settings)
         manifest = self._manifest(names["visual"])
-        vocabulary: list[str] = manifest.get("vocabulary_words", [])
-        if self.settings.visual.tagger != "offline":
-            return _identity, self._encoders.clip(), vocabulary
+        if self.settings.visual.uses_clip:
+            return ClipTagger(self._encoders.clip, manifest.get("vocabulary_words", []))
         if manifest.get("tagger") == LabelTagger.name:
-            return _identity, label_tagger(self._encoders), vocabulary
-        text, images = (load_features(self.folder / names[kind]) for kind in ("text", "pictures"))
-        stored = load_features(self.folder / names["words"])
-        words = StoredWords(list(stored.item_ids), stored.vectors, self._manifest(names["words"])["encoder"])
-        owners = np.repeat(np.arange(len(text.item_ids)), np.diff(images.offsets))
-        means, has_text = item_means(text)[owners], (np.diff(text.offsets) > 0)[owners]
-        fitted = fit_map(np.asarray(images.vectors), means, has_text, float(manifest["ridge"]))
-        return fitted, TextSpaceTagger(words), list(stored.item_ids)
+            return label_tagger(self._encoders)
+        images, text, words = (load_features(self.folder / names[kind]) for kind in ("images", "text", "vocabulary"))
+        return TextSpaceTagger(words.item_ids, words.vectors, fit_map(images, text, float(manifest["ridge"])))
 
     def _manifest(self, name: str) -> dict[str, Any]:
         manifest = read_manifest(self.folder / name)
@@ -202,7 +184,3 @@ class ContentEncoder:
                 "need them; restore the folder, or add the item without an image"
             )
         return manifest
-
-
-def _identity(vectors: np.ndarray) -> np.ndarray:
-    return vectors

@@ -1,8 +1,7 @@
-"""Pictures from disk, as RGB, with every hazard of a stranger's file turned into one exception.
+"""Images from files that are not trusted, as RGB.
 
-A path comes from data, so it may not leave the data set's folder; a file may be cut short, no image at all,
-or a few kilobytes that unpack to gigabytes. All of these raise `BrokenImage`; extraction counts and lists
-them.
+A path comes from data, so it may not leave the folder of the data set; a file may be cut short, no image at all, or a
+few kilobytes that unpack to gigabytes. All of these raise `BrokenImage`; extraction counts and lists them.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -28,12 +28,12 @@ B = TypeVar("B")
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
-# Of pictures larger than this, one at a time is decoded, however many threads there are: at the limit of pixels it
-# takes 400 MiB, in some formats 800.
+# Images larger than this are decoded one at a time, however many threads there are: at the limit of pixels an image
+# needs 400 MiB, in some formats 800.
 LARGE_PIXELS = 16_000_000
 _ONE_LARGE = Lock()
-# Pillow takes memory in blocks, of 16 MiB by default. glibc keeps blocks below 32 MiB for the thread that freed them;
-# larger ones go back to the system, so that four threads do not hold four large pictures that are long gone.
+# Pillow allocates blocks of 16 MiB by default. glibc keeps blocks below 32 MiB for the thread that freed them; larger
+# ones go back to the system, so that four threads do not hold the memory of four large images that are done.
 Image.core.set_block_size(64 * 1024 * 1024)  # type: ignore[attr-defined]
 # A progressive JPEG has about ten scans. Each goes over all pixels, so that a small file of a million scans would keep
 # a decoder busy for days.
@@ -41,7 +41,7 @@ MAX_SCANS = 200
 _START_OF_SCAN = b"\xff\xda"
 # Formats whose decoders are Pillow's own. EPS and the like would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# EXIF orientation (tag 274) -> what turns the picture upright.
+# EXIF orientation (tag 274) -> the transposition to upright.
 _ORIENTATION_TAG = 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,13 +53,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What a decoder warns of is either told by BrokenImage or does not keep anybody from seeing the picture. Not within
-# `catch_warnings`, which is not for threads.
+# A warning of a decoder either comes back as BrokenImage or does not affect the image. Set once for the process, since
+# `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BrokenImage(Exception):
-    """A picture that cannot be used. `reason` says why, in words for the person who owns the file."""
+    """An image that cannot be used; `reason` says why, for the owner of the file."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -67,20 +67,24 @@ class BrokenImage(Exception):
 
 
 def load_image(folder: Path, relative: str, size_hint: int | None = None) -> Image.Image:
-    """The picture at `folder / relative` as RGB, upright, first frame only, transparency on white.
+    """The image at `folder / relative` as RGB, upright, first frame only, transparency on white.
 
-    `size_hint`: the side in pixels that the caller will resize to. A picture whose sides are all more than twice as
-    long is made smaller by a whole number (a JPEG while it is decoded), which is faster, keeps little in memory, and
-    makes no visible difference. Default None: full size.
+    Args:
+        folder: no path may leave it.
+        relative: the path in it.
+        size_hint: the side in pixels that the caller will resize to. If all sides are more than twice as long, the
+            image is reduced by an integer factor (a JPEG while it is decoded), which is faster, needs little memory,
+            and makes no visible difference. None: full size.
 
-    Raises `BrokenImage`: path outside the folder, no such file, over 64 MiB, over 50 megapixels or 20,000
-    pixels a side (both refused by the header, before decoding), a JPEG of over 200 scans, not an image, or cut short.
+    Raises:
+        BrokenImage: path outside the folder, no such file, over 64 MiB, over 50 megapixels or 20,000 pixels a side
+            (both refused by the header, before decoding), a JPEG of over 200 scans, not an image, or cut short.
     """
     return decode_image(read_image(folder, relative), size_hint)
 
 
 def read_image(folder: Path, relative: str) -> bytes:
-    """The file's bytes, if it lies inside `folder` after all symbolic links. Raises `BrokenImage`."""
+    """The bytes of a file inside `folder`, symbolic links resolved. Raises BrokenImage."""
     if relative.startswith(("https://", "http://")):
         raise BrokenImage("an address; `msm4sr fetch-images` downloads it")
     try:
@@ -100,7 +104,7 @@ def read_image(folder: Path, relative: str) -> bytes:
 
 
 def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
-    """Bytes of an image file -> RGB picture; see `load_image`."""
+    """Decode the bytes of an image file; see `load_image`."""
     if data[:2] == b"\xff\xd8" and data.count(_START_OF_SCAN) > MAX_SCANS:
         raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
     try:
@@ -112,15 +116,15 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
                 image.load()
                 turn = _UPRIGHT.get(_orientation(image))
                 factor = 1 if size_hint is None else max(1, min(image.size) // (2 * size_hint))
-                picture = _to_rgb(image, factor)
-        return picture if turn is None else picture.transpose(turn)
+                rgb = _to_rgb(image, factor)
+        return rgb if turn is None else rgb.transpose(turn)
     except BrokenImage:
         raise
     except UnidentifiedImageError as error:
         raise BrokenImage(f"not an image ({', '.join(FORMATS)} can be read)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenImage(f"more than {MAX_PIXELS // 10**6} megapixels") from error
-    except Exception as error:  # decoders raise whatever they like on a damaged file; none of it may end a run
+    except Exception as error:  # decoders raise all kinds of errors on a damaged file; none may end a run
         raise BrokenImage(f"damaged or cut short ({type(error).__name__})") from error
 
 
@@ -134,12 +138,12 @@ def _check_size(width: int, height: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block says nothing about the picture itself
+    except Exception:  # a damaged EXIF block says nothing about the image itself
         return 1
 
 
 def _to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
-    """RGB, each side divided by `factor`; what is averaged is colours, not places in a palette."""
+    """RGB, each side divided by `factor`; colours are averaged, not indices of a palette."""
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: Pillow's own conversion would clip at 255
         return _to_grey(image).reduce(factor).convert("RGB")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
@@ -168,40 +172,64 @@ def _to_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def image_digest(folder: Path, relative: str) -> tuple[str, str | None]:
-    """(sha256 of the file's bytes, None), or ("", reason) for a file that cannot be read at all."""
-    try:
-        return hashlib.sha256(read_image(folder, relative)).hexdigest(), None
-    except BrokenImage as error:
-        return "", error.reason
+class ImageFiles:
+    """The image files of a data set; each is read once for its hash and its pixels.
 
-
-def load_images(
-    folder: Path,
-    relatives: Iterable[str],
-    size_hint: int | None = None,
-    workers: int | None = None,
-    ahead: int = 64,
-) -> Iterator[Image.Image | BrokenImage]:
-    """The pictures in order, decoded by `workers` threads while the caller works on those already yielded.
-
-    At most `ahead` pictures wait in memory; with a `size_hint` they are small by then. A picture that cannot be used is
-    yielded as its `BrokenImage`. workers: default half of the cores, two at least.
+    Args:
+        folder: of the data set.
+        kept_bytes: bytes of files that are kept between hashing and decoding; a file beyond that is read again.
     """
 
-    def load(relative: str) -> Image.Image | BrokenImage:
+    def __init__(self, folder: Path, kept_bytes: int = 256 * 1024 * 1024) -> None:
+        self.folder, self._kept_bytes, self._free = folder, kept_bytes, kept_bytes
+        self._kept: dict[str, bytes] = {}
+        self._hashes: dict[str, tuple[str, str | None]] = {}
+
+    def forget(self) -> None:
+        """Drop the bytes of all files, but not their hashes."""
+        self._kept.clear()
+        self._free = self._kept_bytes
+
+    def hash(self, path: str) -> tuple[str, str | None]:
+        """(sha256 of a file, None), or ("", reason) for a file that cannot be read."""
+        if path not in self._hashes:
+            try:
+                data = read_image(self.folder, path)
+            except BrokenImage as error:
+                self._hashes[path] = "", error.reason
+            else:
+                self._hashes[path] = hashlib.sha256(data).hexdigest(), None
+                if len(data) <= self._free:
+                    self._kept[path] = data
+                    self._free -= len(data)
+        return self._hashes[path]
+
+    def decode(self, path: str, size_hint: int | None = None) -> Image.Image | BrokenImage:
+        """The image of a file, as `load_image` reads it."""
         try:
-            return load_image(folder, relative, size_hint)
+            return decode_image(self._kept.pop(path, b"") or read_image(self.folder, path), size_hint)
         except BrokenImage as error:
             return error
 
-    return in_threads(load, relatives, workers or max(2, (os.cpu_count() or 1) // 2), ahead)
+    def decode_all(
+        self, paths: Sequence[str], size_hint: int | None = None, workers: int | None = None, ahead: int = 64
+    ) -> Iterator[Image.Image | BrokenImage]:
+        """Yield the images in order, decoded by threads while the caller works on those already yielded.
+
+        Args:
+            paths: of the files.
+            size_hint: see `load_image`.
+            workers: threads; None: half of the cores, at least two.
+            ahead: images that wait in memory at most; with a `size_hint` they are small by then.
+        """
+        decode = partial(self.decode, size_hint=size_hint)
+        return in_threads(decode, paths, workers or max(2, (os.cpu_count() or 1) // 2), ahead)
 
 
 def in_threads(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
-    """`map(function, items)` by `workers` threads, which are `ahead` items at most ahead of the caller.
+    """`map(function, items)` in `workers` threads, which run at most `ahead` items ahead of the caller.
 
-    Unlike `Executor.map`, it reads `items` no further than that. What `function` raises is raised here, in its turn.
+    Unlike `Executor.map`, it reads `items` no further than that. An exception of `function` is raised in its turn.
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="features") as pool:
         waiting: deque[Future[B]] = deque()

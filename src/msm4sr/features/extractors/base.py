@@ -1,0 +1,108 @@
+"""What all extractors share: what is asked for, and how the store of one modality comes about."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msm4sr.features.chunks import Chunk
+from msm4sr.features.encoders import Encoders
+from msm4sr.features.settings import FeatureSettings
+from msm4sr.features.store import Features
+from msm4sr.features.store_builder import Shard, StoreBuilder
+from msm4sr.progress import Advance, NoProgress, Progress
+from msm4sr.registry import Registry
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from msm4sr.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What is extracted, from which data, and where it is kept; see `extract_features`."""
+
+    dataset: Dataset
+    out: Path
+    settings: FeatureSettings
+    encoders: Encoders
+    precomputed: Mapping[str, Path] = field(default_factory=dict)
+    progress: Progress = field(default_factory=NoProgress)
+    strict: bool = False
+    merge: bool = False
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of extractor of each modality."""
+        kinds = {"text": "sentences", "visual": self.settings.visual.kind}
+        return kinds | dict.fromkeys(self.precomputed, "precomputed")
+
+
+class Extractor(ABC):
+    """Makes the feature store of one modality.
+
+    Args:
+        job: what is asked for.
+        modality: "text", "visual", or the name of a modality with precomputed embeddings.
+    """
+
+    def __init__(self, job: Extraction, modality: str) -> None:
+        self.job, self.modality = job, modality
+
+    @abstractmethod
+    def extract(self) -> Features:
+        """The features of all items, from their store; what is new or changed is encoded first."""
+
+    @abstractmethod
+    def extract_shard(self, shard: Shard) -> None:
+        """Encode one shard of the items; `extract` with `job.merge` joins the shards."""
+
+
+class ChunkedExtractor(Extractor):
+    """Encodes the items chunk by chunk.
+
+    Attributes:
+        folder: of the store.
+        manifest: modality, kind, encoder, settings: together with the content of an item they determine its vectors.
+        item_ids: the items of the store.
+        title: of the progress bar.
+        extra: further entries of the manifest, which do not change the vectors.
+        rows: the table of rows, where it does not come from the chunks.
+        missing: the table of what is missing, where it does not come from the chunks.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    item_ids: Sequence[str]
+    title: str
+
+    def __init__(self, job: Extraction, modality: str) -> None:
+        super().__init__(job, modality)
+        self.item_ids = job.dataset.item_ids
+        self.extra: dict[str, Any] = {}
+        self.rows: pl.DataFrame | None = None
+        self.missing: pl.DataFrame | None = None
+
+    @abstractmethod
+    def content_hashes(self, items: range) -> list[str]:
+        """A hash of the content of each item of a chunk."""
+
+    @abstractmethod
+    def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
+        """Encode items of the chunk that was hashed last; `advance` counts items."""
+
+    def check(self, chunk: Chunk, items: Sequence[int]) -> None:
+        """Raise InputError if a chunk, encoded or found, may not be used."""
+
+    def extract(self) -> Features:
+        return StoreBuilder(self, self.job.progress).build(self.job.merge)
+
+    def extract_shard(self, shard: Shard) -> None:
+        StoreBuilder(self, self.job.progress).build_shard(shard)
+
+
+EXTRACTORS = Registry[type[Extractor]]("kind of features", "msm4sr.extractors", ["msm4sr.features.extractors"])

@@ -1,0 +1,209 @@
+"""Keywords of images through the sentence encoder (equation 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from msm4sr.errors import InputError
+from msm4sr.features.chunks import Chunk, digest
+from msm4sr.features.efficientnet import EfficientNetLite0
+from msm4sr.features.encoders import Encoders
+from msm4sr.features.extractors.base import EXTRACTORS, ChunkedExtractor, Extraction
+from msm4sr.features.extractors.images import ImageExtractor
+from msm4sr.features.extractors.sentences import SentenceExtractor, encode_sentences
+from msm4sr.features.keywords import (
+    ClipTagger,
+    ImageTagger,
+    LabelTagger,
+    TextSpaceTagger,
+    build_vocabulary,
+    imagenet_labels,
+    read_vocabulary,
+    scored_words,
+)
+from msm4sr.features.near_duplicates import assign_folds, group_near_duplicates
+from msm4sr.features.ridge_map import item_means, map_images
+from msm4sr.features.settings import store_names
+from msm4sr.features.store import Features, find_current, read_manifest, read_missing, read_rows
+from msm4sr.features.store_builder import Shard, StoreBuilder
+from msm4sr.progress import Advance
+
+
+@EXTRACTORS.register("keywords")
+class KeywordExtractor(ChunkedExtractor):
+    """Finds the keywords of each image and encodes them as a sentence; a row per readable image.
+
+    The keywords depend on all items (the vocabulary, the map from images to texts): they are found again whenever a
+    text or an image changes. Only keyword lists that are new are then encoded.
+    """
+
+    title = "encoding keywords"
+
+    def __init__(self, job: Extraction, modality: str = "visual") -> None:
+        super().__init__(job, modality)
+        self.settings = job.settings.visual
+        self.images, self.sentences = ImageExtractor(job, modality), SentenceExtractor(job)
+        self.folder = job.out / store_names(job.settings)["visual"]
+        self.manifest = {
+            "modality": modality,
+            "kind": "keywords",
+            "encoder": self.sentences.manifest["encoder"],
+            "settings": {**self.settings.model_dump(), "text": self.sentences.manifest["settings"]},
+        }
+        self._lines: list[str] = []  # the keywords of each image, joined
+        self._bounds: list[int] = []  # item i has the images _bounds[i] to _bounds[i + 1]
+
+    def extract_shard(self, shard: Shard) -> None:
+        self.images.extract_shard(shard)
+
+    def extract(self) -> Features:
+        images = self.images.extract()
+        self.extra = {"made_of": self._made_of()}
+        stored = find_current(self.folder, {**self.manifest, **self.extra})
+        if stored is not None:
+            return stored
+        words, scores = self._tag(images)
+        self._lines = [" ".join(line) for line in words]
+        self._bounds = images.offsets.tolist()
+        rows = read_rows(self.images.folder)
+        assert rows is not None
+        self.rows = rows.with_columns(
+            pl.Series("words", words, pl.List(pl.String)), pl.Series("scores", scores).cast(pl.List(pl.Float32))
+        )
+        self.missing = read_missing(self.images.folder)
+        return StoreBuilder(self, self.job.progress).build()
+
+    def content_hashes(self, items: range) -> list[str]:
+        return [digest(self._keywords(item)) for item in items]
+
+    def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
+        return encode_sentences(self.job.encoders, [self._keywords(item) for item in items], advance)
+
+    def _keywords(self, item: int) -> list[str]:
+        return self._lines[self._bounds[item] : self._bounds[item + 1]]
+
+    def _made_of(self) -> str:
+        """A hash of all images and texts, and of the vocabulary file."""
+        images = read_manifest(self.images.folder) or {}
+        texts = self.sentences.content_hashes(range(len(self.item_ids)))
+        vocabulary = None if self.settings.vocabulary_file is None else self._vocabulary()
+        return digest(images["encoder"], images["content"], texts, vocabulary)
+
+    # -- finding the words
+
+    def _tag(self, images: Features) -> tuple[list[list[str]], np.ndarray]:
+        """The words of each image and their scores, float32 [images, N]; `extra` records how they were found."""
+        if not images.n_rows:
+            return [], np.zeros((0, self.settings.num_keywords), np.float32)
+        # The texts teach the offline tagger, even if precomputed embeddings replace them in the model.
+        text = None if self.settings.uses_clip else self.sentences.extract()
+        with self.job.progress.task("tagging images"):
+            tagger, vectors = self._find_tagger(images, text)
+            found = scored_words(tagger, vectors, self.settings.num_keywords)
+        self.extra |= {"tagger": tagger.name, "vocabulary_words": list(tagger.vocabulary)}
+        return found
+
+    def _find_tagger(self, images: Features, text: Features | None) -> tuple[ImageTagger, np.ndarray]:
+        """The tagger, and the image vectors that it ranks words for; `text` is for the offline tagger to learn from."""
+        vocabulary, vectors = self._vocabulary(), np.asarray(images.vectors)
+        from_file = self.settings.vocabulary_file is not None
+        self.extra["vocabulary"] = "word file" if from_file else "catalogue"
+        if from_file or len(vocabulary) >= self.settings.num_keywords:
+            if text is None:
+                return ClipTagger(self.job.encoders.clip, vocabulary), vectors
+            mapped = self._map_images(images, text)
+            if mapped is not None:
+                words = VocabularyExtractor(self.job, vocabulary).extract()
+                return TextSpaceTagger(vocabulary, words.vectors), mapped
+        self.extra["vocabulary"] = LabelTagger.name
+        if text is None:
+            return ClipTagger(self.job.encoders.clip, list(dict.fromkeys(imagenet_labels()))), vectors
+        return label_tagger(self.job.encoders), vectors
+
+    def _map_images(self, images: Features, text: Features) -> np.ndarray | None:
+        """The images in the text space, out of fold; None if there are too few texts to learn from."""
+        has_both = int(np.count_nonzero((text.counts > 0) & (images.counts > 0)))
+        mapped = map_to_text_space(images, text) if has_both >= self.settings.min_texts else None
+        if mapped is None and self.settings.vocabulary_file is not None:
+            raise InputError(
+                "features.visual.vocabulary_file: the offline tagger learns keywords from at least "
+                f"{self.settings.min_texts} items with text and image (features.visual.min_texts), and there are "
+                f"{has_both}; name a CLIP model as features.visual.tagger"
+            )
+        if mapped is None:
+            return None
+        vectors, ridge, groups = mapped
+        self.extra |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
+        return vectors
+
+    def _vocabulary(self) -> list[str]:
+        """The words of the vocabulary file, or those of the texts of the catalogue."""
+        visual, longest = self.settings, self.job.settings.text.max_characters
+        if visual.vocabulary_file is not None:
+            return read_vocabulary(visual.vocabulary_file)
+        rows = self.job.dataset.items.select("title", "text").iter_rows()
+        texts = (f"{(title or '')[:longest]} {(text or '')[:longest]}" for title, text in rows)
+        limits: tuple[Any, ...] = visual.vocabulary_min_items, visual.vocabulary_max_fraction, visual.vocabulary_size
+        return build_vocabulary(texts, *limits)
+
+
+class VocabularyExtractor(ChunkedExtractor):
+    """The words of a vocabulary through the sentence encoder; a row per word."""
+
+    title = "encoding words"
+
+    def __init__(self, job: Extraction, vocabulary: Sequence[str]) -> None:
+        super().__init__(job, "words")
+        self.item_ids = vocabulary
+        self.folder = job.out / store_names(job.settings)["vocabulary"]
+        self.manifest = {
+            "modality": "words",
+            "kind": "vocabulary",
+            "encoder": job.encoders.sentence_record(),
+            "settings": {"max_tokens": job.settings.text.max_tokens},
+        }
+
+    def extract(self) -> Features:
+        return StoreBuilder(self, self.job.progress).build()
+
+    def content_hashes(self, items: range) -> list[str]:
+        return [digest(self.item_ids[word]) for word in items]
+
+    def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
+        return encode_sentences(self.job.encoders, [[self.item_ids[word]] for word in items], advance)
+
+
+def label_tagger(encoders: Encoders) -> LabelTagger:
+    """The labels of ImageNet as keywords. Raises InputError if the pooled layer is that of another network."""
+    network = encoders.images
+    if not isinstance(network, EfficientNetLite0):
+        raise InputError(
+            f"features.visual.network={network.name}: the catalogue has too few texts to learn keywords from, and "
+            f"ImageNet labels need {EfficientNetLite0.name}; name that network, a CLIP model as "
+            "features.visual.tagger, or features.visual.kind=pooled"
+        )
+    return LabelTagger(*network.label_weights())
+
+
+def map_to_text_space(images: Features, text: Features) -> tuple[np.ndarray, float, int] | None:
+    """Map images to the text space out of fold; near-duplicate items share a fold.
+
+    Returns:
+        The mapped images, the ridge, and the number of groups of near-duplicates; None if these put all texts into one
+        fold (one placeholder image everywhere, for example), so that nothing can be learned out of fold.
+    """
+    owners, has_text, means = images.owners, text.counts > 0, item_means(text)
+    vectors = np.asarray(images.vectors)
+    groups = group_near_duplicates([(np.flatnonzero(has_text), means[has_text]), (owners, vectors)], len(text.item_ids))
+    # Folds are balanced over the items that the map is fitted or used on, which are those with images.
+    with_images = np.unique(owners)
+    folds = np.zeros(len(text.item_ids), np.int64)
+    folds[with_images] = assign_folds(groups[with_images])
+    if len(np.unique(folds[owners[has_text[owners]]])) < 2:
+        return None
+    mapped, ridge = map_images(vectors, means[owners], has_text[owners], folds[owners])
+    return mapped, ridge, len(np.unique(groups[with_images]))

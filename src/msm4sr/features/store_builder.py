@@ -1,0 +1,369 @@
+"""Builds a feature store chunk by chunk: only what is new is encoded, a kill loses one chunk, machines share the work.
+
+The items of a chunk whose content the store holds already are copied from it; the others are encoded together and kept
+in one file, whose name hashes all that determines its vectors (encoder, settings, content of the items). A later run
+finds it by that name, whichever machine wrote it. When all chunks are there they are joined into the new store.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from msm4sr.errors import InputError
+from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest
+from msm4sr.features.store import (
+    FORMAT,
+    MISSING,
+    Features,
+    StoreTables,
+    cut_short,
+    find_current,
+    is_current,
+    load_features,
+    locked,
+    map_tensors,
+    read_contents,
+    read_manifest,
+    read_missing,
+    read_rows,
+    recover,
+    write_store,
+)
+from msm4sr.files import write_json
+from msm4sr.progress import Advance, NoProgress, Progress
+
+if TYPE_CHECKING:
+    from msm4sr.features.extractors.base import ChunkedExtractor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The `number`-th of `count` shares of the work, from 1."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `3/16`. Raises InputError for anything else."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(f"--shard {text}: write it as NUMBER/COUNT, from 1/16 to 16/16 for sixteen shards")
+        return cls(int(found[1]), int(found[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """The existing store, made with the same encoder and settings; unchanged items are copied from it."""
+
+    folder: Path
+    offsets: np.ndarray
+    dim: int
+    items: dict[str, int]  # content -> item
+    backends: list[str]
+    images: pl.Series | None
+    missing: pl.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Where the items of a chunk come from.
+
+    Attributes:
+        items: the rows of the catalogue.
+        contents: the hash of each item.
+        source: int64 [items], the item of the base to copy, -1 for an item to encode.
+        file: the file of the items to encode; None if there are none.
+    """
+
+    items: range
+    contents: list[str]
+    source: np.ndarray
+    file: Path | None
+
+    @property
+    def todo(self) -> list[int]:
+        return [item for item, source in zip(self.items, self.source, strict=True) if source < 0]
+
+    def load(self) -> Chunk:
+        if self.file is None:
+            return Chunk.empty()
+        chunk = Chunk.load(self.file)
+        if chunk is None:
+            raise OSError(f"{self.file}: vanished or damaged before it was joined; run the same command again")
+        return chunk
+
+    def counts(self, chunk: Chunk, base: _Base | None) -> np.ndarray:
+        """int64 [items], the rows of each item."""
+        copied = self.source >= 0
+        counts = np.zeros(len(copied), np.int64)
+        counts[~copied] = chunk.counts
+        if base is not None:
+            counts[copied] = np.diff(base.offsets)[self.source[copied]]
+        return counts
+
+    def rows(self, chunk: Chunk, base: _Base | None) -> tuple[np.ndarray, np.ndarray]:
+        """For each row of the chunk: whether it is copied from the base, and its row there or among the encoded."""
+        copied, counts = self.source >= 0, self.counts(chunk, base)
+        first = np.zeros(len(copied), np.int64)
+        first[~copied] = np.cumsum(chunk.counts) - chunk.counts
+        if base is not None:
+            first[copied] = base.offsets[self.source[copied]]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(copied, counts), np.repeat(first, counts) + within
+
+
+class _Tally:
+    """Passes on how much is done, and sums it up."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance, self.done = advance, 0.0
+
+    def __call__(self, n: float) -> None:
+        self.done += n
+        self.advance(n)
+
+
+class StoreBuilder:
+    """Builds or updates the feature store of an extractor.
+
+    Args:
+        extractor: hashes and encodes the items.
+        progress: shows how many items are done.
+    """
+
+    def __init__(self, extractor: ChunkedExtractor, progress: Progress = NoProgress()) -> None:
+        self.extractor, self.progress, self.folder = extractor, progress, extractor.folder
+        self.chunk_folder = self.folder.with_name(f"{self.folder.name}.chunks")
+        self._ranges = chunk_ranges(len(extractor.item_ids))
+        self._hashes: dict[range, list[str]] = {}
+
+    def build(self, merge: bool = False) -> Features:
+        """The store as it is if nothing has changed, else updated.
+
+        Each chunk is hashed just before it is encoded, so that the extractor can read a file once for both.
+
+        Args:
+            merge: encode nothing; all chunks must come from shards.
+
+        Raises:
+            InputError: with `merge`, shards are missing; or the extractor refuses a chunk.
+        """
+        found = self._unchanged()
+        if found is not None:
+            return found
+        with locked(self.folder):
+            recover(self.folder)
+            base = self._open_base()
+            plans = self._encode(self._ranges, base, merge)
+            record = self._record()
+            found = find_current(self.folder, record)  # another process may have made it meanwhile
+            if found is None:
+                if base is not None:
+                    new = sum(len(plan.todo) for plan in plans)
+                    n = len(self.extractor.item_ids)
+                    logger.info("%s: %s of %s items are new or changed", self.folder.name, f"{new:,}", f"{n:,}")
+                if merge:
+                    self._require_all_shards(plans)
+                self._join(base, plans, record)
+            shutil.rmtree(self.chunk_folder, ignore_errors=True)
+        if found is not None:
+            return found
+        logger.info("%s extracted, kept in %s", self.folder.name, self.folder)
+        return load_features(self.folder)
+
+    def build_shard(self, shard: Shard) -> None:
+        """Encode the chunks of one shard; `build(merge=True)` joins them when all shards are there."""
+        mine = self._ranges[shard.number - 1 :: shard.count]
+        with locked(self.folder):
+            recover(self.folder)
+            base = self._open_base()
+        self._encode(mine, base)
+        n = sum(map(len, mine))
+        write_json(self.chunk_folder / f"shard-{shard.number}-of-{shard.count}.json", {"items": n})
+        logger.info("%s: shard %s is done (%s items), kept in %s", self.folder.name, shard, f"{n:,}", self.chunk_folder)
+
+    def _hash(self, items: range) -> list[str]:
+        if items not in self._hashes:
+            self._hashes[items] = self.extractor.content_hashes(items)
+        return self._hashes[items]
+
+    def _record(self) -> dict[str, Any]:
+        """The entries of the manifest that a current store has."""
+        contents = [content for items in self._ranges for content in self._hash(items)]
+        extractor = self.extractor
+        return {**extractor.manifest, **extractor.extra, "content": digest(list(extractor.item_ids), contents)}
+
+    def _unchanged(self) -> Features | None:
+        """The store if it is current. Stops hashing at the first chunk that has changed."""
+        if cut_short(self.folder) or self.chunk_folder.exists():
+            return None
+        if not is_current(self.folder, {**self.extractor.manifest, **self.extractor.extra}):
+            return None
+        try:
+            known = set(read_contents(self.folder))
+        except InputError:
+            return None
+        if not all(known.issuperset(self._hash(items)) for items in self._ranges):
+            return None
+        return find_current(self.folder, self._record())
+
+    def _open_base(self) -> _Base | None:
+        """The existing store if items can be copied from it; the log says why not."""
+        try:
+            manifest = read_manifest(self.folder)
+            if manifest is None:
+                return None
+            changed = [key for key, value in self.extractor.manifest.items() if manifest.get(key) != value]
+            if changed:
+                names = " and ".join(changed)
+                logger.info("%s: %s changed since this was extracted; extracting again", self.folder, names)
+                return None
+            features, rows = load_features(self.folder), read_rows(self.folder)
+            return _Base(
+                self.folder,
+                np.array(features.offsets),
+                manifest["dim"],
+                {content: item for item, content in enumerate(read_contents(self.folder))},
+                manifest["backends"],
+                None if rows is None else rows["image"],
+                read_missing(self.folder),
+            )
+        except InputError as error:
+            logger.info("%s; extracting again", error)
+            return None
+
+    # -- encoding
+
+    def _encode(self, ranges: Sequence[range], base: _Base | None, merge: bool = False) -> list[_Plan]:
+        """Hash each chunk and encode what is new in it; with `merge` nothing is encoded."""
+        plans: list[_Plan] = []
+        with self.progress.task(self.extractor.title, sum(map(len, ranges)), "items") as advance:
+            for items in ranges:
+                try:
+                    plan = self._plan(items, base)
+                    if not merge:
+                        self._encode_chunk(plan, _Tally(advance))
+                except KeyboardInterrupt:
+                    done, n = f"{len(plans):,}", f"{len(ranges):,}"
+                    logger.info("%s: %s of %s chunks are finished and kept", self.folder.name, done, n)
+                    raise
+                plans.append(plan)
+        return plans
+
+    def _plan(self, items: range, base: _Base | None) -> _Plan:
+        contents = self._hash(items)
+        known = {} if base is None else base.items
+        source = np.array([known.get(content, -1) for content in contents], np.int64)
+        new = [content for content, found in zip(contents, source, strict=True) if found < 0]
+        name = digest(FORMAT, dict(self.extractor.manifest), new)
+        return _Plan(items, contents, source, self.chunk_folder / f"{name}.safetensors" if new else None)
+
+    def _encode_chunk(self, plan: _Plan, tally: _Tally) -> None:
+        if plan.file is not None:
+            chunk = Chunk.load(plan.file)
+            if chunk is None:
+                chunk = self.extractor.encode(plan.todo, tally)
+                chunk.save(plan.file)
+            self.extractor.check(chunk, plan.todo)
+        tally(len(plan.items) - tally.done)
+
+    # -- joining
+
+    def _join(self, base: _Base | None, plans: Sequence[_Plan], record: Mapping[str, Any]) -> None:
+        """First the tables of all chunks, then their vectors, with one chunk in memory at a time."""
+        extractor = self.extractor
+        counts: list[np.ndarray] = [np.zeros(0, np.int64)]
+        images: list[pl.Series] = []
+        missing: list[Missing] = []
+        dim, backends = 0, set() if base is None else set(base.backends)
+        for plan in plans:
+            chunk, todo = plan.load(), plan.todo
+            counts.append(plan.counts(chunk, base))
+            backends |= {chunk.backend} if chunk.backend else set()
+            dim = max(dim, chunk.vectors.shape[1])
+            if base is not None and counts[-1][plan.source >= 0].any():
+                dim = max(dim, base.dim)
+            if extractor.rows is None and (chunk.images is not None or (base is not None and base.images is not None)):
+                images.append(_images(plan, chunk, base))
+            missing += [(todo[item], image, reason) for item, image, reason in chunk.missing]
+        tables = StoreTables(
+            extractor.item_ids,
+            [content for plan in plans for content in plan.contents],
+            np.concatenate(counts),
+            self._missing(base, plans, missing) if extractor.missing is None else extractor.missing,
+            pl.DataFrame({"image": pl.concat(images)}) if images else extractor.rows,
+        )
+        write_store(self.folder, {**record, "backends": sorted(backends)}, tables, _vectors(plans, base, dim), dim)
+
+    def _missing(self, base: _Base | None, plans: Sequence[_Plan], found: list[Missing]) -> pl.DataFrame:
+        """missing.parquet: the lines of the base for the items that are copied, and those `found` in the chunks."""
+        columns = ("item", "image", "reason")
+        table = pl.DataFrame(found, schema={name: MISSING[name] for name in columns}, orient="row")
+        if base is not None and not base.missing.is_empty():
+            source = pl.DataFrame({"item": np.concatenate([plan.source for plan in plans])}).with_row_index("now")
+            known = base.missing.join(source, on="item", maintain_order="left")  # several items may copy one
+            known = known.select(pl.col("now").cast(pl.Int64).alias("item"), "image", "reason")
+            table = pl.concat([known, table]).sort("item", maintain_order=True)
+        ids = pl.Series("item_id", [self.extractor.item_ids[item] for item in table["item"]], pl.String)
+        return table.with_columns(ids).select(*MISSING)
+
+    def _require_all_shards(self, plans: Sequence[_Plan]) -> None:
+        """Raise InputError that names the missing shards, unless all chunks are there."""
+        absent = [place for place, plan in enumerate(plans) if plan.file is not None and Chunk.load(plan.file) is None]
+        done: dict[int, set[int]] = {}
+        for path in self.chunk_folder.glob("shard-*-of-*.json"):
+            if found := re.fullmatch(r"shard-(\d+)-of-(\d+)", path.stem):
+                done.setdefault(int(found[2]), set()).add(int(found[1]))
+        if not absent and (not done or any(len(numbers) == count for count, numbers in done.items())):
+            return
+        if not done:
+            raise InputError(
+                f"{self.chunk_folder}: there are no shards here; `msm4sr extract ... --shard 1/N` makes one"
+            )
+        count = max(done, key=lambda count: (len(done[count]) / count, count))
+        lacking = sorted((set(range(1, count + 1)) - done[count]) | {place % count + 1 for place in absent})
+        stale = [number for number in lacking if number in done[count]]
+        why = f" ({', '.join(map(str, stale))} of other items or settings)" if stale else ""
+        raise InputError(
+            f"{self.chunk_folder}: of {count} shards these are missing: {', '.join(map(str, lacking))}{why}; "
+            f"`msm4sr extract ... --shard {lacking[0]}/{count}` makes the first of them"
+        )
+
+
+def _vectors(plans: Sequence[_Plan], base: _Base | None, dim: int) -> Iterator[np.ndarray]:
+    """The vectors of each chunk, float32 [rows, dim]."""
+    for plan in plans:
+        chunk = plan.load()
+        if base is None or not (plan.source >= 0).any():
+            yield np.asarray(chunk.vectors)
+            continue
+        copied, row = plan.rows(chunk, base)
+        block = np.empty((len(row), dim), np.float32)
+        if copied.any():
+            # Mapped again for each chunk: pages once read would otherwise count as memory of this process to the end.
+            block[copied] = map_tensors(base.folder / "vectors.safetensors")[0]["vectors"][row[copied]]
+        if not copied.all():
+            block[~copied] = chunk.vectors[row[~copied]]
+        yield block
+
+
+def _images(plan: _Plan, chunk: Chunk, base: _Base | None) -> pl.Series:
+    copied, row = plan.rows(chunk, base)
+    old = iter([] if base is None or base.images is None else base.images[row[copied]].to_list())
+    new = chunk.images or []
+    return pl.Series("image", [next(old) if c else new[r] for c, r in zip(copied, row, strict=True)], pl.String)
