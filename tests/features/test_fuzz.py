@@ -1,4 +1,4 @@
-"""Strangers' files and texts: a corpus made here, damaged in seeded ways. Nothing may crash, hang or go uncounted."""
+"""Damaged files and odd texts: a corpus made here, mutated with seeds. Nothing may crash, hang or go uncounted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msm4sr.features.images import BrokenImage, load_images
-from msm4sr.features.text import TransformerSentenceEncoder, item_sentences
-from msm4sr.features.visual import EfficientNetLite0, encode_pictures
+from msm4sr.features.efficientnet import EfficientNetLite0
+from msm4sr.features.images import BrokenImage, ImageFiles
+from msm4sr.features.text import MiniLM, item_sentences
+from msm4sr.features.visual import encode_images
 
-MUTANTS_A_FILE = 30
+MUTANTS_PER_FILE = 30
 
-# Decoders warn, and what becomes of the file is told by its result; outside pytest `images` has the same filter.
+# Decoders warn, but the result shows what became of the file; outside pytest `images` has the same filter.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 
@@ -29,44 +30,44 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def corpus() -> dict[str, bytes]:
     """One small file of every kind that a catalogue may hold."""
-    picture = photo(60, 40)
-    palette = picture.quantize(16)
-    clear = picture.copy()
-    clear.putalpha(picture.convert("L"))
+    image = photo(60, 40)
+    palette = image.quantize(16)
+    clear = image.copy()
+    clear.putalpha(image.convert("L"))
     deep = Image.fromarray(np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60))
     turned = Image.Exif()
     turned[274] = 6
     frames = {"save_all": True, "append_images": [photo(60, 41).crop((0, 0, 60, 40))]}
     return {
-        "plain.jpg": saved(picture, "JPEG"),
-        "progressive.jpg": saved(picture, "JPEG", progressive=True),
-        "turned.jpg": saved(picture, "JPEG", exif=turned),
-        "grey.jpg": saved(picture.convert("L"), "JPEG"),
-        "cmyk.jpg": saved(picture.convert("CMYK"), "JPEG"),
-        "plain.png": saved(picture, "PNG"),
+        "plain.jpg": saved(image, "JPEG"),
+        "progressive.jpg": saved(image, "JPEG", progressive=True),
+        "turned.jpg": saved(image, "JPEG", exif=turned),
+        "grey.jpg": saved(image.convert("L"), "JPEG"),
+        "cmyk.jpg": saved(image.convert("CMYK"), "JPEG"),
+        "plain.png": saved(image, "PNG"),
         "clear.png": saved(clear, "PNG"),
         "palette.png": saved(palette, "PNG", transparency=3),
         "deep.png": saved(deep, "PNG"),
-        "bilevel.png": saved(picture.convert("1"), "PNG"),
+        "bilevel.png": saved(image.convert("1"), "PNG"),
         "pixel.png": saved(photo(1, 1), "PNG"),
-        "animated.png": saved(picture, "PNG", **frames),
+        "animated.png": saved(image, "PNG", **frames),
         "plain.gif": saved(palette, "GIF"),
         "animated.gif": saved(palette, "GIF", **frames),
-        "plain.webp": saved(picture, "WEBP"),
+        "plain.webp": saved(image, "WEBP"),
         "clear.webp": saved(clear, "WEBP", lossless=True),
-        "animated.webp": saved(picture, "WEBP", **frames),
-        "plain.bmp": saved(picture, "BMP"),
+        "animated.webp": saved(image, "WEBP", **frames),
+        "plain.bmp": saved(image, "BMP"),
         "palette.bmp": saved(palette, "BMP"),
-        "plain.tiff": saved(picture, "TIFF"),
-        "packed.tiff": saved(picture, "TIFF", compression="tiff_lzw"),
+        "plain.tiff": saved(image, "TIFF"),
+        "packed.tiff": saved(image, "TIFF", compression="tiff_lzw"),
         "deep.tiff": saved(deep, "TIFF"),
         "float.tiff": saved(Image.fromarray(np.linspace(-1, 9, 2400, dtype=np.float32).reshape(40, 60)), "TIFF"),
     }
@@ -90,7 +91,7 @@ def splice(data: bytearray, others: list[bytes], rng: np.random.Generator) -> by
 
 
 def extremes(data: bytearray, others: list[bytes], rng: np.random.Generator) -> bytearray:
-    """Sizes, counts and offsets stand in the first bytes: two or four of them become very large, or zero."""
+    """Sizes, counts and offsets are in the first bytes: two or four of them become very large, or zero."""
     width = int(rng.choice([2, 4]))
     place = int(rng.integers(2, min(len(data), 64)))
     data[place : place + width] = [b"\xff" * width, b"\x00" * width, b"\x7f" + b"\xff" * (width - 1)][rng.integers(3)]
@@ -116,7 +117,7 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder, names = tmp_path_factory.mktemp("mutants"), []
     originals = corpus()
     for row, (name, data) in enumerate(originals.items()):
-        for number in range(MUTANTS_A_FILE):
+        for number in range(MUTANTS_PER_FILE):
             rng = np.random.default_rng([row, number])
             mutant = bytes(MUTATIONS[number % 4](bytearray(data), list(originals.values()), rng))
             if name.endswith(".png") and number % 3:
@@ -130,37 +131,37 @@ def test_the_corpus_itself_can_be_read(tmp_path: Path) -> None:
     originals = corpus()
     for name, data in originals.items():
         (tmp_path / name).write_bytes(data)
-    for name, picture in zip(originals, load_images(tmp_path, originals), strict=True):
-        assert isinstance(picture, Image.Image), (name, picture)
-        assert picture.size in {(60, 40), (40, 60), (1, 1)}, name
+    for name, image in zip(originals, ImageFiles(tmp_path).decode_all(list(originals)), strict=True):
+        assert isinstance(image, Image.Image), (name, image)
+        assert image.size in {(60, 40), (40, 60), (1, 1)}, name
 
 
-def test_mutated_files_are_pictures_or_told_why_not(
+def test_mutated_files_are_images_or_broken_with_a_reason(
     mutants: tuple[Path, list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, names = mutants
     assert len(names) >= 500
     assert len({(folder / name).read_bytes() for name in names}) > 0.95 * len(names)
     counted: Counter[str] = Counter()
-    for name, picture in zip(names, load_images(folder, names, size_hint=224), strict=True):
-        if isinstance(picture, BrokenImage):
+    for name, image in zip(names, ImageFiles(folder).decode_all(names, size_hint=224), strict=True):
+        if isinstance(image, BrokenImage):
             counted["broken"] += 1
-            assert picture.reason, name
+            assert image.reason, name
         else:
             counted["decoded"] += 1
-            assert picture.mode == "RGB", name
-            assert min(picture.size) >= 1, name
+            assert image.mode == "RGB", name
+            assert min(image.size) >= 1, name
     assert sum(counted.values()) == len(names)
     assert min(counted["decoded"], counted["broken"]) > len(names) / 10, counted  # both ends are reached
     said = capfd.readouterr()
-    # libtiff writes a line of its own on some damage, past Python.
+    # libtiff itself writes a line on some damage, past Python.
     assert [line for line in (said.out + said.err).splitlines() if not line.startswith("tempfile.tif: ")] == []
 
 
 def test_what_can_be_decoded_has_a_finite_vector(mutants: tuple[Path, list[str]]) -> None:
     folder, names = mutants
     few = names[::12]
-    results = list(encode_pictures(EfficientNetLite0(device="cpu"), load_images(folder, few, size_hint=224)))
+    results = list(encode_images(EfficientNetLite0(device="cpu"), ImageFiles(folder).decode_all(few, size_hint=224)))
     assert len(results) == len(few)
     vectors = [result for result in results if not isinstance(result, BrokenImage)]
     assert len(vectors) > 5
@@ -168,13 +169,13 @@ def test_what_can_be_decoded_has_a_finite_vector(mutants: tuple[Path, list[str]]
 
 
 @pytest.fixture(scope="module")
-def minilm() -> TransformerSentenceEncoder:
-    return TransformerSentenceEncoder("minilm")
+def minilm() -> MiniLM:
+    return MiniLM("minilm")
 
 
 odd_texts = st.one_of(
     st.text(st.characters(), max_size=400),  # any code point, surrogates and controls included
-    st.text("aA1.!?'\"()[]- \n\t\u200b\u202e\u0301", max_size=600),  # what a splitter looks at
+    st.text("aA1.!?'\"()[]- \n\t\u200b\u202e\u0301", max_size=600),  # what a sentence splitter reacts to
     st.builds(lambda piece, times: piece * times, st.text(st.characters(), max_size=6), st.integers(0, 3000)),
     st.binary(max_size=300).map(lambda data: data.decode("latin-1")),
 )
@@ -182,13 +183,11 @@ odd_texts = st.one_of(
 
 @given(st.lists(st.tuples(st.none() | odd_texts, st.none() | odd_texts), min_size=4, max_size=4))
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-def test_odd_texts_have_finite_vectors_or_none(
-    minilm: TransformerSentenceEncoder, items: list[tuple[str | None, str | None]]
-) -> None:
+def test_odd_texts_have_finite_vectors_or_none(minilm: MiniLM, items: list[tuple[str | None, str | None]]) -> None:
     """Fifty times four items: 200 odd texts and more."""
     sentences = [item_sentences(title, text, max_characters=1000) for title, text in items]
     for (title, text), found in zip(items, sentences, strict=True):
-        if not found:  # missing: nothing that anyone could read was there
+        if not found:  # missing: there was nothing to read
             assert not any(character.isalnum() for character in (text or "")[:1000])
             assert not (title or "")[:1000].isalnum()
     vectors = minilm.encode([sentence for item in sentences for sentence in item])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +10,31 @@ from PIL import Image
 from tiny_models import save_clip, save_vit
 
 from msm4sr.errors import InputError
-from msm4sr.features import keywords
+from msm4sr.features import near_duplicates
 from msm4sr.features.keywords import (
     ClipTagger,
+    ImageTagger,
     LabelTagger,
     TextSpaceTagger,
-    assign_folds,
-    best_words,
     build_vocabulary,
-    group_near_duplicates,
     imagenet_labels,
-    map_pictures,
     read_vocabulary,
     scored_words,
 )
+from msm4sr.features.near_duplicates import assign_folds, group_near_duplicates
+from msm4sr.features.ridge_map import fit_map, map_images
+from msm4sr.features.store import Features
+from msm4sr.features.visual import Clip
+
+
+def top_words(tagger: ImageTagger, images: np.ndarray, n: int = 15, block: int = 1024) -> list[list[str]]:
+    return scored_words(tagger, images, n, block)[0]
 
 
 class BagOfWords:
-    """A sentence encoder whose vectors are known: the sum of one fixed random direction a word."""
+    """A sentence encoder with known vectors: the sum of one fixed random direction per word."""
 
-    name = fingerprint = "bag of words"
-    dim = 48
-
-    def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
+    def encode(self, sentences: Sequence[str]) -> np.ndarray:
         rows = []
         for sentence in sentences:
             words = [np.random.default_rng(zlib.crc32(word.encode())).normal(size=48) for word in sentence.split()]
@@ -54,10 +56,10 @@ def test_vocabulary_is_content_words_by_how_many_items_use_them() -> None:
         "the",
         "",
     ]
-    assert build_vocabulary(texts, min_items=2, max_share=0.9) == ["red", "drum", "guitar"]
-    assert build_vocabulary(texts, min_items=3, max_share=0.9) == ["red"]
-    assert build_vocabulary(texts, min_items=2, max_share=0.3) == ["drum", "guitar"]
-    assert build_vocabulary(texts, min_items=1, max_share=0.9, size=2) == ["red", "drum"]
+    assert build_vocabulary(texts, min_items=2, max_fraction=0.9) == ["red", "drum", "guitar"]
+    assert build_vocabulary(texts, min_items=3, max_fraction=0.9) == ["red"]
+    assert build_vocabulary(texts, min_items=2, max_fraction=0.3) == ["drum", "guitar"]
+    assert build_vocabulary(texts, min_items=1, max_fraction=0.9, size=2) == ["red", "drum"]
     assert build_vocabulary([], 1, 1.0) == []
 
 
@@ -71,11 +73,11 @@ KINDS = ["guitar", "kettle", "lantern", "sandal"]
 
 
 def catalogue(n: int = 400, seed: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Pictures of four kinds, texts that name the kind among other words, and each item's kind."""
+    """Images of four kinds, texts that name the kind among other words, and the kind of each item."""
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, len(KINDS), n)
-    looks = rng.normal(size=(len(KINDS), 30))
-    pooled = (looks[kinds] + 0.5 * rng.normal(size=(n, 30))).astype(np.float32)
+    centres = rng.normal(size=(len(KINDS), 30))
+    pooled = (centres[kinds] + 0.5 * rng.normal(size=(n, 30))).astype(np.float32)
     others = [f"word{letter}" for letter in "abcdefghijklmnop"]
     texts = [" ".join([KINDS[kind], *rng.choice(others, 3)]) for kind in kinds]
     return pooled, texts, kinds
@@ -83,14 +85,14 @@ def catalogue(n: int = 400, seed: int = 0) -> tuple[np.ndarray, list[str], np.nd
 
 def tags(pooled: np.ndarray, texts: list[str], folds: np.ndarray, vocabulary: list[str], n: int = 3) -> list[list[str]]:
     encoder = BagOfWords()
-    mapped, _ = map_pictures(pooled, encoder.encode(texts), np.ones(len(texts), bool), folds, ridges=(1.0,))
-    return best_words(TextSpaceTagger(encoder), mapped, vocabulary, n)
+    mapped, _ = map_images(pooled, encoder.encode(texts), np.ones(len(texts), bool), folds, ridges=(1.0,))
+    return top_words(TextSpaceTagger(vocabulary, encoder.encode(vocabulary)), mapped, n)
 
 
 VOCABULARY = [*KINDS, *(f"word{letter}" for letter in "abcdefghijklmnop")]
 
 
-def test_the_tagger_finds_what_pictures_and_texts_share() -> None:
+def test_the_tagger_finds_what_images_and_texts_share() -> None:
     pooled, texts, kinds = catalogue()
     found = tags(pooled, texts, np.arange(400) % 5, VOCABULARY)
     right = np.mean([words[0] == KINDS[kind] for words, kind in zip(found, kinds, strict=True)])
@@ -106,7 +108,7 @@ def test_without_a_relation_the_tagger_finds_none() -> None:
 
 
 def planted() -> tuple[np.ndarray, list[str]]:
-    """Item 0 looks like nothing else, and its text holds a word that no other has."""
+    """The image of item 0 is like no other, and its text has a word of its own."""
     pooled, texts, _ = catalogue()
     pooled = np.concatenate([pooled, np.zeros((400, 1), np.float32)], axis=1)
     pooled[0] = 0
@@ -115,11 +117,11 @@ def planted() -> tuple[np.ndarray, list[str]]:
     return pooled, texts
 
 
-def test_an_items_own_text_never_tags_its_picture() -> None:
+def test_the_text_of_an_item_never_tags_its_own_image() -> None:
     pooled, texts = planted()
     folds = np.arange(400) % 5
     vocabulary = ["unique", *VOCABULARY]
-    # If the same item also stood in another fold, its word would be found: the property is the folds' doing.
+    # If the same item were in another fold as well, its word would be found: the folds are what prevents it.
     leaked = tags(np.concatenate([pooled, pooled[:1]]), [*texts, "unique"], np.append(folds, folds[0] + 1), vocabulary)
     assert leaked[0][0] == "unique"
     found = tags(pooled, texts, folds, vocabulary, n=len(vocabulary))
@@ -128,7 +130,7 @@ def test_an_items_own_text_never_tags_its_picture() -> None:
     assert tags(pooled, texts, folds, vocabulary, n=len(vocabulary))[1:] != found[1:]  # it teaches the others
 
 
-def test_a_near_duplicates_text_never_tags_a_picture() -> None:
+def test_the_text_of_a_near_duplicate_never_tags_an_image() -> None:
     pooled, texts = planted()
     pooled = np.concatenate([pooled, pooled[:1] * 1.01])
     texts = [*texts, "unique"]
@@ -150,8 +152,8 @@ def test_items_without_text_are_tagged_but_teach_nothing() -> None:
     has_text = np.arange(400) >= 50
     folds = np.arange(400) % 5
     vectors[:50] = 1e6  # must not matter
-    mapped, _ = map_pictures(pooled, vectors, has_text, folds)
-    words = best_words(TextSpaceTagger(encoder), mapped, VOCABULARY, 1)
+    mapped, _ = map_images(pooled, vectors, has_text, folds)
+    words = top_words(TextSpaceTagger(VOCABULARY, encoder.encode(VOCABULARY)), mapped, 1)
     right = np.mean([words[row][0] == KINDS[kinds[row]] for row in range(50)])
     assert right > 0.9
 
@@ -160,7 +162,7 @@ def test_the_map_is_the_ridge_regression_of_the_other_folds() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 7)) + 3, rng.normal(size=(60, 4)) + 1
     folds = np.arange(60) % 3
-    mapped, ridge = map_pictures(x, y, np.ones(60, bool), folds, ridges=(0.7,))
+    mapped, ridge = map_images(x, y, np.ones(60, bool), folds, ridges=(0.7,))
     assert ridge == 0.7
     for fold in range(3):
         train, rows = folds != fold, folds == fold
@@ -170,35 +172,46 @@ def test_the_map_is_the_ridge_regression_of_the_other_folds() -> None:
         assert np.allclose(mapped[rows], expected, atol=1e-5)
 
 
-def test_the_ridge_follows_how_much_the_pictures_say() -> None:
+def test_the_ridge_follows_how_much_the_images_reveal() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 20))
     clear, noise = x @ rng.normal(size=(20, 5)), rng.normal(size=(300, 5))
     folds, all_texts = np.arange(300) % 5, np.ones(300, bool)
-    assert map_pictures(x, clear, all_texts, folds)[1] < 1 < map_pictures(x, noise, all_texts, folds)[1]
+    assert map_images(x, clear, all_texts, folds)[1] < 1 < map_images(x, noise, all_texts, folds)[1]
 
 
 def test_texts_in_one_fold_alone_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="one fold"):
-        map_pictures(np.ones((4, 2)), np.ones((4, 2)), np.array([True, True, False, False]), np.array([0, 0, 1, 1]))
+        map_images(np.ones((4, 2)), np.ones((4, 2)), np.array([True, True, False, False]), np.array([0, 0, 1, 1]))
+
+
+def test_the_map_for_new_images_is_fitted_on_all_items() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 7)) + 3, rng.normal(size=(50, 4)) + 1
+    ids = [str(item) for item in range(60)]
+    images, text = Features(x, np.arange(61), ids), Features(y, np.minimum(np.arange(61), 50), ids)
+    fitted = fit_map(images, text, 0.7)
+    a, b = x[:50] - x[:50].mean(axis=0), y - y.mean(axis=0)  # ten items have no text
+    weights = np.linalg.solve(a.T @ a + 0.7 * (a**2).mean() * 50 * np.eye(7), a.T @ b)
+    assert np.allclose(fitted(x), (x - x[:50].mean(axis=0)) @ weights, atol=1e-5)
 
 
 # --- folds
 
 
-def test_groups_follow_likeness_in_any_view_and_friends_of_friends() -> None:
-    pictures = np.eye(6, dtype=np.float32)
-    pictures[1] = pictures[0] * 3
+def test_groups_are_near_duplicates_in_any_view_transitively() -> None:
+    images = np.eye(6, dtype=np.float32)
+    images[1] = images[0] * 3
     texts = np.eye(6, dtype=np.float32)[:4]
     texts[2] = texts[1]  # views may cover different items: texts of items 0, 1, 2, 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keywords, "_TILE", (2, 3))
-        groups = group_near_duplicates([(np.arange(6), pictures), (np.array([0, 1, 2, 5]), texts)], n_items=6)
+        patch.setattr(near_duplicates, "_TILE", (2, 3))
+        groups = group_near_duplicates([(np.arange(6), images), (np.array([0, 1, 2, 5]), texts)], n_items=6)
     assert groups[0] == groups[1] == groups[2]
     assert len(np.unique(groups)) == 4
 
 
-def test_one_placeholder_picture_for_a_whole_catalogue_is_one_group_at_no_cost() -> None:
+def test_one_placeholder_image_for_all_items_is_one_group_at_no_cost() -> None:
     items = np.arange(30_000)  # as pairs, 10^9
     groups = group_near_duplicates([(items, np.ones((30_000, 4), np.float32))], 30_000)
     assert len(np.unique(groups)) == 1
@@ -223,10 +236,10 @@ def test_groups_are_those_of_each_with_each_whatever_the_tiles(monkeypatch: pyte
     vectors = crowd(150, 3, 24)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     close = (unit @ unit.T >= 0.95).astype(int)
-    for _ in range(9):  # friends of friends, to the 512th degree
+    for _ in range(9):  # transitively, to the 512th degree
         close = ((close @ close) > 0).astype(int)
-    monkeypatch.setattr(keywords, "_TILE", (37, 50))
-    monkeypatch.setattr(keywords, "_MOST_PAIRS", 20)
+    monkeypatch.setattr(near_duplicates, "_TILE", (37, 50))
+    monkeypatch.setattr(near_duplicates, "_MAX_PAIRS", 20)
     groups = group_near_duplicates([(np.arange(450), vectors)], 450)
     assert np.array_equal(groups[:, None] == groups, close > 0)
     assert len(np.unique(groups)) == 150
@@ -243,7 +256,7 @@ def test_beyond_its_size_an_index_finds_the_groups_that_comparison_finds() -> No
     assert np.array_equal(groups, group_near_duplicates([(items, vectors)], 3000, exact_rows=100))
 
 
-def test_folds_keep_groups_whole_and_are_of_equal_size() -> None:
+def test_folds_do_not_split_groups_and_have_equal_sizes() -> None:
     groups = np.repeat(np.arange(70), np.random.default_rng(0).integers(1, 6, 70)) * 3
     folds = assign_folds(groups)
     assert all(len(np.unique(folds[groups == group])) == 1 for group in np.unique(groups))
@@ -257,18 +270,20 @@ def test_folds_keep_groups_whole_and_are_of_equal_size() -> None:
 
 
 class Fixed:
-    name = "fixed"
+    """The images are the scores."""
 
-    def rank(self, images: np.ndarray, vocabulary: Sequence[str]) -> np.ndarray:
+    name, vocabulary = "fixed", ("a", "b", "c")
+
+    def rank(self, images: np.ndarray) -> np.ndarray:
         return images
 
 
-def test_best_words_come_in_order_of_score_whatever_the_block() -> None:
+def test_top_words_come_in_order_of_score_whatever_the_block() -> None:
     scores = np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [3.0, 2.0, 1.0]])
     expected = [["b", "c"], ["a", "b"], ["a", "b"]]
-    assert best_words(Fixed(), scores, ["a", "b", "c"], 2) == expected
-    assert best_words(Fixed(), scores, ["a", "b", "c"], 2, block=1) == expected
-    assert best_words(Fixed(), scores, ["a", "b", "c"], 9)[0] == ["b", "c", "a"]
+    assert top_words(Fixed(), scores, 2) == expected
+    assert top_words(Fixed(), scores, 2, block=1) == expected
+    assert top_words(Fixed(), scores, 9)[0] == ["b", "c", "a"]
 
 
 def test_labels_are_ranked_by_logit() -> None:
@@ -276,7 +291,7 @@ def test_labels_are_ranked_by_logit() -> None:
     weight[3], bias[7] = (1, 0), 0.5
     labels = imagenet_labels()
     tagger = LabelTagger(weight, bias)
-    assert best_words(tagger, np.array([[1.0, 9.0], [0.0, 0.0]]), labels[:20], 2) == [
+    assert top_words(tagger, np.array([[1.0, 9.0], [0.0, 0.0]]), 2) == [
         [labels[3], labels[7]],
         [labels[7], labels[0]],
     ]
@@ -294,55 +309,56 @@ def test_clip_scores_are_cosines_of_the_models_own_projections(
     from transformers import CLIPModel, CLIPTokenizer
 
     monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: False)
-    tagger = ClipTagger(str(tiny_clip), batch_size=2, device="cpu")
+    clip = Clip(str(tiny_clip), device="cpu")
+    clip.batch_words = 2
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+    images = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
     vocabulary = ["cat", "zebra", "tree", "ox", "lantern", "a phrase of words " * 20]
-    vectors = tagger.encode(pictures)
-    assert vectors.shape == (3, tagger.dim) == (3, 24)
+    vectors = clip.encode(images)
+    assert vectors.shape == (3, clip.dim) == (3, 24)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    scores = tagger.rank(vectors, vocabulary)
+    tagger = ClipTagger(clip, vocabulary)
+    scores = tagger.rank(vectors)
     model = CLIPModel.from_pretrained(tiny_clip).eval()
     tokenizer = CLIPTokenizer.from_pretrained(tiny_clip)
-    pixels = tagger._images._processor(images=pictures, return_tensors="pt")["pixel_values"]
+    pixels = clip._processor(images=images, return_tensors="pt")["pixel_values"]
     for column, word in enumerate(vocabulary):  # one word at a time: no padding
         with torch.inference_mode():
             tokens = tokenizer([word], return_tensors="pt", truncation=True, max_length=77)
             output = model(pixel_values=pixels, **tokens)
             cosine = output.logits_per_image[:, 0] / model.logit_scale.exp()
         assert np.allclose(scores[:, column], cosine.numpy(), atol=1e-5), word
-    assert best_words(tagger, vectors, vocabulary, 2)[0][0] == vocabulary[int(scores[0].argmax())]
+    assert top_words(tagger, vectors, 2)[0][0] == vocabulary[int(scores[0].argmax())]
 
 
 def test_the_words_of_a_vocabulary_are_encoded_once(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tagger = ClipTagger(str(tiny_clip))
+    clip = Clip(str(tiny_clip))
     calls: list[int] = []
-    encode = tagger._encode_words
-    monkeypatch.setattr(tagger, "_encode_words", lambda words: calls.append(len(words)) or encode(words))
+    encode = clip.encode_words
+    monkeypatch.setattr(clip, "encode_words", lambda words: calls.append(len(words)) or encode(words))
+    tagger = ClipTagger(clip, ["cat", "dog", "ox"])
     images = np.eye(24, dtype=np.float32)
-    first = scored_words(tagger, images, ["cat", "dog", "ox"], 2, block=5)
-    again = scored_words(tagger, images[:1], ["cat", "dog", "ox"], 2)
+    first = scored_words(tagger, images, 2, block=5)
+    again = scored_words(tagger, images[:1], 2)
     assert calls == [3]
     assert first[0][0] == again[0][0]
     assert np.allclose(first[1][0], again[1][0])
-    scored_words(tagger, images, ["cat", "dog"], 2)
-    assert calls == [3, 2]
 
 
-def test_scores_stand_beside_the_words_they_belong_to() -> None:
-    words, scores = scored_words(Fixed(), np.array([[0.1, 0.9, 0.5]]), ["a", "b", "c"], 2)
+def test_scores_belong_to_their_words() -> None:
+    words, scores = scored_words(Fixed(), np.array([[0.1, 0.9, 0.5]]), 2)
     assert (words, scores.tolist()) == ([["b", "c"]], [[np.float32(0.9), 0.5]])
-    assert scored_words(Fixed(), np.zeros((0, 3)), ["a", "b", "c"], 2)[1].shape == (0, 2)
+    assert scored_words(Fixed(), np.zeros((0, 3)), 2)[1].shape == (0, 2)
 
 
 def test_a_tagger_that_cannot_be_loaded_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "empty", tmp_path / "missing", save_vit(tmp_path / "vit")):
         with pytest.raises(InputError, match=str(name)):
-            ClipTagger(str(name))
+            Clip(str(name))
 
 
-# --- word files
+# --- vocabulary files
 
 
 def test_a_word_file_gives_its_words_and_phrases_in_order(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import polars as pl
@@ -14,10 +15,10 @@ import pytest
 
 from msm4sr.errors import InputError
 from msm4sr.features import store
-from msm4sr.features.chunks import no_missing
 from msm4sr.features.store import (
     MISSING,
     Features,
+    StoreTables,
     find_stores,
     load_features,
     locked,
@@ -31,14 +32,15 @@ from msm4sr.features.store import (
 
 IDS = ["a", "b", "ü"]
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
+NOTHING_MISSING = pl.DataFrame(schema=MISSING)
 ROWS = pl.DataFrame({"image": ["1.png", "2.png", "3.png"], "words": [["x", "y"], ["z"], ["ü"]]})
 
 
 def write(folder: Path, rows: pl.DataFrame | None = None, **manifest: object) -> None:
     """Three items, the second without a row; in two blocks."""
-    missing = pl.DataFrame([(1, "b", None, "no picture")], schema=MISSING, orient="row")
-    counts = np.array([2, 0, 1])
-    write_store(folder, manifest, IDS, ["h1", "h2", "h3"], counts, [VECTORS[:1], VECTORS[1:]], missing, rows, dim=4)
+    missing = pl.DataFrame([(1, "b", None, "no image")], schema=MISSING, orient="row")
+    tables = StoreTables(IDS, ["h1", "h2", "h3"], np.array([2, 0, 1]), missing, rows)
+    write_store(folder, manifest, tables, [VECTORS[:1], VECTORS[1:]], dim=4)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -51,11 +53,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     rows = read_rows(folder)
     assert rows is not None
     assert rows.equals(ROWS)
-    assert read_missing(folder).rows() == [(1, "b", None, "no picture")]
+    assert read_missing(folder).rows() == [(1, "b", None, "no image")]
     manifest = read_manifest(folder)
     assert manifest is not None
     assert (manifest["settings"], manifest["rows"], manifest["items_with_rows"]) == ({"n": 1}, 3, 2)
-    assert (manifest["missing"], manifest["broken"]) == ({"no picture": 1}, {})
+    assert (manifest["missing"], manifest["broken"]) == ({"no image": 1}, {})
     assert find_stores(tmp_path / "out") == [folder]
 
 
@@ -76,7 +78,7 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 
 def test_no_rows_at_all_can_be_stored(tmp_path: Path) -> None:
-    write_store(tmp_path / "visual", {}, ["a", "b"], ["", ""], np.zeros(2, np.int64), [], no_missing())
+    write_store(tmp_path / "visual", {}, StoreTables(["a", "b"], ["", ""], np.zeros(2, np.int64), NOTHING_MISSING), [])
     assert load_features(tmp_path / "visual").vectors.shape == (0, 0)
 
 
@@ -87,13 +89,13 @@ def test_writing_again_replaces_everything_and_leaves_nothing_behind(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_a_write_that_fails_leaves_the_old_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_store_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "text", version="old")
 
     def full_disk(path: Path, value: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store, "_write_json", full_disk)
+    monkeypatch.setattr(store, "write_json", full_disk)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "text", version="new")
     manifest = read_manifest(tmp_path / "text")
@@ -102,8 +104,8 @@ def test_a_write_that_fails_leaves_the_old_store_whole(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_a_replacement_that_was_cut_short_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one moment at which the store is not at its place: killed between two renames."""
+def test_an_interrupted_replacement_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one moment without a store at its place: killed between two renames."""
     folder = tmp_path / "text"
     write(folder, version="old")
     replace = os.replace
@@ -129,8 +131,9 @@ def test_a_replacement_that_was_cut_short_is_undone(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("blocks", [[VECTORS[:2]], [VECTORS, VECTORS], [VECTORS[:, :3]]])
 def test_blocks_that_do_not_fit_are_refused(tmp_path: Path, blocks: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match=r"rows|width"):
-        write_store(tmp_path / "x", {}, IDS, IDS, np.ones(3, np.int64), blocks, no_missing(), dim=4)
+    tables = StoreTables(IDS, IDS, np.ones(3, np.int64), NOTHING_MISSING)
+    with pytest.raises(ValueError, match=r"rows|4-d"):
+        write_store(tmp_path / "x", {}, tables, blocks, dim=4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,8 +153,8 @@ def test_damage_is_an_input_error_that_names_the_folder(tmp_path: Path) -> None:
     ):
         write(folder)
         if content is None:
-            whole = (folder / name).read_bytes()
-            (folder / name).write_bytes(whole[:-4])
+            complete = (folder / name).read_bytes()
+            (folder / name).write_bytes(complete[:-4])
         else:
             (folder / name).write_bytes(content)
         with pytest.raises(InputError, match="extract again") as caught:
@@ -174,13 +177,13 @@ def test_offsets_that_do_not_fit_are_refused(offsets: list[int]) -> None:
         Features(np.zeros((3, 4), np.float32), np.array(offsets), ["a", "b", "c"])
 
 
-def test_manifest_is_json_and_the_ids_stand_in_row_order_beside_it(tmp_path: Path) -> None:
+def test_the_manifest_is_json_and_the_ids_are_in_row_order(tmp_path: Path) -> None:
     write(tmp_path / "text")
     assert json.loads((tmp_path / "text" / "manifest.json").read_text())["items"] == 3
     assert pl.read_parquet(tmp_path / "text" / "items.parquet")["item_id"].to_list() == IDS
 
 
-def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path) -> None:
+def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = (
         "import sys, time; from pathlib import Path; from msm4sr.features.store import locked\n"
         "with locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
@@ -188,17 +191,13 @@ def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path) -> No
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "text"], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "in\n"
-    waited: list[float] = []
-
-    def kill_the_holder() -> None:
-        waited.append(time.monotonic())
-        holder.send_signal(signal.SIGKILL)
-
-    with locked(tmp_path / "text", kill_the_holder):
-        assert len(waited) == 1
-    holder.wait()
-    with locked(tmp_path / "text", kill_the_holder):
-        assert len(waited) == 1
+    caplog.set_level(logging.INFO, "msm4sr")
+    Timer(0.5, holder.kill).start()
+    with locked(tmp_path / "text"):
+        assert holder.wait() == -signal.SIGKILL
+        assert caplog.messages == [f"{tmp_path / 'text'}: another process is writing it; waiting"]
+    with locked(tmp_path / "text"):
+        assert len(caplog.messages) == 1
 
 
 def test_the_store_needs_none_of_the_heavy_packages() -> None:

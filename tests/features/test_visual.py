@@ -12,16 +12,21 @@ from PIL import Image
 
 from msm4sr.errors import InputError
 from msm4sr.features.backends import cosines
+from msm4sr.features.efficientnet import EfficientNetLite0, squash
 from msm4sr.features.images import BrokenImage
-from msm4sr.features.keywords import LabelTagger, best_words, imagenet_labels
+from msm4sr.features.keywords import LabelTagger, imagenet_labels, scored_words
 from msm4sr.features.visual import (
-    EfficientNetLite0,
+    IMAGE_ENCODERS,
+    Clip,
+    ImageEncoder,
     TransformersVision,
-    encode_pictures,
-    image_encoder_fingerprint,
-    load_image_encoder,
-    squash,
+    encode_images,
+    find_image_encoder,
 )
+
+
+def load_image_encoder(name: str, device: str = "auto") -> ImageEncoder:
+    return find_image_encoder(name)(name, device=device)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +46,12 @@ def test_pooled_layer_and_classifier_agree_with_the_network_itself(network: Effi
     """The ONNX graph, its scaling of pixels included, against the package's own forward in torch."""
     import torch
 
-    pictures = [drawn(0), drawn(1), Image.new("RGB", (30, 500), (255, 127, 0))]
-    pooled = network.encode(pictures)
-    assert network.path == "onnxruntime fp32 on cpu"
+    images = [drawn(0), drawn(1), Image.new("RGB", (30, 500), (255, 127, 0))]
+    pooled = network.encode(images)
+    assert network.backend == "onnxruntime fp32 on cpu"
     assert pooled.shape == (3, 1280)
     assert pooled.dtype == np.float32
-    pixels = np.stack([squash(picture, 224) for picture in pictures])
+    pixels = np.stack([squash(image, 224) for image in images])
     assert np.allclose(pooled, network.encode_torch(pixels), atol=1e-4)
     scaled = torch.from_numpy((pixels.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2)
     with torch.inference_mode():
@@ -57,11 +62,10 @@ def test_pooled_layer_and_classifier_agree_with_the_network_itself(network: Effi
 
 def test_labels_come_in_the_order_of_the_logits(network: EfficientNetLite0) -> None:
     tagger = LabelTagger(*network.label_weights())
-    labels = list(dict.fromkeys(imagenet_labels()))
     pooled = network.encode([drawn(0)])
     weight, bias = network.label_weights()
     best = imagenet_labels()[int((pooled @ weight.T + bias).argmax())]
-    words = best_words(tagger, pooled, labels, 15)
+    words = scored_words(tagger, pooled, 15)[0]
     assert words[0][0] == best
     assert len(set(words[0])) == 15
 
@@ -88,7 +92,7 @@ def vit_pooled(folder: Path, pixels: Any) -> Any:
 
 
 def classifier_pooled(folder: Path, pixels: Any) -> Any:
-    """What the classifier's last layer looks at."""
+    """The input of the last layer of the classifier."""
     from transformers import ViTForImageClassification
 
     model = ViTForImageClassification.from_pretrained(folder).eval()
@@ -127,21 +131,21 @@ def test_any_vision_model_gives_what_it_calls_pooled(
     from transformers import AutoImageProcessor
 
     encoder = load_image_encoder(str(folders[name]), device="cpu")
-    pictures = [drawn(seed) for seed in range(6)]
-    vectors = np.concatenate([encoder.encode(pictures[:4]), encoder.encode(pictures[4:])])
+    images = [drawn(seed) for seed in range(6)]
+    vectors = np.concatenate([encoder.encode(images[:4]), encoder.encode(images[4:])])
     assert vectors.shape == (6, dim) == (6, encoder.dim)
     assert vectors.dtype == np.float32
     processor = AutoImageProcessor.from_pretrained(folders[name], backend="pil")
     with torch.inference_mode():
-        expected = pooled(folders[name], processor(images=pictures, return_tensors="pt")["pixel_values"]).numpy()
+        expected = pooled(folders[name], processor(images=images, return_tensors="pt")["pixel_values"]).numpy()
     assert cosines(expected, vectors).min() > 0.99
     centred = expected - expected.mean(axis=0)
-    assert cosines(centred, vectors - vectors.mean(axis=0)).mean() > 0.98  # what tells them apart agrees too
-    assert encoder.path in {"torch fp32 on cpu", "torch bf16 autocast on cpu"}
-    assert encoder.fingerprint == image_encoder_fingerprint(str(folders[name]))
+    assert cosines(centred, vectors - vectors.mean(axis=0)).mean() > 0.98  # their differences agree too
+    assert encoder.backend in {"torch fp32 on cpu", "torch bf16 autocast on cpu"}
+    assert encoder.fingerprint == TransformersVision.fingerprint_of(str(folders[name]))
 
 
-def test_a_machine_without_bf16_gives_the_digits_of_fp32(
+def test_a_machine_without_bf16_gives_the_vectors_of_fp32(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -149,7 +153,7 @@ def test_a_machine_without_bf16_gives_the_digits_of_fp32(
 
     monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: False)
     encoder = TransformersVision(str(folders["vit"]), device="cpu")
-    assert encoder.path == "torch fp32 on cpu"
+    assert encoder.backend == "torch fp32 on cpu"
     processor = AutoImageProcessor.from_pretrained(folders["vit"], backend="pil")
     with torch.inference_mode():
         expected = vit_pooled(folders["vit"], processor(images=[drawn(0)], return_tensors="pt")["pixel_values"])
@@ -159,21 +163,21 @@ def test_a_machine_without_bf16_gives_the_digits_of_fp32(
 def test_bf16_that_does_not_agree_is_not_used(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: True)
     monkeypatch.setattr("msm4sr.features.visual.agrees", lambda exact, other: False)
-    assert TransformersVision(str(folders["vit"]), device="cpu").path == "torch fp32 on cpu"
+    assert TransformersVision(str(folders["vit"]), device="cpu").backend == "torch fp32 on cpu"
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "clip"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (5, 3), (1, 7), (20_000, 1), (1, 20_000)])
-def test_the_oddest_shapes_have_finite_vectors(folders: dict[str, Path], name: str, size: tuple[int, int]) -> None:
+def test_images_of_any_shape_have_finite_vectors(folders: dict[str, Path], name: str, size: tuple[int, int]) -> None:
     encoder = load_image_encoder(str(folders[name]))
     red, blue = encoder.encode([Image.new("RGB", size, "red"), Image.new("RGB", size, "blue")])
     assert np.isfinite([red, blue]).all()
     assert not np.allclose(red, blue)
-    square = encoder.encode([Image.new("RGB", (64, 64), "red")])  # one colour looks alike in every shape
+    square = encoder.encode([Image.new("RGB", (64, 64), "red")])  # one colour: the same vector in every shape
     assert cosines(square, red[None])[0] > 0.999
 
 
-def test_the_middle_of_a_long_picture_is_what_a_crop_would_show(folders: dict[str, Path]) -> None:
+def test_the_middle_of_a_long_image_is_what_a_crop_would_show(folders: dict[str, Path]) -> None:
     """Of 3,000 x 100 pixels the processor sees the same middle, whether the rest is cut off before or after."""
     encoder = TransformersVision(str(folders["clip"]))
     long = drawn(0, 3000, 100)
@@ -182,13 +186,13 @@ def test_the_middle_of_a_long_picture_is_what_a_crop_would_show(folders: dict[st
     assert cosines(before, encoder.encode([long]))[0] > 0.999
 
 
-def test_what_is_no_vision_model_is_an_input_error(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_an_input_error(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in (str(folders["bert"]), str(tmp_path), str(tmp_path / "missing")):
         with pytest.raises(InputError, match=name):
             load_image_encoder(name)
 
 
-def test_weights_that_are_not_there_are_an_input_error_not_chance(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_weights_are_an_input_error_and_not_random(folders: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -206,25 +210,25 @@ def test_a_device_that_is_not_here_is_an_input_error() -> None:
         EfficientNetLite0(device="cuda:99")
 
 
-# --- many pictures
+# --- many images
 
 
 class Means:
-    """An encoder whose vectors are known: the mean colour."""
+    """An encoder with known vectors: the mean colour."""
 
-    name = fingerprint = path = "means"
+    name = fingerprint = backend = "means"
     dim, size = 3, 8
 
-    def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        return np.stack([np.asarray(picture, np.float32).mean(axis=(0, 1)) for picture in pictures])
+    def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.stack([np.asarray(image, np.float32).mean(axis=(0, 1)) for image in images])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_pictures_keep_their_order_and_broken_ones_their_place(batch_size: int) -> None:
-    pictures: list[Image.Image | BrokenImage] = [Image.new("RGB", (2, 2), (number, 0, 0)) for number in range(20)]
-    pictures[7] = pictures[8] = broken = BrokenImage("damaged")
+def test_images_keep_their_order_and_broken_ones_their_place(batch_size: int) -> None:
+    images: list[Image.Image | BrokenImage] = [Image.new("RGB", (2, 2), (number, 0, 0)) for number in range(20)]
+    images[7] = images[8] = broken = BrokenImage("damaged")
     done: list[int] = []
-    results = list(encode_pictures(Means(), iter(pictures), batch_size, done.append))
+    results = list(encode_images(Means(), iter(images), batch_size, done.append))
     assert results.pop(8) is broken
     assert results.pop(7) is broken
     expected = [number for number in range(20) if number not in {7, 8}]
@@ -233,13 +237,13 @@ def test_pictures_keep_their_order_and_broken_ones_their_place(batch_size: int) 
     assert max(done) == min(batch_size, 20)
 
 
-def test_no_picture_gives_no_vector_and_all_broken_need_no_encoder() -> None:
-    assert list(encode_pictures(Means(), [])) == []
+def test_no_image_gives_no_vector_and_broken_ones_need_no_encoder() -> None:
+    assert list(encode_images(Means(), [])) == []
     broken = [BrokenImage("one"), BrokenImage("two")]
-    assert list(encode_pictures(Means(), broken)) == broken
+    assert list(encode_images(Means(), broken)) == broken
 
 
-def test_pictures_are_read_a_few_batches_ahead_and_no_further() -> None:
+def test_images_are_read_a_few_batches_ahead_and_no_further() -> None:
     read = 0
 
     def endless() -> Iterator[Image.Image]:
@@ -248,7 +252,7 @@ def test_pictures_are_read_a_few_batches_ahead_and_no_further() -> None:
             read += 1
             yield Image.new("RGB", (2, 2))
 
-    vectors = encode_pictures(Means(), endless(), batch_size=4)
+    vectors = encode_images(Means(), endless(), batch_size=4)
     for _ in range(10):
         next(vectors)
     assert read <= 10 + 5 * 4
@@ -259,17 +263,27 @@ def test_two_batches_are_encoded_at_once() -> None:
     both = threading.Barrier(2, timeout=60)
 
     class Meeting(Means):
-        def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
             both.wait()  # passes only when another thread is here too
-            return super().encode(pictures)
+            return super().encode(images)
 
-    assert len(list(encode_pictures(Meeting(), [Image.new("RGB", (2, 2))] * 4, batch_size=2))) == 4
+    assert len(list(encode_images(Meeting(), [Image.new("RGB", (2, 2))] * 4, batch_size=2))) == 4
 
 
 def test_an_encoders_error_is_raised_not_swallowed() -> None:
     class Failing(Means):
-        def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(encode_pictures(Failing(), [Image.new("RGB", (2, 2))] * 9, batch_size=2))
+        list(encode_images(Failing(), [Image.new("RGB", (2, 2))] * 9, batch_size=2))
+
+
+def test_encoders_are_found_by_name_else_read_as_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_image_encoder("efficientnet-lite0") is EfficientNetLite0
+    assert find_image_encoder("clip") is Clip
+    assert Clip.source("clip") == "openai/clip-vit-base-patch32"
+    assert find_image_encoder("folder") is TransformersVision
+    assert find_image_encoder("folder", clip=True) is Clip
+    monkeypatch.setitem(IMAGE_ENCODERS._entries, "means", Means)
+    assert find_image_encoder("means") is Means
