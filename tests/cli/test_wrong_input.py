@@ -1,4 +1,4 @@
-"""Wrong data and wrong options: one line that names the place and what would be right, and nothing left behind."""
+"""Wrong data and wrong options: one line says what is wrong and how to fix it, and nothing remains on disk."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def test_a_file_where_a_folder_is_meant(refused_run: Refused, tmp_path: Path) ->
     assert "is a file, not a folder" in refused_run(tmp_path / "log.csv")
 
 
-def test_a_folder_without_a_log(refused_run: Refused, tmp_path: Path) -> None:
+def test_a_folder_without_interactions(refused_run: Refused, tmp_path: Path) -> None:
     message = refused_run(tmp_path)
     assert "interactions.parquet: no such file" in message
     assert "msm4sr prepare csv" in message
 
 
-def test_a_log_that_is_no_parquet_file(refused_run: Refused, tmp_path: Path) -> None:
+def test_interactions_that_are_no_parquet_file(refused_run: Refused, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "interactions.parquet").write_text("user_id,item_id,timestamp\n")
     assert "interactions.parquet: cannot be read as a parquet file" in refused_run(tmp_path / "data")
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id"])
-def test_a_missing_column_of_the_log(refused_run: Refused, tmp_path: Path, column: str) -> None:
+def test_a_missing_column_of_the_interactions(refused_run: Refused, tmp_path: Path, column: str) -> None:
     log = small_log()
     log[column.title()] = log.pop(column)
     message = refused_run(write_folder(tmp_path / "data", log))
@@ -64,7 +64,7 @@ def test_a_missing_column_of_the_log(refused_run: Refused, tmp_path: Path, colum
     assert f"did you mean '{column.title()}'?" in message
 
 
-def test_a_log_without_time(refused_run: Refused, tmp_path: Path) -> None:
+def test_interactions_without_time(refused_run: Refused, tmp_path: Path) -> None:
     log = small_log()
     del log["timestamp"]
     message = refused_run(write_folder(tmp_path / "data", log))
@@ -103,7 +103,7 @@ def test_a_wrong_value_names_its_row(
     assert f"interactions.parquet: column '{column}', {found}" in message
 
 
-def test_an_item_that_stands_twice_in_the_catalogue(refused_run: Refused, tmp_path: Path) -> None:
+def test_an_item_with_two_rows_in_the_catalogue(refused_run: Refused, tmp_path: Path) -> None:
     items = {"item_id": ["i0", "i1", "i2", "i3", "i4", "i5", "i1"]}
     message = refused_run(write_folder(tmp_path / "data", small_log(), items))
     assert "rows 2 and 7: both are 'i1'" in message
@@ -120,7 +120,7 @@ def test_an_interaction_with_an_unknown_item(refused_run: Refused, cli: Cli, tmp
     assert "dropped 1 interactions: unknown items" in called.out
 
 
-def test_an_empty_log(refused_run: Refused, tmp_path: Path) -> None:
+def test_interactions_without_rows(refused_run: Refused, tmp_path: Path) -> None:
     message = refused_run(write_folder(tmp_path / "data", {name: values[:0] for name, values in small_log().items()}))
     assert "interactions.parquet: no rows" in message
 
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
     for stage, before in (("finetune", "pretrain"), ("evaluate", "finetune")):
         message = refused(stage, copy_of_run)
         assert f"{copy_of_run}/checkpoints/{before}.safetensors" in message
-        assert "model.dim is 64 there and 32 now" in message
+        assert "the checkpoint is of another training: model.dim is 64 there and 32 now" in message
 
 
 def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files in the exact form of Amazon's public ones, with the mess that they have."""
+"""Files in the exact form of Amazon's public ones, with their irregularities."""
 
 from __future__ import annotations
 

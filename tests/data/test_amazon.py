@@ -94,7 +94,7 @@ def test_a_layout_is_read_as_published(tmp_path: Path, layout: str) -> None:
 
 
 def test_as_in_the_paper(tmp_path: Path) -> None:
-    """Users with at least 5 after repeats are collapsed to the last; an obvious reference counts the same."""
+    """Users with at least 5 after repeats are collapsed to the last; a simple reference counts the same."""
     few = [(100, i, 1_300_000_000, 5.0) for i in range(4)] + [(101, 1, 1_300_000_000 + i, 5.0) for i in range(9)]
     history: dict[tuple[int, int], tuple[int, int]] = {}
     for row, (user, thing, time, _) in enumerate(EVENTS + few):
@@ -116,7 +116,7 @@ def test_as_in_the_paper(tmp_path: Path) -> None:
     assert not {"A0000000000100", "A0000000000101"} & set(found)
 
 
-def test_the_mess_of_real_item_files(tmp_path: Path) -> None:
+def test_irregular_rows_of_real_item_files(tmp_path: Path) -> None:
     mess: list[dict[str, Any]] = [item_2018(i) for i in range(40)]
     mess[0].pop("title")
     mess[1]["title"] = "var aPageStart = (new Date()).getTime();\nvar ue_t0=ue_t0||+new Date();"
@@ -297,5 +297,5 @@ def test_markup_is_removed(written: str, text: str) -> None:
     "part", ["<", "<a ", "<!--", "<script>", "<script>x</script", "&", "&lt;a ", "</", "<style><b>", "-->"]
 )
 def test_hostile_markup_takes_no_longer_than_other_text(part: str) -> None:
-    """Some parsers need minutes for these; the suite would be seen to hang."""
+    """Some parsers need minutes for these texts."""
     assert isinstance(plain(part * (50_000 // len(part))), str)

@@ -214,7 +214,7 @@ few = settings(max_examples=60, deadline=None)
 
 
 def load_or_none(rows: list[Row], **options: int) -> Dataset | None:
-    """None where the log leaves nothing, which is an error of its own."""
+    """None where nothing is left, which is a separate error."""
     try:
         return load(rows, **options)
     except InputError as error:

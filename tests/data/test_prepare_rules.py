@@ -39,7 +39,7 @@ def slow_core(log: list[Event], user_core: int, item_core: int) -> list[Event]:
 
 
 def slow_rules(log: list[Event], repeats: str, user_core: int, item_core: int) -> list[Event]:
-    """The module's docstring, word by word. Rows are in file order."""
+    """The module's docstring, literally. Rows are in file order."""
     users = list(dict.fromkeys(user for user, _, _ in log))
     log = list(dict.fromkeys(log))
     if repeats == "last":

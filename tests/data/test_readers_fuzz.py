@@ -1,4 +1,4 @@
-"""Files that are damaged in every way: each run ends in a result or in a clear error, and leaves nothing half-made.
+"""Files that are damaged in every way: each run ends in a result or in a clear error, and leaves no unfinished folder.
 
 Seeded, so that a failure comes again. `pytest -m slow` runs ten times as many.
 """
@@ -96,7 +96,7 @@ TOKENS = [
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """One to six changes: bytes flipped, parts cut out, doubled, moved, or replaced by what readers stumble over."""
+    """One to six changes: bytes flipped, parts cut out, doubled, moved, or replaced by tokens that confuse readers."""
     for _ in range(rng.randint(1, 6)):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + int(rng.expovariate(1 / 12)))
@@ -134,7 +134,7 @@ def damaged_files(files: Files, rng: random.Random) -> Files:
 
 
 def drain(source: Source, out: Path, rules: Rules) -> None:
-    """What `prepare` reads, without writing it: the readers are what is fuzzed."""
+    """Read without writing: the readers are fuzzed."""
     report = PrepareReport(out, rules)
     blocks, items = source.read_interactions(report), source.read_items(report)
     for block in [*blocks, *(items or ())]:
@@ -144,7 +144,7 @@ def drain(source: Source, out: Path, rules: Rules) -> None:
 
 
 def run(files: Files, make_source: MakeSource, prepare: Prepare, folder: Path, rng: random.Random) -> bool:
-    """Whether it came to a result; anything but a result or an InputError with one line is raised."""
+    """Whether there was a result. An InputError with one line is the only other outcome; anything else is raised."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
     rules = Rules(max_invalid_fraction=rng.choice([0, 0.01, 0.3, 1]), unknown_items=rng.choice(["keep", "drop"]))

@@ -26,7 +26,7 @@ ITEMS = "item_id,title,text,categories,image\na,A,About a.,x|y,a.jpg\nb,B,,,\nc,
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """log.csv, items.csv and a folder of images, with OUT not yet there."""
+    """log.csv, items.csv and a folder of images, without OUT."""
     (tmp_path / "log.csv").write_text(LOG)
     (tmp_path / "items.csv").write_text(ITEMS)
     (tmp_path / "photos" / "sub").mkdir(parents=True)
