@@ -1,4 +1,4 @@
-"""The item type."""
+"""One item, and the items of a catalogue."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class Item:
         text: a description; None for an item without one.
         categories: names.
         images: paths relative to the folder of the data set, or the bytes of image files.
-        features: modality to float32 [rows, dim]: what the frozen encoders made of the content, or precomputed
-            embeddings that come with a new item.
-        sentences: the sentences that the rows of the text stand for.
-        keywords: the keywords that the rows of the images stand for.
+        features: modality to float32 [rows, dim], from the frozen encoders or precomputed.
+        sentences: the sentence of each row of the text.
+        keywords: the keywords of each image.
     """
 
     item_id: str
@@ -41,12 +40,10 @@ class Item:
         """The title, or the id of an item without one."""
         return self.title if self.title and self.title.strip() else self.item_id
 
-    @classmethod
-    def from_row(cls, items: pl.DataFrame, row: int) -> Self:
+    @staticmethod
+    def from_row(items: pl.DataFrame, row: int) -> Item:
         """Row `row` of a catalogue, as `read_items` gives it."""
-        columns = ("item_id", "title", "text", "categories", "image")
-        item_id, title, text, categories, images = items.select(columns).row(row)
-        return cls(item_id, title, text, tuple(categories or ()), tuple(path for path in images or () if path))
+        return Items.from_frame(items[row])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,5 +88,5 @@ class Items:
 
     def name(self, row: int) -> str:
         """The title of an item, or the id of one without a title."""
-        title = self.titles[row]
+        title = self.titles[row]  # not `self[row].name`, which is slow for a million items
         return title if title and title.strip() else self.item_ids[row]
