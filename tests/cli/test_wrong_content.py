@@ -49,7 +49,7 @@ def test_each_image_that_cannot_be_used_is_counted_and_the_first_are_named(
     called = cli("extract", hazards, "--out", tmp_path / "run", *POOLED)
     assert called.code == 0, called
     assert "visual: 1 of 7 items" in called.out
-    assert "6 pictures cannot be used; their items go without them" in called.out
+    assert "6 images cannot be used; their items have no vector of them" in called.out
     for said in (
         "images/cut.png of item 'i1': damaged or cut short",
         "images/text.jpg of item 'i2': not an image",
@@ -69,7 +69,7 @@ def test_every_stage_reports_them_and_the_model_trains_without_them(cli: Cli, ha
     called = cli("run", hazards, "--out", run, *POOLED, "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1")
     assert called.code == 0, called
     again = cli("evaluate", run)
-    assert "6 pictures cannot be used" in again.out
+    assert "6 images cannot be used" in again.out
     assert "encoding" not in again.out
     html = (run / "report.html").read_text()
     assert "root:" not in html
@@ -80,7 +80,7 @@ def test_a_repaired_image_is_read(cli: Cli, hazards: Path, tmp_path: Path) -> No
     (hazards / "images" / "cut.png").write_bytes((hazards / "images" / "good.png").read_bytes())
     called = cli("extract", hazards, "--out", tmp_path / "run", *POOLED, "--overwrite")
     assert "visual: 2 of 7 items" in called.out
-    assert "5 pictures cannot be used" in called.out
+    assert "5 images cannot be used" in called.out
 
 
 def test_only_images_that_cannot_be_used_are_as_none(cli: Cli, hazards: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_only_images_that_cannot_be_used_are_as_none(cli: Cli, hazards: Path, tm
     )
     assert called.code == 0, called
     assert "visual: missing for every item" in called.out
-    assert "7 pictures cannot be used" in called.out
+    assert "7 images cannot be used" in called.out
 
 
 def test_a_text_of_100_000_characters(cli: Cli, tmp_path: Path) -> None:
