@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError
 
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, first_line
 from msm4sr.features.backends import agrees, backend_name, choose_device, native_bf16
 from msm4sr.registry import Registry
 
@@ -258,8 +258,3 @@ def model_fingerprint(source: str) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error message of a library; the class of the error without a message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, first_line
 from msm4sr.features.backends import agrees, backend_name, choose_device, move, native_bf16
 from msm4sr.features.images import BrokenImage, in_threads
-from msm4sr.features.text import first_line, model_fingerprint, model_source, quiet_loading
+from msm4sr.features.text import model_fingerprint, model_source, quiet_loading
 from msm4sr.registry import Registry
 
 if TYPE_CHECKING:
