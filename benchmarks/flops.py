@@ -103,7 +103,7 @@ def _encoder(model: MSM4SR, modality: str, items: Tensor) -> int:
     assert isinstance(encoder, ItemEncoder)
     pooling, experts = encoder.pooling, encoder.experts
     lengths = features.offsets.diff()[items]
-    rows, present, wide = int(lengths.sum()), int((lengths > 0).sum()), features.dim
+    rows, present, wide = int(lengths.sum()), int((lengths > 0).sum()), features.values.shape[1]
     n_experts, dim = experts.shape
     maps = product(present, wide, n_experts * dim) + product(present, wide, n_experts)
     mix = 3 * product(present, n_experts, dim)

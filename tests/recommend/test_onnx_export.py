@@ -58,7 +58,10 @@ def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tm
         {"text": [0], "visual": [5]},
     ):
         features = {
-            name: Ragged(torch.randn(sum(lengths), model.features[name].dim), torch.tensor([0, *lengths]).cumsum(0))
+            name: Ragged(
+                torch.randn(sum(lengths), model.content_rows(name).values.shape[1]),
+                torch.tensor([0, *lengths]).cumsum(0),
+            )
             for name, lengths in counts.items()
         }
         inputs = {name: rows.values.numpy() for name, rows in features.items()}

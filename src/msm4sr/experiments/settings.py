@@ -37,7 +37,7 @@ def _model_config(settings: Any) -> Any:
 
 
 class RunSettings(BaseModel):
-    """Everything that decides what a run computes. `model` is the config of any registered model."""
+    """All settings that determine the result of a run. `model` is the config of any registered model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""The interface of a model: what it is built from, and what training, evaluation and serving ask of it.
+"""The interface of models: their inputs, and their methods for training, evaluation and serving.
 
 Shape letters: N items, U users, M item embeddings per item (one per modality, 1 for IDs alone), D embedding dimension,
 Q dimension of the vectors that are multiplied for a score, B histories, L positions, P pairs (prefix, next item).
@@ -212,7 +212,7 @@ class Model(Scorer):
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        """Inputs from which a model of the stored shape is built; what the model keeps of them is in `state`."""
+        """Inputs from which a model of the stored shape is built; those that the model stores are in `state`."""
         features = {name: stored_rows(state, f"features.{name}") for name in sizes.get("modalities", ())}
         return Inputs(sizes["n_items"], sizes["n_users"], features=features)
 

@@ -23,7 +23,7 @@ class IDTransformerConfig(TransformerConfig):
 class IDTransformer(FactorizedModel):
     """A causal Transformer over item embeddings; the score is its output times the item embedding.
 
-    A subclass creates `transformer` (after whatever draws random numbers before it) and calls `apply(initialise)`.
+    A subclass creates `transformer`, after its parameters that are initialised earlier, and calls `apply(initialise)`.
     """
 
     config: IDTransformerConfig

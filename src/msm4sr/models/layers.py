@@ -35,11 +35,6 @@ class ItemFeatures(nn.Module):
         """The rows of all items."""
         return Ragged(self.values, self.offsets)
 
-    @property
-    def dim(self) -> int:
-        """D_in."""
-        return self.values.shape[1]
-
     def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The rows [R, D_in] of `items` [N] (None: of all), and the number of rows of each item [N]."""
         if items is None:

@@ -47,7 +47,7 @@ def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
     """A new model with the weights that `seed` draws; the global random state is not changed.
 
     Args:
-        config: the settings; their `name` says which model.
+        config: the settings; `name` selects the model.
         inputs: the data that it is built from.
         seed: of the initial weights.
     """
