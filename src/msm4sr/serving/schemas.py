@@ -127,10 +127,10 @@ class Cards:
 
 @dataclass(frozen=True)
 class ReasonedCards:
-    """Recommended items as the page shows them, with the reason of each."""
+    """Recommended items as the page shows them, and the reason of each item id."""
 
     items: list[Card]
-    reasons: list[Reason | None]
+    reasons: dict[str, Reason | None]
     unknown: list[str]
 
 

@@ -7,6 +7,7 @@ security policy allows nothing else.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,13 +19,14 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from msm4sr.errors import InputError
+from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.recommender import Recommendation, Recommender
 from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
 from msm4sr.serving.cards import find_rows, image_path, make_card
 from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.routes.items import PAGE
-from msm4sr.serving.schemas import ReasonedCards, RecommendRequest
+from msm4sr.serving.schemas import Card, ReasonedCards, RecommendRequest
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import SIDES
 
@@ -85,25 +87,25 @@ def _item_page(service: Service, item_id: str) -> Response:
     row = catalogue.known_row(item_id)
     item = catalogue.item(row)
     kinds = [*([BOTH] if recommender.modalities else []), *recommender.modalities, COLLABORATIVE]
-    similar = {by: found for by in kinds if (found := _similar(recommender, item_id, by))}
     return render(
         "item.html.jinja",
         item=item,
         card=make_card(catalogue, row),
         images=[f"{image_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
         keywords=recommender.keywords(item_id, KEYWORDS),
-        similar={
-            by: [make_card(catalogue, other) for one in found if (other := catalogue.row(one.item_id)) is not None]
-            for by, found in similar.items()
-        },
+        similar={by: cards for by in kinds if (cards := _similar(recommender, item_id, by))},
     )
 
 
-def _similar(recommender: Recommender, item_id: str, by: str) -> list[Recommendation]:
+def _similar(recommender: Recommender, item_id: str, by: str) -> list[Card]:
     try:
-        return recommender.similar_items(item_id, SIMILAR, by)
+        return _cards(recommender.catalogue, recommender.similar_items(item_id, SIMILAR, by))
     except InputError:  # an item without the modality cannot be compared by it
         return []
+
+
+def _cards(catalogue: Catalogue, found: Sequence[Recommendation]) -> list[Card]:
+    return [make_card(catalogue, row) for one in found if (row := catalogue.row(one.item_id)) is not None]
 
 
 @router.post("/page/recommend")
@@ -115,10 +117,8 @@ async def recommend(body: RecommendRequest, service: CurrentService) -> Response
 
 def _recommend(recommender: Recommender, body: RecommendRequest) -> Response:
     found = recommender.recommend(body.history, body.k, by=body.by, reasons=True)
-    catalogue = recommender.catalogue
-    shown = [(row, one.reason) for one in found.items if (row := catalogue.row(one.item_id)) is not None]
-    cards = [make_card(catalogue, row) for row, _ in shown]
-    return as_json(ReasonedCards(cards, [reason for _, reason in shown], found.unknown))
+    reasons = {one.item_id: one.reason for one in found.items}
+    return as_json(ReasonedCards(_cards(recommender.catalogue, found.items), reasons, found.unknown))
 
 
 @router.get("/static/{name}")

@@ -112,7 +112,7 @@ async function recommend(list) {
     const modality = by();
     const found = await post("/page/recommend", { history: list.map((one) => one.item_id), k: SHOWN, by: modality });
     if (number !== asked) return;
-    $("recommended").replaceChildren(...found.items.map((item, place) => recommendation(item, found.reasons[place], modality)));
+    $("recommended").replaceChildren(...found.items.map((item) => recommendation(item, found.reasons[item.item_id], modality)));
     $("status").textContent = "";
     forget(found.unknown);
   } catch (error) {
