@@ -233,7 +233,7 @@ def test_the_demo_compares_four_systems_and_leaves_a_report(cli: Cli, tmp_path: 
     assert [line.split()[0] for line in table.split("│") if line.split() and line.split()[0] in systems] == list(
         systems
     )
-    report = Path(called.out.partition("look at it: ")[2])
+    report = Path(called.out.partition("report: ")[2])
     assert report.is_relative_to(tmp_path)
     html = report.read_text()
     assert all(system in html for system in systems)
