@@ -1,4 +1,4 @@
-"""CLIP as a user has it: the folder of a model named on the command line. Small and random here, real in every step."""
+"""CLIP from a model folder named on the command line: small and random here, but every step is the real one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_models import save_clip
 
 from msm4sr.features.keywords import build_vocabulary
 from msm4sr.features.store import find_stores, load_features, read_rows
-from msm4sr.features.text import TransformerSentenceEncoder
+from msm4sr.features.text import MiniLM
 
 NEAR = 0.01  # of cosines that spread by five times as much (their deviation); bf16 is as near as this
 
@@ -28,7 +28,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def direct_scores(clip: Path, paths: Sequence[Path], words: Sequence[str]) -> np.ndarray:
-    """cos(CLIP(image), CLIP(word)) [paths, words], by transformers alone, one picture and one word at a time."""
+    """cos(CLIP(image), CLIP(word)) [paths, words], by transformers alone, one image and one word at a time."""
     from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
     model = CLIPModel.from_pretrained(clip).eval()
@@ -55,7 +55,7 @@ def assert_best(words: Sequence[str], scores: np.ndarray, vocabulary: Sequence[s
 
 
 def stored(features: Path) -> tuple[np.ndarray, np.ndarray, list[list[list[str]]], dict[str, object]]:
-    """Vectors, offsets, words by item and picture, and the manifest of keyword features."""
+    """Vectors, offsets, words by item and image, and the manifest of keyword features."""
     (folder,) = (store for store in find_stores(features) if store.name.startswith("visual-keywords-"))
     read, rows = load_features(folder), read_rows(folder)
     assert rows is not None
@@ -80,7 +80,7 @@ def test_a_run_with_clip_keeps_the_words_that_clip_itself_ranks_best(
     assert manifest["tagger"] == str(clip)
     assert manifest["vocabulary_words"] == vocabulary
     assert len(vocabulary) > 20
-    assert manifest["ran_on"]
+    assert manifest["backends"]
     flat = [row for item in words for row in item]
     assert len(flat) == len(vectors) == offsets[-1] == len(paths) > 50
     scores = direct_scores(clip, [shop / path for path in paths], vocabulary)
@@ -88,11 +88,11 @@ def test_a_run_with_clip_keeps_the_words_that_clip_itself_ranks_best(
     for row, chosen in zip(scores, flat, strict=True):
         assert len(chosen) == 5
         assert_best(chosen, row, vocabulary)
-    encoded = TransformerSentenceEncoder("minilm").encode([" ".join(row) for row in flat])  # equation 2
+    encoded = MiniLM("minilm").encode([" ".join(row) for row in flat])  # equation 2
     assert (encoded * vectors).sum(axis=1).min() > 0.999
 
 
-def test_a_word_file_and_several_pictures_an_item(
+def test_a_vocabulary_file_and_several_images_per_item(
     cli: Cli, refused: Callable[..., str], clip: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "data"
@@ -109,7 +109,7 @@ def test_a_word_file_and_several_pictures_an_item(
     vocabulary = ["red fox", "zebra", "ox", "lantern", "kettle", "sand", "wave"]
 
     def command(out: str, tagger: str | Path) -> list[str | Path]:
-        settings = {"kind": "keywords", "tagger": tagger, "vocabulary_file": words, "words": 3}
+        settings = {"kind": "keywords", "tagger": tagger, "vocabulary_file": words, "num_keywords": 3}
         changes = [part for key, value in settings.items() for part in ("--set", f"features.visual.{key}={value}")]
         return ["extract", folder, "--out", tmp_path / out, "--features", tmp_path / "shared", *changes]
 
@@ -124,7 +124,7 @@ def test_a_word_file_and_several_pictures_an_item(
         assert len(chosen) == 3
         assert_best(chosen, row, vocabulary)
 
-    words.write_text("zebra\nox\nkettle\n")  # other words in the same file: not reused in silence
+    words.write_text("zebra\nox\nkettle\n")  # other words in the same file are noticed
     assert cli(*command("second", clip)).code == 0
     assert {word for item in stored(tmp_path / "shared")[2] for row in item for word in row} == {
         "zebra",
@@ -134,7 +134,9 @@ def test_a_word_file_and_several_pictures_an_item(
     assert "vocabulary_file" in refused(*command("third", "offline"))
 
 
-def test_a_clip_that_is_none_is_refused_by_name(refused: Callable[..., str], shop: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_clip_is_an_error_that_names_it(
+    refused: Callable[..., str], shop: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "empty", tmp_path / "missing"):
         said = refused(

@@ -1,4 +1,4 @@
-"""Features from the command line: one's own vectors, strictness, shards, and looking at what is there."""
+"""Features from the command line: precomputed embeddings, strictness, shards, and what the folder holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1", "
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Six items that have nothing but ids."""
+    """Six items with ids only."""
     return write_folder(tmp_path / "data", small_log(), small_items())
 
 
@@ -31,7 +31,7 @@ def vectors(file: Path, n_items: int = 6, dim: int = 3, rows: int = 1) -> Path:
     return file
 
 
-def test_three_modalities_of_ones_own_train_without_a_text_or_a_picture(cli: Cli, data: Path, tmp_path: Path) -> None:
+def test_three_precomputed_modalities_train_without_texts_and_images(cli: Cli, data: Path, tmp_path: Path) -> None:
     options = []
     for dim, name in enumerate(("text", "visual", "audio"), start=3):
         options += ["--features", f"{name}={vectors(tmp_path / f'{name}.parquet', dim=dim, rows=dim - 2)}"]
@@ -48,24 +48,24 @@ def test_three_modalities_of_ones_own_train_without_a_text_or_a_picture(cli: Cli
     assert (tmp_path / "run" / "metrics.json").exists()
     shown = cli("features", tmp_path / "run")
     assert shown.code == 0, shown
-    assert "audio-own" in shown.out
+    assert "audio-precomputed" in shown.out
 
 
-def test_later_stages_find_ones_own_vectors_and_notice_that_they_changed(
+def test_later_stages_find_precomputed_embeddings_and_notice_that_they_changed(
     cli: Cli, refused: Refused, data: Path, tmp_path: Path
 ) -> None:
     audio = vectors(tmp_path / "audio.parquet")
     run = tmp_path / "run"
     called = cli("extract", data, "--out", run, *QUICK, "--features", f"audio={audio}", "--features", tmp_path / "kept")
     assert called.code == 0, called
-    assert (tmp_path / "kept" / "audio-own" / "manifest.json").exists()
+    assert (tmp_path / "kept" / "audio-precomputed" / "manifest.json").exists()
     stored = yaml.safe_load((run / "config.yaml").read_text())["precomputed"]["audio"]
     assert stored["file"] == str(audio)
     assert len(stored["sha256"]) == 64
     assert cli("pretrain", run).code == 0
     vectors(audio, dim=4)
     message = refused("finetune", run)
-    assert f"{audio}: the vectors of audio have changed since {run} was made" in message
+    assert f"{audio}: the precomputed embeddings of audio have changed since {run} was made" in message
     audio.unlink()
     assert f"{audio}: cannot be read" in refused("finetune", run)
 
@@ -75,12 +75,12 @@ def test_later_stages_find_ones_own_vectors_and_notice_that_they_changed(
     [
         (("items={v}",), "'items' cannot name a modality"),
         (("my audio={v}",), "'my audio' cannot name a modality"),
-        (("audio={v}", "audio={v}"), "there are vectors for audio already"),
-        (("one", "two"), "features are kept in one folder, not in one and two"),
+        (("audio={v}", "audio={v}"), "audio has a file already; give one file per modality"),
+        (("one", "two"), "give one folder, not one and two"),
         (("audio=nowhere.parquet",), "nowhere.parquet: cannot be read"),
     ],
 )
-def test_features_options_that_cannot_be_meant(
+def test_invalid_features_options(
     refused: Refused, data: Path, tmp_path: Path, options: tuple[str, ...], said: str
 ) -> None:
     file = vectors(tmp_path / "v.parquet")
@@ -89,7 +89,7 @@ def test_features_options_that_cannot_be_meant(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_wrong_in_a_file_of_vectors_is_told_before_anything_is_encoded(
+def test_an_error_in_a_file_of_embeddings_appears_before_anything_is_encoded(
     refused: Refused, data: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "v.parquet"
@@ -100,9 +100,9 @@ def test_what_is_wrong_in_a_file_of_vectors_is_told_before_anything_is_encoded(
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six items with pictures, one of them cut short."""
-    folder = tmp_path / "pictures"
+def photos(tmp_path: Path) -> Path:
+    """Six items with images, one of them cut short."""
+    folder = tmp_path / "photos"
     images = [f"{i}.png" for i in range(6)]
     write_folder(folder, small_log(), small_items(image=images, title=[f"Toy {i}" for i in range(6)]))
     for i, name in enumerate(images):
@@ -111,55 +111,55 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_strict_names_the_broken_picture_and_loses_nothing(
-    cli: Cli, refused: Refused, pictures: Path, tmp_path: Path
+def test_strict_names_the_broken_image_and_loses_nothing(
+    cli: Cli, refused: Refused, photos: Path, tmp_path: Path
 ) -> None:
     for command in ("extract", "run", "extract"):
-        message = refused(command, pictures, "--out", tmp_path / "run", *QUICK, "--strict")
-        assert f"{pictures}/4.png: picture of item 'i4': damaged or cut short" in message
+        message = refused(command, photos, "--out", tmp_path / "run", *QUICK, "--strict")
+        assert f"{photos}/4.png: image of item 'i4': damaged or cut short" in message
         assert not (tmp_path / "run" / "config.yaml").exists()
     features = tmp_path / "run" / "features"
-    assert len(list((features / "visual-pooled-efficientnet-lite0.parts").glob("*.safetensors"))) == 1
-    assert "picture of item 'i4'" in refused(
-        "extract", pictures, "--out", tmp_path / "run", *QUICK, "--strict", "--shard", "1/2"
+    assert len(list((features / "visual-pooled-efficientnet-lite0.chunks").glob("*.safetensors"))) == 1
+    assert "image of item 'i4'" in refused(
+        "extract", photos, "--out", tmp_path / "run", *QUICK, "--strict", "--shard", "1/2"
     )
-    called = cli("extract", pictures, "--out", tmp_path / "run", *QUICK)
+    called = cli("extract", photos, "--out", tmp_path / "run", *QUICK)
     assert called.code == 0, called
-    assert "1 pictures cannot be used" in called.out
+    assert "1 images cannot be used" in called.out
     assert "visual: 5 of 6 items" in called.out
-    # what is stored already is looked at too
-    assert "picture of item 'i4'" in refused(
-        "extract", pictures, "--out", tmp_path / "run", *QUICK, "--strict", "--overwrite"
+    # what is stored already is checked too
+    assert "image of item 'i4'" in refused(
+        "extract", photos, "--out", tmp_path / "run", *QUICK, "--strict", "--overwrite"
     )
-    Image.new("RGB", (32, 32), "blue").save(pictures / "4.png")
-    called = cli("extract", pictures, "--out", tmp_path / "run", *QUICK, "--strict", "--overwrite")
+    Image.new("RGB", (32, 32), "blue").save(photos / "4.png")
+    called = cli("extract", photos, "--out", tmp_path / "run", *QUICK, "--strict", "--overwrite")
     assert called.code == 0, called
     assert "1 of 6 items are new or changed" in called.out
     assert "visual: 6 of 6 items" in called.out
 
 
 def test_shards_are_encoded_and_merged_and_a_missing_one_is_named(
-    cli: Cli, refused: Refused, pictures: Path, tmp_path: Path
+    cli: Cli, refused: Refused, photos: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    called = cli("extract", pictures, "--out", run, *QUICK, "--shard", "1/2")
+    called = cli("extract", photos, "--out", run, *QUICK, "--shard", "1/2")
     assert called.code == 0, called
     assert "text-minilm: shard 1/2 is done (6 items)" in called.out
-    assert f"next: msm4sr extract {pictures} --out {run} --merge" in called.out
+    assert f"next: msm4sr extract {photos} --out {run} --merge" in called.out
     assert not (run / "config.yaml").exists()
-    message = refused("extract", pictures, "--out", run, *QUICK, "--merge")
+    message = refused("extract", photos, "--out", run, *QUICK, "--merge")
     assert "of 2 shards these are missing: 2; `msm4sr extract ... --shard 2/2` makes the first of them" in message
-    assert cli("extract", pictures, "--out", run, *QUICK, "--shard", "2/2").code == 0
-    called = cli("extract", pictures, "--out", run, *QUICK, "--merge")
+    assert cli("extract", photos, "--out", run, *QUICK, "--shard", "2/2").code == 0
+    called = cli("extract", photos, "--out", run, *QUICK, "--merge")
     assert called.code == 0, called
     assert (run / "config.yaml").exists()
     assert "visual: 5 of 6 items" in called.out
-    assert "two steps" in refused("extract", pictures, "--out", run, *QUICK, "--merge", "--shard", "1/2")
-    assert "from 1/16 to 16/16" in refused("extract", pictures, "--out", run, *QUICK, "--shard", "3/2")
+    assert "two steps" in refused("extract", photos, "--out", run, *QUICK, "--merge", "--shard", "1/2")
+    assert "from 1/16 to 16/16" in refused("extract", photos, "--out", run, *QUICK, "--shard", "3/2")
 
 
-def test_the_table_says_what_is_in_a_run(cli: Cli, pictures: Path, tmp_path: Path) -> None:
-    assert cli("extract", pictures, "--out", tmp_path / "run", *QUICK).code == 0
+def test_the_table_describes_the_features_of_a_run(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    assert cli("extract", photos, "--out", tmp_path / "run", *QUICK).code == 0
     for where in (tmp_path / "run", tmp_path / "run" / "features"):
         called = cli("features", where)
         assert called.code == 0, called
@@ -178,7 +178,7 @@ def test_the_table_says_what_is_in_a_run(cli: Cli, pictures: Path, tmp_path: Pat
             assert said in called.out, said
 
 
-def test_the_page_shows_pictures_keywords_with_scores_and_sentences(
+def test_the_page_shows_images_keywords_with_scores_and_sentences(
     cli: Cli, trained: Trained, shop: Path, features: Path, tmp_path: Path
 ) -> None:
     called = cli("features", trained.folder, "--html", tmp_path / "page.html", "--items", "10")
@@ -201,10 +201,10 @@ def test_the_page_shows_pictures_keywords_with_scores_and_sentences(
     assert page == (tmp_path / "again.html").read_text() != (tmp_path / "other.html").read_text()
 
 
-def test_broken_pictures_and_strange_titles_on_the_page(cli: Cli, pictures: Path, tmp_path: Path) -> None:
-    items = pl.read_parquet(pictures / "items.parquet").with_columns(title=pl.lit("<b>Toy</b> & co"))
-    items.write_parquet(pictures / "items.parquet")
-    assert cli("extract", pictures, "--out", tmp_path / "run", *QUICK).code == 0
+def test_broken_images_and_markup_in_titles_on_the_page(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    items = pl.read_parquet(photos / "items.parquet").with_columns(title=pl.lit("<b>Toy</b> & co"))
+    items.write_parquet(photos / "items.parquet")
+    assert cli("extract", photos, "--out", tmp_path / "run", *QUICK).code == 0
     assert cli("features", tmp_path / "run", "--html", tmp_path / "page.html").code == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count('<section class="sample">') == 6
@@ -212,10 +212,10 @@ def test_broken_pictures_and_strange_titles_on_the_page(cli: Cli, pictures: Path
     assert "4.png: damaged or cut short" in page
 
 
-def test_where_there_are_no_features_it_is_said(
-    refused: Refused, pictures: Path, trained: Trained, features: Path, tmp_path: Path
+def test_missing_features_are_an_error(
+    refused: Refused, photos: Path, trained: Trained, features: Path, tmp_path: Path
 ) -> None:
     assert "no extracted features here; make them with `msm4sr extract DATA --out RUN`" in refused("features", tmp_path)
     assert "name its folder with --data" in refused("features", features, "--html", tmp_path / "page.html")
-    other = refused("features", features, "--html", tmp_path / "page.html", "--data", pictures)
-    assert f"{pictures}: none of its items has features" in other
+    other = refused("features", features, "--html", tmp_path / "page.html", "--data", photos)
+    assert f"{photos}: none of its items has features" in other

@@ -1,4 +1,4 @@
-"""Downloads from a server of our own, which misbehaves in every way."""
+"""Downloads from a local server that misbehaves in every respect."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import json
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -32,7 +34,7 @@ from msm4sr.features.images import BrokenImage, load_image
 QUICK = FetchSettings(first_wait=0.01, timeout=5, max_mib=0.1, attempts=3)
 
 
-def picture(kind: str = "JPEG", side: int = 32, colour: str = "red") -> bytes:
+def image(kind: str = "JPEG", side: int = 32, colour: str = "red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(buffer, kind)
     return buffer.getvalue()
@@ -49,7 +51,7 @@ BOMB = bomb()
 
 
 class Server:
-    """https://localhost:PORT; a path says how it is answered. Runs in a thread of its own."""
+    """https://localhost:PORT; the path determines the answer. Runs in its own thread."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         self.asked: Counter[str] = Counter()
@@ -98,30 +100,28 @@ class Server:
         match path.split("/"):
             case ["good", *_]:
                 await asyncio.sleep(0.02)
-                return web.Response(body=picture(), content_type="text/plain")  # the content counts, not its label
+                return web.Response(body=image(), content_type="text/plain")  # only the content counts
             case ["png"]:
-                return web.Response(body=picture("PNG"))
+                return web.Response(body=image("PNG"))
             case ["agent"]:
                 wanted = (
                     request.headers["User-Agent"].startswith("msm4sr/") and "Accept-Encoding" not in request.headers
                 )
-                return web.Response(body=picture()) if wanted else web.Response(status=400)
+                return web.Response(body=image()) if wanted else web.Response(status=400)
             case ["status", status]:
                 return web.Response(status=int(status))
             case ["once", status]:
-                return web.Response(status=int(status)) if first else web.Response(body=picture())
+                return web.Response(status=int(status)) if first else web.Response(body=image())
             case ["rest", after]:
-                return (
-                    web.Response(status=429, headers={"Retry-After": after}) if first else web.Response(body=picture())
-                )
+                return web.Response(status=429, headers={"Retry-After": after}) if first else web.Response(body=image())
             case ["html"]:
-                return web.Response(text="<html>Not a picture</html>", content_type="image/jpeg")
+                return web.Response(text="<html>Not an image</html>", content_type="image/jpeg")
             case ["svg"]:
                 return web.Response(text="<svg xmlns='http://www.w3.org/2000/svg'/>", content_type="image/svg+xml")
             case ["half"]:
-                return web.Response(body=picture(side=64)[:400])
+                return web.Response(body=image(side=64)[:400])
             case ["dot"]:
-                return web.Response(body=picture("GIF", side=1))
+                return web.Response(body=image("GIF", side=1))
             case ["empty"]:
                 return web.Response(body=b"")
             case ["bomb"]:
@@ -130,10 +130,10 @@ class Server:
                 return web.Response(body=b"x" * 200_000)
             case ["endless"]:
                 return await self._stream(request, {}, [b"x" * 65_536] * 1000)
-            case ["liar"]:  # says less than it sends: the rest is no part of the answer
-                return await self._stream(request, {"Content-Length": "5"}, [picture()])
+            case ["liar"]:  # announces less than it sends: the rest does not belong to the answer
+                return await self._stream(request, {"Content-Length": "5"}, [image()])
             case ["cut"]:
-                return await self._stream(request, {"Content-Length": "100000"}, [picture()], hang_up=True)
+                return await self._stream(request, {"Content-Length": "100000"}, [image()], hang_up=True)
             case ["hangup"]:
                 assert request.transport is not None
                 request.transport.abort()
@@ -224,21 +224,21 @@ def fetched(trusting: ssl.SSLContext) -> Any:
     return run
 
 
-def test_addresses_become_paths_of_whole_pictures(tmp_path: Path, server: Server, fetched: Any) -> None:
+def test_addresses_become_paths_of_complete_images(tmp_path: Path, server: Server, fetched: Any) -> None:
     twice = server.url("good/shared")
     folder = shop(
-        tmp_path / "shop", [server.url("png"), twice], None, twice, "images/own.jpg", server.url("status/404")
+        tmp_path / "shop", [server.url("png"), twice], None, twice, "images/mine.jpg", server.url("status/404")
     )
     report = fetched(folder)
     assert images_of(folder) == [
         ["images/i0.png", "images/i0-1.jpg"],
         None,
         ["images/i0-1.jpg"],
-        ["images/own.jpg"],
+        ["images/mine.jpg"],
         [server.url("status/404")],
     ]
     assert (report.fetched, report.already, len(report.failed)) == (2, 0, 1)
-    assert server.asked["good/shared"] == 1, "one picture of two items is asked for once"
+    assert server.asked["good/shared"] == 1, "one image of two items is requested once"
     assert load_image(folder, "images/i0.png").size == (32, 32)
     assert sorted(path.name for path in folder.iterdir()) == [
         "failed-images.jsonl", "images", "interactions.parquet", "items.parquet", "provenance.json",
@@ -247,7 +247,7 @@ def test_addresses_become_paths_of_whole_pictures(tmp_path: Path, server: Server
     assert failure == {"items": ["i4"], "url": server.url("status/404"), "reason": "HTTP 404"}
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["format"] == "test"
-    assert provenance["fetched"] == {"pictures": 2, "failed": 1}
+    assert provenance["fetched"] == {"images": 2, "failed": 1}
     assert provenance["result"]["images"]["files"] == 2
     assert load_dataset(folder).n_items == 5
 
@@ -284,14 +284,12 @@ BEHAVIOURS = {
     "to/https/10.0.0.1/x": "the host's address is not public",
     "to/https/169.254.169.254/latest/meta-data": "the host's address is not public",
     "to/https/[::ffff:192.168.1.1]/x": "the host's address is not public",
-    "to/https/user:word@localhost/x": "no address that can be asked for",
+    "to/https/user:word@localhost/x": "not a valid address",
 }
 
 
 @pytest.mark.parametrize("path", BEHAVIOURS)
-def test_every_way_to_answer_ends_in_a_picture_or_a_reason(
-    tmp_path: Path, server: Server, fetched: Any, path: str
-) -> None:
+def test_every_answer_gives_an_image_or_a_reason(tmp_path: Path, server: Server, fetched: Any, path: str) -> None:
     folder = shop(tmp_path / "shop", server.url(path))
     fetched(folder)
     reason = BEHAVIOURS[path]
@@ -306,7 +304,7 @@ def test_every_way_to_answer_ends_in_a_picture_or_a_reason(
         [found] = failures(folder).values()
         assert re.search(reason, found), found
     permanent = reason is not None and "tries" not in reason
-    assert not permanent or server.asked[path] <= (6 if path == "loop" else 1), "what will not pass is not asked again"
+    assert not permanent or server.asked[path] <= (6 if path == "loop" else 1), "a permanent failure is not tried again"
 
 
 @pytest.mark.parametrize("path", ["slow", "silent"])
@@ -315,11 +313,11 @@ def test_a_slow_server_costs_the_timeout_and_no_more(tmp_path: Path, server: Ser
     start = time.monotonic()
     fetched(folder, QUICK.model_copy(update={"timeout": 0.3, "attempts": 2}))
     assert time.monotonic() - start < 15
-    assert failures(folder) == {server.url(path): "took over 0.3 seconds (2 tries)"}
+    assert failures(folder) == {server.url(path): "no answer within 0.3 seconds (2 tries)"}
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_a_server_that_asks_to_wait_is_left_alone_by_all_requests(
+def test_a_server_that_asks_to_wait_gets_no_request_meanwhile(
     tmp_path: Path, server: Server, fetched: Any, as_date: bool
 ) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
@@ -338,9 +336,7 @@ def test_requests_are_bounded(tmp_path: Path, server: Server, fetched: Any) -> N
     assert sum(server.asked.values()) == 20
 
 
-def test_a_second_run_asks_for_nothing_that_is_there_and_for_what_failed(
-    tmp_path: Path, server: Server, fetched: Any
-) -> None:
+def test_a_second_run_requests_only_what_failed(tmp_path: Path, server: Server, fetched: Any) -> None:
     folder = shop(tmp_path / "shop", server.url("good/a"), server.url("status/404"), server.url("png"))
     fetched(folder)
     before = (folder / "items.parquet").read_bytes()
@@ -350,7 +346,7 @@ def test_a_second_run_asks_for_nothing_that_is_there_and_for_what_failed(
     assert (folder / "items.parquet").read_bytes() == before
 
 
-def test_a_run_that_was_cut_off_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes(
     tmp_path: Path, server: Server, fetched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = [server.url(f"good/{n}") for n in range(10)]
@@ -367,7 +363,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(
     assert images_of(tmp_path / "other") == [[url] for url in urls[:4]], "the table is written at the end"
     for path in (tmp_path / "other" / "images").iterdir():
         path.rename(folder / "images" / path.name)
-    (folder / "images" / ".0123.part").write_bytes(b"half a picture")
+    (folder / "images" / ".i9.jpg.0123.unfinished").write_bytes(b"half an image")
     report = fetched(folder)
     assert (report.already, report.fetched) == (4, 6)
     assert sum(server.asked.values()) == 10
@@ -375,7 +371,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(
     assert len(list((folder / "images").iterdir())) == 10
 
 
-def test_a_certificate_that_is_not_trusted_is_not_trusted(tmp_path: Path, server: Server, fetched: Any) -> None:
+def test_a_certificate_that_is_not_trusted_is_a_failure(tmp_path: Path, server: Server, fetched: Any) -> None:
     folder = shop(tmp_path / "shop", server.url("good/a"))
     fetched(folder, tls=ssl.create_default_context())
     assert failures(folder) == {server.url("good/a"): "the host's certificate is not trusted"}
@@ -401,7 +397,7 @@ def test_a_certificate_that_is_not_trusted_is_not_trusted(tmp_path: Path, server
         "https://a..b/x",
     ],
 )
-def test_by_default_this_machine_is_never_asked(
+def test_by_default_this_machine_gets_no_request(
     tmp_path: Path, server: Server, trusting: ssl.SSLContext, url: str
 ) -> None:
     url = url.format(port=server.port)
@@ -411,10 +407,10 @@ def test_by_default_this_machine_is_never_asked(
     assert failures(folder)[url]
 
 
-def test_a_host_is_looked_up_once_and_the_address_that_was_checked_is_used(
+def test_a_host_is_resolved_once_and_the_checked_address_is_used(
     tmp_path: Path, server: Server, fetched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name that turns to another address after the check would get past it."""
+    """A name that resolves to another address after the check would evade it."""
     asked: list[str] = []
     real = socket.getaddrinfo
 
@@ -432,7 +428,7 @@ def test_a_host_is_looked_up_once_and_the_address_that_was_checked_is_used(
     assert images_of(folder) == [["images/i0.jpg"]]
 
 
-def test_one_private_address_among_several_is_one_too_many(
+def test_one_private_address_among_several_is_refused(
     tmp_path: Path, server: Server, fetched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def both(*_: Any, **__: Any) -> Any:
@@ -461,7 +457,7 @@ def test_addresses_that_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
-def test_a_full_disk_ends_the_run_with_what_the_system_says(
+def test_a_full_disk_ends_the_run_with_the_error_of_the_system(
     tmp_path: Path, server: Server, fetched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -474,8 +470,19 @@ def test_a_full_disk_ends_the_run_with_what_the_system_says(
     assert list((folder / "images").iterdir()) == []
 
 
-def test_ids_alone_have_no_pictures(tmp_path: Path) -> None:
+def test_a_data_set_of_ids_only_has_no_images(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", "https://example.com/x.jpg")
     (folder / "items.parquet").unlink()
     with pytest.raises(fetch.InputError, match="a data set of IDs only"):
         fetch_images(folder)
+
+
+def test_without_aiohttp_the_command_names_the_extra(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['aiohttp'] = None\n"
+        "from msm4sr.cli import main\n"
+        f"sys.argv = ['msm4sr', 'fetch-images', {str(tmp_path)!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: fetching images needs the extra 'fetch': pip install 'msm4sr[fetch]'" in done.stderr

@@ -1,12 +1,11 @@
-"""Pictures that `items.parquet` names by their addresses, downloaded into the prepared folder.
+"""Download the images that `items.parquet` names by address into the prepared folder. Needs the extra `fetch`.
 
-Politely: a few requests at a time, waits that grow, and those that a server asks for (`Retry-After`). Safely: https
-alone, at every redirect; a host's addresses are looked up once, all of them must be public, and the connection goes
-to one that was looked at. What comes must be a whole picture by its content, of a bounded size.
+Politely: a few requests at a time, increasing waits, and those that a server asks for (`Retry-After`). Safely: https
+only, at every redirect; the addresses of a host are resolved once, all of them must be public, and the connection uses
+one that was checked. Each answer must be a complete image, by its content, of a bounded size.
 
-A picture appears whole or not at all, so that an interrupted run goes on where it stopped: what is there is not
-asked for again. What fails is listed with its reason in `failed-images.jsonl`, stays an address, and is tried again
-by the next run.
+Files are written atomically, so that an interrupted run resumes: what is there is not requested again. What fails is
+listed with its reason in `failed-images.jsonl`, stays an address, and is tried again by the next run.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import asyncio
 import io
 import ipaddress
 import json
-import secrets
 import socket
 import ssl
 from collections import Counter
@@ -26,7 +24,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -42,52 +39,50 @@ from msm4sr.data.schema import ITEMS, read_items
 from msm4sr.errors import InputError
 from msm4sr.features.images import FORMATS, BrokenImage, decode_image
 from msm4sr.files import atomic_file, write_json
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from msm4sr.progress import Advance, NoProgress, Progress
 
 FAILED = "failed-images.jsonl"
-UNFINISHED = ".part"
+UNFINISHED = ".unfinished"  # the suffix that `atomic_file` gives
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 REDIRECTS = 5
-SMALLEST = 8  # pixels a side: less is what shops answer in place of a picture that is gone
+SMALLEST = 8  # pixels per side: shops answer with less if an image is gone
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class FetchSettings(BaseModel):
-    """How politely, how patiently, how much."""
+    """How many requests, tries and bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     parallel: int = Field(8, ge=1, le=64, description="Requests at a time.")
-    attempts: int = Field(4, ge=1, description="Tries of a picture; later ones after waits that grow.")
+    attempts: int = Field(4, ge=1, description="Tries per image, with increasing waits.")
     first_wait: float = Field(1.0, ge=0, description="Seconds before the second try; each wait is twice the last.")
     timeout: float = Field(60.0, gt=0, description="Seconds for one try, redirects included.")
-    max_mib: float = Field(20.0, gt=0, description="Largest picture, in MiB.")
+    max_mib: float = Field(20.0, gt=0, description="Largest image, in MiB.")
 
 
 @dataclass
 class FetchReport:
-    """What a run did."""
+    """What was fetched, what was there already, and what failed (address to reason)."""
 
     fetched: int = 0
     already: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    """Address -> reason."""
 
     def lines(self) -> list[str]:
+        """The report for the console."""
         reasons = Counter(self.failed.values()).most_common(5)
         listed = f"; listed in {FAILED}" if self.failed else ""
         return [
-            f"pictures  {self.fetched:,} fetched, {self.already:,} were there, {len(self.failed):,} failed{listed}",
-            *(f"failed    {count:,} {reason}" for reason, count in reasons),
+            f"images  {self.fetched:,} fetched, {self.already:,} were there, {len(self.failed):,} failed{listed}",
+            *(f"failed  {count:,} {reason}" for reason, count in reasons),
         ]
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is of the public internet; what is wrapped in it (4 in 6, NAT64, 6to4, Teredo) counts too."""
+    """Whether an address is public; an address embedded in it (4 in 6, NAT64, 6to4, Teredo) must be public too."""
     if isinstance(address, ipaddress.IPv6Address):
         teredo = address.teredo
         wrapped = [address.ipv4_mapped, address.sixtofour, *(teredo or ())]
@@ -102,21 +97,26 @@ def is_public(address: Address) -> bool:
 def fetch_images(
     folder: Path,
     settings: FetchSettings = FetchSettings(),
-    progress: Progress | None = None,
+    progress: Progress = NoProgress(),
     *,
     allowed: Callable[[Address], bool] = is_public,
     tls: ssl.SSLContext | None = None,
 ) -> FetchReport:
-    """Download the pictures that `folder / "items.parquet"` names by address, and write their paths there.
+    """Download the images that `folder / "items.parquet"` names by address, and write their paths there.
 
-    `allowed` says which addresses may be connected to, and `tls` whom to trust (default: what Python trusts):
-    both are for tests, which have no public server.
+    Args:
+        folder: a prepared folder.
+        settings: requests, tries and sizes.
+        progress: shows the images that are done.
+        allowed: whether an address may be connected to; for tests, which have no public server.
+        tls: the certificates to trust; None: those that Python trusts.
 
-    Raises InputError: no prepared folder with items.
+    Raises:
+        InputError: there is no prepared folder with items.
     """
     items = read_items(folder)
     if not (folder / ITEMS).is_file():
-        raise InputError(f"{folder / ITEMS}: no such file; a data set of IDs only has no pictures to fetch")
+        raise InputError(f"{folder / ITEMS}: no such file; a data set of IDs only has no images to fetch")
     report = FetchReport()
     stems = _stems(items)
     (folder / "images").mkdir(exist_ok=True)
@@ -126,28 +126,21 @@ def fetch_images(
     found = {url: there[stem] for url, stem in stems.items() if stem in there}
     report.already = len(found)
     wanted = {url: stem for url, stem in stems.items() if url not in found}
-    task = progress.add_task("fetching pictures", total=len(wanted)) if progress else None
-
-    def done(url: str, outcome: str | _Refused) -> None:
-        if isinstance(outcome, _Refused):
-            report.failed[url] = outcome.reason
-        else:
-            found[url] = outcome
-            report.fetched += 1
-        if progress is not None and task is not None:
-            progress.advance(task)
-
     if wanted:
+        fetcher = _Fetcher(folder, settings, allowed, tls)
         try:
-            asyncio.run(_Fetcher(folder, settings, allowed, tls).run(wanted, done))
-        except ExceptionGroup as group:  # of the workers: a full disk, say
+            with progress.task("fetching images", len(wanted), "images") as advance:
+                asyncio.run(fetcher.run(wanted, advance))
+        except ExceptionGroup as group:  # of the workers: a full disk, for example
             raise group.exceptions[0] from None
+        found |= fetcher.found
+        report.fetched, report.failed = len(fetcher.found), fetcher.failed
     _rewrite(folder, items, found, report)
     return report
 
 
 def _stems(items: pl.DataFrame) -> dict[str, str]:
-    """Address -> the name of its file without suffix. The same in every run, whatever was fetched before."""
+    """Address -> the name of its file without suffix; the same in every run, whatever was fetched before."""
     names = SafeNames()
     images = [(item_id, image or []) for item_id, image in items.select("item_id", "image").iter_rows()]
     for path in (path for _, image in images for path in image if not is_url(path)):
@@ -161,7 +154,7 @@ def _stems(items: pl.DataFrame) -> dict[str, str]:
 
 
 def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: FetchReport) -> None:
-    """items.parquet with paths for the addresses that are `found`; failures; the new hashes in provenance.json."""
+    """Write the paths of `found` addresses to items.parquet, the failures, and the new hashes to provenance.json."""
     if found:
         image = [
             None if image is None else [found.get(name, name) for name in image] for image in items["image"].to_list()
@@ -183,23 +176,23 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
     provenance = folder / PROVENANCE
     if provenance.is_file():
         record = json.loads(provenance.read_text(encoding="utf-8"))
-        record["fetched"] = {"pictures": len(found), "failed": len(report.failed)}
+        record["fetched"] = {"images": len(found), "failed": len(report.failed)}
         write_json(provenance, {**record, "result": result_record(folder)})
 
 
-# One picture
+# One image
 
 
 class _Refused(Exception):
-    """A picture that will not come, and why."""
+    """An image that cannot be fetched; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-class _Again(Exception):
-    """A failure that may pass; `after`: the seconds that the server asks to wait, where it does."""
+class _Temporary(Exception):
+    """A temporary failure; `after`: the seconds that the server asks to wait, if it does."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -211,7 +204,7 @@ class _NotPublic(OSError):
 
 
 class _CheckedResolver(AbstractResolver):
-    """Looks a host up once and lets no address pass that is not allowed; the connection uses what is returned here."""
+    """Resolves a host once and refuses addresses that are not allowed; the connection uses the addresses returned."""
 
     def __init__(self, allowed: Callable[[Address], bool]) -> None:
         self._allowed = allowed
@@ -237,9 +230,14 @@ class _Fetcher:
         self._settings = settings
         self._allowed = allowed
         self._tls = tls or ssl.create_default_context()
-        self._not_before: dict[str, float] = {}  # host -> the loop's time
+        self._not_before: dict[str, float] = {}  # host -> time of the event loop
+        self._advance: Advance
+        self.found: dict[str, str] = {}  # address -> path
+        self.failed: dict[str, str] = {}  # address -> reason
 
-    async def run(self, wanted: dict[str, str], done: Callable[[str, str | _Refused], None]) -> None:
+    async def run(self, wanted: dict[str, str], advance: Advance) -> None:
+        """Fetch the addresses of `wanted`, each to the file name without suffix that it gives."""
+        self._advance = advance
         connector = aiohttp.TCPConnector(
             ssl=self._tls, resolver=_CheckedResolver(self._allowed), limit=self._settings.parallel
         )
@@ -252,31 +250,25 @@ class _Fetcher:
             asyncio.TaskGroup() as workers,
         ):
             for _ in range(min(self._settings.parallel, len(wanted))):
-                workers.create_task(self._work(session, queue, done))
+                workers.create_task(self._work(session, queue))
 
-    async def _work(
-        self,
-        session: aiohttp.ClientSession,
-        queue: Iterator[tuple[str, str]],
-        done: Callable[[str, str | _Refused], None],
-    ) -> None:
+    async def _work(self, session: aiohttp.ClientSession, queue: Iterator[tuple[str, str]]) -> None:
         for url, stem in queue:
             try:
-                data = await self._patiently(session, url)
+                data = await self._try(session, url)
                 suffix = await asyncio.to_thread(_suffix, data)
             except _Refused as refused:
-                done(url, refused)
-                continue
-            name = stem + suffix
-            unfinished = self._images / f".{secrets.token_hex(8)}{UNFINISHED}"
-            try:
-                unfinished.write_bytes(data)
-                unfinished.replace(self._images / name)
-            finally:
-                unfinished.unlink(missing_ok=True)
-            done(url, f"images/{name}")
+                self.failed[url] = refused.reason
+            else:
+                await asyncio.to_thread(self._write, stem + suffix, data)
+                self.found[url] = f"images/{stem}{suffix}"
+            self._advance(1)
 
-    async def _patiently(self, session: aiohttp.ClientSession, url: str) -> bytes:
+    def _write(self, name: str, data: bytes) -> None:
+        with atomic_file(self._images / name) as unfinished:
+            unfinished.write_bytes(data)
+
+    async def _try(self, session: aiohttp.ClientSession, url: str) -> bytes:
         """The bytes at `url`, after as many tries as the settings allow."""
         self._check(url)
         wait, host = self._settings.first_wait, urlsplit(url).hostname or ""
@@ -287,12 +279,12 @@ class _Fetcher:
                 async with asyncio.timeout(self._settings.timeout):
                     return await self._get(session, url)
             except TimeoutError:
-                problem = _Again(f"took over {self._settings.timeout:g} seconds")
-            except _Again as again:
-                problem = again
+                problem = _Temporary(f"no answer within {self._settings.timeout:g} seconds")
+            except _Temporary as error:
+                problem = error
             if problem.after is not None and problem.after > LONGEST_WAIT:
                 raise _Refused(f"{problem.reason}, try again in {problem.after:.0f} seconds")
-            if problem.after is not None:  # the whole host asks for a rest, not this picture
+            if problem.after is not None:  # the host asks for a pause of all requests
                 self._not_before[host] = max(self._not_before.get(host, 0.0), loop.time() + problem.after)
             elif attempt < self._settings.attempts:
                 await asyncio.sleep(wait)
@@ -300,7 +292,7 @@ class _Fetcher:
         raise _Refused(f"{problem.reason} ({self._settings.attempts} tries)")
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes:
-        """One try. Raises `_Again` for what may pass, `_Refused` for what will not."""
+        """One try. Raises `_Temporary` if another may succeed, else `_Refused`."""
         for _ in range(REDIRECTS + 1):
             self._check(url)
             try:
@@ -309,38 +301,38 @@ class _Fetcher:
                         url = urljoin(url, response.headers["Location"])
                         continue
                     if response.status in (408, 425, 429) or response.status >= 500:
-                        raise _Again(f"HTTP {response.status}", _retry_after(response.headers.get("Retry-After")))
+                        raise _Temporary(f"HTTP {response.status}", _retry_after(response.headers.get("Retry-After")))
                     if response.status != 200:
                         raise _Refused(f"HTTP {response.status}")
                     return await self._body(response)
             except aiohttp.ClientConnectorDNSError as error:
                 if isinstance(error.os_error, _NotPublic):
                     raise _Refused("the host's address is not public") from error
-                raise _Again("the host is not known") from error
+                raise _Temporary("the host is not known") from error
             except aiohttp.ClientConnectorCertificateError as error:
                 raise _Refused("the host's certificate is not trusted") from error
             except aiohttp.ClientPayloadError as error:
-                raise _Again("cut short") from error
+                raise _Temporary("cut short") from error
             except aiohttp.InvalidURL as error:
-                raise _Refused("no address that can be asked for") from error
+                raise _Refused("not a valid address") from error
             except (aiohttp.ClientError, OSError) as error:
-                raise _Again(f"no connection ({type(error).__name__})") from error
-            except ValueError as error:  # a host that no name can be
-                raise _Refused("no address that can be asked for") from error
+                raise _Temporary(f"no connection ({type(error).__name__})") from error
+            except ValueError as error:  # an invalid host name
+                raise _Refused("not a valid address") from error
         raise _Refused(f"more than {REDIRECTS} redirects")
 
     def _check(self, url: str) -> None:
-        """Before every request, redirects included. Names are checked when they are looked up."""
+        """Raise `_Refused` for an address that may not be requested. Host names are checked when they are resolved."""
         try:
             parts = urlsplit(url)
             host = parts.hostname
         except ValueError as error:
-            raise _Refused("no address that can be asked for") from error
+            raise _Refused("not a valid address") from error
         if parts.scheme != "https":
             raise _Refused(f"not https but {parts.scheme or 'nothing'}")
         if not host or parts.username is not None:
-            raise _Refused("no address that can be asked for")
-        with suppress(ValueError):  # a name
+            raise _Refused("not a valid address")
+        with suppress(ValueError):  # a host name
             if not self._allowed(ipaddress.ip_address(host.partition("%")[0])):
                 raise _Refused("the host's address is not public")
 
@@ -358,7 +350,7 @@ class _Fetcher:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number or a date; None where there is neither."""
+    """Seconds, from a number or a date; None for anything else."""
     if value is None:
         return None
     with suppress(ValueError):
@@ -373,12 +365,12 @@ def _until(date: str) -> float:
 
 
 def _suffix(data: bytes) -> str:
-    """The suffix of a picture's format, after it has been decoded as a whole. Raises `_Refused`."""
+    """The suffix of the format of an image that can be decoded completely. Raises `_Refused`."""
     try:
-        picture = decode_image(data)
+        decoded = decode_image(data)
     except BrokenImage as error:
         raise _Refused(error.reason) from error
-    if min(picture.size) < SMALLEST:
-        raise _Refused(f"{picture.width} x {picture.height} pixels: a placeholder")
+    if min(decoded.size) < SMALLEST:
+        raise _Refused(f"{decoded.width} x {decoded.height} pixels: a placeholder")
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return SUFFIXES[str(image.format)]
