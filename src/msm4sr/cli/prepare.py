@@ -14,9 +14,12 @@ from typer.core import TyperGroup
 
 from msm4sr.cli.console import console, handle_errors, say_next
 from msm4sr.errors import InputError
+from msm4sr.files import atomic_folder
 
 if TYPE_CHECKING:
     from msm4sr.data.preparation.source import Source
+
+INTERRUPTED = "interrupted; nothing was written"
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
@@ -87,7 +90,7 @@ def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_pap
     defaults = {name for name in options if "DEFAULT" in str(ctx.get_parameter_source(name))}
     given = {name: value for name, value in options.items() if name not in defaults}
     rules = source.rules.model_dump() | (dict(LIKE_PAPER) if like_paper else {})
-    with handle_errors("interrupted; nothing was written"):
+    with handle_errors(INTERRUPTED):
         chosen = _validate(type(source.rules), rules | {name: given.pop(name) for name in rules if name in given})
         report = prepare(_validate(source, given), out, chosen)
         for line in report.lines():
@@ -130,9 +133,8 @@ def prepare_toyshop(
     """Generate a small shop with drawn images, whose interactions depend on images, texts and order."""
     from msm4sr.data.toyshop import generate_toyshop
 
-    with handle_errors("interrupted"):
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise InputError(f"{out}: exists already; name a new or an empty folder")
-        generate_toyshop(out, users=users, items=items, seed=seed)
+    with handle_errors(INTERRUPTED):
+        with atomic_folder(out) as folder:
+            generate_toyshop(folder, users=users, items=items, seed=seed)
         console.print(f"toyshop: {out}", markup=False)
         say_next("run", out, "--out", "RUN")
