@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
-    """Complementary mixup: at each position, with probability `rho`, the sequences exchange their vectors.
+    """Complementary mixup: at each position, with probability `rho`, the modalities exchange their vectors.
 
-    Two modalities swap. With more, each takes that of the next one (or the one after, ...: the same rotation for
-    all at a position, so that no vector is lost or doubled). Inputs and result [M, B, L, D].
+    Two modalities swap; more than two rotate by a random number of places, so that no vector is lost or doubled.
+    Inputs and result [M, B, L, D].
     """
     modalities, rows, length = inputs.shape[:3]
     swapped = torch.rand(rows, length, generator=generator, device=inputs.device) < rho
@@ -45,8 +45,14 @@ def pretrain_loss(
 ) -> Tensor:
     """L = sum over modalities of NIP + lambda CMCL (equation 11), a mean over the pairs of this process.
 
-    Each distinct item of the batch is encoded once. With a single modality there is nothing to mix or to contrast:
-    what remains is NIP. The pairs of the other processes, which `gather` brings, are negatives like its own.
+    Each distinct item of the batch is encoded once. With a single modality only NIP remains.
+
+    Args:
+        model: to train.
+        batch: histories after sequence random drop, and next items.
+        settings: weights of the losses, negatives, mixup.
+        generator: draws rho and the positions that are mixed.
+        gather: collects the pairs of all processes, which are negatives of each other.
     """
     own_next = batch.targets[batch.mask]
     items, place = torch.unique(torch.cat([batch.items.flatten(), own_next]), return_inverse=True)
@@ -55,7 +61,7 @@ def pretrain_loss(
     rho = settings.mixup * float(gather(torch.rand(1, generator=generator, device=inputs.device))[0][0])
     hidden = model.encode_sequences(mix_up(inputs, rho, generator))[:, batch.mask]  # [M, P of its own, D]
 
-    # From here on the pairs of all processes, `mine` among them.
+    # From here on: the pairs of all processes; `mine` are those of this process.
     every_hidden, mine = gather(hidden.transpose(0, 1))
     hidden = every_hidden.transpose(0, 1)  # [M, P, D]
     next_item, _ = gather(own_next)  # [P]
@@ -86,7 +92,7 @@ def pretrain_loss(
 
 
 def _first(known: Tensor, wanted: Tensor) -> Tensor:
-    """For each of `wanted` [C] (distinct, ascending), where it first stands in `known`, which has them all."""
+    """The first position in `known` of each of `wanted` [C] (distinct, ascending; all are in `known`)."""
     place = torch.arange(len(known), device=known.device)
     column = torch.searchsorted(wanted, known)
     return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)

@@ -80,7 +80,7 @@ def draw_segments(histories: Windows, generator: torch.Generator) -> Segments:
 
 
 def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor:
-    """w1 L_AAP + w2 L_MIP + w3 L_MAP + w4 L_SP, each summed as its authors do, over the number of positions."""
+    """w1 L_AAP + w2 L_MIP + w3 L_MAP + w4 L_SP, each summed as in the authors' code, divided by the positions."""
     histories, config = complete_windows(batch), model.config
     items, real = histories.items, histories.real
     draw = torch.rand(items.shape, generator=generator, device=items.device)
@@ -88,7 +88,7 @@ def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor
     segments = draw_segments(histories, generator)
     inside, outside = segments.inside, real & ~segments.inside
 
-    rows = torch.cat([items, items, items, segments.other])  # four readings of each history, in one call
+    rows = torch.cat([items, items, items, segments.other])  # four inputs per history, encoded in one call
     hidden = model.encode_bidirectional(rows, torch.cat([masked, inside, outside, outside]), real.repeat(4, 1))
     sequence, context, segment, other = hidden.chunk(4)  # [B, L, D] each
 
