@@ -6,15 +6,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
 from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
-from msm4sr.reports.pages.differences import difference_bars
-from msm4sr.reports.pages.grid import GridPage, Headline, RowSettings, Section, Unfinished, grid_page
-from msm4sr.reports.pages.panels import Curve, panels
+from msm4sr.reports.pages.bars import DifferenceBar, difference_bars
+from msm4sr.reports.pages.page import render
+from msm4sr.reports.pages.panels import Curve, Panels, panels
 from msm4sr.reports.results import GridResults, Outcome, read_grid
 from msm4sr.reports.table_writer import Table, write_table
 from msm4sr.reports.tables import (
@@ -36,10 +36,23 @@ from msm4sr.reports.tables import (
 CHARTED = "ndcg@10"  # the metric of charts, where the table has it
 
 
+class Section(NamedTuple):
+    """A section of the page: charts, a table or both, where the table is collapsed; `context` was not measured here."""
+
+    title: str
+    subtitle: str = ""
+    table: Table | None = None
+    bars: Sequence[DifferenceBar] = ()
+    charts: Sequence[Panels] = ()
+    context: bool = False
+
+
 def write_grid_report(
     folder: Path, out: Path | None = None, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES
 ) -> Path:
     """Write index.html and all tables of the grid in `folder`. A grid that is still running can be reported.
+
+    Rows of different protocols have tables of their own.
 
     Args:
         out: where to write; None: `folder`/report.
@@ -53,35 +66,31 @@ def write_grid_report(
         InputError: as `read_grid` and `measure` raise it; no file is written then.
     """
     results = read_grid(folder)
-    page = make_page(results, measure(results, metrics, resamples))
-    html = grid_page(page)
-    out = out or folder / "report"
-    out.mkdir(parents=True, exist_ok=True)
-    for table in page.tables:
-        write_table(out, table)
-    write_text(out / "index.html", html)
-    return out / "index.html"
-
-
-def make_page(results: GridResults, comparisons: Sequence[Comparison]) -> GridPage:
-    """The contents of the page. Rows of different protocols have tables of their own."""
+    comparisons = measure(results, metrics, resamples)
     seen_excluded = measure_seen_excluded(comparisons)
     every = [*comparisons, *([seen_excluded] if seen_excluded else [])]
-    cells = list(results.all())
-    shared, own = split_settings(results)
-    return GridPage(
+    sections = list(_sections(results, comparisons, every))
+    cells, shared_by = cells_table(results), split_settings(results)
+    html = render(
+        "grid.html.jinja",
         title=results.title,
         kind=results.kind.replace("_", " ").capitalize(),
-        facts=_facts(results, cells),
+        facts=_facts(results),
         headline=[line for one in every for line in _headline(one)],
         unfinished=_unfinished(results),
-        sections=list(_sections(results, comparisons, every)),
-        combined=[main_table(one) for one in every],
-        rows=[RowSettings(row.label, _options(row), _as_text(own[row.name])) for row in results.rows],
-        shared=_as_text(shared),
-        cells=cells_table(results),
-        versions=versions(cells),
+        sections=sections,
+        rows=[(row.label, _options(row), _as_text(shared_by[1][row.name])) for row in results.rows],
+        shared=_as_text(shared_by[0]),
+        cells=cells,
+        versions=versions(results.all()),
     )
+    shown = [section.table for section in sections if section.table is not None]
+    tables = [*shown, *(main_table(one) for one in every), cells]  # main tables with all data sets replace single ones
+    for table in {table.name: table for table in tables}.values():
+        write_table(out or folder / "report", table)
+    index = (out or folder / "report") / "index.html"
+    write_text(index, html)
+    return index
 
 
 def _sections(
@@ -115,7 +124,8 @@ def _of_table(table: Table, context: bool = False) -> Iterator[Section]:
         yield Section(table.title, table=table, context=context)
 
 
-def _facts(results: GridResults, cells: Sequence[Outcome]) -> str:
+def _facts(results: GridResults) -> str:
+    cells = list(results.all())
     counts = {"row": len(results.rows), "data set": len(results.data)}
     parts = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items()]
     seeds = ", ".join(str(seed) for seed in results.seeds)
@@ -136,9 +146,9 @@ def _charted(comparison: Comparison) -> str:
     return CHARTED if CHARTED in comparison.metrics else comparison.metrics[0]
 
 
-def _headline(comparison: Comparison) -> list[Headline]:
-    """The best of ours on each data set, compared with the best baseline."""
-    lines, metric = [], _charted(comparison)
+def _headline(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    """The best of ours on each data set, its score, and a comparison with the best baseline."""
+    metric = _charted(comparison)
     for data in comparison.results.data:
         mine = comparison.best(data, metric, ours=True)
         if mine is None:
@@ -150,19 +160,18 @@ def _headline(comparison: Comparison) -> list[Headline]:
             interval = f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
             detail = f"{signed(share, '.1%')} against {comparison.label(test.against)}: {interval}, {verdict}"
         label = f"{comparison.label(mine)} on {data}, {metric_name(metric)}{comparison.suffix}"
-        lines.append(Headline(label, f"{score.mean:.4f}", detail))
-    return lines
+        yield label, f"{score.mean:.4f}", detail
 
 
-def _unfinished(results: GridResults) -> list[Unfinished]:
-    """One line for the seeds of a row on a data set that share state and reason."""
+def _unfinished(results: GridResults) -> list[tuple[str, str, str]]:
+    """Cells, state and reason: one line for the seeds of a row on a data set that share both."""
     grouped: dict[tuple[str, str, str, str], list[int]] = {}
     for cell in results.all():
         if cell.state != "finished":
             grouped.setdefault((cell.data, cell.row, cell.state, cell.reason), []).append(cell.seed)
     labels = {row.name: row.label for row in results.rows}
     return [
-        Unfinished(f"{labels[row]} on {data}, seed {', '.join(map(str, seeds))}", state, reason)
+        (f"{labels[row]} on {data}, seed {', '.join(map(str, seeds))}", state, reason)
         for (data, row, state, reason), seeds in grouped.items()
     ]
 
