@@ -77,7 +77,7 @@ def compare(
         from msm4sr.experiments.compare import Options, run_cells, run_in_processes
         from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
         from msm4sr.experiments.grid_plan import GridRequest, plan_grid
-        from msm4sr.reports.results import read_cells
+        from msm4sr.reports.results import read_grid
 
         kept, precomputed = feature_sources(features)
         asked = plan_grid(GridRequest(config, data, seeds, rows, changes, preset, settings, precomputed))
@@ -91,7 +91,7 @@ def compare(
         else:
             with progress_bar() as progress:
                 run_cells(cells, options, progress, [TrainingProgress(progress, lines=False)])
-        _print_tables(read_cells(out.absolute(), asked))
+        _print_tables(read_grid(out.absolute(), asked))
         failed = [cell for cell in cells if cell.failure()]
         if failed:
             errors.print(f"{len(failed)} of {len(cells)} cells failed; rerun with --retry-failed to run them again")

@@ -118,7 +118,7 @@ class Comparison:
         return self.results.kind in VARIANTS
 
     def label(self, row: str) -> str:
-        return next(info.label for info in self.rows if info.name == row)
+        return self.results.labels[row]
 
     def column(self, data: str, metric: str) -> list[Score | None]:
         """The score of each row; None where no cell is finished."""

@@ -169,9 +169,8 @@ def _unfinished(results: GridResults) -> list[tuple[str, str, str]]:
     for cell in results.all():
         if cell.state != "finished":
             grouped.setdefault((cell.data, cell.row, cell.state, cell.reason), []).append(cell.seed)
-    labels = {row.name: row.label for row in results.rows}
     return [
-        (f"{labels[row]} on {data}, seed {', '.join(map(str, seeds))}", state, reason)
+        (f"{results.labels[row]} on {data}, seed {', '.join(map(str, seeds))}", state, reason)
         for (data, row, state, reason), seeds in grouped.items()
     ]
 

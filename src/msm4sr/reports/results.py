@@ -1,7 +1,9 @@
-"""The contents of a grid folder, read once for its report: each cell finished, failed, at work or missing."""
+"""The contents of a grid folder, read once for its report."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,21 +72,29 @@ class GridResults:
     ours: tuple[str, ...]
     outcomes: Mapping[tuple[str, str], Sequence[Outcome]]
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Row to label."""
+        return {row.name: row.label for row in self.rows}
+
     def finished(self, data: str, row: str) -> list[Outcome]:
         return [outcome for outcome in self.outcomes[data, row] if outcome.state == "finished"]
 
     def all(self) -> Iterator[Outcome]:
-        for outcomes in self.outcomes.values():
-            yield from outcomes
+        return itertools.chain.from_iterable(self.outcomes.values())
 
 
-def read_grid(folder: Path) -> GridResults:
-    """Read all that a report shows. Raises InputError where there is no grid, or a file in it cannot be read."""
-    return read_cells(folder, open_grid(folder))
+def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
+    """Read all that a report shows.
 
+    Args:
+        folder: of the grid.
+        grid: a part of it, for a report on that part; None: all of it.
 
-def read_cells(folder: Path, grid: Grid) -> GridResults:
-    """Read the cells of a grid in `folder`, which may hold further ones."""
+    Raises:
+        InputError: there is no grid, or a file in it cannot be read.
+    """
+    grid = grid or open_grid(folder)
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for cell in cells_of(folder, grid):
         outcomes.setdefault((cell.data.name, cell.row.name), []).append(_outcome(cell))
@@ -95,10 +105,9 @@ def read_cells(folder: Path, grid: Grid) -> GridResults:
 
 def _with_unique_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows; where several share a label, their names are added to it."""
-    labels = [row.label for row in rows]
+    shared = Counter(row.label for row in rows)
     return tuple(
-        row.model_copy(update={"label": f"{row.label} ({row.name})"}) if labels.count(row.label) > 1 else row
-        for row in rows
+        row.model_copy(update={"label": f"{row.label} ({row.name})"}) if shared[row.label] > 1 else row for row in rows
     )
 
 
@@ -106,14 +115,14 @@ def _outcome(cell: Cell) -> Outcome:
     folder, metrics, failure = cell.folder, cell.metrics(), cell.failure()
     state: State = "at work" if any(folder.glob(f"{CLAIM}*")) else "missing"
     outcome = Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)
-    if metrics is not None:
-        if not {"test", "seen_excluded", "run"} <= metrics.keys():
-            raise InputError(
-                f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
-            )
-        config = flatten(read_yaml(folder / "config.yaml"))
-        settings = {key: value for key, value in config.items() if key not in ("data", "features_folder", "seed")}
-        return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))
     if failure is not None:
         return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))
-    return outcome
+    if metrics is None:
+        return outcome
+    if not {"test", "seen_excluded", "run"} <= metrics.keys():
+        raise InputError(
+            f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
+        )
+    config = flatten(read_yaml(folder / "config.yaml"))
+    settings = {key: value for key, value in config.items() if key not in ("data", "features_folder", "seed")}
+    return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))

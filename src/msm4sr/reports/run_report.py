@@ -1,8 +1,10 @@
-"""The report page of a run, from what the run folder holds."""
+"""The report page of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,39 @@ from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.reports.pages.charts import learning_curves
+from msm4sr.reports.pages.page import render
 from msm4sr.reports.pages.recommendations import ExampleUser
-from msm4sr.reports.pages.run import RunReport, run_page
+from msm4sr.reports.pages.thumbnails import Thumbnails
 
 EXAMPLES = 6  # users shown
+HEADLINE = ("recall@20", "ndcg@10", "mrr")
+MEASURES = ("recall", "ndcg", "mrr")  # in reading order
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The content of a run's report.
+
+    Attributes:
+        name: of the run.
+        data_lines: label and value, e.g. ("Users", "2,987"), ("Dropped interactions: exact duplicates", "13").
+        metrics: {"validation": {"ndcg@10": ...}, "test": {...}}, as in metrics.json.
+        epochs: the lines of metrics.jsonl (`stage`, `epoch`, `loss`, `seconds`, metrics).
+        settings_yaml: the run's config.yaml.
+        users: a few example users.
+        folder: of the data set, for their images.
+        comparison: systems and their test metrics, in the order of the table.
+    """
+
+    name: str
+    data_lines: Sequence[tuple[str, str]]
+    metrics: Mapping[str, Mapping[str, float]]
+    epochs: Sequence[Mapping[str, object]]
+    settings_yaml: str
+    users: Sequence[ExampleUser] = ()
+    folder: Path | None = None
+    comparison: Sequence[tuple[str, Mapping[str, float]]] = ()
 
 
 def write_run_report(
@@ -38,11 +69,11 @@ def write_run_report(
     file = run.folder / "report.html"
     report = RunReport(
         name=f"{metrics['run']['model']} on {dataset.folder.name}",
-        data_lines=data_lines(dataset),
+        data_lines=_data_lines(dataset),
         metrics={split: metrics[split] for split in ("validation", "test")},
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
-        users=example_users(dataset, model, run.settings.seed),
+        users=_example_users(dataset, model, run.settings.seed),
         folder=dataset.folder,
         comparison=comparison,
     )
@@ -50,7 +81,7 @@ def write_run_report(
     return file
 
 
-def example_users(dataset: Dataset, model: Model, seed: int) -> list[ExampleUser]:
+def _example_users(dataset: Dataset, model: Model, seed: int) -> list[ExampleUser]:
     """A few users with their history (all but the test item), ten recommendations, and the test item."""
     targets = test_targets(dataset)
     users = np.random.default_rng(seed).choice(dataset.n_users, min(EXAMPLES, dataset.n_users), replace=False)
@@ -59,29 +90,69 @@ def example_users(dataset: Dataset, model: Model, seed: int) -> list[ExampleUser
     for user in sorted(users.tolist()):
         history = [recommender.catalogue.item(row) for row in targets.histories[user].tolist()]
         found = recommender.recommend([item.item_id for item in history]).items
-        examples.append(
-            ExampleUser(
-                label=f"User {dataset.user_ids[user]}",
-                history=history,
-                recommended=[(recommender.item(one.item_id), one.score) for one in found],
-                target=recommender.catalogue.item(int(targets.targets[user])),
-            )
-        )
+        recommended = [(recommender.item(one.item_id), one.score) for one in found]
+        target = recommender.catalogue.item(int(targets.targets[user]))
+        examples.append(ExampleUser(f"User {dataset.user_ids[user]}", history, recommended, target))
     return examples
 
 
-def data_lines(dataset: Dataset) -> list[tuple[str, str]]:
+def _data_lines(dataset: Dataset) -> list[tuple[str, str]]:
     """The size of the data, as label and value."""
-    text = dataset.items.select(dataset.items["title"].is_not_null() | dataset.items["text"].is_not_null())
-    with_text = int(text.to_series().sum())
-    with_image = int((dataset.items["image"].list.len().fill_null(0) > 0).sum())
-    density = dataset.n_interactions / (dataset.n_users * dataset.n_items)
-    lines = [
-        ("Users", f"{dataset.n_users:,}"),
-        ("Items", f"{dataset.n_items:,}"),
-        ("Interactions", f"{dataset.n_interactions:,} (mean {dataset.n_interactions / dataset.n_users:.1f} per user)"),
-        ("Sparsity", f"{1 - density:.2%}"),
-        ("Items with text", f"{with_text:,} ({with_text / dataset.n_items:.1%})"),
-        ("Items with an image", f"{with_image:,} ({with_image / dataset.n_items:.1%})"),
+    users, items, interactions = dataset.n_users, dataset.n_items, dataset.n_interactions
+    with_text = int((dataset.items["title"].is_not_null() | dataset.items["text"].is_not_null()).sum())
+    with_image = int((dataset.items["image"].list.len() > 0).sum())
+    return [
+        ("Users", f"{users:,}"),
+        ("Items", f"{items:,}"),
+        ("Interactions", f"{interactions:,} (mean {interactions / users:.1f} per user)"),
+        ("Sparsity", f"{1 - interactions / (users * items):.2%}"),
+        ("Items with text", f"{with_text:,} ({with_text / items:.1%})"),
+        ("Items with an image", f"{with_image:,} ({with_image / items:.1%})"),
+        *((f"Dropped {reason}", f"{count:,}") for reason, count in dataset.dropped.items()),
     ]
-    return lines + [(f"Dropped {reason}", f"{count:,}") for reason, count in dataset.dropped.items()]
+
+
+def run_page(report: RunReport) -> str:
+    """The HTML of report.html: data, metrics, comparison, learning curves, example users, settings."""
+    test = report.metrics.get("test", {})
+    compared = _metric_order(values for _, values in report.comparison)
+    return render(
+        "run.html.jinja",
+        title=report.name,
+        report=report,
+        headline=[(name, test[name]) for name in HEADLINE if name in test],
+        metric_names=_metric_order(report.metrics.values()),
+        compared=compared,
+        best={name: max(values.get(name, -math.inf) for _, values in report.comparison) for name in compared},
+        charts=learning_curves(report.epochs),
+        effort=_effort(report.epochs),
+        thumbnails=Thumbnails(report.folder),
+    )
+
+
+def _metric_order(tables: Iterable[Mapping[str, float]]) -> list[str]:
+    """Names in reading order: recall by cutoff, ndcg by cutoff, mrr, then all others."""
+
+    def order(name: str) -> tuple[int, int]:
+        measure, _, cutoff = name.partition("@")
+        known = MEASURES.index(measure) if measure in MEASURES else len(MEASURES)
+        return known, int(cutoff) if cutoff.isdigit() else 0
+
+    return sorted(dict.fromkeys(name for table in tables for name in table), key=order)
+
+
+def _effort(epochs: Sequence[Mapping[str, object]]) -> str:
+    """The duration of training, in words; empty where no epoch was logged."""
+    if not epochs:
+        return ""
+    seconds = [value for epoch in epochs if isinstance(value := epoch.get("seconds"), int | float)]
+    count = f"{len(epochs)} epoch" + ("s" if len(epochs) != 1 else "")
+    return f"{count} in {_duration(sum(seconds))}" if seconds else count
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -307,7 +307,6 @@ def _mean_cell(values: Iterable[float | None]) -> Cell:
 def cells_table(results: GridResults) -> Table:
     """Every cell: seed, state, training seconds, commit and folder."""
     columns = [Column(name, words=name != "seconds") for name in ("seed", "state", "seconds", "commit", "folder")]
-    labels = {row.name: row.label for row in results.rows}
     lines = []
     for outcome in results.all():
         seconds = sum(outcome.metrics["run"].get("training_seconds", {}).values()) if outcome.metrics else None
@@ -318,7 +317,7 @@ def cells_table(results: GridResults) -> Table:
             Cell(str(outcome.metrics.get("versions", {}).get("commit", "–"))),
             Cell(str(outcome.folder.relative_to(results.folder))),
         ]
-        lines.append(Line(f"{labels[outcome.row]}, {outcome.data}", cells, ours=outcome.row in results.ours))
+        lines.append(Line(f"{results.labels[outcome.row]}, {outcome.data}", cells, ours=outcome.row in results.ours))
     return Table(f"{results.name}-cells", "Cells", "Row, data", columns, lines)
 
 
