@@ -19,8 +19,8 @@ from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, load_run_data, train_stage
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=3")
-SEEN_INCLUDED = "leave-one-out, full ranking, history ranked like any item"
-SEEN_EXCLUDED = "leave-one-out, full ranking, history never ranked"
+SEEN_INCLUDED = "leave-one-out, full ranking, seen items included"
+SEEN_EXCLUDED = "leave-one-out, full ranking, seen items excluded"
 
 
 def write_grid(

@@ -68,8 +68,7 @@ def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) ->
         "preset": run.preset,
         "seed": settings.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "protocol": "leave-one-out, full ranking, "
-        + ("history never ranked" if excludes else "history ranked like any item"),
+        "protocol": f"leave-one-out, full ranking, seen items {'excluded' if excludes else 'included'}",
         "training_seconds": {
             stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES
         },

@@ -7,6 +7,7 @@ seeds; p-values are adjusted by Holm's method over the rows of the column.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,14 +22,14 @@ from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
 from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
 from msm4sr.evaluation.users import Part
 from msm4sr.experiments.grid import Row
-from msm4sr.reports.results import GridResults
+from msm4sr.reports.results import GridResults, Outcome
+from msm4sr.reports.table_writer import signed
 
 ALL_METRICS = (*(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS), "mrr")
 METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")  # the columns of the paper
 LEVEL = 0.05  # of significance, after Holm's adjustment; confidence intervals have the level 1 - LEVEL
 VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
 EXCLUDES = "evaluation.exclude_seen"
-SEEN_EXCLUDED = "seen_excluded"  # of metrics.json
 PROTOCOLS = {False: "seen items included", True: "seen items excluded"}
 
 PerUser = Mapping[str, npt.NDArray[np.float64]]
@@ -57,19 +58,17 @@ Scores = Mapping[tuple[str, str, str], Score]
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A row tested against a reference row.
-
-    Attributes:
-        against: the reference.
-        difference: of the means over users, row minus reference, with its interval and unadjusted p-value.
-        p: adjusted by Holm's method over the rows of the column.
-        users: the sample size.
-    """
+    """A row tested against a reference row."""
 
     against: str
-    difference: Difference
-    p: float
+    difference: Difference  # of the means over users, row minus reference, with its unadjusted p-value
+    p: float  # adjusted by Holm's method over the rows of the column
     users: int
+
+    @property
+    def interval(self) -> str:
+        """The difference with its interval."""
+        return f"{signed(self.difference.mean)} [{signed(self.difference.low)}, {signed(self.difference.high)}]"
 
     @property
     def sign(self) -> int:
@@ -79,29 +78,22 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows that are ranked by one protocol, with their scores on the test part and the tests between them.
-
-    Attributes:
-        excludes_seen: whether the protocol excludes seen items.
-        protocol: what a title adds where a grid has several protocols, such as "seen items excluded".
-        secondary: the second evaluation of rows whose own protocol includes seen items: same weights, seen items
-            excluded.
-        references: (data set, metric) to the row that the others are tested against.
-        tests: (data set, row, metric) to the test of the row.
-        untested: data set, and which row is not tested on it and why.
-    """
+    """Rows that are ranked by one protocol, with their scores on the test part and the tests between them."""
 
     results: GridResults
     rows: tuple[Row, ...]
     metrics: tuple[str, ...]
     resamples: int
     excludes_seen: bool
-    protocol: str = ""
-    secondary: bool = False
+    protocol: str = ""  # what a title adds where a grid has several protocols, such as "seen items excluded"
+    secondary: bool = False  # a second evaluation, with seen items excluded, of rows whose own protocol includes them
     scores: Scores = field(default_factory=dict)
     references: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(data set, metric) to the row that the others are tested against."""
     tests: Mapping[tuple[str, str, str], PairedTest] = field(default_factory=dict)
+    """(data set, row, metric) to the test of the row."""
     untested: Sequence[tuple[str, str]] = ()
+    """Data set, and which row is not tested on it and why."""
 
     @property
     def name(self) -> str:
@@ -127,8 +119,8 @@ class Comparison:
     def best(self, data: str, metric: str, ours: bool) -> str | None:
         """The best of our rows, or of the baselines."""
         names = [row.name for row in self.rows if (row.name in self.results.ours) == ours]
-        there = [name for name in names if (data, name, metric) in self.scores]
-        return max(there, key=lambda name: self.scores[data, name, metric].mean, default=None)
+        means = {name: self.scores[data, name, metric].mean for name in names if (data, name, metric) in self.scores}
+        return max(means, key=means.__getitem__, default=None)
 
     def improvement(self, data: str, metric: str) -> float | None:
         """The relative improvement of the best of our rows over the best baseline."""
@@ -150,10 +142,7 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES) -> list[Comparison]:
     """Scores and tests of a grid, one comparison per protocol: rows of different protocols are not comparable.
 
-    Args:
-        results: the grid.
-        metrics: the columns.
-        resamples: of the paired bootstrap; 0: no tests.
+    Without resamples of the paired bootstrap there are no tests.
 
     Raises:
         InputError: the cells of one row have different protocols.
@@ -182,10 +171,9 @@ def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | Non
         return None
     (one,) = comparisons
     cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
-    if all(cell["test"] == cell[SEEN_EXCLUDED]["test"] for cell in cells):
+    if all(cell["test"] == cell["seen_excluded"]["test"] for cell in cells):
         return None
-    again = Comparison(one.results, one.rows, one.metrics, one.resamples, True, PROTOCOLS[True], secondary=True)
-    return _compare(again)
+    return _compare(replace(one, excludes_seen=True, protocol=PROTOCOLS[True], secondary=True))
 
 
 def scores_of(comparison: Comparison, part: Part) -> Scores:
@@ -194,7 +182,7 @@ def scores_of(comparison: Comparison, part: Part) -> Scores:
     for data in comparison.results.data:
         for row in comparison.rows:
             cells = [outcome.metrics for outcome in comparison.results.finished(data, row.name)]
-            parts = [(cell[SEEN_EXCLUDED] if comparison.secondary else cell)[part] for cell in cells]
+            parts = [(cell["seen_excluded"] if comparison.secondary else cell)[part] for cell in cells]
             for metric in comparison.metrics if parts else ():
                 found[data, row.name, metric] = Score(tuple(float(values[metric]) for values in parts))
     return found
@@ -220,17 +208,12 @@ def _reference(comparison: Comparison, data: str, metric: str) -> str | None:
     if not comparison.is_of_variants:
         return comparison.best(data, metric, ours=False)
     names = {row.name for row in comparison.rows}
-    full = next((name for name in comparison.results.ours if name in names), None)
-    return full if full is not None and (data, full, metric) in comparison.scores else None
+    full = next((name for name in comparison.results.ours if name in names), "")
+    return full if (data, full, metric) in comparison.scores else None
 
 
 def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUser], int, list[str]]:
-    """Metrics per user, averaged over seeds, for a paired test.
-
-    Returns:
-        Row to its values, references first; the number of users, which are the same in all these rows; and a reason
-        for each row whose users cannot be paired with those of the others.
-    """
+    """Row to its metrics per user, averaged over seeds, references first; the number of users; why rows are missing."""
     users: pl.DataFrame | None = None
     values: dict[str, PerUser] = {}
     reasons = []
@@ -238,7 +221,7 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
     references = {row for (name, _), row in comparison.references.items() if name == data}
     for row in sorted(rows, key=lambda name: name not in references):
         finished = comparison.results.finished(data, row)
-        tables = [table for outcome in finished if (table := outcome.test_users()) is not None]
+        tables = _user_tables(finished)
         if len(tables) < len(finished):
             reasons.append(f"{comparison.label(row)} has no users.parquet (`msm4sr evaluate` makes it)")
             continue
@@ -250,6 +233,10 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
         seeds = [metrics_per_user(table[column].to_numpy()) for table in tables]
         values[row] = {metric: mean_over_seeds([seed[metric] for seed in seeds]) for metric in comparison.metrics}
     return values, 0 if users is None else len(users), reasons
+
+
+def _user_tables(outcomes: Sequence[Outcome]) -> list[pl.DataFrame]:
+    return [table for outcome in outcomes if (table := outcome.test_users()) is not None]
 
 
 def _tests(
@@ -269,10 +256,9 @@ def _tests(
     second = np.stack([values[reference][metric] for _, metric, reference in pairs], axis=1)
     differences = paired_bootstrap(first, second, resamples=comparison.resamples, confidence=1 - LEVEL)
     tests = {}
-    for metric in comparison.metrics:
-        column = [(pair, found) for pair, found in zip(pairs, differences, strict=True) if pair[1] == metric]
-        adjusted = holm([found.p for _, found in column])
-        for ((row, _, reference), found), p in zip(column, adjusted, strict=True):
+    for metric, column in itertools.groupby(zip(pairs, differences, strict=True), key=lambda test: test[0][1]):
+        own = list(column)
+        for ((row, _, reference), found), p in zip(own, holm([found.p for _, found in own]), strict=True):
             tests[data, row, metric] = PairedTest(reference, found, p, users)
     return tests
 
@@ -289,8 +275,7 @@ def by_popularity(
     counts: dict[str, int] = {}
     found: dict[tuple[str, str, str], float] = {}
     for row in comparison.rows:
-        finished = comparison.results.finished(data, row.name)
-        tables = [table for outcome in finished if (table := outcome.test_users()) is not None]
+        tables = _user_tables(comparison.results.finished(data, row.name))
         seeds = [bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy()) for table in tables]
         for buckets in zip(*seeds, strict=True):
             if there := [bucket for bucket in buckets if bucket.users]:

@@ -26,13 +26,7 @@ MOST_BARS = 48  # of a chart over time; longer periods are counted by year
 
 
 def write_data_report(statistics: Statistics, file: Path, seed: int = 0) -> Path:
-    """Write the page of a data set.
-
-    Args:
-        statistics: of the data set.
-        file: the page to write.
-        seed: of the draw of the example items.
-    """
+    """Write the page of a data set and return its path; `seed` draws the example items."""
     lines = statistics.lines()
     page = render(
         "data.html.jinja",
@@ -66,23 +60,21 @@ def _origin(folder: Path) -> list[tuple[str, str]]:
 
 
 def _charts(statistics: Statistics) -> list[Chart]:
-    charts = [
+    return [
         histogram("Interactions per user", "users", statistics.history_lengths),
         histogram("Interactions per item", "items", statistics.item_counts),
         histogram("Characters of title and text per item", "items", statistics.text_lengths),
+        *([_over_time(statistics.months)] if statistics.months else []),
     ]
-    return [*charts, _over_time(statistics.months)] if statistics.months else charts
 
 
 def _over_time(months: Sequence[tuple[str, int]]) -> Chart:
     if len(months) <= MOST_BARS:
-        counts, unit, most_labels = dict(months), "month", 5
-    else:
-        years: Counter[str] = Counter()
-        for month, count in months:
-            years[month[:4]] += count
-        counts, unit, most_labels = years, "year", 8
-    return bar_chart(f"Interactions per {unit}", "interactions", counts, list(counts), most_labels)
+        return bar_chart("Interactions per month", "interactions", dict(months), [month for month, _ in months], 5)
+    years: Counter[str] = Counter()
+    for month, count in months:
+        years[month[:4]] += count
+    return bar_chart("Interactions per year", "interactions", years, list(years), 8)
 
 
 def _examples(statistics: Statistics, seed: int) -> list[Item]:

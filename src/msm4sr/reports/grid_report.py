@@ -16,7 +16,7 @@ from msm4sr.reports.pages.bars import DifferenceBar, difference_bars
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.pages.panels import Curve, Panels, panels
 from msm4sr.reports.results import GridResults, Outcome, read_grid
-from msm4sr.reports.table_writer import Table, write_table
+from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
     cells_table,
@@ -27,7 +27,6 @@ from msm4sr.reports.tables import (
     metric_name,
     popularity_table,
     published_table,
-    signed,
     split_settings,
     validation_table,
     versions,
@@ -156,9 +155,8 @@ def _headline(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
         score, share = comparison.scores[data, mine, metric], comparison.improvement(data, metric)
         test, detail = comparison.tests.get((data, mine, metric)), ""
         if share is not None and test is not None:
-            found, verdict = test.difference, "significant" if test.sign else "not significant"
-            interval = f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
-            detail = f"{signed(share, '.1%')} against {comparison.label(test.against)}: {interval}, {verdict}"
+            verdict = "significant" if test.sign else "not significant"
+            detail = f"{signed(share, '.1%')} against {comparison.label(test.against)}: {test.interval}, {verdict}"
         label = f"{comparison.label(mine)} on {data}, {metric_name(metric)}{comparison.suffix}"
         yield label, f"{score.mean:.4f}", detail
 

@@ -23,24 +23,17 @@ State = Literal["finished", "failed", "at work", "missing"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell and its state.
-
-    Attributes:
-        reason: why it failed.
-        metrics: the contents of metrics.json of a finished cell.
-        settings: its settings by dotted name, without data and seed.
-        epochs: the lines of its metrics.jsonl.
-    """
+    """A cell and its state."""
 
     data: str
     row: str
     seed: int
     folder: Path
     state: State
-    reason: str = ""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    epochs: Sequence[Mapping[str, Any]] = ()
+    reason: str = ""  # why it failed
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # the contents of metrics.json of a finished cell
+    settings: Mapping[str, Any] = field(default_factory=dict)  # by dotted name, without data and seed
+    epochs: Sequence[Mapping[str, Any]] = ()  # the lines of metrics.jsonl
 
     def test_users(self) -> pl.DataFrame | None:
         """The test part of users.parquet; None for a run without that file."""
@@ -55,12 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class GridResults:
-    """A grid and the outcomes of its cells.
-
-    Attributes:
-        ours: names of our rows; the others are baselines.
-        outcomes: (data set, row) to its cells, one per seed.
-    """
+    """A grid and the outcomes of its cells."""
 
     folder: Path
     name: str
@@ -69,8 +57,8 @@ class GridResults:
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
-    ours: tuple[str, ...]
-    outcomes: Mapping[tuple[str, str], Sequence[Outcome]]
+    ours: tuple[str, ...]  # names of our rows; the others are baselines
+    outcomes: Mapping[tuple[str, str], Sequence[Outcome]]  # (data set, row) to its cells, one per seed
 
     @property
     def labels(self) -> dict[str, str]:

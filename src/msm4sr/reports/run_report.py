@@ -27,27 +27,16 @@ MEASURES = ("recall", "ndcg", "mrr")  # in reading order
 
 @dataclass(frozen=True)
 class RunReport:
-    """The content of a run's report.
-
-    Attributes:
-        name: of the run.
-        data_lines: label and value, e.g. ("Users", "2,987"), ("Dropped interactions: exact duplicates", "13").
-        metrics: {"validation": {"ndcg@10": ...}, "test": {...}}, as in metrics.json.
-        epochs: the lines of metrics.jsonl (`stage`, `epoch`, `loss`, `seconds`, metrics).
-        settings_yaml: the run's config.yaml.
-        users: a few example users.
-        folder: of the data set, for their images.
-        comparison: systems and their test metrics, in the order of the table.
-    """
+    """The content of a run's report."""
 
     name: str
-    data_lines: Sequence[tuple[str, str]]
-    metrics: Mapping[str, Mapping[str, float]]
-    epochs: Sequence[Mapping[str, object]]
+    data_lines: Sequence[tuple[str, str]]  # label and value
+    metrics: Mapping[str, Mapping[str, float]]  # of "validation" and "test", as in metrics.json
+    epochs: Sequence[Mapping[str, object]]  # the lines of metrics.jsonl
     settings_yaml: str
     users: Sequence[ExampleUser] = ()
-    folder: Path | None = None
-    comparison: Sequence[tuple[str, Mapping[str, float]]] = ()
+    folder: Path | None = None  # of the data set, for the images
+    comparison: Sequence[tuple[str, Mapping[str, float]]] = ()  # systems and their test metrics, in order
 
 
 def write_run_report(
@@ -57,11 +46,10 @@ def write_run_report(
     metrics: Mapping[str, Any],
     comparison: Sequence[tuple[str, Mapping[str, float]]] = (),
 ) -> Path:
-    """Write `report.html` into the folder of a run and return its path.
+    """Write `report.html` into the folder of a run, whose seed draws the example users, and return its path.
 
     Args:
-        run: the run; its seed draws the example users.
-        dataset: that it was trained on.
+        dataset: that the run was trained on.
         model: that it trained.
         metrics: as in its metrics.json.
         comparison: systems and their test metrics, shown as a table.

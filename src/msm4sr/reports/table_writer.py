@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msm4sr.files import write_text
 
-BETTER, WORSE = "⁺", "⁻"
+DIGITS = 4  # of a metric, as in the paper
 ESCAPED = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -26,41 +27,31 @@ ESCAPED = {
 }
 
 
+def signed(value: float, form: str = f".{DIGITS}f") -> str:
+    """A number with its sign; the minus is as wide as a digit."""
+    return f"{value:+{form}}".replace("-", "−")
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column.
-
-    Attributes:
-        group: a heading above neighbours that share it.
-        printed: published by others, not measured here.
-        words: holds text, which is aligned left; numbers are aligned right.
-    """
+    """The heading of a column."""
 
     name: str
-    group: str = ""
-    printed: bool = False
-    words: bool = False
+    group: str = ""  # a heading above neighbours that share it
+    printed: bool = False  # published by others, not measured here
+    words: bool = False  # text, which is aligned left; numbers are aligned right
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell.
-
-    Attributes:
-        text: what is shown.
-        value: the exact number, for CSV.
-        deviation: over seeds.
-        place: 1 for the best of the column, 2 for the second, else 0.
-        sign: 1: significantly better than the reference, -1: significantly worse, 0: neither.
-        tip: a detail that the page shows on hover.
-    """
+    """What is shown, what CSV contains, and how it compares with the cells of its column."""
 
     text: str = "–"
-    value: float | int | None = None
-    deviation: float | None = None
-    place: int = 0
-    sign: int = 0
-    tip: str = ""
+    value: float | int | None = None  # the exact number, for CSV
+    deviation: float | None = None  # over seeds
+    place: int = 0  # 1 for the best of the column, 2 for the second, else 0
+    sign: int = 0  # 1: significantly better than the reference, -1: significantly worse, 0: neither
+    tip: str = ""  # a detail that the page shows on hover
 
     @property
     def plus_minus(self) -> str:
@@ -68,7 +59,7 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        return {1: BETTER, -1: WORSE}.get(self.sign, "")
+        return {1: "⁺", -1: "⁻"}.get(self.sign, "")
 
 
 @dataclass(frozen=True)
@@ -98,12 +89,10 @@ class Table:
         return [(name, len(list(own))) for name, own in itertools.groupby(column.group for column in self.columns)]
 
 
-def write_table(folder: Path, table: Table) -> list[Path]:
+def write_table(folder: Path, table: Table) -> None:
     """Write NAME.md, NAME.tex and NAME.csv, each atomically."""
-    texts = {"md": markdown(table), "tex": latex(table), "csv": comma_separated(table)}
-    for kind, text in texts.items():
+    for kind, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", comma_separated(table))):
         write_text(folder / f"{table.name}.{kind}", text)
-    return [folder / f"{table.name}.{kind}" for kind in texts]
 
 
 def markdown(table: Table) -> str:
@@ -131,10 +120,8 @@ def _markdown_cell(column: Column, cell: Cell) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without Markdown's markup characters."""
-    for character in "\\`*_<|[":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
+    """Text with Markdown's markup characters escaped."""
+    return " ".join(re.sub(r"([\\`*_<|\[])", r"\\\1", text).split())
 
 
 def latex(table: Table) -> str:
@@ -170,9 +157,8 @@ def _latex_cell(column: Column, cell: Cell) -> str:
     text = escape_latex(cell.text)
     if not text:
         return ""
-    marked = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(
-        cell.place, rf"\textit{{{text}}}" if column.printed else text
-    )
+    plain = rf"\textit{{{text}}}" if column.printed else text
+    marked = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(cell.place, plain)
     deviation = rf" {{\scriptsize $\pm${cell.deviation:.4f}}}" if cell.deviation is not None else ""
     return marked + {1: "$^{+}$", -1: "$^{-}$"}.get(cell.sign, "") + deviation
 

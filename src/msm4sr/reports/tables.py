@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from msm4sr.experiments.grid import Row
-from msm4sr.reports.comparison import LEVEL, Comparison, PairedTest, Score, by_popularity, scores_of
+from msm4sr.reports.comparison import LEVEL, Comparison, Score, by_popularity, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
-from msm4sr.reports.table_writer import Cell, Column, Line, Table
+from msm4sr.reports.table_writer import DIGITS, Cell, Column, Line, Table, signed
 
 BY_POPULARITY = ("recall@10", "ndcg@10")
-DIGITS = 4  # of a metric, as in the paper
-SEEN_ITEMS = {"history never ranked": "excluded", "history ranked like any item": "included"}
 HELD_OUT = {"among_all": "among all items", "among_held_out": "among those held out"}
 
 
@@ -27,11 +25,6 @@ def metric_name(name: str, short: bool = False) -> str:
     return f"{written[0] if short else written}@{cutoff}" if cutoff else written
 
 
-def signed(value: float, form: str = f".{DIGITS}f") -> str:
-    """A number with its sign; the minus is as wide as a digit."""
-    return f"{value:+{form}}".replace("-", "−")
-
-
 def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
 
@@ -39,10 +32,9 @@ def p_text(p: float) -> str:
 def places(values: Sequence[float | None]) -> list[int]:
     """1 for the best of a column, 2 for the second, else 0; equal digits share a place, a single value has none."""
     shown = [None if value is None else round(value, DIGITS) for value in values]
-    ranking = sorted({value for value in shown if value is not None}, reverse=True)
-    alone = sum(value is not None for value in shown) < 2
-    order = {value: place for place, value in enumerate(ranking[:2], start=1) if not alone}
-    return [0 if value is None else order.get(value, 0) for value in shown]
+    there = [value for value in shown if value is not None]
+    ranking = sorted(set(there), reverse=True)[:2] if len(there) > 1 else []
+    return [ranking.index(value) + 1 if value in ranking else 0 for value in shown]
 
 
 def metric_cells(scores: Sequence[Score | None]) -> list[Cell]:
@@ -55,7 +47,7 @@ def metric_cells(scores: Sequence[Score | None]) -> list[Cell]:
 
 
 class _Builder:
-    """Builds a table of grid rows column by column."""
+    """Builds a table column by column: a line for each row of a grid and, where it has a label, a summary."""
 
     def __init__(self, rows: Iterable[Row], results: GridResults) -> None:
         self.rows, self._results = list(rows), results
@@ -63,12 +55,10 @@ class _Builder:
         self._cells: list[Sequence[Cell]] = []
 
     def add(self, column: Column, cells: Sequence[Cell], summary: Cell | None = None) -> None:
-        """Add a column: a cell for each row, and one for the summary line."""
         self.columns.append(column)
         self._cells.append([*cells, summary or Cell("")])
 
     def table(self, name: str, title: str, notes: Sequence[str], summary: str = "") -> Table:
-        """The table: a line for each row and, where it has a label, the summary."""
         lines = [
             Line(row.label, [cells[number] for cells in self._cells], row.name in self._results.ours)
             for number, row in enumerate(self.rows)
@@ -77,15 +67,8 @@ class _Builder:
         return Table(name, title, "System", self.columns, lines, notes)
 
 
-# -- results and tests -----------------------------------------------------------------------------------------------
-
-
 def main_table(comparison: Comparison, only: str | None = None) -> Table:
-    """The table in the paper's form, and a last line: the improvement of ours over the best baseline.
-
-    Args:
-        only: the one data set to show; None: all.
-    """
+    """The table in the paper's form, of all data sets or `only` one; last line: the improvement over the baselines."""
     results = comparison.results
     shown = results.data if only is None else (only,)
     build = _Builder(comparison.rows, results)
@@ -126,12 +109,10 @@ def _seen_items(comparison: Comparison, row: str) -> str:
     if comparison.secondary:
         return "excluded"
     recorded = {
-        str(outcome.metrics["run"]["protocol"]).removeprefix("leave-one-out, full ranking, ")
+        str(outcome.metrics["run"]["protocol"]).removeprefix("leave-one-out, full ranking, seen items ")
         for data in comparison.results.data
         for outcome in comparison.results.finished(data, row)
     }
-    for long, short in SEEN_ITEMS.items():
-        recorded = {protocol.replace(long, short) for protocol in recorded}
     return "; ".join(sorted(recorded)) or "–"
 
 
@@ -144,16 +125,11 @@ def _tested(comparison: Comparison, data: str, row: str, metric: str, cell: Cell
         return Cell(text, tip="; ".join(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)))
     test, finished = comparison.tests.get((data, row, metric)), len(comparison.results.finished(data, row))
     few = finished < len(outcomes)
-    tips = [f"{finished} of {len(outcomes)} seeds"] * few + ([_in_words(comparison, test)] if test else [])
+    tips = [f"{finished} of {len(outcomes)} seeds"] * few
+    if test:
+        against, p = comparison.label(test.against), p_text(test.p)
+        tips.append(f"{test.interval} against {against}, p {p} after Holm's correction, {test.users:,} users")
     return replace(cell, text=cell.text + "*" * few, sign=test.sign if test else 0, tip="; ".join(tips))
-
-
-def _in_words(comparison: Comparison, test: PairedTest) -> str:
-    found = test.difference
-    return (
-        f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}] against {comparison.label(test.against)}, "
-        f"p {p_text(test.p)} after Holm's correction, {test.users:,} users"
-    )
 
 
 def _improvement_cell(comparison: Comparison, data: str, metric: str) -> Cell:
@@ -223,9 +199,6 @@ def difference_table(comparison: Comparison, data: str) -> Table:
     return Table(name, title, "System, metric", columns, lines, [note])
 
 
-# -- parts of the data, validation, cost -----------------------------------------------------------------------------
-
-
 def popularity_table(comparison: Comparison, data: str) -> Table:
     """Metrics by the training interactions of the target, means over seeds."""
     counts, found = by_popularity(comparison, data, BY_POPULARITY)
@@ -267,9 +240,8 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
 
 def validation_table(comparison: Comparison, data: str) -> Table:
     """Metrics of the validation part, which selects the weights of each row."""
-    scores = scores_of(comparison, "validation")
-    named = {name for dataset, name, _ in scores if dataset == data}
-    build = _Builder((row for row in comparison.rows if row.name in named), comparison.results)
+    scores, results = scores_of(comparison, "validation"), comparison.results
+    build = _Builder((row for row in comparison.rows if results.finished(data, row.name)), results)
     for metric in comparison.metrics:
         column = Column(metric_name(metric, short=True))
         build.add(column, metric_cells([scores[data, row.name, metric] for row in build.rows]))
@@ -299,7 +271,7 @@ def cost_table(results: GridResults, data: str) -> Table:
 
 
 def _mean_cell(values: Iterable[float | None]) -> Cell:
-    """A mean without decimals over the runs that have recorded the value."""
+    """The mean over the runs that have recorded the value."""
     there = [value for value in values if value is not None]
     return Cell(f"{np.mean(there):,.0f}", float(np.mean(there))) if there else Cell()
 
@@ -337,25 +309,22 @@ def published_table(data: str) -> Table:
     return Table(f"published-{data}", f"Published elsewhere for {data}", "System", columns, lines, [note])
 
 
-# -- settings --------------------------------------------------------------------------------------------------------
-
-
 def split_settings(results: GridResults) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings that all finished cells share, and for each row its other settings.
 
     A setting that differs between cells of one row is named with data set and seed.
     """
     cells = [outcome for outcome in results.all() if outcome.state == "finished"]
-    keys = sorted({key for cell in cells for key in cell.settings})
-    shared = {
-        key: cells[0].settings[key]
-        for key in keys
-        if all(key in cell.settings and cell.settings[key] == cells[0].settings[key] for cell in cells)
-    }
+    shared: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {row.name: {} for row in results.rows}
-    for row, settings in own.items():
-        for key in keys:
-            there = [cell for cell in cells if cell.row == row and key in cell.settings and key not in shared]
+    for key in sorted({key for cell in cells for key in cell.settings}):
+        having = [cell for cell in cells if key in cell.settings]
+        value = having[0].settings[key]
+        if len(having) == len(cells) and all(cell.settings[key] == value for cell in cells):
+            shared[key] = value
+            continue
+        for row, settings in own.items():
+            there = [cell for cell in having if cell.row == row]
             if there and all(cell.settings[key] == there[0].settings[key] for cell in there):
                 settings[key] = there[0].settings[key]
             else:
@@ -365,7 +334,7 @@ def split_settings(results: GridResults) -> tuple[dict[str, Any], dict[str, dict
 
 def versions(cells: Iterable[Outcome]) -> list[tuple[str, list[str]]]:
     """Software and the versions of it that the cells were made with."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, None]] = {}  # a set in the order of the cells
     for cell in cells:
         for name, version in cell.metrics.get("versions", {}).items():
             found.setdefault(name, {})[str(version)] = None

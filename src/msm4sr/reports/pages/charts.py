@@ -16,10 +16,7 @@ Ticks = Sequence[tuple[float, str]]
 
 @dataclass(frozen=True)
 class Scale:
-    """A map from values between `low` and `high` to positions between `start` and `end`.
-
-    It is linear, or logarithmic; on a logarithmic scale values below 1 are at 1.
-    """
+    """A map from values `low` to `high` to positions `start` to `end`; on a logarithmic one values below 1 are at 1."""
 
     low: float
     high: float
@@ -96,9 +93,7 @@ class Chart:
 def learning_curves(epochs: Sequence[Mapping[str, object]]) -> list[Chart]:
     """For each stage a chart of its loss and one of its validation metrics, as far as they were logged.
 
-    Args:
-        epochs: the lines of metrics.jsonl: `stage`, `epoch`, `loss`, metrics. Curves skip values that are missing,
-            null or not finite.
+    Curves skip values that are missing, null or not finite in `epochs`, the lines of metrics.jsonl.
     """
     charts = []
     for stage in dict.fromkeys(str(epoch.get("stage")) for epoch in epochs):

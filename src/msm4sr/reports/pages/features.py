@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Item
@@ -18,32 +17,18 @@ from msm4sr.features.text import item_sentences
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.pages.thumbnails import Thumbnails
 
-Manifests = Mapping[Path, Mapping[str, Any]]
-
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """What the page shows of an item.
+    """What the page shows of an item."""
 
-    Attributes:
-        item: with its sentences, where the text was encoded.
-        keywords: keywords and their scores for each image that has any, by the image's path.
-        notes: what it lacks, and why.
-    """
-
-    item: Item
-    keywords: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    item: Item  # with its sentences, where the text was encoded
+    keywords: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # image to its keywords with scores
+    notes: dict[str, None] = field(default_factory=dict)  # what it lacks, and why: a set in its order
 
 
 def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: int = 0) -> str:
-    """One HTML page with items that have any features, in the order of the catalogue.
-
-    Args:
-        dataset: whose items were encoded.
-        stores: the folders of their features.
-        n_items: how many are drawn.
-        seed: of the draw.
+    """One HTML page with `n_items` items drawn from those that have any features, in the order of the catalogue.
 
     Raises:
         InputError: none of the items has features.
@@ -60,11 +45,14 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
             f"{dataset.folder}: none of its items has features in {', '.join(map(str, stores)) or 'there'}"
         )
     chosen = sorted(row[item_id] for item_id in encoded)
-    if len(chosen) > n_items:
-        chosen = sorted(np.random.default_rng(seed).choice(chosen, n_items, replace=False).tolist())
-    shown = {dataset.item_ids[row]: ItemFeatures(_item(dataset, row, manifests)) for row in chosen}
+    drawn = np.random.default_rng(seed).choice(chosen, min(n_items, len(chosen)), replace=False)
+    shown = {
+        dataset.item_ids[row]: ItemFeatures(_item(dataset, row, manifests.values())) for row in sorted(drawn.tolist())
+    }
     for folder, manifest in manifests.items():
-        _add_missing(shown, folder, manifest["modality"])
+        for item_id, image, reason in read_missing(folder).select("item_id", "image", "reason").iter_rows():
+            if item_id in shown:
+                shown[item_id].notes[f"{manifest['modality'] if image is None else image}: {reason}"] = None
         if manifest["kind"] == "keywords":
             _add_keywords(shown, folder)
     return render(
@@ -82,22 +70,14 @@ def _encoded_ids(folder: Path) -> list[str]:
     return [features.item_ids[item] for item in np.flatnonzero(np.diff(features.offsets)).tolist()]
 
 
-def _item(dataset: Dataset, row: int, manifests: Manifests) -> Item:
+def _item(dataset: Dataset, row: int, manifests: Iterable[Mapping[str, Any]]) -> Item:
     item = Item.from_row(dataset.items, row)
-    for manifest in manifests.values():
+    for manifest in manifests:
         if manifest["kind"] == "sentences":
             limits = manifest["settings"]
             sentences = item_sentences(item.title, item.text, limits["max_sentences"], limits["max_characters"])
             return replace(item, sentences=sentences)
     return item
-
-
-def _add_missing(shown: Mapping[str, ItemFeatures], folder: Path, modality: str) -> None:
-    missing = read_missing(folder).filter(pl.col("item_id").is_in(list(shown)))
-    for item_id, image, reason in missing.select("item_id", "image", "reason").iter_rows():
-        note = f"{modality if image is None else image}: {reason}"
-        if note not in shown[item_id].notes:
-            shown[item_id].notes.append(note)
 
 
 def _add_keywords(shown: Mapping[str, ItemFeatures], folder: Path) -> None:

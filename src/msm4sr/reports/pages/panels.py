@@ -32,25 +32,18 @@ class Panels:
 
 
 def panels(
-    title: str,
-    x_name: str,
-    curves: Mapping[str, Sequence[Curve]],
-    ours: Sequence[str] = (),
-    names: Sequence[str] = (),
+    title: str, x_name: str, curves: Mapping[str, Sequence[Curve]], ours: Sequence[str] = (), names: Sequence[str] = ()
 ) -> Panels | None:
     """A panel for each system that has a point, ours first; None where none has.
 
     Args:
         title: what is on the y axis.
-        x_name: what is on the x axis. It is logarithmic, since the speeds of systems differ tenfold; values below 1 are
-            drawn at 1.
+        x_name: what is on the x axis. It is logarithmic, since the speeds of systems differ tenfold.
         curves: system to its curves, one a seed and stage.
         ours: systems to mark.
-        names: of the values 0, 1, 2, ... of a categorical x axis, evenly spaced. Such points are not compared: none
-            is marked as the highest.
+        names: of the values 0, 1, 2, ... of a categorical x axis, on which no point is marked as the highest.
     """
-    drawn = {name: [curve for curve in own if curve.points] for name, own in curves.items()}
-    drawn = {name: own for name, own in drawn.items() if own}
+    drawn = {name: there for name, own in curves.items() if (there := [curve for curve in own if curve.points])}
     if not drawn:
         return None
     xs, ys = zip(*(point for own in drawn.values() for curve in own for point in curve.points), strict=True)
@@ -75,7 +68,6 @@ def panels(
 
 def _marks(low: float, high: float) -> list[int]:
     """Round numbers from `low` to `high`: at least three of them, if there are so many."""
-    found: list[int] = []
     for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
         found = [f * 10**power for power in range(8) for f in factors if max(low, 1) <= f * 10**power <= max(high, 1)]
         if len(found) >= 3:

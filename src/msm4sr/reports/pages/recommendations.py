@@ -15,19 +15,12 @@ SHOWN_HISTORY = 10  # items of a history on a page: the latest, which say most a
 
 @dataclass(frozen=True)
 class ExampleUser:
-    """A user, or any history, and what is recommended: a section of a page.
-
-    Attributes:
-        label: the heading.
-        history: oldest first.
-        recommended: items with their scores, best first.
-        target: the item that the user interacted with next, where it is known; it is marked among the recommended.
-    """
+    """A user, or any history, and what is recommended: a section of a page."""
 
     label: str
-    history: Sequence[Item]
-    recommended: Sequence[tuple[Item, float]]
-    target: Item | None = None
+    history: Sequence[Item]  # oldest first
+    recommended: Sequence[tuple[Item, float]]  # with scores, best first
+    target: Item | None = None  # that the user interacted with next, where it is known; marked if it is recommended
 
     @property
     def latest(self) -> Sequence[Item]:
@@ -46,9 +39,6 @@ class ExampleUser:
 def recommendation_page(title: str, users: Sequence[ExampleUser], folder: Path | None) -> str:
     """One HTML page: each user's history as a strip of images, the recommendations as a grid of cards.
 
-    Args:
-        title: of the page.
-        users: one section each.
-        folder: of the data set, for the images; None: no images.
+    Images are read from `folder`, that of the data set; None: no images.
     """
     return render("recommendations.html.jinja", title=title, users=users, thumbnails=Thumbnails(folder))

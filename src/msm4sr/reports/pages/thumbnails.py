@@ -20,27 +20,16 @@ TINTS = 6  # colours of the tiles of items without an image, in style.css
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image of an item, or the reason why there is none.
-
-    Attributes:
-        item: whose image it is.
-        source: a data URI; None without an image.
-        fills: nearly square: may be cropped to fill its tile. Other images are shown uncropped.
-        note: why there is no image; empty where there is one.
-    """
+    """An image of an item, or the reason why there is none."""
 
     item: Item
-    source: str | None
-    fills: bool = False
-    note: str = ""
+    source: str | None  # a data URI
+    fills: bool = False  # nearly square: may be cropped to fill its tile; other images are shown uncropped
+    note: str = ""  # why there is no image
 
 
 class Thumbnails:
-    """The thumbnails of one page; each image is decoded once, however often it is shown.
-
-    Args:
-        folder: of the data set; None: no images are shown.
-    """
+    """The thumbnails of one page; each image is decoded once. No images are shown without the data set's folder."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

@@ -1,8 +1,7 @@
 """Published results, shown beside what is measured here and never compared with it.
 
-`paper.csv`: the tables of the method's paper (arXiv 2303.11879), values as printed: table, data set, system, metric,
-and the name of that row in the grids that ship with the package. `elsewhere.csv`: other published results on public
-data sets, each with its protocol and source.
+`paper.csv`: the tables of the method's paper (arXiv 2303.11879), values as printed, each with the name of that row in
+the grids that ship with the package. `elsewhere.csv`: other published results on public data sets.
 
 A data set is identified by the name of its folder, in any case: `pantry` is the paper's Pantry, prepared with
 `msm4sr prepare amazon ... --like-paper`.
@@ -48,6 +47,5 @@ def other_results(dataset: str) -> list[Published]:
 
 
 def _lines(name: str, dataset: str) -> Sequence[dict[str, str]]:
-    """The lines of a file about a data set."""
     lines = csv.DictReader((files(__name__) / name).read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line["dataset"].casefold() == dataset.casefold()]
