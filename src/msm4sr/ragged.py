@@ -66,6 +66,14 @@ class Ragged(Generic[Array]):
         lengths: Any = self.lengths
         return np.asarray(np.repeat(np.arange(len(self)), lengths))
 
+    def take(self, rows: NumpyArray) -> Ragged[NumpyArray]:
+        """The rows of these numbers, in this order: int [any] (numpy only)."""
+        values: Any = self.values
+        offsets: Any = self.offsets
+        lengths = np.diff(offsets)[rows]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Ragged.from_lengths(values[np.repeat(offsets[rows], lengths) + within], lengths)
+
     def keep(self, kept: npt.NDArray[np.bool_]) -> Ragged[NumpyArray]:
         """The same rows with only the flagged values: bool [total] (numpy only)."""
         values: Any = self.values

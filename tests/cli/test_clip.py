@@ -60,7 +60,7 @@ def stored(features: Path) -> tuple[np.ndarray, np.ndarray, list[list[list[str]]
     read, rows = load_features(folder), read_rows(folder)
     assert rows is not None
     words = [rows["words"][int(start) : int(end)].to_list() for start, end in pairwise(read.offsets)]
-    return read.vectors, read.offsets, words, json.loads((folder / "manifest.json").read_text())
+    return read.values, read.offsets, words, json.loads((folder / "manifest.json").read_text())
 
 
 def test_a_run_with_clip_keeps_the_words_that_clip_itself_ranks_best(

@@ -43,14 +43,14 @@ def item_of(dataset: Dataset, row: int) -> Item:
 
 
 def rows_of(features: Features, item: int) -> np.ndarray:
-    return np.asarray(features.vectors[features.offsets[item] : features.offsets[item + 1]])
+    return np.asarray(features[item])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_item_of_the_catalogue_gets_the_features_that_it_has(dataset: Dataset, out: Path, kind: str) -> None:
     settings = FeatureSettings(visual=KINDS[kind])
     stored = extract_features(dataset, out / kind, settings)
-    encoder = ContentEncoder(out / kind, settings, {name: rows.vectors.shape[1] for name, rows in stored.items()})
+    encoder = ContentEncoder(out / kind, settings, {name: rows.dim for name, rows in stored.items()})
     items = list(range(12))
     encoded = encoder.encode([item_of(dataset, item) for item in items])
     names = store_names(settings)

@@ -77,7 +77,7 @@ def shop(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> Shop:
 
 
 def rows(features: Features, item: int) -> np.ndarray:
-    return features.vectors[features.offsets[item] : features.offsets[item + 1]]
+    return features[item]
 
 
 def words_of(folder: Path, visual: Features) -> list[list[list[str]]]:
@@ -95,12 +95,12 @@ def test_rows_belong_to_their_items_and_missing_content_has_none(shop: Shop) -> 
     assert text.item_ids == visual.item_ids == dataset.item_ids
     assert np.diff(text.offsets).tolist() == [3, 2, 0, 1, 0]
     assert np.diff(visual.offsets).tolist() == [2, 0, 1, 1, 0]
-    assert text.vectors.shape[1] == 384
-    assert visual.vectors.shape[1] == 1280
+    assert text.dim == 384
+    assert visual.dim == 1280
     assert np.array_equal(rows(text, 0)[1:], rows(text, 1))
     assert np.array_equal(rows(visual, 0)[1:], rows(visual, 2))
     assert np.array_equal(rows(visual, 0)[:1], rows(visual, 3))
-    assert not np.any(np.all(text.vectors == 0, axis=1))
+    assert not np.any(np.all(text.values == 0, axis=1))
 
 
 def test_images_that_cannot_be_used_are_listed_with_reasons(shop: Shop, log: pytest.LogCaptureFixture) -> None:
@@ -224,7 +224,7 @@ def test_unchanged_features_need_no_model(
     monkeypatch.setattr("msm4sr.features.efficientnet.EfficientNetLite0.__init__", no_model)
     second = extract_features(dataset, out, FeatureSettings())
     for name in ("text", "visual"):
-        assert np.array_equal(first[name].vectors, second[name].vectors)
+        assert np.array_equal(first[name].values, second[name].values)
     assert all("cannot be used" in message or message.startswith("  ") for message in log.messages)
 
 

@@ -56,17 +56,17 @@ def write(folder: Path, vectors: Any, ids: list[Any] | None = None, dtype: Any =
     ],
 )
 def test_lists_and_arrays_of_numbers_are_read(tmp_path: Path, vectors: Any, dtype: Any) -> None:
-    ids, counts, numbers = read_embeddings(write(tmp_path, vectors, dtype=dtype))
-    assert (ids, counts.tolist()) == (["a", "b"], [1, 1])
-    assert numbers.dtype == np.float32
-    assert numbers.tolist() == [[1, 2], [3, 4]]
+    ids, rows = read_embeddings(write(tmp_path, vectors, dtype=dtype))
+    assert (ids, rows.lengths.tolist()) == (["a", "b"], [1, 1])
+    assert rows.values.dtype == np.float32
+    assert rows.values.tolist() == [[1, 2], [3, 4]]
 
 
 def test_an_item_may_have_several_rows_or_none(tmp_path: Path) -> None:
     file = write(tmp_path, [[[1.0, 2.0], [3.0, 4.0]], [], None, [[5.0, 6.0]]])
     features = extract(file, tmp_path)
     assert features.offsets.tolist() == [0, 2, 2, 2, 3]
-    assert np.array_equal(features.vectors, [[1, 2], [3, 4], [5, 6]])
+    assert np.array_equal(features.values, [[1, 2], [3, 4], [5, 6]])
     missing = read_missing(tmp_path / STORE)
     assert missing.select("item", "item_id", "reason").rows() == [
         (1, "b", "no embedding in the file"),
@@ -80,7 +80,7 @@ def test_rows_follow_the_items_of_the_data_whatever_the_order_of_the_file(
     file = write(tmp_path, [[[1.0], [2.0]], [[3.0]], [[4.0], [5.0]], [[6.0]]], ["d", "x", "a", "y"])
     features = extract(file, tmp_path)
     assert features.offsets.tolist() == [0, 2, 2, 2, 4]
-    assert features.vectors.ravel().tolist() == [4, 5, 1, 2]
+    assert features.values.ravel().tolist() == [4, 5, 1, 2]
     assert f"audio: 2 of 4 lines of {file} name no item of the data and are ignored" in log.text
 
 
@@ -95,7 +95,7 @@ def test_a_file_is_read_once_and_again_when_it_or_the_items_change(
     extract(file, tmp_path, IDS[::-1])
     assert f"{folder}: the items changed since these embeddings were read; reading again" in log.text
     write(tmp_path, [[1.0], [5.0]])
-    assert extract(file, tmp_path).vectors.ravel().tolist() == [1, 5]
+    assert extract(file, tmp_path).values.ravel().tolist() == [1, 5]
     assert f"{folder}: the file changed since these embeddings were read; reading again" in log.text
     manifest = read_manifest(folder)
     assert manifest is not None

@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "text"
     write(folder, ROWS, settings={"n": 1})
     loaded = load_features(folder)
-    assert np.array_equal(loaded.vectors, VECTORS)
+    assert np.array_equal(loaded.values, VECTORS)
     assert loaded.offsets.tolist() == [0, 2, 2, 3]
     assert (loaded.item_ids, read_contents(folder)) == (IDS, ["h1", "h2", "h3"])
     rows = read_rows(folder)
@@ -63,7 +63,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_vectors_stay_on_disk(tmp_path: Path) -> None:
     write(tmp_path / "text")
-    vectors = load_features(tmp_path / "text").vectors
+    vectors = load_features(tmp_path / "text").values
     assert isinstance(vectors, np.memmap)
     assert vectors.ctypes.data % 64 == 0  # as memory that torch makes
 
@@ -79,7 +79,7 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 def test_no_rows_at_all_can_be_stored(tmp_path: Path) -> None:
     write_store(tmp_path / "visual", {}, StoreTables(["a", "b"], ["", ""], np.zeros(2, np.int64), NOTHING_MISSING), [])
-    assert load_features(tmp_path / "visual").vectors.shape == (0, 0)
+    assert load_features(tmp_path / "visual").values.shape == (0, 0)
 
 
 def test_writing_again_replaces_everything_and_leaves_nothing_behind(tmp_path: Path) -> None:

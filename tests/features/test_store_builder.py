@@ -137,7 +137,7 @@ def assert_holds(features: Features, catalogue: Catalogue, folder: Path) -> None
     assert np.diff(features.offsets).tolist() == [len(text.replace("-", "")) for text in texts]
     letters = [letter for text in texts for letter in text if letter != "-"]
     if letters:
-        assert np.allclose(features.vectors, [vector(letter) for letter in letters], atol=1e-5)
+        assert np.allclose(features.values, [vector(letter) for letter in letters], atol=1e-5)
     table = read_rows(folder)
     assert (table["image"].to_list() if table is not None else []) == [f"{letter}.png" for letter in letters]
     expected = [

@@ -377,7 +377,7 @@ def test_a_model_reads_its_features_where_the_caller_has_them() -> None:
     rows = {a: Features(np.ones((2, 3), np.float32), np.array([0, 1, 2]), ["i", "j"]) for a in ("text", "visual")}
     model = from_preset("best", rows, dim=8, inner_dim=8, experts=2)
     for name, given in rows.items():
-        assert np.shares_memory(model.features[name].values.numpy(), given.vectors)
+        assert np.shares_memory(model.features[name].values.numpy(), given.values)
 
 
 # What is refused

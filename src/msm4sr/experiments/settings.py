@@ -109,7 +109,7 @@ def from_preset(name: str, features: Mapping[str, Features], seed: int = 0, **ch
 
 def feature_tensors(features: Mapping[str, Features]) -> dict[str, Ragged[Any]]:
     """Stored features as tensors, in the memory (or the mapped file) where they are."""
-    return {name: as_tensors(Ragged(rows.vectors, rows.offsets)) for name, rows in features.items()}
+    return {name: as_tensors(rows) for name, rows in features.items()}
 
 
 def change_settings(settings: RunSettings, changes: Sequence[str]) -> RunSettings:

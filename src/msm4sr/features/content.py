@@ -174,7 +174,7 @@ class ContentEncoder:
         if manifest.get("tagger") == LabelTagger.name:
             return label_tagger(self._encoders)
         images, text, words = (load_features(self.folder / names[kind]) for kind in ("images", "text", "vocabulary"))
-        return TextSpaceTagger(words.item_ids, words.vectors, fit_map(images, text, float(manifest["ridge"])))
+        return TextSpaceTagger(words.item_ids, words.values, fit_map(images, text, float(manifest["ridge"])))
 
     def _manifest(self, name: str) -> dict[str, Any]:
         manifest = read_manifest(self.folder / name)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from msm4sr.errors import InputError
+from msm4sr.ragged import Ragged
 
 
 def file_hash(file: Path) -> str:
@@ -24,11 +25,11 @@ def file_hash(file: Path) -> str:
         raise InputError(f"{file}: cannot be read ({error.strerror}); give a Parquet file of embeddings") from None
 
 
-def read_embeddings(file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_embeddings(file: Path) -> tuple[list[str], Ragged]:
     """Read a file of embeddings into memory.
 
     Returns:
-        The item ids [lines], the rows of each line int64 [lines], and the vectors float32 [rows, dim].
+        The item id of each line, and its rows: float32 [rows, dim].
 
     Raises:
         InputError: the file is not Parquet or lacks a column; or, with its row, an id that is null or repeated, a
@@ -72,7 +73,7 @@ def read_embeddings(file: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(bad):
         raise refuse(int(lines[bad[0]]), "vector", "a number is null, NaN, infinite, or too large for float32")
-    return ids.to_list(), counts, numbers.astype(np.float32, copy=False)
+    return ids.to_list(), Ragged.from_lengths(numbers.astype(np.float32, copy=False), counts)
 
 
 def _columns(file: Path) -> tuple[pl.Series, pl.Series]:

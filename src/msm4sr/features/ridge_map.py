@@ -111,17 +111,17 @@ class RidgeMap:
 
 def fit_map(images: Features, text: Features, ridge: float) -> RidgeMap:
     """As `map_images`, but fitted on all items: for the images of new items."""
-    owners = images.owners
-    has_text = (text.counts > 0)[owners]
-    fitted = _fit(*_moments(np.asarray(images.vectors), item_means(text)[owners], np.flatnonzero(has_text)))
+    owners = images.row_numbers
+    has_text = (text.lengths > 0)[owners]
+    fitted = _fit(*_moments(np.asarray(images.values), item_means(text)[owners], np.flatnonzero(has_text)))
     return RidgeMap(fitted.mean_x, fitted.axes @ fitted.weights(ridge))
 
 
 def item_means(text: Features) -> np.ndarray:
     """float32 [items, dim]: the mean of the sentence vectors of each item, zeros if it has none."""
-    sums = np.zeros((len(text.counts), text.vectors.shape[1]), np.float64)
-    np.add.at(sums, text.owners, np.asarray(text.vectors))
-    means: np.ndarray = (sums / np.maximum(text.counts, 1)[:, None]).astype(np.float32)
+    sums = np.zeros((len(text), text.dim), np.float64)
+    np.add.at(sums, text.row_numbers, np.asarray(text.values))
+    means: np.ndarray = (sums / np.maximum(text.lengths, 1)[:, None]).astype(np.float32)
     return means
 
 

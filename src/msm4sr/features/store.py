@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, write_json
+from msm4sr.ragged import NumpyArray, Ragged
 
 logger = logging.getLogger(__name__)
 
@@ -41,53 +42,41 @@ MISSING = {"item": pl.Int64, "item_id": pl.String, "image": pl.String, "reason":
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class Features(Ragged[NumpyArray]):
     """The vectors of one modality for n items; an item without rows lacks the modality.
 
     Attributes:
-        vectors: float32 [rows, dim], memory-mapped when loaded.
-        offsets: int64 [n + 1]; the rows of item i are vectors[offsets[i]:offsets[i + 1]].
+        values: float32 [rows, dim], memory-mapped when loaded.
+        offsets: int64 [n + 1]; the rows of item i are values[offsets[i]:offsets[i + 1]].
         item_ids: the n items.
     """
 
-    vectors: np.ndarray
-    offsets: np.ndarray
     item_ids: Sequence[str]
 
     def __post_init__(self) -> None:
-        n, rows = len(self.item_ids), len(self.vectors)
+        n, rows = len(self.item_ids), len(self.values)
         if len(self.offsets) != n + 1:
             raise ValueError(f"{n} items need {n + 1} offsets, not {len(self.offsets)}")
         if self.offsets[0] != 0 or self.offsets[-1] != rows or np.any(np.diff(self.offsets) < 0):
-            raise ValueError(f"offsets must rise from 0 to the {rows} rows")
+            raise ValueError(f"offsets must ascend from 0 to the {rows} rows")
 
     @property
     def n_rows(self) -> int:
-        return len(self.vectors)
+        return len(self.values)
 
     @property
-    def counts(self) -> np.ndarray:
-        """int64 [n], the rows of each item."""
-        counts: np.ndarray = np.diff(self.offsets)
-        return counts
-
-    @property
-    def owners(self) -> np.ndarray:
-        """int64 [rows], the item of each row."""
-        return np.repeat(np.arange(len(self.item_ids)), self.counts)
+    def dim(self) -> int:
+        return int(self.values.shape[1])
 
     @property
     def n_items_with_rows(self) -> int:
-        return int(np.count_nonzero(self.counts))
+        return int(np.count_nonzero(self.lengths))
 
     def of(self, item_ids: Sequence[str]) -> Features:
         """The features of some of the items, in the order given."""
         place = {name: item for item, name in enumerate(self.item_ids)}
-        items = np.array([place[name] for name in item_ids], dtype=np.int64)
-        counts = self.counts[items]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-        return Features(self.vectors[np.repeat(self.offsets[items], counts) + within], offsets, list(item_ids))
+        rows = self.take(np.array([place[name] for name in item_ids], dtype=np.int64))
+        return Features(rows.values, rows.offsets, list(item_ids))
 
 
 # --- reading

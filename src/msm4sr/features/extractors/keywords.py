@@ -109,7 +109,7 @@ class KeywordExtractor(ChunkedExtractor):
 
     def _find_tagger(self, images: Features, text: Features | None) -> tuple[ImageTagger, np.ndarray]:
         """The tagger, and the image vectors that it ranks words for; `text` is for the offline tagger to learn from."""
-        vocabulary, vectors = self._vocabulary(), np.asarray(images.vectors)
+        vocabulary, vectors = self._vocabulary(), np.asarray(images.values)
         from_file = self.settings.vocabulary_file is not None
         self.extra["vocabulary"] = "word file" if from_file else "catalogue"
         if from_file or len(vocabulary) >= self.settings.num_keywords:
@@ -118,7 +118,7 @@ class KeywordExtractor(ChunkedExtractor):
             mapped = self._map_images(images, text)
             if mapped is not None:
                 words = VocabularyExtractor(self.job, vocabulary).extract()
-                return TextSpaceTagger(vocabulary, words.vectors), mapped
+                return TextSpaceTagger(vocabulary, words.values), mapped
         self.extra["vocabulary"] = LabelTagger.name
         if text is None:
             return ClipTagger(self.job.encoders.clip, list(dict.fromkeys(imagenet_labels()))), vectors
@@ -126,7 +126,7 @@ class KeywordExtractor(ChunkedExtractor):
 
     def _map_images(self, images: Features, text: Features) -> np.ndarray | None:
         """The images in the text space, out of fold; None if there are too few texts to learn from."""
-        has_both = int(np.count_nonzero((text.counts > 0) & (images.counts > 0)))
+        has_both = int(np.count_nonzero((text.lengths > 0) & (images.lengths > 0)))
         mapped = map_to_text_space(images, text) if has_both >= self.settings.min_texts else None
         if mapped is None and self.settings.vocabulary_file is not None:
             raise InputError(
@@ -196,8 +196,8 @@ def map_to_text_space(images: Features, text: Features) -> tuple[np.ndarray, flo
         The mapped images, the ridge, and the number of groups of near-duplicates; None if these put all texts into one
         fold (one placeholder image everywhere, for example), so that nothing can be learned out of fold.
     """
-    owners, has_text, means = images.owners, text.counts > 0, item_means(text)
-    vectors = np.asarray(images.vectors)
+    owners, has_text, means = images.row_numbers, text.lengths > 0, item_means(text)
+    vectors = np.asarray(images.values)
     groups = group_near_duplicates([(np.flatnonzero(has_text), means[has_text]), (owners, vectors)], len(text.item_ids))
     # Folds are balanced over the items that the map is fitted or used on, which are those with images.
     with_images = np.unique(owners)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from msm4sr.features.store import (
     write_store,
 )
 from msm4sr.features.store_builder import Shard
+from msm4sr.ragged import Ragged
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class PrecomputedExtractor(Extractor):
         found = find_current(self.folder, record)
         if found is not None and not cut_short(self.folder):
             return found
-        ids, counts, vectors = read_embeddings(self.file)
+        ids, embeddings = read_embeddings(self.file)
         lines = self._lines(ids)
         with locked(self.folder):
             recover(self.folder)
@@ -72,7 +72,7 @@ class PrecomputedExtractor(Extractor):
             if unknown:
                 found_in = f"{unknown:,} of {len(ids):,} lines of {self.file}"
                 logger.info("%s: %s name no item of the data and are ignored", self.modality, found_in)
-            self._write(record, lines, counts, vectors)
+            self._write(record, lines, embeddings)
         logger.info("%s read from %s, kept in %s", self.folder.name, self.file, self.folder)
         return load_features(self.folder)
 
@@ -87,17 +87,16 @@ class PrecomputedExtractor(Extractor):
             )
         return lines
 
-    def _write(self, record: dict[str, Any], lines: np.ndarray, of_lines: np.ndarray, vectors: np.ndarray) -> None:
-        counts = np.where(lines >= 0, of_lines[lines], 0)
-        first = np.where(lines >= 0, (np.cumsum(of_lines) - of_lines)[lines], 0)
+    def _write(self, record: dict[str, Any], lines: np.ndarray, embeddings: Ragged) -> None:
+        # Line -1 of an item without one becomes the empty row at the end.
+        rows = Ragged(embeddings.values, np.append(embeddings.offsets, embeddings.offsets[-1]))
+        counts = rows.lengths[lines]
         lacking = np.flatnonzero(counts == 0).tolist()
         missing = [(item, self.item_ids[item], None, REASON) for item in lacking]
-        contents = [
-            digest(hashlib.blake2b(vectors[start : start + n].tobytes()).hexdigest())
-            for start, n in zip(first.tolist(), counts.tolist(), strict=True)
-        ]
+        contents = [digest(hashlib.blake2b(rows[line % len(rows)].tobytes()).hexdigest()) for line in lines.tolist()]
         tables = StoreTables(self.item_ids, contents, counts, pl.DataFrame(missing, schema=MISSING, orient="row"))
-        write_store(self.folder, record, tables, _blocks(vectors, first, counts), vectors.shape[1])
+        blocks = (rows.take(lines[start : start + BLOCK]).values for start in range(0, len(lines), BLOCK))
+        write_store(self.folder, record, tables, blocks, rows.values.shape[1])
 
     def _log_change(self, record: dict[str, Any]) -> None:
         try:
@@ -108,10 +107,3 @@ class PrecomputedExtractor(Extractor):
         if manifest is not None:
             what = "the file" if manifest.get("encoder") != record["encoder"] else "the items"
             logger.info("%s: %s changed since these embeddings were read; reading again", self.folder, what)
-
-
-def _blocks(vectors: np.ndarray, first: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(counts), BLOCK):
-        begin, n = first[start : start + BLOCK], counts[start : start + BLOCK]
-        within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        yield vectors[np.repeat(begin, n) + within]
