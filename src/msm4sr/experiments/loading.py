@@ -26,7 +26,7 @@ from msm4sr.recommend.onnx_export import export_onnx
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import make_queries
 
-QUERIES = 500  # histories by which the recall of an approximate index is measured
+QUERIES = 500  # histories that measure the recall of an approximate index
 RANDOM_LENGTH = 10  # items of a random history
 
 

@@ -90,7 +90,7 @@ class ApproximateIndex:
         Args:
             folder: the model folder.
             item_vectors: [N, Q].
-            queries: vectors of histories [any, Q], by which the recall is measured.
+            queries: vectors of histories [any, Q], to measure the recall.
             settings: of the graph.
         """
         digest = hashlib.blake2b(item_vectors.contiguous().numpy().data, digest_size=16).hexdigest()

@@ -90,13 +90,13 @@ class Recommender:
         self._changing = Lock()
 
     @classmethod
-    def from_dataset(cls, model: Model, dataset: Dataset, strict: bool = False) -> Recommender:
+    def from_dataset(cls, model: Model, dataset: Dataset) -> Recommender:
         """The recommender of a model in memory that was trained on `dataset`; it takes no new items.
 
         The model is moved to the CPU and put into evaluation mode.
         """
         catalogue = Catalogue.of_model(model.cpu().eval(), Items.from_frame(dataset.items), str(dataset.folder))
-        return cls(model, catalogue, folder=dataset.folder, strict=strict)
+        return cls(model, catalogue, folder=dataset.folder)
 
     # -- looking up
 
@@ -107,7 +107,7 @@ class Recommender:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that can score alone, and by which similar items are found."""
+        """The modalities that can score alone, and that similar items can be compared in."""
         return modalities_of(self.model)
 
     @property

@@ -58,7 +58,7 @@ class Selection:
 
 
 def modalities_of(model: Model) -> tuple[str, ...]:
-    """The modalities that can score alone, and by which similar items are found."""
+    """The modalities that can score alone, and that similar items can be compared in."""
     return model.content_modalities if has_content(model) else ()
 
 

@@ -27,7 +27,7 @@ from msm4sr.serving.store import Change, ItemStore
 
 logger = logging.getLogger(__name__)
 
-PRODUCTS_INLINE = 1 << 22  # multiplications that are done between two requests; more are done in a thread
+PRODUCTS_INLINE = 1 << 22  # multiplications of a request in the event loop; a larger request runs in a thread
 
 
 class ServeSettings(BaseModel):
@@ -46,11 +46,11 @@ class ServeSettings(BaseModel):
     max_k: int = Field(200, ge=1, description="Items of a list, at most.")
     max_history: int = Field(2_000, ge=1, description="Items of a history in a request.")
     max_batch: int = Field(256, ge=1, description="Histories in a request.")
-    seconds: float = Field(30.0, gt=0, description="Within which a request must arrive completely.")
+    seconds: float = Field(30.0, gt=0, description="Time limit for the arrival of a request.")
 
 
 def default_state(run: Path) -> Path:
-    """RUN.state, beside the run: a link that is changed to a newer run keeps its added items."""
+    """RUN.state beside the run, so that a link to a newer run keeps the added items."""
     absolute = run.absolute()
     return absolute.with_name(absolute.name + ".state")
 

@@ -16,7 +16,8 @@ from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, Options, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
 
-HISTORIES_INLINE, READ_INLINE = 8, 200  # histories, and items of one that are read, likewise
+# The largest requests that are answered in the event loop: histories, and items that are read of one.
+HISTORIES_INLINE, READ_INLINE = 8, 200
 
 T = TypeVar("T")
 router = APIRouter(tags=["recommend"])
