@@ -46,7 +46,7 @@ class ServeSettings(BaseModel):
     max_k: int = Field(200, ge=1, description="Items of a list, at most.")
     max_history: int = Field(2_000, ge=1, description="Items of a history in a request.")
     max_batch: int = Field(256, ge=1, description="Histories in a request.")
-    seconds: float = Field(30.0, gt=0, description="Time limit for the arrival of a request.")
+    seconds: float = Field(30.0, gt=0, description="Time limit for receiving a request.")
 
 
 def default_state(run: Path) -> Path:
