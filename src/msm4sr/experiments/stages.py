@@ -17,7 +17,7 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
 from msm4sr.experiments.transfer import start_from
-from msm4sr.features.extract import extract_features, extract_shard
+from msm4sr.features.extractors.base import Extraction
 from msm4sr.features.precomputed import file_hash
 from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Shard
@@ -91,16 +91,7 @@ def extract_stage(
     """
     if not MODELS[run.settings.model.name].uses_features:
         return {}
-    features = extract_features(
-        complete_catalogue(run, dataset),
-        run.features,
-        run.settings.features,
-        progress,
-        precomputed=_unchanged_files(run),
-        device=run.settings.device.accelerator,
-        strict=strict,
-        merge=merge,
-    )
+    features = _extraction(run, dataset, progress, strict).extract(merge)
     if run.settings.dataset.hold_out_items:
         features = {modality: rows.of(dataset.item_ids) for modality, rows in features.items()}
     for modality, rows in features.items():
@@ -113,16 +104,19 @@ def extract_run_shard(
 ) -> None:
     """Encode one shard of the items into the features folder; nothing for a model that uses no features."""
     if MODELS[run.settings.model.name].uses_features:
-        extract_shard(
-            complete_catalogue(run, dataset),
-            run.features,
-            shard,
-            run.settings.features,
-            progress,
-            precomputed=_unchanged_files(run),
-            device=run.settings.device.accelerator,
-            strict=strict,
-        )
+        _extraction(run, dataset, progress, strict).extract_shard(shard)
+
+
+def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) -> Extraction:
+    return Extraction(
+        complete_catalogue(run, dataset),
+        run.features,
+        run.settings.features,
+        _unchanged_files(run),
+        run.settings.device.accelerator,
+        strict,
+        progress,
+    )
 
 
 def _describe_modality(modality: str, rows: Features, n_items: int) -> None:

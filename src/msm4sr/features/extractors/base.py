@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,22 +25,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is extracted, from which data, and where it is kept; see `extract_features`."""
+    """Which features are extracted, of which items, and where they are kept.
+
+    Attributes:
+        dataset: the items.
+        out: the features folder. Several processes may use it at once.
+        settings: encoders, and how much is read.
+        precomputed: modality to a Parquet file of precomputed embeddings (see `precomputed`), in place of an encoder,
+            or for a further modality. Such a modality reads neither texts nor images.
+        device: where the encoders run: "cpu", "cuda", ...; "auto" uses a GPU if there is one.
+        strict: an image that cannot be used is an error.
+        progress: shows the items that are done.
+    """
 
     dataset: Dataset
     out: Path
-    settings: FeatureSettings
-    encoders: Encoders
+    settings: FeatureSettings = FeatureSettings()
     precomputed: Mapping[str, Path] = field(default_factory=dict)
-    progress: Progress = field(default_factory=NoProgress)
+    device: str = "auto"
     strict: bool = False
-    merge: bool = False
+    progress: Progress = field(default_factory=NoProgress)
 
-    @property
-    def kinds(self) -> dict[str, str]:
-        """The kind of extractor of each modality."""
+    @cached_property
+    def encoders(self) -> Encoders:
+        return Encoders(self.settings, self.device)
+
+    def extract(self, merge: bool = False) -> dict[str, Features]:
+        """See `extract_features`; with `merge`, join what `extract_shard` encoded, and encode nothing.
+
+        Raises:
+            InputError: as `extract_features`; with `merge` also a missing shard.
+        """
+        extractors = self._extractors()
+        # Precomputed embeddings first: errors in their files appear at once.
+        order = sorted(extractors, key=lambda modality: modality not in self.precomputed)
+        found = {modality: extractors[modality].extract(merge) for modality in order}
+        return {modality: found[modality] for modality in extractors}
+
+    def extract_shard(self, shard: Shard) -> None:
+        """Encode one shard of the items; `extract(merge=True)` joins them when all shards are in `out`.
+
+        Only the images of the items of the shard are read.
+        """
+        for extractor in self._extractors().values():
+            extractor.extract_shard(shard)
+
+    def _extractors(self) -> dict[str, Extractor]:
+        self.out.mkdir(parents=True, exist_ok=True)
         kinds = {"text": "sentences", "visual": self.settings.visual.kind}
-        return kinds | dict.fromkeys(self.precomputed, "precomputed")
+        kinds |= dict.fromkeys(self.precomputed, "precomputed")
+        return {modality: EXTRACTORS[kind](self, modality) for modality, kind in kinds.items()}
 
 
 class Extractor(ABC):
@@ -54,12 +89,16 @@ class Extractor(ABC):
         self.job, self.modality = job, modality
 
     @abstractmethod
-    def extract(self) -> Features:
-        """The features of all items, from their store; what is new or changed is encoded first."""
+    def extract(self, merge: bool = False) -> Features:
+        """The features of all items, from their store; what is new or changed is encoded first.
+
+        Args:
+            merge: all chunks must come from shards.
+        """
 
     @abstractmethod
     def extract_shard(self, shard: Shard) -> None:
-        """Encode one shard of the items; `extract` with `job.merge` joins the shards."""
+        """Encode one shard of the items."""
 
 
 class ChunkedExtractor(Extractor):
@@ -98,8 +137,8 @@ class ChunkedExtractor(Extractor):
     def check(self, chunk: Chunk, items: Sequence[int]) -> None:
         """Raise InputError if a chunk, encoded or found, may not be used."""
 
-    def extract(self) -> Features:
-        return StoreBuilder(self, self.job.progress).build(self.job.merge)
+    def extract(self, merge: bool = False) -> Features:
+        return StoreBuilder(self, self.job.progress).build(merge)
 
     def extract_shard(self, shard: Shard) -> None:
         StoreBuilder(self, self.job.progress).build_shard(shard)

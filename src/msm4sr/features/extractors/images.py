@@ -42,8 +42,8 @@ class ImageExtractor(ChunkedExtractor):
         self._files = ImageFiles(job.dataset.folder)
         self._paths = job.dataset.items["image"]
 
-    def extract(self) -> Features:
-        features = super().extract()
+    def extract(self, merge: bool = False) -> Features:
+        features = super().extract(merge)
         self._report_unusable()
         return features
 

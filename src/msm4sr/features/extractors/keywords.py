@@ -29,7 +29,7 @@ from msm4sr.features.near_duplicates import assign_folds, group_near_duplicates
 from msm4sr.features.ridge_map import item_means, map_images
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current, read_manifest, read_missing, read_rows
-from msm4sr.features.store_builder import Shard, StoreBuilder
+from msm4sr.features.store_builder import Shard
 from msm4sr.progress import Advance
 
 
@@ -60,13 +60,15 @@ class KeywordExtractor(ChunkedExtractor):
     def extract_shard(self, shard: Shard) -> None:
         self.images.extract_shard(shard)
 
-    def extract(self) -> Features:
-        images = self.images.extract()
+    def extract(self, merge: bool = False) -> Features:
+        images = self.images.extract(merge)
         self.extra = {"made_of": self._made_of()}
         stored = find_current(self.folder, {**self.manifest, **self.extra})
         if stored is not None:
             return stored
-        words, scores = self._tag(images)
+        # The texts teach the offline tagger, even if precomputed embeddings replace them in the model.
+        text = self.sentences.extract(merge) if images.n_rows and not self.settings.uses_clip else None
+        words, scores = self._tag(images, text)
         self._lines = [" ".join(line) for line in words]
         self._bounds = images.offsets.tolist()
         rows = read_rows(self.images.folder)
@@ -75,7 +77,7 @@ class KeywordExtractor(ChunkedExtractor):
             pl.Series("words", words, pl.List(pl.String)), pl.Series("scores", scores).cast(pl.List(pl.Float32))
         )
         self.missing = read_missing(self.images.folder)
-        return StoreBuilder(self, self.job.progress).build()
+        return super().extract()
 
     def content_hashes(self, items: range) -> list[str]:
         return [digest(self._keywords(item)) for item in items]
@@ -95,12 +97,10 @@ class KeywordExtractor(ChunkedExtractor):
 
     # -- finding the words
 
-    def _tag(self, images: Features) -> tuple[list[list[str]], np.ndarray]:
+    def _tag(self, images: Features, text: Features | None) -> tuple[list[list[str]], np.ndarray]:
         """The words of each image and their scores, float32 [images, N]; `extra` records how they were found."""
         if not images.n_rows:
             return [], np.zeros((0, self.settings.num_keywords), np.float32)
-        # The texts teach the offline tagger, even if precomputed embeddings replace them in the model.
-        text = None if self.settings.uses_clip else self.sentences.extract()
         with self.job.progress.task("tagging images"):
             tagger, vectors = self._find_tagger(images, text)
             found = scored_words(tagger, vectors, self.settings.num_keywords)
@@ -166,9 +166,6 @@ class VocabularyExtractor(ChunkedExtractor):
             "encoder": job.encoders.sentence_record(),
             "settings": {"max_tokens": job.settings.text.max_tokens},
         }
-
-    def extract(self) -> Features:
-        return StoreBuilder(self, self.job.progress).build()
 
     def content_hashes(self, items: range) -> list[str]:
         return [digest(self.item_ids[word]) for word in items]

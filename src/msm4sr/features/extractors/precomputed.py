@@ -48,7 +48,7 @@ class PrecomputedExtractor(Extractor):
     def extract_shard(self, shard: Shard) -> None:
         """Nothing is encoded."""
 
-    def extract(self) -> Features:
+    def extract(self, merge: bool = False) -> Features:
         """See `Extractor.extract`; lines of items that are not in the data are counted in the log.
 
         Raises:
