@@ -49,6 +49,14 @@ def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: 
             raise Refused(422, f"a history of {len(history):,} items; send the latest {settings.max_history:,} at most")
 
 
+def as_file(request: Request, data: bytes, tag: str, media_type: str, cache: str) -> Response:
+    """A file with its ETag and Cache-Control; 304 for a caller that has it."""
+    headers = {"ETag": tag, "Cache-Control": cache}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)
+
+
 def as_json(value: Any, status: int = 200) -> Response:
     """An answer from dataclasses, without another validation."""
     return Response(orjson.dumps(value), status, media_type="application/json")

@@ -55,38 +55,22 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Make a problem document of every exception that a route raises."""
-    for kind, handler in HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    for kind in (Refused, InputError, RequestValidationError, HTTPException, sqlite3.Error):
+        app.add_exception_handler(kind, _answer)
 
 
-async def _refused(request: Request, error: Any) -> JSONResponse:
-    return problem(error.status, error.detail, error.headers)
-
-
-async def _wrong_input(request: Request, error: Any) -> JSONResponse:
-    status = 404 if isinstance(error, UnknownItem) else 409 if isinstance(error, ItemExists) else 422
-    return problem(status, str(error))
-
-
-async def _invalid(request: Request, error: Any) -> JSONResponse:
-    return problem(422, describe_errors(error.errors()))
-
-
-async def _http(request: Request, error: Any) -> JSONResponse:
-    return problem(error.status_code, _advice(request, error), dict(error.headers or {}))
-
-
-async def _store(request: Request, error: Any) -> JSONResponse:
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    match error:
+        case Refused():
+            return problem(error.status, error.detail, error.headers)
+        case InputError():
+            status = 404 if isinstance(error, UnknownItem) else 409 if isinstance(error, ItemExists) else 422
+            return problem(status, str(error))
+        case RequestValidationError():
+            return problem(422, describe_errors(error.errors()))
+        case HTTPException():
+            return problem(error.status_code, _advice(request, error), dict(error.headers or {}))
     return problem(503, f"the store of items did not answer ({error}); try again later", {"Retry-After": "5"})
-
-
-HANDLERS: dict[type[Exception], Any] = {
-    Refused: _refused,
-    InputError: _wrong_input,
-    RequestValidationError: _invalid,
-    HTTPException: _http,
-    sqlite3.Error: _store,
-}
 
 
 def describe_errors(errors: Sequence[Any]) -> str:

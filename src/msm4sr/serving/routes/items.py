@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, Up
 from msm4sr.data.items import Item
 from msm4sr.recommend.catalogue import LONGEST_ID
 from msm4sr.serving.cards import find_rows, make_card
-from msm4sr.serving.dependencies import CurrentService, ItemPath, as_json, authorize, check_sizes
+from msm4sr.serving.dependencies import CurrentService, ItemPath, as_file, as_json, authorize, check_sizes
 from msm4sr.serving.problems import Refused, described
 from msm4sr.serving.schemas import Cards, ItemDetails, SimilarItems
 from msm4sr.serving.service import Service
@@ -94,10 +94,7 @@ async def image(
     thumbnail = await anyio.to_thread.run_sync(thumbnails.get, item_id, number, side)
     if thumbnail is None:
         raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no image {number} that can be shown")
-    headers = {"ETag": thumbnail.tag, "Cache-Control": "private, max-age=300"}
-    if request.headers.get("if-none-match") == thumbnail.tag:
-        return Response(status_code=304, headers=headers)
-    return Response(thumbnail.data, media_type="image/jpeg", headers=headers)
+    return as_file(request, thumbnail.data, thumbnail.tag, "image/jpeg", "private, max-age=300")
 
 
 @router.get("/{item_id:path}/similar", response_model=SimilarItems, responses=described(404))

@@ -23,7 +23,7 @@ from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.recommender import Recommendation, Recommender
 from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
 from msm4sr.serving.cards import find_rows, image_path, make_card
-from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
+from msm4sr.serving.dependencies import CurrentService, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.routes.items import PAGE
 from msm4sr.serving.schemas import Card, ReasonedCards, RecommendRequest
@@ -125,10 +125,7 @@ def _recommend(recommender: Recommender, body: RecommendRequest) -> Response:
 async def static(name: str, request: Request) -> Response:
     if name not in STATIC:
         raise Refused(404, f"there is no file {name[:100]!r}")
-    data, tag = _static(name)
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers={"ETag": tag})
-    return Response(data, media_type=STATIC[name][1], headers={"ETag": tag, "Cache-Control": "no-cache"})
+    return as_file(request, *_static(name), STATIC[name][1], "no-cache")
 
 
 @cache
