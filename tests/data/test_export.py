@@ -11,7 +11,7 @@ import yaml
 
 from msm4sr.data.export import export_csv, export_recbole
 from msm4sr.data.preparation.pipeline import prepare
-from msm4sr.data.preparation.rules import Rules
+from msm4sr.data.preparation.source import Rules
 from msm4sr.data.sources.recbole import RecBole
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError

@@ -18,10 +18,10 @@ from amazon_files import dumps, events, item_2018, review_2018, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msm4sr.data.kcore import k_core
+from msm4sr.data.dataset import k_core
 from msm4sr.data.preparation import pipeline
 from msm4sr.data.preparation.pipeline import prepare
-from msm4sr.data.preparation.rules import Rules
+from msm4sr.data.preparation.source import Rules
 from msm4sr.data.sources.amazon import Amazon
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
@@ -158,11 +158,11 @@ def test_another_image_is_another_result(tmp_path: Path) -> None:
 PREPARE = """
 import sys
 from pathlib import Path
-from msm4sr.data.preparation import pipeline, rows, rules, writing
+from msm4sr.data.preparation import catalogue, interactions, pipeline, rows, source
 from msm4sr.data.sources import amazon
-writing.ROW_GROUP, writing.ITEM_GROUP, rows.BLOCK = 1000, 16, 300
-source = amazon.Amazon(reviews=sys.argv[1], meta=sys.argv[2])
-pipeline.prepare(source, Path(sys.argv[3]), rules.Rules(**rules.LIKE_PAPER))
+interactions.ROW_GROUP, catalogue.ITEM_GROUP, rows.BLOCK = 1000, 16, 300
+data = amazon.Amazon(reviews=sys.argv[1], meta=sys.argv[2])
+pipeline.prepare(data, Path(sys.argv[3]), source.Rules(**source.LIKE_PAPER))
 """
 
 

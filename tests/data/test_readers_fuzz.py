@@ -17,9 +17,7 @@ from amazon_files import dumps, events, item_2014, item_2018, item_2023, review_
 from test_movielens import write_100k, write_csv, write_dat
 
 from msm4sr.data.preparation.pipeline import prepare
-from msm4sr.data.preparation.report import PrepareReport
-from msm4sr.data.preparation.rules import Rules
-from msm4sr.data.preparation.source import Source
+from msm4sr.data.preparation.source import PrepareReport, Rules, Source
 from msm4sr.data.sources.amazon import Amazon
 from msm4sr.data.sources.movielens import MovieLens
 from msm4sr.data.sources.recbole import RecBole

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.data.preparation import images as image_files
+from msm4sr.data.preparation import catalogue as image_files
 from msm4sr.data.preparation import pipeline
-from msm4sr.data.preparation.report import PrepareReport
-from msm4sr.data.preparation.rules import Rules
+from msm4sr.data.preparation.source import PrepareReport, Rules
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
 

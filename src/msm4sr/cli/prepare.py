@@ -84,7 +84,7 @@ def source_command(name: str, source: type[Source]) -> Any:
 def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_paper: bool, **options: Any) -> None:
     """Run the command of a source."""
     from msm4sr.data.preparation.pipeline import prepare
-    from msm4sr.data.preparation.rules import LIKE_PAPER
+    from msm4sr.data.preparation.source import LIKE_PAPER
 
     # A column that the user names must exist, even by its default name: pass on only the options that were given.
     defaults = {name for name in options if "DEFAULT" in str(ctx.get_parameter_source(name))}

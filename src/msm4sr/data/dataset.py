@@ -31,7 +31,6 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from msm4sr.data.kcore import k_core
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
@@ -228,6 +227,33 @@ def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
     names = sorted({name for row in rows for name in row})
     number = {name: n for n, name in enumerate(names)}
     return Ragged.from_rows(([number[name] for name in row] for row in rows), np.int32), names
+
+
+def k_core(
+    user: Ints, item: Ints, n_users: int, n_items: int, user_core: int, item_core: int
+) -> tuple[Flags, Flags, Flags]:
+    """Drop users and items with too few interactions until all that remain have enough.
+
+    Args:
+        user: number of the user of each interaction; repeats count.
+        item: number of the item of each interaction.
+        n_users: number of users.
+        n_items: number of items.
+        user_core: interactions that a user needs; 0 keeps all users.
+        item_core: interactions that an item needs; 0 keeps all items.
+
+    Returns:
+        Which users, items and interactions remain: bool [n_users], [n_items], [interactions].
+    """
+    kept = np.ones(len(user), dtype=bool)
+    while True:
+        keep_user = np.bincount(user, minlength=n_users) >= user_core
+        keep_item = np.bincount(item, minlength=n_items) >= item_core
+        stay = keep_user[user] & keep_item[item]
+        if stay.all():
+            return keep_user, keep_item, kept
+        kept[kept] = stay
+        user, item = user[stay], item[stay]
 
 
 class _Remaining:

@@ -11,6 +11,11 @@ import numpy as np
 import polars as pl
 
 
+def is_url(image: str) -> bool:
+    """Whether an image is a URL and not a path."""
+    return image.startswith(("https://", "http://"))
+
+
 @dataclass(frozen=True, eq=False)
 class Item:
     """An item of a catalogue, or one to add: an id, its content, and optionally its features.

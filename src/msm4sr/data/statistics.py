@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msm4sr.data.preparation.images import is_url
+from msm4sr.data.items import is_url
 from msm4sr.data.schema import INTERACTIONS, read_items, scan_interactions
 from msm4sr.errors import InputError
 

@@ -32,10 +32,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from msm4sr.data.preparation.images import SafeNames, is_url
-from msm4sr.data.preparation.writing import write_items
-from msm4sr.data.provenance import PROVENANCE, result_record
-from msm4sr.data.schema import ITEMS, read_items
+from msm4sr.data.items import is_url
+from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames
+from msm4sr.data.preparation.interactions import write_parquet
+from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, result_record
 from msm4sr.errors import InputError
 from msm4sr.features.images import FORMATS, BrokenImage, decode_image
 from msm4sr.files import atomic_file, write_json
@@ -163,7 +163,7 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
             pl.Series("image", image, pl.List(pl.String()))
         )
         with atomic_file(folder / ITEMS) as unfinished:
-            write_items(table.lazy(), unfinished)
+            write_parquet(table.lazy(), unfinished, ITEM_GROUP)
     (folder / FAILED).unlink(missing_ok=True)
     if report.failed:
         owners: dict[str, list[str]] = {}

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from msm4sr.data.items import Item
-from msm4sr.data.preparation.images import is_url
-from msm4sr.data.provenance import PROVENANCE
+from msm4sr.data.items import Item, is_url
+from msm4sr.data.schema import PROVENANCE
 from msm4sr.data.statistics import Statistics
 from msm4sr.files import write_text
 from msm4sr.reports.pages.bars import bar_chart, histogram

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
-from msm4sr.data.items import Items
-from msm4sr.data.preparation.images import is_url
+from msm4sr.data.items import Items, is_url
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.schemas import Card

@@ -31,14 +31,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from msm4sr.data.kcore import Ints
-from msm4sr.data.preparation.images import ImageFolder
-from msm4sr.data.preparation.report import PrepareReport
-from msm4sr.data.preparation.rules import Interactions, Rules, distinct
-from msm4sr.data.preparation.source import Source
-from msm4sr.data.preparation.writing import write_catalogue, write_interactions, write_part
-from msm4sr.data.provenance import PROVENANCE, file_record, result_record
-from msm4sr.data.schema import INTERACTIONS, ITEMS
+from msm4sr.data.dataset import Ints
+from msm4sr.data.preparation.catalogue import ImageFolder, write_catalogue, write_part
+from msm4sr.data.preparation.interactions import Interactions
+from msm4sr.data.preparation.source import PrepareReport, Rules, Source
+from msm4sr.data.schema import INTERACTIONS, ITEMS, PROVENANCE, file_record, result_record
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder, write_json
 
@@ -65,15 +62,15 @@ def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareRep
         parts = [] if catalogue is None else list(reader.spill_items(catalogue, folder / "parts"))
         n_catalogue = len(reader.items)
         interactions = reader.read_interactions(blocks)
-        user_ids, item_ids = (pl.Series(list(ids), dtype=pl.String) for ids in (reader.users, reader.items))
         del reader
-        interactions.apply(report.rules, len(user_ids), len(item_ids), report)
-        if not len(interactions):
+        interactions.apply(report.rules, report)
+        if not len(interactions.user):
             raise report.nothing_left(source.files[0], "; use a smaller core")
         interactions.sort()
+        interactions.write(folder / INTERACTIONS, report)
         seen = pl.Series(interactions.item).unique(maintain_order=True).to_numpy()
-        write_interactions(interactions, user_ids, item_ids, folder / INTERACTIONS, report)
-        del interactions, user_ids
+        item_ids = interactions.item_ids
+        del interactions
 
         kept = np.zeros(len(item_ids), dtype=bool)
         kept[:n_catalogue] = report.rules.unseen_items == "keep" and not report.rules.item_core
@@ -111,7 +108,7 @@ class _Reader:
         report.items_read = 0
         for number, block in enumerate(blocks):
             known = len(self.items)
-            code = _numbers(block["item_id"].to_list(), self.items)
+            code = _numbers(block["item_id"], self.items)
             new = pl.Series((code >= known) & pl.Series(code).is_first_distinct().to_numpy())
             reason = "items with an ID that an earlier row has"
             block = self._keep(block.with_columns(code=code), new, reason, path, shown="item_id")
@@ -127,14 +124,19 @@ class _Reader:
         for block in blocks:
             for name, values in self._numbered(self._rated(block, path), path, known_only).items():
                 columns.setdefault(name, []).append(values)
-        report.step("read", report.interactions_read)
+        report.steps.append({"step": "read", "interactions": report.interactions_read})
         if not self.users:
             raise report.nothing_left(path)
         joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
-        order = joined.get("time", joined.get("position"))
-        found = Interactions(joined["user"], joined["item"], order, joined.get("rating"), has_time="time" in joined)
-        report.step("usable rows", len(found), len(self.users), distinct(found.item, len(self.items)))
-        return found
+        return Interactions(
+            user=joined["user"],
+            item=joined["item"],
+            order=joined.get("time", joined.get("position")),
+            rating=joined.get("rating"),
+            has_time="time" in joined,
+            user_ids=pl.Series(list(self.users), dtype=pl.String),
+            item_ids=pl.Series(list(self.items), dtype=pl.String),
+        )
 
     def _rated(self, block: pl.DataFrame, path: Path) -> pl.DataFrame:
         lowest = self._report.rules.min_rating
@@ -146,15 +148,10 @@ class _Reader:
         return self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}", path)
 
     def _numbered(self, block: pl.DataFrame, path: Path, known_only: bool) -> dict[str, Ints]:
-        ids = block["item_id"].to_list()
-        if known_only:
-            item: Ints = np.fromiter((self.items.get(name, -1) for name in ids), np.int32, len(ids))
-            reason = "interactions with an item that the catalogue lacks"
-            block = self._keep(block, pl.Series(item >= 0), reason, path, shown="item_id")
-            item = item[item >= 0]
-        else:
-            item = _numbers(ids, self.items)
-        columns = {"item": item, "user": _numbers(block["user_id"].to_list(), self.users)}
+        item = _numbers(block["item_id"], self.items, known_only)
+        reason = "interactions with an item that the catalogue lacks"
+        block = self._keep(block, pl.Series(item >= 0), reason, path, shown="item_id")
+        columns = {"item": item[item >= 0], "user": _numbers(block["user_id"], self.users)}
         for name, dtype in (("time", pl.Int64), ("position", pl.Int64), ("rating", pl.Float32)):
             if name in block.columns:
                 columns[name] = block[name].cast(dtype).to_numpy()
@@ -174,9 +171,12 @@ class _Reader:
         return block.filter(kept)
 
 
-def _numbers(ids: Sequence[str], codes: dict[str, int]) -> Ints:
-    """The number of each ID (int32); new IDs are added to `codes`."""
-    return np.fromiter((codes.setdefault(name, len(codes)) for name in ids), np.int32, len(ids))
+def _numbers(ids: pl.Series, codes: dict[str, int], known_only: bool = False) -> Ints:
+    """The number of each ID (int32); new IDs are added to `codes`, or are -1 (`known_only`)."""
+    names = ids.to_list()
+    if known_only:
+        return np.fromiter((codes.get(name, -1) for name in names), np.int32, len(names))
+    return np.fromiter((codes.setdefault(name, len(codes)) for name in names), np.int32, len(names))
 
 
 def _unlisted_items(item_ids: pl.Series, codes: Ints, parts: Sequence[Path], folder: Path) -> list[Path]:
@@ -184,22 +184,17 @@ def _unlisted_items(item_ids: pl.Series, codes: Ints, parts: Sequence[Path], fol
     if parts and not len(codes):
         return []
     schema = pl.read_parquet_schema(parts[0]) if parts else {"item_id": pl.String(), "code": pl.Int32()}
-    known = pl.DataFrame({"item_id": item_ids.gather(codes), "code": pl.Series(codes, dtype=pl.Int32)})
-    part = known.select(
-        pl.col(name) if name in known.columns else pl.lit(None, dtype).alias(name) for name, dtype in schema.items()
-    )
-    return [write_part(part, folder, len(parts))]
+    known = {"item_id": item_ids.gather(codes), "code": codes}
+    return [write_part(pl.DataFrame({name: known.get(name) for name in schema}, schema), folder, len(parts))]
 
 
 def _provenance(source: Source, report: PrepareReport, folder: Path) -> dict[str, Any]:
     counts = asdict(report)
-    for name in ("out", "rules"):
-        del counts[name]
     return {
         "made_by": f"msm4sr {version('msm4sr')}, polars {pl.__version__}",
         "format": source.format,
         "sources": [file_record(path) for path in source.files],
         "settings": {**report.rules.model_dump(mode="json"), **source.settings()},
-        **counts,
+        **{name: counts[name] for name in counts if name not in ("out", "rules")},
         "result": result_record(folder),
     }

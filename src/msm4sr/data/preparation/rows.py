@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.preparation.source import PrepareReport
 from msm4sr.errors import InputError
 
 CHUNK = 1 << 20  # bytes that are read at a time

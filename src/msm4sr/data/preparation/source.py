@@ -1,17 +1,104 @@
-"""What a source is: a format that `msm4sr prepare` reads."""
+"""What `msm4sr prepare` works with: a source (a format), the rules that apply to every source, and the report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from msm4sr.data.preparation.report import PrepareReport
-from msm4sr.data.preparation.rules import Rules
+from msm4sr.errors import InputError
 from msm4sr.registry import Registry
+
+
+class Rules(BaseModel):
+    """Which interactions and items are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_rating: float | None = Field(None, description="Drop interactions with a lower rating, or without one.")
+    user_core: int = Field(0, ge=0, description="Drop users with fewer interactions, until all satisfy both cores.")
+    item_core: int = Field(0, ge=0, description="Drop items with fewer interactions, until all satisfy both cores.")
+    repeats: Literal["keep", "last"] = Field(
+        "keep", description="last: of a user's interactions with the same item keep only the latest."
+    )
+    unknown_items: Literal["keep", "drop"] = Field(
+        "keep", description="Interactions with an item that the catalogue lacks."
+    )
+    unseen_items: Literal["keep", "drop"] = Field("keep", description="Items without interactions.")
+    max_invalid_fraction: float = Field(
+        0.01, ge=0, le=1, description="Fraction of invalid rows in a file up to which they are dropped; else an error."
+    )
+
+
+LIKE_PAPER: Mapping[str, Any] = {"user_core": 5, "repeats": "last", "unseen_items": "drop"}
+
+
+@dataclass
+class Drop:
+    """What was dropped for one reason, with the first case."""
+
+    reason: str
+    count: int
+    example: str
+
+
+@dataclass
+class PrepareReport:
+    """What was read, kept and dropped; `provenance.json` of the folder holds the same.
+
+    Attributes:
+        items_read: None without a table of items: the items are those of the interactions.
+        with_urls: items whose images include a URL that is yet to be fetched.
+        order: what the order of a history is based on.
+        steps: name of each step, with the number of interactions, users and seen items after it.
+    """
+
+    out: Path
+    rules: Rules
+    interactions_read: int = 0
+    interactions_kept: int = 0
+    users: int = 0
+    items_read: int | None = None
+    items_kept: int = 0
+    with_title: int = 0
+    with_text: int = 0
+    with_categories: int = 0
+    with_image: int = 0
+    with_urls: int = 0
+    order: str = ""
+    steps: list[dict[str, int | str]] = field(default_factory=list)
+    dropped: list[Drop] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, count: int, example: str) -> None:
+        """Count what is dropped; of each reason the first example stays."""
+        known = next((drop for drop in self.dropped if drop.reason == reason), None)
+        if known is not None:
+            known.count += count
+        elif count:
+            self.dropped.append(Drop(reason, count, example))
+
+    def nothing_left(self, path: Path, advice: str = "") -> InputError:
+        """The error where no interaction is left: says what was dropped."""
+        why = "; ".join(f"{drop.count} {drop.reason}" for drop in self.dropped) or "the file has no rows"
+        return InputError(f"{path}: no interaction is left of {self.interactions_read:,} ({why}){advice}")
+
+    def lines(self) -> list[str]:
+        """The report, one fact a line, to be printed."""
+        read = "those of the interactions" if self.items_read is None else f"{self.items_read:,} read"
+        return [
+            f"interactions  {self.interactions_kept:,} kept of {self.interactions_read:,}, {self.users:,} users",
+            f"order         {self.order}",
+            f"items         {self.items_kept:,} kept ({read}): {self.with_title:,} with title, "
+            f"{self.with_text:,} text, {self.with_categories:,} categories, {self.with_image:,} image",
+            *(f"dropped       {drop.count:,} {drop.reason} (first: {drop.example})" for drop in self.dropped),
+            *(f"note          {note}" for note in self.notes),
+            f"written       {self.out}",
+        ]
 
 
 class Source(BaseModel):
@@ -68,13 +155,9 @@ class Source(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """The fields for provenance.json, without paths, which differ between machines."""
-        paths = {
-            name
-            for name, field in type(self).model_fields.items()
-            if Path in (field.annotation, *get_args(field.annotation))
-        }
+        fields = type(self).model_fields.items()
+        paths = {name for name, info in fields if Path in (info.annotation, *get_args(info.annotation))}
         return self.model_dump(mode="json", exclude=paths)
 
 
 SOURCES: Registry[type[Source]] = Registry("source", "msm4sr.sources", ["msm4sr.data.sources"])
-"""All sources by name."""

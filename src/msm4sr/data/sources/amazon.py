@@ -30,11 +30,9 @@ import orjson
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.images import is_url
-from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.items import is_url
 from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
-from msm4sr.data.preparation.rules import Rules
-from msm4sr.data.preparation.source import SOURCES, Source
+from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
 from msm4sr.data.schema import ITEM_COLUMNS
 
 EARLIEST, LATEST = 788_918_400, 4_102_444_800  # seconds: Amazon opened in 1995; the year 2100

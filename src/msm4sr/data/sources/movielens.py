@@ -21,9 +21,8 @@ from typing import ClassVar, NamedTuple
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.report import PrepareReport
 from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
-from msm4sr.data.preparation.source import SOURCES, Source
+from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError

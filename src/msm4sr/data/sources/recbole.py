@@ -17,9 +17,8 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.report import PrepareReport
 from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks, read_header
-from msm4sr.data.preparation.source import SOURCES, Source
+from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
 

@@ -24,11 +24,9 @@ import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from msm4sr.data.preparation.images import is_url
-from msm4sr.data.preparation.report import PrepareReport
+from msm4sr.data.items import is_url
 from msm4sr.data.preparation.rows import END_OF_TIME, MICROSECONDS
-from msm4sr.data.preparation.rules import Rules
-from msm4sr.data.preparation.source import SOURCES, Source
+from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
 from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.schema import id_strings, require_columns
 from msm4sr.errors import InputError

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from msm4sr.data.items import Item
-from msm4sr.data.preparation.images import is_url
+from msm4sr.data.items import Item, is_url
 from msm4sr.features.images import BrokenImage, load_image
 
 SIDE = 240  # pixels of the longer side: sharp on a card of 120 CSS pixels on a dense screen, about 8 kB

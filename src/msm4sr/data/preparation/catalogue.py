@@ -1,4 +1,4 @@
-"""Which image belongs to which item: files of a folder, or URLs to be fetched later."""
+"""The catalogue of a prepared folder: its images, found by item and copied, and `items.parquet`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import polars as pl
+
+from msm4sr.data.dataset import Flags
+from msm4sr.data.items import is_url
+from msm4sr.data.preparation.interactions import write_parquet
+from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.schema import ITEM_COLUMNS, ITEMS
 from msm4sr.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+ITEM_GROUP = 1 << 16  # items of a row group: their texts are long
 
 Image = Path | str
 """A file, links resolved, or a URL."""
-
-
-def is_url(name: str) -> bool:
-    """Whether an image is a URL and not a path."""
-    return name.startswith(("https://", "http://"))
 
 
 class ImageFolder:
@@ -112,14 +115,46 @@ class SafeNames:
         self._used.add(name.lower())
 
 
-def copy_images(item_id: str, images: Sequence[Image], folder: Path, names: SafeNames) -> list[str]:
-    """Copy the files among `images` to `folder / "images"`. Returns the item's images there: paths and URLs."""
-    copied = []
-    for number, image in enumerate(images):
-        if isinstance(image, Path):
-            name = names.new(item_id, number, image.suffix.lower())
-            shutil.copyfile(image, folder / "images" / name)
-            copied.append(f"images/{name}")
-        else:
-            copied.append(image)
-    return copied
+def write_part(frame: pl.DataFrame, folder: Path, number: int) -> Path:
+    """Write a part of the catalogue, to be read again by `write_catalogue`."""
+    path = folder / f"{number:06d}.parquet"
+    frame.write_parquet(path, compression="lz4")
+    return path
+
+
+def write_catalogue(
+    parts: Sequence[Path], kept: Flags, images: ImageFolder, where: Path, folder: Path, report: PrepareReport
+) -> None:
+    """Copy the images of the items that are kept (bool [codes]), and join the parts in `items.parquet`.
+
+    `parts` have the column `code` and some of `ITEM_COLUMNS`; they are overwritten. `where` names the file of the items
+    in messages.
+    """
+    names = SafeNames()
+    for path in parts:
+        part = pl.read_parquet(path)
+        part = part.filter(pl.Series(kept[part["code"].to_numpy()]))
+        ids = part["item_id"].to_list()
+        listed = [paths or [] for paths in part["image"].to_list()] if "image" in part.columns else [None] * len(ids)
+        copied: list[list[str] | None] = []
+        for item_id, paths in zip(ids, listed, strict=True):
+            found = images.find(item_id, paths, f"{where}: item {item_id!r}")
+            copied.append([_copy(image, folder, item_id, n, names) for n, image in enumerate(found)] or None)
+        part = part.with_columns(pl.Series("image", copied, ITEM_COLUMNS["image"]))
+        part = part.select(name for name in ITEM_COLUMNS if name in part.columns)
+        report.items_kept += len(part)
+        report.with_urls += sum(any(map(is_url, paths or ())) for paths in copied)
+        for name in part.columns[1:]:
+            counter = f"with_{name}"
+            setattr(report, counter, getattr(report, counter) + part[name].count())
+        part.write_parquet(path, compression="lz4")
+    write_parquet(pl.scan_parquet(list(parts), glob=False), folder / ITEMS, ITEM_GROUP)
+
+
+def _copy(image: Image, folder: Path, item_id: str, number: int, names: SafeNames) -> str:
+    """Copy a file to `folder / "images"`. Returns its path in `folder`; a URL stays one."""
+    if isinstance(image, str):
+        return image
+    name = f"images/{names.new(item_id, number, image.suffix.lower())}"
+    shutil.copyfile(image, folder / name)
+    return name
