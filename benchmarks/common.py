@@ -1,15 +1,13 @@
-"""Options, measurements of the machine, generated features and plots that the benchmarks share."""
+"""Options, measurements of the machine and plots that the benchmarks share."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import torch
 import typer
 
@@ -27,14 +25,6 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of PyTor
 Plot = Annotated[Path, typer.Option("--out", help="The file of the plot (needs matplotlib).")]
 
 MATRIX_SIZE = 2048  # 48 MiB for three matrices in float32, more than the caches hold
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Generated features of one modality: item i has rows `vectors[offsets[i]:offsets[i + 1]]`."""
-
-    vectors: np.ndarray
-    offsets: np.ndarray
 
 
 def describe_preset(preset: str, changes: Sequence[str]) -> str:

@@ -27,7 +27,6 @@ from common import (
     Changes,
     Plot,
     Preset,
-    Rows,
     Threads,
     describe,
     describe_preset,
@@ -41,8 +40,8 @@ from steps import Limit, Stage, run_steps
 
 from msm4sr.cli.console import handle_errors
 from msm4sr.data.dataset import Dataset
-from msm4sr.experiments.settings import feature_tensors, resolve_settings
-from msm4sr.models.base import Inputs
+from msm4sr.experiments.settings import resolve_settings
+from msm4sr.models.base import Inputs, as_tensors
 from msm4sr.models.msm4sr import MSM4SRConfig
 from msm4sr.models.registry import build
 from msm4sr.ragged import Ragged
@@ -96,14 +95,16 @@ def generate_dataset(cell: Cell, seed: int = 0) -> Dataset:
     )
 
 
-def generate_features(items: int, seed: int = 0) -> dict[str, Rows]:
+def generate_features(items: int, seed: int = 0) -> dict[str, Ragged[torch.Tensor]]:
     """One to three rows of text and one image per item."""
     rng = np.random.default_rng([seed, 1])
     counts = {"text": rng.integers(1, 4, items), "visual": np.ones(items, dtype=np.int64)}
     return {
-        name: Rows(
-            rng.standard_normal((count.sum(), WIDTH), dtype=np.float32),
-            np.concatenate([[0], count.cumsum()]).astype(np.int64),
+        name: as_tensors(
+            Ragged(
+                rng.standard_normal((count.sum(), WIDTH), dtype=np.float32),
+                np.concatenate([[0], count.cumsum()]).astype(np.int64),
+            )
         )
         for name, count in counts.items()
     }
@@ -117,7 +118,7 @@ def measure(cell: Cell, preset: str, changes: Sequence[str], threads: int, steps
     )
     assert isinstance(settings.model, MSM4SRConfig)
     dataset, features = generate_dataset(cell), generate_features(cell.items)
-    model = build(settings.model, Inputs(cell.items, features=feature_tensors(features))).train()
+    model = build(settings.model, Inputs(cell.items, features=features)).train()
     del features
     loaded = memory_now()
     reset_memory_peak()

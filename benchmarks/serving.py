@@ -24,7 +24,7 @@ from typing import Annotated
 import numpy as np
 import polars as pl
 import typer
-from common import Rows, describe
+from common import describe
 from load import Request, run_load
 from service import Server, serving
 
@@ -33,10 +33,11 @@ from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import read_item_names
 from msm4sr.experiments.run import begin_run, open_run, plan_run
-from msm4sr.experiments.settings import feature_tensors, resolve_settings
-from msm4sr.models.base import Inputs
+from msm4sr.experiments.settings import resolve_settings
+from msm4sr.models.base import Inputs, as_tensors
 from msm4sr.models.msm4sr import MSM4SRConfig
 from msm4sr.models.registry import build
+from msm4sr.ragged import Ragged
 
 WIDTH, CENTRES = 32, 1000
 MAX_HISTORIES = 2000  # sent, in turn
@@ -50,12 +51,14 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
     for name in ("text", "visual"):
         centres = rng.standard_normal((CENTRES, WIDTH), dtype=np.float32)
         noise = rng.standard_normal((items, WIDTH), dtype=np.float32)
-        features[name] = Rows(centres[rng.integers(0, CENTRES, items)] + 0.5 * noise, np.arange(items + 1))
+        features[name] = as_tensors(
+            Ragged(centres[rng.integers(0, CENTRES, items)] + 0.5 * noise, np.arange(items + 1))
+        )
     settings = resolve_settings("best", changes=["device.accelerator=cpu"])
     assert isinstance(settings.model, MSM4SRConfig)
     run = plan_run(folder / "data", folder / "run", settings, "best")
     begin_run(run)
-    inputs = Inputs(items, features=feature_tensors(features))
+    inputs = Inputs(items, features=features)
     build(settings.model, inputs, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
     names = {"item_ids": ids, "titles": [f"Item {item}" for item in ids]}
