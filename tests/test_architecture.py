@@ -90,7 +90,7 @@ def test_nothing_writes_or_runs_a_pickle() -> None:
 
 
 def test_a_torch_file_is_read_by_features_only() -> None:
-    """Weights of other people's encoders may come as a torch file; ours are safetensors."""
+    """Weights of third-party encoders may come as a torch file; ours are safetensors."""
     readers = {
         path.relative_to(SOURCE).parts[0]
         for path in python_files()

@@ -1,4 +1,4 @@
-"""`msm4sr doctor` tells a complete installation from a damaged one."""
+"""`msm4sr doctor` distinguishes a complete installation from a damaged one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Whole runs and comparisons."""
+"""Runs, grids and tuning."""

@@ -30,7 +30,7 @@ def histogram(title: str, what: str, values: np.ndarray) -> Chart:
 def bar_chart(
     title: str, what: str, counts: dict[str, int], labels: Sequence[str], most_labels: int = MOST_LABELS
 ) -> Chart:
-    """One bar for each name in `counts`, with its label under the axis where there is room."""
+    """One bar for each name in `counts`, with its label under the axis where it fits."""
     y_ticks = ticks(0, max(counts.values()), 4)
     y = CHART.y(y_ticks)
     step = (CHART.width - CHART.left - CHART.right) / len(counts)
