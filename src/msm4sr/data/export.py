@@ -6,10 +6,9 @@ error (an ID with a tab) or replaced and counted (a line break in a text becomes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
@@ -22,6 +21,7 @@ SEPARATORS = (" ", "|", ";", "\x1f")
 
 RECBOLE_TYPES = {"user_id": "token", "item_id": "token", "timestamp": "float", "position": "float", "rating": "float",
                  "title": "token", "text": "token", "categories": "token_seq", "image": "token_seq"}  # fmt: skip
+RECBOLE_ENDINGS = {INTERACTIONS: "inter", ITEMS: "item"}
 BREAKS = r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]"
 
 
@@ -44,37 +44,28 @@ def export_recbole(folder: Path, out: Path) -> Exported:
     Raises:
         InputError: `folder` is no prepared folder, an ID contains a tab or a line break, `out` is not empty.
     """
-    name = out.resolve().name
-    interactions, items = scan_interactions(folder), _items(folder)
-    notes: list[str] = []
-    for what, table in ((INTERACTIONS, interactions), (ITEMS, items)):
-        ids = [
-            pl.col(column).str.contains(BREAKS).any() for column in ("user_id", "item_id") if column in _names(table)
-        ]
-        if table is not None and any(table.select(ids).collect(engine="streaming").row(0)):
+    name, tables, notes = out.resolve().name, _tables(folder), []
+    for file, table in tables.items():
+        if any(table.select(pl.col("^(user|item)_id$").str.contains(BREAKS).any()).collect(engine="streaming").row(0)):
             raise InputError(
-                f"{folder / what}: an ID contains a tab or a line break, which RecBole's files cannot represent"
+                f"{folder / file}: an ID contains a tab or a line break, which RecBole's files cannot represent"
             )
-    separator = " "
-    if items is not None:
-        separator = _separator(folder, items)
+    if ITEMS in tables:
+        items = tables[ITEMS].collect()
         clean = items.with_columns(
             pl.col(pl.String).str.replace_all(BREAKS, " "),
             pl.col(pl.List(pl.String)).list.eval(pl.element().str.replace_all(BREAKS, " ")),
         )
-        changed = sum(
-            before != after for before, after in zip(items.collect().rows(), clean.collect().rows(), strict=True)
-        )
-        if changed:
+        if changed := sum(before != after for before, after in zip(items.rows(), clean.rows(), strict=True)):
             notes.append(f"{changed:,} items have a line break or a tab in their texts; replaced by a space")
-        items = clean
+        tables[ITEMS] = clean.lazy()
+    separator = _separator(folder, tables, SEPARATORS)
+    columns = {RECBOLE_ENDINGS[file]: table.collect_schema().names() for file, table in tables.items()}
     with atomic_folder(out) as target:
-        _write(interactions, target / f"{name}.inter", "\t", typed=True)
-        if items is not None:
-            _write(_joined(items, separator), target / f"{name}.item", "\t", typed=True)
-        order = next(column for column in ("timestamp", "position") if column in _names(interactions))
-        columns = {"inter": _names(interactions), **({} if items is None else {"item": _names(items)})}
-        (target / f"{name}.yaml").write_text(_recbole_settings(name, separator, order, columns), encoding="utf-8")
+        for (kind, names), table in zip(columns.items(), tables.values(), strict=True):
+            typed = _joined(table, separator).rename({column: f"{column}:{RECBOLE_TYPES[column]}" for column in names})
+            typed.sink_csv(target / f"{name}.{kind}", separator="\t", quote_style="never", engine="streaming")
+        (target / f"{name}.yaml").write_text(_recbole_settings(name, separator, columns), encoding="utf-8")
     return Exported(sorted(out.iterdir()), separator, notes)
 
 
@@ -84,54 +75,39 @@ def export_csv(folder: Path, out: Path) -> Exported:
     Raises:
         InputError: `folder` is no prepared folder, or `out` is not empty.
     """
-    interactions, items = scan_interactions(folder), _items(folder)
-    separator = "|" if items is None else _separator(folder, items, SEPARATORS[1:])
+    tables = _tables(folder)
+    separator = _separator(folder, tables, SEPARATORS[1:])
     with atomic_folder(out) as target:
-        _write(interactions, target / "interactions.csv", ",")
-        if items is not None:
-            _write(_joined(items, separator), target / "items.csv", ",")
+        for file, table in tables.items():
+            _joined(table, separator).sink_csv((target / file).with_suffix(".csv"), engine="streaming")
     return Exported(sorted(out.iterdir()), separator)
 
 
-def _items(folder: Path) -> pl.LazyFrame | None:
-    """The catalogue without its empty columns; None for a data set of IDs only."""
-    if not (folder / ITEMS).exists():
-        return None
-    items = read_items(folder)
-    return items.select(name for name in items.columns if items[name].count()).lazy()
+def _tables(folder: Path) -> dict[str, pl.LazyFrame]:
+    """File to table: interactions, and the catalogue without its empty columns where there is one."""
+    tables = {INTERACTIONS: scan_interactions(folder)}
+    if (folder / ITEMS).exists():
+        items = read_items(folder)
+        tables[ITEMS] = items.select(name for name in items.columns if items[name].count()).lazy()
+    return tables
 
 
-def _names(table: pl.LazyFrame | None) -> list[str]:
-    return [] if table is None else table.collect_schema().names()
-
-
-def _separator(folder: Path, items: pl.LazyFrame, choices: Iterable[str] = SEPARATORS) -> str:
-    lists = [name for name, dtype in items.collect_schema().items() if isinstance(dtype, pl.List)]
-    values = pl.concat([items.select(pl.col(name).explode().alias("value")) for name in lists]) if lists else None
+def _separator(folder: Path, tables: Mapping[str, pl.LazyFrame], choices: Sequence[str]) -> str:
+    items = tables[ITEMS].select(pl.col(pl.List(pl.String))).collect() if ITEMS in tables else pl.DataFrame()
     for choice in choices:
-        held = (
-            values is not None
-            and values.select(pl.col("value").str.contains(choice, literal=True).any()).collect().item()
-        )
-        if not held:
+        if not any(column.explode().str.contains(choice, literal=True).any() for column in items):
             return choice
     raise InputError(
         f"{folder / ITEMS}: list values contain every separator (space, |, ; and \\x1f); replace one of them"
     )
 
 
-def _joined(items: pl.LazyFrame, separator: str) -> pl.LazyFrame:
-    return items.with_columns(pl.col(pl.List(pl.String)).list.join(separator))
+def _joined(table: pl.LazyFrame, separator: str) -> pl.LazyFrame:
+    return table.with_columns(pl.col(pl.List(pl.String)).list.join(separator))
 
 
-def _write(table: pl.LazyFrame, path: Path, separator: str, typed: bool = False) -> None:
-    if typed:
-        table = table.rename({name: f"{name}:{RECBOLE_TYPES[name]}" for name in _names(table)})
-    quoting: Literal["never", "necessary"] = "never" if typed else "necessary"
-    table.sink_csv(path, separator=separator, quote_style=quoting, maintain_order=True, engine="streaming")
-
-
-def _recbole_settings(name: str, separator: str, order: str, columns: dict[str, list[str]]) -> str:
+def _recbole_settings(name: str, separator: str, columns: Mapping[str, Sequence[str]]) -> str:
+    order = next(column for column in ("timestamp", "position") if column in columns["inter"])
     load = "\n".join(f"  {part}: [{', '.join(names)}]" for part, names in columns.items())
     return f"""\
 # For RecBole: --config_files {name}.yaml with data_path one folder up. The protocol is msm4sr's: leave-one-out by

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,25 +22,15 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of a data set.
-
-    Attributes:
-        folder: the prepared folder.
-        items: the catalogue, as `read_items` gives it.
-        history_lengths: interactions of each user, ascending.
-        item_counts: interactions of each item of the catalogue, ascending; 0 for unseen items.
-        repeats: interactions with an item that the user had interacted with before.
-        period: the times of the first and the last interaction; None without times.
-        months: ("2009-09", interactions) for each month of the period, in order; empty without times.
-    """
+    """Statistics of a data set."""
 
     folder: Path
-    items: pl.DataFrame
-    history_lengths: Counts
-    item_counts: Counts
-    repeats: int
-    period: tuple[datetime, datetime] | None
-    months: list[tuple[str, int]]
+    items: pl.DataFrame  # as `read_items` gives it
+    history_lengths: Counts  # interactions of each user, ascending
+    item_counts: Counts  # interactions of each item of the catalogue, ascending; 0 for unseen items
+    repeats: int  # interactions with an item that the user had interacted with before
+    period: tuple[datetime, datetime] | None  # the times of the first and the last interaction
+    months: list[tuple[str, int]]  # ("2009-09", interactions) for each month of the period; empty without times
 
     @property
     def n_users(self) -> int:
@@ -74,7 +63,6 @@ class Statistics:
 
     def lines(self) -> list[tuple[str, str]]:
         """The statistics as label and value."""
-        n = self.n_interactions
 
         def share(count: int) -> str:
             return f"{count:,} ({count / self.n_items:.1%})"
@@ -87,11 +75,11 @@ class Statistics:
         lines = [
             ("Users", f"{self.n_users:,}"),
             ("Items", f"{self.n_items:,}"),
-            ("Interactions", f"{n:,}"),
+            ("Interactions", f"{self.n_interactions:,}"),
             ("Interactions per user", spread(self.history_lengths)),
             ("Interactions per item", spread(self.item_counts)),
             ("Sparsity", f"{self.sparsity:.3%}"),
-            ("Repeated interactions", f"{self.repeats:,} ({self.repeats / n:.1%})"),
+            ("Repeated interactions", f"{self.repeats:,} ({self.repeats / self.n_interactions:.1%})"),
             ("Unseen items", share(int((self.item_counts == 0).sum()))),
             ("Items with title or text", share(either)),
             ("Items with text", share(self.has("text"))),
@@ -113,32 +101,30 @@ def statistics(folder: Path) -> Statistics:
             lacks.
     """
     interactions, items = scan_interactions(folder), read_items(folder)
-    users = _count(interactions.group_by("user_id").len())
+    by_user, by_item = (
+        interactions.group_by(column).agg(pl.len().cast(pl.Int64)).collect(engine="streaming")
+        for column in ("user_id", "item_id")
+    )
+    users, counts = by_user["len"].sort().to_numpy(), by_item["len"].sort().to_numpy()
     if not len(users):
         raise InputError(f"{folder / INTERACTIONS}: no rows; at least one user with 3 interactions is needed")
-    by_item = interactions.group_by("item_id").len().collect(engine="streaming")
     unknown = by_item.join(items, on="item_id", how="anti")
     if len(unknown):
         raise InputError(
             f"{folder / INTERACTIONS}: {len(unknown):,} items are not in items.parquet (for example "
             f"{unknown['item_id'].min()!r}); add them, or prepare the data set again"
         )
-    counts = by_item["len"].cast(pl.Int64).to_numpy()
     pairs = interactions.select("user_id", "item_id").unique().select(pl.len()).collect(engine="streaming").item()
     period, months = _times(interactions)
     return Statistics(
         folder=folder,
         items=items,
         history_lengths=users,
-        item_counts=np.sort(np.concatenate([np.zeros(len(items) - len(counts), np.int64), counts])),
+        item_counts=np.concatenate([np.zeros(len(items) - len(counts), np.int64), counts]),
         repeats=int(users.sum()) - pairs,
         period=period,
         months=months,
     )
-
-
-def _count(groups: pl.LazyFrame) -> Counts:
-    return np.sort(groups.select(pl.col("len").cast(pl.Int64)).collect(engine="streaming")["len"].to_numpy())
 
 
 def _times(interactions: pl.LazyFrame) -> tuple[tuple[datetime, datetime] | None, list[tuple[str, int]]]:
@@ -147,8 +133,7 @@ def _times(interactions: pl.LazyFrame) -> tuple[tuple[datetime, datetime] | None
     month = pl.from_epoch("timestamp", time_unit="s").dt.truncate("1mo").alias("month")
     counted = interactions.group_by(month).len().sort("month").collect(engine="streaming")
     counted = counted.upsample("month", every="1mo") if len(counted) > 1 else counted
-    ends: dict[str, Any] = (
-        interactions.select(first=pl.min("timestamp"), last=pl.max("timestamp")).collect().row(0, named=True)
-    )
-    period = (datetime.fromtimestamp(ends["first"], UTC), datetime.fromtimestamp(ends["last"], UTC))
+    times = pl.col("timestamp")
+    first, last = interactions.select(times.min().alias("first"), times.max().alias("last")).collect().row(0)
+    period = (datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
     return period, [(f"{begin:%Y-%m}", count or 0) for begin, count in counted.select("month", "len").iter_rows()]

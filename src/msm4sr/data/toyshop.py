@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import yaml
 
 from msm4sr.data.toyshop_images import PATTERNS, TOYS, Floats, draw_toy
 from msm4sr.errors import InputError
 
-Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Flags = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class ToyshopTruth:
     theme: Ints  # [items], index into THEMES
     has_image: Flags  # [items]
     has_text: Flags  # [items]
-    popularity: Floats  # [items], the probability of being a history's first toy; sums to 1
     pattern_step: Floats  # [patterns, patterns], row: last pattern, column: probability of the next one
     theme_step: Floats  # [themes, themes]
     oracle_recall: dict[str, float]  # recall@10 of the oracles: "both", "image", "text", "popularity"
@@ -65,11 +65,7 @@ class ToyshopTruth:
 def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int = 0) -> ToyshopTruth:
     """Write a toyshop as a prepared data folder: `interactions.parquet`, `items.parquet` and `images/*.png`.
 
-    Args:
-        out: the folder; made where it does not exist.
-        users: how many; each has about ten interactions.
-        items: how many toys.
-        seed: the same arguments give the same bytes.
+    A user has about ten interactions. The same arguments give the same bytes.
 
     Returns:
         The rules, and the recall of oracles that rank each user's last toy from the one before it and the transition
@@ -90,7 +86,6 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
     kinds, titles = _titles(theme, words)
     item_ids = [f"toy-{i + 1:04d}" for i in range(items)]
     images = [f"images/{name}.png" for name in item_ids]
-
     (out / "images").mkdir(parents=True, exist_ok=True)
     for i in np.flatnonzero(has_image):
         draw_toy(kinds[i], PATTERNS[pattern[i]], brush).save(out / images[i])
@@ -104,7 +99,6 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
             "image": _only(images, has_image),
         }
     ).write_parquet(out / "items.parquet")
-
     pattern_step = _step(len(PATTERNS), PATTERN_NEXT, 0.0, PATTERN_ANY)
     theme_step = _step(len(THEMES), THEME_NEXT, THEME_STAY, THEME_ANY)
     by_pattern = pattern_step[pattern[:, None], pattern]  # [items, items]; row: last toy, column: next
@@ -118,10 +112,7 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
     histories = _histories(users, scores["both"], popularity, log)
     _interactions(histories, item_ids, log).write_parquet(out / "interactions.parquet")
     oracle = {name: _oracle_recall(histories, score) for name, score in scores.items()}
-    return ToyshopTruth(item_ids, pattern, theme, has_image, has_text, popularity, pattern_step, theme_step, oracle)
-
-
-# the catalogue ------------------------------------------------------------------------------------
+    return ToyshopTruth(item_ids, pattern, theme, has_image, has_text, pattern_step, theme_step, oracle)
 
 
 def _attributes(items: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
@@ -175,15 +166,10 @@ def _describe(kind: str, theme: Theme, rng: np.random.Generator) -> tuple[str, l
     tales = rng.choice(len(_TEXTS["tales"]), size=rng.integers(1, 3), replace=False)
     facts = [rng.choice(_TEXTS["facts"])] if rng.random() < 0.6 else []
     templates = [rng.choice(_TEXTS["openers"]), *(_TEXTS["tales"][t] for t in tales), *facts]
-    fillers = {"character": theme.characters, "place": theme.places, "thing": theme.things}
-    sentences = [
-        str(template).format(toy=kind, **{name: rng.choice(choices) for name, choices in fillers.items()})
-        for template in templates
-    ]
-    return " ".join(sentences), ["Toys", str(rng.choice(_TEXTS["prices"]))]
-
-
-# the interactions ---------------------------------------------------------------------------------
+    choices = {"character": theme.characters, "place": theme.places, "thing": theme.things}
+    fillers = ({name: rng.choice(words) for name, words in choices.items()} for _ in templates)
+    text = " ".join(str(template).format(toy=kind, **words) for template, words in zip(templates, fillers, strict=True))
+    return text, ["Toys", str(rng.choice(_TEXTS["prices"]))]
 
 
 def _step(n: int, forward: float, stay: float, anywhere: float) -> Floats:
@@ -193,30 +179,26 @@ def _step(n: int, forward: float, stay: float, anywhere: float) -> Floats:
 
 def _histories(users: int, step: Floats, first: Floats, rng: np.random.Generator) -> list[Ints]:
     """Each user's toys, oldest first; `step[last]` weighs the unseen toys for the next interaction."""
-    lengths = np.minimum(SHORTEST - 1 + rng.geometric(0.2, users), LONGEST)
-    return [_walk(length, step, first, rng) for length in lengths]
-
-
-def _walk(length: int, step: Floats, first: Floats, rng: np.random.Generator) -> Ints:
-    seen = np.empty(length, dtype=np.int64)
-    weight = first
-    for k in range(length):
-        total = np.cumsum(weight)
-        seen[k] = np.searchsorted(total, rng.random() * total[-1], side="right")
-        weight = step[seen[k]].copy()
-        weight[seen[: k + 1]] = 0.0
-    return seen
+    histories = [np.empty(n, dtype=np.int64) for n in np.minimum(SHORTEST - 1 + rng.geometric(0.2, users), LONGEST)]
+    for seen in histories:
+        weight = first
+        for k in range(len(seen)):
+            total = np.cumsum(weight)
+            seen[k] = np.searchsorted(total, rng.random() * total[-1], side="right")
+            weight = step[seen[k]].copy()
+            weight[seen[: k + 1]] = 0.0
+    return histories
 
 
 def _interactions(histories: list[Ints], item_ids: list[str], rng: np.random.Generator) -> pl.DataFrame:
     """The interactions in order of time; those of a user are minutes to days apart."""
-    user_ids, items, times = [], [], []
-    for u, history in enumerate(histories):
+    user_ids, times = [], []
+    for u, history in enumerate(histories, start=1):
         begin = FIRST_DAY + rng.integers(DAYS * 86_400)
         gaps = 60 + rng.exponential(2.5 * 86_400, len(history)).astype(np.int64)
-        user_ids += [f"user-{u + 1:05d}"] * len(history)
-        items += [item_ids[i] for i in history]
+        user_ids += [f"user-{u:05d}"] * len(history)
         times.append(begin + np.cumsum(gaps))
+    items = [item_ids[i] for history in histories for i in history]
     table = pl.DataFrame({"user_id": user_ids, "item_id": items, "timestamp": np.concatenate(times)})
     return table.sort("timestamp", maintain_order=True)
 
@@ -224,8 +206,7 @@ def _interactions(histories: list[Ints], item_ids: list[str], rng: np.random.Gen
 def _oracle_recall(histories: list[Ints], score: Floats, k: int = 10) -> float:
     """How often the last toy is among the `k` unseen ones with the highest `score[last seen toy]`."""
     hits = 0
-    for history in histories:
-        *seen, target = history
+    for *seen, target in histories:
         row = score[seen[-1]].copy()
         row[seen] = -1.0
         hits += int((row > row[target]).sum() < k)

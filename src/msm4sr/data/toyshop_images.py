@@ -6,7 +6,7 @@ All shapes are polygons or lines on a board of 100 x 100, y downwards, so that o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,25 +44,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    body: tuple[Floats, ...]  # the shapes that carry the pattern
-    behind: tuple[Part, ...] = ()
-    front: tuple[Part, ...] = ()
+    body: Sequence[Floats]  # the shapes that carry the pattern
+    behind: Sequence[Part] = ()
+    front: Sequence[Part] = ()
     flies: bool = False  # casts no shadow
 
 
 def draw_toy(kind: str, pattern: str, rng: np.random.Generator) -> Image.Image:
-    """Draw a toy with random colours and a random pose.
-
-    Args:
-        kind: a key of TOYS.
-        pattern: one of PATTERNS.
-        rng: draws the colours, the pose and the position of the pattern.
-
-    Returns:
-        An RGB image of SIDE x SIDE pixels.
-    """
+    """An RGB image of SIDE x SIDE pixels; `rng` draws the colours, the pose and the position of the pattern."""
     toy = TOYS[kind]
-    ground, body, mark, accent = (_pick(choices, rng) for choices in (GROUNDS, BODIES, MARKS, ACCENTS))
+    ground, body, mark, accent = (choices[rng.integers(len(choices))] for choices in (GROUNDS, BODIES, MARKS, ACCENTS))
     colours = {"accent": accent, "ink": INK, "white": WHITE, "cream": CREAM, "shade": SHADE}
     image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), ground)
     pose = _random_projection(rng, turn=7, shift=2, scale=0.05)
@@ -80,10 +71,6 @@ def draw_toy(kind: str, pattern: str, rng: np.random.Generator) -> Image.Image:
     for part in toy.front:
         _draw_part(image, part, pose, colours)
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
-
-
-def _pick(choices: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
-    return choices[rng.integers(len(choices))]
 
 
 def _random_projection(rng: np.random.Generator, turn: float, shift: float, scale: float) -> Projection:
@@ -114,13 +101,13 @@ def _outline(image: Image.Image, pixels: Pixels) -> None:
 
 
 def _draw_part(image: Image.Image, part: Part, pose: Projection, colours: dict[str, Colour]) -> None:
-    pixels = pose(part.shape)
+    pixels, colour = pose(part.shape), colours[part.colour]
     if part.width:
-        _line(image, pixels, part.width, colours[part.colour])
+        _line(image, pixels, part.width, colour)
         return
     if part.colour not in ("shade", "ink"):
         _outline(image, pixels)
-    _fill(image, pixels, colours[part.colour])
+    _fill(image, pixels, colour)
 
 
 def _round(image: Image.Image, mask: Image.Image) -> None:
@@ -129,9 +116,6 @@ def _round(image: Image.Image, mask: Image.Image) -> None:
         pixels = step * SIDE * ZOOM // 100
         rim = ImageChops.subtract(mask, ImageChops.offset(mask, pixels, pixels))
         image.paste(tuple(colour), mask=rim.point([v * opacity // 255 for v in range(256)]))
-
-
-# shapes -------------------------------------------------------------------------------------------
 
 
 def points(*pairs: tuple[float, float]) -> Floats:
@@ -155,16 +139,13 @@ def disc(x: float, y: float, r: float) -> Floats:
     return oval(x - r, y - r, x + r, y + r)
 
 
-# patterns -----------------------------------------------------------------------------------------
-
 Layer = list[tuple[Floats, bool]]  # polygons, later ones on top; True: coloured as a mark, False: as the body
 
 STAR = np.array([(math.sin(k * math.pi / 5), -math.cos(k * math.pi / 5)) for k in range(10)])
 STAR[1::2] *= 0.45
 _T = np.linspace(0, 2 * math.pi, 40)
-HEART = np.stack(
-    [np.sin(_T) ** 3, -(13 * np.cos(_T) - 5 * np.cos(2 * _T) - 2 * np.cos(3 * _T) - np.cos(4 * _T)) / 16], 1
-)
+_HEART_Y = -(13 * np.cos(_T) - 5 * np.cos(2 * _T) - 2 * np.cos(3 * _T) - np.cos(4 * _T)) / 16
+HEART = np.stack([np.sin(_T) ** 3, _HEART_Y], 1)
 TRIANGLE = points((0, -1), (0.95, 0.8), (-0.95, 0.8))
 
 
@@ -191,19 +172,10 @@ def _bands(pitch: float, bend: Callable[[Floats], Floats]) -> Layer:
     return [(band + np.array([0, y]), True) for y in np.arange(-30, 130, pitch)]
 
 
-def _upright(layer: Layer) -> Layer:
-    return [(polygon[:, ::-1], marked) for polygon, marked in layer]
-
-
 def _checks(side: float) -> Layer:
     cells = [(c, r) for r in range(-8, 9) for c in range(-8, 9) if (c + r) % 2 == 0]
     square = points((0, 0), (1, 0), (1, 1), (0, 1))
     return [(50 + side * (square + cell), True) for cell in cells]
-
-
-def _rings(pitch: float) -> Layer:
-    """Concentric circles."""
-    return [(disc(50, 50, pitch * k / 2), k % 2 == 0) for k in range(18, 0, -1)]
 
 
 def _scales(radius: float) -> Layer:
@@ -217,35 +189,35 @@ def _scales(radius: float) -> Layer:
 
 
 def _visible(layer: Layer) -> Layer:
-    """The layer without the polygons far outside the board."""
+    """Without the polygons far outside the board."""
     return [(polygon, marked) for polygon, marked in layer if np.abs(polygon - 50).min(0).max() < 70]
 
 
 # In the order of the cycle: users move from a pattern to the next one, from the last to the first.
 FABRICS: dict[str, Layer] = {
     "dots": _visible(_scattered(disc(0, 0, 1), 5.2, 17)),
-    "stripes": _upright(_bands(15, np.zeros_like)),
+    "stripes": [(band[:, ::-1], True) for band, _ in _bands(15, np.zeros_like)],
     "stars": _visible(_scattered(STAR, 9.5, 20)),
     "checks": _visible(_checks(11)),
     "hearts": _visible(_scattered(HEART, 8, 20)),
     "zigzag": _bands(16, lambda x: 10 * np.abs((x / 9) % 2 - 1)),
-    "rings": _rings(12),
+    "rings": [(disc(50, 50, 6.0 * k), k % 2 == 0) for k in range(18, 0, -1)],
     "waves": _bands(16, lambda x: 4.5 * np.sin(x / 4.2)),
     "triangles": _visible(_scattered(TRIANGLE, 7.5, 19)),
     "scales": _visible(_scales(9)),
 }
 PATTERNS = tuple(FABRICS)
 
-# toys ---------------------------------------------------------------------------------------------
+
+def _parts(colour: str, *shapes: Floats, width: float = 0.0) -> list[Part]:
+    return [Part(shape, colour, width) for shape in shapes]
 
 
-def _eyes(x: float, y: float, apart: float, r: float) -> tuple[Part, ...]:
+def _eyes(x: float, y: float, apart: float, r: float) -> list[Part]:
     """Two eyes with a gleam."""
     sides, up = (x - apart, x + apart), np.array([r / 3, -r / 3])
-    return (
-        *(Part(disc(side, y, r), "ink") for side in sides),
-        *(Part(points((side, y), (side, y + 0.1)) + up, "white", r / 2) for side in sides),
-    )
+    gleams = [points((side, y), (side, y + 0.1)) + up for side in sides]
+    return [*_parts("ink", *(disc(side, y, r) for side in sides)), *_parts("white", *gleams, width=r / 2)]
 
 
 def _smile(x: float, y: float, r: float) -> Part:
@@ -253,96 +225,89 @@ def _smile(x: float, y: float, r: float) -> Part:
 
 
 TOYS: dict[str, Toy] = {
-    "ball": Toy(body=(disc(50, 54, 38),)),
+    "ball": Toy(body=[disc(50, 54, 38)]),
     "kite": Toy(
-        body=(points((50, 2), (83, 34), (50, 72), (17, 34)),),
-        behind=(
+        body=[points((50, 2), (83, 34), (50, 72), (17, 34))],
+        behind=[
             Part(points((50, 72), (52, 78), (50, 83), (45, 87), (44, 92), (48, 96), (55, 98)), "ink", 1.6),
             Part(points((51, 80), (43, 76), (43, 84), (51, 80), (59, 76), (59, 84)), "accent"),
             Part(points((44, 91), (37, 86), (36, 94), (44, 91), (52, 87), (52, 95)), "accent"),
-        ),
-        front=(Part(points((50, 2), (50, 72)), "ink", 1.4), Part(points((17, 34), (83, 34)), "ink", 1.4)),
+        ],
+        front=_parts("ink", points((50, 2), (50, 72)), points((17, 34), (83, 34)), width=1.4),
         flies=True,
     ),
     "spinning top": Toy(
-        body=(
+        body=[
             points((8, 40), (92, 40), (90, 52), (80, 64), (54, 88), (46, 88), (20, 64), (10, 52)),
             oval(8, 30, 92, 50),
-        ),
-        behind=(
-            Part(box(45, 10, 55, 40, 2), "accent"),
-            Part(disc(50, 10, 6.5), "accent"),
-            Part(points((45, 86), (55, 86), (50, 95)), "accent"),
-        ),
+        ],
+        behind=_parts("accent", box(45, 10, 55, 40, 2), disc(50, 10, 6.5), points((45, 86), (55, 86), (50, 95))),
     ),
     "block": Toy(
-        body=(points((50, 8), (87, 27), (87, 72), (50, 93), (13, 72), (13, 27)),),
-        front=(
+        body=[points((50, 8), (87, 27), (87, 72), (50, 93), (13, 72), (13, 27))],
+        front=[
             Part(points((87, 27), (87, 72), (50, 93), (50, 46)), "shade"),
-            Part(points((13, 27), (50, 46), (87, 27)), "ink", 1.6),
-            Part(points((50, 46), (50, 93)), "ink", 1.6),
-        ),
+            *_parts("ink", points((13, 27), (50, 46), (87, 27)), points((50, 46), (50, 93)), width=1.6),
+        ],
     ),
     "robot": Toy(
-        body=(box(27, 12, 73, 42, 6), box(20, 45, 80, 86, 6)),
-        behind=(
+        body=[box(27, 12, 73, 42, 6), box(20, 45, 80, 86, 6)],
+        behind=[
             Part(points((50, 12), (50, 5)), "ink", 1.8),
             Part(disc(50, 5, 3.6), "accent"),
-            *(Part(box(x, 48, x + 12, 74, 5), "accent") for x in (8, 80)),
-            *(Part(box(x, 82, x + 16, 94, 3), "accent") for x in (28, 56)),
-        ),
-        front=(
-            *(Part(disc(x, 25, 6.5), "white") for x in (39, 61)),
+            *_parts("accent", box(8, 48, 20, 74, 5), box(80, 48, 92, 74, 5)),
+            *_parts("accent", box(28, 82, 44, 94, 3), box(56, 82, 72, 94, 3)),
+        ],
+        front=[
+            *_parts("white", disc(39, 25, 6.5), disc(61, 25, 6.5)),
             *_eyes(50, 25.5, 11, 3.2),
             Part(points((42, 36), (58, 36)), "ink", 2.2),
-        ),
+        ],
     ),
     "balloon": Toy(
-        body=(oval(17, 4, 83, 76),),
-        behind=(
+        body=[oval(17, 4, 83, 76)],
+        behind=[
             Part(points((50, 76), (47, 82), (53, 88), (48, 93), (51, 98)), "ink", 1.4),
             Part(points((50, 74), (56, 82), (44, 82)), "accent"),
-        ),
+        ],
         flies=True,
     ),
     "drum": Toy(
-        body=(np.concatenate([oval(12, 66, 88, 92, 0, 180), oval(12, 24, 88, 50, 180, 360)]),),
-        front=(
+        body=[np.concatenate([oval(12, 66, 88, 92, 0, 180), oval(12, 24, 88, 50, 180, 360)])],
+        front=[
             Part(oval(12, 24, 88, 50), "cream"),
-            Part(oval(12, 31, 88, 57, 4, 176), "accent", 3.4),
-            Part(oval(12, 64, 88, 90, 4, 176), "accent", 3.4),
-            *(Part(points((x, 10), (50 + (x - 50) / 4, 37)), "ink", 3) for x in (24, 76)),
-            *(Part(disc(50 + (x - 50) / 4, 37, 3.2), "accent") for x in (24, 76)),
-        ),
+            *_parts("accent", oval(12, 31, 88, 57, 4, 176), oval(12, 64, 88, 90, 4, 176), width=3.4),
+            *_parts("ink", *(points((x, 10), (50 + (x - 50) / 4, 37)) for x in (24, 76)), width=3),
+            *_parts("accent", *(disc(50 + (x - 50) / 4, 37, 3.2) for x in (24, 76))),
+        ],
     ),
     "bear": Toy(
-        body=(disc(30, 15, 9), disc(70, 15, 9), oval(24, 8, 76, 50), oval(19, 42, 81, 95)),
-        behind=(
-            *(Part(oval(x, 52, x + 18, 76), "accent") for x in (8, 74)),
-            *(Part(oval(x, 82, x + 22, 97), "accent") for x in (16, 62)),
+        body=[disc(30, 15, 9), disc(70, 15, 9), oval(24, 8, 76, 50), oval(19, 42, 81, 95)],
+        behind=_parts(
+            "accent", *(oval(x, 52, x + 18, 76) for x in (8, 74)), *(oval(x, 82, x + 22, 97) for x in (16, 62))
         ),
-        front=(
+        front=[
             Part(oval(38, 28, 62, 46), "cream"),
             Part(oval(45, 30, 55, 37), "ink"),
             _smile(50, 36, 5),
             *_eyes(50, 24, 12, 3),
-        ),
+        ],
     ),
     "doll": Toy(
-        body=(oval(27, 4, 73, 52), oval(17, 34, 83, 95)),
-        front=(
+        body=[oval(27, 4, 73, 52), oval(17, 34, 83, 95)],
+        front=[
             Part(oval(34, 13, 66, 44), "cream"),
             Part(oval(34, 13, 66, 44, 180, 360), "accent"),
             *_eyes(50, 32, 7, 2.2),
             _smile(50, 34, 5.5),
-        ),
+        ],
     ),
     "bus": Toy(
-        body=(box(5, 16, 95, 84, 10),),
-        front=(
-            *(Part(box(x, 23, x + 21, 40, 3), "white") for x in (12, 39.5, 67)),
-            *(Part(disc(x, 84, 10.5), "ink") for x in (26, 74)),
-            *(Part(disc(x, 84, 4.5), "accent") for x in (26, 74)),
-        ),
+        body=[box(5, 16, 95, 84, 10)],
+        front=[
+            *_parts("white", *(box(x, 23, x + 21, 40, 3) for x in (12, 39.5, 67))),
+            *_parts("ink", disc(26, 84, 10.5), disc(74, 84, 10.5)),
+            *_parts("accent", disc(26, 84, 4.5), disc(74, 84, 4.5)),
+        ],
     ),
 }
