@@ -22,9 +22,8 @@ def data_info(
 
     with handle_errors():
         counted = statistics(folder)
-        lines = counted.lines()
-        width = max(len(label) for label, _ in lines)
-        for label, value in lines:
+        width = max(len(label) for label, _ in counted.lines())
+        for label, value in counted.lines():
             console.print(f"{label:<{width}}  {value}", markup=False)
         if html is not None:
             from msm4sr.reports.data_report import write_data_report

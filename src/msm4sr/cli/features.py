@@ -37,9 +37,9 @@ def features(
         from msm4sr.features.store import find_stores, read_manifest
 
         run = open_run(folder) if (folder / "config.yaml").exists() else None
-        place = folder if run is None else run.features
+        place = run.features if run else folder
         stores = find_stores(place)
-        if run is not None:  # the folder may be shared
+        if run:  # the folder may be shared
             used = set(store_names(run.settings.features, run.precomputed).values())
             stores = [store for store in stores if store.name in used]
         if not stores:
@@ -53,9 +53,9 @@ def features(
             from msm4sr.files import write_text
             from msm4sr.reports.pages.features import features_page
 
-            if run is None and data is None:
+            if data is None and run is None:
                 raise InputError("--html: images and texts are in the data; name its folder with --data")
-            dataset = load_run_data(run) if run is not None and data is None else load_dataset(data or Path())
+            dataset = load_run_data(run) if run and data is None else load_dataset(data or Path())
             write_text(html, features_page(dataset, stores, items, seed))
             console.print(f"page: {html}", markup=False)
 
@@ -65,42 +65,30 @@ def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
     table = Table(title=escape(store.name), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     table.add_column()
     table.add_column(overflow="fold")
-    encoder = manifest["encoder"]
+    encoder, words = manifest["encoder"], manifest.get("vocabulary_words")
+    settings = [f"{name} {value}" for name, value in manifest["settings"].items() if not isinstance(value, dict | None)]
+    size = sum(path.stat().st_size for path in store.iterdir()) / 2**20
     for label, shown in (
         ("modality", f"{manifest['modality']}, {manifest['kind']}"),
         ("encoder", f"{encoder['name']} ({encoder['fingerprint'][:16]})"),
-        ("ran on", ", ".join(manifest.get("backends", [])) or "-"),
-        ("settings", _settings(manifest["settings"])),
+        ("ran on", ", ".join(manifest.get("ran_on", [])) or "-"),
+        ("settings", ", ".join(settings) or "-"),
         ("items", f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
         ("vectors", f"{manifest['rows']:,}, {manifest['dim']:,}-d"),
-        ("vocabulary", _vocabulary(manifest)),
+        (
+            "vocabulary",
+            f"{len(words):,} words ({manifest['vocabulary']}): {', '.join(words[:8])}, ..." if words else "-",
+        ),
         ("missing items", _reasons(manifest["missing"])),
         ("broken images", _reasons(manifest["broken"])),
-        ("on disk", _size(store)),
+        ("on disk", f"{size:,.1f} MiB"),
     ):
         table.add_row(label, escape(shown))
     return table
 
 
-def _vocabulary(manifest: Mapping[str, Any]) -> str:
-    if "vocabulary_words" not in manifest:
-        return "-"
-    words = manifest["vocabulary_words"]
-    return f"{len(words):,} words ({manifest['vocabulary']}): {', '.join(words[:8])}, ..."
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    shown = [f"{name} {value}" for name, value in settings.items() if not isinstance(value, dict) and value is not None]
-    return ", ".join(shown) or "-"
-
-
 def _reasons(counts: Mapping[str, int]) -> str:
     lines = [f"{count:,} {reason}" for reason, count in list(counts.items())[:SHOWN_REASONS]]
-    if len(counts) > SHOWN_REASONS:
-        lines.append(f"{sum(list(counts.values())[SHOWN_REASONS:]):,} for other reasons")
+    if others := list(counts.values())[SHOWN_REASONS:]:
+        lines.append(f"{sum(others):,} for other reasons")
     return "\n".join(lines) or "0"
-
-
-def _size(store: Path) -> str:
-    size = sum(path.stat().st_size for path in store.iterdir())
-    return f"{size / 2**20:,.1f} MiB"

@@ -30,5 +30,4 @@ def report(
         from msm4sr.reports.comparison import check_metrics
         from msm4sr.reports.grid_report import write_grid_report
 
-        page = write_grid_report(grid, out, check_metrics(metrics))
-        console.print(f"report: {page}", markup=False)
+        console.print(f"report: {write_grid_report(grid, out, check_metrics(metrics))}", markup=False)
