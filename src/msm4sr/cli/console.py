@@ -41,24 +41,15 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", 
 Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
 _MODELS = MODELS.names()
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help=f"{', '.join(_MODELS[:-1])} or {_MODELS[-1]}.",
-    ),
-]
+ModelName = Annotated[str, typer.Option("--model", help=f"{', '.join(_MODELS[:-1])} or {_MODELS[-1]}.")]
 SettingsFile = Annotated[
     Path | None,
     typer.Option(
-        "--settings",
-        metavar="FILE",
-        help="YAML with changes to the preset, such as tuned values; --set overrides it.",
+        "--settings", metavar="FILE", help="YAML with changes to the preset, such as tuned values; --set overrides it."
     ),
 ]
 Changes = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4."),
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change any setting, e.g. finetune.learning_rate=1e-4.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random draw; 0 unless the preset sets it.")]
 FeatureSources = Annotated[

@@ -153,46 +153,35 @@ def extract(
 
 
 def pretrain(
-    folder: RunFolder,
-    resume: Resume = False,
-    devices: Devices = None,
-    strategy: Strategy = None,
-    log: Log = None,
+    folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None, log: Log = None
 ) -> None:
     """The second stage: pre-train on content, from scratch or with --resume. Next: finetune RUN."""
-    with handle_errors(
-        f"interrupted. Run `msm4sr pretrain {folder} --resume` to continue, or `msm4sr finetune {folder}` to use the "
-        "best epoch so far."
-    ):
-        _check_log(log)
-        started = _open(folder, devices, strategy)
-        dataset, network = _load_together(started)
-        _train(started, "pretrain", dataset, network, resume, log)
-        if started.settings.device.is_first:
-            say_next("finetune", folder)
+    _train_one("pretrain", "finetune", folder, resume, _device_changes(devices, strategy), log)
 
 
 def finetune(
-    folder: RunFolder,
-    resume: Resume = False,
-    devices: Devices = None,
-    strategy: Strategy = None,
-    log: Log = None,
+    folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None, log: Log = None
 ) -> None:
     """The third stage: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
+    _train_one("finetune", "evaluate", folder, resume, _device_changes(devices, strategy), log)
+
+
+def _train_one(stage: str, following: str, folder: Path, resume: bool, changes: list[str], log: str | None) -> None:
+    """Train one stage, from the weights of the stage before."""
     with handle_errors(
-        f"interrupted. Run `msm4sr finetune {folder} --resume` to continue, or `msm4sr evaluate {folder}` to use the "
+        f"interrupted. Run `msm4sr {stage} {folder} --resume` to continue, or `msm4sr {following} {folder}` to use the "
         "best epoch so far."
     ):
         from msm4sr.experiments.stages import restore_last
 
         _check_log(log)
-        started = _open(folder, devices, strategy)
-        dataset, network = _load_together(started)
-        restore_last(started, dataset, network, before="finetune")
-        _train(started, "finetune", dataset, network, resume, log)
+        started = _open(folder, changes)
+        with _first_process_first(started.settings.device):
+            dataset, network = _load(started)
+        restore_last(started, dataset, network, before=stage)
+        _train(started, stage, dataset, network, resume, log)
         if started.settings.device.is_first:
-            say_next("evaluate", folder)
+            say_next(following, folder)
 
 
 def evaluate(folder: RunFolder) -> None:
@@ -282,21 +271,15 @@ def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) ->
     return network
 
 
-def _open(folder: Path, devices: int | None = None, strategy: str | None = None) -> Run:
+def _open(folder: Path, changes: list[str] | None = None) -> Run:
     from msm4sr.experiments.run import open_run
 
-    return open_run(folder, _device_changes(devices, strategy))
+    return open_run(folder, changes or [])
 
 
 def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
     given = {"devices": devices, "strategy": strategy}
     return [f"device.{name}={value}" for name, value in given.items() if value is not None]
-
-
-def _load_together(run: Run) -> tuple[Dataset, Model]:
-    """The data and a new model, in every process; the first one extracts missing features."""
-    with _first_process_first(run.settings.device):
-        return _load(run)
 
 
 def _load(run: Run) -> tuple[Dataset, Model]:

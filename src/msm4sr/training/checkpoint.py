@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,32 +54,30 @@ def save_weights(weights: Mapping[str, Tensor], file: Path, about: Mapping[str, 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read what `save_weights` wrote. InputError when the file is missing or damaged."""
-    try:
+    with _readable(file):
         return load_file(file)
-    except FileNotFoundError:
-        raise InputError(f"{file}: there is no such checkpoint") from None
-    except (OSError, SafetensorError) as error:
-        raise _damaged(file, error) from None
 
 
 def read_about(file: Path) -> dict[str, Any]:
     """The description that `save_weights` wrote; reads the header only. InputError as `read_weights`."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError("it does not begin as a safetensors file does")
-            header: dict[str, Any] = json.loads(opened.read(length))
+    with _readable(file), file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("it does not begin as a safetensors file does")
+        header: dict[str, Any] = json.loads(opened.read(length))
         about: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("about", "{}"))
         return about
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Errors of reading a checkpoint become an InputError."""
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{file}: there is no such checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise _damaged(file, error) from None
-
-
-def _damaged(file: Path, error: Exception) -> InputError:
-    return InputError(f"{file}: a damaged checkpoint ({error}); rerun the stage that makes it")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{file}: a damaged checkpoint ({error}); rerun the stage that makes it") from None
 
 
 def digest(*parts: bytes | np.ndarray) -> str:

@@ -71,8 +71,7 @@ class FinetuneSettings(StageSettings):
     stage: ClassVar[str] = "finetune"
 
     candidates: Literal["auto", "all", "sampled"] = Field(
-        "auto",
-        description="items of the softmax: the full catalogue or a sample; auto: a sample over 100,000 items",
+        "auto", description="items of the softmax: the full catalogue or a sample; auto: a sample over 100,000 items"
     )
     samples: int = Field(8192, ge=1, description="items drawn per step when candidates are sampled")
 

@@ -21,14 +21,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, digest, set_weights, weights_of
-from msm4sr.training.device import (
-    Device,
-    alone,
-    gather_with,
-    generator_states,
-    set_generator_states,
-    share,
-)
+from msm4sr.training.device import Device, alone, gather_with, generator_states, set_generator_states, share
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task, TrainingBatch
 
