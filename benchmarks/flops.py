@@ -67,7 +67,7 @@ def pretrain_by_hand(model: MSM4SR, batch: Batch, settings: PretrainSettings) ->
 
 def finetune_by_hand(model: MSM4SR | SASRec, batch: Batch) -> int:
     """Of one step of fine-tuning on `batch`, with the softmax over the complete catalogue."""
-    scored = model.scored if isinstance(model, MSM4SR) else ("id",)
+    scored = model.content_modalities if isinstance(model, MSM4SR) else ("id",)
     n_items = model.item_embedding.num_embeddings
     softmax = 3 * product(int(batch.mask.sum()), len(scored) * model.config.dim, n_items)  # equation 12, gradients
     rows, length = batch.items.shape

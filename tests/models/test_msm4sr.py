@@ -83,7 +83,7 @@ def test_the_features_are_frozen() -> None:
 def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
     """Item by item: sum over modalities of sim(h, F_i + E_i), h the encoding of the history."""
     scores = torch.zeros(N_ITEMS)
-    for name in model.scored:
+    for name in model.content_modalities:
         content = model.encode_content(name)
         embedding = model.item_embedding.weight
         steps = [content[i] + embedding[i] if model.config.id_in_input else content[i] for i in history]

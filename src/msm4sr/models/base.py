@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.layers import ItemCategories
+from msm4sr.models.layers import ItemCategories, ItemFeatures
 from msm4sr.models.storage import consistent, read_model, write_model
 from msm4sr.ragged import Ragged
 
@@ -59,11 +59,7 @@ class Inputs:
     def present_features(self, needed_by: str = "") -> dict[str, Ragged[Tensor]]:
         """The features of the modalities that at least one item has.
 
-        Args:
-            needed_by: label of a model that cannot do without; empty: there may be none.
-
-        Raises:
-            InputError: features of another number of items, or none although they are needed.
+        Raises InputError for features of another number of items, or for none if a model is `needed_by` its label.
         """
         present = {name: rows for name, rows in self.features.items() if len(rows.values)}
         if needed_by and not present:
@@ -101,7 +97,7 @@ class Scorer(nn.Module):
             lengths: number of items of each history [B], all >= 1.
             embeddings: `encode_items()`.
             item_vectors: `scoring_vectors(embeddings)`.
-            users: int64 [B], the users if they are those of training; only models with user embeddings use it.
+            users: int64 [B], the users if they are those of training, for models with user embeddings.
         """
 
 
@@ -125,21 +121,13 @@ class FactorizedScorer(Scorer):
 
     @abstractmethod
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """A vector for each prefix of each history.
+        """A vector for each prefix of each history, [B, L, Q]; position l has read the items up to l.
 
-        Args:
-            histories: rows of `embeddings` [B, L], padded on the right.
-            embeddings: item embeddings [n, M, D] of all or of some items.
-
-        Returns:
-            [B, L, Q]; position l has read the items up to l.
+        `histories` [B, L] are rows of `embeddings` [n, M, D] (of all or some items), padded on the right.
         """
 
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
-        """`encode_histories` at the last of the first `lengths` [B] items: [B, Q].
-
-        Override it where that is cheaper than all prefixes.
-        """
+        """`encode_histories` at position `lengths` - 1: [B, Q]. Override it where that is cheaper than all prefixes."""
         prefixes = self.encode_histories(histories, embeddings)  # [B, L, Q]
         return prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
 
@@ -158,10 +146,7 @@ class FactorizedScorer(Scorer):
     def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
         """A weighted term that fine-tuning adds to the loss of a batch; None: no term.
 
-        Args:
-            prefixes: the vectors of the prefixes [P, Q].
-            items: their next items int64 [P].
-            embeddings: the item embeddings of these [P, M, D].
+        It gets the vectors of the prefixes [P, Q], their next items int64 [P], and the embeddings of these [P, M, D].
         """
         return None
 
@@ -200,6 +185,8 @@ class Model(Scorer):
         super().__init__()
         self.config = config
         self.n_items, self.n_users = inputs.n_items, inputs.n_users
+        if hasattr(config, "max_history"):
+            self.max_history = config.max_history
 
     def pretrained_scorer(self) -> Scorer:
         """The scorer that validates pre-training and ranks for a model that is only pre-trained."""
@@ -207,14 +194,28 @@ class Model(Scorer):
 
     def sizes(self) -> dict[str, Any]:
         """What `inputs_of` needs beside the tensors, as JSON."""
-        modalities = {"modalities": list(self.features)} if self.uses_features else {}
-        return {"n_items": self.n_items, "n_users": self.n_users, **modalities}
+        sizes: dict[str, Any] = {"n_items": self.n_items, "n_users": self.n_users}
+        if self.uses_features:
+            sizes["modalities"] = list(self.features)
+        if isinstance(self, CategoryModel):
+            sizes["n_categories"] = self.categories.n_categories
+        return sizes
 
     @classmethod
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        """Inputs from which a model of the stored shape is built; those that the model stores are in `state`."""
-        features = {name: stored_rows(state, f"features.{name}") for name in sizes.get("modalities", ())}
-        return Inputs(sizes["n_items"], sizes["n_users"], features=features)
+        """Inputs from which a model of the stored shape is built; those that the model keeps are in `state`."""
+
+        def rows(module: str, values: str = "values") -> Ragged[Tensor]:
+            return Ragged(state[f"{module}.{values}"], state[f"{module}.offsets"])
+
+        return Inputs(
+            sizes["n_items"],
+            sizes["n_users"],
+            histories=rows("graph", "items") if "graph.items" in state else empty_rows(0),
+            features={name: rows(f"features.{name}") for name in sizes.get("modalities", ())},
+            categories=rows("categories") if "n_categories" in sizes else None,
+            n_categories=sizes.get("n_categories", 0),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (the weights and what the model keeps of its inputs)."""
@@ -237,6 +238,7 @@ class FactorizedModel(FactorizedScorer, Model):
 
     def __init__(self, config: ModelConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
+        self.loss = getattr(config, "loss", self.loss)
         self.seen_item_bias = nn.Parameter(torch.zeros(())) if getattr(config, "seen_item_bias", False) else None
 
     @property
@@ -248,34 +250,28 @@ class ContentModel(FactorizedModel):
     """A model that encodes items from their content alone, so that new items need no training."""
 
     uses_features = True
+    content_modalities: tuple[str, ...]
+    """The M modalities whose content is scored, in the order of `score_parts`."""
 
-    @property
-    @abstractmethod
-    def content_modalities(self) -> tuple[str, ...]:
-        """The M modalities whose content is scored, in the order of `score_parts`."""
-
-    @abstractmethod
     def content_rows(self, modality: str) -> Ragged[Tensor]:
         """The frozen encoder's embeddings of all items in one modality: [R, D_in], N rows."""
+        features = self.features[modality]
+        assert isinstance(features, ItemFeatures)
+        return features.rows
 
-    @abstractmethod
     def encode_new_items(self, features: Mapping[str, Ragged[Tensor]]) -> Tensor:
-        """The item embeddings of n items that are not in the catalogue: [n, M + 1, D], the content and last the ID.
+        """The item embeddings of n items outside of the catalogue: [n, M + 1, D], the content and last 0 for the ID.
 
-        Args:
-            features: for each content modality the encoder's embeddings [R, D_in], n rows.
+        `features` has the encoder's embeddings in each content modality: [R, D_in], n rows.
         """
+        content = [self.encode_part(a, features[a])[0] for a in self.content_modalities]
+        return torch.stack([*content, torch.zeros_like(content[0])], dim=1)
 
     @abstractmethod
     def encode_part(self, modality: str, rows: Ragged[Tensor]) -> tuple[Tensor, Tensor]:
-        """Encode the content of n items in one modality.
+        """The content of n items in one modality: [n, D], from the encoder's embeddings [R, D_in], n rows.
 
-        Args:
-            modality: one of `content_modalities`.
-            rows: embeddings [R, D_in], n rows.
-
-        Returns:
-            The item embeddings [n, D], and the weight of each embedding [R], which sum to 1 for an item.
+        The second result is the weight of each embedding [R]; those of an item sum to 1.
         """
 
     @abstractmethod
@@ -297,16 +293,3 @@ class CategoryModel(FactorizedModel):
         super().__init__(config, inputs)
         rows = empty_rows(inputs.n_items) if inputs.categories is None else inputs.categories
         self.categories = ItemCategories(rows, inputs.n_categories)
-
-    def sizes(self) -> dict[str, Any]:
-        return super().sizes() | {"n_categories": self.categories.n_categories}
-
-    @classmethod
-    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        inputs = super().inputs_of(sizes, state)
-        return replace(inputs, categories=stored_rows(state, "categories"), n_categories=sizes["n_categories"])
-
-
-def stored_rows(state: Mapping[str, Tensor], module: str) -> Ragged[Tensor]:
-    """The rows that a module of a stored model keeps (`ItemFeatures`)."""
-    return Ragged(state[f"{module}.values"], state[f"{module}.offsets"])

@@ -6,8 +6,7 @@ Shape letters: U users, N items, E edges, D dimension of a node's vector, Q dime
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.graph import UserItemGraph
 from msm4sr.models.layers import ItemMeans, fill_missing, take
-from msm4sr.ragged import Ragged
 
 
 class ItemContent(nn.Module):
@@ -66,7 +64,6 @@ class GraphModel(FactorizedModel):
 
     def __init__(self, config: GraphConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.max_history = config.max_history
         self.graph = UserItemGraph(inputs.histories, inputs.n_items)
         weights = self.graph.item_degrees().clamp(min=1).float().rsqrt()
         weights = weights if self.folds_in_by_degree else torch.ones_like(weights)
@@ -125,11 +122,6 @@ class GraphModel(FactorizedModel):
         if new.any():
             scores[new] = super().score(histories[new], lengths[new], embeddings, item_vectors)
         return scores
-
-    @classmethod
-    def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
-        histories = Ragged(state["graph.items"], state["graph.offsets"])
-        return replace(super().inputs_of(sizes, state), histories=histories)
 
 
 class MultimodalGraphModel(GraphModel):

@@ -1,21 +1,18 @@
 """MSM4SR: multimodal pre-training for sequential recommendation (Zhang, Zhou, Zeng, Shen; arXiv 2303.11879).
 
-The model of both stages. In pre-training an item is its texts and images; fine-tuning adds an ID embedding.
-
 1. **Item encoder**, one per modality: attention pooling and a mixture of experts turn the frozen embeddings of an
    item's sentences (images) into its content vector z (equations 3 to 5, `msm4sr.models.item_encoder`).
 2. **Sequence encoder**: one causal Transformer, shared by all modalities, turns a history into h^t and h^v.
-3. **Pre-training** compares projections m = h W + b (equation 6) with each other and with z. The losses are in
-   `msm4sr.objectives` (equations 7 and 9), the mixup and the batches in `msm4sr.training`.
-4. **Fine-tuning** scores all items: y = softmax(h^t (F^t + E)^T + h^v (F^v + E)^T) (equation 12), with F the content
-   vectors of all items and E the ID embeddings. As one product: [h^t; h^v] . [F^t + E; F^v + E].
+3. **Pre-training**, without IDs, compares projections m = h W + b (equation 6) with each other and with z. The losses
+   are in `msm4sr.objectives` (equations 7 and 9), the mixup and the batches in `msm4sr.training`.
+4. **Fine-tuning** adds ID embeddings E to the content vectors F of all items, and scores all items (equation 12):
+   y = softmax(h^t (F^t + E)^T + h^v (F^v + E)^T), as one product [h^t; h^v] . [F^t + E; F^v + E].
 
 Shape letters: N items, M modalities, D embedding dimension, B histories, L positions, P pairs (prefix, next item).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -55,10 +52,9 @@ class MSM4SRConfig(TransformerConfig):
 
 @register_model("msm4sr")
 class MSM4SR(ContentModel):
-    """The model over a catalogue of N items. It needs `inputs.features`.
+    """The model over a catalogue of N items.
 
-    Raises:
-        InputError: no modality at all, features of another number of items, or an unknown modality in `score_with`.
+    Raises InputError for features of no modality or of another number of items, or an unknown one in `score_with`.
     """
 
     Config = MSM4SRConfig
@@ -76,33 +72,22 @@ class MSM4SR(ContentModel):
     def __init__(self, config: MSM4SRConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         features = inputs.present_features(needed_by=self.label)
-        self.max_history = config.max_history
         self.modalities = tuple(features)
-        self.scored = tuple(a for a in self.modalities if a in config.score_with or not config.score_with)
+        self.content_modalities = tuple(a for a in features if a in config.score_with or not config.score_with)
         if unknown := set(config.score_with) - set(features):
             raise InputError(f"model.score_with: no modality {sorted(unknown)}; there are {sorted(features)}")
         dropout = config.dropout if config.expert_dropout is None else config.expert_dropout
         self.features = nn.ModuleDict({a: ItemFeatures(rows) for a, rows in features.items()})
-        self.encoders = nn.ModuleDict(
-            {
-                a: ItemEncoder(
-                    rows.values.shape[1],
-                    config.dim,
-                    config.experts,
-                    dropout,
-                    config.pooling_activation,
-                    Whitening(rows.values) if config.whiten else None,
-                )
-                for a, rows in features.items()
-            }
-        )
+        self.encoders = nn.ModuleDict()
+        for a, rows in features.items():
+            sizes = (rows.values.shape[1], config.dim, config.experts)
+            whitening = Whitening(rows.values) if config.whiten else None
+            self.encoders[a] = ItemEncoder(*sizes, dropout, config.pooling_activation, whitening)
         self.transformer = CausalTransformer(config)
         projected = () if config.projections == "none" else self.modalities
         self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in projected})  # W_t, W_v
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
         self.apply(initialise)
-
-    # -- the encoders, in both stages ------------------------------------------------------------------------------
 
     def encode_content(self, modality: str, items: Tensor | None = None) -> Tensor:
         """z of `items` [N] (None: of all) in one modality: [N, D] (equations 3 to 5)."""
@@ -113,24 +98,22 @@ class MSM4SR(ContentModel):
         """The Transformer on all modalities in one call: [M, B, L, D] to [M, B, L, D]."""
         return self.transformer(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # type: ignore[no-any-return]
 
-    # -- pre-training ----------------------------------------------------------------------------------------------
-
     def project(self, hidden: Tensor, modality: str) -> Tensor:
-        """Into the space of a modality (equation 6): [..., D] to [..., D]."""
+        """m in the space of a modality (equation 6): [..., D] to [..., D]."""
         return self.projections[modality](hidden) if self.projections else hidden
 
     def pretrained_scorer(self) -> Scorer:
         return ContentMatcher(self)
 
-    # -- fine-tuning, evaluation, serving (equation 12) ------------------------------------------------------------
-
     def encode_items(self) -> Tensor:
         """F of the modalities that are scored, and last E: [N, M + 1, D]."""
-        return torch.stack([*(self.encode_content(a) for a in self.scored), self.item_embedding.weight], dim=1)
+        content = [self.encode_content(a) for a in self.content_modalities]
+        return torch.stack([*content, self.item_embedding.weight], dim=1)
 
     def encode_some_items(self, items: Tensor) -> Tensor:
         """[n, M + 1, D]."""
-        return torch.stack([*(self.encode_content(a, items) for a in self.scored), self.item_embedding(items)], dim=1)
+        content = [self.encode_content(a, items) for a in self.content_modalities]
+        return torch.stack([*content, self.item_embedding(items)], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Rows of `embeddings` [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
@@ -167,22 +150,6 @@ class MSM4SR(ContentModel):
             vectors = F.normalize(vectors, dim=-1)
         return vectors.flatten(1)
 
-    # -- new items and explanations --------------------------------------------------------------------------------
-
-    @property
-    def content_modalities(self) -> tuple[str, ...]:
-        return self.scored
-
-    def content_rows(self, modality: str) -> Ragged[Tensor]:
-        features = self.features[modality]
-        assert isinstance(features, ItemFeatures)
-        return features.rows
-
-    def encode_new_items(self, features: Mapping[str, Ragged[Tensor]]) -> Tensor:
-        """F by the item encoder, and E = 0: [n, M + 1, D]."""
-        content = [self.encode_part(a, features[a])[0] for a in self.scored]
-        return torch.stack([*content, torch.zeros_like(content[0])], dim=1)
-
     def encode_part(self, modality: str, rows: Ragged[Tensor]) -> tuple[Tensor, Tensor]:
         """z [n, D], and alpha of equation 3 [R]."""
         encoder, lengths = self.encoders[modality], rows.lengths
@@ -192,7 +159,7 @@ class MSM4SR(ContentModel):
 
     def score_parts(self, prefix: Tensor, embeddings: Tensor) -> Tensor:
         """h^a F^a of each modality, and h^t E + h^v E (with cosine, each divided by |F^a + E|): [n, M + 1]."""
-        hidden = prefix.view(len(self.scored), -1)  # [M, D]
+        hidden = prefix.view(len(self.content_modalities), -1)  # [M, D]
         content, ids = embeddings[:, :-1], embeddings[:, -1:]
         if self.config.similarity == "cosine":
             lengths = (content + ids).norm(dim=2, keepdim=True).clamp(min=1e-12)  # [n, M, 1], as F.normalize
@@ -203,17 +170,16 @@ class MSM4SR(ContentModel):
 
     def only(self, prefixes: Tensor, modality: str) -> Tensor:
         """h^a, and zeros for the other modalities: [B, M * D]; MSM4SR-T or MSM4SR-V from the same weights."""
-        hidden = prefixes.view(len(prefixes), len(self.scored), -1)  # [B, M, D]
+        hidden = prefixes.view(len(prefixes), len(self.content_modalities), -1)  # [B, M, D]
         kept = torch.zeros_like(hidden)
-        kept[:, self.scored.index(modality)] = hidden[:, self.scored.index(modality)]
+        kept[:, self.content_modalities.index(modality)] = hidden[:, self.content_modalities.index(modality)]
         return kept.flatten(1)
 
 
 class ContentMatcher(FactorizedScorer):
     """The pre-trained model as a recommender without IDs: the score is the sum over modalities and views of cos(m, z).
 
-    This is what next-item prediction trains, so validation can stop pre-training by it. It ranks any catalogue that has
-    features, new items included.
+    Next-item prediction trains it, so validation can stop pre-training by it. It can rank new items too.
     """
 
     def __init__(self, model: MSM4SR) -> None:

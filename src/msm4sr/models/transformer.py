@@ -1,7 +1,4 @@
-"""The causal Transformer over histories.
-
-Shape letters: B histories, L positions, D embedding dimension.
-"""
+"""The causal Transformer over histories: B histories, L positions, D embedding dimension."""
 
 from __future__ import annotations
 
@@ -25,17 +22,9 @@ SEARCH: Mapping[str, Mapping[str, Any]] = {
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None = None) -> Tensor:
-    """Attention softmax(q k^T / sqrt(d)) v, with dropout of the weights.
+    """softmax(q k^T / sqrt(d)) v with `dropout` of the weights; q, k [B, heads, L, any], v and result [B, heads, L, d].
 
-    Args:
-        q: [B, heads, L, any].
-        k: [B, heads, L, any].
-        v: [B, heads, L, d].
-        dropout: of the attention weights.
-        visible: bool [B, L], the positions that every position attends to; None: causal attention.
-
-    Returns:
-        [B, heads, L, d].
+    Every position attends to the `visible` positions, bool [B, L]; None: causal attention.
     """
     scale, mask = v.shape[-1] ** -0.5, None if visible is None else visible[:, None, None, :]  # [B, 1, 1, L]
     if not (dropout.training and dropout.p > 0 and q.device.type == "cpu"):
@@ -80,16 +69,17 @@ class CausalAttention(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention, then a feed-forward network, each added to its input and normalised after."""
 
-    def __init__(self, attention: nn.Module, dim: int, inner_dim: int, dropout: float) -> None:
+    def __init__(self, attention: nn.Module, config: TransformerConfig) -> None:
         super().__init__()
+        dim, inner = config.dim, config.inner_dim
         self.attention = attention
-        self.feed_forward = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, dim))
+        self.feed_forward = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
         self.attention_norm = nn.LayerNorm(dim)
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """[B, L, D] to [B, L, D]. `context` is the second argument of the attention."""
+        """[B, L, D] to [B, L, D]; `context` is the second argument of the attention."""
         return self._after(x, self.attention(x, context))
 
     def at(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -133,30 +123,19 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(
-                CausalAttention(config.dim, config.heads, config.attention_dropout),
-                config.dim,
-                config.inner_dim,
-                config.dropout,
-            )
+            TransformerLayer(CausalAttention(config.dim, config.heads, config.attention_dropout), config)
             for _ in range(config.layers)
         )
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Input vectors [B, L, D], L <= max_history, to prefix encodings [B, L, D].
-
-        With `visible`, bool [B, L] (at least one per row), every position attends to these, and nothing is causal.
-        """
+        """[B, L, D] to [B, L, D]. With `visible`, bool [B, L], every position attends to these (not causal)."""
         x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
         for layer in self.layers:
             x = layer(x, visible)
         return x
 
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The encoding of each history: [B, L, D], of which the first `lengths` [B] count, to [B, D].
-
-        Equal to `forward` at the last positions; the last layer computes no others.
-        """
+        """`forward` at position `lengths` [B] - 1, the only one that the last layer computes: [B, L, D] to [B, D]."""
         x = self.dropout(self.norm(x + self.position.weight[: x.shape[1]]))
         for layer in self.layers[:-1]:
             x = layer(x)

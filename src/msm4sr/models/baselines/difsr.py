@@ -1,24 +1,22 @@
 """DIF-SR: decoupled side information fusion for sequential recommendation (Xie, Zhou, Kim 2022; arXiv 2204.11046).
 
-Side information enters the attention and not the item's vector. In every layer and head, with the layer's input R (in
-the first layer: ID embeddings), the position embeddings P and the attribute embeddings A, the same in all layers,
+Side information enters the attention and not the item's vector. In every layer and head of dimension d, with the
+layer's input R (first: ID embeddings), and the position and attribute embeddings P and A, the same in all layers,
 
     score = (R W_q)(R W_k)^T + (P W_q')(P W_k')^T + (A W_q'')(A W_k'')^T
-    output = softmax(score / sqrt(d)) (R W_v),  causal; d the dimension of a head.
+    output = softmax(score / sqrt(d)) (R W_v),  causal
 
-The values, and the vectors that score the items, are IDs only: y = softmax(h E^T). A linear predictor of the next
-item's attributes is trained beside it: a = sigmoid(W h + b). Its mean binary cross-entropy over the attributes is added
-to the loss with the weight lambda.
+Values and scoring vectors are IDs only: y = softmax(h E^T). A predictor of the next item's attributes is trained beside
+it, a = sigmoid(W h + b); its mean binary cross-entropy is added to the loss with the weight lambda.
 
-Attributes are the item's categories, and its attribute vector is the sum of their embeddings, as in the authors' code;
-an item without categories has the zero vector (its score is then that of ID and position, up to the biases) and, as a
-next item, the label 0 everywhere. If no item has a category, ID and position remain.
+Attributes are the item's categories, and its attribute vector is the sum of their embeddings, as in the authors' code:
+zeros for an item without categories, whose labels as a next item are all 0. Without any category, ID and position
+remain.
 
-Of the authors' three fusions of the scores (sum, concat, gate) this is the sum, which is the equation above; the others
-mix the scores of the complete padded row, later positions included, so that a score would depend on the padding. Their
-defaults: d 256 with 64 for an attribute (the same ratio here), 2 to 4 layers, 2 to 8 heads, lambda 10 (of 5 and 10),
-cross-entropy over all items. With few categories the mean is large, and lambda 10 slows the first epochs; over the 19
-genres of MovieLens-100K it ended no worse than 1 (one seed).
+Of the authors' three fusions of the scores this is the sum, as above; concat and gate mix in later positions, so that a
+score would depend on the padding. Their defaults: d 256 with 64 for an attribute (the same ratio here), 2 to 4 layers,
+2 to 8 heads, lambda 10 (of 5 and 10), cross-entropy over all items. With few categories lambda 10 slows the first
+epochs; over the 19 genres of MovieLens-100K it ended no worse than 1 (one seed).
 """
 
 from __future__ import annotations
@@ -95,7 +93,6 @@ class DIFSR(CategoryModel):
 
     def __init__(self, config: DIFSRConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.max_history = config.max_history
         attribute_dim = config.attribute_dim if inputs.n_categories else 0
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
         self.position = nn.Embedding(config.max_history, config.dim)  # P
@@ -104,30 +101,22 @@ class DIFSR(CategoryModel):
             self.predictor = nn.Linear(config.dim, inputs.n_categories)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                DecoupledAttention(config.dim, attribute_dim, config.heads, config.attention_dropout),
-                config.dim,
-                config.inner_dim,
-                config.dropout,
-            )
-            for _ in range(config.layers)
-        )
+        sizes = (config.dim, attribute_dim, config.heads, config.attention_dropout)
+        self.layers = nn.ModuleList(TransformerLayer(DecoupledAttention(*sizes), config) for _ in range(config.layers))
         self.apply(initialise)
 
     def encode_items(self) -> Tensor:
-        """The ID embedding and the sum of the category embeddings, concatenated: [N, 1, D + D_a]."""
+        """ID embeddings and sums of category embeddings, concatenated: [N, 1, D + D_a]."""
         vectors = self.item_embedding.weight
         if self.categories.n_categories:
             vectors = torch.cat([vectors, self.categories.sums(self.category_embedding.weight)], dim=1)
         return vectors.unsqueeze(1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Item numbers [B, L] to a vector for each prefix [B, L, D]."""
+        """[B, L, D]."""
         items = take(embeddings, histories).squeeze(2)  # [B, L, D + D_a]
         ids, attributes = items[..., : self.config.dim], items[..., self.config.dim :]
-        positions = self.position.weight[: ids.shape[1]].expand_as(ids)
-        side = torch.cat([positions, attributes], dim=2)
+        side = torch.cat([self.position.weight[: ids.shape[1]].expand_as(ids), attributes], dim=2)
         x = self.dropout(self.norm(ids))
         for layer in self.layers:
             x = layer(x, side)
@@ -141,6 +130,5 @@ class DIFSR(CategoryModel):
         """lambda times the mean binary cross-entropy of the next items' attributes."""
         if not (self.categories.n_categories and self.config.attribute_weight):
             return None
-        labels = self.categories.labels(items)
-        loss = F.binary_cross_entropy_with_logits(self.predictor(prefixes), labels)
+        loss = F.binary_cross_entropy_with_logits(self.predictor(prefixes), self.categories.labels(items))
         return self.config.attribute_weight * loss

@@ -55,7 +55,6 @@ class ItemKNN(Model):
 
     def __init__(self, config: ItemKNNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.max_history = config.max_history
         graph = UserItemGraph(inputs.histories, inputs.n_items)
         degrees = graph.item_degrees().numpy().astype(np.float64)
 

@@ -77,8 +77,6 @@ class MVRNN(FactorizedModel):
 
     def __init__(self, config: MVRNNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.max_history = config.max_history
-        self.loss = config.loss
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # x
         present = dict(sorted(inputs.present_features().items()))
         self.features = nn.ModuleDict({a: ItemMeans(rows) for a, rows in present.items()})  # f

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import CategoryModel, FactorizedScorer, Inputs, Scorer
-from msm4sr.models.id_transformer import IDTransformer, IDTransformerConfig
+from msm4sr.models.baselines.sasrec import IDTransformer, IDTransformerConfig
 from msm4sr.models.layers import initialise
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer

@@ -13,11 +13,50 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msm4sr.models.base import Inputs
-from msm4sr.models.id_transformer import IDTransformer, IDTransformerConfig
-from msm4sr.models.layers import initialise
+from pydantic import Field
+from torch import Tensor, nn
+
+from msm4sr.models.base import FactorizedModel, Inputs
+from msm4sr.models.layers import initialise, take
 from msm4sr.models.registry import register_model
-from msm4sr.models.transformer import SEARCH, CausalTransformer
+from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
+
+
+class IDTransformerConfig(TransformerConfig):
+    """The settings that SASRec, SASRecM and S3-Rec share."""
+
+    loss: Literal["softmax", "bce"] = Field(
+        "softmax", description="softmax over all items; bce: SASRec's own, against one random negative"
+    )
+
+
+class IDTransformer(FactorizedModel):
+    """What SASRec, SASRecM and S3-Rec share.
+
+    A subclass creates `transformer`, after its parameters that are initialised earlier, and calls `apply(initialise)`.
+    """
+
+    transformer: CausalTransformer
+
+    def __init__(self, config: IDTransformerConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # e
+
+    def encode_items(self) -> Tensor:
+        """[N, 1, D]."""
+        return self.item_embedding.weight.unsqueeze(1)
+
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, 1, D]."""
+        return self.item_embedding(items).unsqueeze(1)  # type: ignore[no-any-return]
+
+    def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, L, D]."""
+        return self.transformer(take(embeddings, histories).squeeze(2))  # type: ignore[no-any-return]
+
+    def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, D]."""
+        return self.transformer.last(take(embeddings, histories).squeeze(2), lengths)
 
 
 class SASRecConfig(IDTransformerConfig):
@@ -32,10 +71,7 @@ class SASRec(IDTransformer):
 
     Config = SASRecConfig
     label = "SASRec"
-    search = {
-        **SEARCH,
-        "model.layers": {"kind": "int", "low": 1, "high": 3},
-    }
+    search = {**SEARCH, "model.layers": {"kind": "int", "low": 1, "high": 3}}
 
     def __init__(self, config: SASRecConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
-from msm4sr.models.id_transformer import IDTransformer, IDTransformerConfig
+from msm4sr.models.baselines.sasrec import IDTransformer, IDTransformerConfig
 from msm4sr.models.layers import ItemMeans, fill_missing, initialise
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer

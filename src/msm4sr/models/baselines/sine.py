@@ -71,7 +71,6 @@ class SINE(FactorizedModel):
 
     def __init__(self, config: SINEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.max_history = config.max_history
         self.interests = min(config.interests, config.prototypes)  # K
         dim = config.dim
         self.item_embedding = nn.Embedding(inputs.n_items, dim)  # x
