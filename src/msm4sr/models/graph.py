@@ -1,8 +1,8 @@
 """The user-item graph and sums over its edges.
 
 An edge joins a user and an item of the user's training history, once however often they interacted. All sums over
-neighbours run over the edges in the order of the receiver (`torch.embedding_bag`), forwards and backwards. So neither a
-dense matrix nor a copy of the vectors for each edge exists, and results are bit-identical on any number of threads.
+neighbours run over the edges in the order of the receiver (`torch.embedding_bag`), forwards and backwards: without a
+dense matrix or a copy of the vectors for each edge, and bit-identical on any number of threads.
 
 Shape letters: U users, N items, E edges, D dimension of a node's vector.
 """
@@ -24,6 +24,7 @@ from msm4sr.ragged import Ragged
 OVERLAPS_AT_ONCE = 1 << 24  # common neighbours that are counted in one block
 
 Ints = npt.NDArray[Any]
+EdgeMap = Callable[[Tensor, "Direction"], Tensor]
 
 
 class Direction(NamedTuple):
@@ -43,12 +44,12 @@ class UserItemGraph(nn.Module):
         n_items: N.
     """
 
-    items: Tensor
-    offsets: Tensor
-    users: Tensor
-    by_item: Tensor
-    users_by_item: Tensor
-    item_offsets: Tensor
+    items: Tensor  # [E], stored with the model
+    offsets: Tensor  # [U + 1], stored with the model
+    users: Tensor  # [E]
+    by_item: Tensor  # [E]
+    users_by_item: Tensor  # [E]
+    item_offsets: Tensor  # [N + 1]
 
     def __init__(self, histories: Ragged[Tensor], n_items: int) -> None:
         super().__init__()
@@ -56,13 +57,14 @@ class UserItemGraph(nn.Module):
         user = torch.repeat_interleave(torch.arange(n_users), histories.offsets.diff())
         edges = torch.unique(user * n_items + histories.values)  # sorted
         users, items = edges // n_items, edges % n_items
-        self.register_buffer("items", items)  # [E], stored with the model
-        self.register_buffer("offsets", _offsets(users, n_users))  # [U + 1], stored with the model
-        self.register_buffer("users", users, persistent=False)  # [E]
         by_item = torch.argsort(items, stable=True)
-        self.register_buffer("by_item", by_item, persistent=False)  # [E]
-        self.register_buffer("users_by_item", users[by_item], persistent=False)  # [E]
-        self.register_buffer("item_offsets", _offsets(items, n_items), persistent=False)  # [N + 1]
+        self.register_buffer("items", items)
+        self.register_buffer("offsets", F.pad(torch.bincount(users, minlength=n_users).cumsum(0), (1, 0)))
+        self.register_buffer("users", users, persistent=False)
+        self.register_buffer("by_item", by_item, persistent=False)
+        self.register_buffer("users_by_item", users[by_item], persistent=False)
+        item_offsets = F.pad(torch.bincount(items, minlength=n_items).cumsum(0), (1, 0))
+        self.register_buffer("item_offsets", item_offsets, persistent=False)
 
     @property
     def to_users(self) -> Direction:
@@ -94,11 +96,11 @@ class UserItemGraph(nn.Module):
 
     def at_users(self, values: Tensor) -> Tensor:
         """The value of each edge's user: [U, D] to [E, D]."""
-        return _Spread.apply(values, self.to_users)  # type: ignore[no-any-return, no-untyped-call]
+        return _spread(values, self.to_users)
 
     def at_items(self, values: Tensor) -> Tensor:
         """The value of each edge's item: [N, D] to [E, D]."""
-        return _Spread.apply(values, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
+        return _spread(values, self.to_items)
 
     def softmax_by_user(self, scores: Tensor) -> Tensor:
         """exp(s_ui) / sum_i' exp(s_ui') over each user's edges: [E] to [E], for a small range of scores (cosines)."""
@@ -109,26 +111,30 @@ class UserItemGraph(nn.Module):
         return _softmax(scores, self.to_items)
 
 
-def _offsets(rows: Tensor, n_rows: int) -> Tensor:
-    """Offsets [n_rows + 1] from the counts of row numbers."""
-    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n_rows).cumsum(0)])
-
-
 def _sum(weights: Tensor, vectors: Tensor, into: Direction) -> Tensor:
     weights = weights if into.order is None else weights[into.order]
     return F.embedding_bag(into.sender, vectors, into.starts, mode="sum", per_sample_weights=weights)
 
 
-def _collect(values: Tensor, into: Direction) -> Tensor:
+def _at_edges(values: Tensor, into: Direction) -> Tensor:
+    """The receiver's value for every edge: [receivers, D] to [E, D]."""
+    return values[into.receiver]
+
+
+def _by_receiver(values: Tensor, into: Direction) -> Tensor:
     """The sum over each receiver's edges: [E, D] to [receivers, D]."""
     order = torch.arange(len(values), device=values.device) if into.order is None else into.order
     return F.embedding_bag(order, values, into.starts, mode="sum")
 
 
+def _spread(values: Tensor, into: Direction) -> Tensor:
+    return _Linear.apply(values, into, _at_edges, _by_receiver)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def _softmax(scores: Tensor, into: Direction) -> Tensor:
     powers = scores.exp().unsqueeze(1)
-    totals = _Collect.apply(powers, into)  # type: ignore[no-untyped-call]
-    return (powers / _Spread.apply(totals, into)).squeeze(1)  # type: ignore[no-any-return, no-untyped-call]
+    totals = _Linear.apply(powers, into, _by_receiver, _at_edges)  # type: ignore[no-untyped-call]
+    return (powers / _spread(totals, into)).squeeze(1)
 
 
 def _products(users: Tensor, items: Tensor, to_users: Direction) -> Tensor:
@@ -159,15 +165,11 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         weights, vectors = ctx.saved_tensors
         given = gradients[0].contiguous()
-        to_weights = to_vectors = None
-        if ctx.needs_input_grad[0]:
-            if ctx.into.order is None:
-                to_weights = _products(given, vectors, ctx.into)
-            else:
-                to_weights = _products(vectors, given, ctx.back)
-        if ctx.needs_input_grad[1]:
-            to_vectors = _sum(weights, given, ctx.back)
-        return to_weights, to_vectors, None, None
+        to_weights = None
+        if ctx.needs_input_grad[0]:  # by user, whatever the direction
+            to_users = ctx.into.order is None
+            to_weights = _products(given, vectors, ctx.into) if to_users else _products(vectors, given, ctx.back)
+        return to_weights, _sum(weights, given, ctx.back) if ctx.needs_input_grad[1] else None, None, None
 
 
 class _Products(torch.autograd.Function):
@@ -186,30 +188,17 @@ class _Products(torch.autograd.Function):
         return _sum(given, items, ctx.to_users), _sum(given, users, ctx.to_items), None, None
 
 
-class _Spread(torch.autograd.Function):
-    """The receiver's value for every edge; the gradient is summed by receiver."""
+class _Linear(torch.autograd.Function):
+    """A linear map of values over the edges, whose gradient is the transposed map."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, into: Direction) -> Tensor:
-        ctx.into = into
-        return values[into.receiver]
+    def forward(ctx: Any, values: Tensor, into: Direction, apply: EdgeMap, transposed: EdgeMap) -> Tensor:
+        ctx.into, ctx.transposed = into, transposed
+        return apply(values, into)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _collect(gradients[0].contiguous(), ctx.into), None
-
-
-class _Collect(torch.autograd.Function):
-    """Sums of edge values by receiver; the gradient is spread to the edges."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, into: Direction) -> Tensor:
-        ctx.into = into
-        return _collect(values, into)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.into.receiver], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.transposed(gradients[0].contiguous(), ctx.into), None, None, None
 
 
 def symmetric_weights(graph: UserItemGraph) -> Tensor:
@@ -218,15 +207,17 @@ def symmetric_weights(graph: UserItemGraph) -> Tensor:
     return degrees.float().rsqrt()
 
 
-def propagated(
-    graph: UserItemGraph, weights: Tensor, users: Tensor, items: Tensor, hops: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Node vectors after 0, 1, ..., `hops` steps of x_u <- sum_i w_ui x_i, x_i <- sum_u w_ui x_u: [U, D], [N, D]."""
-    steps = [(users, items)]
+def propagated(graph: UserItemGraph, weights: Tensor, users: Tensor, items: Tensor, hops: int) -> tuple[Tensor, Tensor]:
+    """Node vectors after 0 ... H = `hops` steps of x_u <- sum_i w_ui x_i, x_i <- sum_u w_ui x_u.
+
+    `users` [U, D] and `items` [N, D] to [H + 1, U, D] and [H + 1, N, D].
+    """
+    of_users, of_items = [users], [items]
     for _ in range(hops):
         users, items = graph.sum_to_users(weights, items), graph.sum_to_items(weights, users)
-        steps.append((users, items))
-    return steps
+        of_users.append(users)
+        of_items.append(items)
+    return torch.stack(of_users), torch.stack(of_items)
 
 
 def nearest_by_overlap(
@@ -240,29 +231,27 @@ def nearest_by_overlap(
     The square of the graph is computed a block of rows at a time, and only where it is not 0.
 
     Args:
-        graph: R rows, the items or the users.
+        graph: with R items or users.
         of: which of both.
         k: number of neighbours; fewer than k others give fewer.
-        weigh: weights > 0 of pairs: row numbers, row numbers of the others, numbers of common neighbours.
+        weigh: weights > 0 of pairs, from their row numbers and their numbers of common neighbours.
 
     Returns:
-        Row numbers int32 [R, k], the largest weight first, ties by row number; and their weights float32 [R, k]. Empty
-        places have row number 0 and weight 0.
+        Row numbers int32 [R, k], the largest weight first, ties by row number, and their weights float32 [R, k]; both
+        are 0 in empty places.
     """
     users, items = graph.users.numpy(), graph.items.numpy()
     rows, columns = (users, items) if of == "users" else (items, users)
-    degrees = (graph.user_degrees(), graph.item_degrees())
-    own, other = (d.numpy() for d in (degrees if of == "users" else degrees[::-1]))
+    own, other = graph.user_degrees().numpy(), graph.item_degrees().numpy()
+    own, other = (own, other) if of == "users" else (other, own)
     matrix = sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(own), len(other)))
     transposed = matrix.T.tocsr()
     k = max(1, min(k, len(own) - 1))
     nearest, weights = np.zeros((len(own), k), np.int32), np.zeros((len(own), k), np.float32)
     work = np.bincount(rows, other[columns], minlength=len(own)).cumsum()  # an upper bound of the non-zero values
     for block in np.split(np.arange(len(own)), np.flatnonzero(np.diff(work // OVERLAPS_AT_ONCE)) + 1):
-        if not len(block):
-            continue
-        common = (matrix[block[0] : block[-1] + 1] @ transposed).tocoo()
-        row, column, both = common.row.astype(np.int64) + block[0], common.col.astype(np.int64), common.data
+        common = (matrix[block] @ transposed).tocoo()
+        row, column, both = block[common.row], common.col.astype(np.int64), common.data
         row, column, both = (part[row != column] for part in (row, column, both))
         weight = weigh(row, column, both)
         order = np.lexsort((column, -weight, row))

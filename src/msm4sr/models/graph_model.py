@@ -19,12 +19,7 @@ from msm4sr.models.layers import ItemMeans, fill_missing, take
 
 
 class ItemContent(nn.Module):
-    """Item embeddings in one modality, from the mean of each item's frozen embeddings.
-
-    Args:
-        dim: D.
-        network: from the features' dimension to D.
-    """
+    """Item embeddings in one modality: `network` from D_in to D of the mean of an item's frozen embeddings."""
 
     def __init__(self, dim: int, network: nn.Module) -> None:
         super().__init__()
@@ -32,7 +27,7 @@ class ItemContent(nn.Module):
         self.missing = nn.Parameter(torch.randn(dim) / dim**0.5)
 
     def forward(self, means: Tensor, lengths: Tensor) -> Tensor:
-        """The means [n, D_in] of the items that have the modality (`lengths` [N] is 1 for these, else 0) to [N, D]."""
+        """As `fill_missing`: [n, D_in] to [N, D]."""
         return fill_missing(self.network(means), lengths, self.missing)
 
 
@@ -47,11 +42,9 @@ class GraphConfig(ModelConfig):
 class GraphModel(FactorizedModel):
     """Users and items are nodes of a graph with one vector each; the score is the product of two vectors.
 
-    A user of the training data is scored by the user's node, whatever the given history. The history of an unknown
-    user is **folded in** as a new node, by one more propagation step from the items' final vectors: a weighted sum over
-    its distinct items (`fold_in_weights`), divided by the square root of their number.
-
-    The model ignores order, so seen items are never recommended again.
+    A user of the training data has a node, whatever the given history. The history of an unknown user is **folded in**
+    as a new node, by one more propagation step from the items' final vectors: a weighted sum over its distinct items
+    (`fold_in_weights`), divided by the square root of their number. The order is ignored, so seen items are excluded.
     """
 
     ranks_seen_items = False
@@ -79,10 +72,9 @@ class GraphModel(FactorizedModel):
         """The trained vectors of these users and items, for the L2 penalty of a batch: [rows, D] each."""
 
     def nodes(self) -> tuple[Tensor, Tensor]:
-        """`propagate()`, cached without gradients for as long as no weight changes.
+        """`propagate()`, cached without gradients as long as no weight changes.
 
-        A training step drops the cache, since its forward pass has gradients. Any other write to a weight (loading,
-        moving to a device) changes the version or the address of a tensor.
+        A training step drops the cache; any other write to a weight changes the version or the address of a tensor.
         """
         if torch.is_grad_enabled():
             self._cache = None
@@ -101,7 +93,7 @@ class GraphModel(FactorizedModel):
         return torch.stack([items, items * self.fold_in_weights.unsqueeze(1)], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Each prefix of the histories [B, L], folded in as a new user: [B, L, Q]."""
+        """Each prefix, folded in as a new user: [B, L, Q]."""
         same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
         first = ~same.tril(-1).any(dim=2)  # [B, L]: the first occurrence of an item
         sums = (take(embeddings[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
@@ -114,7 +106,7 @@ class GraphModel(FactorizedModel):
     def score(
         self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
-        """[B, N]; by the nodes of `users` if they have training items, otherwise by their `histories`."""
+        """[B, N]; by the nodes of `users` with training items, otherwise by their `histories`."""
         if users is None:
             return super().score(histories, lengths, embeddings, item_vectors)
         scores = self.nodes()[0][users] @ item_vectors.T

@@ -93,9 +93,9 @@ class DualGNN(MultimodalGraphModel):
         of_users, of_items = [], []
         for name in self.modalities:
             start = F.normalize(self.preferences[name]), F.normalize(self.encode_content(name))
-            users, items = zip(*propagated(self.graph, self.weights, *start, self.config.hops), strict=True)
-            of_users.append(torch.stack(users).sum(dim=0))
-            of_items.append(torch.stack(items).sum(dim=0))
+            users, items = propagated(self.graph, self.weights, *start, self.config.hops)
+            of_users.append(users.sum(dim=0))
+            of_items.append(items.sum(dim=0))
         mix = self.attention.softmax(dim=1)  # [U, M]
         mixed = (torch.stack(of_users, dim=2) * mix.unsqueeze(1)).sum(dim=2)  # [U, D]
         received = F.embedding_bag(self.neighbours, mixed, mode="sum", per_sample_weights=self.shares)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -60,8 +59,8 @@ class LightGCN(GraphModel):
     def propagate(self) -> tuple[Tensor, Tensor]:
         """[U, D], [N, D]."""
         start = self.user_embedding.weight, self.item_embedding.weight
-        users, items = zip(*propagated(self.graph, self.weights, *start, self.config.hops), strict=True)
-        return torch.stack(users).mean(dim=0), torch.stack(items).mean(dim=0)
+        users, items = propagated(self.graph, self.weights, *start, self.config.hops)
+        return users.mean(dim=0), items.mean(dim=0)
 
     def trained_vectors(self, users: Tensor, items: Tensor) -> Sequence[Tensor]:
         return take(self.user_embedding.weight, users), take(self.item_embedding.weight, items)
