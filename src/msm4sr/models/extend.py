@@ -10,15 +10,10 @@ from msm4sr.models.layers import ItemMeans
 
 
 def extend_catalogue(model: Model, extended: Model, known: Tensor) -> None:
-    """Copy a trained model into a model of the same settings over more items, in place.
+    """Copy a trained model over n items into a model of the same settings over N > n items, in place.
 
-    The parameters that belong to a single item (its ID embedding) are 0 for new items. The features of new items are
-    centred and scaled as those of the known items were.
-
-    Args:
-        model: the trained model over n items.
-        extended: a new model over N > n items.
-        known: int64 [n], the number in `extended` of each item of `model`.
+    `known`, int64 [n], is the number in `extended` of each item of `model`. New items have parameters of 0 (their ID
+    embedding), and features that are centred and scaled as those of the known items were.
     """
     trained = dict(model.named_parameters())
     means = {name: module for name, module in model.named_modules() if isinstance(module, ItemMeans)}

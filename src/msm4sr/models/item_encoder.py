@@ -16,16 +16,12 @@ from msm4sr.models.layers import Dropout, fill_missing
 
 
 class AttentionPooling(nn.Module):
-    """One vector per item from its sentences or images (equation 3).
+    """One vector per item from its sentences or images, without padding (equation 3).
 
-    alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j. The rows are ragged, so no
-    padding can receive a weight.
+    alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j.
 
-    Args:
-        dim: D_in.
-        hidden: dimension between W1 and W2.
-        activation: between W1 and W2: `none` as printed, `relu` as released. With `none` both are one linear map and
-            are applied as one: x (W1 W2) costs a `hidden`-th of (x W1) W2.
+    The `activation` between W1 and W2 is `none` as printed, or `relu` as released. With `none` both are applied as one
+    linear map: x (W1 W2) costs a `hidden`-th of (x W1) W2.
     """
 
     def __init__(self, dim: int, hidden: int, activation: Literal["none", "relu"] = "none") -> None:
@@ -38,16 +34,12 @@ class AttentionPooling(nn.Module):
         """Rows [R, D_in], `lengths` [N] (all >= 1) of them per item, to [N, D_in]."""
         if len(rows) == len(lengths):
             return rows  # one row per item: alpha is 1
-        return F.embedding_bag(
-            torch.arange(len(rows), device=rows.device),
-            rows,
-            lengths.cumsum(0) - lengths,
-            mode="sum",
-            per_sample_weights=self.weights(rows, lengths).to(rows.dtype),
-        )
+        order, starts = torch.arange(len(rows), device=rows.device), lengths.cumsum(0) - lengths
+        weights = self.weights(rows, lengths).to(rows.dtype)
+        return F.embedding_bag(order, rows, starts, mode="sum", per_sample_weights=weights)
 
     def weights(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """alpha of each row: [R]. The weights of an item sum to 1."""
+        """alpha of each row: [R]."""
         if len(rows) == 0:
             return rows.new_zeros(0)
         scores, ends = self.scores(rows), lengths.cumsum(0)
@@ -68,11 +60,8 @@ class AttentionPooling(nn.Module):
 class Whitening(nn.Module):
     """(x - mean) (C + c I)^(-1/2), with the mean and covariance C of the catalogue's rows, c the mean of C's diagonal.
 
-    It removes what all embeddings of an encoder have in common, and gives rare directions the weight of common ones.
-    c keeps directions with almost no variance small.
-
-    Args:
-        rows: float [R, D_in], the frozen embeddings of the catalogue, read in chunks.
+    It removes what all frozen embeddings (`rows` [R, D_in], read in chunks) have in common, and gives rare directions
+    the weight of common ones. c keeps directions with almost no variance small.
 
     Reference: whitening of frozen text embeddings for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
     """
@@ -98,10 +87,9 @@ class Whitening(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """From the encoder's space to the model's (equations 4 and 5).
+    """From the encoder's space to the model's (equations 4 and 5); with `whitening`, e is whitened first.
 
-    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). One product computes all experts. With
-    `whitening`, e is whitened first.
+    E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). One product computes all experts.
     """
 
     def __init__(self, dim_in: int, dim: int, experts: int, dropout: float, whitening: Whitening | None = None) -> None:

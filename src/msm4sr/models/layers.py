@@ -13,13 +13,9 @@ from msm4sr.ragged import Ragged
 
 
 class ItemFeatures(nn.Module):
-    """The frozen embeddings of every item in one modality, never trained.
+    """The frozen embeddings of N items in one modality: `rows` [R, D_in]; an item without rows lacks the modality.
 
-    They stay where the caller has them: of features that are mapped from a store, only the rows that a step reads are
-    loaded into memory.
-
-    Args:
-        rows: float [R, D_in], the sentences (or images) of N items; an item without rows lacks the modality.
+    They stay where the caller has them: of features that are mapped from a store, a step loads only the rows it reads.
     """
 
     values: Tensor
@@ -32,7 +28,7 @@ class ItemFeatures(nn.Module):
 
     @property
     def rows(self) -> Ragged[Tensor]:
-        """The rows of all items."""
+        """Of all items."""
         return Ragged(self.values, self.offsets)
 
     def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -46,10 +42,9 @@ class ItemFeatures(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Set each number to 0 with probability `p` and divide the others by 1 - p; no effect in evaluation.
+    """As `nn.Dropout`, but several times faster on CPUs, where drawing the mask costs more than the products around it.
 
-    Equivalent to `nn.Dropout`, but several times faster on CPUs, where drawing the mask costs more than the matrix
-    products around it: four draws share a 64-bit random number, so p is rounded to a multiple of 2^-16.
+    Four draws share a 64-bit random number, so p is rounded to a multiple of 2^-16.
     """
 
     def __init__(self, p: float) -> None:
@@ -57,7 +52,6 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
         if not self.training or self.p == 0:
             return x
         if x.device.type != "cpu":
@@ -73,10 +67,7 @@ class ItemMeans(ItemFeatures):
 
     Encoders differ in length and offset (pooled layers of an image network have no negative values). So the means are
     centred over the items that have rows, and divided by their mean length: a weight of N(0, 0.02) then gives every
-    modality the scale of an ID embedding.
-
-    Args:
-        rows: float [R, D_in] of N items; an item without rows lacks the modality, and has no mean.
+    modality the scale of an ID embedding. An item without rows has no mean.
     """
 
     def __init__(self, rows: Ragged[Tensor]) -> None:
@@ -98,12 +89,7 @@ class ItemMeans(ItemFeatures):
 
 
 class ItemCategories(ItemFeatures):
-    """The category numbers of every item, never trained. An item may have none, one or several.
-
-    Args:
-        rows: int64 [R], the category numbers of N items.
-        n_categories: A.
-    """
+    """The category numbers of N items, `rows` int64 [R]; an item may have none, one or several of the A categories."""
 
     def __init__(self, rows: Ragged[Tensor], n_categories: int) -> None:
         super().__init__(rows)
@@ -130,17 +116,14 @@ def fill_missing(present: Tensor, lengths: Tensor, missing: Tensor) -> Tensor:
 def take(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]` for a trained table [N, ...] and int64 rows [...], by an embedding look-up.
 
-    The gradient of indexing adds up repeated rows in the order in which threads reach them. The gradient of an
-    embedding adds them in a fixed order, so results are bit-identical on several threads; it is also faster.
+    Its gradient adds up repeated rows in a fixed order, that of indexing in the order in which threads reach them. So
+    results are bit-identical on several threads; it is also faster.
     """
     return F.embedding(rows, table.flatten(1)).view(*rows.shape, *table.shape[1:])
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw weights from N(0, 0.02) and set biases to 0, as the code of MSM4SR and SASRec does.
-
-    Use it as `model.apply(initialise)`.
-    """
+    """Weights from N(0, 0.02) and biases of 0, as in the code of MSM4SR and SASRec: `model.apply(initialise)`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

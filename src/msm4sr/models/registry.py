@@ -44,13 +44,7 @@ def register_model(name: str) -> Callable[[M], M]:
 
 
 def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
-    """A new model with the weights that `seed` draws; the global random state is not changed.
-
-    Args:
-        config: the settings; `name` selects the model.
-        inputs: the data that it is built from.
-        seed: of the initial weights.
-    """
+    """A new model with the weights that `seed` draws; the global random state is not changed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,7 @@ from msm4sr.files import atomic_file, write_json
 
 
 def write_model(model: nn.Module, config: Mapping[str, object], folder: Path) -> None:
-    """Write the weights and frozen features as `model.safetensors`, the settings as `config.json`; each atomically."""
+    """Write the weights and frozen features, and the settings; each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}
     addresses: set[int] = set()

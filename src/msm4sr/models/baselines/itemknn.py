@@ -6,10 +6,8 @@ With n_i users who interacted with item i, and n_ij with both i and j, each coun
     sim(i, j) = n_ij / (sqrt(n_i n_j) + h),
 
 the cosine of two columns of the user-item matrix, shrunk towards 0 by h where few users support it. Each item keeps
-its k nearest, with ties by item number. The score of i after a history is the sum of sim(j, i) over the distinct items
-j of the history which have i among their k nearest. An item without interactions scores 0.
-
-Memory is N x k: similarities are computed a block of items at a time by a sparse product, never all N x N.
+its k nearest, with ties by item number (memory N x k). The score of i after a history is the sum of sim(j, i) over the
+distinct items j of the history that have i among their k nearest. An item without interactions scores 0.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ class ItemKNN(Model):
         self.register_buffer("similarities", similarities)
 
     def encode_items(self) -> Tensor:
-        """The similarities of each item's nearest items: [N, 1, k]."""
+        """[N, 1, k]."""
         return self.similarities.unsqueeze(1)
 
     def score(

@@ -6,10 +6,10 @@ without a linear map, activation or self-loop:
     e_u^(k+1) = sum_{i in N_u} e_i^(k) / sqrt(|N_u| |N_i|),   e_i^(k+1) = sum_{u in N_i} e_u^(k) / sqrt(|N_i| |N_u|)
 
 A node's final vector is the mean of its vectors over hops 0 ... K (alpha_k = 1 / (K + 1)), and the score is e_u . e_i.
-Trained by BPR on (user, seen item, unseen item), with an L2 penalty on the e^(0) of the batch.
+Trained by BPR, with an L2 penalty on the e^(0) of the batch.
 
 Defaults are the authors': 64 dimensions, 3 hops, L2 1e-4, embeddings drawn from N(0, 0.1) as in their PyTorch code;
-they train with Adam at 1e-3 in batches of 2,048. The history of an unknown user is folded in (`GraphModel`).
+they train with Adam at 1e-3 in batches of 2,048.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ An item has a latent vector x_i (its ID embedding) and a content vector m_i from
 
     m_i = sum_a W_a f_i^a,    the sum over the modalities a that the item has
 
-Both are the input of a recurrent network (a GRU) whose state scores the items, with p_i = [x_i; m_i]:
+Both are the input of a GRU whose state scores the items, with p_i = [x_i; m_i]:
 
 - united structure:   h_t = GRU(h_{t-1}, p_t);  score of i: h_t . p_i
 - separate structure: g_t = GRU_x(g_{t-1}, x_t), k_t = GRU_m(k_{t-1}, m_t);  score of i: g_t . x_i + k_t . m_i
@@ -15,16 +15,15 @@ The multi-view denoising autoencoder (3mDAE): in training, each modality of an i
     L_AE = lambda/2 sum_a |f_i^a - W_a^T m_i|^2,    added to the loss for every next item i
 
 so that m_i stays similar whichever modality is missing. A modality that an item lacks adds nothing to m_i and is not
-reconstructed; an item that lacks all has m_i = 0. If no item has features, only x_i remains.
+reconstructed. If no item has features, only x_i remains.
 
-Defaults: the authors have 20 dimensions for x and m, corruption 0.1 to 0.3 and try the united structure first. They
-train by BPR (`loss: bpr`); the default here is cross-entropy over all items, as for all models of a comparison.
-Without corruption and reconstruction the model is their variant of fusion by addition.
+Defaults: the authors have 20 dimensions for x and m, corruption 0.1 to 0.3, try the united structure first, and train
+by BPR (`loss: bpr`); here it is cross-entropy over all items, as for all models of a comparison. Without corruption and
+reconstruction the model is their variant of fusion by addition.
 
-Deviations: torch's GRU resets the state after its product with the weights, not before. f_i^a has mean length 1
-(`ItemMeans`), so L_AE is relative to the length of the features and lambda is not on the authors' scale (1e-5). W_a is
-V_a / sqrt(dimension of f^a) with V_a trained, so that a step of Adam moves m as far as x. The corruption is drawn per
-item and step, not per occurrence.
+Deviations: torch's GRU resets the state after its product with the weights. f_i^a has mean length 1 (`ItemMeans`), so
+lambda is not on the authors' scale (1e-5). W_a is V_a / sqrt(dimension of f^a) with V_a trained, so that a step of Adam
+moves m as far as x. The corruption is drawn per item and step, not per occurrence.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from torch import Tensor, nn
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
 from msm4sr.models.registry import register_model
+from msm4sr.models.transformer import SEARCH
 
 
 class MVRNNConfig(ModelConfig):
@@ -48,9 +48,7 @@ class MVRNNConfig(ModelConfig):
     dim: int = Field(64, ge=1, description="dimension of the latent and of the content vector")
     max_history: int = Field(50, ge=1, description="latest items of a history that are read")
     structure: Literal["united", "separate"] = Field("united", description="one hidden state, or one per view")
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout of the recurrent network's input; the authors have none"
-    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the network's input; the authors have none")
     corruption: float = Field(0.3, ge=0, lt=1, description="probability that training removes a modality")
     reconstruction_weight: float = Field(0.1, ge=0, description="lambda, weight of the autoencoder's loss")
     loss: Literal["softmax", "bpr"] = Field(
@@ -65,9 +63,7 @@ class MVRNN(FactorizedModel):
     Config = MVRNNConfig
     label = "MV-RNN"
     search = {
-        "finetune.learning_rate": {"kind": "float", "low": 3e-4, "high": 1e-2, "log": True},
-        "model.dropout": {"kind": "float", "low": 0.0, "high": 0.6},
-        "finetune.weight_decay": {"kind": "categorical", "choices": [0.0, 1e-6, 1e-5, 1e-4]},
+        **SEARCH,
         "model.structure": {"kind": "categorical", "choices": ["united", "separate"]},
         "model.corruption": {"kind": "float", "low": 0.0, "high": 0.5},
         "model.reconstruction_weight": {"kind": "float", "low": 1e-2, "high": 1.0, "log": True},
@@ -81,17 +77,15 @@ class MVRNN(FactorizedModel):
         present = dict(sorted(inputs.present_features().items()))
         self.features = nn.ModuleDict({a: ItemMeans(rows) for a, rows in present.items()})  # f
         self.apply(initialise)
+        widths = {a: rows.values.shape[1] for a, rows in present.items()}
+        # V such that the rows of W start with the length of an ID embedding
         self.weights = nn.ParameterDict(
-            {a: nn.Parameter(_initial_weights(config.dim, rows.values.shape[1])) for a, rows in present.items()}
-        )  # V
-        views = 2 if self.features else 1
+            {a: torch.randn(config.dim, width) * (0.02 * math.sqrt(width)) for a, width in widths.items()}
+        )
         self.dropout = Dropout(config.dropout)
-        if config.structure == "united":
-            self.recurrent = nn.ModuleList([nn.GRU(views * config.dim, views * config.dim, batch_first=True)])
-        else:
-            self.recurrent = nn.ModuleList(
-                nn.GRU(config.dim, config.dim, batch_first=True) for _ in range(views)
-            )  # GRU_x, GRU_m
+        views = 2 if self.features else 1
+        dims = [views * config.dim] if config.structure == "united" else [config.dim] * views
+        self.recurrent = nn.ModuleList(nn.GRU(dim, dim, batch_first=True) for dim in dims)  # GRU, or GRU_x and GRU_m
 
     def encode_items(self) -> Tensor:
         """x and m, after corruption in training: [N, 2, D]. Without features x: [N, 1, D]."""
@@ -118,7 +112,7 @@ class MVRNN(FactorizedModel):
         return weight.div(math.sqrt(weight.shape[1]))
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Item numbers [B, L] to the state after each prefix, h or [g; k]: [B, L, 2 D]."""
+        """h or [g; k]: [B, L, 2 D]."""
         inputs = self.dropout(take(embeddings, histories)).flatten(2)  # [B, L, 2 D]
         parts = inputs.chunk(len(self.recurrent), dim=2)
         states = [recurrent(part)[0] for recurrent, part in zip(self.recurrent, parts, strict=True)]
@@ -134,8 +128,3 @@ class MVRNN(FactorizedModel):
             reconstructed = content[lengths.bool()] @ self.weight(modality)
             total = total + (vectors - reconstructed).square().sum()
         return self.config.reconstruction_weight / 2 * total / len(items)
-
-
-def _initial_weights(dim: int, dim_in: int) -> Tensor:
-    """V such that the rows of W = V / sqrt(D_in) start with the length of an ID embedding."""
-    return torch.randn(dim, dim_in) * (0.02 * math.sqrt(dim_in))

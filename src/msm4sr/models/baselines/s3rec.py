@@ -10,16 +10,14 @@ the attribute embeddings, and one matrix W per task:
 - SP, segment prediction: a masked segment of the history against a random segment, sigma(F W_4 F~), with the output
   at the last position of each.
 
-The formulas are in `msm4sr.objectives`, the masking in `msm4sr.training.s3rec`. **Fine-tuning** is SASRec's, causal,
-with the same embeddings and Transformer; the W, e_a and the mask embedding are not trained any further.
+The formulas are in `msm4sr.objectives`, the masking in `msm4sr.training.tasks.mutual_information`. **Fine-tuning** is
+SASRec's, causal, with the same embeddings and Transformer; the W, e_a and the mask embedding are not trained further.
 
-Attributes are the item's categories. An item without categories is an example of having none of them; if no item has
-any, AAP and MAP are dropped from the loss.
+Attributes are the item's categories; an item may have none. If no item has any, AAP and MAP are dropped.
 
 Defaults: the loss weights and the masking probability are those of the authors' code (0.2, 1, 1, 0.5 and 0.2; RecBole
 has 1 and 0.2 for the first two), as are d 64, 2 layers, 2 heads and histories of 50 items. In AAP the paper prints e_i
-where its code has F_l; this follows the code. Fine-tuning uses cross-entropy over all items, as all models of a
-comparison do; `loss: bce` is the authors'.
+where its code, and this, have F_l. Fine-tuning uses cross-entropy over all items; `loss: bce` is the authors'.
 """
 
 from __future__ import annotations
@@ -77,15 +75,9 @@ class S3Rec(CategoryModel, IDTransformer):
         self.apply(initialise)
 
     def encode_bidirectional(self, items: Tensor, masked: Tensor, real: Tensor) -> Tensor:
-        """F: every position attends to all real ones.
+        """F [B, L, D] of item numbers [B, L]: every position attends to all real ones.
 
-        Args:
-            items: item numbers [B, L].
-            masked: bool [B, L], the positions where the mask embedding replaces the item.
-            real: bool [B, L], the positions that are not padding, the masked ones included.
-
-        Returns:
-            [B, L, D].
+        The mask embedding replaces the `masked` items, bool [B, L]; `real`, bool [B, L], is False for padding.
         """
         inputs = torch.where(masked.unsqueeze(2), self.mask, self.item_embedding(items))
         return self.transformer(inputs, real)  # type: ignore[no-any-return]
@@ -97,7 +89,7 @@ class S3Rec(CategoryModel, IDTransformer):
 class MaskedNextItem(FactorizedScorer):
     """The pre-trained model as a recommender: the item behind a mask that follows the history.
 
-    This is what masked item prediction trains, so validation can stop pre-training by it.
+    Masked item prediction trains it, so validation can stop pre-training by it.
     """
 
     def __init__(self, model: S3Rec) -> None:
@@ -110,12 +102,12 @@ class MaskedNextItem(FactorizedScorer):
         return self.model.encode_items()
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """The vector of the complete history (without padding) at every position: [B, L, D]."""
+        """The vector of the complete history at every position: [B, L, D]."""
         lengths = torch.full((len(histories),), histories.shape[1], device=histories.device)
         return self.encode_last(histories, lengths, embeddings).unsqueeze(1).expand(-1, histories.shape[1], -1)
 
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
-        """F W_2 at a mask behind the first `lengths` [B] items of histories [B, L]: [B, D]."""
+        """F W_2 at a mask behind the first `lengths` items: [B, D]."""
         items = F.pad(histories, (0, 1))
         slot = torch.arange(items.shape[1], device=items.device)
         real = slot <= lengths.unsqueeze(1)

@@ -4,10 +4,9 @@ A baseline of the MSM4SR paper (Zhang, Zhou, Zeng, Shen; arXiv 2303.11879), whic
 
     v_i = e_i + sum_a (W_a f_i^a / sqrt(D_a) + b_a)
 
-e_i is the ID embedding and f_i^a the frozen vector of item i in modality a (text, visual, any other): the mean of the
-item's sentences (images), of dimension D_a and mean length 1 (`ItemMeans`). W_a and b_a are trained. v_i replaces e_i
-in SASRec, in the Transformer's input and in the score. An item without a modality has a missing-modality embedding in
-place of its term. Without features the model is SASRec.
+e_i is the ID embedding, f_i^a the mean of the item's sentences (images) in modality a, of dimension D_a and mean length
+1 (`ItemMeans`). v_i replaces e_i in SASRec, in the Transformer's input and in the score. An item without a modality has
+a missing-modality embedding in place of its term. Without features the model is SASRec.
 
 Why sqrt(D_a): Adam moves every weight by about the learning rate, so W_a f moves sqrt(D_a) times as far as an ID
 embedding. Divided by it, content and ID learn at the same pace, and the model starts as SASRec. (On MovieLens-100K,
@@ -43,7 +42,7 @@ class ContentProjection(nn.Module):
         self.missing = nn.Parameter(0.02 * torch.randn(dim))  # the length of an ID embedding
 
     def forward(self, means: Tensor, lengths: Tensor) -> Tensor:
-        """The means [n, D_a] of the items that have the modality (`lengths` [N] is 1 for these, else 0) to [N, D]."""
+        """As `fill_missing`: [n, D_a] to [N, D]."""
         return fill_missing(self.linear(means / means.shape[1] ** 0.5), lengths, self.missing)
 
 
@@ -54,10 +53,7 @@ class SASRecM(IDTransformer):
     Config = SASRecMConfig
     label = "SASRecM"
     uses_features = True
-    search = {
-        **SEARCH,
-        "model.layers": {"kind": "int", "low": 1, "high": 3},
-    }
+    search = {**SEARCH, "model.layers": {"kind": "int", "low": 1, "high": 3}}
 
     def __init__(self, config: SASRecMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
