@@ -13,7 +13,7 @@ from torch import Tensor
 from two_processes import CASES, SEQUENCES, main
 
 from msm4sr.training.checkpoint import read_weights
-from msm4sr.training.device import alone, share
+from msm4sr.training.device import gather_own, share
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -63,6 +63,6 @@ def test_a_batch_of_fewer_rows_than_processes_is_not_shared() -> None:
 
 def test_a_single_process_gathers_its_own_rows() -> None:
     rows = torch.arange(6).view(3, 2)
-    everything, mine = alone(rows)
+    everything, mine = gather_own(rows)
     assert torch.equal(everything, rows)
     assert torch.equal(everything[mine], rows)

@@ -174,7 +174,7 @@ def log_to_console() -> None:
 
 
 class StatusColumn(ProgressColumn):
-    """The status of a task, beside its bar."""
+    """The status of a task, next to its bar."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields.get("status", ""))

@@ -129,7 +129,7 @@ class Worker:
 
 
 def work_through(folders: Sequence[Path], worker: Worker, stale_after: float = STALE_AFTER) -> None:
-    """Work in every open folder, beside other workers, until none is open.
+    """Work in every open folder, alongside other workers, until none is open.
 
     Folders that others hold are waited for; those whose claim has lapsed are continued.
 

@@ -185,7 +185,7 @@ class GridWorker(Worker):
 def run_cells(
     cells: Sequence[Cell], options: Options, progress: Progress = NoProgress(), callbacks: Sequence[Callback] = ()
 ) -> None:
-    """Run all cells in this process, beside any other workers, until none is open."""
+    """Run all cells in this process, alongside any other workers, until none is open."""
     worker = GridWorker(cells, options, progress, callbacks)
     work_through([cell.folder for cell in cells], worker, options.stale_after)
 

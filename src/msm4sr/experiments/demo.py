@@ -63,7 +63,7 @@ def run_demo(
     progress: Progress = NoProgress(),
     callbacks: Sequence[Callback] = (),
 ) -> Demo:
-    """Generate `out/toyshop`, train the four systems into folders beside it, and evaluate them.
+    """Generate `out/toyshop`, train the four systems into folders next to it, and evaluate them.
 
     MSM4SR, -T and -V start from the same pre-training; they differ only in the modalities that score (equation 12).
     """

@@ -199,7 +199,7 @@ def train_stage(
 
 
 def run_identity(run: Run) -> dict[str, Any]:
-    """What weights depend on beside the settings of their stage."""
+    """What weights depend on besides the settings of their stage."""
     decisive = run.settings.model_dump(mode="json", include={"dataset", "features", "model"})
     if run.settings.pretrain.end_to_end:
         decisive["pretrain"] = run.settings.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})

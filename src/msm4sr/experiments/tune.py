@@ -145,7 +145,7 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
     """
     best, model = best_of(trials, tuning.folder), tuning.settings.model.name
     plain = flatten(resolve_settings(preset, model).model_dump(mode="json"))
-    beside = {
+    changed = {
         key: value
         for key, value in flatten(tuning.settings.model_dump(mode="json")).items()
         if key.startswith(SEARCHED) and value != plain[key] and key not in tuning.search.budget
@@ -163,7 +163,7 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
         f"Made by: {command}",
         f"Use it by: msm4sr run DATA/{data} --model {model} --preset {preset} --settings FILE --out RUN",
     )
-    body = yaml.safe_dump(nest({"model.name": model, **beside, **best.values}), sort_keys=False)
+    body = yaml.safe_dump(nest({"model.name": model, **changed, **best.values}), sort_keys=False)
     return "".join(f"# {line}\n" for line in head) + body
 
 

@@ -89,7 +89,7 @@ class Device(BaseModel):
         )
 
 
-def alone(rows: Tensor) -> tuple[Tensor, slice]:
+def gather_own(rows: Tensor) -> tuple[Tensor, slice]:
     """The gather of a single process."""
     return rows, slice(None)
 
@@ -97,7 +97,7 @@ def alone(rows: Tensor) -> tuple[Tensor, slice]:
 def gather_with(fabric: Fabric) -> Gather:
     """The gather of these processes; their numbers of rows may differ."""
     if fabric.world_size == 1:
-        return alone
+        return gather_own
 
     def gather(rows: Tensor) -> tuple[Tensor, slice]:
         counts = all_gather(fabric, torch.tensor(len(rows), device=rows.device)).tolist()

@@ -14,7 +14,7 @@ from msm4sr.data.batches import count_batches, epoch_batches
 from msm4sr.models.base import Scorer
 from msm4sr.ragged import Ragged
 from msm4sr.registry import Registry
-from msm4sr.training.device import Gather, alone
+from msm4sr.training.device import Gather, gather_own
 from msm4sr.training.settings import StageSettings
 
 
@@ -31,7 +31,7 @@ class TrainingBatch(Protocol):
 class Task(nn.Module):
     """The loss of a batch, the batches of an epoch, and the scorer that validation ranks with.
 
-    It is a module because Lightning Fabric wraps modules; weights that it has beside the model's are trained too.
+    It is a module because Lightning Fabric wraps modules; its own weights, if it has any, are trained too.
 
     Attributes:
         model: the model to train.
@@ -44,7 +44,7 @@ class Task(nn.Module):
     def __init__(self, model: Scorer) -> None:
         super().__init__()
         self.model = model
-        self.gather = alone
+        self.gather = gather_own
 
     @abstractmethod
     def forward(self, batch: Any, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, digest, set_weights, weights_of
-from msm4sr.training.device import Device, alone, gather_with, generator_states, set_generator_states, share
+from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, share
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task, TrainingBatch
 
@@ -30,7 +30,7 @@ REPORT_EVERY = 10  # steps between two reports of the loss: on a GPU each report
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How a stage is trained, beside its settings.
+    """How a stage is trained, in addition to its settings.
 
     Attributes:
         seed: with the number of the epoch it seeds batches, dropout and the draws of the loss, so that an epoch is
@@ -40,7 +40,7 @@ class TrainerOptions:
         checkpoints: a folder for the best weights and for the state to resume from; None: nothing is written.
         resume: continue from the last checkpoint, if there is one; weights and records are bit-identical to those of
             a training without interruption.
-        identity: what the result depends on beside stage settings, seed and data (such as the model's settings), as
+        identity: what the result depends on besides stage settings, seed and data (such as the model's settings), as
             JSON; a checkpoint with another identity is refused.
     """
 
@@ -328,7 +328,7 @@ def shared_loss(
     """
     mine = share(batch, fabric.global_rank, fabric.world_size)
     if mine is None:  # fewer rows than processes: each process computes all of them
-        task.gather = alone
+        task.gather = gather_own
         return forward(batch.to(fabric.device), generator)
     task.gather = gather_with(fabric)
     loss = forward(mine.to(fabric.device), generator)
@@ -338,7 +338,7 @@ def shared_loss(
 
 
 def stage_identity(settings: StageSettings, item_ids: Sequence[str], seed: int) -> dict[str, Any]:
-    """What the weights of a stage depend on beside data, model and device."""
+    """What the weights of a stage depend on besides data, model and device."""
     decisive = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     return {
         "seed": seed,

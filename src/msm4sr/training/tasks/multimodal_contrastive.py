@@ -16,7 +16,7 @@ from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
 from msm4sr.ragged import Ragged
-from msm4sr.training.device import Gather, alone
+from msm4sr.training.device import Gather, gather_own
 from msm4sr.training.settings import PretrainSettings, StageSettings
 from msm4sr.training.task import TASKS, Task
 
@@ -41,7 +41,7 @@ def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
 
 
 def pretrain_loss(
-    model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator, gather: Gather = alone
+    model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator, gather: Gather = gather_own
 ) -> Tensor:
     """L = sum over modalities of NIP + lambda CMCL (equation 11), a mean over the pairs of this process.
 
