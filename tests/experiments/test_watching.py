@@ -14,6 +14,7 @@ from msm4sr.experiments.loggers import LoggerCallback, make_logger
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import extract_stage, falls_from_the_start, train_stage
+from msm4sr.features.extractors.base import Extraction
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.sasrec import SASRec
@@ -135,7 +136,7 @@ def test_a_modality_that_most_items_lack_is_warned_of_once_with_what_to_do(
     names = [f"i{i}" for i in range(10)]
     offsets = np.minimum(np.arange(11), there)
     found = Features(np.ones((there, 3), dtype=np.float32), offsets, names)
-    monkeypatch.setattr("msm4sr.experiments.stages.extract_features", lambda *_, **options: {"visual": found})
+    monkeypatch.setattr(Extraction, "extract", lambda *_, **options: {"visual": found})
     run = Run(tmp_path, tmp_path, tmp_path, "seed", resolve_settings("seed"))
     extract_stage(run, make_dataset([[0, 1, 2]], 10))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
