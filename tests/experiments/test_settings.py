@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.settings import RunSettings, resolve_settings, validate_settings
+from msm4sr.experiments.settings import RunSettings, resolve_settings, validated
 from msm4sr.models.baselines.popularity import PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRecConfig
 from msm4sr.models.msm4sr import MSM4SRConfig
@@ -110,12 +110,12 @@ def test_a_key_without_its_section_gets_the_complete_name(name: str) -> None:
 def test_stored_settings_are_read_back_unchanged() -> None:
     for model in MODELS:
         settings = resolve_settings("best", model, ["model.score_with=[text]"] if model == "msm4sr" else [])
-        assert validate_settings(settings.model_dump(mode="json"), "here") == settings
+        assert validated(RunSettings, settings.model_dump(mode="json"), "here") == settings
 
 
 def test_an_error_names_the_file_and_the_key() -> None:
     with pytest.raises(InputError, match=r"^run/config\.yaml: pretrain\.drop: .*less than.*given: 2"):
-        validate_settings({"pretrain": {"drop": 2}}, "run/config.yaml")
+        validated(RunSettings, {"pretrain": {"drop": 2}}, "run/config.yaml")
 
 
 def test_settings_cannot_be_changed_by_accident() -> None:
@@ -149,7 +149,7 @@ def test_options_come_after_the_file(tmp_path: Path) -> None:
 
 def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
     for preset in PRESETS:
-        file = Path(str(files("msm4sr.experiments.presets") / f"{preset}.yaml"))
+        file = Path(str(files("msm4sr.experiments") / "presets" / f"{preset}.yaml"))
         assert resolve_settings("seed", file=file).model == resolve_settings(preset).model
 
 

@@ -14,19 +14,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
-from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings
+from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings, validated
 from msm4sr.files import write_text
-
-Section = TypeVar("Section", bound=BaseModel)
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
@@ -252,13 +250,3 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not readable ({error}); remove it to run the cell again") from None
     return content
-
-
-def validated(kind: type[Section], content: Any, where: str) -> Section:
-    """A section of a grid's YAML. Raises InputError, which names `where` and the key, for what is not valid."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise InputError(f"{where}: {key}: {problem['msg']}") from None

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.grid import Data, Grid, Row, validated
-from msm4sr.experiments.settings import parse_change, read_yaml
+from msm4sr.experiments.grid import Data, Grid, Row
+from msm4sr.experiments.settings import parse_change, read_yaml, validated
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 

@@ -30,7 +30,7 @@ from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.claims import CLAIM
 from msm4sr.experiments.machine import reset_memory_peak
-from msm4sr.experiments.settings import RunSettings, change_settings, validate_settings
+from msm4sr.experiments.settings import RunSettings, change_settings, validated
 from msm4sr.features.precomputed import file_hash
 from msm4sr.files import write_text
 
@@ -214,7 +214,7 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
-    settings = change_settings(validate_settings(config, str(file)), changes)
+    settings = change_settings(validated(RunSettings, config, str(file)), changes)
     return Run(folder, data, folder.absolute() / features, preset, settings, precomputed)
 
 

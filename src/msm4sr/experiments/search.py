@@ -22,28 +22,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
-from msm4sr.experiments.settings import RunSettings, check_key, read_yaml
+from msm4sr.experiments.settings import RunSettings, check_key, read_yaml, validated
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 
-BUDGETS = files("msm4sr.experiments") / "budgets"
+BUDGETS = Path(__file__).with_name("budgets")
 SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once, and a seed is chance, no setting
 
 Value = bool | int | float | str
 
 
-class Span(BaseModel):
-    """A range of numbers, both ends included."""
+class Section(BaseModel):
+    """A part of a search file or budget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Span(Section):
+    """A range of numbers, both ends included."""
 
     low: float
     high: float
@@ -76,10 +79,8 @@ class IntRange(Span):
     high: int
 
 
-class Choices(BaseModel):
+class Choices(Section):
     """One of several values without an order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["categorical"]
     choices: tuple[Value, ...] = Field(min_length=1)
@@ -92,19 +93,15 @@ class Choices(BaseModel):
 Parameter = Annotated[FloatRange | IntRange | Choices, Field(discriminator="kind")]
 
 
-class Budget(BaseModel):
+class Budget(Section):
     """The trials of a study and the settings that they share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     trials: int = Field(ge=1, description="number of trials, pruned and failed ones included; the first is the default")
     settings: dict[str, Any] = Field(default={}, description="settings of every trial, in the shape of a preset")
 
 
-class SearchFile(BaseModel):
+class SearchFile(Section):
     """The content of a search file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     budget: str = Field("default", description="name of a shipped budget, or a file relative to the search file")
@@ -113,45 +110,61 @@ class SearchFile(BaseModel):
 
 @dataclass(frozen=True)
 class Search:
-    """A search that has been checked against its model.
-
-    Attributes:
-        name: of the model, or of the file without its ending.
-        trials: number of trials.
-        budget: the settings of every trial, by dotted name.
-        parameters: what is searched, by dotted name.
-    """
+    """A search that has been checked against its model."""
 
     name: str
+    """Of the model, or of the file without its ending."""
     trials: int
     budget: Mapping[str, Any]
-    parameters: Mapping[str, FloatRange | IntRange | Choices]
+    """The settings of every trial, by dotted name."""
+    parameters: Mapping[str, Parameter]
+    """What is searched, by dotted name."""
 
 
 def load_search(search: str | None, model: str) -> Search:
-    """A search file, or the search of a model.
-
-    Args:
-        search: a file, or the name of a model; None: the search of `model`.
-        model: the model to tune.
+    """The search of a file or of a model by name (None: of `model`), to tune `model`.
 
     Raises:
         InputError: neither a file nor a model, a search for another model, a model without a search space, a setting
             that the model lacks or that cannot be searched, or an invalid range.
     """
-    if search is not None and Path(search).is_file():
-        return _checked(_validated(SearchFile, read_yaml(Path(search)), search), model, search, Path(search).stem)
     name = search or model
-    if name not in MODELS:
-        hint = closest(name, MODELS)
+    if search is not None and Path(search).is_file():
+        where, name, content = search, Path(search).stem, read_yaml(Path(search))
+    elif name not in MODELS:
         raise InputError(
-            f"--search {name}: no such file, and no model of that name; there are {', '.join(MODELS)}{hint}"
+            f"--search {name}: no such file, and no model of that name; there are {', '.join(MODELS)}"
+            f"{closest(name, MODELS)}"
         )
-    found = MODELS[name]
-    if not found.search:
-        raise InputError(f"--model {name}: {found.label} has no search space; give one by --search FILE")
-    content = {"model": name, "budget": found.budget, "parameters": found.search}
-    return _checked(_validated(SearchFile, content, f"search of {name}"), model, f"search of {name}", name)
+    else:
+        found, where = MODELS[name], f"search of {name}"
+        if not found.search:
+            raise InputError(f"--model {name}: {found.label} has no search space; give one by --search FILE")
+        content = {"model": name, "budget": found.budget, "parameters": found.search}
+    file = validated(SearchFile, content, where)
+    if file.model != model:
+        raise InputError(f"{where}: a search for {file.model}, and --model is {model}; one of the two must change")
+    budget = _budget(file.budget, Path(where).parent, model)
+    shared = flatten(budget.settings)
+    for key in file.parameters:
+        check_key(key, model, f"{where}: parameters")
+        if not key.startswith(SEARCHED):
+            raise InputError(
+                f"{where}: parameters: {key} cannot be searched, only settings of model, pretrain and finetune"
+            )
+        if key in shared:
+            raise InputError(f"{where}: parameters: {key} is part of the budget ({file.budget}), shared by all models")
+    return Search(name, budget.trials, shared, file.parameters)
+
+
+def _budget(name: str, folder: Path, model: str) -> Budget:
+    """A budget by name or file, whose settings are those of the model."""
+    shipped = BUDGETS / f"{name}.yaml"
+    file = shipped if shipped.is_file() else folder / name
+    budget = validated(Budget, read_yaml(file), str(file))
+    for key in flatten(budget.settings):
+        check_key(key, model, str(file))
+    return budget
 
 
 def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:
@@ -164,46 +177,3 @@ def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:
                 f"or change the default by --set {key}=VALUE"
             )
     return {key: known[key] for key in search.parameters}
-
-
-def _checked(content: SearchFile, model: str, where: str, name: str) -> Search:
-    if content.model != model:
-        raise InputError(f"{where}: a search for {content.model}, and --model is {model}; one of the two must change")
-    budget, budget_name = _budget(content.budget, Path(where).parent)
-    shared = flatten(budget.settings)
-    for key in shared:
-        check_key(key, model, budget_name)
-    for key in content.parameters:
-        check_key(key, model, f"{where}: parameters")
-        if not key.startswith(SEARCHED):
-            raise InputError(
-                f"{where}: parameters: {key} cannot be searched, only settings of model, pretrain and finetune"
-            )
-        if key in shared:
-            raise InputError(
-                f"{where}: parameters: {key} is part of the budget ({content.budget}), shared by all models"
-            )
-    return Search(name, budget.trials, shared, content.parameters)
-
-
-def _budget(name: str, folder: Path) -> tuple[Budget, str]:
-    """A budget by name or file, and its name for messages."""
-    if (BUDGETS / f"{name}.yaml").is_file():
-        with as_file(BUDGETS / f"{name}.yaml") as file:
-            return _validated(Budget, read_yaml(file), f"budget {name}"), f"budget {name}"
-    file = folder / name
-    return _validated(Budget, read_yaml(file), str(file)), str(file)
-
-
-Read = TypeVar("Read", bound=BaseModel)
-
-
-def _validated(kind: type[Read], content: Mapping[str, Any], where: str) -> Read:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"] if part not in ("float", "int", "categorical"))
-        valid = ", ".join(kind.model_fields)
-        hint = f" (there are {valid})" if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 else ""
-        raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}") from None

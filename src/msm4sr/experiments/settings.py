@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -14,7 +15,6 @@ from msm4sr.data.dataset import DataSettings
 from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
-from msm4sr.experiments.presets import load_preset
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs, ModelConfig, as_tensors
@@ -24,6 +24,8 @@ from msm4sr.ragged import Ragged
 from msm4sr.registry import closest
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
+
+PRESETS = {file.stem: file for file in sorted(Path(__file__).with_name("presets").glob("*.yaml"))}
 
 
 def _model_config(settings: Any) -> Any:
@@ -60,8 +62,9 @@ def resolve_settings(
 ) -> RunSettings:
     """The settings of a preset for a model, updated by a file, then by `seed`, then by `key=value` changes.
 
-    A baseline takes over the settings that it shares with the preset (dimensions, layers, dropout, fine-tuning), so
-    that a comparison is fair. The section `models` of a preset or file has settings for single models.
+    The presets are `seed` (the paper's settings), `released` (those of its code, without the bugs) and `best` (those
+    that validate best). A baseline takes over the settings that it shares with the preset (dimensions, layers, dropout,
+    fine-tuning), so that a comparison is fair. The section `models` of a preset or file has settings for single models.
 
     Args:
         preset: name of a preset.
@@ -75,17 +78,19 @@ def resolve_settings(
             or a file for another model.
     """
     config = MODELS.find(model, "--model").Config
-    settings = nest(_for_model(load_preset(preset), model, f"--preset {preset}"))
+    if preset not in PRESETS:
+        known = f"only {', '.join(PRESETS)}{closest(preset, PRESETS)}"
+        raise InputError(f"--preset: there is no preset {preset!r}, {known}")
+    settings = nest(_for_model(read_yaml(PRESETS[preset]), model, f"--preset {preset}"))
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
     if file is not None:
         for key, value in _file_settings(file, model).items():
             put(settings, key, value)
-        validate_settings(settings, str(file))  # so that an error names the file and not a later change
+        validated(RunSettings, settings, str(file))  # so that an error names the file and not a later change
     if seed is not None:
         settings["seed"] = seed
-    _apply(changes, settings)
-    return validate_settings(settings, "--set")
+    return _updated(settings, _parsed(changes, model), "--set")
 
 
 def from_preset(name: str, features: Mapping[str, Features], seed: int = 0, **changes: Any) -> MSM4SR:
@@ -98,9 +103,6 @@ def from_preset(name: str, features: Mapping[str, Features], seed: int = 0, **ch
         features: as `extract_features` returns them.
         seed: of the initial weights; the global random state is not changed.
         changes: settings of the model that replace the preset's.
-
-    Raises:
-        InputError: an unknown preset or setting, or an invalid value.
     """
     settings = resolve_settings(name, "msm4sr", [f"model.{key}={json.dumps(value)}" for key, value in changes.items()])
     n_items = max((len(rows.item_ids) for rows in features.values()), default=0)
@@ -114,19 +116,18 @@ def feature_tensors(features: Mapping[str, Features]) -> dict[str, Ragged[Any]]:
 
 def change_settings(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
     """These settings with `key=value` changes. Raises InputError as `resolve_settings` does."""
-    if not changes:
-        return settings
-    changed = settings.model_dump(mode="json")
-    _apply(changes, changed)
-    return validate_settings(changed, "--set")
+    return with_values(settings, _parsed(changes, settings.model.name), "--set") if changes else settings
 
 
 def with_values(settings: RunSettings, values: Mapping[str, Any], where: str) -> RunSettings:
     """These settings with values by dotted name. Raises InputError, which names `where` an invalid value is from."""
-    changed = settings.model_dump(mode="json")
+    return _updated(settings.model_dump(mode="json"), values, where)
+
+
+def _updated(settings: dict[str, Any], values: Mapping[str, Any], where: str) -> RunSettings:
     for key, value in values.items():
-        put(changed, key, value)
-    return validate_settings(changed, where)
+        put(settings, key, value)
+    return validated(RunSettings, settings, where)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -151,16 +152,20 @@ def check_key(key: str, model: str, where: str) -> None:
         raise InputError(f"{where}: there is no setting {key!r} of {model}{owners}{_closest_key(key, valid)}")
 
 
-def validate_settings(settings: dict[str, Any], where: str) -> RunSettings:
-    """Validate a mapping of settings. Raises InputError, which names `where` they are from."""
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def validated(kind: type[Kind], content: Any, where: str) -> Kind:
+    """The content of a file as settings of a kind. Raises InputError, which names `where` it is from and the key."""
     try:
-        return RunSettings.model_validate(settings)
+        return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        given = f" (given: {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {key}: {message}{given}") from None
+        key = ".".join(str(part) for part in problem["loc"] if part not in ("float", "int", "categorical"))
+        unknown = problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1
+        given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+        hint = f" (there are {', '.join(kind.model_fields)})" if unknown else given
+        raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}") from None
 
 
 def _file_settings(file: Path, model: str) -> dict[str, Any]:
@@ -194,19 +199,19 @@ def parse_change(change: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         raise InputError(f"--set {change}: {text!r} is no value; quote it if it is meant as text") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it has no dot
-        try:
+        with suppress(ValueError):
             return key, float(value)
-        except ValueError:
-            return key, value
     return key, value
 
 
-def _apply(changes: Sequence[str], settings: dict[str, Any]) -> None:
-    model = settings["model"]["name"]
+def _parsed(changes: Sequence[str], model: str) -> dict[str, Any]:
+    """Dotted names and values of `key=value` changes, each a setting of the model."""
+    values = {}
     for change in changes:
         key, value = parse_change(change)
         check_key(key, model, f"--set {change}")
-        put(settings, key, value)
+        values[key] = value
+    return values
 
 
 def _keys(section: type[BaseModel], model: str, prefix: str = "") -> Iterator[str]:
