@@ -93,10 +93,10 @@ def test_a_file_is_read_once_and_again_when_it_or_the_items_change(
     extract(file, tmp_path)
     assert log.text == ""
     extract(file, tmp_path, IDS[::-1])
-    assert f"{folder}: the items changed since these embeddings were read; reading again" in log.text
+    assert f"{folder.name}: 0 of 4 items are new or changed" in log.text
     write(tmp_path, [[1.0], [5.0]])
     assert extract(file, tmp_path).values.ravel().tolist() == [1, 5]
-    assert f"{folder}: the file changed since these embeddings were read; reading again" in log.text
+    assert f"{folder}: encoder changed since this was extracted; extracting again" in log.text
     manifest = read_manifest(folder)
     assert manifest is not None
     assert (manifest["modality"], manifest["kind"], manifest["encoder"]["name"]) == ("audio", "precomputed", file.name)

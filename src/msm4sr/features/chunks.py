@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from msm4sr.features.store import map_tensors
 from msm4sr.files import atomic_file
+from msm4sr.ragged import Ragged
 
 MAX_ITEMS = 512  # per chunk: what a kill can lose, and what is in memory at a time
 MIN_ITEMS = 128  # so that sentences of similar length can share a batch
@@ -58,6 +59,17 @@ class Chunk:
     @classmethod
     def empty(cls) -> Chunk:
         return cls(np.zeros(0, np.int64), no_vectors())
+
+    @property
+    def rows(self) -> Ragged:
+        """The vectors of each item."""
+        return Ragged.from_lengths(self.vectors, self.counts)
+
+    @property
+    def paths(self) -> Ragged:
+        """The image path (or None) of each row of each item."""
+        paths = [None] * len(self.vectors) if self.images is None else self.images
+        return Ragged.from_lengths(np.array(paths, object), self.counts)
 
     def save(self, path: Path) -> None:
         """Write the chunk as safetensors, atomically."""

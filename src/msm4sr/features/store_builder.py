@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from msm4sr.errors import InputError
-from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest
+from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest, no_vectors
 from msm4sr.features.store import (
     FORMAT,
     MISSING,
@@ -40,11 +40,14 @@ from msm4sr.features.store import (
 )
 from msm4sr.files import write_json
 from msm4sr.progress import Advance, NoProgress, Progress
+from msm4sr.ragged import Ragged
 
 if TYPE_CHECKING:
     from msm4sr.features.extractors.base import ChunkedExtractor
 
 logger = logging.getLogger(__name__)
+
+_NO_ROWS = Ragged(np.zeros(0, object), np.zeros(1, np.int64))
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,20 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class _Base:
-    """The existing store, made with the same encoder and settings; unchanged items are copied from it."""
+    """What can be copied: the existing store, if its encoder and settings are the same, else nothing."""
 
-    folder: Path
-    offsets: np.ndarray
-    dim: int
-    items: dict[str, int]  # content -> item
-    backends: list[str]
-    images: pl.Series | None
-    missing: pl.DataFrame
+    file: Path | None = None  # of the vectors
+    dim: int = 0
+    paths: Ragged = _NO_ROWS  # the image of each row
+    has_paths: bool = False
+    items: dict[str, int] = field(default_factory=dict)  # content -> item
+    backends: Sequence[str] = ()
+    missing: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=MISSING))
+
+    def vectors(self) -> Ragged:
+        # Mapped again for each chunk: pages once read would otherwise count as memory of this process to the end.
+        mapped = no_vectors() if self.file is None else map_tensors(self.file)[0]["vectors"]
+        return Ragged(mapped, self.paths.offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,24 +115,14 @@ class _Plan:
             raise OSError(f"{self.file}: vanished or damaged before it was joined; run the same command again")
         return chunk
 
-    def counts(self, chunk: Chunk, base: _Base | None) -> np.ndarray:
-        """int64 [items], the rows of each item."""
+    def join(self, old: Ragged, new: Ragged) -> Ragged:
+        """The rows of each item: from the base (`old`) for copied items, else the next of those encoded (`new`)."""
         copied = self.source >= 0
-        counts = np.zeros(len(copied), np.int64)
-        counts[~copied] = chunk.counts
-        if base is not None:
-            counts[copied] = np.diff(base.offsets)[self.source[copied]]
-        return counts
-
-    def rows(self, chunk: Chunk, base: _Base | None) -> tuple[np.ndarray, np.ndarray]:
-        """For each row of the chunk: whether it is copied from the base, and its row there or among the encoded."""
-        copied, counts = self.source >= 0, self.counts(chunk, base)
-        first = np.zeros(len(copied), np.int64)
-        first[~copied] = np.cumsum(chunk.counts) - chunk.counts
-        if base is not None:
-            first[copied] = base.offsets[self.source[copied]]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(copied, counts), np.repeat(first, counts) + within
+        kept = old.take(self.source[copied])
+        order = np.empty(len(copied), np.int64)
+        order[copied], order[~copied] = np.arange(len(kept)), len(kept) + np.arange(len(new))
+        values = [rows.values for rows in (kept, new) if len(rows.values)] or [new.values]
+        return Ragged.from_lengths(np.concatenate(values), np.append(kept.lengths, new.lengths)).take(order)
 
 
 class _Tally:
@@ -173,7 +171,7 @@ class StoreBuilder:
             record = self._record()
             found = find_current(self.folder, record)  # another process may have made it meanwhile
             if found is None:
-                if base is not None:
+                if base.file is not None:
                     new = sum(len(plan.todo) for plan in plans)
                     n = len(self.extractor.item_ids)
                     logger.info("%s: %s of %s items are new or changed", self.folder.name, f"{new:,}", f"{n:,}")
@@ -222,34 +220,36 @@ class StoreBuilder:
             return None
         return find_current(self.folder, self._record())
 
-    def _open_base(self) -> _Base | None:
-        """The existing store if items can be copied from it; the log says why not."""
+    def _open_base(self) -> _Base:
+        """The existing store; the log says why items cannot be copied from it."""
         try:
             manifest = read_manifest(self.folder)
             if manifest is None:
-                return None
+                return _Base()
             changed = [key for key, value in self.extractor.manifest.items() if manifest.get(key) != value]
             if changed:
                 names = " and ".join(changed)
                 logger.info("%s: %s changed since this was extracted; extracting again", self.folder, names)
-                return None
+                return _Base()
             features, rows = load_features(self.folder), read_rows(self.folder)
+            paths = np.full(features.n_rows, None) if rows is None else rows["image"].to_numpy()
+            items = {content: item for item, content in enumerate(read_contents(self.folder))}
             return _Base(
-                self.folder,
-                np.array(features.offsets),
-                manifest["dim"],
-                {content: item for item, content in enumerate(read_contents(self.folder))},
+                self.folder / "vectors.safetensors",
+                features.dim,
+                Ragged(paths, np.array(features.offsets)),
+                rows is not None,
+                items,
                 manifest["backends"],
-                None if rows is None else rows["image"],
                 read_missing(self.folder),
             )
         except InputError as error:
             logger.info("%s; extracting again", error)
-            return None
+            return _Base()
 
     # -- encoding
 
-    def _encode(self, ranges: Sequence[range], base: _Base | None, merge: bool = False) -> list[_Plan]:
+    def _encode(self, ranges: Sequence[range], base: _Base, merge: bool = False) -> list[_Plan]:
         """Hash each chunk and encode what is new in it; with `merge` nothing is encoded."""
         plans: list[_Plan] = []
         with self.progress.task(self.extractor.title, sum(map(len, ranges)), "items") as advance:
@@ -265,10 +265,9 @@ class StoreBuilder:
                 plans.append(plan)
         return plans
 
-    def _plan(self, items: range, base: _Base | None) -> _Plan:
+    def _plan(self, items: range, base: _Base) -> _Plan:
         contents = self._hash(items)
-        known = {} if base is None else base.items
-        source = np.array([known.get(content, -1) for content in contents], np.int64)
+        source = np.array([base.items.get(content, -1) for content in contents], np.int64)
         new = [content for content, found in zip(contents, source, strict=True) if found < 0]
         name = digest(FORMAT, dict(self.extractor.manifest), new)
         return _Plan(items, contents, source, self.chunk_folder / f"{name}.safetensors" if new else None)
@@ -284,37 +283,38 @@ class StoreBuilder:
 
     # -- joining
 
-    def _join(self, base: _Base | None, plans: Sequence[_Plan], record: Mapping[str, Any]) -> None:
+    def _join(self, base: _Base, plans: Sequence[_Plan], record: Mapping[str, Any]) -> None:
         """First the tables of all chunks, then their vectors, with one chunk in memory at a time."""
         extractor = self.extractor
-        counts: list[np.ndarray] = [np.zeros(0, np.int64)]
-        images: list[pl.Series] = []
+        paths: list[Ragged] = []
         missing: list[Missing] = []
-        dim, backends = 0, set() if base is None else set(base.backends)
+        dim, backends, has_paths = 0, set(base.backends), base.has_paths
         for plan in plans:
             chunk, todo = plan.load(), plan.todo
-            counts.append(plan.counts(chunk, base))
+            paths.append(plan.join(base.paths, chunk.paths))
+            copies = paths[-1].lengths[plan.source >= 0].any()
+            dim = max(dim, chunk.vectors.shape[1], base.dim if copies else 0)
             backends |= {chunk.backend} if chunk.backend else set()
-            dim = max(dim, chunk.vectors.shape[1])
-            if base is not None and counts[-1][plan.source >= 0].any():
-                dim = max(dim, base.dim)
-            if extractor.rows is None and (chunk.images is not None or (base is not None and base.images is not None)):
-                images.append(_images(plan, chunk, base))
+            has_paths |= chunk.images is not None
             missing += [(todo[item], image, reason) for item, image, reason in chunk.missing]
+        rows = extractor.rows
+        if rows is None and has_paths:
+            rows = pl.DataFrame({"image": [path for chunk in paths for path in chunk.values]}, {"image": pl.String})
         tables = StoreTables(
             extractor.item_ids,
             [content for plan in plans for content in plan.contents],
-            np.concatenate(counts),
+            np.concatenate([np.zeros(0, np.int64), *(chunk.lengths for chunk in paths)]),
             self._missing(base, plans, missing) if extractor.missing is None else extractor.missing,
-            pl.DataFrame({"image": pl.concat(images)}) if images else extractor.rows,
+            rows,
         )
-        write_store(self.folder, {**record, "backends": sorted(backends)}, tables, _vectors(plans, base, dim), dim)
+        vectors = (plan.join(base.vectors(), plan.load().rows).values for plan in plans)
+        write_store(self.folder, {**record, "backends": sorted(backends)}, tables, vectors, dim)
 
-    def _missing(self, base: _Base | None, plans: Sequence[_Plan], found: list[Missing]) -> pl.DataFrame:
+    def _missing(self, base: _Base, plans: Sequence[_Plan], found: list[Missing]) -> pl.DataFrame:
         """missing.parquet: the lines of the base for the items that are copied, and those `found` in the chunks."""
         columns = ("item", "image", "reason")
         table = pl.DataFrame(found, schema={name: MISSING[name] for name in columns}, orient="row")
-        if base is not None and not base.missing.is_empty():
+        if not base.missing.is_empty():
             source = pl.DataFrame({"item": np.concatenate([plan.source for plan in plans])}).with_row_index("now")
             known = base.missing.join(source, on="item", maintain_order="left")  # several items may copy one
             known = known.select(pl.col("now").cast(pl.Int64).alias("item"), "image", "reason")
@@ -343,27 +343,3 @@ class StoreBuilder:
             f"{self.chunk_folder}: of {count} shards these are missing: {', '.join(map(str, lacking))}{why}; "
             f"`msm4sr extract ... --shard {lacking[0]}/{count}` makes the first of them"
         )
-
-
-def _vectors(plans: Sequence[_Plan], base: _Base | None, dim: int) -> Iterator[np.ndarray]:
-    """The vectors of each chunk, float32 [rows, dim]."""
-    for plan in plans:
-        chunk = plan.load()
-        if base is None or not (plan.source >= 0).any():
-            yield np.asarray(chunk.vectors)
-            continue
-        copied, row = plan.rows(chunk, base)
-        block = np.empty((len(row), dim), np.float32)
-        if copied.any():
-            # Mapped again for each chunk: pages once read would otherwise count as memory of this process to the end.
-            block[copied] = map_tensors(base.folder / "vectors.safetensors")[0]["vectors"][row[copied]]
-        if not copied.all():
-            block[~copied] = chunk.vectors[row[~copied]]
-        yield block
-
-
-def _images(plan: _Plan, chunk: Chunk, base: _Base | None) -> pl.Series:
-    copied, row = plan.rows(chunk, base)
-    old = iter([] if base is None or base.images is None else base.images[row[copied]].to_list())
-    new = chunk.images or []
-    return pl.Series("image", [next(old) if c else new[r] for c, r in zip(copied, row, strict=True)], pl.String)
