@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.features.extract import extract_features
-from msm4sr.features.extractors.keywords import map_to_text_space
 from msm4sr.features.images import read_image
 from msm4sr.features.settings import FeatureSettings, TextSettings, VisualSettings
 from msm4sr.features.store import Features, load_features, read_manifest, read_missing, read_rows
+from msm4sr.features.text_space import map_to_text_space
 
 Row = tuple[str, str | None, str | None, list[str] | None]
 
@@ -177,9 +177,7 @@ def test_enough_texts_teach_the_words_of_the_catalogue(make: Callable[[list[Row]
     )
     # All reds look alike: with the usual grouping each colour would be a single group.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "msm4sr.features.extractors.keywords.group_near_duplicates", lambda views, n_items: np.arange(n_items)
-        )
+        patch.setattr("msm4sr.features.text_space.group_near_duplicates", lambda views, n_items: np.arange(n_items))
         visual = extract_features(make(items), tmp_path / "features", settings)["visual"]
     out = tmp_path / "features"
     for number, words in enumerate(words_of(out / KEYWORDS, visual)):

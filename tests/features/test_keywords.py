@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_models import save_clip, save_vit
 
 from msm4sr.errors import InputError
-from msm4sr.features import near_duplicates
+from msm4sr.features import text_space
 from msm4sr.features.keywords import (
     ClipTagger,
     ImageTagger,
@@ -21,9 +21,8 @@ from msm4sr.features.keywords import (
     read_vocabulary,
     scored_words,
 )
-from msm4sr.features.near_duplicates import assign_folds, group_near_duplicates
-from msm4sr.features.ridge_map import fit_map, map_images
 from msm4sr.features.store import Features
+from msm4sr.features.text_space import assign_folds, fit_map, group_near_duplicates, map_images
 from msm4sr.features.visual import Clip
 
 
@@ -205,7 +204,7 @@ def test_groups_are_near_duplicates_in_any_view_transitively() -> None:
     texts = np.eye(6, dtype=np.float32)[:4]
     texts[2] = texts[1]  # views may cover different items: texts of items 0, 1, 2, 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_duplicates, "_TILE", (2, 3))
+        patch.setattr(text_space, "_TILE", (2, 3))
         groups = group_near_duplicates([(np.arange(6), images), (np.array([0, 1, 2, 5]), texts)], n_items=6)
     assert groups[0] == groups[1] == groups[2]
     assert len(np.unique(groups)) == 4
@@ -238,8 +237,8 @@ def test_groups_are_those_of_each_with_each_whatever_the_tiles(monkeypatch: pyte
     close = (unit @ unit.T >= 0.95).astype(int)
     for _ in range(9):  # transitively, to the 512th degree
         close = ((close @ close) > 0).astype(int)
-    monkeypatch.setattr(near_duplicates, "_TILE", (37, 50))
-    monkeypatch.setattr(near_duplicates, "_MAX_PAIRS", 20)
+    monkeypatch.setattr(text_space, "_TILE", (37, 50))
+    monkeypatch.setattr(text_space, "_MAX_PAIRS", 20)
     groups = group_near_duplicates([(np.arange(450), vectors)], 450)
     assert np.array_equal(groups[:, None] == groups, close > 0)
     assert len(np.unique(groups)) == 150

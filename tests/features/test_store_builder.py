@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msm4sr.errors import InputError
 from msm4sr.features import chunks, store_builder
 from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest, no_vectors
-from msm4sr.features.extractors.base import ChunkedExtractor
+from msm4sr.features.extractors.base import Extractor
 from msm4sr.features.store import Features, StoreTables, load_features, read_contents, read_missing, read_rows
 from msm4sr.features.store_builder import Shard, StoreBuilder
 from msm4sr.progress import Advance
@@ -44,7 +44,7 @@ def vector(letter: str) -> np.ndarray:
     return np.random.default_rng(ord(letter)).random(DIM, np.float32)
 
 
-class Letters(ChunkedExtractor):
+class Letters(Extractor):
     """Encodes the letters of a catalogue; records which items it hashes and encodes."""
 
     title = "encoding"

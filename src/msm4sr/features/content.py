@@ -165,7 +165,7 @@ class ContentEncoder:
         """The tagger of the run, with what it learned from the catalogue."""
         from msm4sr.features.extractors.keywords import label_tagger
         from msm4sr.features.keywords import ClipTagger, LabelTagger, TextSpaceTagger
-        from msm4sr.features.ridge_map import fit_map
+        from msm4sr.features.text_space import fit_map
 
         names = store_names(self.settings)
         manifest = self._manifest(names["visual"])

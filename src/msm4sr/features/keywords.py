@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from msm4sr.errors import InputError
-from msm4sr.features.ridge_map import RidgeMap
+from msm4sr.features.text_space import RidgeMap
 from msm4sr.features.visual import WordEncoder, unit
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -115,7 +115,7 @@ class TextSpaceTagger:
     Args:
         vocabulary: the words.
         vectors: float32 [words, dim], the words through the text encoder.
-        image_map: maps the images; None: they are mapped already (out of fold, see `ridge_map.map_images`).
+        image_map: maps the images; None: they are mapped already (out of fold, see `text_space.map_images`).
     """
 
     name = "offline"

@@ -43,7 +43,7 @@ from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 
 if TYPE_CHECKING:
-    from msm4sr.features.extractors.base import ChunkedExtractor
+    from msm4sr.features.extractors.base import Extractor
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class StoreBuilder:
         progress: shows how many items are done.
     """
 
-    def __init__(self, extractor: ChunkedExtractor, progress: Progress = NoProgress()) -> None:
+    def __init__(self, extractor: Extractor, progress: Progress = NoProgress()) -> None:
         self.extractor, self.progress, self.folder = extractor, progress, extractor.folder
         self.chunk_folder = self.folder.with_name(f"{self.folder.name}.chunks")
         self._ranges = chunk_ranges(len(extractor.item_ids))

@@ -1,4 +1,4 @@
-"""What all extractors share: what is asked for, and how the store of one modality comes about."""
+"""An extraction, and the base class of its extractors."""
 
 from __future__ import annotations
 
@@ -78,31 +78,11 @@ class Extraction:
 
 
 class Extractor(ABC):
-    """Makes the feature store of one modality.
+    """Makes the feature store of one modality: hashes and encodes its items chunk by chunk.
 
     Args:
         job: what is asked for.
         modality: "text", "visual", or the name of a modality with precomputed embeddings.
-    """
-
-    def __init__(self, job: Extraction, modality: str) -> None:
-        self.job, self.modality = job, modality
-
-    @abstractmethod
-    def extract(self, merge: bool = False) -> Features:
-        """The features of all items, from their store; what is new or changed is encoded first.
-
-        Args:
-            merge: all chunks must come from shards.
-        """
-
-    @abstractmethod
-    def extract_shard(self, shard: Shard) -> None:
-        """Encode one shard of the items."""
-
-
-class ChunkedExtractor(Extractor):
-    """Encodes the items chunk by chunk.
 
     Attributes:
         folder: of the store.
@@ -116,12 +96,11 @@ class ChunkedExtractor(Extractor):
 
     folder: Path
     manifest: Mapping[str, Any]
-    item_ids: Sequence[str]
     title: str
 
     def __init__(self, job: Extraction, modality: str) -> None:
-        super().__init__(job, modality)
-        self.item_ids = job.dataset.item_ids
+        self.job, self.modality = job, modality
+        self.item_ids: Sequence[str] = job.dataset.item_ids
         self.extra: dict[str, Any] = {}
         self.rows: pl.DataFrame | None = None
         self.missing: pl.DataFrame | None = None
@@ -134,13 +113,19 @@ class ChunkedExtractor(Extractor):
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         """Encode items of the chunk that was hashed last; `advance` counts items."""
 
-    def check(self, chunk: Chunk, items: Sequence[int]) -> None:
+    def check(self, chunk: Chunk, items: Sequence[int]) -> None:  # noqa: B027 (most extractors accept every chunk)
         """Raise InputError if a chunk, encoded or found, may not be used."""
 
     def extract(self, merge: bool = False) -> Features:
+        """The features of all items, from their store; what is new or changed is encoded first.
+
+        Args:
+            merge: encode nothing; all chunks must come from shards.
+        """
         return StoreBuilder(self, self.job.progress).build(merge)
 
     def extract_shard(self, shard: Shard) -> None:
+        """Encode one shard of the items."""
         StoreBuilder(self, self.job.progress).build_shard(shard)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from msm4sr.errors import InputError
 from msm4sr.features.chunks import Chunk, Missing, digest, no_vectors
-from msm4sr.features.extractors.base import EXTRACTORS, ChunkedExtractor, Extraction
+from msm4sr.features.extractors.base import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.images import BrokenImage, ImageFiles
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, read_missing
@@ -24,7 +24,7 @@ SHOWN_IMAGES = 5  # of those that cannot be used
 
 
 @EXTRACTORS.register("pooled")
-class ImageExtractor(ChunkedExtractor):
+class ImageExtractor(Extractor):
     """A row per readable image; the others are reported and listed in missing.parquet."""
 
     title = "encoding images"

@@ -12,7 +12,7 @@ from msm4sr.errors import InputError
 from msm4sr.features.chunks import Chunk, digest
 from msm4sr.features.efficientnet import EfficientNetLite0
 from msm4sr.features.encoders import Encoders
-from msm4sr.features.extractors.base import EXTRACTORS, ChunkedExtractor, Extraction
+from msm4sr.features.extractors.base import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.extractors.images import ImageExtractor
 from msm4sr.features.extractors.sentences import SentenceExtractor, encode_sentences
 from msm4sr.features.keywords import (
@@ -25,16 +25,15 @@ from msm4sr.features.keywords import (
     read_vocabulary,
     scored_words,
 )
-from msm4sr.features.near_duplicates import assign_folds, group_near_duplicates
-from msm4sr.features.ridge_map import item_means, map_images
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current, read_manifest, read_missing, read_rows
 from msm4sr.features.store_builder import Shard
+from msm4sr.features.text_space import map_to_text_space
 from msm4sr.progress import Advance
 
 
 @EXTRACTORS.register("keywords")
-class KeywordExtractor(ChunkedExtractor):
+class KeywordExtractor(Extractor):
     """Finds the keywords of each image and encodes them as a sentence; a row per readable image.
 
     The keywords depend on all items (the vocabulary, the map from images to texts): they are found again whenever a
@@ -151,7 +150,7 @@ class KeywordExtractor(ChunkedExtractor):
         return build_vocabulary(texts, *limits)
 
 
-class VocabularyExtractor(ChunkedExtractor):
+class VocabularyExtractor(Extractor):
     """The words of a vocabulary through the sentence encoder; a row per word."""
 
     title = "encoding words"
@@ -184,23 +183,3 @@ def label_tagger(encoders: Encoders) -> LabelTagger:
             "features.visual.tagger, or features.visual.kind=pooled"
         )
     return LabelTagger(*network.label_weights())
-
-
-def map_to_text_space(images: Features, text: Features) -> tuple[np.ndarray, float, int] | None:
-    """Map images to the text space out of fold; near-duplicate items share a fold.
-
-    Returns:
-        The mapped images, the ridge, and the number of groups of near-duplicates; None if these put all texts into one
-        fold (one placeholder image everywhere, for example), so that nothing can be learned out of fold.
-    """
-    owners, has_text, means = images.row_numbers, text.lengths > 0, item_means(text)
-    vectors = np.asarray(images.values)
-    groups = group_near_duplicates([(np.flatnonzero(has_text), means[has_text]), (owners, vectors)], len(text.item_ids))
-    # Folds are balanced over the items that the map is fitted or used on, which are those with images.
-    with_images = np.unique(owners)
-    folds = np.zeros(len(text.item_ids), np.int64)
-    folds[with_images] = assign_folds(groups[with_images])
-    if len(np.unique(folds[owners[has_text[owners]]])) < 2:
-        return None
-    mapped, ridge = map_images(vectors, means[owners], has_text[owners], folds[owners])
-    return mapped, ridge, len(np.unique(groups[with_images]))

@@ -10,7 +10,7 @@ import numpy as np
 
 from msm4sr.errors import InputError
 from msm4sr.features.chunks import Chunk, Missing, digest
-from msm4sr.features.extractors.base import EXTRACTORS, ChunkedExtractor, Extraction
+from msm4sr.features.extractors.base import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.precomputed import file_hash, read_embeddings
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current
@@ -24,7 +24,7 @@ NO_EMBEDDING = "no embedding in the file"
 
 
 @EXTRACTORS.register("precomputed")
-class PrecomputedExtractor(ChunkedExtractor):
+class PrecomputedExtractor(Extractor):
     """Keeps the embeddings of a file in a store, in the order of the items; the file is read when it has changed."""
 
     title = "reading embeddings"

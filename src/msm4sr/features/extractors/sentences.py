@@ -8,7 +8,7 @@ import numpy as np
 
 from msm4sr.features.chunks import Chunk, Missing, digest, no_vectors
 from msm4sr.features.encoders import Encoders
-from msm4sr.features.extractors.base import EXTRACTORS, ChunkedExtractor, Extraction
+from msm4sr.features.extractors.base import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.settings import store_names
 from msm4sr.features.text import item_sentences
 from msm4sr.progress import Advance
@@ -17,7 +17,7 @@ NO_TEXT = "no title and no text"
 
 
 @EXTRACTORS.register("sentences")
-class SentenceExtractor(ChunkedExtractor):
+class SentenceExtractor(Extractor):
     """The title and the sentences of each item; a row per sentence."""
 
     title = "encoding sentences"
