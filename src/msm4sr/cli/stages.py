@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, 
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
     from msm4sr.experiments.settings import RunSettings
-    from msm4sr.features.store_builder import Shard
     from msm4sr.models.base import Model
     from msm4sr.training.callbacks import Callback
     from msm4sr.training.device import Device
@@ -123,33 +122,22 @@ def extract(
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards; all of them must be complete.")] = False,
 ) -> None:
-    """The first stage: make the run folder, encode texts and images. Next: pretrain RUN.
-
-    When torchrun or `fabric run` starts it, each process encodes a shard and the first process joins them.
-    """
+    """The first stage: make the run folder, encode texts and images. Next: pretrain RUN."""
     with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
-        from msm4sr.experiments.processes import launched
+        from msm4sr.experiments.stages import extract_run_shard
         from msm4sr.features.store_builder import Shard
 
         only = None if shard is None else Shard.parse(shard)
         if only is not None and merge:
             raise InputError("--shard and --merge are two steps: run each shard first, then --merge without --shard")
-        processes = launched() if only is None and not merge else None
-        console.quiet = processes is not None and processes.rank > 0
-        request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict)
-        planned, dataset = _plan(request)
-        if only is not None:
-            _encode_shard(planned, dataset, only, strict)
-            say_next("extract", data, "--out", out, "--merge")
-            return
-        if processes is not None:
-            _encode_shard(planned, dataset, Shard(processes.rank + 1, processes.count), strict)
-            processes.wait()
-        if processes is None or processes.rank == 0:
-            _begin(planned, dataset, strict, merge or processes is not None)
+        planned, dataset = _plan(Request(data, out, preset, model, file, changes, seed, features, overwrite, strict))
+        if only is None:
+            _begin(planned, dataset, strict, merge)
             say_next("pretrain", out)
-        if processes is not None:
-            processes.wait()
+            return
+        with progress_bar() as progress:
+            extract_run_shard(planned, dataset, only, progress, strict=strict)
+        say_next("extract", data, "--out", out, "--merge")
 
 
 def pretrain(
@@ -299,13 +287,6 @@ def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = Fal
     with progress_bar() as progress:
         features = extract_stage(run, dataset, progress, strict=strict, merge=merge)
     return build_model(run.settings, dataset, features)
-
-
-def _encode_shard(planned: Run, dataset: Dataset, shard: Shard, strict: bool) -> None:
-    from msm4sr.experiments.stages import extract_run_shard
-
-    with progress_bar() as progress:
-        extract_run_shard(planned, dataset, shard, progress, strict=strict)
 
 
 def _check_log(log: str | None) -> None:
