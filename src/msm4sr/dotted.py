@@ -38,11 +38,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[
     """What differs between two flat mappings, one line a key: "finetune.epochs is 12 there and 20 now".
 
     A setting that `then` does not know was added later; while it is off (None, False, 0, empty), nothing differs.
-
-    Args:
-        then: as stored.
-        now: as asked for; values are compared as JSON stores them (a tuple equals a list).
-        keys: the keys to compare; None: those of both.
+    `then` is as stored; values of `now` are compared as JSON stores them (a tuple equals a list). Without `keys` those
+    of both are compared.
     """
     now = json.loads(json.dumps(now))
     return [
@@ -52,7 +49,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[
     ]
 
 
-def shorten(found: list[str], limit: int = 3) -> str:
-    """The first lines of `differences`, joined, and how many more there are."""
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return "; ".join(found[:limit]) + more
+def shorten(found: list[str]) -> str:
+    """The first three lines of `differences`, joined, and how many more there are."""
+    return "; ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

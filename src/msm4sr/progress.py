@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[float], None]
-"""Called with how many more units are done."""
+Advance = Callable[[float], None]  # called with how many more units are done
 
 
 class Progress(Protocol):
-    """Shows the progress of tasks."""
-
     def task(self, title: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Advance]:
         """Show a task for the time of a `with` block; yields a function to call as it advances.
 
@@ -21,7 +18,6 @@ class Progress(Protocol):
             total: units of the complete task; None: unknown.
             unit: what is counted, for the speed ("items" shows "120 items/s"); empty: no speed is shown.
         """
-        ...
 
 
 class NoProgress:

@@ -30,10 +30,8 @@ class Registry(Mapping[str, T]):
         @MODELS.register("sasrec")
         class SASRec(Model): ...
 
-    Args:
-        kind: what the entries are, for messages.
-        group: the entry-point group of other packages; loading an entry point imports the module that registers.
-        packages: packages (or modules) of ours whose modules register the built-in entries.
+    `kind` says in messages what the entries are. The modules of `packages`, and those that other packages name in the
+    entry-point group `group`, are imported on first use; importing them registers the entries.
     """
 
     def __init__(self, kind: str, group: str, packages: Iterable[str] = ()) -> None:
@@ -42,7 +40,7 @@ class Registry(Mapping[str, T]):
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that adds its argument under `name`. Raises ValueError for a name that another entry has."""
+        """A decorator that adds its argument. Raises ValueError for a name that another entry has."""
 
         def add(entry: T) -> T:
             if self._entries.get(name, entry) is not entry:
@@ -68,20 +66,17 @@ class Registry(Mapping[str, T]):
         return sorted(found)
 
     def __getitem__(self, name: str) -> T:
-        self._load()
-        return self._entries[name]
+        return self._load()[name]
 
     def __iter__(self) -> Iterator[str]:
-        self._load()
-        return iter(list(self._entries))
+        return iter(list(self._load()))
 
     def __len__(self) -> int:
-        self._load()
-        return len(self._entries)
+        return len(self._load())
 
-    def _load(self) -> None:
+    def _load(self) -> dict[str, T]:
         if self._loaded:
-            return
+            return self._entries
         self._loaded = True
         for package in self._packages:
             module = import_module(package)
@@ -95,3 +90,4 @@ class Registry(Mapping[str, T]):
                 raise InputError(f"{where}: {error}; repair or uninstall its package") from error
             if point.name not in self._entries:
                 raise InputError(f"{where}: the module registers no {self._kind} of that name")
+        return self._entries

@@ -9,33 +9,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
 
 import typer
 from packaging.requirements import Requirement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from msm4sr.cli.console import console, handle_errors
 
-EXTRAS = {
+EXTRAS = {  # to the command that needs it
     "serve": "msm4sr serve",
     "tune": "msm4sr tune",
     "fetch": "msm4sr fetch-images",
     "onnx": "msm4sr export onnx",
     "tensorboard": "--log tensorboard",
 }
-"""Extra to the command that needs it."""
 LOW_DISK = 5 * 2**30  # bytes; features and checkpoints of a mid-sized catalogue need less
 STYLES = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the diagnosis; `remedy` says what to do where the state is not "ok"."""
+    """One line of the diagnosis; `remedy` says what to do where the state (a key of `STYLES`) is not "ok"."""
 
     name: str
-    state: Literal["ok", "missing", "broken"]
+    state: str
     found: str
     remedy: str = ""
 
@@ -44,26 +42,17 @@ def doctor() -> None:
     """Check the installation: versions, devices, encoders, disk space, and which extras are missing."""
     with handle_errors():
         checks = [*check_packages(), *check_devices(), *check_encoders(), *check_disk(), *check_extras()]
-        console.print(as_table(checks))
-        broken = [check for check in checks if check.state == "broken"]
-        missing = sum(check.state == "missing" for check in checks)
+        table = Table(Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
+        for check in checks:
+            table.add_row(check.name, Text(check.state, STYLES[check.state]), Text(check.found))
+            if check.remedy:
+                table.add_row("", "", Text(f"-> {check.remedy}", "dim"))
+        console.print(table)
+        broken, missing = (sum(check.state == state for check in checks) for state in ("broken", "missing"))
         if broken:
-            console.print(f"{len(broken)} of {len(checks)} checks failed; see the lines with ->", markup=False)
+            console.print(f"{broken} of {len(checks)} checks failed; see the lines with ->", markup=False)
             raise typer.Exit(1)
         console.print(f"ready; {missing} optional parts are not installed" if missing else "ready", markup=False)
-
-
-def as_table(checks: list[Check]) -> Table:
-    """The checks, one line each, with the remedy below what was found."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in checks:
-        table.add_row(check.name, Text(check.state, STYLES[check.state]), Text(check.found))
-        if check.remedy:
-            table.add_row("", "", Text(f"-> {check.remedy}", "dim"))
-    return table
 
 
 def check_packages() -> Iterator[Check]:
@@ -71,13 +60,11 @@ def check_packages() -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "broken", python, "")
     yield Check("msm4sr", "ok", f"{version('msm4sr')} in {Path(__file__).parents[1]}")
-    core = requirements("")
-    wrong = [problem for requirement in core if (problem := problem_of(requirement))]
-    for problem in wrong:
+    for problem in (wrong := problems("")):
         yield Check("core package", "broken", problem, "pip install msm4sr")
     if not wrong:
         shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "polars"))
-        yield Check("core packages", "ok", f"all {len(core)} installed ({shown}, ...)")
+        yield Check("core packages", "ok", f"all {len(requirements(''))} installed ({shown}, ...)")
 
 
 def check_devices() -> Iterator[Check]:
@@ -97,15 +84,17 @@ def check_devices() -> Iterator[Check]:
     elif torch.backends.mps.is_available():
         yield Check("gpu", "ok", "Apple MPS")
     else:
-        yield Check(
-            "gpu", "missing", "none; training runs on the CPU", "for an NVIDIA GPU install a CUDA build of torch"
-        )
+        remedy = "for an NVIDIA GPU install a CUDA build of torch"
+        yield Check("gpu", "missing", "none; training runs on the CPU", remedy)
 
 
 def check_encoders() -> Iterator[Check]:
     """The built-in encoders, loaded; and CLIP, looked up in the local cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
     from msm4sr.features.efficientnet import EfficientNetLite0
     from msm4sr.features.text import MiniLM
+    from msm4sr.features.visual import Clip
 
     for name, encoder_class in (("minilm", MiniLM), (EfficientNetLite0.name, EfficientNetLite0)):
         try:
@@ -113,35 +102,25 @@ def check_encoders() -> Iterator[Check]:
             yield Check(f"encoder {name}", "ok", f"{encoder.dim}-d, {getattr(encoder, 'backend', '')}".rstrip(", "))
         except Exception as error:  # whatever a damaged installation raises is what the user must see
             yield Check(f"encoder {name}", "broken", f"{type(error).__name__}: {error}", "pip install msm4sr")
-    yield _check_clip()
-
-
-def _check_clip() -> Check:
-    from huggingface_hub import try_to_load_from_cache
-
-    from msm4sr.features.visual import Clip
-
     name = Clip.source("clip")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return Check("encoder clip", "ok", f"{name} in the cache of the hub")
-    remedy = "features.visual.tagger=clip downloads it on first use; without a network give a model folder"
-    return Check("encoder clip", "missing", f"{name} is not in the cache of the hub", remedy)
+        yield Check("encoder clip", "ok", f"{name} in the cache of the hub")
+    else:
+        remedy = "features.visual.tagger=clip downloads it on first use; without a network give a model folder"
+        yield Check("encoder clip", "missing", f"{name} is not in the cache of the hub", remedy)
 
 
 def check_disk() -> Iterator[Check]:
     """Free space in the working folder, where runs are usually made."""
     free = shutil.disk_usage(Path.cwd()).free
-    state: Literal["ok", "broken"] = "ok" if free >= LOW_DISK else "broken"
-    yield Check(
-        "free disk", state, f"{free / 2**30:,.0f} GiB in {Path.cwd()}", "" if state == "ok" else "free some space"
-    )
+    state, remedy = ("ok", "") if free >= LOW_DISK else ("broken", "free some space")
+    yield Check("free disk", state, f"{free / 2**30:,.0f} GiB in {Path.cwd()}", remedy)
 
 
 def check_extras() -> Iterator[Check]:
     """The optional parts, and the command that installs each."""
     for extra, command in EXTRAS.items():
-        wrong = [problem for requirement in requirements(extra) if (problem := problem_of(requirement))]
-        if wrong:
+        if wrong := problems(extra):
             yield Check(f"extra {extra}", "missing", f"{command}: {', '.join(wrong)}", f"pip install 'msm4sr[{extra}]'")
         else:
             yield Check(f"extra {extra}", "ok", command)
@@ -156,14 +135,15 @@ def requirements(extra: str) -> list[Requirement]:
     return [one for one in found if one not in core and one.marker and one.marker.evaluate({"extra": extra})]
 
 
-def problem_of(requirement: Requirement) -> str:
-    """Why a requirement is not met; empty if it is."""
-    try:
-        there = version(requirement.name)
-    except PackageNotFoundError:
-        return f"{requirement.name} is not installed"
-    return (
-        ""
-        if requirement.specifier.contains(there, prereleases=True)
-        else f"{requirement.name} {there}, not {requirement.specifier}"
-    )
+def problems(extra: str) -> list[str]:
+    """Each requirement of `requirements(extra)` that is not met, and why."""
+    found = []
+    for requirement in requirements(extra):
+        try:
+            there = version(requirement.name)
+        except PackageNotFoundError:
+            found.append(f"{requirement.name} is not installed")
+        else:
+            if not requirement.specifier.contains(there, prereleases=True):
+                found.append(f"{requirement.name} {there}, not {requirement.specifier}")
+    return found

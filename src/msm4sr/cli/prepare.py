@@ -23,24 +23,18 @@ INTERRUPTED = "interrupted; nothing was written"
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
-LikePaper = Annotated[
-    bool,
-    typer.Option(
-        "--like-paper", help="Start from --user-core 5 --repeats last --unseen-items drop.", rich_help_panel="Rules"
-    ),
-]
+PAPER = "Start from --user-core 5 --repeats last --unseen-items drop."
+LikePaper = Annotated[bool, typer.Option("--like-paper", help=PAPER, rich_help_panel="Rules")]
 
 
 class SourceCommands(TyperGroup):
     """Adds a command for each registered source. Sources are imported only when `prepare` is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands."""
         self._add_sources()
         return super().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
         self._add_sources()
         return super().get_command(ctx, cmd_name)
 
@@ -87,8 +81,7 @@ def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_pap
     from msm4sr.data.preparation.source import LIKE_PAPER
 
     # A column that the user names must exist, even by its default name: pass on only the options that were given.
-    defaults = {name for name in options if "DEFAULT" in str(ctx.get_parameter_source(name))}
-    given = {name: value for name, value in options.items() if name not in defaults}
+    given = {name: options[name] for name in options if "DEFAULT" not in str(ctx.get_parameter_source(name))}
     rules = source.rules.model_dump() | (dict(LIKE_PAPER) if like_paper else {})
     with handle_errors(INTERRUPTED):
         chosen = _validate(type(source.rules), rules | {name: given.pop(name) for name in rules if name in given})
