@@ -95,7 +95,7 @@ def generate_dataset(cell: Cell, seed: int = 0) -> Dataset:
     )
 
 
-def generate_features(items: int, seed: int = 0) -> dict[str, Ragged[torch.Tensor]]:
+def generate_features(items: int, seed: int = 0) -> dict[str, Ragged]:
     """One to three rows of text and one image per item."""
     rng = np.random.default_rng([seed, 1])
     counts = {"text": rng.integers(1, 4, items), "visual": np.ones(items, dtype=np.int64)}

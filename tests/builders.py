@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, training_histories
@@ -70,16 +69,14 @@ def cycle_dataset(users: int, n_items: int, longest: int = 12, seed: int = 0) ->
     return make_dataset([[int(item) for item in s] for s in sequences], n_items)
 
 
-def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Ragged[Tensor]:
+def make_rows(lengths: Sequence[int], dim: int, seed: int = 0) -> Ragged:
     """Random features: item i has `lengths[i]` rows of dimension `dim`."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(sum(lengths), dim, generator=generator)
     return Ragged(vectors, torch.tensor([0, *lengths]).cumsum(0))
 
 
-def make_features(
-    n_items: int, modalities: Sequence[str] = ("text", "visual"), seed: int = 0
-) -> dict[str, Ragged[Tensor]]:
+def make_features(n_items: int, modalities: Sequence[str] = ("text", "visual"), seed: int = 0) -> dict[str, Ragged]:
     """Zero to three rows per item, each modality missing for some items, each of another dimension."""
     rng = np.random.default_rng(seed)
     features = {}
@@ -90,7 +87,7 @@ def make_features(
     return features
 
 
-def as_ragged(sequences: Sequence[Sequence[int]]) -> Ragged[Tensor]:
+def as_ragged(sequences: Sequence[Sequence[int]]) -> Ragged:
     values = [item for sequence in sequences for item in sequence]
     return Ragged(torch.tensor(values, dtype=torch.int64), torch.tensor([0, *map(len, sequences)]).cumsum(0))
 

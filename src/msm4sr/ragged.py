@@ -59,6 +59,12 @@ class Ragged:
         """The row that each value belongs to: int64 [total] (numpy only)."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def take(self, rows: npt.NDArray[Any]) -> Ragged:
+        """The rows of these numbers, in this order: int [any] (numpy only)."""
+        lengths = self.lengths[rows]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Ragged.from_lengths(self.values[np.repeat(self.offsets[rows], lengths) + within], lengths)
+
     def keep(self, kept: npt.NDArray[np.bool_]) -> Ragged:
         """The same rows with only the flagged values: bool [total] (numpy only)."""
         return Ragged.from_lengths(self.values[kept], np.bincount(self.row_numbers[kept], minlength=len(self)))

@@ -247,7 +247,7 @@ def test_a_model_over_an_extended_catalogue_scores_the_known_items_as_before(nam
     """The new items are between the known ones; they have no interactions."""
     config, known = tiny_config(name), torch.tensor([i for i in range(N_ITEMS + 3) if i not in (2, 7, 8)])
 
-    def spread(rows: Ragged[Tensor]) -> Ragged[Tensor]:
+    def spread(rows: Ragged) -> Ragged:
         """The known items keep their rows, each new one has those of item 0."""
         of_all = [rows[known.tolist().index(i)] if i in known else rows[0] for i in range(N_ITEMS + 3)]
         return Ragged(torch.cat(of_all), torch.tensor([0, *map(len, of_all)]).cumsum(0))

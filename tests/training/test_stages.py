@@ -282,7 +282,7 @@ def test_sasrec_learns_a_cycle(pairs: str) -> None:
     assert popularity(CYCLE) < 0.5
 
 
-def chain_features(n_items: int, dim: int = 6, ordered: bool = True) -> Ragged[Tensor]:
+def chain_features(n_items: int, dim: int = 6, ordered: bool = True) -> Ragged:
     """Item i's content is its place on a circle or, not `ordered`, one vector for all items."""
     angle = torch.arange(n_items) * 2 * torch.pi / n_items
     waves = [f(k * angle) for k in range(1, dim // 2 + 1) for f in (torch.sin, torch.cos)]

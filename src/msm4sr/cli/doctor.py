@@ -42,7 +42,14 @@ def doctor() -> None:
     """Check the installation: versions, devices, encoders, disk space, and which extras are missing."""
     with handle_errors():
         checks = [*check_packages(), *check_devices(), *check_encoders(), *check_disk(), *check_extras()]
-        table = Table(Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
+        table = Table(
+            Column(no_wrap=True),
+            Column(no_wrap=True),
+            Column(overflow="fold"),
+            box=None,
+            show_header=False,
+            pad_edge=False,
+        )
         for check in checks:
             table.add_row(check.name, Text(check.state, STYLES[check.state]), Text(check.found))
             if check.remedy:

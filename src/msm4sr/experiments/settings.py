@@ -109,7 +109,7 @@ def from_preset(name: str, features: Mapping[str, Features], seed: int = 0, **ch
     return cast(MSM4SR, build(settings.model, Inputs(n_items, features=feature_tensors(features)), seed))
 
 
-def feature_tensors(features: Mapping[str, Features]) -> dict[str, Ragged[Any]]:
+def feature_tensors(features: Mapping[str, Features]) -> dict[str, Ragged]:
     """Stored features as tensors, in the memory (or the mapped file) where they are."""
     return {name: as_tensors(rows) for name, rows in features.items()}
 

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, write_json
-from msm4sr.ragged import NumpyArray, Ragged
+from msm4sr.ragged import Ragged
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ MISSING = {"item": pl.Int64, "item_id": pl.String, "image": pl.String, "reason":
 
 
 @dataclass(frozen=True, eq=False)
-class Features(Ragged[NumpyArray]):
+class Features(Ragged):
     """The vectors of one modality for n items; an item without rows lacks the modality.
 
     Attributes:

@@ -25,13 +25,13 @@ from msm4sr.ragged import Ragged
 SEEN_BIAS_SCALE = 10.0  # Adam moves a weight by its learning rate at most, and the bias has far to go in few steps
 
 
-def as_tensors(rows: Ragged[np.ndarray]) -> Ragged[Tensor]:
+def as_tensors(rows: Ragged) -> Ragged:
     """Arrays as tensors, integers as int64; what needs no conversion shares the memory (or the mapped file)."""
     values = rows.values.astype(np.int64, copy=False) if rows.values.dtype.kind in "iu" else rows.values
     return Ragged(torch.from_numpy(values), torch.from_numpy(rows.offsets))
 
 
-def empty_rows(rows: int) -> Ragged[Tensor]:
+def empty_rows(rows: int) -> Ragged:
     """`rows` rows without a value."""
     return Ragged(torch.zeros(0, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64))
 
@@ -51,12 +51,12 @@ class Inputs:
 
     n_items: int
     n_users: int = 0
-    histories: Ragged[Tensor] = field(default_factory=lambda: empty_rows(0))
-    features: Mapping[str, Ragged[Tensor]] = field(default_factory=dict)
-    categories: Ragged[Tensor] | None = None
+    histories: Ragged = field(default_factory=lambda: empty_rows(0))
+    features: Mapping[str, Ragged] = field(default_factory=dict)
+    categories: Ragged | None = None
     n_categories: int = 0
 
-    def present_features(self, needed_by: str = "") -> dict[str, Ragged[Tensor]]:
+    def present_features(self, needed_by: str = "") -> dict[str, Ragged]:
         """The features of the modalities that at least one item has.
 
         Raises InputError for features of another number of items, or for none if a model is `needed_by` its label.
@@ -205,7 +205,7 @@ class Model(Scorer):
     def inputs_of(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Inputs:
         """Inputs from which a model of the stored shape is built; those that the model keeps are in `state`."""
 
-        def rows(module: str, values: str = "values") -> Ragged[Tensor]:
+        def rows(module: str, values: str = "values") -> Ragged:
             return Ragged(state[f"{module}.{values}"], state[f"{module}.offsets"])
 
         return Inputs(
@@ -253,13 +253,13 @@ class ContentModel(FactorizedModel):
     content_modalities: tuple[str, ...]
     """The M modalities whose content is scored, in the order of `score_parts`."""
 
-    def content_rows(self, modality: str) -> Ragged[Tensor]:
+    def content_rows(self, modality: str) -> Ragged:
         """The frozen encoder's embeddings of all items in one modality: [R, D_in], N rows."""
         features = self.features[modality]
         assert isinstance(features, ItemFeatures)
         return features.rows
 
-    def encode_new_items(self, features: Mapping[str, Ragged[Tensor]]) -> Tensor:
+    def encode_new_items(self, features: Mapping[str, Ragged]) -> Tensor:
         """The item embeddings of n items outside of the catalogue: [n, M + 1, D], the content and last 0 for the ID.
 
         `features` has the encoder's embeddings in each content modality: [R, D_in], n rows.
@@ -268,7 +268,7 @@ class ContentModel(FactorizedModel):
         return torch.stack([*content, torch.zeros_like(content[0])], dim=1)
 
     @abstractmethod
-    def encode_part(self, modality: str, rows: Ragged[Tensor]) -> tuple[Tensor, Tensor]:
+    def encode_part(self, modality: str, rows: Ragged) -> tuple[Tensor, Tensor]:
         """The content of n items in one modality: [n, D], from the encoder's embeddings [R, D_in], n rows.
 
         The second result is the weight of each embedding [R]; those of an item sum to 1.

@@ -51,7 +51,7 @@ class UserItemGraph(nn.Module):
     users_by_item: Tensor  # [E]
     item_offsets: Tensor  # [N + 1]
 
-    def __init__(self, histories: Ragged[Tensor], n_items: int) -> None:
+    def __init__(self, histories: Ragged, n_items: int) -> None:
         super().__init__()
         n_users = len(histories)
         user = torch.repeat_interleave(torch.arange(n_users), histories.offsets.diff())

@@ -21,13 +21,13 @@ class ItemFeatures(nn.Module):
     values: Tensor
     offsets: Tensor
 
-    def __init__(self, rows: Ragged[Tensor]) -> None:
+    def __init__(self, rows: Ragged) -> None:
         super().__init__()
         self.register_buffer("values", rows.values)
         self.register_buffer("offsets", rows.offsets)
 
     @property
-    def rows(self) -> Ragged[Tensor]:
+    def rows(self) -> Ragged:
         """Of all items."""
         return Ragged(self.values, self.offsets)
 
@@ -70,7 +70,7 @@ class ItemMeans(ItemFeatures):
     modality the scale of an ID embedding. An item without rows has no mean.
     """
 
-    def __init__(self, rows: Ragged[Tensor]) -> None:
+    def __init__(self, rows: Ragged) -> None:
         values, offsets = rows.values, rows.offsets
         present = offsets.diff() > 0
         order = torch.arange(len(values), device=values.device)
@@ -91,7 +91,7 @@ class ItemMeans(ItemFeatures):
 class ItemCategories(ItemFeatures):
     """The category numbers of N items, `rows` int64 [R]; an item may have none, one or several of the A categories."""
 
-    def __init__(self, rows: Ragged[Tensor], n_categories: int) -> None:
+    def __init__(self, rows: Ragged, n_categories: int) -> None:
         super().__init__(rows)
         self.n_categories = n_categories
 

@@ -150,7 +150,7 @@ class MSM4SR(ContentModel):
             vectors = F.normalize(vectors, dim=-1)
         return vectors.flatten(1)
 
-    def encode_part(self, modality: str, rows: Ragged[Tensor]) -> tuple[Tensor, Tensor]:
+    def encode_part(self, modality: str, rows: Ragged) -> tuple[Tensor, Tensor]:
         """z [n, D], and alpha of equation 3 [R]."""
         encoder, lengths = self.encoders[modality], rows.lengths
         assert isinstance(encoder, ItemEncoder)

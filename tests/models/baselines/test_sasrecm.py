@@ -10,7 +10,7 @@ from msm4sr.models.layers import ItemMeans
 from msm4sr.ragged import Ragged
 
 
-def standardised_slowly(features: Ragged[Tensor]) -> dict[int, Tensor]:
+def standardised_slowly(features: Ragged) -> dict[int, Tensor]:
     """The mean of each item's rows, minus the mean of those means, divided by the mean of their lengths."""
     means = {i: sum(rows) / len(rows) for i, rows in enumerate(features) if len(rows)}
     centre = sum(means.values()) / len(means)
