@@ -278,13 +278,13 @@ def test_a_stage_where_there_is_no_run(refused: Refused, tmp_path: Path, stage: 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("data: [unclosed", "not a run's settings"),
-        ("just a line", "not a run's settings"),
-        ("- a\n- list", "not a run's settings"),
-        ("", "not a run's settings"),
+        ("data: [unclosed", "not YAML"),
+        ("just a line", "not a mapping of names"),
+        ("- a\n- list", "not a mapping of names"),
+        ("", "not a mapping of names"),
         ("seed: 1", "not a run's settings"),
         ("data: 5\nfeatures_folder: f\npreset: seed", "not a run's settings"),
-        (b"\xff\xfe\x00", "not a run's settings"),
+        (b"\xff\xfe\x00", "not YAML"),
         ("data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: msm4sr, dim: wide}", "model.dim"),
         ("data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: bert4rec}", "bert4rec"),
         ("data: d\nfeatures_folder: f\npreset: seed\nspeed: 1", "speed"),

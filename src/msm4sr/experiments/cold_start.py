@@ -39,12 +39,12 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         raise InputError(f"{run.data}: no user's last item is held out; raise dataset.hold_out_items")
     known = item_rows(complete, dataset)
     new = ~np.isin(np.arange(complete.n_items), known)
-    _, names = item_categories(dataset)
+    known_categories = pl.element().is_in(item_categories(dataset)[1])  # the model has no weights for others
     catalogue = replace(
         dataset,
         item_ids=complete.item_ids,
         histories=Ragged(known[dataset.histories.values].astype(np.int32), dataset.histories.offsets),
-        items=_with_categories(complete.items, set(names)),  # the model has no weights for others
+        items=complete.items.with_columns(pl.col("categories").list.eval(pl.element().filter(known_categories))),
     )
     extended = build_model(settings, catalogue, extract_stage(complete_run(run), complete))
     extend_catalogue(model, extended, torch.from_numpy(known))
@@ -55,16 +55,6 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         name: rank_targets(scorer, targets, (protocol,), among=among)[protocol]
         for name, among in (("among_all", None), ("among_held_out", new))
     }
-    return {
-        "users": len(targets.targets),
-        "items": int(new.sum()),
-        **{name: mean_metrics(rank) for name, rank in ranks.items()},
-        "chance_among_all": chance(complete.n_items),
-        "chance_among_held_out": chance(int(new.sum())),
-    }
-
-
-def _with_categories(items: pl.DataFrame, known: set[str]) -> pl.DataFrame:
-    """The items without the categories that are not known."""
-    kept = [[name for name in names or () if name in known] for names in items["categories"].to_list()]
-    return items.with_columns(pl.Series("categories", kept, dtype=pl.List(pl.String)))
+    metrics = {name: mean_metrics(rank) for name, rank in ranks.items()}
+    chances = {"chance_among_all": chance(complete.n_items), "chance_among_held_out": chance(int(new.sum()))}
+    return {"users": len(targets.targets), "items": int(new.sum()), **metrics, **chances}

@@ -13,31 +13,29 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
 from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings, validated
 from msm4sr.files import write_text
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+from msm4sr.strict import Strict
 
 # The settings of features that are part of a store's name (`store_names`).
 NAMED = {"text": {"encoder"}, "visual": {"kind", "network", "tagger"}}
 
 
-class Row(BaseModel):
+class Row(Strict):
     """A line of the table. In all its values {data} is replaced by the name of the data set, {seed} by the seed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(pattern=NAME, description="of its folder")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="of its folder")
     label: str = Field("", description="shown in tables; empty: the name")
     model: str = "msm4sr"
     preset: str = "best"
@@ -46,7 +44,7 @@ class Row(BaseModel):
     precomputed: Mapping[str, str] = Field({}, description="modality to a file of precomputed embeddings")
 
     def resolve(self, data: str, seed: int) -> RunSettings:
-        """The settings of one cell. Raises InputError, which names the row, for what is no setting of the model."""
+        """The settings of one cell. Raises InputError, which names the row, for an invalid setting."""
         changes = [f"{key}={json.dumps(_filled_in(value, data, seed))}" for key, value in self.changes.items()]
         file = None if self.settings is None else Path(_filled_in(self.settings, data, seed))
         try:
@@ -55,7 +53,7 @@ class Row(BaseModel):
             raise InputError(f"row {self.name}: {error}") from None
 
     def precomputed_files(self, data: str, seed: int) -> dict[str, Path]:
-        """Modality to file of precomputed embeddings, of one cell."""
+        """The precomputed embeddings of one cell: modality to file."""
         return {modality: Path(_filled_in(file, data, seed)) for modality, file in self.precomputed.items()}
 
 
@@ -63,10 +61,8 @@ def _filled_in(value: Any, data: str, seed: int) -> Any:
     return value.replace("{data}", data).replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
-class Data(BaseModel):
+class Data(Strict):
     """A data set of the grid."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     folder: Path
@@ -77,10 +73,8 @@ class Data(BaseModel):
         return cls(name=folder.resolve().name, folder=Path(os.path.abspath(folder)))  # without ".."
 
 
-class Grid(BaseModel):
+class Grid(Strict):
     """The contents of grid.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     title: str
@@ -161,19 +155,14 @@ def enter_grid(folder: Path, asked: Grid) -> Grid:
             stored = open_grid(folder) if file.exists() else None
             joined = asked if stored is None else _joined(stored, asked, file)
             if joined != stored:
-                text = yaml.safe_dump(joined.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-                write_text(file, text)
+                write_text(file, yaml.safe_dump(joined.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
     return joined
 
 
 def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
-    """The union of both, the stored first; title, labels and rows that have only failed are those of `asked`.
-
-    Raises:
-        InputError: a name means something else in one of them; the message lists the differences.
-    """
+    """The union of both, the stored first; title, labels and rows that have only failed are those of `asked`."""
     found = differences(*({"name": grid.name, "kind": grid.kind} for grid in (stored, asked)))
     done = {row.name: row for row in stored.rows if not _only_failed(file.parent, row.name)}
     for part, there in (("data", {entry.name: entry for entry in stored.data}), ("rows", done)):
@@ -193,43 +182,39 @@ def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
 
 
 def _only_failed(folder: Path, row: str) -> bool:
-    """Whether all cells of a row that were begun have failed, so that its settings may be changed."""
+    """Whether all begun cells of a row have failed, so that its settings may be changed."""
     cells = folder.glob(f"cells/*/{row}/seed-*")
     return all((cell / "failed.json").exists() and not (cell / "metrics.json").exists() for cell in cells)
 
 
 def _united(stored: tuple[Any, ...], asked: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The union by name, in the order of the first; entries of both are those of `asked`."""
-    return tuple(({entry.name: entry for entry in stored} | {entry.name: entry for entry in asked}).values())
+    """The union by name; entries of both are those of `asked`."""
+    return tuple({entry.name: entry for entry in (*stored, *asked)}.values())
 
 
 def cells_of(folder: Path, grid: Grid) -> list[Cell]:
     """All cells, the first seed of all rows before the second, so that a first table is complete early."""
     return [
         Cell(data, row, seed, folder / "cells" / data.name / row.name / f"seed-{seed}")
-        for seed in grid.seeds
-        for data in grid.data
-        for row in grid.rows
+        for seed, data, row in product(grid.seeds, grid.data, grid.rows)
     ]
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raise InputError for a cell that was begun with other settings than its row has now, by another preset say."""
+    """Raise InputError for a cell that was begun with other settings than its row has now."""
     for cell in cells:
         if (cell.folder / "config.yaml").exists() and not cell.failed_file.exists():  # a failed cell is replaced
             then, now = (flatten(s.model_dump(mode="json")) for s in (open_run(cell.folder).settings, cell.settings))
             if found := differences(then, now):
-                raise InputError(
-                    f"{cell.folder}: made with other settings: {shorten(found)}; remove that folder or name another "
-                    "--out"
-                )
+                hint = "remove that folder or name another --out"
+                raise InputError(f"{cell.folder}: made with other settings: {shorten(found)}; {hint}")
 
 
 def features_folder(root: Path, cell: Cell) -> Path:
     """The features folder of a cell: `root`/DATASET.
 
-    A store has one version of its features. Rows with other settings that are not part of a store's name (such as the
-    number of keywords) use `root`/DATASET-HASH.
+    Rows with other settings that are not part of a store's name (such as the number of keywords) use
+    `root`/DATASET-HASH, since a store has one version of its features.
     """
     settings = cell.settings
     changed = [

@@ -3,54 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from msm4sr.errors import InputError
 from msm4sr.experiments.grid import Data, Grid, Row
 from msm4sr.experiments.settings import parse_change, read_yaml, validated
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
+from msm4sr.strict import Strict
 
-SHIPPED = "msm4sr.experiments.configs"
+SHIPPED = files("msm4sr.experiments.configs")
 PRECOMPUTED = "--features NAME=FILE"
 
 
 @dataclass(frozen=True)
 class GridRequest:
-    """What a user asks for.
+    """What a user asks for; empty: as in the configuration.
 
-    Attributes:
-        config: name of a shipped configuration, or a YAML file.
-        data: prepared folders; none: those of the configuration.
-        seeds: none: those of the configuration, else 0.
-        rows: names of the rows to run; none: all.
-        changes: `key=value` for all rows whose model has that setting; a row's own change has precedence.
-        preset: in place of that of the configuration's base.
-        settings: folder of settings files DATASET/ROW.yaml (for one row) or DATASET/MODEL.yaml (for all rows of a
-            model). Rows that name no file themselves use them; a file must exist for all data sets or for none.
-        precomputed: modality to a file of precomputed embeddings, for all rows that have no other.
+    `settings` is a folder of settings files DATASET/ROW.yaml (for one row) or DATASET/MODEL.yaml (for all rows of a
+    model). Rows that name no file themselves use them; a file must exist for all data sets or for none.
     """
 
-    config: str
-    data: Sequence[Path] = ()
+    config: str  # name of a shipped configuration, or a YAML file
+    data: Sequence[Path] = ()  # prepared folders
     seeds: Sequence[int] = ()
-    rows: Sequence[str] = ()
-    changes: Sequence[str] = ()
-    preset: str | None = None
+    rows: Sequence[str] = ()  # names of the rows to run
+    changes: Sequence[str] = ()  # `key=value` for all rows whose model has that setting; a row's own has precedence
+    preset: str | None = None  # in place of that of the configuration's base
     settings: Path | None = None
-    precomputed: Mapping[str, Path] = field(default_factory=dict)
+    precomputed: Mapping[str, Path] = field(default_factory=dict)  # modality to a file, for rows that have no other
 
 
-class Base(BaseModel):
+class Base(Strict):
     """What all rows of a configuration share, unless a row differs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "msm4sr"
     preset: str = "best"
@@ -60,38 +50,33 @@ class Base(BaseModel):
 
 def config_names() -> list[str]:
     """The grids that ship with the package, in alphabetical order."""
-    found = (entry.name for entry in files(SHIPPED).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_config(config: str) -> dict[str, Any]:
-    """A shipped configuration by name, or a YAML file. Raises InputError when it is neither."""
-    if config in config_names():
-        with as_file(files(SHIPPED) / f"{config}.yaml") as file:
-            content = read_yaml(file)
-    elif Path(config).is_file():
-        content = read_yaml(Path(config))
-    else:
-        names = config_names()
+def _read_config(config: str) -> dict[str, Any]:
+    """A shipped configuration by name, or a YAML file."""
+    names = config_names()
+    if config not in names and not Path(config).is_file():
         raise InputError(f"{config}: neither a file nor one of {', '.join(names)}{closest(config, names)}")
-    return {"name": Path(config).stem, "title": Path(config).stem} | content
+    with as_file(SHIPPED / f"{config}.yaml") if config in names else nullcontext(Path(config)) as file:
+        return {"name": Path(config).stem, "title": Path(config).stem} | read_yaml(file)
 
 
 def plan_grid(request: GridRequest) -> Grid:
     """The grid that is asked for, each row with all that it takes from the base and from the options.
 
-    A configuration without rows has those of `model_rows`.
+    A configuration without rows has one for each registered model.
 
     Raises:
         InputError: something in the configuration or the options is not valid.
     """
-    where, content = request.config, read_config(request.config)
+    where, content = request.config, _read_config(request.config)
     base = validated(Base, content.pop("base", {}), f"{where}: base")
     if request.preset is not None:
         base = base.model_copy(update={"preset": request.preset})
     changes = dict(parse_change(change) for change in request.changes)
     _check_needs(content.pop("needs", {}), request, changes)
-    given = content.pop("rows", model_rows())
+    given = content.pop("rows", _model_rows())
     if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
         raise InputError(f"{where}: rows: a list of mappings such as {{name: sasrec, model: sasrec}}")
     precomputed = {modality: str(file.absolute()) for modality, file in request.precomputed.items()}
@@ -116,14 +101,13 @@ def plan_grid(request: GridRequest) -> Grid:
     return grid
 
 
-def model_rows() -> list[dict[str, Any]]:
+def _model_rows() -> list[dict[str, Any]]:
     """A row for each registered model: the non-learned baselines first, MSM4SR last."""
     names = sorted(MODELS, key=lambda name: (name == "msm4sr", bool(MODELS[name].tasks)))
     return [{"name": name, "label": MODELS[name].label, "model": name} for name in names]
 
 
 def _check_needs(needs: Mapping[str, str], request: GridRequest, changes: Mapping[str, Any]) -> None:
-    """Raise InputError where an option is missing without which the configuration has no meaning."""
     for need, reason in needs.items():
         if need not in changes and not (need == PRECOMPUTED and request.precomputed):
             option = need if need.startswith("-") else f"--set {need}=..."
@@ -136,10 +120,8 @@ def _complete(
     """A row of a configuration with what it takes from the base and from the options."""
     model = row.get("model", base.model)
     shared = {key: value for key, value in {**base.changes, **changes}.items() if _has(model, key)}
-    own = {
-        key: list(precomputed) if value == "{precomputed}" else value
-        for key, value in (row.get("changes") or {}).items()
-    }
+    own = row.get("changes") or {}
+    own = {key: list(precomputed) if value == "{precomputed}" else value for key, value in own.items()}
     inherited = {"label": row.get("name"), "model": model, "preset": base.preset, "settings": base.settings}
     content = {**inherited, "precomputed": precomputed, **row, "changes": shared | own}
     if isinstance(content["settings"], str):
@@ -148,7 +130,7 @@ def _complete(
 
 
 def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
-    """The rows of these names, all where there are no names."""
+    """The rows of these names; all of them where there are no names."""
     known = [row.name for row in rows]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}")
@@ -174,9 +156,8 @@ def _has(model: str, key: str) -> bool:
 
 
 def _check_unique(where: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{where}: {name!r} is there twice; each needs a name of its own")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{where}: {twice[0]!r} is there twice; each needs a name of its own")
 
 
 def _check_grid(grid: Grid, where: str) -> None:

@@ -13,15 +13,13 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).resolve().parents[3]  # of a checkout the root; of an installed package nothing of ours
-STATUS = Path("/proc/self/status")
 
 
 def versions() -> dict[str, str]:
     """Name to version of the software that decides a result; `commit` where the package runs from a checkout."""
     found = {"msm4sr": version("msm4sr"), "python": platform.python_version()}
     found |= {name: version(name) for name in ("torch", "numpy", "polars")}
-    commit = _commit()
-    return found | ({"commit": commit} if commit else {})
+    return found | ({"commit": commit} if (commit := _commit()) else {})
 
 
 def _commit() -> str | None:
@@ -44,7 +42,6 @@ def hardware(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The name of the processor."""
     names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
@@ -66,10 +63,8 @@ def reset_memory_peak() -> None:
 
 def memory_status(key: str) -> float:
     """A line of /proc/self/status in MiB; 0 where there is no such line."""
-    for line in _lines(STATUS):
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    found = [line for line in _lines(Path("/proc/self/status")) if line.startswith(f"{key}:")]
+    return int(found[0].split()[1]) / 1024 if found else 0.0
 
 
 def _lines(file: Path) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import Protocol, Ranks
+from msm4sr.evaluation.ranking import Ranks
 from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.cold_start import evaluate_cold_start
 from msm4sr.experiments.machine import hardware, memory_peak, versions
@@ -34,11 +34,10 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     model.to(device)
     scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
-    protocols: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
     ranks: dict[Part, tuple[Ranks, Ranks]] = {}
     with progress.task("evaluate", len(parts) * dataset.n_users, "users") as advance:
         for part in parts:
-            found = rank_users(scorer, dataset, part, protocols, advance)
+            found = rank_users(scorer, dataset, part, ("seen_included", "seen_excluded"), advance)
             ranks[part] = found[settings.evaluation.protocol], found["seen_excluded"]
     result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
     result["seen_excluded"] = {part: mean_metrics(seen_excluded) for part, (_, seen_excluded) in ranks.items()}
@@ -58,6 +57,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
 def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) -> dict[str, Any]:
     """How the run was made: data, settings, protocol, seconds, memory and hardware."""
     settings, epochs = run.settings, run.epochs()
+    seconds = {stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES}
     excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items
     about = {
         "data": dataset.folder.name,
@@ -69,9 +69,7 @@ def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) ->
         "seed": settings.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "protocol": f"leave-one-out, full ranking, seen items {'excluded' if excludes else 'included'}",
-        "training_seconds": {
-            stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES
-        },
+        "training_seconds": seconds,
         "peak_memory_mib": round(memory_peak()),
         "hardware": hardware(device),
     }

@@ -40,7 +40,7 @@ def _model_card(result: Mapping[str, Any]) -> str:
 
 
 def read_item_names(run: Run) -> tuple[list[str], list[str]]:
-    """Ids and titles of the items of the stored model, in row order. Raises InputError where they are not there."""
+    """Ids and titles of the items of the stored model, in row order. Raises InputError where they are missing."""
     file = run.folder / "model" / "items.json"
     try:
         names = json.loads(file.read_text(encoding="utf-8"))

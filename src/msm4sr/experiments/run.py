@@ -30,7 +30,7 @@ from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.claims import CLAIM
 from msm4sr.experiments.machine import reset_memory_peak
-from msm4sr.experiments.settings import RunSettings, change_settings, validated
+from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
 from msm4sr.features.precomputed import file_hash
 from msm4sr.files import write_text
 
@@ -55,8 +55,7 @@ class Run:
     features: Path
     preset: str
     settings: RunSettings
-    precomputed: Mapping[str, Precomputed] = field(default_factory=dict)
-    """Modality to its file of precomputed embeddings."""
+    precomputed: Mapping[str, Precomputed] = field(default_factory=dict)  # by modality
 
     @property
     def metrics_file(self) -> Path:
@@ -76,11 +75,7 @@ class Run:
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none before the end of the first epoch.
-
-    Raises:
-        InputError: a line that is not the record of an epoch.
-    """
+    """The lines of a run's metrics.jsonl, if there are any. Raises InputError for one that is not of an epoch."""
     file = folder / "metrics.jsonl"
     if not file.exists():
         return []
@@ -113,8 +108,8 @@ def plan_run(
         precomputed: modality to a file of precomputed embeddings.
 
     Raises:
-        InputError: the folder holds a run (without `overwrite`) or something else; the device of the settings is not
-            available; a file of precomputed embeddings is not readable, or its modality has no valid name.
+        InputError: the folder holds a run (without `overwrite`) or something else; the device is not available; as
+            `read_precomputed`.
     """
     settings.device.check()
     files = read_precomputed(precomputed or {})
@@ -130,11 +125,7 @@ def plan_run(
 
 
 def read_precomputed(files: Mapping[str, Path]) -> dict[str, Precomputed]:
-    """Files of precomputed embeddings with their hashes, by modality.
-
-    Raises:
-        InputError: a file is not readable, or the name of a modality is not valid.
-    """
+    """Files of precomputed embeddings with hashes. Raises InputError for an unreadable file or an invalid modality."""
     for modality, file in files.items():
         # Modules are kept under the modality's name: `items` would hide a method of a mapping of modules.
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality) or hasattr(torch.nn.ModuleDict(), modality):
@@ -154,10 +145,8 @@ def begin_run(run: Run) -> None:
     inside = run.features.is_relative_to(run.folder.absolute())
     features = run.features.relative_to(run.folder.absolute()) if inside else run.features
     config: dict[str, Any] = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
-    if run.precomputed:
-        config["precomputed"] = {
-            name: {"file": str(found.file), "sha256": found.sha256} for name, found in run.precomputed.items()
-        }
+    files = {name: {"file": str(found.file), "sha256": found.sha256} for name, found in run.precomputed.items()}
+    config |= {"precomputed": files} if files else {}
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         killed = [file.name for file in run.folder.glob(".*.unfinished")]  # of a run that was killed
@@ -202,17 +191,12 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
     file = folder / "config.yaml"
     if not file.is_file():
         raise InputError(f"{folder}: there is no run here (no config.yaml); `msm4sr run DATA --out {folder}` makes one")
+    config = read_yaml(file)
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        data, features, preset = (config.pop(key) for key in ("data", "features_folder", "preset"))
-        data, features = Path(data), Path(features)
-        precomputed = {
-            name: Precomputed(Path(found["file"]), str(found["sha256"]))
-            for name, found in config.pop("precomputed", {}).items()
-        }
-    except OSError as error:
-        raise InputError(f"{file}: not readable ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        data, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
+        found = config.pop("precomputed", {})
+        precomputed = {name: Precomputed(Path(one["file"]), str(one["sha256"])) for name, one in found.items()}
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
     settings = change_settings(validated(RunSettings, config, str(file)), changes)
     return Run(folder, data, folder.absolute() / features, preset, settings, precomputed)
@@ -226,8 +210,8 @@ def tidy(run: Run) -> None:
 
 
 def _remove(folder: Path, *names: str) -> None:
-    for name in names:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

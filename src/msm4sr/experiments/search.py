@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.settings import RunSettings, check_key, read_yaml, validated
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
+from msm4sr.strict import Strict
 
 BUDGETS = Path(__file__).with_name("budgets")
 SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once, and a seed is chance, no setting
@@ -39,13 +40,7 @@ SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read on
 Value = bool | int | float | str
 
 
-class Section(BaseModel):
-    """A part of a search file or budget."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Span(Section):
+class Span(Strict):
     """A range of numbers, both ends included."""
 
     low: float
@@ -79,7 +74,7 @@ class IntRange(Span):
     high: int
 
 
-class Choices(Section):
+class Choices(Strict):
     """One of several values without an order."""
 
     kind: Literal["categorical"]
@@ -93,14 +88,14 @@ class Choices(Section):
 Parameter = Annotated[FloatRange | IntRange | Choices, Field(discriminator="kind")]
 
 
-class Budget(Section):
+class Budget(Strict):
     """The trials of a study and the settings that they share."""
 
     trials: int = Field(ge=1, description="number of trials, pruned and failed ones included; the first is the default")
     settings: dict[str, Any] = Field(default={}, description="settings of every trial, in the shape of a preset")
 
 
-class SearchFile(Section):
+class SearchFile(Strict):
     """The content of a search file."""
 
     model: str

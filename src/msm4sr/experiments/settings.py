@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from msm4sr.data.dataset import DataSettings
 from msm4sr.dotted import flatten, nest, put
@@ -22,6 +22,7 @@ from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.models.registry import MODELS, build
 from msm4sr.ragged import Ragged
 from msm4sr.registry import closest
+from msm4sr.strict import Strict
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 
@@ -38,10 +39,8 @@ def _model_config(settings: Any) -> Any:
     return MODELS[name].Config.model_validate(settings)
 
 
-class RunSettings(BaseModel):
+class RunSettings(Strict):
     """All settings that determine the result of a run. `model` is the config of any registered model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0, description="of every random draw")
     dataset: DataSettings = DataSettings()
