@@ -1,4 +1,4 @@
-"""The losses, as pure functions of tensors. All are means over the pairs of a batch, so that a learning rate has the
+"""The losses, as pure functions of tensors: scalars, means over the pairs of a batch, so that a learning rate has the
 same effect at every batch size.
 
 Shape letters: P pairs (prefix, next item) of the batch, C distinct next items among them, N items, D embedding
@@ -35,9 +35,6 @@ def next_item_prediction(
         counts: [C], the number of pairs with this next item.
         temperature: tau.
 
-    Returns:
-        A scalar.
-
     Reference: MSM4SR, arXiv 2303.11879, equation 7: InfoNCE with in-batch negatives.
     """
     f = reduce(torch.add, (exp_cosine(view, items, temperature) for view in views))  # [P, C]
@@ -71,9 +68,6 @@ def cross_modality_contrast(
         negatives: `cross` or `within`.
         rows: the pairs j of the mean (those of one process); the sums over j' run over all pairs.
 
-    Returns:
-        A scalar.
-
     Reference: MSM4SR, arXiv 2303.11879, equation 9.
     """
     every_row = rows == slice(None)
@@ -98,11 +92,6 @@ def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
     The losses are logarithms of ratios of such values, so the common factor cancels; it keeps the largest value at 1.
     Low temperatures, for which float32 cannot represent the smallest value, give float64.
-
-    Args:
-        a: [A, D].
-        b: [B, D].
-        temperature: tau.
     """
     cosine = F.normalize(a, dim=1) @ (F.normalize(b, dim=1) / temperature).T
     dtype = torch.promote_types(cosine.dtype, torch.float32 if temperature > 0.025 else torch.float64)
@@ -110,17 +99,11 @@ def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 class SeenItems(NamedTuple):
-    """The seen items of each prefix, and the bias that is added to their scores.
+    """The seen items of each prefix, and the bias that is added to their scores."""
 
-    Attributes:
-        items: int64 [P, L], the items of a prefix, and padding.
-        counts: bool [P, L], true for each distinct item of the prefix once.
-        bias: a scalar.
-    """
-
-    items: Tensor
-    counts: Tensor
-    bias: Tensor
+    items: Tensor  # int64 [P, L], the items of a prefix, and padding
+    counts: Tensor  # bool [P, L], true for each distinct item of the prefix once
+    bias: Tensor  # a scalar
 
 
 def next_item_cross_entropy(
@@ -139,10 +122,7 @@ def next_item_cross_entropy(
         items: item vectors [N, Q].
         target: int64 [P], the next item's row.
         log_weights: [N]; None: `items` is the complete catalogue.
-        seen: the items of the prefixes, as rows of `items`, and the bias that is added to their scores.
-
-    Returns:
-        A scalar.
+        seen: the seen items of the prefixes, as rows of `items`.
 
     Reference: MSM4SR, arXiv 2303.11879, equations 12 and 13.
     """
@@ -202,73 +182,44 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
 
 
 def sampled_binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
-    """The loss of SASRec's authors, a classification of one positive and one negative: -mean [log sigmoid(s_i) +
-    log(1 - sigmoid(s_j))].
+    """The loss of SASRec's authors (Kang and McAuley 2018, section III.E) classifies one positive and one negative.
 
-    Args:
-        positive: [P], the score s_i of the next item.
-        negative: [P], the score s_j of an item that is not in the history.
-
-    Returns:
-        A scalar.
-
-    Reference: Kang and McAuley 2018, section III.E.
+    -mean [log sigmoid(s_i) + log(1 - sigmoid(s_j))], with the scores s_i [P] of the next items and s_j [P] of items
+    that are not in the history.
     """
     return (F.softplus(-positive) + F.softplus(negative)).mean()
 
 
 def bayesian_personalised_ranking(positive: Tensor, negative: Tensor) -> Tensor:
-    """BPR: a user's seen items score over unseen ones: -mean log sigmoid(s_ui - s_uj).
+    """BPR: a user's seen items score over unseen ones (Rendle et al. 2009, arXiv 1205.2618).
 
-    Args:
-        positive: [P], the score s_ui of a seen item i.
-        negative: [P], the score s_uj of an unseen item j of the same user.
-
-    Returns:
-        A scalar.
-
-    Reference: Rendle et al. 2009, arXiv 1205.2618.
+    -mean log sigmoid(s_ui - s_uj), with the scores s_ui [P] of seen items and s_uj [P] of unseen ones of the same user.
     """
     return F.softplus(negative - positive).mean()
 
 
 def squared_length(vectors: Sequence[Tensor]) -> Tensor:
-    """1/2 sum |v|^2 over all rows of all `vectors`, for an L2 penalty: a scalar."""
+    """1/2 sum |v|^2 over all rows of all `vectors`, for an L2 penalty."""
     return 0.5 * torch.stack([v.square().sum() for v in vectors]).sum()
 
 
 def attribute_mutual_information(context: Tensor, attributes: Tensor, labels: Tensor) -> Tensor:
-    """S3-Rec's AAP and MAP: which attributes does the item at a position have?
+    """S3-Rec's AAP and MAP: which attributes has the item at a position? A loss for each [P].
 
     -sum_a [y_a log sigma(c . e_a) + (1 - y_a) log(1 - sigma(c . e_a))], with the position's encoding times the task's
-    matrix c. (The paper prints a contrast of one attribute with sampled ones; its code has this sum over all.)
+    matrix c [P, D], the attributes e [A, D], and y [P, A] of 0 and 1.
 
-    Args:
-        context: c [P, D].
-        attributes: e, [A, D].
-        labels: y, float [P, A] of 0 and 1.
-
-    Returns:
-        A loss for each position [P].
-
-    Reference: Zhou et al. 2020, equations 5 and 9.
+    Reference: Zhou et al. 2020, equations 5 and 9. The paper prints a contrast of one attribute with sampled ones; its
+    code has this sum over all.
     """
     return F.binary_cross_entropy_with_logits(context @ attributes.T, labels, reduction="none").sum(dim=1)
 
 
 def contrastive_mutual_information(context: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """S3-Rec's MIP and SP: which of two items (segments) belongs to this context?
+    """S3-Rec's MIP and SP: which of two items (segments) belongs to this context? A loss for each position [P].
 
     -log [exp f(c, x) / (exp f(c, x) + exp f(c, x'))] = -log sigma(f(c, x) - f(c, x')), f(c, x) = sigma(c . x), with the
-    encoding of the context times the task's matrix c.
-
-    Args:
-        context: c [P, D].
-        positive: x [P, D], the masked item (segment).
-        negative: x' [P, D], a random one.
-
-    Returns:
-        A loss for each position [P].
+    encoding of the context times the task's matrix c [P, D], the masked item (segment) x [P, D] and a random one x'.
 
     Reference: Zhou et al. 2020, equations 7 and 11.
     """

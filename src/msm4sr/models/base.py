@@ -1,4 +1,4 @@
-"""The interface of models: their inputs, and their methods for training, evaluation and serving.
+"""The interface of models: what they are built from, and their methods for training, evaluation and serving.
 
 Shape letters: N items, U users, M item embeddings per item (one per modality, 1 for IDs alone), D embedding dimension,
 Q dimension of the vectors that are multiplied for a score, B histories, L positions, P pairs (prefix, next item).
@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.layers import ItemCategories, ItemFeatures
-from msm4sr.models.storage import consistent, read_model, write_model
+from msm4sr.models.storage import read_model, write_model
 from msm4sr.ragged import Ragged
 
 SEEN_BIAS_SCALE = 10.0  # Adam moves a weight by its learning rate at most, and the bias has far to go in few steps
@@ -38,22 +38,16 @@ def empty_rows(rows: int) -> Ragged:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data that a model may be built from; each model uses what it needs.
-
-    Attributes:
-        n_items: N.
-        n_users: U.
-        histories: the training items of each user, oldest first: item numbers int64, U rows.
-        features: for each modality (text, visual, or any other name) the encoder's embeddings [R, D_in], N rows.
-        categories: the category numbers of each item int64, N rows, some of them empty; None: no item has any.
-        n_categories: number of categories.
-    """
+    """The data that a model may be built from; each model uses what it needs."""
 
     n_items: int
     n_users: int = 0
     histories: Ragged = field(default_factory=lambda: empty_rows(0))
+    """The training items of each user, oldest first: int64, U rows."""
     features: Mapping[str, Ragged] = field(default_factory=dict)
+    """For each modality (text, visual, or any other name) the encoder's embeddings [R, D_in], N rows."""
     categories: Ragged | None = None
+    """The category numbers of each item, int64, N rows, some of them empty; None: no item has any."""
     n_categories: int = 0
 
     def present_features(self, needed_by: str = "") -> dict[str, Ragged]:
@@ -102,10 +96,7 @@ class Scorer(nn.Module):
 
 
 class FactorizedScorer(Scorer):
-    """A scorer whose scores are inner products, `encode_last(...) @ scoring_vectors(...).T`, plus the seen-item bias.
-
-    Fine-tuning encodes all prefixes of a history at once, evaluation and serving the last one.
-    """
+    """A scorer whose scores are inner products, `encode_last(...) @ scoring_vectors(...).T`, plus `seen_bias`."""
 
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
     """How fine-tuning compares the next item: with all items, or with one negative (see `msm4sr.objectives`)."""
@@ -134,7 +125,7 @@ class FactorizedScorer(Scorer):
     def score(
         self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
     ) -> Tensor:
-        """The history's vector times each item vector, plus `seen_bias` for the items of the history: [B, N]."""
+        """[B, N]: the history's vector times each item vector, plus `seen_bias` for the items of the history."""
         scores = self.encode_last(histories, lengths, embeddings) @ item_vectors.T
         if self.seen_bias is None:
             return scores
@@ -162,8 +153,8 @@ class ModelConfig(BaseModel):
 class Model(Scorer):
     """A scorer that is built from a config and `Inputs`, and stored in a folder.
 
-    To add a model, write a subclass in one file under `models/baselines/` (or in a package of its own, with an entry
-    point) and decorate it with `msm4sr.models.registry.register_model`.
+    To add a model, decorate a subclass with `msm4sr.models.registry.register_model`, in one file in `models/baselines/`
+    or in another package with an entry point.
     """
 
     Config: ClassVar[type[ModelConfig]]
@@ -225,14 +216,17 @@ class Model(Scorer):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError if the files are missing or incomplete."""
         stored, state = read_model(Path(folder))
-        with consistent(Path(folder)):
+        try:
             model = cls(cls.Config.model_validate(stored["config"]), cls.inputs_of(stored, state))
             model.load_state_dict(state)
+        except (KeyError, TypeError, ValidationError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{folder}: config.json and model.safetensors do not make a model ({why})") from None
         return model.eval()
 
 
 class FactorizedModel(FactorizedScorer, Model):
-    """A model whose scores are inner products of history and item vectors, plus the seen-item bias."""
+    """A model that is a `FactorizedScorer`; it learns the seen-item bias if its config says so."""
 
     tasks = {"finetune": "next_item"}
 
@@ -276,9 +270,9 @@ class ContentModel(FactorizedModel):
 
     @abstractmethod
     def score_parts(self, prefix: Tensor, embeddings: Tensor) -> Tensor:
-        """The contribution of each modality's content, and last of the ID, to the score of each item.
+        """A history's vector [Q] and item embeddings [n, M + 1, D] to [n, M + 1]: each row sums to an item's score.
 
-        A history's vector [Q] and item embeddings [n, M + 1, D] to [n, M + 1]; each row sums to the score.
+        The parts are those of each modality's content, and last of the ID.
         """
 
     @abstractmethod

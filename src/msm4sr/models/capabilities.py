@@ -8,7 +8,7 @@ from msm4sr.models.base import ContentModel, FactorizedModel, Scorer
 
 
 def is_factorized(model: Scorer) -> TypeIs[FactorizedModel]:
-    """Whether scores are inner products of a history's vector and item vectors (plus the seen-item bias)."""
+    """Whether scores are inner products of a history's vector and item vectors, plus the seen-item bias."""
     return isinstance(model, FactorizedModel)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,16 +31,6 @@ def write_model(model: nn.Module, config: Mapping[str, object], folder: Path) ->
     except SafetensorError as error:
         raise InputError(f"{folder / 'model.safetensors'}: could not be written ({error})") from None
     write_json(folder / "config.json", config)
-
-
-@contextmanager
-def consistent(folder: Path) -> Iterator[None]:
-    """Turn the errors of settings and tensors that do not fit together into an InputError that names their folder."""
-    try:
-        yield
-    except (KeyError, TypeError, ValidationError, RuntimeError) as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{folder}: config.json and model.safetensors do not make a model ({why})") from None
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

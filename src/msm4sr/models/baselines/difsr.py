@@ -35,8 +35,6 @@ from msm4sr.models.transformer import SEARCH, TransformerConfig, TransformerLaye
 
 
 class DIFSRConfig(TransformerConfig):
-    """The settings of the model."""
-
     name: Literal["difsr"] = "difsr"
     attribute_dim: int = Field(16, ge=1, description="dimension of an attribute embedding; a multiple of heads")
     attribute_weight: float = Field(10.0, ge=0, description="lambda, weight of the attribute prediction loss")

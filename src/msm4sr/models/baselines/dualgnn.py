@@ -40,8 +40,6 @@ from msm4sr.models.registry import register_model
 
 
 class DualGNNConfig(GraphConfig):
-    """The settings of the model."""
-
     name: Literal["dualgnn"] = "dualgnn"
     l2: float = Field(3e-3, ge=0, description="weight of the squared length of the trained vectors of a batch")
     hops: int = Field(2, ge=0, description="propagation steps over the user-item graph")
@@ -74,9 +72,9 @@ class DualGNN(MultimodalGraphModel):
 
     def __init__(self, config: DualGNNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        n_users = inputs.n_users
-        self.preferences = nn.ParameterDict({name: torch.empty(n_users, config.dim) for name in self.modalities})  # p
-        self.attention = nn.Parameter(torch.empty(n_users, len(self.modalities)))  # a
+        sizes = (inputs.n_users, config.dim)
+        self.preferences = nn.ParameterDict({name: torch.empty(sizes) for name in self.modalities})  # p
+        self.attention = nn.Parameter(torch.empty(inputs.n_users, len(self.modalities)))  # a
         for table in (*self.preferences.values(), self.attention):
             nn.init.xavier_normal_(table)
         self.register_buffer("weights", symmetric_weights(self.graph), persistent=False)

@@ -24,14 +24,13 @@ unchanged (`pruning: soft`) or cut at 0 (`hard`, a ReLU).
 e_i <- sum_u w_(u -> i) e_u. A node's vector is [e + e' + e''; content of each modality], the score is the product.
 Trained by BPR, with an L2 penalty on the IDs and preferences of the batch.
 
-Defaults are the authors': 64 dimensions each, T = 3, two steps, soft pruning (all commands that they publish set it;
-the ReLU is their parser's default). Their penalty is a mean over the components of a vector; ours, a sum, has 2/64 of
-their 1e-4.
+Defaults are the authors': 64 dimensions each, T = 3, two steps, soft pruning (as in all commands that they publish).
+Their penalty is a mean over the components of a vector; ours, a sum, has 2/64 of their 1e-4.
 
 Deviations: their code routes along edges from users to items, which leaves the preferences unchanged; we route as the
-paper says. Their confidences start as random numbers of both signs, of which hard pruning would permanently cut a
-quarter of the edges; ours start at 1. Biases start at 0. Features are centred and scaled (`ItemMeans`), and an item
-without a modality has a missing-modality embedding for LeakyReLU(W x_i + b).
+paper says. Their confidences start at random with both signs, so that hard pruning would permanently cut a quarter of
+the edges; ours start at 1. Biases start at 0. Features are centred and scaled (`ItemMeans`), and an item without a
+modality has a missing-modality embedding for LeakyReLU(W x_i + b).
 """
 
 from __future__ import annotations
@@ -52,8 +51,6 @@ from msm4sr.models.registry import register_model
 
 
 class GRCNConfig(GraphConfig):
-    """The settings of the model."""
-
     name: Literal["grcn"] = "grcn"
     l2: float = Field(3e-6, ge=0, description="weight of the squared length of the trained vectors of a batch")
     hops: int = Field(2, ge=0, description="propagation steps over the refined graph")

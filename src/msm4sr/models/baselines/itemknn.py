@@ -27,8 +27,6 @@ from msm4sr.models.registry import register_model
 
 
 class ItemKNNConfig(ModelConfig):
-    """The settings of the model."""
-
     name: Literal["itemknn"] = "itemknn"
     neighbours: int = Field(100, ge=1, description="k, the nearest items that each item keeps")
     shrinkage: float = Field(0.0, ge=0, description="h; 0 is the plain cosine")

@@ -28,8 +28,6 @@ from msm4sr.models.registry import register_model
 
 
 class LightGCNConfig(GraphConfig):
-    """The settings of the model."""
-
     name: Literal["lightgcn"] = "lightgcn"
     hops: int = Field(3, ge=0, description="K, propagation steps; 0 is matrix factorisation")
 

@@ -42,8 +42,6 @@ from msm4sr.models.transformer import SEARCH
 
 
 class MVRNNConfig(ModelConfig):
-    """The settings of the model."""
-
     name: Literal["mvrnn"] = "mvrnn"
     dim: int = Field(64, ge=1, description="dimension of the latent and of the content vector")
     max_history: int = Field(50, ge=1, description="latest items of a history that are read")

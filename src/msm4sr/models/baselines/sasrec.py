@@ -60,8 +60,6 @@ class IDTransformer(FactorizedModel):
 
 
 class SASRecConfig(IDTransformerConfig):
-    """The settings of the model."""
-
     name: Literal["sasrec"] = "sasrec"
 
 

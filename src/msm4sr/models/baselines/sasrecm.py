@@ -28,8 +28,6 @@ from msm4sr.models.transformer import SEARCH, CausalTransformer
 
 
 class SASRecMConfig(IDTransformerConfig):
-    """The settings of the model."""
-
     name: Literal["sasrecm"] = "sasrecm"
 
 

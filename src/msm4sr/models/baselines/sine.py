@@ -14,13 +14,11 @@ With the items x_1 ... x_p of a prefix, normalise(v) = v / |v|, and softmaxes ov
 The score of an item is v . x. A term keeps the prototypes apart: with M = (C - mean)(C - mean)^T / D, the mean of each
 prototype over its components, lambda/2 (|M|_F^2 - |diag M|_F^2).
 
-Deviations: the paper writes LayerNorm in all four places and calls the product a cosine; the two on the side of the
-items are unit vectors here, as in RecBole's implementation, which has the same scores for the same weights with
-`recency: false`. The equations ignore order. The authors' code adds a trained position embedding to the input of each
-of the three tanh; here a trained number for each distance from the end is added to their output (`recency`). It is
-defined for prefixes of any length, while the position of the latest item is one that shorter training histories never
-had. The authors train by a sampled softmax, this by the full one. Each prefix of a history activates its own concepts;
-all are computed in one pass. The model uses IDs alone.
+Deviations: the paper writes LayerNorm in all four places; the two on the side of the items are unit vectors here, as in
+RecBole's implementation, which has the same scores for the same weights with `recency: false`. The equations ignore
+order. The authors' code adds a trained position embedding to the input of each of the three tanh; here a trained number
+for each distance from the end is added to their output (`recency`), which is defined for prefixes of any length. The
+authors train by a sampled softmax, this by the full one. Each prefix of a history activates its own concepts.
 
 Defaults are those that RecBole reports of the authors for MovieLens: 500 prototypes, 4 interests, tau 0.1, lambda 0.1.
 
@@ -42,8 +40,6 @@ from msm4sr.models.registry import register_model
 
 
 class SINEConfig(ModelConfig):
-    """The settings of the model."""
-
     name: Literal["sine"] = "sine"
     dim: int = Field(64, ge=1, description="dimension of item, prototype and history vectors")
     max_history: int = Field(50, ge=1, description="latest items of a history that are read")
@@ -90,11 +86,11 @@ class SINE(FactorizedModel):
         nn.init.xavier_normal_(self.item_embedding.weight)
 
     def encode_items(self) -> Tensor:
-        """The ID embeddings: [N, 1, D]."""
+        """[N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """Item numbers [B, L] to v for each prefix [B, L, D]."""
+        """v: [B, L, D]."""
         ends = torch.arange(histories.shape[1], device=histories.device).expand_as(histories)
         return self.encode_prefixes(histories, ends, embeddings)
 
@@ -107,10 +103,9 @@ class SINE(FactorizedModel):
         items = take(embeddings, histories).squeeze(2)  # [B, L, D]
         back = ends.unsqueeze(2) - torch.arange(items.shape[1], device=items.device)  # steps from the end: [B, E, L]
         later = back < 0
+        recency = items.new_zeros(self.interests + 2, 1, 1, 1)
         if self.config.recency:
             recency = self.recency(back.clamp(min=0)).permute(3, 0, 1, 2)  # [K + 2, B, E, L]
-        else:
-            recency = items.new_zeros(self.interests + 2, 1, 1, 1)
 
         active = self.activation(items).squeeze(2).unsqueeze(1) + recency[0]  # [B, E, L]
         summary = over_prefix(active, later) @ items  # z: [B, E, D]
@@ -118,8 +113,8 @@ class SINE(FactorizedModel):
 
         intention = F.normalize(self.concept(items), dim=2)  # [B, L, D]
         belongs = torch.einsum("bld,bekd->belk", intention, self.concept_norm(concepts)).softmax(3)  # P(k | t)
-        matters = self.importance(items).permute(2, 0, 1).unsqueeze(2) + recency[2:]
-        matters = over_prefix(matters, later)  # P(t | k): [K, B, E, L]
+        importance = self.importance(items).permute(2, 0, 1).unsqueeze(2)
+        matters = over_prefix(importance + recency[2:], later)  # P(t | k): [K, B, E, L]
         interests = torch.einsum("belk,kbel,bld->bekd", belongs, matters, items)
         interests = F.normalize(interests, dim=3)  # phi: [B, E, K, D]
 
