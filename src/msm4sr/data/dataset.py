@@ -29,11 +29,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
+from msm4sr.strict import Strict
 
 MIN_HISTORY = 3  # one item each to train on, to validate and to test
 
@@ -41,10 +42,8 @@ Ints = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 
 
-class DataSettings(BaseModel):
+class DataSettings(Strict):
     """How a prepared folder becomes a `Dataset`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_core: int = Field(0, ge=0)
     """Users with fewer interactions are dropped; 0 keeps all that can be split."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.metrics import mean_metrics
@@ -12,12 +12,11 @@ from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of
 from msm4sr.models.base import Scorer
 from msm4sr.progress import Advance
+from msm4sr.strict import Strict
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(Strict):
     """The protocol, the same for every row of a comparison."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     exclude_seen: bool = Field(False, description="do not rank items that the user has already interacted with")
 

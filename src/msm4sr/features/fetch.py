@@ -30,7 +30,7 @@ import aiohttp
 import polars as pl
 from aiohttp.abc import AbstractResolver, ResolveResult
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames
@@ -40,6 +40,7 @@ from msm4sr.errors import InputError
 from msm4sr.features.images import FORMATS, BrokenImage, decode_image
 from msm4sr.files import atomic_file, write_json
 from msm4sr.progress import Advance, NoProgress, Progress
+from msm4sr.strict import Strict
 
 FAILED = "failed-images.jsonl"
 UNFINISHED = ".unfinished"  # the suffix that `atomic_file` gives
@@ -51,10 +52,8 @@ LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class FetchSettings(BaseModel):
+class FetchSettings(Strict):
     """How many requests, tries and bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     parallel: int = Field(8, ge=1, le=64, description="Requests at a time.")
     attempts: int = Field(4, ge=1, description="Tries per image, with increasing waits.")

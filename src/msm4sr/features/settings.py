@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from msm4sr.strict import Strict
 
 
-class TextSettings(BaseModel):
+class TextSettings(Strict):
     """How the title and the text of an item become vectors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: str = Field(
         "minilm",
@@ -25,10 +25,8 @@ class TextSettings(BaseModel):
     max_tokens: int = Field(128, ge=2, description="Tokens of a sentence that the encoder reads.")
 
 
-class VisualSettings(BaseModel):
+class VisualSettings(Strict):
     """How the images of an item become vectors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["keywords", "pooled"] = Field(
         "keywords",
@@ -75,10 +73,8 @@ class VisualSettings(BaseModel):
         return self.tagger if self.uses_clip else self.network
 
 
-class FeatureSettings(BaseModel):
+class FeatureSettings(Strict):
     """What is extracted, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: TextSettings = Field(TextSettings(), description="Titles and texts.")
     visual: VisualSettings = Field(VisualSettings(), description="Images.")

@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.layers import ItemCategories, ItemFeatures
 from msm4sr.models.storage import read_model, write_model
 from msm4sr.ragged import Ragged
+from msm4sr.strict import Strict
 
 SEEN_BIAS_SCALE = 10.0  # Adam moves a weight by its learning rate at most, and the bias has far to go in few steps
 
@@ -142,10 +143,8 @@ class FactorizedScorer(Scorer):
         return None
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Strict):
     """The settings of a model. A model's own class gives `name` a default, the name that it is registered under."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
 

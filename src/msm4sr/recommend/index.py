@@ -21,10 +21,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from msm4sr.files import atomic_file, write_json
+from msm4sr.strict import Strict
 
 FILE, ABOUT = "index.usearch", "index.json"
 MEASURED_AT = 20  # items of a list whose recall is measured
@@ -32,10 +33,8 @@ BLOCK = 8192  # item vectors added at a time
 DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32, half of the memory
 
 
-class IndexSettings(BaseModel):
+class IndexSettings(Strict):
     """How the best items are found among many."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["auto", "exact", "approximate"] = Field(
         "auto", description="exact: one product with all items. auto: approximate from `approximate_from` items on"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
@@ -24,16 +24,15 @@ from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.store import Change, ItemStore
+from msm4sr.strict import Strict
 
 logger = logging.getLogger(__name__)
 
 PRODUCTS_INLINE = 1 << 22  # multiplications of a request in the event loop; a larger request runs in a thread
 
 
-class ServeSettings(BaseModel):
+class ServeSettings(Strict):
     """How a run is served."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Path = Field(description="The run folder, or a link to one.")
     state: Path = Field(description="The folder of the added items.")

@@ -13,10 +13,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from msm4sr.errors import InputError
+from msm4sr.strict import Strict
 
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
 """Maps rows [n, ...] of this process to the rows of all processes, concatenated, and the slice of its own.
@@ -25,10 +26,8 @@ Gradients flow back to the process that a row came from."""
 AnyBatch = TypeVar("AnyBatch")
 
 
-class Device(BaseModel):
+class Device(Strict):
     """Accelerator, precision and processes, as Lightning Fabric takes them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of products; weights stay float32")

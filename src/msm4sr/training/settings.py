@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from msm4sr.strict import Strict
 
 SAMPLE_OVER = 100_000  # items; for a smaller catalogue the full softmax costs less than sampling loses in accuracy
 
 
-class StageSettings(BaseModel):
+class StageSettings(Strict):
     """What both stages have in common."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: ClassVar[str]
     """The name of the stage, in settings, records, messages and checkpoints."""

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from msm4sr.errors import InputError
 from msm4sr.registry import Registry
+from msm4sr.strict import Strict
 
 
-class Rules(BaseModel):
+class Rules(Strict):
     """Which interactions and items are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_rating: float | None = Field(None, description="Drop interactions with a lower rating, or without one.")
     user_core: int = Field(0, ge=0, description="Drop users with fewer interactions, until all satisfy both cores.")
@@ -101,7 +100,7 @@ class PrepareReport:
         ]
 
 
-class Source(BaseModel):
+class Source(Strict):
     """A format: its files, its settings, and how it becomes two tables.
 
     A subclass in any package adds a format:
@@ -117,8 +116,6 @@ class Source(BaseModel):
     its options, the docstring and the descriptions its help. Another package declares its module as the entry point
     "shop" of the group "msm4sr.sources".
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: ClassVar[str]
     """Name of the format in provenance.json."""
