@@ -23,7 +23,7 @@ from amazon_files import (
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.preparation import pipeline
-from msm4sr.data.preparation.rows import MAX_LINE, InvalidRow
+from msm4sr.data.preparation.reading import MAX_LINE, InvalidRow
 from msm4sr.data.preparation.source import LIKE_PAPER, PrepareReport
 from msm4sr.data.sources.amazon import Amazon, item, plain, review
 from msm4sr.errors import InputError

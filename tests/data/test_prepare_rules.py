@@ -158,9 +158,9 @@ def test_another_image_is_another_result(tmp_path: Path) -> None:
 PREPARE = """
 import sys
 from pathlib import Path
-from msm4sr.data.preparation import catalogue, interactions, pipeline, rows, source
+from msm4sr.data.preparation import catalogue, interactions, pipeline, reading, source
 from msm4sr.data.sources import amazon
-interactions.ROW_GROUP, catalogue.ITEM_GROUP, rows.BLOCK = 1000, 16, 300
+interactions.ROW_GROUP, catalogue.ITEM_GROUP, reading.BLOCK = 1000, 16, 300
 data = amazon.Amazon(reviews=sys.argv[1], meta=sys.argv[2])
 pipeline.prepare(data, Path(sys.argv[3]), source.Rules(**source.LIKE_PAPER))
 """
@@ -192,12 +192,12 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_blocks_of_any_size_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msm4sr.data.preparation import rows
+    from msm4sr.data.preparation import reading
 
     source = amazon(tmp_path)
     prepare(source, tmp_path / "large")
-    monkeypatch.setattr(rows, "BLOCK", 7)
-    monkeypatch.setattr(rows, "CHUNK", 1000)
+    monkeypatch.setattr(reading, "BLOCK", 7)
+    monkeypatch.setattr(reading, "CHUNK", 1000)
     prepare(source, tmp_path / "small")
     for name in ("interactions", "items"):
         large, small = (pl.read_parquet(tmp_path / size / f"{name}.parquet") for size in ("large", "small"))

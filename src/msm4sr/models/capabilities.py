@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing_extensions import TypeIs
+from typing import TypeGuard
 
 from msm4sr.models.base import ContentModel, FactorizedModel, Scorer
 
 
-def is_factorized(model: Scorer) -> TypeIs[FactorizedModel]:
+def is_factorized(model: Scorer) -> TypeGuard[FactorizedModel]:
     """Whether scores are inner products of a history's vector and item vectors, plus the seen-item bias."""
     return isinstance(model, FactorizedModel)
 
 
-def has_content(model: Scorer) -> TypeIs[ContentModel]:
+def has_content(model: Scorer) -> TypeGuard[ContentModel]:
     """Whether items are encoded from their content, so that new items can be recommended and scores be explained."""
     return isinstance(model, ContentModel)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from typing_extensions import TypeIs
+from typing import TypeGuard
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
@@ -39,7 +39,7 @@ def has_stage(model: Model, stage: str, settings: TrainingSettings) -> bool:
     return own.epochs > 0 and stage in model.tasks and trained
 
 
-def can_transfer(model: Model) -> TypeIs[MSM4SR]:
+def can_transfer(model: Model) -> TypeGuard[MSM4SR]:
     """Whether pre-training uses content only, which transfers to other data and can be part of fine-tuning."""
     return model.tasks.get("pretrain") == EndToEndTask.pretraining_task
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Flags, Ints, k_core
-from msm4sr.data.preparation.rows import MICROSECONDS
+from msm4sr.data.preparation.reading import MICROSECONDS
 from msm4sr.data.preparation.source import PrepareReport, Rules
 
 ROW_GROUP = 1 << 20  # interactions of a row group

@@ -21,6 +21,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -31,7 +32,7 @@ import polars as pl
 from pydantic import Field
 
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
 from msm4sr.data.schema import ITEM_COLUMNS
 
@@ -71,18 +72,14 @@ class Amazon(Source):
         return read_blocks(self.meta, partial(item, max_images=self.max_images), ITEM_COLUMNS, report, "items")
 
 
-# Rows
-
-
 def review(line: bytes) -> tuple[str, str, int, float | None]:
     """User, item, time in microseconds, rating (or None) of a review. Raises InvalidRow."""
     row = json_row(line)
     if "reviewerID" in row:
-        user, item_id, time, per_unit = row["reviewerID"], row.get("asin"), row.get("unixReviewTime"), 1_000_000
-        rating = row.get("overall")
+        names, per_unit = ("reviewerID", "asin", "unixReviewTime", "overall"), 1_000_000
     else:
-        user, item_id = row.get("user_id"), row.get("parent_asin") or row.get("asin")
-        time, per_unit, rating = row.get("timestamp"), 1_000, row.get("rating")
+        names, per_unit = ("user_id", "parent_asin" if row.get("parent_asin") else "asin", "timestamp", "rating"), 1_000
+    user, item_id, time, rating = map(row.get, names)
     if type(time) is not int:
         raise InvalidRow("times that are no integer")
     time = microseconds(time, per_unit, EARLIEST, LATEST)
@@ -126,10 +123,8 @@ def _slow_row(line: bytes) -> object:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRow("rows that are not UTF-8") from error
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        pass
     if not text.lstrip().startswith(("{'", "{u'")) or len(line) > MAX_LITERAL:
         raise InvalidRow("broken JSON")
     return _literal(text)
@@ -151,22 +146,18 @@ def _no_number(name: str) -> float:
 def _id(value: object, whose: str) -> str:
     if type(value) is not str and value is not None:
         raise InvalidRow(f"{whose} IDs that are no text")
-    name = (value or "").strip()
-    if not name:
+    if not (name := (value or "").strip()):
         raise InvalidRow(f"missing {whose} IDs")
-    _check_text(name)
-    return name
+    return _encodable(name)
 
 
-def _check_text(text: str) -> None:
+def _encodable(text: str) -> str:
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRow("halves of surrogate pairs") from error
-
-
-# Texts
+    return text
 
 
 def plain(text: str) -> str:
@@ -183,13 +174,8 @@ def plain(text: str) -> str:
 
 def _plain_texts(value: object) -> list[str]:
     """The texts in a value: a text, a list (in lists) of texts, or such a list written as a text; none is empty."""
-    found = []
-    for text in _texts(value, MAX_NESTING):
-        _check_text(text)
-        if text := plain(text):
-            _check_text(text)  # an entity can name half a pair
-            found.append(text)
-    return found
+    found = (plain(_encodable(text)) for text in _texts(value, MAX_NESTING))
+    return [_encodable(text) for text in found if text]  # again: an entity can name half a pair
 
 
 def _texts(value: object, depth: int) -> Iterator[str]:
@@ -198,13 +184,11 @@ def _texts(value: object, depth: int) -> Iterator[str]:
     if type(value) is str:
         written = value.strip()
         if written.startswith(("['", '["')) and written.endswith("]") and len(written) <= MAX_LITERAL and depth:
-            try:
+            with suppress(InvalidRow):
                 listed = _literal(written)
-            except InvalidRow:
-                listed = None
-            if type(listed) is list:
-                yield from _texts(listed, 1)
-                return
+                if type(listed) is list:
+                    value, depth = listed, 1
+    if type(value) is str:
         yield value
     elif type(value) is list and depth:
         for part in value:
@@ -223,9 +207,5 @@ def _images(row: dict[str, Any]) -> list[str]:
         value = sorted(value, key=lambda image: image.get("variant") != "MAIN")
         value = [image.get("large") or image.get("hi_res") or image.get("thumb") for image in value]
     value = value or row.get("imageURLHighRes") or row.get("imageURL") or row.get("imUrl")
-    urls = []
-    for url in _texts(value, MAX_NESTING):
-        _check_text(url)
-        if is_url(url := url.strip()) and len(url) <= 2000:
-            urls.append("https://" + url.partition("://")[2])
-    return list(dict.fromkeys(urls))
+    urls = (_encodable(url).strip() for url in _texts(value, MAX_NESTING))
+    return list(dict.fromkeys("https://" + url.partition("://")[2] for url in urls if is_url(url) and len(url) <= 2000))

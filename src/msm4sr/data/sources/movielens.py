@@ -21,9 +21,8 @@ from typing import ClassVar, NamedTuple
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks, read_table
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
-from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
 
@@ -32,7 +31,6 @@ GENRES = (
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 """The last 19 columns of `u.item`, in order."""
-NO_GENRE = "(no genres listed)"
 MOVIE_COLUMNS = {name: ITEM_COLUMNS[name] for name in ("item_id", "title", "categories")}
 
 Movie = tuple[str, str | None, list[str] | None]
@@ -69,35 +67,32 @@ class MovieLens(Source):
 
     @property
     def files(self) -> list[Path]:
-        texts = [] if self.texts is None else [self.texts]
-        return [self.folder / self.layout.ratings, *texts, self.folder / self.layout.movies]
+        paths = (self.folder / self.layout.ratings, self.texts, self.folder / self.layout.movies)
+        return [path for path in paths if path is not None]
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         report.order, layout = "the time of the rating", self.layout
-        parse = partial(rating, separator=layout.separator)
+        parse = partial(_rating, separator=layout.separator)
         return read_blocks(self.files[0], parse, INTERACTION_COLUMNS, report, "interactions", layout.header)
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        path, layout = self.files[-1], self.layout
-        blocks = read_blocks(path, layout.movie, MOVIE_COLUMNS, report, "items", layout.header)
+        layout = self.layout
+        blocks = read_blocks(self.files[-1], layout.movie, MOVIE_COLUMNS, report, "items", layout.header)
         if self.texts is None:
             return blocks
         table = read_table(self.texts)
         require_columns(self.texts, ("item_id", "text"), table.columns)
-        table = table.select(pl.col("item_id", "text").cast(pl.String).str.strip_chars()).filter(pl.col("text") != "")
-        texts = table.unique("item_id", keep="first", maintain_order=True)
+        texts = table.select(pl.col("item_id", "text").cast(pl.String).str.strip_chars()).filter(pl.col("text") != "")
+        texts = texts.unique("item_id", keep="first", maintain_order=True)
         return (block.join(texts, on="item_id", how="left", maintain_order="left") for block in blocks)
 
 
-# Rows
-
-
-def rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
-    """User, item, time in microseconds, rating. Raises InvalidRow."""
-    fields = _checked(_decode(line).split(separator), 4)
-    user, item = _id(fields[0]), _id(fields[1])
+def _rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
+    """User, item, time in microseconds, rating."""
+    user, item, *numbers = _checked(_decode(line).split(separator), 4)
+    user, item = _id(user), _id(item)
     try:
-        value, time = float(fields[2]), int(fields[3])
+        value, time = float(numbers[0]), int(numbers[1])
     except ValueError as error:
         raise InvalidRow("ratings or times that are no number") from error
     if not 0 <= value <= 5:
@@ -127,7 +122,7 @@ def _movie_csv(line: bytes) -> Movie:
 
 
 def _movie(item_id: str, title: str, genres: list[str]) -> Movie:
-    genres = [genre.strip() for genre in genres if genre.strip() not in ("", NO_GENRE)]
+    genres = [genre.strip() for genre in genres if genre.strip() not in ("", "(no genres listed)")]
     return _id(item_id), title.strip() or None, genres or None
 
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.rows import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks, read_header
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, MICROSECONDS, InvalidRow, microseconds, read_blocks
+from msm4sr.data.preparation.reading import read_header
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
@@ -64,9 +65,9 @@ class RecBole(Source):
         table = _Table(self.files[0])
         time = table.find(self.time, ("timestamp", "position"))
         report.order = "the order of the rows in the file (no time column)" if time is None else f"column '{time}'"
-        order, parse_time = ("position", _position) if time == "position" else ("time", _time)
+        order, per_unit = ("position", 1) if time == "position" else ("time", MICROSECONDS)
         columns = {
-            order: (time, parse_time),
+            order: (time, lambda field: microseconds(_number(field, "times"), per_unit)),
             "rating": (table.find(self.rating, ("rating",)), _rating),
             "user_id": (table.find(self.user), _id),
             "item_id": (table.find(self.item), _id),
@@ -79,8 +80,8 @@ class RecBole(Source):
         table = _Table(self.files[1])
         columns = {
             "item_id": (table.find(self.item), _id),
-            "title": (table.find(self.title, TITLES), _text),
-            "text": (table.find(self.text, TEXTS), _text),
+            "title": (table.find(self.title, TITLES), lambda field: field.strip() or None),
+            "text": (table.find(self.text, TEXTS), lambda field: field.strip() or None),
             "categories": (table.find(self.categories, CATEGORIES), self._list),
             "image": (table.find(self.image, ("image",)), self._list),
         }
@@ -103,7 +104,7 @@ class _Table:
         self.names = [field.rpartition(":")[0].strip() for field in fields]
 
     def find(self, name: str | None, usual: Sequence[str] = ()) -> str | None:
-        """A column. One that is named must exist; else the first existing of the usual names, or None."""
+        """The column `name`, which must exist; without a name the first existing of the usual names, or None."""
         if name is not None:
             require_columns(self.path, [name], self.names)
             return name
@@ -112,7 +113,7 @@ class _Table:
     def blocks(
         self, columns: Mapping[str, Column], report: PrepareReport, table: Literal["interactions", "items"]
     ) -> Iterator[pl.DataFrame]:
-        """Blocks (see `read_blocks`) with those of our columns that the file has."""
+        """Blocks with those of our columns that the file has."""
         found = {ours: (self.names.index(name), parse) for ours, (name, parse) in columns.items() if name is not None}
         parse = partial(self._parse, columns=list(found.values()))
         return read_blocks(self.path, parse, {ours: TYPES[ours] for ours in found}, report, table, header=True)
@@ -131,18 +132,6 @@ def _id(field: str) -> str:
     if not (name := field.strip()):
         raise InvalidRow("missing user or item IDs")
     return name
-
-
-def _text(field: str) -> str | None:
-    return field.strip() or None
-
-
-def _time(field: str) -> int:
-    return microseconds(_number(field, "times"))
-
-
-def _position(field: str) -> int:
-    return microseconds(_number(field, "times"), per_unit=1)
 
 
 def _rating(field: str) -> float | None:

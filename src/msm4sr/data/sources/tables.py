@@ -25,16 +25,13 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.rows import END_OF_TIME, MICROSECONDS
+from msm4sr.data.preparation.reading import END_OF_TIME, MICROSECONDS, read_table
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
-from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.schema import id_strings, require_columns
 from msm4sr.errors import InputError
 
 MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds 1973
 UNITS = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "iso": "an ISO 8601 date or time"}
-
-Unit = Literal["s", "ms", "iso"]
 
 
 @SOURCES.register("parquet")
@@ -51,9 +48,7 @@ class Tables(Source):
     unit: ClassVar[str] = "data row"
 
     interactions: Path = Field(description="The interactions.")
-    items: Path | None = Field(  # None: those of the interactions
-        description="The items."
-    )
+    items: Path | None = Field(description="The items.")  # None: those of the interactions
     user: str = Field("user_id", description="User column of the interactions.")
     item: str = Field("item_id", description="Item column of the interactions.")
     time: str | None = Field("timestamp", description="Time column of the interactions; '' if the rows are in order.")
@@ -98,10 +93,10 @@ class Tables(Source):
         columns = {"user_id": _ids(table[self.user], path), "item_id": _ids(table[self.item], path)}
         if lowest is not None:
             columns["rating"] = _ratings(table[self.rating], path)
-        user, item = columns["user_id"].is_not_null(), columns["item_id"].is_not_null()
-        _count_failed(user, "interactions without a user ID", path, report)
-        _count_failed(~user | item, "interactions without an item ID", path, report)
-        kept = (user & item).arg_true()
+        user, item = columns["user_id"].is_null(), columns["item_id"].is_null()
+        _drop(user, "interactions without a user ID", path, report)
+        _drop(~user & item, "interactions without an item ID", path, report)
+        kept = (~user & ~item).arg_true()
         block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
         report.order = "the order of the rows in the file (no time column)"
         if self.time is not None:
@@ -118,16 +113,14 @@ class Tables(Source):
         report.items_read = len(table)
         require_columns(path, [self.item_id], table.columns)
         ids = _ids(table[self.item_id], path)
-        _count_failed(ids.is_not_null(), "items without an ID", path, report)
+        _drop(ids.is_null(), "items without an ID", path, report)
         content = {"row": pl.Series(range(1, len(table) + 1)), "item_id": ids}
         for name in ("title", "text", "categories", "image"):
             if not (columns := self._content(name, path, table, report)):
                 continue
             if name in ("title", "text"):
                 parts = pl.DataFrame([_text(column, path) for column in columns])
-                content[name] = _stripped(
-                    parts.select(pl.concat_str(pl.all(), separator="\n", ignore_nulls=True))[:, 0]
-                )
+                content[name] = _stripped(parts.select(pl.concat_str("*", separator="\n", ignore_nulls=True))[:, 0])
             else:
                 content[name] = _list(columns[0], path, self.separator)
         if self.images is None and "image" in content and not any(map(is_url, content["image"].explode().drop_nulls())):
@@ -148,35 +141,32 @@ class Tables(Source):
         return [table[column] for column in columns if column in table.columns]
 
 
-def _count_failed(met: pl.Series, reason: str, path: Path, report: PrepareReport) -> None:
-    failed = (~met).arg_true()
-    if len(failed):
-        report.drop(reason, len(failed), f"{path.name}, data row {failed[0] + 1}")
+def _drop(dropped: pl.Series, reason: str, path: Path, report: PrepareReport) -> None:
+    report.drop(reason, int(dropped.sum()), f"{path.name}, data row {(dropped.arg_max() or 0) + 1}")
 
 
 class _Times:
     """A column of times, and the unit in which it is read."""
 
-    def __init__(self, path: Path, column: pl.Series, unit: Literal["auto", "s", "ms", "iso"]) -> None:
+    def __init__(self, path: Path, column: pl.Series, unit: str) -> None:
         self._path, self._column, self._chosen = path, column, unit
         self._numbers = None if column.dtype.is_temporal() else column.cast(pl.Float64, strict=False)
-        self.unit: Unit = self._guess() if unit == "auto" else unit
+        self.unit = self._guess() if unit == "auto" else unit
 
     def add_to(self, block: pl.DataFrame, report: PrepareReport) -> pl.DataFrame:
         """The rows whose time can be read, with `time`, int64 microseconds since 1970; the others are counted."""
         seconds = self._seconds()
         wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
-        invalid = wrong.arg_true()
-        if len(invalid):
-            first = int(invalid[0])
-            if len(invalid) > report.rules.max_invalid_fraction * report.interactions_read:
+        if wrong.any():
+            first = int(wrong.arg_max() or 0)
+            if wrong.sum() > report.rules.max_invalid_fraction * report.interactions_read:
                 raise self._error(first, block["row"][first], seconds[first])
             example = f"{self._path.name}, data row {block['row'][first]}"
-            report.drop("interactions whose time cannot be read", len(invalid), example)
+            report.drop("interactions whose time cannot be read", int(wrong.sum()), example)
         timed = block.with_columns(time=(seconds * MICROSECONDS).round().cast(pl.Int64, strict=False))
         return timed.filter(~wrong)
 
-    def _guess(self) -> Unit:
+    def _guess(self) -> str:
         """The rule of `Tables.time_unit`; most values decide, so that one invalid value does not."""
         if self._numbers is None or 2 * self._numbers.count() <= self._column.count():
             return "iso"
@@ -194,9 +184,7 @@ class _Times:
         if column.dtype != pl.String:
             raise InputError(f"{where} is {column.dtype}; time_unit iso needs dates or texts")
         texts = column.drop_nulls().unique()
-        seconds = pl.Series([_from_iso(text) for text in texts], dtype=pl.Float64)
-        known = pl.DataFrame({"text": texts, "seconds": seconds})
-        return pl.DataFrame({"text": column}).join(known, on="text", how="left", maintain_order="left")["seconds"]
+        return column.replace_strict(texts, [_from_iso(text) for text in texts], default=None, return_dtype=pl.Float64)
 
     def _error(self, place: int, row: int, seconds: float | None) -> InputError:
         value = self._column[place]
@@ -222,10 +210,11 @@ def _ratings(column: pl.Series, path: Path) -> pl.Series:
     """The column as float64, null where it is empty."""
     column = _stripped(column)
     numbers = column.cast(pl.Float64, strict=False)
-    invalid = (column.is_not_null() & (numbers.is_null() | numbers.is_nan())).arg_true()
-    if len(invalid):
-        where = f"column '{column.name}', data row {invalid[0] + 1}"
-        raise InputError(f"{path}: {where}: {column[invalid[0]]!r} is no number, so no rating")
+    invalid = column.is_not_null() & (numbers.is_null() | numbers.is_nan())
+    if invalid.any():
+        row = int(invalid.arg_max() or 0)
+        where = f"column '{column.name}', data row {row + 1}"
+        raise InputError(f"{path}: {where}: {column[row]!r} is no number, so no rating")
     return numbers
 
 

@@ -1,12 +1,19 @@
-"""Lines of a text file, gzipped or not, parsed into rows; invalid ones are counted by reason, in bounded memory.
+"""Two ways to read a file: `read_blocks` parses a text line by line, `read_table` reads a complete table.
 
-A file that is cut short or damaged inside its gzip stream counts as invalid altogether, because the number of missing
-rows is unknown. The rows before the damage are used only if `max_invalid_fraction` is 1.
+Lines may be gzipped; invalid ones are counted by reason, in bounded memory. A file that is cut short or damaged inside
+its gzip stream counts as invalid altogether, because the number of missing rows is unknown. The rows before the damage
+are used only if `max_invalid_fraction` is 1.
+
+The suffix of a table decides how it is read: `.csv` (comma), `.tsv` and `.txt` (tab), each with `.gz` too, and
+`.parquet`. Text files are UTF-8 with a header. A **broken row** (more or fewer fields than the header, quotation marks
+that do not pair) is an error that names the line, because everything after it may have shifted.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,15 +22,15 @@ from typing import Any, Literal
 import polars as pl
 
 from msm4sr.data.preparation.source import PrepareReport
-from msm4sr.errors import InputError
+from msm4sr.data.schema import UNREADABLE, read_parquet
+from msm4sr.errors import InputError, first_line
 
 CHUNK = 1 << 20  # bytes that are read at a time
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
 BLOCK = 50_000  # rows of a block
-GZIP = b"\x1f\x8b"
 MICROSECONDS = 10**6
 END_OF_TIME = 253_402_300_800  # seconds: the year 10000; what lies beyond was written in another unit
-
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": pl.Int64(), "rating": pl.Float32()}
 
 
@@ -37,22 +44,21 @@ class InvalidRows:
     def __init__(self, path: Path, max_fraction: float) -> None:
         self.path, self.max_fraction = path, max_fraction
         self.rows = 0
-        self.reasons: dict[str, tuple[int, int]] = {}
+        self.reasons: dict[str, list[int]] = {}
 
     def add(self, reason: str, line: int) -> None:
         """Count an invalid row; lines count from 1."""
-        count, first = self.reasons.get(reason, (0, line))
-        self.reasons[reason] = (count + 1, first)
+        self.reasons.setdefault(reason, [0, line])[0] += 1
 
     def check(self) -> None:
         """Raise InputError where more than the allowed fraction is invalid; it names the first row of each reason."""
         invalid = sum(count for count, _ in self.reasons.values())
         if invalid > self.max_fraction * self.rows:
-            found = f"{invalid:,} of {self.rows:,} ({100 * invalid / self.rows:.3g} %)"
             reasons = "; ".join(f"{count:,} {name} (first: line {row})" for name, (count, row) in self.reasons.items())
             raise InputError(
-                f"{self.path}: invalid rows: {found}, more than --max-invalid-fraction {self.max_fraction:g} allows: "
-                f"{reasons}. Repair the file or raise the fraction."
+                f"{self.path}: invalid rows: {invalid:,} of {self.rows:,} ({100 * invalid / self.rows:.3g} %), more "
+                f"than --max-invalid-fraction {self.max_fraction:g} allows: {reasons}. Repair the file or raise the "
+                "fraction."
             )
 
 
@@ -66,13 +72,7 @@ def read_blocks(
 ) -> Iterator[pl.DataFrame]:
     """Blocks for `Source.read_interactions` or `read_items` from the lines of a file; blank lines are skipped.
 
-    Args:
-        path: a text file, gzipped or not.
-        parse: turns a line into the values of `columns`, or raises `InvalidRow`.
-        columns: names and types.
-        report: counts the rows of `table`, and the invalid ones.
-        table: what the rows are.
-        header: whether the first line is one.
+    `parse` turns a line into the values of `columns`, or raises `InvalidRow`. `report` counts the rows and invalid rows.
 
     Raises:
         InputError: the file cannot be read, is cut short (unless all rows may be invalid), or has too many invalid
@@ -80,7 +80,6 @@ def read_blocks(
     """
     invalid = InvalidRows(path, report.rules.max_invalid_fraction)
     schema = {"row": pl.Int64(), **columns}
-    numbers: list[int] = []
     rows: list[tuple[Any, ...]] = []
     for first, lines in _lines(invalid):
         for number, line in enumerate(lines, first):
@@ -90,16 +89,15 @@ def read_blocks(
             try:
                 if line is None:
                     raise InvalidRow(f"lines over {MAX_LINE >> 20} MiB")
-                rows.append(parse(line))
-                numbers.append(number)
+                rows.append((number, *parse(line)))
             except InvalidRow as error:
                 invalid.add(str(error), number)
         if len(rows) >= BLOCK:
-            yield pl.DataFrame([numbers, *zip(*rows, strict=True)], schema)
-            numbers, rows = [], []
+            yield pl.DataFrame(list(zip(*rows, strict=True)), schema)
+            rows = []
     invalid.check()
     if rows:
-        yield pl.DataFrame([numbers, *zip(*rows, strict=True)], schema)
+        yield pl.DataFrame(list(zip(*rows, strict=True)), schema)
     setattr(report, f"{table}_read", invalid.rows)
     for reason, (count, line_number) in invalid.reasons.items():
         report.drop(f"{table}: {reason}", count, f"{path.name}, line {line_number}")
@@ -151,7 +149,72 @@ def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as raw:
-        packed = raw.peek(2)[:2] == GZIP  # by content: browsers unpack a download and keep its name
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"  # gzip, by content: browsers unpack a download and keep its name
         read = gzip.GzipFile(fileobj=raw).read1 if packed else raw.read1
         while chunk := read(CHUNK):
             yield chunk
+
+
+def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
+    """Read a table; every value of a text file is a string, so that an ID keeps its leading zeros.
+
+    Raises:
+        InputError: no such file, another suffix, or a broken row, which is named.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    if suffix == ".parquet":
+        return read_parquet(path)
+    if suffix not in DELIMITERS:
+        raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
+    delimiter = delimiter or DELIMITERS[suffix]
+    try:
+        table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)
+    except UNREADABLE as error:
+        problem = _broken_row(path, delimiter) or f"cannot be read as a text table ({first_line(error)})"
+        raise InputError(f"{path}: {problem}") from error
+    # A row with too few fields is filled with nulls; only a table with nulls in its last column can have one.
+    suspicious = bool(table.columns) and table[table.columns[-1]].null_count() > 0
+    if suspicious and (broken := _broken_row(path, delimiter)):
+        raise InputError(f"{path}: {broken}")
+    return table
+
+
+def _broken_row(path: Path, delimiter: str) -> str | None:
+    """The first line of a text file that is no proper row, and why; None if all are."""
+    apart = re.escape(delimiter)
+    proper = re.compile(rf'(?:(?:"(?:[^"]|"")*"|[^"{apart}]*)(?:{apart}|$))*')
+    header: list[str] | None = None
+    try:
+        for line, record in _records(path):
+            if not record:
+                continue
+            if record.count('"') % 2:
+                return f"line {line}: a quotation mark opens and none closes"
+            if not proper.fullmatch(record):
+                return f'line {line}: a quotation mark inside a value; quote the value and write "" for it'
+            fields = next(csv.reader([record], delimiter=delimiter))
+            header = header or fields
+            if len(fields) != len(header):
+                return f"line {line}: {len(fields)} fields where the header has {len(header)}"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text; convert it first (for example `iconv -f latin1 -t utf8`)"
+    except (OSError, EOFError) as error:
+        return f"cannot be read ({first_line(error)})"
+    return None
+
+
+def _records(path: Path) -> Iterator[tuple[int, str]]:
+    """Rows of a text file with the number of their first line; quoted line breaks stay within their row."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+        start, parts, quotes = 1, list[str](), 0
+        for number, line in enumerate(lines, start=1):
+            parts.append(line)
+            quotes += line.count('"')
+            if quotes % 2 == 0:
+                yield start, "".join(parts).rstrip("\r\n")
+                start, parts, quotes = number + 1, [], 0
+        if parts:
+            yield start, "".join(parts).rstrip("\r\n")
