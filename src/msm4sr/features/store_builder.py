@@ -125,17 +125,6 @@ class _Plan:
         return Ragged.from_lengths(np.concatenate(values), np.append(kept.lengths, new.lengths)).take(order)
 
 
-class _Tally:
-    """Passes on how much is done, and sums it up."""
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance, self.done = advance, 0.0
-
-    def __call__(self, n: float) -> None:
-        self.done += n
-        self.advance(n)
-
-
 class StoreBuilder:
     """Builds or updates the feature store of an extractor.
 
@@ -257,7 +246,7 @@ class StoreBuilder:
                 try:
                     plan = self._plan(items, base)
                     if not merge:
-                        self._encode_chunk(plan, _Tally(advance))
+                        self._encode_chunk(plan, advance)
                 except KeyboardInterrupt:
                     done, n = f"{len(plans):,}", f"{len(ranges):,}"
                     logger.info("%s: %s of %s chunks are finished and kept", self.folder.name, done, n)
@@ -272,14 +261,18 @@ class StoreBuilder:
         name = digest(FORMAT, dict(self.extractor.manifest), new)
         return _Plan(items, contents, source, self.chunk_folder / f"{name}.safetensors" if new else None)
 
-    def _encode_chunk(self, plan: _Plan, tally: _Tally) -> None:
-        if plan.file is not None:
-            chunk = Chunk.load(plan.file)
-            if chunk is None:
-                chunk = self.extractor.encode(plan.todo, tally)
-                chunk.save(plan.file)
-            self.extractor.check(chunk, plan.todo)
-        tally(len(plan.items) - tally.done)
+    def _encode_chunk(self, plan: _Plan, advance: Advance) -> None:
+        if plan.file is None:
+            advance(len(plan.items))
+            return
+        chunk = Chunk.load(plan.file)
+        if chunk is not None:
+            advance(len(plan.items))
+        else:
+            advance(len(plan.items) - len(plan.todo))
+            chunk = self.extractor.encode(plan.todo, advance)
+            chunk.save(plan.file)
+        self.extractor.check(chunk, plan.todo)
 
     # -- joining
 

@@ -83,6 +83,7 @@ class ImageExtractor(Extractor):
             if refused is None:
                 distinct.setdefault(content, path)
         if not distinct:
+            advance(len(paths))
             return {}, None
         encoder = self.job.encoders.images
         decoded = self._files.decode_all(list(distinct.values()), encoder.size)

@@ -30,6 +30,7 @@ from msm4sr.features.store import Features, find_current, read_manifest, read_mi
 from msm4sr.features.store_builder import Shard
 from msm4sr.features.text_space import map_to_text_space
 from msm4sr.progress import Advance
+from msm4sr.ragged import Ragged
 
 
 @EXTRACTORS.register("keywords")
@@ -53,8 +54,7 @@ class KeywordExtractor(Extractor):
             "encoder": self.sentences.manifest["encoder"],
             "settings": {**self.settings.model_dump(), "text": self.sentences.manifest["settings"]},
         }
-        self._lines: list[str] = []  # the keywords of each image, joined
-        self._bounds: list[int] = []  # item i has the images _bounds[i] to _bounds[i + 1]
+        self._keywords: Ragged  # of each image of each item, joined
 
     def extract_shard(self, shard: Shard) -> None:
         self.images.extract_shard(shard)
@@ -68,8 +68,7 @@ class KeywordExtractor(Extractor):
         # The texts teach the offline tagger, even if precomputed embeddings replace them in the model.
         text = self.sentences.extract(merge) if images.n_rows and not self.settings.uses_clip else None
         words, scores = self._tag(images, text)
-        self._lines = [" ".join(line) for line in words]
-        self._bounds = images.offsets.tolist()
+        self._keywords = Ragged(np.array([" ".join(line) for line in words], object), images.offsets)
         rows = read_rows(self.images.folder)
         assert rows is not None
         self.rows = rows.with_columns(
@@ -79,13 +78,10 @@ class KeywordExtractor(Extractor):
         return super().extract()
 
     def content_hashes(self, items: range) -> list[str]:
-        return [digest(self._keywords(item)) for item in items]
+        return [digest(self._keywords[item].tolist()) for item in items]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
-        return encode_sentences(self.job.encoders, [self._keywords(item) for item in items], advance)
-
-    def _keywords(self, item: int) -> list[str]:
-        return self._lines[self._bounds[item] : self._bounds[item + 1]]
+        return encode_sentences(self.job.encoders, [self._keywords[item].tolist() for item in items], advance)
 
     def _made_of(self) -> str:
         """A hash of all images and texts, and of the vocabulary file."""

@@ -71,5 +71,6 @@ class PrecomputedExtractor(Extractor):
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         rows = self._rows.take(self._lines[items])
+        advance(len(items))
         missing: list[Missing] = [(place, None, NO_EMBEDDING) for place in np.flatnonzero(rows.lengths == 0).tolist()]
         return Chunk(rows.lengths, rows.values, missing=missing)

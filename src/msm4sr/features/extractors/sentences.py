@@ -58,6 +58,7 @@ def encode_sentences(
     counts = np.array([len(item) for item in sentences], np.int64)
     flat = [sentence for item in sentences for sentence in item]
     if not flat:
+        advance(len(sentences))
         return Chunk(counts, no_vectors(), missing=list(missing))
     place = {sentence: index for index, sentence in enumerate(dict.fromkeys(flat))}
     share = len(sentences) / len(place)
