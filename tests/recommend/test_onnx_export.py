@@ -20,7 +20,7 @@ from msm4sr.experiments.loading import export_run
 from msm4sr.models.base import FactorizedModel
 from msm4sr.models.registry import MODELS, from_pretrained
 from msm4sr.ragged import Ragged
-from msm4sr.recommend.onnx_export import write_graphs
+from msm4sr.recommend.onnx_export import export_onnx, write_graphs
 
 PRODUCTS = [name for name in MODELS if isinstance(make_model(name), FactorizedModel)]
 
@@ -106,3 +106,10 @@ def test_a_model_without_vectors_and_a_full_folder_are_refused(run_folder: Path,
     with pytest.raises(InputError, match="itemknn encodes no history"):
         export_run(train(toyshop, tmp_path / "itemknn", "itemknn"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_model_whose_item_vectors_are_its_embeddings_is_exported(tmp_path: Path) -> None:
+    model = make_model("sasrec", seen_item_bias=True).eval()
+    names = [f"i{row}" for row in range(model.n_items)]
+    assert "catalogue.safetensors" in [file.name for file in export_onnx(model, names, names, tmp_path / "out", "run")]

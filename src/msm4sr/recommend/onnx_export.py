@@ -135,7 +135,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
         with torch.inference_mode():
             embeddings = model.encode_items()
             item_vectors = model.scoring_vectors(embeddings)
-        tensors = {"embeddings": embeddings.contiguous(), "item_vectors": item_vectors.contiguous()}
+        tensors = {"embeddings": embeddings.contiguous(), "item_vectors": item_vectors.clone()}  # may be a view
         save_file(tensors, folder / "catalogue.safetensors")
         names = json.dumps({"item_ids": item_ids, "titles": titles}, ensure_ascii=False)
         (folder / "items.json").write_text(names, encoding="utf-8")
@@ -147,7 +147,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
             items=ITEMS.format(inputs=inputs, **sizes) if inputs else "",
             n=len(item_vectors),
             bias="" if bias is None else ", plus the seen-item bias if the history has the item",
-            add="" if bias is None else f"scores[distinct] += {float(bias):.6g}  # the seen-item bias\n",
+            add="" if bias is None else f"scores[distinct] += {bias.item():.6g}  # the seen-item bias\n",
             max_history=model.max_history,
             **sizes,
         )
