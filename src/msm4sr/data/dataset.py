@@ -37,7 +37,6 @@ from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
 
 MIN_HISTORY = 3  # one item each to train on, to validate and to test
-
 Ints = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 
@@ -64,9 +63,8 @@ class Dataset:
     """Users, items and histories, numbered from 0.
 
     Attributes:
-        folder: the prepared folder.
-        user_ids: id of each user, in order of first appearance in the file.
-        item_ids: id of each item, in row order of `items.parquet`: the complete catalogue, unseen items included.
+        user_ids: in order of first appearance in the file.
+        item_ids: in row order of `items.parquet`: the complete catalogue, unseen items included.
         histories: the item numbers (int32) of each user, oldest first.
         items: row i describes item i: item_id, title, text, categories, image (see `read_items`).
         dropped: reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0.
@@ -121,9 +119,13 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
     dropped: Counter[str] = Counter()
 
     item, known = _rows_of(interactions["item_id"], items["item_id"])
-    if settings.unknown_items == "error":
-        _require_known(folder, interactions["item_id"], known)
-    dropped["interactions: unknown items"] = int((~known).sum())
+    unknown = dropped["interactions: unknown items"] = int((~known).sum())
+    if unknown and settings.unknown_items == "error":
+        row = int(np.argmin(known))
+        raise InputError(
+            f"{folder / INTERACTIONS}: column 'item_id', row {row + 1}: item {interactions['item_id'][row]!r} "
+            f"is not in {ITEMS} ({unknown} such rows); add the item, or set unknown_items: drop"
+        )
     user_ids = interactions["user_id"].unique(maintain_order=True)
     user, _ = _rows_of(interactions["user_id"], user_ids)
 
@@ -201,22 +203,18 @@ def item_rows(full: Dataset, dataset: Dataset) -> Ints:
 def cold_start_targets(full: Dataset, dataset: Dataset) -> Targets:
     """The interactions with new items that a strict cold-start evaluation ranks.
 
-    Args:
-        full: a data set.
-        dataset: the same without some of its items (see `without_items`).
+    `dataset` is `full` without some of its items (see `without_items`).
 
     Returns:
         For each user of `dataset` whose last item in `full` is not in `dataset`: that item, given the user's history
         in `dataset`. Items are numbered as in `full`, users as in `dataset`.
     """
     known = item_rows(full, dataset)
-    is_new = np.ones(full.n_items, dtype=bool)
-    is_new[known] = False
-    users, _ = _rows_of(pl.Series(dataset.user_ids), pl.Series(full.user_ids))
-    last = _from_end(full, 1)[users]
-    wanted, histories = is_new[last], dataset.histories
-    items = known[histories.values[np.repeat(wanted, histories.lengths)]].astype(np.int32)
-    return Targets(Ragged.from_lengths(items, histories.lengths[wanted]), last[wanted], np.flatnonzero(wanted))
+    in_full, _ = _rows_of(pl.Series(dataset.user_ids), pl.Series(full.user_ids))
+    last = _from_end(full, 1)[in_full]
+    users = np.flatnonzero(~np.isin(last, known))
+    histories = dataset.histories.take(users)
+    return Targets(Ragged(known[histories.values].astype(np.int32), histories.offsets), last[users], users)
 
 
 def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
@@ -231,15 +229,15 @@ def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
 def k_core(
     user: Ints, item: Ints, n_users: int, n_items: int, user_core: int, item_core: int
 ) -> tuple[Flags, Flags, Flags]:
-    """Drop users and items with too few interactions until all that remain have enough.
+    """Drop users and items with fewer than `user_core` or `item_core` interactions until all that remain have enough.
 
     Args:
         user: number of the user of each interaction; repeats count.
         item: number of the item of each interaction.
         n_users: number of users.
         n_items: number of items.
-        user_core: interactions that a user needs; 0 keeps all users.
-        item_core: interactions that an item needs; 0 keeps all items.
+        user_core: 0 keeps all users.
+        item_core: 0 keeps all items.
 
     Returns:
         Which users, items and interactions remain: bool [n_users], [n_items], [interactions].
@@ -285,9 +283,9 @@ class _Remaining:
         """Rules 4 and 5, until both hold."""
         changed = True
         while changed:
-            n_users, n_items = len(self.keep_user), len(self.keep_item)
-            core_users, core_items, _ = k_core(self.user, self.item, n_users, n_items, user_core, item_core)
-            self.drop("k-core", ~core_users, ~core_items)
+            sizes = len(self.keep_user), len(self.keep_item)
+            users, items, _ = k_core(self.user, self.item, *sizes, user_core, item_core)
+            self.drop("k-core", ~users, ~items)
             changed = self.drop_short_histories()
 
     def dataset(self, folder: Path, user_ids: pl.Series, items: pl.DataFrame) -> Dataset:
@@ -330,12 +328,3 @@ def _rows_of(names: pl.Series, index: pl.Series) -> tuple[Ints, Flags]:
     rows = pl.DataFrame({"name": index, "row": np.arange(len(index))})
     found = pl.DataFrame({"name": names}).join(rows, on="name", how="left", maintain_order="left")["row"]
     return found.fill_null(0).to_numpy(writable=True), found.is_not_null().to_numpy()
-
-
-def _require_known(folder: Path, item_ids: pl.Series, known: Flags) -> None:
-    if not known.all():
-        row = int(np.argmin(known))
-        raise InputError(
-            f"{folder / INTERACTIONS}: column 'item_id', row {row + 1}: item {item_ids[row]!r} "
-            f"is not in {ITEMS} ({int((~known).sum())} such rows); add the item, or set unknown_items: drop"
-        )

@@ -53,15 +53,7 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """The items of a catalogue as columns, since millions of `Item` objects need ten times the memory.
-
-    Attributes:
-        item_ids: unique ids; the position of an item is its row.
-        titles: None for an item without one.
-        texts: None for an item without one.
-        categories: names.
-        images: paths relative to the folder of the data set.
-    """
+    """The items of a catalogue as columns, since millions of `Item` objects need ten times the memory."""
 
     item_ids: list[str]
     titles: list[str | None]

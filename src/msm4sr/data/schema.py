@@ -89,15 +89,12 @@ def read_items(folder: Path) -> pl.DataFrame:
     if folder.is_dir() and not (folder / ITEMS).exists():
         ids = read_interactions(folder)["item_id"].unique(maintain_order=True)
         return _complete(pl.DataFrame([ids]))
-    path = _existing(folder, ITEMS)
-    schema = _schema(path)
-    require_columns(path, ["item_id"], schema)
+    path, schema = _open(folder, ITEMS, ["item_id"])
     frame = read_parquet(path, [column for column in ITEM_COLUMNS if column in schema])
     if frame.is_empty():
         raise InputError(f"{path}: no rows; delete the file to use the items of {INTERACTIONS} as the catalogue")
     ids = _ids(frame["item_id"], path)
-    repeated = _first_row(~ids.is_first_distinct())
-    if repeated is not None:
+    if (repeated := _first_row(~ids.is_first_distinct())) is not None:
         rows = f"rows {ids.to_list().index(ids[repeated]) + 1} and {repeated + 1}: both are {ids[repeated]!r}"
         raise InputError(f"{path}: column 'item_id', {rows}; an item has one row")
     content = [_content(frame[column], path) for column in frame.columns if column != "item_id"]
@@ -115,9 +112,8 @@ def require_columns(path: Path, columns: Iterable[str], existing: Iterable[str],
 
 def id_strings(column: pl.Series, path: Path) -> pl.Series:
     """IDs as strings. Raises InputError for a type that is neither string nor integer: 7.0 and 7 would differ."""
-    dtype = column.dtype
-    if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
-        raise InputError(f"{path}: column '{column.name}' is {dtype}; an ID is a string or an integer")
+    if not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; an ID is a string or an integer")
     return column.cast(pl.String)
 
 
@@ -150,9 +146,7 @@ def result_record(folder: Path) -> dict[str, Any]:
 
 def _open_interactions(folder: Path) -> tuple[Path, pl.Schema, str]:
     """The file of the interactions, its columns, and the one that histories are ordered by."""
-    path = _existing(folder, INTERACTIONS)
-    schema = _schema(path)
-    require_columns(path, ["user_id", "item_id"], schema)
+    path, schema = _open(folder, INTERACTIONS, ["user_id", "item_id"])
     order = next((column for column in ORDER_COLUMNS if column in schema), None)
     if order is None:
         missing = "no column 'timestamp' (seconds) nor 'position' (0, 1, 2 ... within the user)"
@@ -160,24 +154,20 @@ def _open_interactions(folder: Path) -> tuple[Path, pl.Schema, str]:
     return path, schema, order
 
 
-def _existing(folder: Path, name: str) -> Path:
+def _open(folder: Path, name: str, required: list[str]) -> tuple[Path, pl.Schema]:
+    """The path of a table, and its columns."""
+    path, content = folder / name, f"a prepared folder holds {INTERACTIONS} and {ITEMS}"
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {problem}; a prepared folder holds {INTERACTIONS} and {ITEMS}")
-    path = folder / name
+        raise InputError(f"{folder}: {problem}; {content}")
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; a prepared folder holds {INTERACTIONS} and {ITEMS} "
-            "(`msm4sr prepare csv` makes one from CSV files)"
-        )
-    return path
-
-
-def _schema(path: Path) -> pl.Schema:
+        raise InputError(f"{path}: no such file; {content} (`msm4sr prepare csv` makes one from CSV files)")
     try:
-        return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
+        schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
+    require_columns(path, required, schema)
+    return path, schema
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
@@ -193,8 +183,7 @@ def _ids(column: pl.Series, path: Path) -> pl.Series:
     """The column as strings; no ID may be null or empty."""
     ids = id_strings(column, path)
     for wrong, problem in ((ids.is_null(), "null"), (ids == "", "empty")):
-        row = _first_row(wrong)
-        if row is not None:
+        if (row := _first_row(wrong)) is not None:
             raise InputError(f"{path}: column '{column.name}', row {row + 1}: {problem}; every row needs an ID")
     return ids
 
@@ -206,12 +195,9 @@ def _order(column: pl.Series, path: Path) -> pl.Series:
         why = _why_not_integers(column)
         raise InputError(f"{path}: column '{name}' is {dtype}; it should be {ORDER_COLUMNS[name]}{why}")
     integers = column.cast(pl.Int64, strict=False)  # null for an unsigned number beyond int64
-    row = _first_row(integers.is_null() | (integers < 0))
-    if row is not None:
-        found = "null" if column[row] is None else column[row]
-        raise InputError(
-            f"{path}: column '{name}', row {row + 1}: {found}; it should be 0 or more ({ORDER_COLUMNS[name]})"
-        )
+    if (row := _first_row(integers.is_null() | (integers < 0))) is not None:
+        found = f"row {row + 1}: {'null' if column[row] is None else column[row]}"
+        raise InputError(f"{path}: column '{name}', {found}; it should be 0 or more ({ORDER_COLUMNS[name]})")
     return integers
 
 
@@ -223,8 +209,7 @@ def _why_not_integers(column: pl.Series) -> str:
     failed = numbers.is_null()
     if column.dtype.is_float():
         failed |= column != numbers.cast(pl.Float64)
-    row = _first_row(failed)
-    if row is None:
+    if (row := _first_row(failed)) is None:
         return "; every row would convert, so cast the column and write the file again"
     return f"; the first row that does not convert is row {row + 1}: {column[row]!r}"
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
-
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError

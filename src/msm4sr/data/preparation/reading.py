@@ -72,7 +72,7 @@ def read_blocks(
 ) -> Iterator[pl.DataFrame]:
     """Blocks for `Source.read_interactions` or `read_items` from the lines of a file; blank lines are skipped.
 
-    `parse` turns a line into the values of `columns`, or raises `InvalidRow`. `report` counts the rows and invalid rows.
+    `parse` turns a line into the values of `columns`, or raises `InvalidRow`. `report` counts all and invalid rows.
 
     Raises:
         InputError: the file cannot be read, is cut short (unless all rows may be invalid), or has too many invalid

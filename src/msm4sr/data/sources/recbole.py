@@ -17,8 +17,14 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, MICROSECONDS, InvalidRow, microseconds, read_blocks
-from msm4sr.data.preparation.reading import read_header
+from msm4sr.data.preparation.reading import (
+    INTERACTION_COLUMNS,
+    MICROSECONDS,
+    InvalidRow,
+    microseconds,
+    read_blocks,
+    read_header,
+)
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
