@@ -6,6 +6,7 @@ Q dimension of the vectors that are multiplied for a score, B histories, L posit
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
+from msm4sr.files import atomic_file, write_json
 from msm4sr.models.layers import ItemCategories, ItemFeatures
-from msm4sr.models.storage import read_model, write_model
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
 
@@ -209,19 +212,49 @@ class Model(Scorer):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (the weights and what the model keeps of its inputs)."""
-        write_model(self, {"config": self.config.model_dump(mode="json"), **self.sizes()}, Path(folder))
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Tensor] = {}
+        addresses: set[int] = set()
+        for name, tensor in self.state_dict().items():
+            stored = tensor.detach().cpu().contiguous()
+            # safetensors refuses tensors that share memory, and two modalities may have the same features
+            state[name] = stored.clone() if stored.data_ptr() in addresses else stored
+            addresses.add(stored.data_ptr())
+        try:
+            with atomic_file(folder / "model.safetensors") as file:
+                save_file(state, file)
+        except SafetensorError as error:
+            raise InputError(f"{folder / 'model.safetensors'}: could not be written ({error})") from None
+        write_json(folder / "config.json", {"config": self.config.model_dump(mode="json"), **self.sizes()})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError if the files are missing or incomplete."""
-        stored, state = read_model(Path(folder))
+        folder = Path(folder)
+        stored, file = read_config(folder), folder / "model.safetensors"
         try:
+            # copied: safetensors maps tensors with another alignment than torch, and products differ in the last bit
+            state = {name: tensor.clone() for name, tensor in load_file(file).items()}
             model = cls(cls.Config.model_validate(stored["config"]), cls.inputs_of(stored, state))
             model.load_state_dict(state)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file}: not a complete safetensors file ({error})") from None
         except (KeyError, TypeError, ValidationError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"{folder}: config.json and model.safetensors do not make a model ({why})") from None
         return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a stored model. Raises InputError if the folder holds no complete model."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: there is no model here ({name} is missing); `msm4sr evaluate RUN` makes one")
+    try:
+        return json.loads((folder / "config.json").read_text())  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'}: not readable as JSON ({error})") from None
 
 
 class FactorizedModel(FactorizedScorer, Model):

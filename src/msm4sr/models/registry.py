@@ -54,9 +54,9 @@ def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
 
 def from_pretrained(folder: str | Path) -> Model:
     """The model that `save_pretrained` wrote to a folder. Raises InputError if it is missing or incomplete."""
-    from msm4sr.models.storage import read_model
+    from msm4sr.models.base import read_config
 
-    stored, _ = read_model(Path(folder))
+    stored = read_config(Path(folder))
     try:
         model = MODELS[stored["config"]["name"]]
     except (KeyError, TypeError):
