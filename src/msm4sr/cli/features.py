@@ -19,14 +19,10 @@ SHOWN_REASONS = 5
 
 def features(
     folder: Annotated[Path, typer.Argument(help="A run, or a features folder.", metavar="RUN_OR_DIR")],
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page that shows items with their features.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page of items with their features.")] = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Items on the page.")] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw of the items.")] = 0,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="The prepared folder, for the page of a features folder.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The prepared folder, for --html without a run.")] = None,
 ) -> None:
     """Show what was extracted: encoders, settings, vectors, what is missing and why."""
     with handle_errors():

@@ -97,8 +97,7 @@ def statistics(folder: Path) -> Statistics:
     """Count what a prepared folder contains.
 
     Raises:
-        InputError: whatever `scan_interactions` and `read_items` raise; no interactions; an item that the catalogue
-            lacks.
+        InputError: the folder cannot be read; no interactions; an item that the catalogue lacks.
     """
     interactions, items = scan_interactions(folder), read_items(folder)
     by_user, by_item = (

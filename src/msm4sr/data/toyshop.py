@@ -74,10 +74,9 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
     Raises:
         InputError: `users` < 1, or `items` < 40 (histories would run out of toys).
     """
-    if users < 1:
-        raise InputError(f"toyshop: users must be at least 1, got {users}")
-    if items < 2 * LONGEST:
-        raise InputError(f"toyshop: items must be at least {2 * LONGEST}, got {items}")
+    for name, value, least in (("users", users, 1), ("items", items, 2 * LONGEST)):
+        if value < least:
+            raise InputError(f"toyshop: {name} must be at least {least}, got {value}")
     # One generator for each concern: a change to the drawings leaves the interactions as they were.
     plan, words, brush, log = (np.random.default_rng([seed, concern]) for concern in range(4))
     pattern, theme = _attributes(items, plan)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -67,28 +66,14 @@ class Data(Strict):
     name: str
     folder: Path
 
-    @classmethod
-    def of(cls, folder: Path) -> Data:
-        """The data set of a folder, with the folder's name."""
-        return cls(name=folder.resolve().name, folder=Path(os.path.abspath(folder)))  # without ".."
-
 
 class Grid(Strict):
     """The contents of grid.yaml."""
 
     name: str
     title: str
-    kind: Literal[
-        "comparison",
-        "ablation",
-        "modality",
-        "cold_start",
-        "strict_cold_start",
-        "transfer",
-        "sparsity",
-        "sensitivity",
-        "any_modality",
-    ] = "comparison"
+    kind: Literal["comparison", "ablation", "modality", "cold_start", "strict_cold_start", "transfer", "sparsity",
+                  "sensitivity", "any_modality"] = "comparison"  # fmt: skip
     data: tuple[Data, ...]
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)

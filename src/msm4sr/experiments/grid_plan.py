@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from itertools import product
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,12 @@ def plan_grid(request: GridRequest) -> Grid:
     folders = request.data or [Path(folder) for folder in content.get("data", ())]
     if not folders:
         raise InputError("--data: name at least one prepared folder")
-    data = [Data.of(folder) for folder in folders]
+    data = [Data(name=folder.resolve().name, folder=Path(abspath(folder))) for folder in folders]  # without ".."
     _check_unique("--data: names of folders", [entry.name for entry in data])
-    rows = _chosen(rows, request.rows)
+    known = [row.name for row in rows]
+    if unknown := [name for name in request.rows if name not in known]:
+        raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}")
+    rows = [row for row in rows if not request.rows or row.name in request.rows]
     if request.settings is not None:
         rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]
     content |= {"rows": rows, "data": data}
@@ -127,14 +131,6 @@ def _complete(
     if isinstance(content["settings"], str):
         content["settings"] = str(Path(content["settings"]).absolute())
     return validated(Row, content, f"{where}: row {row.get('name', '')}")
-
-
-def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
-    """The rows of these names; all of them where there are no names."""
-    known = [row.name for row in rows]
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}")
-    return [row for row in rows if not names or row.name in names]
 
 
 def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:

@@ -33,7 +33,12 @@ def write_data_report(statistics: Statistics, file: Path, seed: int = 0) -> Path
         headline=[(label, value) for label, value in lines if label in HEADLINE],
         statistics=[(label, value) for label, value in lines if label not in HEADLINE],
         origin=_origin(statistics.folder),
-        charts=_charts(statistics),
+        charts=[
+            histogram("Interactions per user", "users", statistics.history_lengths),
+            histogram("Interactions per item", "items", statistics.item_counts),
+            histogram("Characters of title and text per item", "items", statistics.text_lengths),
+            *([_over_time(statistics.months)] if statistics.months else []),
+        ],
         items=_examples(statistics, seed),
         n_items=statistics.n_items,
         thumbnails=Thumbnails(statistics.folder),
@@ -56,15 +61,6 @@ def _origin(folder: Path) -> list[tuple[str, str]]:
         return [*lines, ("Result", f"sha256 {record['result']['sha256'][:16]}")]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _charts(statistics: Statistics) -> list[Chart]:
-    return [
-        histogram("Interactions per user", "users", statistics.history_lengths),
-        histogram("Interactions per item", "items", statistics.item_counts),
-        histogram("Characters of title and text per item", "items", statistics.text_lengths),
-        *([_over_time(statistics.months)] if statistics.months else []),
-    ]
 
 
 def _over_time(months: Sequence[tuple[str, int]]) -> Chart:

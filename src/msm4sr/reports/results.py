@@ -86,17 +86,12 @@ def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for cell in cells_of(folder, grid):
         outcomes.setdefault((cell.data.name, cell.row.name), []).append(_outcome(cell))
-    data = tuple(entry.name for entry in grid.data)
-    rows = _with_unique_labels(grid.rows)
-    return GridResults(folder, grid.name, grid.title, grid.kind, data, grid.seeds, rows, grid.best_against, outcomes)
-
-
-def _with_unique_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows; where several share a label, their names are added to it."""
-    shared = Counter(row.label for row in rows)
-    return tuple(
-        row.model_copy(update={"label": f"{row.label} ({row.name})"}) if shared[row.label] > 1 else row for row in rows
+    data, shared = tuple(entry.name for entry in grid.data), Counter(row.label for row in grid.rows)
+    rows = tuple(  # labels that several rows share are extended by names
+        row.model_copy(update={"label": f"{row.label} ({row.name})"}) if shared[row.label] > 1 else row
+        for row in grid.rows
     )
+    return GridResults(folder, grid.name, grid.title, grid.kind, data, grid.seeds, rows, grid.best_against, outcomes)
 
 
 def _outcome(cell: Cell) -> Outcome:

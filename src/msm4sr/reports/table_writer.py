@@ -97,18 +97,14 @@ def write_table(folder: Path, table: Table) -> None:
 
 def markdown(table: Table) -> str:
     """The table as Markdown: the best in bold, the second underlined, published values in italics."""
-    names = [_plain(f"{column.group} {column.name}".strip()) for column in table.columns]
-    lines = [_markdown_line([_plain(table.corner), *names])]
-    lines.append("|---|" + "".join("---|" if column.words else "--:|" for column in table.columns) + "\n")
+    rows = [[_plain(text) for text in (table.corner, *(f"{c.group} {c.name}".strip() for c in table.columns))]]
     for line in table.lines:
         cells = zip(table.columns, line.cells, strict=True)
-        lines.append(_markdown_line([_plain(line.label), *(_markdown_cell(column, cell) for column, cell in cells)]))
-    notes = "".join(f"\n{note}\n" for note in table.notes)
-    return f"**{_plain(table.title)}**\n\n" + "".join(lines) + notes
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |\n"
+        rows.append([_plain(line.label), *(_markdown_cell(column, cell) for column, cell in cells)])
+    heading, *lines = ("| " + " | ".join(row) + " |\n" for row in rows)
+    rule = "|---|" + "".join("---|" if column.words else "--:|" for column in table.columns) + "\n"
+    notes = (f"\n{note}\n" for note in table.notes)
+    return "".join([f"**{_plain(table.title)}**\n\n", heading, rule, *lines, *notes])
 
 
 def _markdown_cell(column: Column, cell: Cell) -> str:

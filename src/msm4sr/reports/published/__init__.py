@@ -10,7 +10,7 @@ A data set is identified by the name of its folder, in any case: `pantry` is the
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -31,19 +31,17 @@ class Published(NamedTuple):
 
 def paper_results(table: str, dataset: str) -> dict[tuple[str, str], Published]:
     """(name of our row, metric) to the value in the paper's table of this kind for this data set."""
-    return {
-        (line["row"], line["metric"]): Published(line["system"], line["metric"], line["value"], line["source"])
-        for line in _lines("paper.csv", dataset)
-        if line["table"] == table
-    }
+    lines = [line for line in _lines("paper.csv", dataset) if line["table"] == table]
+    return {(line["row"], line["metric"]): _published(line) for line in lines}
 
 
 def other_results(dataset: str) -> list[Published]:
     """What others have published for this data set, in the order of the file."""
-    return [
-        Published(line["system"], line["metric"], line["value"], line["source"], line["protocol"])
-        for line in _lines("elsewhere.csv", dataset)
-    ]
+    return [_published(line) for line in _lines("elsewhere.csv", dataset)]
+
+
+def _published(line: Mapping[str, str]) -> Published:
+    return Published(line["system"], line["metric"], line["value"], line["source"], line.get("protocol", ""))
 
 
 def _lines(name: str, dataset: str) -> Sequence[dict[str, str]]:
