@@ -61,9 +61,9 @@ def resolve_settings(
 ) -> RunSettings:
     """The settings of a preset for a model, updated by a file, then by `seed`, then by `key=value` changes.
 
-    The presets are `seed` (the paper's settings), `released` (those of its code, without the bugs) and `best` (those
-    that validate best). A baseline takes over the settings that it shares with the preset (dimensions, layers, dropout,
-    fine-tuning), so that a comparison is fair. The section `models` of a preset or file has settings for single models.
+    The presets are `seed` (the paper's settings) and, as changes of it, `released` (what its code does, without the
+    bugs) and `best` (what validates best). A baseline takes over the settings that it shares with the preset, so that a
+    comparison is fair. The section `models` of a preset or file has settings for single models.
 
     Args:
         preset: name of a preset.
@@ -80,7 +80,7 @@ def resolve_settings(
     if preset not in PRESETS:
         known = f"only {', '.join(PRESETS)}{closest(preset, PRESETS)}"
         raise InputError(f"--preset: there is no preset {preset!r}, {known}")
-    settings = nest(_for_model(read_yaml(PRESETS[preset]), model, f"--preset {preset}"))
+    settings = nest(flatten(read_yaml(PRESETS["seed"])) | _for_model(read_yaml(PRESETS[preset]), model, "--preset"))
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
     if file is not None:
