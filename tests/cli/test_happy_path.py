@@ -41,7 +41,14 @@ def test_a_run_leaves_all_that_it_promises(trained: Trained, shop: Path) -> None
     items = json.loads((trained.folder / "model" / "items.json").read_text())
     assert items["item_ids"] == pl.read_parquet(shop / "items.parquet")["item_id"].to_list()
     assert len(items["titles"]) == 60
-    assert "<svg" in (trained.folder / "report.html").read_text()
+    report = (trained.folder / "report.html").read_text()
+    assert "<svg" in report
+    card = (trained.folder / "model" / "README.md").read_text()
+    for part in ("alidation", "est"):
+        assert all(f"{part}, seen items {word}" in text for word in ("included", "excluded") for text in (report, card))
+    test, excluded = metrics["test"]["mrr"], metrics["seen_excluded"]["test"]["mrr"]
+    assert f" | {test:.4f} | " in card
+    assert f" | {excluded:.4f} |\n" in card
     assert not list(trained.folder.rglob("*.part"))
 
 
@@ -56,6 +63,10 @@ def test_a_run_says_what_it_does_and_what_comes_next(trained: Trained) -> None:
         "pairs/s",
         "leave-one-out, full ranking",
         "recall@10",
+        "seen items included",
+        "seen items excluded",
+        " parameters; ",
+        "(excluding validation)",
         "peak memory",
         f"report: {trained.folder}/report.html",
         f"next: msm4sr recommend {trained.folder} --user",
@@ -118,6 +129,7 @@ def test_the_baselines_run_and_recommend(cli: Cli, shop: Path, tmp_path: Path, m
     assert called.code == 0, called
     assert not (run / "features").exists()  # they read none
     assert set(metrics_of(run)["test"]) == KEYS
+    assert ("seen items included" in called.out) == ("seen items included" in metrics_of(run)["run"]["protocol"])
     assert metrics_of(run)["run"]["model"] == model
     assert ("seen items excluded" in metrics_of(run)["run"]["protocol"]) == (model in ("lightgcn", "itemknn"))
     assert "report" in called.out
@@ -136,6 +148,7 @@ def test_graph_models_that_read_features_run_and_recommend(
     )  # fmt: skip
     assert called.code == 0, called
     assert set(metrics_of(run)["test"]) == KEYS
+    assert ("seen items included" in called.out) == ("seen items included" in metrics_of(run)["run"]["protocol"])
     assert cli("recommend", run, "--history", "toy-0001", "-k", "3").code == 0
 
 

@@ -320,17 +320,20 @@ def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
 
 
 def _summary(metrics: dict[str, Any]) -> None:
+    from msm4sr.experiments.model_folder import metric_columns
+
     about = metrics["run"]
     console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
     table = Table()  # no title, which would be wrapped at the width of the table
     table.add_column("metric")
-    table.add_column("validation", justify="right")
-    table.add_column("test", justify="right")
-    for name, value in metrics["test"].items():
-        table.add_row(name, f"{metrics['validation'][name]:.4f}", f"{value:.4f}")
+    columns = metric_columns(metrics)
+    for label in columns:
+        table.add_column(label.replace(", ", "\n"), justify="right")
+    for name in metrics["test"]:
+        table.add_row(name, *(f"{column[name]:.4f}" for column in columns.values()))
     console.print(table)
     seconds = about["training_seconds"]
     console.print(
-        f"{about['parameters']:,} weights; pre-training {seconds['pretrain']:.0f} s, "
-        f"fine-tuning {seconds['finetune']:.0f} s (without validation); peak memory {about['peak_memory_mib']} MiB"
+        f"{about['parameters']:,} parameters; pre-training {seconds['pretrain']:.0f} s, "
+        f"fine-tuning {seconds['finetune']:.0f} s (excluding validation); peak memory {about['peak_memory_mib']} MiB"
     )

@@ -23,17 +23,26 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     write_text(folder / "README.md", _model_card(result))
 
 
+def metric_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Label to metrics, of validation and test: with seen items included if the run ranks them, and excluded."""
+    protocols = {"excluded": result["seen_excluded"]}
+    if "seen items included" in result["run"]["protocol"]:
+        protocols = {"included": result} | protocols
+    return {f"{part}, seen items {word}": of[part] for word, of in protocols.items() for part in ("validation", "test")}
+
+
 def _model_card(result: Mapping[str, Any]) -> str:
-    rows = "\n".join(
-        f"| {name} | {result['validation'][name]:.4f} | {result['test'][name]:.4f} |" for name in result["test"]
-    )
+    columns = metric_columns(result)
+    lines = [["metric", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(f"{column[name]:.4f}" for column in columns.values())] for name in result["test"]]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     about = result["run"]
     return (
         f"# {about['model']} on {about['data']}\n\n"
         f"Trained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
         f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
-        f"{about['parameters']:,} weights. Protocol: {about['protocol']}.\n\n"
-        f"| metric | validation | test |\n|---|---|---|\n{rows}\n\n"
+        f"{about['parameters']:,} parameters. Protocol: {about['protocol']}.\n\n"
+        f"{table}\n\n"
         "`from msm4sr import from_pretrained; from_pretrained(folder)` loads it. "
         "`items.json` names the items in row order.\n"
     )

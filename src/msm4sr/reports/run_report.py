@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from msm4sr.data.dataset import Dataset, test_targets
+from msm4sr.experiments.model_folder import metric_columns
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model
@@ -31,7 +32,7 @@ class RunReport:
 
     name: str
     data_lines: Sequence[tuple[str, str]]  # label and value
-    metrics: Mapping[str, Mapping[str, float]]  # of "validation" and "test", as in metrics.json
+    metrics: Mapping[str, Mapping[str, float]]  # label, such as "test, seen items included", to metrics
     epochs: Sequence[Mapping[str, object]]  # the lines of metrics.jsonl
     settings_yaml: str
     users: Sequence[ExampleUser] = ()
@@ -58,7 +59,7 @@ def write_run_report(
     report = RunReport(
         name=f"{metrics['run']['model']} on {dataset.folder.name}",
         data_lines=_data_lines(dataset),
-        metrics={split: metrics[split] for split in ("validation", "test")},
+        metrics=metric_columns(metrics),
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         users=_example_users(dataset, model, run.settings.seed),
@@ -102,7 +103,7 @@ def _data_lines(dataset: Dataset) -> list[tuple[str, str]]:
 
 def run_page(report: RunReport) -> str:
     """The HTML of report.html: data, metrics, comparison, learning curves, example users, settings."""
-    test = report.metrics.get("test", {})
+    test = next((values for label, values in report.metrics.items() if label.startswith("test")), {})
     compared = _metric_order(values for _, values in report.comparison)
     return render(
         "run.html.jinja",
