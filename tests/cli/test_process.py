@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import typer
 import yaml
 from calling import Cli
 
+from msm4sr.cli.console import handle_errors
 from msm4sr.training.checkpoint import read_weights
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
@@ -62,6 +66,18 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> No
     assert err.count("\n") == 1
     assert err.startswith(f"error: {tmp_path}/nowhere: no such folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = ModuleType("msm4sr.training.device")
+    unfinished.__spec__ = ModuleSpec("msm4sr.training.device", None)
+    unfinished.__spec__._initializing = True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "msm4sr.training.device", unfinished)
+    with pytest.raises(typer.Exit), handle_errors("stopped"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_help_comes_without_loading_what_is_heavy() -> None:

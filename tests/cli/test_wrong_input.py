@@ -193,8 +193,12 @@ def test_settings_are_checked_before_the_data(refused_run: Refused, tmp_path: Pa
 
 
 def test_a_modality_to_score_with_that_is_not_there(refused_run: Refused, tmp_path: Path, data: Path) -> None:
-    message = refused_run(data, "--set", "model.score_with=[audio]", "--features", str(tmp_path / "features"))
-    assert "model.score_with: no modality ['audio']; there are ['text']" in message
+    options = ("--features", str(tmp_path / "features"))
+    message = refused_run(data, "--set", "model.score_with=[image]", *options)
+    assert "model.score_with: unknown modality 'image'; choose from text, visual" in message
+    assert not list(tmp_path.glob("features/*"))  # nothing was extracted
+    message = refused_run(data, "--set", "model.score_with=[visual]", *options)
+    assert "model.score_with: no modality ['visual']; there are ['text']" in message
 
 
 def test_an_encoder_that_is_not_there(refused_run: Refused, tmp_path: Path, data: Path) -> None:

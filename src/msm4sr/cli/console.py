@@ -102,7 +102,8 @@ def _first_process_only() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if "torch" not in sys.modules:
+        device = sys.modules.get("msm4sr.training.device")
+        if device is None or getattr(device.__spec__, "_initializing", False):  # an import was interrupted
             raise
         from msm4sr.training.device import first_is_gone, is_lost_connection, rank_here
 

@@ -108,6 +108,10 @@ def extract_run_shard(
 
 
 def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) -> Extraction:
+    known = dict.fromkeys(("text", "visual", *run.precomputed))
+    for modality in getattr(run.settings.model, "score_with", ()):
+        if modality not in known:  # before hours of extraction
+            raise InputError(f"model.score_with: unknown modality {modality!r}; choose from {', '.join(known)}")
     return Extraction(
         complete_catalogue(run, dataset),
         run.features,
