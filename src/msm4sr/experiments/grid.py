@@ -123,8 +123,8 @@ def open_grid(folder: Path) -> Grid:
     return validated(Grid, read_yaml(file), str(file))
 
 
-def enter_grid(folder: Path, asked: Grid) -> Grid:
-    """Add a grid to grid.yaml and return all that it then contains. Safe for several processes at a time.
+def enter_grid(folder: Path, asked: Grid) -> None:
+    """Add a grid to grid.yaml. Safe for several processes at a time.
 
     Rows, seeds and data sets may be added to a grid, and rows that have only failed may be changed.
 
@@ -143,7 +143,6 @@ def enter_grid(folder: Path, asked: Grid) -> Grid:
                 write_text(file, yaml.safe_dump(joined.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-    return joined
 
 
 def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
@@ -157,13 +156,9 @@ def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
                 found += [f"{part} {entry.name}: {line}" for line in differences(dict.fromkeys(now) | then, now)]
     if found:
         raise InputError(f"{file}: another grid: {shorten(found)}; name another --out")
-    return asked.model_copy(
-        update={
-            "seeds": tuple(dict.fromkeys((*stored.seeds, *asked.seeds))),
-            "data": _united(stored.data, asked.data),
-            "rows": _united(stored.rows, asked.rows),
-        }
-    )
+    seeds = tuple(dict.fromkeys((*stored.seeds, *asked.seeds)))
+    data, rows = _united(stored.data, asked.data), _united(stored.rows, asked.rows)
+    return asked.model_copy(update={"seeds": seeds, "data": data, "rows": rows})
 
 
 def _only_failed(folder: Path, row: str) -> bool:

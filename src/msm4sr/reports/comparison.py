@@ -112,10 +112,6 @@ class Comparison:
     def label(self, row: str) -> str:
         return self.results.labels[row]
 
-    def column(self, data: str, metric: str) -> list[Score | None]:
-        """The score of each row; None where no cell is finished."""
-        return [self.scores.get((data, row.name, metric)) for row in self.rows]
-
     def best(self, data: str, metric: str, ours: bool) -> str | None:
         """The best of our rows, or of the baselines."""
         names = [row.name for row in self.rows if (row.name in self.results.ours) == ours]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,36 +86,32 @@ def write_grid_report(
     )
     shown = [section.table for section in sections if section.table is not None]
     tables = [*shown, *(main_table(one) for one in every), cells]  # main tables with all data sets replace single ones
+    out = out or folder / "report"
     for table in {table.name: table for table in tables}.values():
-        write_table(out or folder / "report", table)
-    index = (out or folder / "report") / "index.html"
-    write_text(index, html)
-    return index
+        write_table(out, table)
+    write_text(out / "index.html", html)
+    return out / "index.html"
 
 
 def _sections(
     results: GridResults, comparisons: Sequence[Comparison], every: Sequence[Comparison]
 ) -> Iterator[Section]:
     """The sections in their order; `every` has the rows with seen items excluded too, for main tables and tests."""
-    data_sets = results.data
-    for data in data_sets:
-        for one in every:
-            yield Section(f"Results on {data}{one.suffix}", _size(one, data), main_table(one, data))
-    for one in comparisons:
-        for data in data_sets:
-            yield from _of_table(held_out_table(one, data))
-            yield from _shares(one, data)
-    differences = [section for one in every for data in data_sets for section in _differences(one, data)]
-    popularity = [section for one in comparisons for data in data_sets for section in _popularity(one, data)]
+    for data, one in product(results.data, every):
+        yield Section(f"Results on {data}{one.suffix}", _size(one, data), main_table(one, data))
+    for one, data in product(comparisons, results.data):
+        yield from _of_table(held_out_table(one, data))
+        yield from _shares(one, data)
+    differences = [section for one, data in product(every, results.data) for section in _differences(one, data)]
+    popularity = [section for one, data in product(comparisons, results.data) for section in _popularity(one, data)]
     yield from [*popularity, *differences] if "cold" in results.kind else [*differences, *popularity]
-    for data in data_sets:
+    for data in results.data:
         yield from _curves(results, data)
-    for data in data_sets:
-        for one in comparisons:
-            yield from _of_table(validation_table(one, data))
-    for data in data_sets:
+    for data, one in product(results.data, comparisons):
+        yield from _of_table(validation_table(one, data))
+    for data in results.data:
         yield from _of_table(cost_table(results, data))
-    for data in data_sets:
+    for data in results.data:
         yield from _of_table(published_table(data), context=True)
 
 
@@ -127,16 +124,15 @@ def _facts(results: GridResults) -> str:
     cells = list(results.all())
     counts = {"row": len(results.rows), "data set": len(results.data)}
     parts = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items()]
-    seeds = ", ".join(str(seed) for seed in results.seeds)
-    parts.append(f"seed{'s' * (len(results.seeds) > 1)} {seeds}")
+    parts.append(f"seed{'s' * (len(results.seeds) > 1)} {', '.join(map(str, results.seeds))}")
     finished = sum(cell.state == "finished" for cell in cells)
     return " · ".join([*parts, f"{finished} of {len(cells)} cells finished"])
 
 
 def _size(comparison: Comparison, data: str) -> str:
     """Users, items and interactions as the runs record them; all that they record where they differ."""
-    finished = [cell for row in comparison.rows for cell in comparison.results.finished(data, row.name)]
-    runs = [cell.metrics["run"] for cell in finished]
+    cells = (cell for row in comparison.rows for cell in comparison.results.finished(data, row.name))
+    runs = (cell.metrics["run"] for cell in cells)
     sizes = (", ".join(f"{run[what]:,} {what}" for what in ("users", "items", "interactions")) for run in runs)
     return "; or ".join(dict.fromkeys(sizes))
 
@@ -260,13 +256,11 @@ def _cell_curves(cell: Outcome, clock: str) -> list[Curve]:
 
 def _options(row: Row) -> str:
     """A row as options of `msm4sr run`."""
-    parts = [f"--model {row.model}", f"--preset {row.preset}"]
-    parts += [f"--settings {row.settings}"] if row.settings else []
-    return " ".join([*parts, *(f"--set {key}={value}" for key, value in _as_text(row.changes))])
+    file = [f"--settings {row.settings}"] if row.settings else []
+    changes = [f"--set {key}={value}" for key, value in _as_text(row.changes)]
+    return " ".join([f"--model {row.model}", f"--preset {row.preset}", *file, *changes])
 
 
 def _as_text(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for key, value in settings.items()
-    ]
+    texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in settings.values())
+    return list(zip(settings, texts, strict=True))

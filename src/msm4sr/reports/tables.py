@@ -77,12 +77,12 @@ def main_table(comparison: Comparison, only: str | None = None) -> Table:
         printed = _printed(comparison, data)
         group = data if only is None else "measured here" if printed else ""
         for metric in comparison.metrics:
-            marked = metric_cells(comparison.column(data, metric))
+            marked = metric_cells([comparison.scores.get((data, row.name, metric)) for row in build.rows])
             cells = [_tested(comparison, data, r.name, metric, c) for r, c in zip(build.rows, marked, strict=True)]
             build.add(Column(metric_name(metric, True), group), cells, _improvement_cell(comparison, data, metric))
+        paper = paper_results(results.kind, data)
         for metric in printed:
-            found = paper_results(results.kind, data)
-            there = [found.get((row.name, metric)) for row in build.rows]
+            there = [paper.get((row.name, metric)) for row in build.rows]
             cells = [Cell(one.text, one.value, tip=one.source) if one else Cell() for one in there]
             build.add(Column(metric_name(metric, True), f"{data}, as printed", printed=True), cells)
     title = (only or results.title) + comparison.suffix

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
-from msm4sr.features.store import load_features, read_manifest, read_missing, read_rows
+from msm4sr.features.store import Features, load_features, read_manifest, read_missing, read_rows
 from msm4sr.features.text import item_sentences
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.pages.thumbnails import Thumbnails
@@ -39,7 +40,9 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
         if (manifest := read_manifest(folder)) is not None and manifest["modality"] != "words"
     }
     row = {item_id: item for item, item_id in enumerate(dataset.item_ids)}
-    encoded = {item_id for folder in manifests for item_id in _encoded_ids(folder) if item_id in row}
+    stored = {folder: load_features(folder) for folder in manifests}
+    with_rows = ((rows, np.flatnonzero(np.diff(rows.offsets)).tolist()) for rows in stored.values())
+    encoded = row.keys() & {rows.item_ids[item] for rows, items in with_rows for item in items}
     if not encoded:
         raise InputError(
             f"{dataset.folder}: none of its items has features in {', '.join(map(str, stores)) or 'there'}"
@@ -54,7 +57,7 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
             if item_id in shown:
                 shown[item_id].notes[f"{manifest['modality'] if image is None else image}: {reason}"] = None
         if manifest["kind"] == "keywords":
-            _add_keywords(shown, folder)
+            _add_keywords(shown, stored[folder], read_rows(folder))
     return render(
         "features.html.jinja",
         title=f"Features of {dataset.folder.absolute().name}",
@@ -63,11 +66,6 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
         facts=[(manifest["modality"], _fact(manifest)) for manifest in manifests.values()],
         thumbnails=Thumbnails(dataset.folder),
     )
-
-
-def _encoded_ids(folder: Path) -> list[str]:
-    features = load_features(folder)
-    return [features.item_ids[item] for item in np.flatnonzero(np.diff(features.offsets)).tolist()]
 
 
 def _item(dataset: Dataset, row: int, manifests: Iterable[Mapping[str, Any]]) -> Item:
@@ -80,13 +78,10 @@ def _item(dataset: Dataset, row: int, manifests: Iterable[Mapping[str, Any]]) ->
     return item
 
 
-def _add_keywords(shown: Mapping[str, ItemFeatures], folder: Path) -> None:
+def _add_keywords(shown: Mapping[str, ItemFeatures], features: Features, table: pl.DataFrame | None) -> None:
     """Assign the keywords of each row of a store to the image that they were found for."""
-    features, table = load_features(folder), read_rows(folder)
-    if table is None:
-        return
     for item, item_id in enumerate(features.item_ids):
-        if item_id in shown:
+        if table is not None and item_id in shown:
             rows = table[features.offsets[item] : features.offsets[item + 1]]
             for image, words, scores in rows.select("image", "words", "scores").iter_rows():
                 shown[item_id].keywords[image] = list(zip(words, scores, strict=True))
