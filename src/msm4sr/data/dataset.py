@@ -177,10 +177,8 @@ test_targets.__test__ = False  # type: ignore[attr-defined]
 def without_items(dataset: Dataset, items: Flags) -> Dataset:
     """The data set, trained on all users, before these items (bool [items]) were added to the catalogue.
 
-    They are removed with their interactions, then the users with fewer than 3 interactions.
-
-    Raises:
-        InputError: nothing is left.
+    They are removed with their interactions, then the users with fewer than 3 interactions. Raises InputError where
+    nothing is left.
     """
     histories = dataset.histories
     dropped = Counter(dataset.dropped)
@@ -231,13 +229,7 @@ def k_core(
 ) -> tuple[Flags, Flags, Flags]:
     """Drop users and items with fewer than `user_core` or `item_core` interactions until all that remain have enough.
 
-    Args:
-        user: number of the user of each interaction; repeats count.
-        item: number of the item of each interaction.
-        n_users: number of users.
-        n_items: number of items.
-        user_core: 0 keeps all users.
-        item_core: 0 keeps all items.
+    `user` and `item` are the numbers of the user and the item of each interaction; repeats count.
 
     Returns:
         Which users, items and interactions remain: bool [n_users], [n_items], [interactions].
@@ -260,24 +252,21 @@ class _Remaining:
         self.user, self.item, self.dropped = user, item, dropped
         self.keep_user, self.keep_item = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
 
-    def drop(self, reason: str, users: Flags | None = None, items: Flags | None = None) -> bool:
-        """Drop these users and items with their interactions. Returns whether any of them was still there."""
-        users = np.zeros_like(self.keep_user) if users is None else users & self.keep_user
-        items = np.zeros_like(self.keep_item) if items is None else items & self.keep_item
-        if not (users.any() or items.any()):
-            return False
+    def drop(self, reason: str, users: Flags | bool = False, items: Flags | bool = False) -> None:
+        """Drop these users and items with their interactions."""
+        users, items = self.keep_user & users, self.keep_item & items
         self.keep_user &= ~users
         self.keep_item &= ~items
         gone = users[self.user] | items[self.item]
         self.user, self.item = self.user[~gone], self.item[~gone]
         for name, flags in (("users", users), ("items", items), ("interactions", gone)):
             self.dropped[f"{name}: {reason}"] += int(flags.sum())
-        return True
 
     def drop_short_histories(self) -> bool:
-        """Rule 5."""
-        short = np.bincount(self.user, minlength=len(self.keep_user)) < MIN_HISTORY
-        return self.drop(f"fewer than {MIN_HISTORY} interactions", users=short)
+        """Rule 5. Returns whether there was any."""
+        short = self.keep_user & (np.bincount(self.user, minlength=len(self.keep_user)) < MIN_HISTORY)
+        self.drop(f"fewer than {MIN_HISTORY} interactions", users=short)
+        return bool(short.any())
 
     def apply_cores(self, user_core: int, item_core: int) -> None:
         """Rules 4 and 5, until both hold."""

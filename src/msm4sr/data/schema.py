@@ -6,7 +6,8 @@
                              image str? or list[str]?
       images/                the files that `image` names, relative to the folder
 
-Both readers keep the row order of the file and never repair: a wrong value is an `InputError` that names the file, the
+Both readers keep the row order of the file and never repair: a missing or unreadable file, no rows, a missing column, a
+wrong type, a null or empty ID, a null or negative order, a repeated item is an `InputError` that names the file, the
 column and the row (counted from 1). Only two things are converted: IDs that are integers become strings, and an empty
 string or list in `title`, `text`, `categories` or `image` becomes null.
 """
@@ -36,18 +37,14 @@ ITEM_COLUMNS: dict[str, pl.DataType] = {
     "image": pl.List(pl.String()),
 }
 ORDER_COLUMNS = {"timestamp": "int64, seconds since 1970", "position": "int32, 0, 1, 2 ... within the user"}
-UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-"""What polars raises for a file that is damaged."""
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # what polars raises for a damaged file
 
 
 def read_interactions(folder: Path) -> pl.DataFrame:
     """The interactions: `user_id` str, `item_id` str, `order` int64, in the row order of the file.
 
-    `order` is `timestamp` where the file has that column, else `position`. Other columns are dropped.
-
-    Raises:
-        InputError: folder or file missing, not a parquet file, no rows, column missing, wrong type, null or empty ID,
-            null or negative order.
+    `order` is `timestamp` where the file has that column, else `position`. Other columns are dropped. Raises InputError
+    (see the module).
     """
     path, _, order = _open_interactions(folder)
     frame = read_parquet(path, ["user_id", "item_id", order])
@@ -61,9 +58,6 @@ def scan_interactions(folder: Path) -> pl.LazyFrame:
     """The interactions as a stream: `user_id`, `item_id` str, `timestamp` or `position`, and `rating` where it exists.
 
     For tables that do not fit in memory. Names and types of the columns are checked, values are not.
-
-    Raises:
-        InputError: folder or file missing, not a parquet file, column missing, wrong type.
     """
     path, schema, order = _open_interactions(folder)
     for column in ("user_id", "item_id"):
@@ -80,11 +74,7 @@ def read_items(folder: Path) -> pl.DataFrame:
 
     Every column exists, null where the file has no value or lacks the column. A single image becomes a list of one;
     paths stay as written, relative to the folder. Without an `items.parquet` (a data set of IDs only) the items are
-    those of the interactions, by first appearance, without content.
-
-    Raises:
-        InputError: folder missing, not a parquet file, no rows, `item_id` missing, wrong type, null, empty or repeated
-            `item_id`.
+    those of the interactions, by first appearance, without content. Raises InputError (see the module).
     """
     if folder.is_dir() and not (folder / ITEMS).exists():
         ids = read_interactions(folder)["item_id"].unique(maintain_order=True)
@@ -206,9 +196,7 @@ def _why_not_integers(column: pl.Series) -> str:
     if not (column.dtype.is_float() or column.dtype == pl.String):
         return ""
     numbers = column.cast(pl.Int64, strict=False)
-    failed = numbers.is_null()
-    if column.dtype.is_float():
-        failed |= column != numbers.cast(pl.Float64)
+    failed = numbers.is_null() | (column.dtype.is_float() & (column != numbers.cast(column.dtype)))
     if (row := _first_row(failed)) is None:
         return "; every row would convert, so cast the column and write the file again"
     return f"; the first row that does not convert is row {row + 1}: {column[row]!r}"
@@ -234,7 +222,4 @@ def _content(column: pl.Series, path: Path) -> pl.Series:
 
 def _complete(frame: pl.DataFrame) -> pl.DataFrame:
     """All columns of `ITEM_COLUMNS` in their order, null where `frame` lacks them."""
-    return frame.select(
-        pl.col(name) if name in frame.columns else pl.lit(None, dtype).alias(name)
-        for name, dtype in ITEM_COLUMNS.items()
-    )
+    return pl.DataFrame({name: frame.get_column(name, default=None) for name in ITEM_COLUMNS}, ITEM_COLUMNS)

@@ -22,8 +22,7 @@ from msm4sr.errors import InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 ITEM_GROUP = 1 << 16  # items of a row group: their texts are long
 
-Image = Path | str
-"""A file, links resolved, or a URL."""
+Image = Path | str  # a file, links resolved, or a URL
 
 
 class ImageFolder:
@@ -48,11 +47,8 @@ class ImageFolder:
     def find(self, item_id: str, names: Sequence[str] | None, where: str) -> list[Image]:
         """The images of an item: those that `names` lists, else the file `<item_id>.jpg` (or another suffix).
 
-        Args:
-            item_id: the item.
-            names: paths in the folder, or URLs; a URL becomes the file of that name where the folder has one. None: the
-                format has no image column; an item without a file is then counted as missing one.
-            where: file and item, for messages.
+        `names` are paths in the folder, or URLs; a URL becomes the file of that name where the folder has one. None: no
+        image column; an item without a file is then counted as missing one. `where` is for messages.
 
         Raises:
             InputError: a path leads out of the folder.
@@ -68,9 +64,9 @@ class ImageFolder:
             else:
                 self.missing.append(f"item {item_id!r}: {name!r}")
         if not any(isinstance(image, Path) for image in found):
-            by_id = next((path for suffix in IMAGE_SUFFIXES if (path := self._listed(item_id + suffix))), None)
-            if by_id is not None:
-                return [by_id]
+            for suffix in IMAGE_SUFFIXES:
+                if by_id := self._listed(item_id + suffix):
+                    return [by_id]
             if names is None:
                 self.missing.append(f"item {item_id!r}")
         return found

@@ -41,12 +41,9 @@ from msm4sr.files import atomic_folder, write_json
 
 
 def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareReport:
-    """Write the prepared folder `out`; it appears complete or not at all.
+    """Write the prepared folder `out`, new or empty; it appears complete or not at all.
 
-    Args:
-        source: the files to read.
-        out: a new or an empty folder.
-        rules: which interactions and items are kept; None: the rules of the source.
+    Without `rules`, those of the source apply.
 
     Raises:
         InputError: `out` is not empty, a file cannot be read or has too many invalid rows, an image lies outside the
@@ -90,17 +87,12 @@ def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareRep
 
 
 class _Reader:
-    """Reads a source, drops what the rules on single rows drop, and numbers users and items.
-
-    Attributes:
-        users: number of each user ID.
-        items: number of each item ID, those of the catalogue first.
-    """
+    """Reads a source, drops what the rules on single rows drop, and numbers users and items."""
 
     def __init__(self, source: Source, report: PrepareReport) -> None:
         self._source, self._report = source, report
-        self.users: dict[str, int] = {}
-        self.items: dict[str, int] = {}
+        self.users: dict[str, int] = {}  # number of each ID
+        self.items: dict[str, int] = {}  # those of the catalogue first
 
     def spill_items(self, blocks: Iterator[pl.DataFrame], folder: Path) -> Iterator[Path]:
         """Write the rows of the catalogue, each with its number as `code`, to files."""
@@ -122,7 +114,7 @@ class _Reader:
         known_only = bool(self.items) and report.rules.unknown_items == "drop"
         columns: dict[str, list[Ints]] = {}
         for block in blocks:
-            for name, values in self._numbered(self._rated(block, path), path, known_only).items():
+            for name, values in self._numbered(block, path, known_only).items():
                 columns.setdefault(name, []).append(values)
         report.steps.append({"step": "read", "interactions": report.interactions_read})
         if not self.users:
@@ -138,16 +130,13 @@ class _Reader:
             item_ids=pl.Series(list(self.items), dtype=pl.String),
         )
 
-    def _rated(self, block: pl.DataFrame, path: Path) -> pl.DataFrame:
-        lowest = self._report.rules.min_rating
-        if lowest is None:
-            return block
-        if "rating" not in block.columns:
-            raise InputError(f"{path}: has no ratings; omit min_rating")
-        block = self._keep(block, pl.col("rating").is_not_null(), "interactions without a rating", path)
-        return self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}", path)
-
     def _numbered(self, block: pl.DataFrame, path: Path, known_only: bool) -> dict[str, Ints]:
+        lowest = self._report.rules.min_rating
+        if lowest is not None:
+            if "rating" not in block.columns:
+                raise InputError(f"{path}: has no ratings; omit min_rating")
+            block = self._keep(block, pl.col("rating").is_not_null(), "interactions without a rating", path)
+            block = self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}", path)
         item = _numbers(block["item_id"], self.items, known_only)
         reason = "interactions with an item that the catalogue lacks"
         block = self._keep(block, pl.Series(item >= 0), reason, path, shown="item_id")

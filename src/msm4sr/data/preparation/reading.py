@@ -16,6 +16,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class InvalidRows:
         self.reasons.setdefault(reason, [0, line])[0] += 1
 
     def check(self) -> None:
-        """Raise InputError where more than the allowed fraction is invalid; it names the first row of each reason."""
+        """Raise InputError where more than the allowed fraction is invalid."""
         invalid = sum(count for count, _ in self.reasons.values())
         if invalid > self.max_fraction * self.rows:
             reasons = "; ".join(f"{count:,} {name} (first: line {row})" for name, (count, row) in self.reasons.items())
@@ -105,10 +106,8 @@ def read_blocks(
 
 def read_header(path: Path) -> str:
     """The first line of a text file; an undecodable byte becomes a question mark."""
-    for _, lines in _lines(InvalidRows(path, 1.0)):
-        if lines:
-            return (lines[0] or b"").decode("utf-8-sig", "replace").rstrip("\r\n")
-    return ""
+    first = next((lines[0] for _, lines in _lines(InvalidRows(path, 1.0)) if lines), None) or b""
+    return first.decode("utf-8-sig", "replace").rstrip("\r\n")
 
 
 def microseconds(time: float, per_unit: int = MICROSECONDS, first: int = 0, end: int = END_OF_TIME) -> int:
@@ -150,9 +149,7 @@ def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"  # gzip, by content: browsers unpack a download and keep its name
-        read = gzip.GzipFile(fileobj=raw).read1 if packed else raw.read1
-        while chunk := read(CHUNK):
-            yield chunk
+        yield from iter(partial((gzip.GzipFile(fileobj=raw) if packed else raw).read1, CHUNK), b"")
 
 
 def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
@@ -175,8 +172,7 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
         problem = _broken_row(path, delimiter) or f"cannot be read as a text table ({first_line(error)})"
         raise InputError(f"{path}: {problem}") from error
     # A row with too few fields is filled with nulls; only a table with nulls in its last column can have one.
-    suspicious = bool(table.columns) and table[table.columns[-1]].null_count() > 0
-    if suspicious and (broken := _broken_row(path, delimiter)):
+    if table.width and table[:, -1].null_count() and (broken := _broken_row(path, delimiter)):
         raise InputError(f"{path}: {broken}")
     return table
 

@@ -117,12 +117,9 @@ class Source(Strict):
     "shop" of the group "msm4sr.sources".
     """
 
-    format: ClassVar[str]
-    """Name of the format in provenance.json."""
-    rules: ClassVar[Rules] = Rules()
-    """The rules that apply unless others are given."""
-    unit: ClassVar[str] = "line"
-    """What `row` counts in the blocks, for messages."""
+    format: ClassVar[str]  # its name in provenance.json
+    rules: ClassVar[Rules] = Rules()  # apply unless others are given
+    unit: ClassVar[str] = "line"  # what `row` counts in the blocks, for messages
 
     images: Path | None = Field(None, description="A folder of images.")
 
@@ -134,19 +131,17 @@ class Source(Strict):
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         """Read the interactions in blocks; invalid rows are counted in `report`.
 
-        Returns:
-            Blocks with the columns `row` int64 (place in the file), `user_id`, `item_id` str (not null, not empty), and
-            where the format has them `rating` float and `time` int64 (microseconds since 1970) or `position` int64 (in
-            the history of the user). With neither `time` nor `position` the rows of a user are in order.
+        Blocks have the columns `row` int64 (place in the file), `user_id`, `item_id` str (not null, not empty), and
+        where the format has them `rating` float and `time` int64 (microseconds since 1970) or `position` int64 (in the
+        history of the user). With neither `time` nor `position` the rows of a user are in order.
         """
         raise NotImplementedError
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         """Read the catalogue in blocks; invalid rows are counted in `report`.
 
-        Returns:
-            Blocks with the columns `row`, `item_id`, and where the format has them `title`, `text` (str), `categories`,
-            `image` (list[str]: files in the folder of images, or URLs). None: the items are those of the interactions.
+        Blocks have the columns `row`, `item_id`, and where the format has them `title`, `text` (str), `categories`,
+        `image` (list[str]: files in the folder of images, or URLs). None: the items are those of the interactions.
         """
         return None
 

@@ -89,15 +89,15 @@ class MovieLens(Source):
 
 def _rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
     """User, item, time in microseconds, rating."""
-    user, item, *numbers = _checked(_decode(line).split(separator), 4)
+    user, item, value, time = _checked(_decode(line).split(separator), 4)
     user, item = _id(user), _id(item)
     try:
-        value, time = float(numbers[0]), int(numbers[1])
+        rating, moment = float(value), int(time)
     except ValueError as error:
         raise InvalidRow("ratings or times that are no number") from error
-    if not 0 <= value <= 5:
+    if not 0 <= rating <= 5:
         raise InvalidRow("ratings that are negative or over 5")
-    return user, item, microseconds(time), value
+    return user, item, microseconds(moment), rating
 
 
 def _movie_100k(line: bytes) -> Movie:

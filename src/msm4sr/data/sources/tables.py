@@ -99,11 +99,31 @@ class Tables(Source):
         kept = (~user & ~item).arg_true()
         block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
         report.order = "the order of the rows in the file (no time column)"
-        if self.time is not None:
-            times = _Times(path, _stripped(table[self.time][kept]), self.time_unit)
-            report.order = f"column '{self.time}' ({times.unit})"
-            block = times.add_to(block, report)
-        yield block
+        yield block if self.time is None else self._timed(block, _stripped(table[self.time][kept]), report)
+
+    def _timed(self, block: pl.DataFrame, times: pl.Series, report: PrepareReport) -> pl.DataFrame:
+        """The rows whose time can be read, with `time`, int64 microseconds since 1970; the others are counted."""
+        path, unit = self.interactions, self.time_unit
+        numbers = None if times.dtype.is_temporal() else times.cast(pl.Float64, strict=False)
+        if unit == "auto":  # most values decide, so that one invalid value does not
+            unit = "iso"
+            if numbers is not None and 2 * numbers.count() > times.count():
+                unit = "ms" if np.nanmedian(numbers.drop_nulls().to_numpy()) >= MILLISECONDS_FROM else "s"
+        report.order = f"column '{self.time}' ({unit})"
+        seconds = _seconds(times, numbers, unit, path)
+        wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
+        if wrong.any():
+            first = int(wrong.arg_max() or 0)
+            row, value, second = block["row"][first], times[first], seconds[first]
+            if wrong.sum() > report.rules.max_invalid_fraction * report.interactions_read:
+                problem = "no time" if value is None else f"{value!r} is no time"
+                if second is not None and second == second:
+                    problem = f"{value!r} is {'before 1970' if second < 0 else 'after the year 9999'}"
+                expected = f"expected {UNITS[unit]} (time_unit {self.time_unit})"
+                raise InputError(f"{path}: column '{times.name}', data row {row}: {problem}; {expected}")
+            report.drop("interactions whose time cannot be read", int(wrong.sum()), f"{path.name}, data row {row}")
+        timed = block.with_columns(time=(seconds * MICROSECONDS).round().cast(pl.Int64, strict=False))
+        return timed.filter(~wrong)
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         return None if self.items is None else self._read_items(self.items, report)
@@ -132,7 +152,7 @@ class Tables(Source):
     def _content(self, name: str, path: Path, table: pl.DataFrame, report: PrepareReport) -> list[pl.Series]:
         """The existing columns for `title`, `text`, ...; a column that the user named must exist."""
         chosen = getattr(self, name) or ()
-        columns = [chosen] if isinstance(chosen, str) else list(chosen)
+        columns = [chosen] if isinstance(chosen, str) else chosen
         if name in self.model_fields_set:
             require_columns(path, columns, table.columns)
         for column in columns:
@@ -145,57 +165,19 @@ def _drop(dropped: pl.Series, reason: str, path: Path, report: PrepareReport) ->
     report.drop(reason, int(dropped.sum()), f"{path.name}, data row {(dropped.arg_max() or 0) + 1}")
 
 
-class _Times:
-    """A column of times, and the unit in which it is read."""
-
-    def __init__(self, path: Path, column: pl.Series, unit: str) -> None:
-        self._path, self._column, self._chosen = path, column, unit
-        self._numbers = None if column.dtype.is_temporal() else column.cast(pl.Float64, strict=False)
-        self.unit = self._guess() if unit == "auto" else unit
-
-    def add_to(self, block: pl.DataFrame, report: PrepareReport) -> pl.DataFrame:
-        """The rows whose time can be read, with `time`, int64 microseconds since 1970; the others are counted."""
-        seconds = self._seconds()
-        wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
-        if wrong.any():
-            first = int(wrong.arg_max() or 0)
-            if wrong.sum() > report.rules.max_invalid_fraction * report.interactions_read:
-                raise self._error(first, block["row"][first], seconds[first])
-            example = f"{self._path.name}, data row {block['row'][first]}"
-            report.drop("interactions whose time cannot be read", int(wrong.sum()), example)
-        timed = block.with_columns(time=(seconds * MICROSECONDS).round().cast(pl.Int64, strict=False))
-        return timed.filter(~wrong)
-
-    def _guess(self) -> str:
-        """The rule of `Tables.time_unit`; most values decide, so that one invalid value does not."""
-        if self._numbers is None or 2 * self._numbers.count() <= self._column.count():
-            return "iso"
-        return "ms" if np.nanmedian(self._numbers.drop_nulls().to_numpy()) >= MILLISECONDS_FROM else "s"
-
-    def _seconds(self) -> pl.Series:
-        """Seconds since 1970 (float64), null where a value cannot be read."""
-        column, where = self._column, f"{self._path}: column '{self._column.name}'"
-        if self.unit != "iso":
-            if self._numbers is None:
-                raise InputError(f"{where} holds dates ({column.dtype}); set time_unit to iso")
-            return self._numbers / (1000 if self.unit == "ms" else 1)
-        if column.dtype in (pl.Date, pl.Datetime):
-            return column.dt.epoch("us") / MICROSECONDS
-        if column.dtype != pl.String:
-            raise InputError(f"{where} is {column.dtype}; time_unit iso needs dates or texts")
-        texts = column.drop_nulls().unique()
-        return column.replace_strict(texts, [_from_iso(text) for text in texts], default=None, return_dtype=pl.Float64)
-
-    def _error(self, place: int, row: int, seconds: float | None) -> InputError:
-        value = self._column[place]
-        if value is None:
-            problem = "no time"
-        elif seconds is None or seconds != seconds:
-            problem = f"{value!r} is no time"
-        else:
-            problem = f"{value!r} is {'before 1970' if seconds < 0 else 'after the year 9999'}"
-        where = f"column '{self._column.name}', data row {row}"
-        return InputError(f"{self._path}: {where}: {problem}; expected {UNITS[self.unit]} (time_unit {self._chosen})")
+def _seconds(times: pl.Series, numbers: pl.Series | None, unit: str, path: Path) -> pl.Series:
+    """Seconds since 1970 (float64), null where a value cannot be read."""
+    where = f"{path}: column '{times.name}'"
+    if unit != "iso":
+        if numbers is None:
+            raise InputError(f"{where} holds dates ({times.dtype}); set time_unit to iso")
+        return numbers / (1000 if unit == "ms" else 1)
+    if times.dtype in (pl.Date, pl.Datetime):
+        return times.dt.epoch("us") / MICROSECONDS
+    if times.dtype != pl.String:
+        raise InputError(f"{where} is {times.dtype}; time_unit iso needs dates or texts")
+    texts = times.drop_nulls().unique()
+    return times.replace_strict(texts, [_from_iso(text) for text in texts], default=None, return_dtype=pl.Float64)
 
 
 def _from_iso(text: str) -> float | None:
@@ -213,8 +195,8 @@ def _ratings(column: pl.Series, path: Path) -> pl.Series:
     invalid = column.is_not_null() & (numbers.is_null() | numbers.is_nan())
     if invalid.any():
         row = int(invalid.arg_max() or 0)
-        where = f"column '{column.name}', data row {row + 1}"
-        raise InputError(f"{path}: {where}: {column[row]!r} is no number, so no rating")
+        found = f"column '{column.name}', data row {row + 1}: {column[row]!r}"
+        raise InputError(f"{path}: {found} is no number, so no rating")
     return numbers
 
 
