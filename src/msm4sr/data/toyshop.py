@@ -89,15 +89,14 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
     for i in np.flatnonzero(has_image):
         draw_toy(kinds[i], PATTERNS[pattern[i]], brush).save(out / images[i])
     described = [_describe(kinds[i], THEMES[theme[i]], words) for i in range(items)]
-    pl.DataFrame(
-        {
-            "item_id": item_ids,
-            "title": _only(titles, has_text),
-            "text": _only([text for text, _ in described], has_text),
-            "categories": _only([categories for _, categories in described], has_text),
-            "image": _only(images, has_image),
-        }
-    ).write_parquet(out / "items.parquet")
+    columns = {
+        "item_id": item_ids,
+        "title": _only(titles, has_text),
+        "text": _only([text for text, _ in described], has_text),
+        "categories": _only([categories for _, categories in described], has_text),
+        "image": _only(images, has_image),
+    }
+    pl.DataFrame(columns).write_parquet(out / "items.parquet")
     pattern_step = _step(len(PATTERNS), PATTERN_NEXT, 0.0, PATTERN_ANY)
     theme_step = _step(len(THEMES), THEME_NEXT, THEME_STAY, THEME_ANY)
     by_pattern = pattern_step[pattern[:, None], pattern]  # [items, items]; row: last toy, column: next

@@ -254,8 +254,7 @@ TOYS: dict[str, Toy] = {
         body=[box(27, 12, 73, 42, 6), box(20, 45, 80, 86, 6)],
         behind=[
             Part(points((50, 12), (50, 5)), "ink", 1.8),
-            Part(disc(50, 5, 3.6), "accent"),
-            *_parts("accent", box(8, 48, 20, 74, 5), box(80, 48, 92, 74, 5)),
+            *_parts("accent", disc(50, 5, 3.6), box(8, 48, 20, 74, 5), box(80, 48, 92, 74, 5)),
             *_parts("accent", box(28, 82, 44, 94, 3), box(56, 82, 72, 94, 3)),
         ],
         front=[
@@ -283,9 +282,7 @@ TOYS: dict[str, Toy] = {
     ),
     "bear": Toy(
         body=[disc(30, 15, 9), disc(70, 15, 9), oval(24, 8, 76, 50), oval(19, 42, 81, 95)],
-        behind=_parts(
-            "accent", *(oval(x, 52, x + 18, 76) for x in (8, 74)), *(oval(x, 82, x + 22, 97) for x in (16, 62))
-        ),
+        behind=_parts("accent", oval(8, 52, 26, 76), oval(74, 52, 92, 76), oval(16, 82, 38, 97), oval(62, 82, 84, 97)),
         front=[
             Part(oval(38, 28, 62, 46), "cream"),
             Part(oval(45, 30, 55, 37), "ink"),

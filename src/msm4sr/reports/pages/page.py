@@ -38,18 +38,10 @@ def render(template: str, **values: object) -> str:
     style = files("msm4sr.reports.pages").joinpath("templates", "style.css").read_text(encoding="utf-8")
     # The policy names the style sheet by its hash: no other style, and no script at all, can take effect.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    loader = PackageLoader("msm4sr.reports.pages")
     environment = Environment(
-        loader=PackageLoader("msm4sr.reports.pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "metric_name": metric_name,
-        "number": number,
-        "with_bars": with_bars,
-        "initial": initial_of,
-        "tint": tint_of,
-    }
+    environment.filters |= {"metric_name": metric_name, "number": number, "with_bars": with_bars}
+    environment.filters |= {"initial": initial_of, "tint": tint_of}
     return environment.get_template(template).render(style=Markup(style), style_hash=digest, **values)
