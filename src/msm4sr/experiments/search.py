@@ -127,10 +127,8 @@ def load_search(search: str | None, model: str) -> Search:
     if search is not None and Path(search).is_file():
         where, name, content = search, Path(search).stem, read_yaml(Path(search))
     elif name not in MODELS:
-        raise InputError(
-            f"--search {name}: no such file, and no model of that name; there are {', '.join(MODELS)}"
-            f"{closest(name, MODELS)}"
-        )
+        known = f"there are {', '.join(MODELS)}{closest(name, MODELS)}"
+        raise InputError(f"--search {name}: no such file, and no model of that name; {known}")
     else:
         found, where = MODELS[name], f"search of {name}"
         if not found.search:
@@ -144,9 +142,8 @@ def load_search(search: str | None, model: str) -> Search:
     for key in file.parameters:
         check_key(key, model, f"{where}: parameters")
         if not key.startswith(SEARCHED):
-            raise InputError(
-                f"{where}: parameters: {key} cannot be searched, only settings of model, pretrain and finetune"
-            )
+            allowed = "only settings of model, pretrain and finetune"
+            raise InputError(f"{where}: parameters: {key} cannot be searched, {allowed}")
         if key in shared:
             raise InputError(f"{where}: parameters: {key} is part of the budget ({file.budget}), shared by all models")
     return Search(name, budget.trials, shared, file.parameters)

@@ -117,10 +117,7 @@ class GraphModel(FactorizedModel):
 
 
 class MultimodalGraphModel(GraphModel):
-    """A graph model that uses the items' features, with one network per modality.
-
-    Raises InputError if no item has features, or if there are features of another number of items.
-    """
+    """A graph model with one network per modality of the items' features; InputError if no item has any."""
 
     uses_features = True
 

@@ -179,7 +179,7 @@ class MSM4SR(ContentModel):
 class ContentMatcher(FactorizedScorer):
     """The pre-trained model as a recommender without IDs: the score is the sum over modalities and views of cos(m, z).
 
-    Next-item prediction trains it, so validation can stop pre-training by it. It can rank new items too.
+    Next-item prediction trains it, and validation ranks by it. It can rank new items too.
     """
 
     def __init__(self, model: MSM4SR) -> None:

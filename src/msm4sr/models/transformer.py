@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -104,10 +104,13 @@ class TransformerConfig(ModelConfig):
     max_history: int = Field(50, ge=1, description="latest items of a history that are read")
     seen_item_bias: bool = Field(False, description="learn a number that is added to the scores of seen items")
 
+    split_by_heads: ClassVar[tuple[str, ...]] = ("dim",)
+
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads: {self.dim} is not a multiple of {self.heads}")
+    def _heads_divide(self) -> Self:
+        for name in self.split_by_heads:
+            if (size := getattr(self, name)) % self.heads:
+                raise ValueError(f"{name} must be a multiple of heads: {size} is not a multiple of {self.heads}")
         return self
 
 

@@ -21,11 +21,11 @@ epochs; over the 19 genres of MovieLens-100K it ended no worse than 1 (one seed)
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import CategoryModel, Inputs
@@ -38,14 +38,7 @@ class DIFSRConfig(TransformerConfig):
     name: Literal["difsr"] = "difsr"
     attribute_dim: int = Field(16, ge=1, description="dimension of an attribute embedding; a multiple of heads")
     attribute_weight: float = Field(10.0, ge=0, description="lambda, weight of the attribute prediction loss")
-
-    @model_validator(mode="after")
-    def _heads_divide_attribute_dim(self) -> Self:
-        if self.attribute_dim % self.heads:
-            raise ValueError(
-                f"attribute_dim must be a multiple of heads: {self.attribute_dim} is not a multiple of {self.heads}"
-            )
-        return self
+    split_by_heads: ClassVar[tuple[str, ...]] = ("dim", "attribute_dim")
 
 
 class DecoupledAttention(nn.Module):

@@ -87,10 +87,7 @@ class S3Rec(CategoryModel, IDTransformer):
 
 
 class MaskedNextItem(FactorizedScorer):
-    """The pre-trained model as a recommender: the item behind a mask that follows the history.
-
-    Masked item prediction trains it, so validation can stop pre-training by it.
-    """
+    """The item behind a mask that follows the history: masked item prediction trains it, and validation ranks by it."""
 
     def __init__(self, model: S3Rec) -> None:
         super().__init__()
@@ -102,7 +99,7 @@ class MaskedNextItem(FactorizedScorer):
         return self.model.encode_items()
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """The vector of the complete history at every position: [B, L, D]."""
+        """[B, L, D]: the vector of the complete history at every position."""
         lengths = torch.full((len(histories),), histories.shape[1], device=histories.device)
         return self.encode_last(histories, lengths, embeddings).unsqueeze(1).expand(-1, histories.shape[1], -1)
 
