@@ -327,7 +327,8 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
-        (ROWS, ["--rows=sasrek"], "there is no row 'sasrek'; there are popularity, sasrec, itemknn"),
+        (ROWS, ["--rows=SASRec"], "no row 'SASRec'; there are popularity, sasrec, itemknn; did you mean 'sasrec'?"),
+        (ROWS, ["--data=nothing"], "error: --data nothing: no such folder"),
         (ROWS, ["--set=model.hops=3"], "no model of these rows has that setting"),
         (ROWS, ["--set=finetune.epoch=3"], "there is no setting 'finetune.epoch' of popularity"),
         (ROWS, ["--set=device.devices=2"], "--jobs runs several cells"),

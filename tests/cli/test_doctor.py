@@ -42,6 +42,19 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
     assert "msm4sr tune: optuna is not installed" in tune.found
 
 
+@pytest.mark.parametrize("installed", ["tensorboard", "tensorboardX", None])
+def test_either_package_is_enough_for_tensorboard(monkeypatch: pytest.MonkeyPatch, installed: str | None) -> None:
+    def version(name: str) -> str:
+        if name == installed:
+            return "999"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr("msm4sr.experiments.loggers.find_spec", lambda name: name if name == installed else None)
+    (found,) = [check for check in doctor.check_extras() if check.name == "extra tensorboard"]
+    assert found.state == ("ok" if installed else "missing")
+
+
 def test_a_full_disk_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 10**12, 10**6))

@@ -122,6 +122,8 @@ def test_a_search_is_found_by_model_or_file_and_an_unknown_name_gets_the_closest
     assert load_search(str(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}")), "sasrec").name == "search"
     with pytest.raises(InputError, match=r"--search sinus: no such file, and no model.*did you mean 'sine'"):
         load_search("sinus", "sine")
+    with pytest.raises(InputError, match=r"--model: there is no model 'sinus', only .*did you mean 'sine'"):
+        load_search(None, "sinus")
 
 
 def test_a_search_file_may_name_a_shipped_budget(tmp_path: Path) -> None:

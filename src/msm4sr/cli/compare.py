@@ -12,6 +12,7 @@ from rich.table import Table
 
 from msm4sr.cli.console import Changes, TrainingProgress, console, errors, handle_errors, progress_bar, say_next
 from msm4sr.cli.stages import feature_sources
+from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
     from msm4sr.reports.results import GridResults
@@ -79,6 +80,9 @@ def compare(
         from msm4sr.experiments.grid_plan import GridRequest, plan_grid
         from msm4sr.reports.results import read_grid
 
+        for folder in data:
+            if not folder.is_dir():
+                raise InputError(f"--data {folder}: no such folder")
         kept, precomputed = feature_sources(features)
         asked = plan_grid(GridRequest(config, data, seeds, rows, changes, preset, settings, precomputed))
         enter_grid(out, asked)
@@ -94,7 +98,10 @@ def compare(
         _print_tables(read_grid(out.absolute(), asked))
         failed = [cell for cell in cells if cell.failure()]
         if failed:
-            errors.print(f"{len(failed)} of {len(cells)} cells failed; rerun with --retry-failed to run them again")
+            those = ("cell", "it") if len(cells) == 1 else ("cells", "them")
+            errors.print(
+                f"{len(failed)} of {len(cells)} {those[0]} failed; rerun with --retry-failed to retry {those[1]}"
+            )
         if died:
             errors.print(f"{died} of {jobs} processes died; rerun the command to continue their cells")
         say_next("report", out)

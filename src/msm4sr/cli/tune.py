@@ -106,7 +106,8 @@ def tune(
             if target is not None:
                 write_text(target, text)
                 console.print(f"best settings: {target}", markup=False)
-        say_next("run", data, "--model", model, "--preset", preset, "--settings", save or out / "best.yaml")
+        best = save or out / "best.yaml"
+        say_next("run", data, "--model", model, "--preset", preset, "--settings", best, "--out", "RUN")
 
 
 def _check(space: Search, settings: RunSettings) -> None:

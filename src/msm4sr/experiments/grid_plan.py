@@ -93,7 +93,8 @@ def plan_grid(request: GridRequest) -> Grid:
     _check_unique("--data: names of folders", [entry.name for entry in data])
     known = [row.name for row in rows]
     if unknown := [name for name in request.rows if name not in known]:
-        raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}")
+        hint = closest(unknown[0], known)
+        raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}{hint}")
     rows = [row for row in rows if not request.rows or row.name in request.rows]
     if request.settings is not None:
         rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]

@@ -38,10 +38,13 @@ def check_logger(name: str) -> None:
     """InputError for a name that is not in `LOGGERS`, or when packages are missing: it names them."""
     if name not in LOGGERS:
         raise InputError(f"--log: there is no logger {name!r}, only {', '.join(LOGGERS)}")
-    packages = LOGGERS[name][2]
-    missing = [package for package, modules in packages.items() if not any(map(find_spec, modules))]
-    if missing:
+    if missing := missing_packages(name):
         raise InputError(f"--log {name}: a package is not installed: pip install {' '.join(missing)}")
+
+
+def missing_packages(name: str) -> list[str]:
+    """What must be installed for the logger of that name."""
+    return [package for package, modules in LOGGERS[name][2].items() if not any(map(find_spec, modules))]
 
 
 def make_logger(name: str, folder: Path) -> Logger:

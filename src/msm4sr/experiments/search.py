@@ -123,6 +123,7 @@ def load_search(search: str | None, model: str) -> Search:
         InputError: neither a file nor a model, a search for another model, a model without a search space, a setting
             that the model lacks or that cannot be searched, or an invalid range.
     """
+    MODELS.find(model, "--model")
     name = search or model
     if search is not None and Path(search).is_file():
         where, name, content = search, Path(search).stem, read_yaml(Path(search))
