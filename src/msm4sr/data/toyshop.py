@@ -88,15 +88,12 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
     (out / "images").mkdir(parents=True, exist_ok=True)
     for i in np.flatnonzero(has_image):
         draw_toy(kinds[i], PATTERNS[pattern[i]], brush).save(out / images[i])
-    described = [_describe(kinds[i], THEMES[theme[i]], words) for i in range(items)]
-    columns = {
-        "item_id": item_ids,
-        "title": _only(titles, has_text),
-        "text": _only([text for text, _ in described], has_text),
-        "categories": _only([categories for _, categories in described], has_text),
-        "image": _only(images, has_image),
-    }
-    pl.DataFrame(columns).write_parquet(out / "items.parquet")
+    texts, categories = zip(*(_describe(kinds[i], THEMES[theme[i]], words) for i in range(items)), strict=True)
+    columns = {"item_id": item_ids, "title": titles, "text": texts, "categories": categories, "image": images}
+    pl.DataFrame(columns).with_columns(
+        pl.when(pl.Series(has_text)).then(pl.col("title", "text", "categories")),
+        pl.when(pl.Series(has_image)).then(pl.col("image")),
+    ).write_parquet(out / "items.parquet")
     pattern_step = _step(len(PATTERNS), PATTERN_NEXT, 0.0, PATTERN_ANY)
     theme_step = _step(len(THEMES), THEME_NEXT, THEME_STAY, THEME_ANY)
     by_pattern = pattern_step[pattern[:, None], pattern]  # [items, items]; row: last toy, column: next
@@ -153,10 +150,6 @@ def _titles(theme: Ints, rng: np.random.Generator) -> tuple[list[str], list[str]
             kinds[i] = kind
             titles[i] = f"{epithet} {kind.title()}" + (f" No. {series + 1}" if series else "")
     return kinds, titles
-
-
-def _only(values: list[Any], present: Flags) -> list[Any]:
-    return [value if ok else None for value, ok in zip(values, present, strict=True)]
 
 
 def _describe(kind: str, theme: Theme, rng: np.random.Generator) -> tuple[str, list[str]]:
