@@ -20,8 +20,8 @@ import yaml
 from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
-from msm4sr.experiments.claims import take
 from msm4sr.experiments.grid_plan import GridRequest, config_names, plan_grid
+from msm4sr.experiments.locks import try_lock
 from msm4sr.models.registry import MODELS
 from msm4sr.training.checkpoint import last_file, read_state
 
@@ -63,7 +63,7 @@ def test_every_cell_is_the_run_that_its_settings_make(cli: Cli, grid: Path, ring
     assert cli("run", ring, "--out", tmp_path / "run", "--model", "sasrec", *QUICK, "--seed=0").code == 0
     assert metrics_of(cell(grid, "sasrec")) == metrics_of(tmp_path / "run")
     assert (cell(grid, "sasrec") / "model" / "model.safetensors").exists()
-    assert not list(grid.rglob("cell.claim*"))
+    assert not list(grid.rglob(".cell.lock"))
 
 
 def test_the_table_shows_means_over_seeds_and_by_which_protocol_each_row_is_ranked(
@@ -192,8 +192,8 @@ def test_cells_of_other_workers_are_waited_for_and_logged(
     cli: Cli, grid: Path, ring: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = cell(grid, "sasrec", 1)
-    claim = take(held)
-    assert claim is not None
+    lock = try_lock(held / ".cell.lock")
+    assert lock is not None
     slept: list[float] = []
 
     def the_other_works(seconds: float) -> None:
@@ -201,11 +201,12 @@ def test_cells_of_other_workers_are_waited_for_and_logged(
         if len(slept) == 2:
             shutil.copytree(cell(grid, "sasrec"), held, dirs_exist_ok=True)
 
-    monkeypatch.setattr("msm4sr.experiments.claims.time.sleep", the_other_works)
+    monkeypatch.setattr("msm4sr.experiments.compare.time.sleep", the_other_works)
     called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1", "--rows=sasrec")
     assert called.code == 0
     assert called.out.count("other workers run the remaining cells (1); waiting") == 1
     assert len(slept) == 2
+    lock.release()
 
 
 def test_several_processes_share_the_cells(cli: Cli, grid: Path, ring: Path, config: Path) -> None:
@@ -238,7 +239,7 @@ def test_after_ctrl_c_and_after_a_kill_others_take_over_bit_identically(
     second.communicate()
     assert not (cell(out, "sasrec") / "metrics.json").exists(), "it was to be killed before it was done"
 
-    third = start(*arguments, "--out", out, "--jobs=2", "--stale-after=2")
+    third = start(*arguments, "--out", out, "--jobs=2")
     said = third.communicate()[0]
     assert third.returncode == 0, said
     assert cli(*arguments, "--out", tmp_path / "undisturbed").code == 0

@@ -5,24 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from grids import cell_folder, fail_cell, write_cell, write_grid
 
 from msm4sr.errors import InputError
 from msm4sr.reports.results import read_grid
 
 
-def test_each_cell_is_finished_failed_at_work_or_missing(tmp_path: Path) -> None:
+def test_each_cell_is_finished_failed_running_or_missing(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), ("shop", "films"))
     write_cell(grid, "sasrec", [1, 2, 3])
     fail_cell(grid, "msm4sr", "no memory")
     cell_folder(grid, "sasrec", "films").mkdir(parents=True)
-    (cell_folder(grid, "sasrec", "films") / "cell.claim").write_text("{}")
-    results = read_grid(grid)
+    cell_folder(grid, "msm4sr", "films").mkdir(parents=True)
+    (cell_folder(grid, "msm4sr", "films") / ".cell.lock").touch()  # of a worker that was killed
+    with FileLock(cell_folder(grid, "sasrec", "films") / ".cell.lock"):
+        results = read_grid(grid)
     found = {(cell.data, cell.row): (cell.state, cell.reason) for cell in results.all()}
     assert found == {
         ("shop", "sasrec"): ("finished", ""),
         ("shop", "msm4sr"): ("failed", "no memory"),
-        ("films", "sasrec"): ("at work", ""),
+        ("films", "sasrec"): ("running", ""),
         ("films", "msm4sr"): ("missing", ""),
     }
     (done,) = results.finished("shop", "sasrec")

@@ -49,9 +49,6 @@ Features = Annotated[
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, a process each.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")]
-StaleAfter = Annotated[
-    float, typer.Option("--stale-after", min=1, help="Seconds after which the cell of a silent worker is resumed.")
-]
 
 
 def compare(
@@ -66,7 +63,6 @@ def compare(
     features: Features = [],
     jobs: Jobs = 1,
     retry_failed: RetryFailed = False,
-    stale_after: StaleAfter = 120,
 ) -> None:
     """Run a grid of systems on data sets with several seeds, one run folder per cell, and print its table.
 
@@ -74,8 +70,7 @@ def compare(
     that see the same folders may run it at once.
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
-        from msm4sr.experiments.claims import file_time
-        from msm4sr.experiments.compare import Options, run_cells, run_in_processes
+        from msm4sr.experiments.compare import Options, file_time, run_cells, run_in_processes
         from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
         from msm4sr.experiments.grid_plan import GridRequest, plan_grid
         from msm4sr.reports.results import read_grid
@@ -88,7 +83,7 @@ def compare(
         enter_grid(out, asked)
         cells = cells_of(out.absolute(), asked)
         check_cells(cells)
-        options = Options((kept or out / "features").absolute(), file_time(out) if retry_failed else 0.0, stale_after)
+        options = Options((kept or out / "features").absolute(), file_time(out) if retry_failed else 0.0)
         died = 0
         if jobs > 1:
             died = run_in_processes(cells, options, jobs)

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import socket
+import tempfile
 import threading
 import time
 import traceback
@@ -22,20 +23,21 @@ from typing import Any
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError
-from msm4sr.experiments.claims import POLL, STALE_AFTER, Claim, ClaimLost, Worker, claims_of, work_through
 from msm4sr.experiments.grid import Cell, features_folder
+from msm4sr.experiments.locks import try_lock, unlock
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import begin_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import write_json
 from msm4sr.progress import NoProgress, Progress
-from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
+from msm4sr.training.callbacks import Callback
 from msm4sr.training.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit code of an interrupted process: 128 + SIGINT
 SHOWN = ("ndcg@10", "recall@10")  # metrics of a finished cell
+POLL = 1.0  # seconds between two checks of the cells of other workers
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,10 @@ class Options:
     Attributes:
         features: the folder with a features folder for each data set.
         retry_before: a cell that failed before this time (of the file system) is run again, from scratch.
-        stale_after: seconds after which a worker that no longer touches its claim counts as dead.
     """
 
     features: Path
     retry_before: float = 0.0
-    stale_after: float = STALE_AFTER
 
 
 def run_cell(
@@ -125,69 +125,46 @@ class CellLog:
         """Log, the first time, that other workers hold all cells that are left."""
         if not self._waits:
             self._waits = True
-            logger.info(
-                "other workers run the remaining cells (%d); waiting (the cell of a killed worker is resumed after "
-                "%g s, see --stale-after)",
-                count,
-                self._options.stale_after,
-            )
+            logger.info("other workers run the remaining cells (%d); waiting", count)
 
     def _log(self, level: int, cell: Cell, result: str) -> None:
         self._logged.add(cell.folder)
         logger.log(level, "%d/%d  %s  %s", len(self._logged), len(self._cells), cell.title, result)
 
 
-class GridWorker(Worker):
-    """Runs the cells of a grid; what goes wrong in one is written to its failed.json and stops nothing else."""
-
-    def __init__(
-        self,
-        cells: Sequence[Cell],
-        options: Options,
-        progress: Progress = NoProgress(),
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        self._cells = {cell.folder: cell for cell in cells}
-        self._options, self._progress, self._callbacks = options, progress, callbacks
-        self._log = CellLog(cells, options)
-
-    def is_open(self, folder: Path) -> bool:
-        return is_open(self._cells[folder], self._options.retry_before)
-
-    def check(self) -> None:
-        self._log.check()
-
-    def wait(self, folders: Sequence[Path]) -> None:
-        self._log.wait(len(folders))
-
-    def work(self, folder: Path, claim: Claim) -> None:
-        cell = self._cells[folder]
-        logger.info("%s", cell.title)
-        failed = cell.failed_file.exists()
-        cell.failed_file.unlink(missing_ok=True)
-        try:
-            run_cell(
-                cell,
-                features_folder(self._options.features, cell),
-                from_scratch=failed,
-                progress=self._progress,
-                callbacks=[ClaimCheck(claim), *self._callbacks],
-            )
-        except ClaimLost:
-            raise
-        except Exception as error:
-            claim.check()
-            _write_failure(cell, error)
-        for file in claims_of(cell.folder) if cell.finished else ():
-            file.unlink(missing_ok=True)
-
-
 def run_cells(
     cells: Sequence[Cell], options: Options, progress: Progress = NoProgress(), callbacks: Sequence[Callback] = ()
 ) -> None:
-    """Run all cells in this process, alongside any other workers, until none is open."""
-    worker = GridWorker(cells, options, progress, callbacks)
-    work_through([cell.folder for cell in cells], worker, options.stale_after)
+    """Run all cells in this process, next to any other workers, until none is open."""
+    log = CellLog(cells, options)
+    while remaining := [cell for cell in cells if is_open(cell, options.retry_before)]:
+        if not any(_run_if_free(cell, options, progress, callbacks) for cell in remaining):
+            log.wait(len(remaining))
+            time.sleep(POLL)
+        log.check()
+    log.check()
+
+
+def _run_if_free(cell: Cell, options: Options, progress: Progress, callbacks: Sequence[Callback]) -> bool:
+    """Run a cell, and record a failure; False if another worker runs it."""
+    lock = try_lock(cell.lock_file)
+    if lock is None:
+        return False
+    try:
+        if is_open(cell, options.retry_before):  # still: another worker may have finished it before it was locked
+            logger.info("%s", cell.title)
+            failed = cell.failed_file.exists()
+            cell.failed_file.unlink(missing_ok=True)
+            features = features_folder(options.features, cell)
+            run_cell(cell, features, from_scratch=failed, progress=progress, callbacks=callbacks)
+    except Exception as error:
+        _write_failure(cell, error)
+    finally:
+        if cell.finished:
+            unlock(lock)
+        else:
+            lock.release()
+    return True
 
 
 def _write_failure(cell: Cell, error: Exception) -> None:
@@ -204,20 +181,10 @@ def _write_failure(cell: Cell, error: Exception) -> None:
     write_json(cell.failed_file, record)
 
 
-class ClaimCheck(Callback):
-    """Stops a training whose cell another worker has claimed."""
-
-    def __init__(self, claim: Claim) -> None:
-        self._claim = claim
-
-    def on_start(self, plan: TrainingPlan) -> None:
-        self._claim.check()
-
-    def on_step(self, record: StepRecord) -> None:
-        self._claim.check()
-
-    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
-        self._claim.check()
+def file_time(folder: Path) -> float:
+    """The time of the folder's file system, whose clock all machines share."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return os.fstat(probe.fileno()).st_mtime
 
 
 # -- several processes -----------------------------------------------------------------------------------------------
@@ -241,7 +208,7 @@ def run_in_processes(cells: Sequence[Cell], options: Options, jobs: int) -> int:
             wait(alive, POLL)
             log.check()
     except KeyboardInterrupt:
-        for worker in workers:  # Ctrl-C has reached them too; each lets its claim lapse
+        for worker in workers:  # Ctrl-C has reached them too
             worker.join()
         raise
     log.check()

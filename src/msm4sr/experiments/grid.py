@@ -102,6 +102,11 @@ class Cell:
         return self.folder / "failed.json"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked while a worker runs the cell."""
+        return self.folder / ".cell.lock"
+
+    @property
     def finished(self) -> bool:
         return (self.folder / "metrics.json").exists()
 

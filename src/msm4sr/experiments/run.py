@@ -28,13 +28,11 @@ import yaml
 
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
-from msm4sr.experiments.claims import CLAIM
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
 from msm4sr.features.precomputed import file_hash
 from msm4sr.files import write_text
 
-IGNORED = (".", CLAIM)  # how the names of files begin that do not count as content: unfinished files, claims
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the trained weights
 
 
@@ -119,7 +117,7 @@ def plan_run(
                 f"{folder}: there is a run already; resume it with --resume (or msm4sr pretrain, finetune, evaluate), "
                 "name another --out, or replace it with --overwrite (its features are kept)"
             )
-    elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(IGNORED)} <= {"features"}:
+    elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(".")} <= {"features"}:
         raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
     return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, files)
 

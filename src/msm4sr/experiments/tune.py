@@ -20,7 +20,7 @@ from typing import Any
 
 import optuna
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,6 +28,7 @@ from msm4sr.data.dataset import Dataset, training_histories, validation_targets
 from msm4sr.dotted import differences, flatten, nest, shorten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.experiments.locks import try_lock, unlock
 from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
@@ -39,7 +40,8 @@ from msm4sr.training.trainer import Trainer, TrainerOptions
 
 OBJECTIVE = "ndcg@10"
 DATABASE = "study.db"
-BEFORE_A_STUDY = {"features", ".study.lock"}
+STUDY_LOCK = ".study.lock"
+BEFORE_A_STUDY = {"features", STUDY_LOCK}
 WAIT = 1.0  # seconds between two checks whether the trials of other processes have ended
 
 
@@ -231,7 +233,7 @@ def _open(tuning: Tuning) -> optuna.Study:
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
         "histories": digest(histories.values, histories.offsets, validation.targets),
     }
-    with _lock(tuning.folder):
+    with FileLock(tuning.folder / STUDY_LOCK):
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
                 f"sqlite:///{tuning.folder.absolute() / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
@@ -259,7 +261,7 @@ def _claimed(
 ) -> Iterator[optuna.Trial | None]:
     """The next trial, locked while the block runs; None when all have ended (waits for other processes)."""
     while True:
-        with _lock(tuning.folder):
+        with FileLock(tuning.folder / STUDY_LOCK):
             _retry_interrupted(study, tuning.folder)
             counted = [trial for trial in _counted(study) if trial.state != TrialState.WAITING]
             if len(counted) < tuning.trials:
@@ -267,8 +269,8 @@ def _claimed(
                 seed = tuning.settings.seed * 1_000_003 + len(counted)
                 study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed % 2**32)
                 trial = study.ask(distributions)
-                lock = _lock(tuning.folder, trial.number)
-                lock.acquire()
+                lock = try_lock(_lock_file(tuning.folder, trial.number))
+                assert lock is not None  # the study is locked, and the trial is new
                 break
             if not any(trial.state == TrialState.RUNNING for trial in counted):
                 yield None
@@ -277,12 +279,12 @@ def _claimed(
     try:
         yield trial
     finally:
-        _unlock(lock)
+        unlock(lock)
 
 
-def _lock(folder: Path, trial: int | None = None) -> FileLock:
-    """The lock of the study, or of one of its trials."""
-    return FileLock(folder / (".study.lock" if trial is None else f".trial-{trial}.lock"))
+def _lock_file(folder: Path, trial: int) -> Path:
+    """Locked while a process runs the trial."""
+    return folder / f".trial-{trial}.lock"
 
 
 def _retry_interrupted(study: optuna.Study, folder: Path) -> None:
@@ -291,20 +293,13 @@ def _retry_interrupted(study: optuna.Study, folder: Path) -> None:
     for trial in trials:
         if trial.state != TrialState.RUNNING:
             continue
-        lock = _lock(folder, trial.number)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock = try_lock(_lock_file(folder, trial.number))
+        if lock is None:
             continue
         if trial.number not in _retried(trials):  # otherwise it was interrupted between these two lines
             study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": trial.number})
         study.tell(trial.number, state=TrialState.FAIL)  # vocabulary: allow (optuna's name)
-        _unlock(lock)
-
-
-def _unlock(lock: FileLock) -> None:
-    lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)
+        unlock(lock)
 
 
 def _retried(trials: Sequence[FrozenTrial]) -> set[int]:

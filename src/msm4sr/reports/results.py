@@ -13,12 +13,12 @@ import polars as pl
 
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
-from msm4sr.experiments.claims import CLAIM
 from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, open_grid
+from msm4sr.experiments.locks import is_locked
 from msm4sr.experiments.run import read_epochs
 from msm4sr.experiments.settings import read_yaml
 
-State = Literal["finished", "failed", "at work", "missing"]
+State = Literal["finished", "failed", "running", "missing"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
 
 def _outcome(cell: Cell) -> Outcome:
     folder, metrics, failure = cell.folder, cell.metrics(), cell.failure()
-    state: State = "at work" if any(folder.glob(f"{CLAIM}*")) else "missing"
+    state: State = "running" if is_locked(cell.lock_file) else "missing"
     outcome = Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)
     if failure is not None:
         return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))

@@ -121,7 +121,7 @@ def _tested(comparison: Comparison, data: str, row: str, metric: str, cell: Cell
     outcomes = comparison.results.outcomes[data, row]
     if cell.value is None:
         states = [outcome.state for outcome in outcomes]
-        text = next((state for state in ("failed", "at work") if state in states), "missing")
+        text = next((state for state in ("failed", "running") if state in states), "missing")
         return Cell(text, tip="; ".join(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)))
     test, finished = comparison.tests.get((data, row, metric)), len(comparison.results.finished(data, row))
     few = finished < len(outcomes)

@@ -1,0 +1,43 @@
+"""Exclusive work by locks of the operating system, which end with their process, however it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from msm4sr.errors import InputError
+
+
+def try_lock(file: Path) -> FileLock | None:
+    """Lock a file, made with its folder if it is missing; None while another process holds the lock.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be written ({error.strerror})") from None
+    return lock
+
+
+def unlock(lock: FileLock) -> None:
+    """Release a lock and remove its file; for work that is finished, since another process may hold the file open."""
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock."""
+    if not file.exists():
+        return False
+    lock = try_lock(file)
+    if lock is None:
+        return True
+    lock.release()
+    return False
