@@ -20,7 +20,7 @@ import yaml
 from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
-from msm4sr.experiments.grid_plan import GridRequest, config_names, plan_grid
+from msm4sr.experiments.grid_plan import CONFIGS, GridRequest, plan_grid
 from msm4sr.experiments.locks import try_lock
 from msm4sr.models.registry import MODELS
 from msm4sr.training.checkpoint import last_file, read_state
@@ -363,7 +363,7 @@ def test_a_config_that_is_not_there_a_grid_without_data_and_a_folder_of_somethin
     assert "holds no grid" in refused("compare", config, "--data", ring, "--out", ring)
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", CONFIGS)
 def test_what_ships_is_a_grid(name: str, ring: Path) -> None:
     needed: dict[str, Any] = {
         "transfer": {"changes": ["pretrain.init_from=RUN"]},

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
 from itertools import product
 from os.path import abspath
 from pathlib import Path
@@ -18,7 +16,7 @@ from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 from msm4sr.strict import Strict
 
-SHIPPED = files("msm4sr.experiments.configs")
+CONFIGS = {file.stem: file for file in sorted(Path(__file__).with_name("configs").glob("*.yaml"))}
 PRECOMPUTED = "--features NAME=FILE"
 
 
@@ -49,18 +47,12 @@ class Base(Strict):
     settings: str | None = None
 
 
-def config_names() -> list[str]:
-    """The grids that ship with the package, in alphabetical order."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
-
-
 def _read_config(config: str) -> dict[str, Any]:
     """A shipped configuration by name, or a YAML file."""
-    names = config_names()
-    if config not in names and not Path(config).is_file():
-        raise InputError(f"{config}: neither a file nor one of {', '.join(names)}{closest(config, names)}")
-    with as_file(SHIPPED / f"{config}.yaml") if config in names else nullcontext(Path(config)) as file:
-        return {"name": Path(config).stem, "title": Path(config).stem} | read_yaml(file)
+    file = CONFIGS.get(config, Path(config))
+    if not file.is_file():
+        raise InputError(f"{config}: neither a file nor one of {', '.join(CONFIGS)}{closest(config, CONFIGS)}")
+    return {"name": Path(config).stem, "title": Path(config).stem} | read_yaml(file)
 
 
 def plan_grid(request: GridRequest) -> Grid:
