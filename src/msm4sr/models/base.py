@@ -165,6 +165,8 @@ class Model(Scorer):
     """The name in tables, such as "MV-RNN"."""
     uses_features: ClassVar[bool] = False
     """Whether `Inputs.features` are used. If so, the model keeps them in `features`; if not, none are extracted."""
+    uses_categories: ClassVar[bool] = False
+    """Whether `Inputs.categories` are used. If so, the model keeps them in `categories` (0 of them if no item has any)."""
     tasks: ClassVar[Mapping[str, str]] = {}
     """The training task of each stage, such as {"finetune": "next_item"}; empty: nothing is trained."""
     search: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -173,6 +175,7 @@ class Model(Scorer):
     """The tuning budget of the search."""
 
     features: nn.ModuleDict
+    categories: ItemCategories
 
     def __init__(self, config: ModelConfig, inputs: Inputs) -> None:
         super().__init__()
@@ -180,6 +183,9 @@ class Model(Scorer):
         self.n_items, self.n_users = inputs.n_items, inputs.n_users
         if hasattr(config, "max_history"):
             self.max_history = config.max_history
+        if self.uses_categories:
+            categories = empty_rows(inputs.n_items) if inputs.categories is None else inputs.categories
+            self.categories = ItemCategories(categories, inputs.n_categories)
 
     def pretrained_scorer(self) -> Scorer:
         """The scorer that validates pre-training and ranks for a model that is only pre-trained."""
@@ -190,7 +196,7 @@ class Model(Scorer):
         sizes: dict[str, Any] = {"n_items": self.n_items, "n_users": self.n_users}
         if self.uses_features:
             sizes["modalities"] = list(self.features)
-        if isinstance(self, CategoryModel):
+        if self.uses_categories:
             sizes["n_categories"] = self.categories.n_categories
         return sizes
 
@@ -310,12 +316,3 @@ class ContentModel(FactorizedModel):
     @abstractmethod
     def only(self, prefixes: Tensor, modality: str) -> Tensor:
         """Vectors of histories [B, Q] that score by one modality (its content and the ID) alone: [B, Q]."""
-
-
-class CategoryModel(FactorizedModel):
-    """A model that uses the items' categories; `categories.n_categories` is 0 if no item has one."""
-
-    def __init__(self, config: ModelConfig, inputs: Inputs) -> None:
-        super().__init__(config, inputs)
-        rows = empty_rows(inputs.n_items) if inputs.categories is None else inputs.categories
-        self.categories = ItemCategories(rows, inputs.n_categories)

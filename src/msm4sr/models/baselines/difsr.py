@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import CategoryModel, Inputs
+from msm4sr.models.base import FactorizedModel, Inputs
 from msm4sr.models.layers import Dropout, initialise, take
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, TransformerConfig, TransformerLayer, attend
@@ -70,11 +70,12 @@ class DecoupledAttention(nn.Module):
 
 
 @register_model("difsr")
-class DIFSR(CategoryModel):
+class DIFSR(FactorizedModel):
     """A causal Transformer over IDs whose attention also compares positions and attributes."""
 
     Config = DIFSRConfig
     label = "DIF-SR"
+    uses_categories = True
     search = {
         **SEARCH,
         "model.attribute_weight": {"kind": "float", "low": 0.1, "high": 20.0, "log": True},

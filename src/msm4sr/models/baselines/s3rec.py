@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import CategoryModel, FactorizedScorer, Inputs, Scorer
+from msm4sr.models.base import FactorizedScorer, Inputs, Scorer
 from msm4sr.models.baselines.sasrec import IDTransformer, IDTransformerConfig
 from msm4sr.models.layers import initialise
 from msm4sr.models.registry import register_model
@@ -49,11 +49,12 @@ class S3RecConfig(IDTransformerConfig):
 
 
 @register_model("s3rec")
-class S3Rec(CategoryModel, IDTransformer):
+class S3Rec(IDTransformer):
     """SASRec with the mask embedding, attribute embeddings and matrices of its pre-training."""
 
     Config = S3RecConfig
     label = "S3-Rec"
+    uses_categories = True
     tasks = {"pretrain": "mutual_information", "finetune": "next_item"}
     search = {
         **SEARCH,
