@@ -42,14 +42,8 @@ def doctor() -> None:
     """Check the installation: versions, devices, encoders, disk space, and which extras are missing."""
     with handle_errors():
         checks = [*check_packages(), *check_devices(), *check_encoders(), *check_disk(), *check_extras()]
-        table = Table(
-            Column(no_wrap=True),
-            Column(no_wrap=True),
-            Column(overflow="fold"),
-            box=None,
-            show_header=False,
-            pad_edge=False,
-        )
+        columns = Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold")
+        table = Table(*columns, box=None, show_header=False, pad_edge=False)
         for check in checks:
             table.add_row(check.name, Text(check.state, STYLES[check.state]), Text(check.found))
             if check.remedy:
@@ -86,10 +80,8 @@ def check_devices() -> Iterator[Check]:
     limited = os.environ.get("OMP_NUM_THREADS")
     yield Check("cpu", "ok", f"{processor()}, {threads}{f' (OMP_NUM_THREADS={limited})' if limited else ''}{bf16}")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    if gpus:
-        yield Check("gpu", "ok", ", ".join(gpus))
-    elif torch.backends.mps.is_available():
-        yield Check("gpu", "ok", "Apple MPS")
+    if gpus or torch.backends.mps.is_available():
+        yield Check("gpu", "ok", ", ".join(gpus) or "Apple MPS")
     else:
         remedy = "for an NVIDIA GPU install a CUDA build of torch"
         yield Check("gpu", "missing", "none; training runs on the CPU", remedy)
@@ -140,9 +132,8 @@ def requirements(extra: str) -> list[Requirement]:
     """What the installed package asks for: the core dependencies (""), or those that an extra adds."""
     found = [Requirement(line) for line in requires("msm4sr") or ()]
     core = [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
-    if not extra:
-        return core
-    return [one for one in found if one not in core and one.marker and one.marker.evaluate({"extra": extra})]
+    added = [one for one in found if one not in core and one.marker and one.marker.evaluate({"extra": extra})]
+    return added if extra else core
 
 
 def problems(extra: str) -> list[str]:

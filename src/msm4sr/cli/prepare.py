@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin
 
@@ -56,9 +57,6 @@ prepare = typer.Typer(
 def source_command(name: str, source: type[Source]) -> Any:
     """A command whose arguments are the required fields of a source, and whose options are its others and the rules."""
 
-    def command(**values: Any) -> None:
-        prepare_source(source, **values)
-
     fields = source.model_fields.items()
     parameters = [
         _parameter("ctx", typer.Context),
@@ -68,7 +66,8 @@ def source_command(name: str, source: type[Source]) -> Any:
         _parameter("like_paper", LikePaper, False),
         *(_from_field(name, field, source.rules) for name, field in type(source.rules).model_fields.items()),
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command: Any = partial(prepare_source, source)
+    command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(add_completion=False)
     app.command(name, help=inspect.getdoc(source))(command)

@@ -111,8 +111,7 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
     """Read a prepared folder by the rules of this module.
 
     Raises:
-        InputError: whatever `read_interactions` and `read_items` raise; an item that the catalogue lacks; nothing is
-            left after the filters.
+        InputError: see `read_interactions` and `read_items`; an item that the catalogue lacks; nothing is left.
     """
     folder = Path(folder)
     interactions, items = read_interactions(folder), read_items(folder)
@@ -154,7 +153,7 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
 
 def training_histories(dataset: Dataset) -> Ragged:
     """The histories without their last two items; empty for users that are not trained on."""
-    histories = _without_last(dataset, 2)
+    histories = validation_targets(dataset).histories
     if dataset.trained_on is None:
         return histories
     return histories.keep(np.repeat(dataset.trained_on, histories.lengths))
@@ -162,12 +161,12 @@ def training_histories(dataset: Dataset) -> Ragged:
 
 def validation_targets(dataset: Dataset) -> Targets:
     """The second last item of each user, to be ranked given all before it."""
-    return Targets(_without_last(dataset, 2), _from_end(dataset, 2))
+    return _targets(dataset, 2)
 
 
 def test_targets(dataset: Dataset) -> Targets:
     """The last item of each user, to be ranked given all before it (training and validation part)."""
-    return Targets(_without_last(dataset, 1), _from_end(dataset, 1))
+    return _targets(dataset, 1)
 
 
 # The name starts with `test_`; pytest must not collect it where a test module imports it.
@@ -199,9 +198,7 @@ def item_rows(full: Dataset, dataset: Dataset) -> Ints:
 
 
 def cold_start_targets(full: Dataset, dataset: Dataset) -> Targets:
-    """The interactions with new items that a strict cold-start evaluation ranks.
-
-    `dataset` is `full` without some of its items (see `without_items`).
+    """What a strict cold-start evaluation ranks; `dataset` is `full` without some of its items (see `without_items`).
 
     Returns:
         For each user of `dataset` whose last item in `full` is not in `dataset`: that item, given the user's history
@@ -209,7 +206,7 @@ def cold_start_targets(full: Dataset, dataset: Dataset) -> Targets:
     """
     known = item_rows(full, dataset)
     in_full, _ = _rows_of(pl.Series(dataset.user_ids), pl.Series(full.user_ids))
-    last = _from_end(full, 1)[in_full]
+    last = test_targets(full).targets[in_full]
     users = np.flatnonzero(~np.isin(last, known))
     histories = dataset.histories.take(users)
     return Targets(Ragged(known[histories.values].astype(np.int32), histories.offsets), last[users], users)
@@ -299,17 +296,12 @@ def _draw(fraction: float, count: int, seed: int, number: int) -> Flags:
     return drawn
 
 
-def _from_end(dataset: Dataset, place: int) -> Ints:
-    """The last (1), second last (2) ... item of each user: int64 [users]."""
-    items: Ints = dataset.histories.values[dataset.histories.offsets[1:] - place]
-    return items.astype(np.int64)
-
-
-def _without_last(dataset: Dataset, count: int) -> Ragged:
-    """The histories without their last `count` items (every history is longer than that)."""
+def _targets(dataset: Dataset, place: int) -> Targets:
+    """The last (1) or second last (2) item of each user, and the history before it."""
     histories = dataset.histories
-    end = np.repeat(histories.offsets[1:] - count, histories.lengths)
-    return histories.keep(np.arange(len(end)) < end)
+    target = histories.offsets[1:] - place
+    earlier = histories.keep(np.arange(len(histories.values)) < np.repeat(target, histories.lengths))
+    return Targets(earlier, histories.values[target].astype(np.int64))
 
 
 def _rows_of(names: pl.Series, index: pl.Series) -> tuple[Ints, Flags]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import polars as pl
@@ -61,10 +60,10 @@ class Items:
     categories: list[tuple[str, ...]]
     images: list[tuple[str, ...]]
 
-    @classmethod
-    def from_frame(cls, frame: pl.DataFrame) -> Self:
+    @staticmethod
+    def from_frame(frame: pl.DataFrame) -> Items:
         """The items of a table as `read_items` gives it."""
-        return cls(
+        return Items(
             item_ids=frame["item_id"].to_list(),
             titles=frame["title"].to_list(),
             texts=frame["text"].to_list(),

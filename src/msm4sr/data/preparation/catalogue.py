@@ -26,14 +26,9 @@ Image = Path | str  # a file, links resolved, or a URL
 
 
 class ImageFolder:
-    """A folder in which the images of items are found; None: URLs stay URLs, and there are no files.
-
-    Attributes:
-        missing: images that an item names, or should have, and that the folder lacks.
-    """
+    """A folder in which the images of items are found; None: URLs stay URLs, and there are no files."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Raises InputError: no such folder."""
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder of images")
         self._root = None if folder is None else Path(os.path.realpath(folder))
@@ -42,16 +37,14 @@ class ImageFolder:
         for path in sorted(self._root.iterdir(), reverse=True) if self._root else ():
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 self._files[path.stem + path.suffix.lower()] = path.name
-        self.missing: list[str] = []
+        self.missing: list[str] = []  # images that an item names, or should have, and that the folder lacks
 
     def find(self, item_id: str, names: Sequence[str] | None, where: str) -> list[Image]:
         """The images of an item: those that `names` lists, else the file `<item_id>.jpg` (or another suffix).
 
         `names` are paths in the folder, or URLs; a URL becomes the file of that name where the folder has one. None: no
-        image column; an item without a file is then counted as missing one. `where` is for messages.
-
-        Raises:
-            InputError: a path leads out of the folder.
+        image column; an item without a file is then counted as missing one. `where` is for messages. Raises InputError
+        where a path leads out of the folder.
         """
         if self._root is None:
             return [name for name in names or () if is_url(name)]
@@ -123,8 +116,7 @@ def write_catalogue(
 ) -> None:
     """Copy the images of the items that are kept (bool [codes]), and join the parts in `items.parquet`.
 
-    `parts` have the column `code` and some of `ITEM_COLUMNS`; they are overwritten. `where` names the file of the items
-    in messages.
+    `parts` have the column `code` and some of `ITEM_COLUMNS`, and are overwritten; `where` is for messages.
     """
     names = SafeNames()
     for path in parts:

@@ -76,8 +76,7 @@ def read_blocks(
     `parse` turns a line into the values of `columns`, or raises `InvalidRow`. `report` counts all and invalid rows.
 
     Raises:
-        InputError: the file cannot be read, is cut short (unless all rows may be invalid), or has too many invalid
-            rows.
+        InputError: the file cannot be read, is cut short (unless all rows may be invalid), has too many invalid rows.
     """
     invalid = InvalidRows(path, report.rules.max_invalid_fraction)
     schema = {"row": pl.Int64(), **columns}
@@ -153,11 +152,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
-    """Read a table; every value of a text file is a string, so that an ID keeps its leading zeros.
-
-    Raises:
-        InputError: no such file, another suffix, or a broken row, which is named.
-    """
+    """Read a table; every value of a text file is a string, so that an ID keeps its leading zeros."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()

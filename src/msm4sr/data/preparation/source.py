@@ -47,28 +47,22 @@ class Drop:
 
 @dataclass
 class PrepareReport:
-    """What was read, kept and dropped; `provenance.json` of the folder holds the same.
-
-    Attributes:
-        items_read: None without a table of items: the items are those of the interactions.
-        with_urls: items whose images include a URL that is yet to be fetched.
-        order: what the order of a history is based on.
-        steps: name of each step, with the number of interactions, users and seen items after it.
-    """
+    """What was read, kept and dropped; `provenance.json` of the folder holds the same."""
 
     out: Path
     rules: Rules
     interactions_read: int = 0
     interactions_kept: int = 0
     users: int = 0
-    items_read: int | None = None
+    items_read: int | None = None  # None: no table of items, they are those of the interactions
     items_kept: int = 0
     with_title: int = 0
     with_text: int = 0
     with_categories: int = 0
     with_image: int = 0
-    with_urls: int = 0
-    order: str = ""
+    with_urls: int = 0  # items whose images include a URL that is yet to be fetched
+    order: str = ""  # what the order of a history is based on
+    # Name of each step, with the number of interactions, users and seen items after it.
     steps: list[dict[str, int | str]] = field(default_factory=list)
     dropped: list[Drop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
