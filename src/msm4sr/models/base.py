@@ -166,7 +166,7 @@ class Model(Scorer):
     uses_features: ClassVar[bool] = False
     """Whether `Inputs.features` are used. If so, the model keeps them in `features`; if not, none are extracted."""
     uses_categories: ClassVar[bool] = False
-    """Whether `Inputs.categories` are used. If so, the model keeps them in `categories` (0 of them if no item has any)."""
+    """Whether `Inputs.categories` are used. If so, the model keeps them in `categories`: none if no item has any."""
     tasks: ClassVar[Mapping[str, str]] = {}
     """The training task of each stage, such as {"finetune": "next_item"}; empty: nothing is trained."""
     search: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
