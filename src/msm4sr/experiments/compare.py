@@ -42,15 +42,12 @@ POLL = 1.0  # seconds between two checks of the cells of other workers
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run; none of it changes their results.
-
-    Attributes:
-        features: the folder with a features folder for each data set.
-        retry_before: a cell that failed before this time (of the file system) is run again, from scratch.
-    """
+    """How cells are run; none of it changes their results."""
 
     features: Path
+    """The folder with a features folder for each data set."""
     retry_before: float = 0.0
+    """A cell that failed before this time (of the file system) is run again, from scratch."""
 
 
 def run_cell(
@@ -61,18 +58,7 @@ def run_cell(
     progress: Progress = NoProgress(),
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Run one cell and return its metrics; a run that was begun there is resumed.
-
-    Args:
-        cell: what to run, and in which folder.
-        features: the features folder.
-        from_scratch: replace a run that was begun there.
-        progress: shows what is encoded and ranked.
-        callbacks: of the training.
-
-    Raises:
-        Exception: whatever the stages raise.
-    """
+    """Run one cell and return its metrics; a run that was begun there is resumed, or replaced (`from_scratch`)."""
     settings = cell.settings
     precomputed = cell.row.precomputed_files(cell.data.name, cell.seed)
     dataset = load_dataset(cell.data.folder, settings.dataset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
@@ -32,9 +32,8 @@ def has_stage(model: Model, stage: str, settings: TrainingSettings) -> bool:
     """Whether a model is trained in a stage by these settings."""
     if settings.pretrain.end_to_end and stage == "pretrain" and can_transfer(model):
         return False
-    own: StageSettings = getattr(settings, stage)
     trained = any(weight.requires_grad for weight in model.parameters())
-    return own.epochs > 0 and stage in model.tasks and trained
+    return getattr(settings, stage).epochs > 0 and stage in model.tasks and trained
 
 
 def can_transfer(model: Model) -> TypeGuard[MSM4SR]:
@@ -86,7 +85,7 @@ def pretrain(
     Raises:
         InputError: the model has no pre-training; or as `Trainer.fit`.
     """
-    return _train(model, dataset, _Both(pretrain=settings), settings, options, callbacks)
+    return _train(model, dataset, settings, options, callbacks)
 
 
 def finetune(
@@ -103,20 +102,16 @@ def finetune(
     Raises:
         InputError: the model has nothing to train; or as `Trainer.fit`.
     """
-    return _train(model, dataset, _Both(finetune=settings), settings, options, callbacks)
+    return _train(model, dataset, settings, options, callbacks)
 
 
 def _train(
-    model: Model,
-    dataset: Dataset,
-    settings: TrainingSettings,
-    own: StageSettings,
-    options: TrainerOptions,
-    callbacks: Iterable[Callback],
+    model: Model, dataset: Dataset, settings: StageSettings, options: TrainerOptions, callbacks: Iterable[Callback]
 ) -> list[EpochRecord]:
-    task = task_for(model, own.stage, settings)
+    changed: dict[str, Any] = {settings.stage: settings}
+    task = task_for(model, settings.stage, _Both(**changed))
     if task is not None:
-        return Trainer(task, own, options, callbacks).fit(dataset)
-    if own.epochs:
-        raise InputError(f"{own.stage}: {type(model).__name__} has no such stage")
+        return Trainer(task, settings, options, callbacks).fit(dataset)
+    if settings.epochs:
+        raise InputError(f"{settings.stage}: {type(model).__name__} has no such stage")
     return []

@@ -35,11 +35,13 @@ class Task(nn.Module):
 
     Attributes:
         model: the model to train.
+        drop: of sequence random drop, see `epoch_batches`.
         gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
             batch are compared with each other needs it.
     """
 
     gather: Gather
+    drop: float = 0.0
 
     def __init__(self, model: Scorer) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class Task(nn.Module):
             max_history=self.model.max_history,
             batch_pairs=settings.batch_pairs,
             pairs=settings.pairs,
+            drop=self.drop,
             rng=rng,
         )
 

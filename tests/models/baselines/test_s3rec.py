@@ -107,13 +107,13 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_history_by_history(only: str 
 
     histories, draws = complete_windows(batch), generator(5)  # the same draws, in the same order
     masked = histories.real & (torch.rand(histories.items.shape, generator=draws) < 0.4)
-    segments = draw_segments(histories, draws)
+    drawn_inside, drawn_other = draw_segments(histories, draws)
     absent = draw_absent(histories.items, histories.real, N_ITEMS, draws)
     assert 0 < masked.sum() < histories.real.sum()
     total = 0.0
     with torch.no_grad():
         for row, items in enumerate(SEQUENCES):
-            hide, inside = masked[row].tolist()[: len(items)], segments.inside[row].tolist()[: len(items)]
+            hide, inside = masked[row].tolist()[: len(items)], drawn_inside[row].tolist()[: len(items)]
             for slot, vector in enumerate(encoded_slowly(model, items, hide)):
                 item = torch.tensor(items[slot : slot + 1])
                 if hide[slot]:
@@ -125,7 +125,7 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_history_by_history(only: str 
             outside = [not within for within in inside]
             context = encoded_slowly(model, items, inside)[-1:]
             segment = encoded_slowly(model, items, outside)[-1:]
-            other = encoded_slowly(model, segments.other[row].tolist()[: len(items)], outside)[-1:]
+            other = encoded_slowly(model, drawn_other[row].tolist()[: len(items)], outside)[-1:]
             total += weights["sp"] * float(segment_of(model, context, segment, other))
     assert ours == pytest.approx(total / sum(map(len, SEQUENCES)), rel=1e-4)
     assert total > 0
@@ -145,13 +145,13 @@ def test_a_segment_has_at_most_half_of_the_history_and_the_other_one_is_from_the
     histories = complete_windows(make_batch(SEQUENCES))
     starts, lengths = set(), set()
     for seed in range(200):
-        segments = draw_segments(histories, generator(seed))
+        drawn_inside, drawn_other = draw_segments(histories, generator(seed))
         for row, items in enumerate(SEQUENCES):
-            places = segments.inside[row].nonzero().flatten().tolist()
+            places = drawn_inside[row].nonzero().flatten().tolist()
             assert places == list(range(places[0], places[-1] + 1))
             assert 1 <= len(places) <= len(items) // 2
             assert places[-1] < len(items)
-            drawn = segments.other[row][places].tolist()
+            drawn = drawn_other[row][places].tolist()
             assert str(drawn)[1:-1] in str([item for sequence in SEQUENCES for item in sequence])
             if row == 0:
                 starts.add(places[0])

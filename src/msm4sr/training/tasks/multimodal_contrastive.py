@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.data.batches import Batch, epoch_batches
+from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import Scorer
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
-from msm4sr.ragged import Ragged
 from msm4sr.training.device import Gather, gather_own
-from msm4sr.training.settings import PretrainSettings, StageSettings
+from msm4sr.training.settings import PretrainSettings
 from msm4sr.training.task import TASKS, Task
 
 logger = logging.getLogger(__name__)
@@ -117,21 +114,10 @@ class MultimodalContrastiveTask(Task):
             )
         if len(model.modalities) == 1:
             logger.info("pre-training on %s only: no mixup, no contrast between modalities", model.modalities[0])
-        self.settings = settings
+        self.settings, self.drop = settings, settings.drop
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return pretrain_loss(self.model, batch, self.settings, generator, self.gather)
-
-    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
-        """All pairs once, after sequence random drop."""
-        return epoch_batches(
-            histories,
-            max_history=self.model.max_history,
-            batch_pairs=settings.batch_pairs,
-            pairs=settings.pairs,
-            drop=self.settings.drop,
-            rng=rng,
-        )
 
     @property
     def scorer(self) -> Scorer:

@@ -48,21 +48,13 @@ def complete_windows(batch: Batch) -> Windows:
     return Windows(items, torch.arange(items.shape[1], device=items.device) <= n_inputs)
 
 
-@dataclass(frozen=True)
-class Segments:
+def draw_segments(histories: Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A segment of each history, and a negative one of the same length.
 
-    Attributes:
-        inside: bool [B, L], the segment: between 1 item and half of the history, anywhere in it.
-        other: int64 [B, L], in the same places consecutive items from the batch.
+    Returns:
+        Bool [B, L], the segment: between 1 item and half of the history, anywhere in it; int64 [B, L], in the same
+        places consecutive items of the concatenated histories, which may cross from one history to the next.
     """
-
-    inside: Tensor
-    other: Tensor
-
-
-def draw_segments(histories: Windows, generator: torch.Generator) -> Segments:
-    """Draw both; the other segment is drawn from the concatenated histories, so it may cross from one to the next."""
     pool, device = histories.items[histories.real], histories.items.device  # [T]
     slot = torch.arange(histories.items.shape[1], device=device)
     n = histories.real.sum(dim=1, keepdim=True)  # [B, 1]; at least 2
@@ -76,7 +68,7 @@ def draw_segments(histories: Windows, generator: torch.Generator) -> Segments:
     inside = (slot >= start) & (slot < start + length)
     elsewhere = draw(len(pool) - length + 1)
     place = torch.where(inside, elsewhere + slot - start, 0)
-    return Segments(inside, pool[place])
+    return inside, pool[place]
 
 
 def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -85,10 +77,10 @@ def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor
     items, real = histories.items, histories.real
     draw = torch.rand(items.shape, generator=generator, device=items.device)
     masked = real & (draw < config.mask_probability)
-    segments = draw_segments(histories, generator)
-    inside, outside = segments.inside, real & ~segments.inside
+    inside, negative = draw_segments(histories, generator)
+    outside = real & ~inside
 
-    rows = torch.cat([items, items, items, segments.other])  # four inputs per history, encoded in one call
+    rows = torch.cat([items, items, items, negative])  # four inputs per history, encoded in one call
     hidden = model.encode_bidirectional(rows, torch.cat([masked, inside, outside, outside]), real.repeat(4, 1))
     sequence, context, segment, other = hidden.chunk(4)  # [B, L, D] each
 
