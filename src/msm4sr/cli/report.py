@@ -17,9 +17,7 @@ def report(
     ] = None,
     metrics: Annotated[
         list[str],
-        typer.Option(
-            "--metric", help="A column of the tables. May be given several times.", show_default="as in the paper"
-        ),
+        typer.Option("--metric", help="A column. May be given several times.", show_default="as in the paper"),
     ] = [],
 ) -> None:
     """Write an HTML page with a grid's results, tests and intervals, and its tables as Markdown, LaTeX and CSV.
