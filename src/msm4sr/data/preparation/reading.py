@@ -1,4 +1,4 @@
-"""Two ways to read a file: `read_blocks` parses a text line by line, `read_table` reads a complete table.
+"""How files are read: `read_blocks` parses a text line by line, `read_table` reads a complete table.
 
 Lines may be gzipped; invalid ones are counted by reason, in bounded memory. A file that is cut short or damaged inside
 its gzip stream counts as invalid altogether, because the number of missing rows is unknown. The rows before the damage
