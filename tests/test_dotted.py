@@ -41,8 +41,8 @@ def test_each_difference_is_a_line() -> None:
     then, now = {"epochs": 12, "dim": 64, "gone": 1}, {"epochs": 20, "dim": 64, "added": 3}
     assert differences(then, now) == [
         "epochs is 12 there and 20 now",
-        "added is unknown there and 3 now",
-        "gone is 1 there and None now",
+        "added is not set there and 3 now",
+        "gone is 1 there and not set now",
     ]
     assert differences(then, now, keys=["dim", "epochs"]) == ["epochs is 12 there and 20 now"]
 
@@ -50,7 +50,7 @@ def test_each_difference_is_a_line() -> None:
 @pytest.mark.parametrize("off", [None, False, 0, "", []])
 def test_a_setting_that_was_added_later_differs_only_where_it_is_on(off: object) -> None:
     assert differences({}, {"new": off}) == []
-    assert differences({}, {"new": [1]}) == ["new is unknown there and [1] now"]
+    assert differences({}, {"new": [1]}) == ["new is not set there and [1] now"]
 
 
 def test_values_are_compared_as_json_stores_them() -> None:

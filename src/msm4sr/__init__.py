@@ -6,6 +6,7 @@ The names below are the public interface. They are imported on first use, so `im
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("msm4sr")
     if name not in _MODULES:
         raise AttributeError(f"module 'msm4sr' has no attribute {name!r}")
     return getattr(import_module(f"msm4sr.{_MODULES[name]}"), name)

@@ -43,10 +43,14 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[
     """
     now = json.loads(json.dumps(now))
     return [
-        f"{key} is {then.get(key, 'unknown')} there and {now.get(key)} now"
+        f"{key} is {_shown(then.get(key))} there and {_shown(now.get(key))} now"
         for key in (dict.fromkeys([*now, *then]) if keys is None else keys)
         if (then[key] != now.get(key) if key in then else bool(now.get(key)))
     ]
+
+
+def _shown(value: Any) -> Any:
+    return "not set" if value is None else value
 
 
 def shorten(found: list[str]) -> str:

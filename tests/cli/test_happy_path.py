@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import yaml
 from calling import QUICK, Cli, Trained, metrics_of, small_items, small_log, write_folder
 
+import msm4sr
 from msm4sr.data.dataset import load_dataset, test_targets
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
@@ -27,6 +29,7 @@ KEYS = {*(f"{name}@{k}" for name in ("recall", "ndcg") for k in (5, 10, 20, 50))
 def test_a_run_leaves_all_that_it_promises(trained: Trained, shop: Path) -> None:
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
     assert config["data"] == str(shop)
+    assert config["msm4sr"] == msm4sr.__version__ == version("msm4sr")
     assert config["finetune"]["epochs"] == 1
     epochs = [json.loads(line) for line in (trained.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["epoch"]) for row in epochs] == [("pretrain", 1), ("finetune", 1)]

@@ -133,6 +133,9 @@ def test_a_run_that_is_not_finished_has_nothing_to_recommend(refused: Refused, c
 def test_items_that_changed_since_the_training_are_refused(refused: Refused, copy_of_run: Path) -> None:
     file = copy_of_run / "model" / "items.json"
     stored = json.loads(file.read_text())
+    file.unlink()
+    message = refused("recommend", str(copy_of_run), "--user", "user-00007")
+    assert f"{copy_of_run}: training is incomplete: continue with `msm4sr run ... --resume`" in message
     stored["item_ids"].reverse()
     file.write_text(json.dumps(stored))
     message = refused("recommend", str(copy_of_run), "--user", "user-00007")

@@ -109,6 +109,7 @@ def test_its_result_is_what_run_takes(
     saved = tmp_path / "configs" / "models" / "toyshop" / "sasrec.yaml"
     called = cli(*command("study"), "--save", saved, "--trials", "2", "--seed", "3")
     assert called.code == 0, called
+    assert f"--settings {saved} --out RUN" in called.out
     assert "Made by: msm4sr tune DATA/toyshop --model sasrec --search small --trials 2" in saved.read_text()
     assert saved.read_text() == (tmp_path / "study" / "best.yaml").read_text()
     assert str(tmp_path) not in saved.read_text()

@@ -286,12 +286,22 @@ def test_a_stage_where_there_is_no_run(refused: Refused, tmp_path: Path, stage: 
         ("just a line", "not a mapping of names"),
         ("- a\n- list", "not a mapping of names"),
         ("", "not a mapping of names"),
-        ("seed: 1", "not a run's settings"),
+        ("seed: 1", "not a run's settings: it must have data, features_folder and preset"),
         ("data: 5\nfeatures_folder: f\npreset: seed", "not a run's settings"),
         (b"\xff\xfe\x00", "not YAML"),
-        ("data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: msm4sr, dim: wide}", "model.dim"),
+        (
+            "data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: msm4sr, dim: wide}",
+            "model.dim: 'wide' is not an integer",
+        ),
         ("data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: bert4rec}", "bert4rec"),
-        ("data: d\nfeatures_folder: f\npreset: seed\nspeed: 1", "speed"),
+        (
+            "msm4sr: 0.0.9\ndata: d\nfeatures_folder: f\npreset: seed\nspeed: 1",
+            "another version of msm4sr (0.0.9); train",
+        ),
+        (
+            "data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: msm4sr, dim: 8, x: 1}",
+            "of msm4sr (unknown); train",
+        ),
         ("data: /no/such/data\nfeatures_folder: f\npreset: seed", "/no/such/data: no such folder"),
     ],
 )

@@ -158,6 +158,7 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
     [
         ("finetune: {learningrate: 1}", r"no setting 'finetune.learningrate' of sasrec; did you mean 'finetune.learn"),
         ("model: {attribute_weight: 1}", r"no setting 'model.attribute_weight' of sasrec \(difsr has it\)"),
+        ("finetune: {learning_rate: fast}", r"finetune\.learning_rate: 'fast' is not a number"),
         ("model: {dropout: 2}", r"model\.dropout: .*less than 1.*given: 2"),
         ("models: [sasrec]", r"models: a mapping from models to settings"),
         ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),

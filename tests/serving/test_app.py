@@ -176,7 +176,7 @@ def test_a_modality_that_does_not_score_is_refused(client: TestClient, ids: list
 @pytest.mark.parametrize(
     ("fields", "images", "status", "words"),
     [
-        ({"title": ""}, [], 422, ["no content that the model reads; give it a text or visual"]),
+        ({"title": ""}, [], 422, ["no content that the model reads; give it a text or an image"]),
         ({}, [b"no image"], 422, ["image 1 cannot be used: not an image"]),
         ({}, [jpeg(), jpeg()[:100]], 422, ["image 2 cannot be used: damaged or cut short"]),
         ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),

@@ -123,7 +123,7 @@ def test_what_differs_from_the_checkpoint_is_reported(tmp_path: Path) -> None:
     said = r"x\.safetensors: the checkpoint is of another training: model\.dim is 8 there and 16 now; start again$"
     with pytest.raises(InputError, match=said):
         check_identity(file, about, then | {"model.dim": 16}, "start again")
-    with pytest.raises(InputError, match="items is unknown there and 3 items now"):
+    with pytest.raises(InputError, match="items is not set there and 3 items now"):
         check_identity(file, about, then | {"items": "3 items"}, "start again")
 
 

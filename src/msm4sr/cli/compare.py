@@ -93,10 +93,8 @@ def compare(
         _print_tables(read_grid(out.absolute(), asked))
         failed = [cell for cell in cells if cell.failure()]
         if failed:
-            those = ("cell", "it") if len(cells) == 1 else ("cells", "them")
-            errors.print(
-                f"{len(failed)} of {len(cells)} {those[0]} failed; rerun with --retry-failed to retry {those[1]}"
-            )
+            noun = "cell" if len(cells) == 1 else "cells"
+            errors.print(f"{len(failed)} of {len(cells)} {noun} failed; rerun with --retry-failed to try again")
         if died:
             errors.print(f"{died} of {jobs} processes died; rerun the command to continue their cells")
         say_next("report", out)

@@ -1,4 +1,4 @@
-"""Images that are named by address."""
+"""Images that are given by URL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fetch_images(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one try.")] = 60,
     max_mib: Annotated[float, typer.Option(min=0.01, help="Largest image, in MiB.")] = 20,
 ) -> None:
-    """Download the images that DATA names by address. Run it again to resume, or to retry what failed."""
+    """Download the images that DATA gives by URL. Run it again to resume, or to retry what failed."""
     with handle_errors("interrupted; what was fetched is kept, run the same command to resume"):
         try:
             from msm4sr.features.fetch import FetchSettings, fetch_images

@@ -20,7 +20,7 @@ SHOWN = 5  # titles of the history
 
 def recommend(
     folder: RunFolder,
-    more: Annotated[list[str] | None, typer.Argument(metavar="ID", help="More of --history.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Further item ids of --history.")] = None,
     user: Annotated[
         str | None, typer.Option("--user", help="A user of the data, by id; needs the data of the run.")
     ] = None,

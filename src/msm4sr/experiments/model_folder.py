@@ -54,6 +54,11 @@ def read_item_names(run: Run) -> tuple[list[str], list[str]]:
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
         return names["item_ids"], names["titles"]
+    except FileNotFoundError:
+        raise InputError(
+            f"{run.folder}: training is incomplete: continue with `msm4sr run ... --resume`, or with `msm4sr evaluate "
+            f"{run.folder}` if every stage is trained"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not readable ({type(error).__name__}); `msm4sr evaluate RUN` makes it") from None
 

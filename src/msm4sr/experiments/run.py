@@ -1,6 +1,6 @@
 """The folder of a run: what is in it, and how a run is planned, begun, resumed and opened.
 
-config.yaml           data folder, features folder, files of precomputed embeddings, preset, all settings
+config.yaml           version, data folder, features folder, files of precomputed embeddings, preset, all settings
 features/             the features of the items (unless the run uses another features folder)
 metrics.jsonl         one line per epoch
 metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "seen_excluded": {"validation": ..., "test": ...},
@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,12 @@ def begin_run(run: Run) -> None:
     reset_memory_peak()
     inside = run.features.is_relative_to(run.folder.absolute())
     features = run.features.relative_to(run.folder.absolute()) if inside else run.features
-    config: dict[str, Any] = {"data": str(run.data), "features_folder": str(features), "preset": run.preset}
+    config: dict[str, Any] = {
+        "msm4sr": version("msm4sr"),
+        "data": str(run.data),
+        "features_folder": str(features),
+        "preset": run.preset,
+    }
     files = {name: {"file": str(found.file), "sha256": found.sha256} for name, found in run.precomputed.items()}
     config |= {"precomputed": files} if files else {}
     try:
@@ -194,9 +200,11 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
         data, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
         found = config.pop("precomputed", {})
         precomputed = {name: Precomputed(Path(one["file"]), str(one["sha256"])) for name, one in found.items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not a run's settings ({type(error).__name__}: {error})") from None
-    settings = change_settings(validated(RunSettings, config, str(file)), changes)
+    except (AttributeError, KeyError, TypeError):
+        needed = "data, features_folder and preset, as `msm4sr run` writes them"
+        raise InputError(f"{file}: not a run's settings: it must have {needed}") from None
+    hint = f"; the run was written by another version of msm4sr ({config.pop('msm4sr', 'unknown')}); train it again"
+    settings = change_settings(validated(RunSettings, config, str(file), hint), changes)
     return Run(folder, data, folder.absolute() / features, preset, settings, precomputed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -154,17 +155,25 @@ def check_key(key: str, model: str, where: str) -> None:
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def validated(kind: type[Kind], content: Any, where: str) -> Kind:
-    """The content of a file as settings of a kind. Raises InputError, which names `where` it is from and the key."""
+def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") -> Kind:
+    """The content of a file as settings of a kind.
+
+    Raises InputError, which names `where` it is from and the key; `if_unknown` ends the message about an unknown key.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"] if part not in ("float", "int", "categorical"))
+        number = re.match("(int|float)_(type|parsing|from_float)$", problem["type"])
+        if number and not isinstance(problem["input"], dict):
+            noun = "an integer" if number[1] == "int" else "a number"
+            raise InputError(f"{where}: {key}: {problem['input']!r} is not {noun}") from None
         unknown = problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1
         given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+        ending = if_unknown if problem["type"] == "extra_forbidden" else ""
         hint = f" (there are {', '.join(kind.model_fields)})" if unknown else given
-        raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}") from None
+        raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
 
 
 def _file_settings(file: Path, model: str) -> dict[str, Any]:

@@ -253,15 +253,14 @@ class Recommender:
     def encode_items(self, items: Sequence[Item]) -> list[Item]:
         """The slow part of `add_items`: the items with their features. Nothing changes yet, and ids are not checked."""
         if self.encoder is None:
-            name = type(self.model).__name__
-            raise InputError(
-                f"a model {name} takes no new items: it must be trained on them; train msm4sr, which reads content"
-            )
+            name = self.model.config.model_dump()["name"]
+            raise InputError(f"{name} cannot add items without retraining; msm4sr can")
         encoded = self.encoder.encode(items)
         for item in encoded:
             if not any(len(rows) for rows in item.features.values()):
-                needs = " or ".join(sorted(item.features))
-                raise InputError(f"item {item.item_id!r}: it has no content that the model reads; give it a {needs}")
+                nouns = {"text": "a text", "visual": "an image"}
+                needs = " or ".join(nouns.get(name, name) for name in sorted(item.features))
+                raise InputError(f"item {item.item_id!r}: it has no content that the model reads; give it {needs}")
         return encoded
 
     def update(self, removed: Sequence[str], added: Sequence[Item]) -> None:

@@ -107,5 +107,5 @@ def _outcome(cell: Cell) -> Outcome:
             f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
         )
     config = flatten(read_yaml(folder / "config.yaml"))
-    settings = {key: value for key, value in config.items() if key not in ("data", "features_folder", "seed")}
+    settings = {key: value for key, value in config.items() if key not in ("msm4sr", "data", "features_folder", "seed")}
     return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))
