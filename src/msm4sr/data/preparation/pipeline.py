@@ -100,8 +100,8 @@ class _Reader:
         report.items_read = 0
         for number, block in enumerate(blocks):
             known = len(self.items)
-            code = _numbers(block["item_id"], self.items)
-            new = pl.Series((code >= known) & pl.Series(code).is_first_distinct().to_numpy())
+            code = pl.Series(_numbers(block["item_id"], self.items))
+            new = (code >= known) & code.is_first_distinct()
             reason = "items with an ID that an earlier row has"
             block = self._keep(block.with_columns(code=code), new, reason, path, shown="item_id")
             yield write_part(block.drop("row"), folder, number)

@@ -98,8 +98,7 @@ def item(line: bytes, max_images: int) -> tuple[str, str | None, str | None, lis
     row = json_row(line)
     item_id = _id(row.get("parent_asin") or row.get("asin"), "item")
     title = " ".join(_plain_texts(row.get("title")))
-    if PAGE_SCRIPT.search(title):
-        title = ""
+    title = "" if PAGE_SCRIPT.search(title) else title
     parts = [*_plain_texts(row.get("description")), *_plain_texts(row.get("features") or row.get("feature"))]
     text = "\n".join(dict.fromkeys(parts))[:MAX_TEXT]
     categories = list(dict.fromkeys(_plain_texts(row.get("categories") or row.get("category"))))

@@ -17,14 +17,7 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.reading import (
-    INTERACTION_COLUMNS,
-    MICROSECONDS,
-    InvalidRow,
-    microseconds,
-    read_blocks,
-    read_header,
-)
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks, read_header
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
@@ -71,7 +64,7 @@ class RecBole(Source):
         table = _Table(self.files[0])
         time = table.find(self.time, ("timestamp", "position"))
         report.order = "the order of the rows in the file (no time column)" if time is None else f"column '{time}'"
-        order, per_unit = ("position", 1) if time == "position" else ("time", MICROSECONDS)
+        order, per_unit = ("position", 1) if time == "position" else ("time", 1_000_000)
         columns = {
             order: (time, lambda field: microseconds(_number(field, "times"), per_unit)),
             "rating": (table.find(self.rating, ("rating",)), _rating),
