@@ -176,6 +176,8 @@ def test_the_table_describes_the_features_of_a_run(cli: Cli, photos: Path, tmp_p
             "MiB",
         ):
             assert said in called.out, said
+        assert "vocabulary" not in called.out  # these features have none
+        assert "(efficientnet" not in called.out  # a name is no fingerprint
 
 
 def test_the_page_shows_images_keywords_with_scores_and_sentences(
@@ -192,6 +194,7 @@ def test_the_page_shows_images_keywords_with_scores_and_sentences(
         '<ol class="keyword-scores">'
     )
     assert page.count('<ol class="sentences">') >= 9
+    assert "whether the keywords describe the images" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     again = cli("features", features, "--html", tmp_path / "again.html", "--items", "10", "--data", shop)
@@ -210,6 +213,7 @@ def test_broken_images_and_markup_in_titles_on_the_page(cli: Cli, photos: Path, 
     assert page.count('<section class="sample">') == 6
     assert "&lt;b&gt;Toy&lt;/b&gt; &amp; co" in page
     assert "4.png: damaged or cut short" in page
+    assert "keywords describe" not in page
 
 
 def test_missing_features_are_an_error(

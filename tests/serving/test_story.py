@@ -128,7 +128,7 @@ def test_an_item_that_is_added_with_a_photo_is_recommended(
     new = str(page.locator("#catalogue > li").first.get_attribute("data-id"))
     assert new.startswith("my-own")
     rank = next(n for n, one in enumerate(all_ranked(server, ids[:2]), start=1) if one == new)
-    expect(page.locator("#status")).to_contain_text(f"rank {rank} for your picks")
+    expect(page.locator("#status")).to_contain_text(f"rank {rank} for your history")
     assert rank <= 30  # of 59
     shown = page.locator(f'#catalogue [data-id="{new}"] img')
     expect(shown).to_be_visible()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,24 +63,27 @@ def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     encoder, words = manifest["encoder"], manifest.get("vocabulary_words")
+    fingerprint = encoder["fingerprint"]
+    is_hash = re.fullmatch("[0-9a-f]{16,}", fingerprint)  # otherwise a name
     settings = [f"{name} {value}" for name, value in manifest["settings"].items() if not isinstance(value, dict | None)]
     size = sum(path.stat().st_size for path in store.iterdir()) / 2**20
     for label, shown in (
         ("modality", f"{manifest['modality']}, {manifest['kind']}"),
-        ("encoder", f"{encoder['name']} ({encoder['fingerprint'][:16]})"),
-        ("ran on", ", ".join(manifest.get("ran_on", [])) or "-"),
-        ("settings", ", ".join(settings) or "-"),
+        ("encoder", encoder["name"] + (f" ({fingerprint[:16]})" if is_hash else "")),
+        ("ran on", ", ".join(manifest.get("ran_on", []))),
+        ("settings", ", ".join(settings)),
         ("items", f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
         ("vectors", f"{manifest['rows']:,}, {manifest['dim']:,}-d"),
         (
             "vocabulary",
-            f"{len(words):,} words ({manifest['vocabulary']}): {', '.join(words[:8])}, ..." if words else "-",
+            f"{len(words):,} words ({manifest['vocabulary']}): {', '.join(words[:8])}, ..." if words else "",
         ),
         ("missing items", _reasons(manifest["missing"])),
         ("broken images", _reasons(manifest["broken"])),
         ("on disk", f"{size:,.1f} MiB"),
     ):
-        table.add_row(label, escape(shown))
+        if shown:
+            table.add_row(label, escape(shown))
     return table
 
 

@@ -64,6 +64,7 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
         shown=list(shown.values()),
         n_encoded=len(encoded),
         facts=[(manifest["modality"], _fact(manifest)) for manifest in manifests.values()],
+        has_keywords=any(manifest["kind"] == "keywords" for manifest in manifests.values()),
         thumbnails=Thumbnails(dataset.folder),
     )
 

@@ -62,7 +62,7 @@ function read(card) {
 function why(reason, by) {
   const names = { text: "text", visual: "image", id: "similar choices", seen: "picked before" };
   const mostly = by === "both" ? `mostly ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
-  return reason.because === null ? `Fits your picks together, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
+  return reason.because === null ? `Fits your history as a whole, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }
 
 function show() {
@@ -261,7 +261,7 @@ async function announce(item) {
   await recommend(list);
   const found = await post("/recommend", { history: list.map((one) => one.item_id), k: RANKED, by: by() });
   const rank = found.items.find((one) => one.item_id === item.item_id)?.rank;
-  const place = rank ? `rank ${rank} for your picks` : `not among the first ${found.items.length} for your picks`;
+  const place = rank ? `rank ${rank} for your history` : `not among the first ${found.items.length} for your history`;
   $("status").textContent = `“${item.title}” was added: ${place}.`;
 }
 
@@ -279,7 +279,7 @@ function startItem(about) {
   };
   const update = () => {
     button.setAttribute("aria-pressed", picks.has(card.item_id));
-    button.textContent = picks.has(card.item_id) ? "Picked: undo" : "Pick it";
+    button.textContent = picks.has(card.item_id) ? "Remove from history" : "Add to history";
   };
   button.hidden = false;
   button.addEventListener("click", () => {
