@@ -24,8 +24,7 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Dataset
-from msm4sr.features.encoders import Encoders
-from msm4sr.features.extract import extract_features
+from msm4sr.features.extract import Encoders, extract_features
 from msm4sr.features.extractors import sentences
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.ragged import Ragged

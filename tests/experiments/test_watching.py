@@ -14,7 +14,7 @@ from msm4sr.experiments.loggers import LoggerCallback, make_logger
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import extract_stage, falls_from_the_start, train_stage
-from msm4sr.features.extractors.base import Extraction
+from msm4sr.features.extract import Extraction
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.sasrec import SASRec

@@ -40,7 +40,7 @@ import numpy as np
 from pathlib import Path
 from msm4sr.data.dataset import load_dataset
 from msm4sr.features import extract, settings
-from msm4sr.features.encoders import Encoders
+from msm4sr.features.extract import Encoders
 from msm4sr.features.extractors import sentences
 
 class Encoder:

@@ -13,7 +13,7 @@ import pytest
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.features.extract import extract_features
-from msm4sr.features.precomputed import read_embeddings
+from msm4sr.features.extractors.precomputed import read_embeddings
 from msm4sr.features.store import Features, read_manifest, read_missing
 from msm4sr.ragged import Ragged
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msm4sr.errors import InputError
 from msm4sr.features import chunks, store_builder
 from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest, no_vectors
-from msm4sr.features.extractors.base import Extractor
+from msm4sr.features.extract import Extractor
 from msm4sr.features.store import Features, StoreTables, load_features, read_contents, read_missing, read_rows
 from msm4sr.features.store_builder import Shard, StoreBuilder
 from msm4sr.progress import Advance

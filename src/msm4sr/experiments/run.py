@@ -31,7 +31,7 @@ from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
-from msm4sr.features.precomputed import file_hash
+from msm4sr.features.extractors.precomputed import file_hash
 from msm4sr.files import write_text
 
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the trained weights

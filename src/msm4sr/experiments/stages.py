@@ -17,8 +17,8 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
 from msm4sr.experiments.transfer import start_from
-from msm4sr.features.extractors.base import Extraction
-from msm4sr.features.precomputed import file_hash
+from msm4sr.features.extract import Extraction
+from msm4sr.features.extractors.precomputed import file_hash
 from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Shard
 from msm4sr.files import write_text

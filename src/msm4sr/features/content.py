@@ -18,7 +18,7 @@ from PIL import Image
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
-from msm4sr.features.encoders import Encoders
+from msm4sr.features.extract import Encoders
 from msm4sr.features.images import BrokenImage, decode_image
 from msm4sr.features.settings import FeatureSettings, store_names
 from msm4sr.features.store import load_features, read_manifest

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from msm4sr.features.extractors.base import Extraction
+from msm4sr.errors import InputError
+from msm4sr.features.chunks import Chunk
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.features.store import Features
-from msm4sr.progress import NoProgress, Progress
+from msm4sr.features.store_builder import Shard, StoreBuilder
+from msm4sr.features.text import SentenceEncoder, find_sentence_encoder
+from msm4sr.features.visual import ImageEncoder, WordEncoder, find_image_encoder
+from msm4sr.progress import Advance, NoProgress, Progress
+from msm4sr.registry import Registry
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from msm4sr.data.dataset import Dataset
 
 
@@ -27,25 +37,147 @@ def extract_features(
 ) -> dict[str, Features]:
     """Extract the features of every item, or read what was extracted before.
 
-    Each modality and encoder has a folder under `out` (see `store`): `text-minilm/`,
-    `visual-pooled-efficientnet-lite0/`, `visual-keywords-offline-minilm/`. Only items whose content is new or changed
-    are encoded, chunk by chunk, so that a killed run loses one chunk at most. An item without text (without a readable
-    image) has no rows.
-
-    Args:
-        dataset: the items.
-        out: the features folder.
-        settings: encoders, and how much is read.
-        progress: shows the items that are done.
-        precomputed: modality to a Parquet file of precomputed embeddings; see `Extraction`.
-        device: where the encoders run; see `Extraction`.
-        strict: an image that cannot be used is an error.
+    Each modality and encoder has a folder under `out` (see `store`), such as `text-minilm/`. Only items whose content
+    is new or changed are encoded, chunk by chunk, so that a killed run loses one chunk at most. The arguments are the
+    attributes of `Extraction`.
 
     Returns:
-        Features of "text", "visual" and each modality of `precomputed`; entry i is item `dataset.item_ids[i]`.
+        Features of "text", "visual" and each modality of `precomputed`; entry i is item `dataset.item_ids[i]`, without
+        rows if it lacks the modality.
 
     Raises:
         InputError: an encoder that cannot be loaded, embeddings that cannot be used, or with `strict` an image that
             cannot be used.
     """
     return Extraction(dataset, Path(out), settings, precomputed, device, strict, progress).extract()
+
+
+class Encoders:
+    """Sentence and image encoders by the names that settings give, loaded when they are first needed."""
+
+    def __init__(self, settings: FeatureSettings, device: str) -> None:
+        self._text, self._visual, self._device = settings.text, settings.visual, device
+        self._sentence_class = find_sentence_encoder(self._text.encoder)
+        self._image_class = find_image_encoder(self._visual.image_encoder, self._visual.uses_clip)
+
+    @cached_property
+    def sentences(self) -> SentenceEncoder:
+        return self._sentence_class(self._text.encoder, self._text.max_tokens, device=self._device)
+
+    @cached_property
+    def images(self) -> ImageEncoder:
+        return self._image_class(self._visual.image_encoder, device=self._device)
+
+    @property
+    def clip(self) -> WordEncoder:
+        """The image encoder, which must encode words as well."""
+        if not isinstance(self.images, WordEncoder):
+            raise InputError(f"features.visual.tagger={self.images.name}: it cannot encode words; name a CLIP model")
+        return self.images
+
+    def sentence_record(self) -> dict[str, str]:
+        """The name of the sentence encoder and the fingerprint of its weights, for the manifest."""
+        name = self._text.encoder
+        return {"name": name, "fingerprint": self._sentence_class.fingerprint_of(name)}
+
+    def image_record(self) -> dict[str, str]:
+        """The same for the image encoder."""
+        name = self._visual.image_encoder
+        return {"name": name, "fingerprint": self._image_class.fingerprint_of(name)}
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Which features are extracted, of which items, and where they are kept.
+
+    Attributes:
+        dataset: the items.
+        out: the features folder. Several processes may use it at once.
+        settings: encoders, and how much is read.
+        precomputed: modality to a Parquet file of precomputed embeddings (see `precomputed`), in place of an encoder,
+            or for a further modality. Such a modality reads neither texts nor images.
+        device: where the encoders run: "cpu", "cuda", ...; "auto" uses a GPU if there is one.
+        strict: an image that cannot be used is an error.
+        progress: shows the items that are done.
+    """
+
+    dataset: Dataset
+    out: Path
+    settings: FeatureSettings = FeatureSettings()
+    precomputed: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "auto"
+    strict: bool = False
+    progress: Progress = field(default_factory=NoProgress)
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        return Encoders(self.settings, self.device)
+
+    def extract(self, merge: bool = False) -> dict[str, Features]:
+        """See `extract_features`; with `merge`, join what `extract_shard` encoded: a missing shard is an InputError."""
+        extractors = self._extractors()
+        # Precomputed embeddings first: errors in their files appear at once.
+        order = sorted(extractors, key=lambda modality: modality not in self.precomputed)
+        found = {modality: extractors[modality].extract(merge) for modality in order}
+        return {modality: found[modality] for modality in extractors}
+
+    def extract_shard(self, shard: Shard) -> None:
+        """Encode one shard of the items; `extract(merge=True)` joins them when all shards are in `out`.
+
+        Only the images of the items of the shard are read.
+        """
+        for extractor in self._extractors().values():
+            extractor.extract_shard(shard)
+
+    def _extractors(self) -> dict[str, Extractor]:
+        self.out.mkdir(parents=True, exist_ok=True)
+        kinds = {"text": "sentences", "visual": self.settings.visual.kind}
+        kinds |= dict.fromkeys(self.precomputed, "precomputed")
+        return {modality: EXTRACTORS[kind](self, modality) for modality, kind in kinds.items()}
+
+
+class Extractor(ABC):
+    """Makes the feature store of one modality: hashes and encodes its items chunk by chunk.
+
+    Attributes:
+        folder: of the store.
+        manifest: modality, kind, encoder, settings: together with the content of an item they determine its vectors.
+        item_ids: the items of the store.
+        title: of the progress bar.
+        extra: further entries of the manifest, which do not change the vectors.
+        rows: the table of rows, where it does not come from the chunks.
+        missing: the table of what is missing, where it does not come from the chunks.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    title: str
+
+    def __init__(self, job: Extraction, modality: str) -> None:
+        self.job, self.modality = job, modality
+        self.item_ids: Sequence[str] = job.dataset.item_ids
+        self.extra: dict[str, Any] = {}
+        self.rows: pl.DataFrame | None = None
+        self.missing: pl.DataFrame | None = None
+
+    @abstractmethod
+    def content_hashes(self, items: range) -> list[str]:
+        """A hash of the content of each item of a chunk."""
+
+    @abstractmethod
+    def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
+        """Encode items of the chunk that was hashed last; `advance` counts items."""
+
+    def check(self, chunk: Chunk, items: Sequence[int]) -> None:  # noqa: B027 (most extractors accept every chunk)
+        """Raise InputError if a chunk, encoded or found, may not be used."""
+
+    def extract(self, merge: bool = False) -> Features:
+        """The features of all items, from their store; what is new or changed is encoded first; see `StoreBuilder`."""
+        return StoreBuilder(self, self.job.progress).build(merge)
+
+    def extract_shard(self, shard: Shard) -> None:
+        """Encode one shard of the items."""
+        StoreBuilder(self, self.job.progress).build_shard(shard)
+
+
+EXTRACTORS = Registry[type[Extractor]]("kind of features", "msm4sr.extractors", ["msm4sr.features.extractors"])

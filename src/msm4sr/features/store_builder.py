@@ -43,7 +43,7 @@ from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 
 if TYPE_CHECKING:
-    from msm4sr.features.extractors.base import Extractor
+    from msm4sr.features.extract import Extractor
 
 logger = logging.getLogger(__name__)
 

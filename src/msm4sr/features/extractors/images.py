@@ -10,7 +10,7 @@ import polars as pl
 
 from msm4sr.errors import InputError
 from msm4sr.features.chunks import Chunk, Missing, digest, no_vectors
-from msm4sr.features.extractors.base import EXTRACTORS, Extraction, Extractor
+from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.images import BrokenImage, ImageFiles
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, read_missing

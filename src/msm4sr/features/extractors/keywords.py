@@ -11,8 +11,7 @@ import polars as pl
 from msm4sr.errors import InputError
 from msm4sr.features.chunks import Chunk, digest
 from msm4sr.features.efficientnet import EfficientNetLite0
-from msm4sr.features.encoders import Encoders
-from msm4sr.features.extractors.base import EXTRACTORS, Extraction, Extractor
+from msm4sr.features.extract import EXTRACTORS, Encoders, Extraction, Extractor
 from msm4sr.features.extractors.images import ImageExtractor
 from msm4sr.features.extractors.sentences import SentenceExtractor, encode_sentences
 from msm4sr.features.keywords import (
