@@ -32,7 +32,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact figures are compared here; that bf16 is near them is tested at the end."""
-    monkeypatch.setattr("msm4sr.features.text.native_bf16", lambda device: False)
+    monkeypatch.setattr("msm4sr.features.backends.native_bf16", lambda device: False)
 
 
 def save_pooled(bert: Path, folder: Path, mode: str, **options: object) -> Path:
@@ -140,14 +140,14 @@ def test_a_model_without_a_transformer_works_too(tmp_path: Path) -> None:
 
 def test_bf16_agrees_with_fp32_or_is_not_used(monkeypatch: pytest.MonkeyPatch, bert: Path) -> None:
     exact = MiniLM("minilm", device="cpu")
-    monkeypatch.setattr("msm4sr.features.text.native_bf16", lambda device: True)
+    monkeypatch.setattr("msm4sr.features.backends.native_bf16", lambda device: True)
     fast = MiniLM("minilm", device="cpu")
     assert (exact.backend, fast.backend) == ("torch fp32 on cpu", "torch bf16 autocast on cpu")
     sentences = ["A small boat on a wide sea.", "Batteries not included", "boat", "he walks " * 30]
     a, b = exact.encode(sentences), fast.encode(sentences)
     assert not np.array_equal(a, b)  # another backend, which
     assert agrees(a, b)
-    monkeypatch.setattr("msm4sr.features.text.agrees", lambda exact, other: False)
+    monkeypatch.setattr("msm4sr.features.backends.agrees", lambda exact, other: False)
     assert TransformerSentenceEncoder(str(bert), device="cpu").backend == "torch fp32 on cpu"
 
 

@@ -307,7 +307,7 @@ def test_clip_scores_are_cosines_of_the_models_own_projections(
     import torch
     from transformers import CLIPModel, CLIPTokenizer
 
-    monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: False)
+    monkeypatch.setattr("msm4sr.features.backends.native_bf16", lambda device: False)
     clip = Clip(str(tiny_clip), device="cpu")
     clip.batch_words = 2
     rng = np.random.default_rng(0)

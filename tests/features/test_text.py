@@ -13,8 +13,6 @@ from msm4sr.features.text import (
     MiniLM,
     TransformerSentenceEncoder,
     item_sentences,
-    model_fingerprint,
-    model_source,
 )
 
 TEXT = "Mr. Fox runs at 3.5 km/h. He is quick! Is the dog lazy? Yes."
@@ -118,9 +116,9 @@ def test_a_folder_that_holds_no_model_is_an_input_error(tmp_path: Path) -> None:
 def test_other_weights_in_the_same_folder_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    before = model_fingerprint(str(tmp_path))
+    before = TransformerSentenceEncoder.fingerprint_of(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert model_fingerprint(str(tmp_path)) != before
-    assert model_fingerprint("hub/name") == "hub/name"
+    assert TransformerSentenceEncoder.fingerprint_of(str(tmp_path)) != before
+    assert TransformerSentenceEncoder.fingerprint_of("hub/name") == "hub/name"
     assert Path(MiniLM.source("minilm")).is_dir()
-    assert model_source("hub/name") == "hub/name"
+    assert TransformerSentenceEncoder.source("hub/name") == "hub/name"

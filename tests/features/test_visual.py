@@ -151,7 +151,7 @@ def test_a_machine_without_bf16_gives_the_vectors_of_fp32(
     import torch
     from transformers import AutoImageProcessor
 
-    monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: False)
+    monkeypatch.setattr("msm4sr.features.backends.native_bf16", lambda device: False)
     encoder = TransformersVision(str(folders["vit"]), device="cpu")
     assert encoder.backend == "torch fp32 on cpu"
     processor = AutoImageProcessor.from_pretrained(folders["vit"], backend="pil")
@@ -161,8 +161,8 @@ def test_a_machine_without_bf16_gives_the_vectors_of_fp32(
 
 
 def test_bf16_that_does_not_agree_is_not_used(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msm4sr.features.visual.native_bf16", lambda device: True)
-    monkeypatch.setattr("msm4sr.features.visual.agrees", lambda exact, other: False)
+    monkeypatch.setattr("msm4sr.features.backends.native_bf16", lambda device: True)
+    monkeypatch.setattr("msm4sr.features.backends.agrees", lambda exact, other: False)
     assert TransformersVision(str(folders["vit"]), device="cpu").backend == "torch fp32 on cpu"
 
 

@@ -7,6 +7,11 @@ a clock, so that a resumed run uses the same backend.
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +27,7 @@ WORST_COSINE = 0.99
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name: "auto" (a GPU if there is one, else the CPU) or one that torch knows ("cpu", "cuda:1").
-
-    Raises:
-        InputError: this machine has no such device.
-    """
+    """The device of a name: "auto" (a GPU if there is one, else the CPU) or one that torch knows ("cpu", "cuda:1")."""
     import torch
 
     if name == "auto":
@@ -72,3 +73,57 @@ def backend_name(device: torch.device, bf16: bool) -> str:
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on the device; to a GPU without waiting."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class FrozenModel(ABC):
+    """A model from a local folder or the hub, in bf16 where that agrees with fp32 on a probe."""
+
+    @classmethod
+    def source(cls, name: str) -> str:
+        """The folder or hub name that the model is loaded from. Raises InputError for a path that is no folder."""
+        if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
+            raise InputError(f"model folder {name!r} does not exist")
+        return name
+
+    @classmethod
+    def fingerprint_of(cls, name: str) -> str:
+        """The sha256 of the files of a model folder, so that new weights are noticed; a hub name is its own."""
+        source = cls.source(name)
+        folder = Path(source)
+        if not folder.is_dir():
+            return source
+        digest = hashlib.sha256()
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
+                digest.update(str(path.relative_to(folder)).encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def _choose_backend(self, name: str, device: torch.device, probe: Sequence[Any]) -> None:
+        """Encode the probe in fp32 and bf16, and set the attributes of an encoder. Call it when the model is loaded."""
+        self.name, self.fingerprint = name, self.fingerprint_of(name)
+        exact = self._encode(probe, bf16=False)
+        self.dim = int(exact.shape[1])
+        self._bf16 = native_bf16(device) and agrees(exact, self._encode(probe, bf16=True))
+        self.backend = backend_name(device, self._bf16)
+
+    @abstractmethod
+    def _encode(self, inputs: Sequence[Any], bf16: bool) -> np.ndarray:
+        """float32 [inputs, dim]."""
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers from drawing a bar for every model and from listing unused weights."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

