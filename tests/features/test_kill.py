@@ -29,8 +29,8 @@ def die(event, arguments):
         touched += 1
 
 sys.addaudithook(die)
-from msm4sr.features import chunks
-chunks.MIN_ITEMS = 16  # many chunks of a small catalogue
+from msm4sr.features import store_builder
+store_builder.MIN_ITEMS = 16  # many chunks of a small catalogue
 atexit.register(lambda: print(touched))
 '''
 STUB = (

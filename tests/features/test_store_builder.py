@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm4sr.errors import InputError
-from msm4sr.features import chunks, store_builder
-from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest, no_vectors
+from msm4sr.features import store_builder
 from msm4sr.features.extract import Extractor
 from msm4sr.features.store import Features, StoreTables, load_features, read_contents, read_missing, read_rows
-from msm4sr.features.store_builder import Shard, StoreBuilder
+from msm4sr.features.store_builder import Chunk, Missing, Shard, StoreBuilder, chunk_ranges, digest, no_vectors
 from msm4sr.progress import Advance
 
 Catalogue = dict[str, str]
@@ -30,7 +29,7 @@ DIM = 3
 def short_chunks() -> Iterator[None]:
     """Of 32 items, so that a small catalogue has several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "MIN_ITEMS", 32)
+        patch.setattr(store_builder, "MIN_ITEMS", 32)
         yield
 
 

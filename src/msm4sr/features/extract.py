@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msm4sr.errors import InputError
-from msm4sr.features.chunks import Chunk
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.features.store import Features
-from msm4sr.features.store_builder import Shard, StoreBuilder
+from msm4sr.features.store_builder import Chunk, Shard, StoreBuilder
 from msm4sr.features.text import SentenceEncoder, find_sentence_encoder
 from msm4sr.features.visual import ImageEncoder, WordEncoder, find_image_encoder
 from msm4sr.progress import Advance, NoProgress, Progress

@@ -20,7 +20,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,7 @@ class Features(Ragged):
 
 
 def load_features(folder: Path) -> Features:
-    """Read a store; the vectors stay on disk until they are used.
-
-    Raises:
-        InputError: the folder holds no features, or damaged ones.
-    """
+    """Read a store; the vectors stay on disk until they are used. Raises InputError for none, or a damaged one."""
     if read_manifest(folder) is None:
         raise InputError(f"{folder}: no extracted features here (manifest.json is missing)")
     with _damage(folder):
@@ -130,19 +126,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def is_current(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether there is a store whose manifest has all entries of `record`."""
-    try:
+    with suppress(InputError):
         manifest = read_manifest(folder)
-    except InputError:
-        return False
-    return manifest is not None and all(manifest.get(key) == value for key, value in record.items())
+        return manifest is not None and all(manifest.get(key) == value for key, value in record.items())
+    return False
 
 
 def find_current(folder: Path, record: Mapping[str, Any]) -> Features | None:
     """The features of a store that `is_current` and not damaged."""
-    try:
+    with suppress(InputError):
         return load_features(folder) if is_current(folder, record) else None
-    except InputError:
-        return None
+    return None
 
 
 def find_stores(folder: Path) -> list[Path]:
@@ -169,21 +163,13 @@ def _read(path: Path) -> pl.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class StoreTables:
-    """What a store says of its items.
-
-    Attributes:
-        item_ids: the n items.
-        contents: the hash of the content of each item.
-        counts: int64 [n], the rows of each item.
-        missing: what could not be encoded; columns `MISSING`.
-        rows: a line per row, if rows are images.
-    """
+    """What a store says of its items."""
 
     item_ids: Sequence[str]
-    contents: Sequence[str]
-    counts: np.ndarray
-    missing: pl.DataFrame
-    rows: pl.DataFrame | None = None
+    contents: Sequence[str]  # the hash of the content of each item
+    counts: np.ndarray  # int64 [n], the rows of each item
+    missing: pl.DataFrame  # what could not be encoded: columns `MISSING`
+    rows: pl.DataFrame | None = None  # a line per row, if rows are images
 
 
 def write_store(
@@ -195,8 +181,7 @@ def write_store(
         folder: of the store.
         manifest: what made it; the counts are added.
         tables: its items.
-        blocks: the vectors of all items in order, float32 [any number, dim] each; a block is written before the next
-            is asked for.
+        blocks: the vectors in order, float32 [any number, dim] each, written one at a time.
         dim: of the vectors.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -254,14 +239,12 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         logger.info("%s: another process is writing it; waiting", folder)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -314,10 +297,8 @@ def _stream_tensors(path: Path, offsets: np.ndarray, dim: int, blocks: Iterable[
 def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of a safetensors file, memory-mapped, and its metadata. (The loader of safetensors copies them.)
 
-    The format: 8 bytes with the length of the header, the header as JSON, then the bytes of the arrays.
-
-    Raises:
-        OSError, ValueError, KeyError: the file is damaged.
+    The format: 8 bytes with the length of the header, the header as JSON, then the bytes of the arrays. A damaged file
+    raises OSError, ValueError or KeyError.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -332,9 +313,7 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         dtype = _DTYPES[entry["dtype"]]
         if end - start != dtype.itemsize * int(np.prod(shape)) or 8 + length + end > size:
             raise ValueError(f"{path.name} is cut short")
-        if start == end:  # nothing to map
-            arrays[name] = np.zeros(shape, dtype)
-        else:
-            # copy on write: changes stay in this process
-            arrays[name] = np.memmap(path, dtype, "c", 8 + length + start, shape)
+        # An empty array has nothing to map. "c": changes stay in this process.
+        mapped = start < end
+        arrays[name] = np.memmap(path, dtype, "c", 8 + length + start, shape) if mapped else np.zeros(shape, dtype)
     return arrays, metadata

@@ -3,23 +3,29 @@
 The items of a chunk whose content the store holds already are copied from it; the others are encoded together and kept
 in one file, whose name hashes all that determines its vectors (encoder, settings, content of the items). A later run
 finds it by that name, whichever machine wrote it. When all chunks are there they are joined into the new store.
+
+Where a chunk begins depends on the number of items alone, so that its vectors are bit-identical in an undisturbed run,
+in one that was killed and resumed, and on another machine.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from safetensors.numpy import save_file
 
 from msm4sr.errors import InputError
-from msm4sr.features.chunks import Chunk, Missing, chunk_ranges, digest, no_vectors
 from msm4sr.features.store import (
     FORMAT,
     MISSING,
@@ -38,7 +44,7 @@ from msm4sr.features.store import (
     recover,
     write_store,
 )
-from msm4sr.files import write_json
+from msm4sr.files import atomic_file, write_json
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 
@@ -46,6 +52,74 @@ if TYPE_CHECKING:
     from msm4sr.features.extract import Extractor
 
 logger = logging.getLogger(__name__)
+
+MAX_ITEMS = 512  # per chunk: what a kill can lose, and what is in memory at a time
+MIN_ITEMS = 128  # so that sentences of similar length can share a batch
+MIN_CHUNKS = 32  # of a catalogue that has enough items, so that machines can share it
+
+Missing = tuple[int, str | None, str]
+"""The item's place in its chunk, the image (None: the item has nothing at all), the reason."""
+
+
+def chunk_ranges(n_items: int) -> list[range]:
+    """The rows of each chunk of a catalogue; all chunks but the last have the same size."""
+    size = min(MAX_ITEMS, max(MIN_ITEMS, -(-n_items // MIN_CHUNKS)))
+    return [range(start, min(start + size, n_items)) for start in range(0, n_items, size)]
+
+
+def digest(*values: object) -> str:
+    """A hash of 32 letters of any values that JSON can represent."""
+    text = json.dumps(values, ensure_ascii=True, sort_keys=True)  # ascii: lone surrogates cannot be encoded otherwise
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+
+
+def no_vectors() -> np.ndarray:
+    """float32 [0, 0]."""
+    return np.zeros((0, 0), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The features of some items, in order."""
+
+    counts: np.ndarray  # int64 [items], the rows of each item
+    vectors: np.ndarray  # float32 [rows, dim]
+    images: list[str] | None = None  # the path of each row, where rows are images
+    missing: list[Missing] = field(default_factory=list)  # what could not be encoded
+    backend: str | None = None  # of the encoder; None if nothing was encoded
+
+    @property
+    def rows(self) -> Ragged:
+        """The vectors of each item."""
+        return Ragged.from_lengths(self.vectors, self.counts)
+
+    @property
+    def paths(self) -> Ragged:
+        """The image path (or None) of each row of each item."""
+        paths = [None] * len(self.vectors) if self.images is None else self.images
+        return Ragged.from_lengths(np.array(paths, object), self.counts)
+
+    def save(self, path: Path) -> None:
+        """Write the chunk as safetensors, atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counts = np.ascontiguousarray(self.counts, np.int64)
+        vectors = np.ascontiguousarray(self.vectors, np.float32)
+        entries = {"images": self.images, "missing": self.missing, "backend": self.backend}
+        metadata = {name: json.dumps(value) for name, value in entries.items()}
+        with atomic_file(path) as unfinished:
+            save_file({"counts": counts, "vectors": vectors}, unfinished, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Chunk | None:
+        """Read a chunk; None if there is none, or a damaged one."""
+        try:
+            arrays, metadata = map_tensors(path)
+            entries = {name: json.loads(metadata[name]) for name in ("images", "missing", "backend")}
+            missing = [(int(item), image, reason) for item, image, reason in entries["missing"]]
+            return cls(arrays["counts"], arrays["vectors"], entries["images"], missing, entries["backend"])
+        except (OSError, ValueError, KeyError):
+            return None
+
 
 _NO_ROWS = Ragged(np.zeros(0, object), np.zeros(1, np.int64))
 
@@ -89,19 +163,12 @@ class _Base:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Where the items of a chunk come from.
+    """Where the items of a chunk come from."""
 
-    Attributes:
-        items: the rows of the catalogue.
-        contents: the hash of each item.
-        source: int64 [items], the item of the base to copy, -1 for an item to encode.
-        file: the file of the items to encode; None if there are none.
-    """
-
-    items: range
-    contents: list[str]
-    source: np.ndarray
-    file: Path | None
+    items: range  # rows of the catalogue
+    contents: list[str]  # the hash of each item
+    source: np.ndarray  # int64 [items], the item of the base to copy, -1 for an item to encode
+    file: Path | None  # of the items to encode; None if there are none
 
     @property
     def todo(self) -> list[int]:
@@ -109,7 +176,7 @@ class _Plan:
 
     def load(self) -> Chunk:
         if self.file is None:
-            return Chunk.empty()
+            return Chunk(np.zeros(0, np.int64), no_vectors())
         chunk = Chunk.load(self.file)
         if chunk is None:
             raise OSError(f"{self.file}: vanished or damaged before it was joined; run the same command again")
@@ -126,12 +193,7 @@ class _Plan:
 
 
 class StoreBuilder:
-    """Builds or updates the feature store of an extractor.
-
-    Args:
-        extractor: hashes and encodes the items.
-        progress: shows how many items are done.
-    """
+    """Builds or updates the feature store of an extractor."""
 
     def __init__(self, extractor: Extractor, progress: Progress = NoProgress()) -> None:
         self.extractor, self.progress, self.folder = extractor, progress, extractor.folder
@@ -201,13 +263,11 @@ class StoreBuilder:
             return None
         if not is_current(self.folder, {**self.extractor.manifest, **self.extractor.extra}):
             return None
-        try:
+        with suppress(InputError):
             known = set(read_contents(self.folder))
-        except InputError:
-            return None
-        if not all(known.issuperset(self._hash(items)) for items in self._ranges):
-            return None
-        return find_current(self.folder, self._record())
+            if all(known.issuperset(self._hash(items)) for items in self._ranges):
+                return find_current(self.folder, self._record())
+        return None
 
     def _open_base(self) -> _Base:
         """The existing store; the log says why items cannot be copied from it."""
@@ -215,10 +275,9 @@ class StoreBuilder:
             manifest = read_manifest(self.folder)
             if manifest is None:
                 return _Base()
-            changed = [key for key, value in self.extractor.manifest.items() if manifest.get(key) != value]
+            changed = " and ".join(key for key, value in self.extractor.manifest.items() if manifest.get(key) != value)
             if changed:
-                names = " and ".join(changed)
-                logger.info("%s: %s changed since this was extracted; extracting again", self.folder, names)
+                logger.info("%s: %s changed since this was extracted; extracting again", self.folder, changed)
                 return _Base()
             features, rows = load_features(self.folder), read_rows(self.folder)
             paths = np.full(features.n_rows, None) if rows is None else rows["image"].to_numpy()
@@ -262,17 +321,14 @@ class StoreBuilder:
         return _Plan(items, contents, source, self.chunk_folder / f"{name}.safetensors" if new else None)
 
     def _encode_chunk(self, plan: _Plan, advance: Advance) -> None:
-        if plan.file is None:
-            advance(len(plan.items))
-            return
-        chunk = Chunk.load(plan.file)
-        if chunk is not None:
-            advance(len(plan.items))
-        else:
-            advance(len(plan.items) - len(plan.todo))
-            chunk = self.extractor.encode(plan.todo, advance)
-            chunk.save(plan.file)
-        self.extractor.check(chunk, plan.todo)
+        todo = plan.todo
+        chunk = None if plan.file is None else Chunk.load(plan.file)
+        advance(len(plan.items) if chunk else len(plan.items) - len(todo))
+        if plan.file is not None:
+            if chunk is None:
+                chunk = self.extractor.encode(todo, advance)
+                chunk.save(plan.file)
+            self.extractor.check(chunk, todo)
 
     # -- joining
 

@@ -15,11 +15,10 @@ import numpy as np
 import polars as pl
 
 from msm4sr.errors import InputError
-from msm4sr.features.chunks import Chunk, Missing, digest
 from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current
-from msm4sr.features.store_builder import Shard
+from msm4sr.features.store_builder import Chunk, Missing, Shard, digest
 from msm4sr.progress import Advance
 from msm4sr.ragged import Ragged
 
