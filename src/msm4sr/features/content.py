@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -19,13 +19,13 @@ from PIL import Image
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.features.extract import Encoders
+from msm4sr.features.extractors.keywords import label_tagger
 from msm4sr.features.images import BrokenImage, decode_image
+from msm4sr.features.keywords import ClipTagger, ImageTagger, LabelTagger, TextSpaceTagger, scored_words
 from msm4sr.features.settings import FeatureSettings, store_names
 from msm4sr.features.store import load_features, read_manifest
 from msm4sr.features.text import item_sentences
-
-if TYPE_CHECKING:
-    from msm4sr.features.keywords import ImageTagger
+from msm4sr.features.text_space import fit_map
 
 
 class ContentEncoder:
@@ -39,7 +39,7 @@ class ContentEncoder:
         settings: those of the run.
         dims: the modalities of the run, and the embedding dimension of each.
         precomputed: those of them that come from precomputed embeddings.
-        device: where the encoders run.
+        device: see `Extraction`.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class ContentEncoder:
         self.precomputed = frozenset(precomputed)
         self._encoders = Encoders(settings, device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
-        self._tagger: ImageTagger | None = None
 
     def warm(self) -> None:
         """Load the encoders now (some seconds), so that the first new item does not wait for them."""
@@ -94,7 +93,9 @@ class ContentEncoder:
         if self.encodes("visual"):
             images = [self._decode(item) for item in items]
         if self.encodes("text"):
-            sentences = [self._sentences(item) for item in items]
+            text = self.settings.text
+            limits = text.max_sentences, text.max_characters
+            sentences = [item_sentences(item.title, item.text, *limits) for item in items]
             encoded["text"] = self._encode_sentences(sentences)
         if self.encodes("visual"):
             encoded["visual"], keywords = self._encode_images(images)
@@ -115,19 +116,11 @@ class ContentEncoder:
             if array.shape[1] != self.dims[name] or not np.isfinite(array).all():
                 raise InputError(f"embeddings for {name!r}: they must be {self.dims[name]}-d and finite")
 
-    # -- texts
-
-    def _sentences(self, item: Item) -> list[str]:
-        text = self.settings.text
-        return item_sentences(item.title, item.text, text.max_sentences, text.max_characters)
-
     def _encode_sentences(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """float32 [sentences, dim] of each item."""
         flat = [sentence for item in sentences for sentence in item]
         vectors = self._encoders.sentences.encode(flat) if flat else np.zeros((0, 0), np.float32)
         return np.split(vectors, np.cumsum([len(item) for item in sentences])[:-1])
-
-    # -- images
 
     def _decode(self, item: Item) -> list[Image.Image]:
         images = []
@@ -149,38 +142,24 @@ class ContentEncoder:
         vectors = self._encoders.images.encode(flat)
         if self.settings.visual.kind == "pooled":
             return np.split(vectors, bounds[:-1]), [[] for _ in images]
-        keywords = self._find_keywords(vectors)
+        keywords = scored_words(self._tagger, vectors, self.settings.visual.num_keywords)[0]
         vectors = self._encoders.sentences.encode([" ".join(words) for words in keywords])
         starts = [0, *bounds.tolist()]
         return np.split(vectors, bounds[:-1]), [keywords[a:b] for a, b in pairwise(starts)]
 
-    def _find_keywords(self, vectors: np.ndarray) -> list[list[str]]:
-        from msm4sr.features.keywords import scored_words
-
-        if self._tagger is None:
-            self._tagger = self._load_tagger()
-        return scored_words(self._tagger, vectors, self.settings.visual.num_keywords)[0]
-
-    def _load_tagger(self) -> ImageTagger:
+    @cached_property
+    def _tagger(self) -> ImageTagger:
         """The tagger of the run, with what it learned from the catalogue."""
-        from msm4sr.features.extractors.keywords import label_tagger
-        from msm4sr.features.keywords import ClipTagger, LabelTagger, TextSpaceTagger
-        from msm4sr.features.text_space import fit_map
-
         names = store_names(self.settings)
-        manifest = self._manifest(names["visual"])
+        manifest = read_manifest(self.folder / names["visual"])
+        if manifest is None:
+            raise InputError(
+                f"{self.folder / names['visual']}: the features that the run was trained on are gone, and keywords of "
+                "a new image need them; restore the folder, or add the item without an image"
+            )
         if self.settings.visual.uses_clip:
             return ClipTagger(self._encoders.clip, manifest.get("vocabulary_words", []))
         if manifest.get("tagger") == LabelTagger.name:
             return label_tagger(self._encoders)
         images, text, words = (load_features(self.folder / names[kind]) for kind in ("images", "text", "vocabulary"))
         return TextSpaceTagger(words.item_ids, words.values, fit_map(images, text, float(manifest["ridge"])))
-
-    def _manifest(self, name: str) -> dict[str, Any]:
-        manifest = read_manifest(self.folder / name)
-        if manifest is None:
-            raise InputError(
-                f"{self.folder / name}: the features that the run was trained on are gone, and keywords of a new image "
-                "need them; restore the folder, or add the item without an image"
-            )
-        return manifest

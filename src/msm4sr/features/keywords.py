@@ -30,13 +30,8 @@ def build_vocabulary(
 ) -> list[str]:
     """The content words of a catalogue, those of most items first (ties in alphabetical order).
 
-    A word has three letters or more, is lower-cased, and is no English stop word (list of scikit-learn).
-
-    Args:
-        texts: one string per item.
-        min_items: items that must use a word.
-        max_fraction: the largest fraction of the items that may use it.
-        size: the largest vocabulary.
+    A word has three letters or more, is lower-cased, and is no English stop word (list of scikit-learn). `texts` has
+    one string per item; at least `min_items` and at most `max_fraction` of the items use a word.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
@@ -54,17 +49,12 @@ def build_vocabulary(
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """The distinct words or phrases of a UTF-8 text file, one per line; white space is collapsed.
-
-    Raises:
-        InputError: the file cannot be read, is not UTF-8 or has no word.
-    """
+    """The distinct words or phrases of a UTF-8 text file, one per line; white space is collapsed."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(
-            f"word file {path}: {error.strerror or error}; give a text file with one word per line"
-        ) from error
+        why = error.strerror or error
+        raise InputError(f"word file {path}: {why}; give a text file with one word per line") from error
     except UnicodeDecodeError as error:
         raise InputError(f"word file {path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
     words = list(dict.fromkeys(word for line in lines if (word := " ".join(line.split()))))
@@ -89,14 +79,8 @@ def scored_words(
 ) -> tuple[list[list[str]], np.ndarray]:
     """The `n` best words of each image, in order of score (ties in the order of the vocabulary), and their scores.
 
-    Args:
-        tagger: scores the words.
-        images: float32 [images, dim].
-        n: words per image.
-        block: images that are scored at a time.
-
-    Returns:
-        The words of each image, and float32 [images, n] (fewer columns for a smaller vocabulary).
+    `images` is float32 [images, dim], scored `block` images at a time; the scores are float32 [images, n], with fewer
+    columns for a smaller vocabulary.
     """
     n = min(n, len(tagger.vocabulary))
     chosen: list[list[str]] = []

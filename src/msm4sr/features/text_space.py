@@ -16,28 +16,21 @@ if TYPE_CHECKING:
 # Beyond this number of distinct rows, they are compared through an index of neighbours: 50,000 rows (1,280-d), each
 # with each, need about a minute of CPU time, ten times as many rows a hundred times as much.
 EXACT_ROWS = 50_000
+NEAR = 0.95  # cosine of near-duplicates
 _NEIGHBOURS = 16
 _TILE = 1024, 4096  # rows compared at once: 4 million cosines, whatever the catalogue's size
 _MAX_PAIRS = 4_000_000  # pairs kept before they are merged into groups
 
 
 def group_near_duplicates(
-    views: Sequence[tuple[np.ndarray, np.ndarray]], n_items: int, threshold: float = 0.95, exact_rows: int = EXACT_ROWS
+    views: Sequence[tuple[np.ndarray, np.ndarray]], n_items: int, exact_rows: int = EXACT_ROWS
 ) -> np.ndarray:
-    """Group the items whose texts or images are almost alike.
+    """The group of each item, int [n_items]: items whose texts or images are almost alike share one.
 
-    Two items whose vectors have a cosine of `threshold` or more in any view share a group, transitively. Up to
-    `exact_rows` distinct rows, each is compared with each; beyond, with its 16 nearest neighbours in an HNSW index
-    (usearch) over a 128-d random projection, by the full vectors: no pair is joined wrongly, a few may be missed.
-
-    Args:
-        views: (items int [rows], vectors [rows, dim]) each.
-        n_items: of the catalogue.
-        threshold: a cosine.
-        exact_rows: distinct rows that are compared exactly.
-
-    Returns:
-        int [n_items], the group of each item.
+    They are those whose vectors have a cosine of at least `NEAR` in any view (items int [rows], vectors [rows, dim]),
+    transitively. Up to `exact_rows` distinct rows, each is compared with each; beyond, with its 16 nearest neighbours
+    in an HNSW index (usearch) over a 128-d random projection, by the full vectors: no pair is joined wrongly, a few may
+    be missed.
     """
     groups = np.arange(n_items)
     for items, vectors in views:
@@ -51,7 +44,7 @@ def group_near_duplicates(
         near = _near_by_index if len(rows) > exact_rows else _near_by_comparison
         left: list[np.ndarray] = []
         right: list[np.ndarray] = []
-        for a, b in near(rows, threshold):
+        for a, b in near(rows):
             left.append(items[a])
             right.append(items[b])
             if sum(map(len, left)) > _MAX_PAIRS:
@@ -73,16 +66,15 @@ def _merge(groups: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return names
 
 
-def _near_by_comparison(vectors: np.ndarray, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _near_by_comparison(vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     height, width = _TILE
     for top in range(0, len(vectors), height):
         for left in range(top, len(vectors), width):
-            close = vectors[top : top + height] @ vectors[left : left + width].T >= threshold
-            a, b = np.nonzero(close)
+            a, b = np.nonzero(vectors[top : top + height] @ vectors[left : left + width].T >= NEAR)
             yield top + a, left + b
 
 
-def _near_by_index(vectors: np.ndarray, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _near_by_index(vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     from usearch.index import Index
 
     # One thread: with several, the index would depend on their timing.
@@ -96,15 +88,15 @@ def _near_by_index(vectors: np.ndarray, threshold: float) -> Iterator[tuple[np.n
         exact = np.concatenate(
             [np.einsum("ij,ij->i", vectors[a[k]], vectors[b[k]]) for k in blocks_of(np.arange(len(a)))]
         )
-        yield a[exact >= threshold], b[exact >= threshold]
+        yield a[exact >= NEAR], b[exact >= NEAR]
 
 
-def assign_folds(groups: np.ndarray, n_folds: int = 5, seed: int = 0) -> np.ndarray:
-    """A fold for each item, int [n_items]; groups are not split, and folds have about equal sizes."""
+def assign_folds(groups: np.ndarray) -> np.ndarray:
+    """A fold of five for each item, int [n_items]; groups are not split, and folds have about equal sizes."""
     names, sizes = np.unique(groups, return_counts=True)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
+    shuffled = np.random.default_rng(0).permutation(len(names))
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]  # large groups first, then at random
-    load = np.zeros(n_folds, np.int64)
+    load = np.zeros(5, np.int64)
     fold_of_group = np.zeros(len(names), np.int64)
     for group in order:
         fold = int(np.argmin(load))
@@ -145,11 +137,7 @@ RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 def map_images(
-    pooled: np.ndarray,
-    texts: np.ndarray,
-    has_text: np.ndarray,
-    folds: np.ndarray,
-    ridges: Sequence[float] = RIDGES,
+    pooled: np.ndarray, texts: np.ndarray, has_text: np.ndarray, folds: np.ndarray, ridges: Sequence[float] = RIDGES
 ) -> tuple[np.ndarray, float]:
     """Map each image to the text space, as fitted on the images and texts of the other folds.
 
@@ -166,9 +154,6 @@ def map_images(
     Returns:
         float32 [images, d] relative to the mean of the training texts, and the ridge with the least squared error over
         the held-out texts.
-
-    Raises:
-        ValueError: all texts are in one fold.
     """
     maps = _fit_folds(pooled, texts, has_text, folds)
     error = np.zeros(len(ridges))
@@ -181,9 +166,9 @@ def map_images(
     ridge = ridges[int(np.argmin(error))]
     mapped = np.zeros((len(pooled), texts.shape[1]), np.float32)
     for fold, fitted in maps.items():
-        weights = fitted.axes @ fitted.weights(ridge)  # [p, d]
+        chosen = fitted.map(ridge)
         for rows in blocks_of(np.flatnonzero(folds == fold)):
-            mapped[rows] = (pooled[rows] - fitted.mean_x) @ weights
+            mapped[rows] = chosen(pooled[rows])
     return mapped, ridge
 
 
@@ -201,6 +186,9 @@ class _FoldMap:
         scaled = max(ridge * float(self.spread.mean()), 1e-12)
         weights: np.ndarray = self.cross / (self.spread + scaled)[:, None]
         return weights
+
+    def map(self, ridge: float) -> RidgeMap:
+        return RidgeMap(self.mean_x, self.axes @ self.weights(ridge))
 
 
 def _fit_folds(x: np.ndarray, y: np.ndarray, has_text: np.ndarray, folds: np.ndarray) -> dict[int, _FoldMap]:
@@ -239,8 +227,7 @@ def fit_map(images: Features, text: Features, ridge: float) -> RidgeMap:
     """As `map_images`, but fitted on all items: for the images of new items."""
     owners = images.row_numbers
     has_text = (text.lengths > 0)[owners]
-    fitted = _fit(*_moments(np.asarray(images.values), item_means(text)[owners], np.flatnonzero(has_text)))
-    return RidgeMap(fitted.mean_x, fitted.axes @ fitted.weights(ridge))
+    return _fit(*_moments(np.asarray(images.values), item_means(text)[owners], np.flatnonzero(has_text))).map(ridge)
 
 
 def item_means(text: Features) -> np.ndarray:
