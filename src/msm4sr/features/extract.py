@@ -90,14 +90,11 @@ class Extraction:
     """Which features are extracted, of which items, and where they are kept.
 
     Attributes:
-        dataset: the items.
         out: the features folder. Several processes may use it at once.
-        settings: encoders, and how much is read.
         precomputed: modality to a Parquet file of precomputed embeddings (see `precomputed`), in place of an encoder,
             or for a further modality. Such a modality reads neither texts nor images.
         device: where the encoders run: "cpu", "cuda", ...; "auto" uses a GPU if there is one.
         strict: an image that cannot be used is an error.
-        progress: shows the items that are done.
     """
 
     dataset: Dataset

@@ -69,12 +69,9 @@ class BrokenImage(Exception):
 def load_image(folder: Path, relative: str, size_hint: int | None = None) -> Image.Image:
     """The image at `folder / relative` as RGB, upright, first frame only, transparency on white.
 
-    Args:
-        folder: no path may leave it.
-        relative: the path in it.
-        size_hint: the side in pixels that the caller will resize to. If all sides are more than twice as long, the
-            image is reduced by an integer factor (a JPEG while it is decoded), which is faster, needs little memory,
-            and makes no visible difference. None: full size.
+    `size_hint` is the side in pixels that the caller will resize to. If all sides are more than twice as long, the
+    image is reduced by an integer factor (a JPEG while it is decoded), which is faster, needs little memory, and makes
+    no visible difference. None: full size.
 
     Raises:
         BrokenImage: path outside the folder, no such file, over 64 MiB, over 50 megapixels or 20,000 pixels a side
@@ -109,8 +106,12 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
         raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size)
-            with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+            width, height = image.size
+            if max(width, height) > MAX_SIDE:
+                raise BrokenImage(f"{width} x {height} pixels: a side is over {MAX_SIDE:,}")
+            if width * height > MAX_PIXELS:
+                raise BrokenImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 10**6} megapixels")
+            with _ONE_LARGE if width * height > LARGE_PIXELS else nullcontext():
                 if size_hint is not None:
                     image.draft(None, (2 * size_hint, 2 * size_hint))  # no effect on formats other than JPEG
                 image.load()
@@ -126,13 +127,6 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
         raise BrokenImage(f"more than {MAX_PIXELS // 10**6} megapixels") from error
     except Exception as error:  # decoders raise all kinds of errors on a damaged file; none may end a run
         raise BrokenImage(f"damaged or cut short ({type(error).__name__})") from error
-
-
-def _check_size(width: int, height: int) -> None:
-    if width > MAX_SIDE or height > MAX_SIDE:
-        raise BrokenImage(f"{width} x {height} pixels: a side is over {MAX_SIDE:,}")
-    if width * height > MAX_PIXELS:
-        raise BrokenImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 10**6} megapixels")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -175,9 +169,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
 class ImageFiles:
     """The image files of a data set; each is read once for its hash and its pixels.
 
-    Args:
-        folder: of the data set.
-        kept_bytes: bytes of files that are kept between hashing and decoding; a file beyond that is read again.
+    At most `kept_bytes` of files are kept between hashing and decoding; a file beyond that is read again.
     """
 
     def __init__(self, folder: Path, kept_bytes: int = 256 * 1024 * 1024) -> None:
@@ -216,11 +208,7 @@ class ImageFiles:
     ) -> Iterator[Image.Image | BrokenImage]:
         """Yield the images in order, decoded by threads while the caller works on those already yielded.
 
-        Args:
-            paths: of the files.
-            size_hint: see `load_image`.
-            workers: threads; None: half of the cores, at least two.
-            ahead: images that wait in memory at most; with a `size_hint` they are small by then.
+        At most `ahead` images wait in memory; with a `size_hint` they are small by then.
         """
         decode = partial(self.decode, size_hint=size_hint)
         return in_threads(decode, paths, workers or max(2, (os.cpu_count() or 1) // 2), ahead)

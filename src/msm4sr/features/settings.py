@@ -47,9 +47,7 @@ class VisualSettings(Strict):
     )
     num_keywords: int = Field(15, ge=1, description="Keywords of an image, N in the paper.")
     min_texts: int = Field(
-        500,
-        ge=10,
-        description="With fewer items that have text and image, the labels of ImageNet are the keywords.",
+        500, ge=10, description="With fewer items that have text and image, the labels of ImageNet are the keywords."
     )
     vocabulary_file: str | None = Field(
         None,
@@ -83,13 +81,8 @@ class FeatureSettings(Strict):
 def store_names(settings: FeatureSettings, precomputed: Iterable[str] = ()) -> dict[str, str]:
     """The folder of each feature store, for example {"text": "text-minilm", "visual": ...}.
 
-    Args:
-        settings: what is extracted.
-        precomputed: modalities with precomputed embeddings.
-
-    Returns:
-        A name for each modality; for keywords also "images" (the image vectors that they are found with) and
-        "vocabulary" (the vectors of its words).
+    `precomputed` are modalities with precomputed embeddings. Keywords have further stores: "images" (the image vectors
+    that they are found with) and "vocabulary" (the vectors of its words).
     """
     text, visual = settings.text, settings.visual
     images = f"visual-{'clip' if visual.uses_clip else 'pooled'}-{_slug(visual.image_encoder)}"

@@ -42,11 +42,6 @@ class ImageExtractor(Extractor):
         self._files = ImageFiles(job.dataset.folder)
         self._paths = job.dataset.items["image"]
 
-    def extract(self, merge: bool = False) -> Features:
-        features = super().extract(merge)
-        self._report_unusable()
-        return features
-
     def content_hashes(self, items: range) -> list[str]:
         self._files.forget()
         paths = self._paths.slice(items.start, len(items)).to_list()
@@ -102,20 +97,18 @@ class ImageExtractor(Extractor):
             "items.parquet, or run without --strict (what was encoded so far is kept)"
         )
 
-    def _report_unusable(self) -> None:
-        """Log how many images could not be used, and the first reasons; an error with `strict`."""
+    def extract(self, merge: bool = False) -> Features:
+        """See `Extractor.extract`; logs how many images could not be used, and the first reasons."""
+        features = super().extract(merge)
         broken = read_missing(self.folder).filter(pl.col("image").is_not_null())
         rows = broken.select("item_id", "image", "reason").rows()
-        if not rows:
-            return
-        if self.job.strict:
+        if rows and self.job.strict:
             raise self._unusable(*rows[0])
-        logger.warning(
-            "%s: %s images cannot be used; their items have no vector of them", self.modality, f"{len(rows):,}"
-        )
+        if rows:
+            what = "%s: %s images cannot be used; their items have no vector of them"
+            logger.warning(what, self.modality, f"{len(rows):,}")
         for item_id, image, reason in rows[:SHOWN_IMAGES]:
             logger.warning("  %s of item %r: %s", image, item_id, reason)
-        if len(rows) > SHOWN_IMAGES:
-            logger.warning(
-                "  and %s more, listed in %s", f"{len(rows) - SHOWN_IMAGES:,}", self.folder / "missing.parquet"
-            )
+        if (more := len(rows) - SHOWN_IMAGES) > 0:
+            logger.warning("  and %s more, listed in %s", f"{more:,}", self.folder / "missing.parquet")
+        return features

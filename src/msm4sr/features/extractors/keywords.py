@@ -121,17 +121,17 @@ class KeywordExtractor(Extractor):
         """The images in the text space, out of fold; None if there are too few texts to learn from."""
         has_both = int(np.count_nonzero((text.lengths > 0) & (images.lengths > 0)))
         mapped = map_to_text_space(images, text) if has_both >= self.settings.min_texts else None
-        if mapped is None and self.settings.vocabulary_file is not None:
+        if mapped is not None:
+            vectors, ridge, groups = mapped
+            self.extra |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
+            return vectors
+        if self.settings.vocabulary_file is not None:
             raise InputError(
                 "features.visual.vocabulary_file: the offline tagger learns keywords from at least "
                 f"{self.settings.min_texts} items with text and image (features.visual.min_texts), and there are "
                 f"{has_both}; name a CLIP model as features.visual.tagger"
             )
-        if mapped is None:
-            return None
-        vectors, ridge, groups = mapped
-        self.extra |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
-        return vectors
+        return None
 
     def _vocabulary(self) -> list[str]:
         """The words of the vocabulary file, or those of the texts of the catalogue."""

@@ -85,10 +85,7 @@ def file_hash(file: Path) -> str:
 
 
 def read_embeddings(file: Path) -> tuple[list[str], Ragged]:
-    """Read a file of embeddings into memory.
-
-    Returns:
-        The item id of each line, and its rows: float32 [rows, dim].
+    """The item id of each line of a file of embeddings, and its rows: float32 [rows, dim].
 
     Raises:
         InputError: the file is not Parquet or lacks a column; or, with its row, an id that is null or repeated, a

@@ -46,14 +46,7 @@ class SentenceExtractor(Extractor):
 def encode_sentences(
     encoders: Encoders, sentences: Sequence[Sequence[str]], advance: Advance, missing: Sequence[Missing] = ()
 ) -> Chunk:
-    """Encode the sentences of some items, each distinct sentence once: catalogues repeat them ("Free shipping.").
-
-    Args:
-        encoders: those of the extraction.
-        sentences: of each item.
-        advance: counts items.
-        missing: what the items lack.
-    """
+    """Encode the sentences of some items, each distinct sentence once: catalogues repeat them ("Free shipping.")."""
     counts = np.array([len(item) for item in sentences], np.int64)
     flat = [sentence for item in sentences for sentence in item]
     if not flat:
