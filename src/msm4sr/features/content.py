@@ -70,20 +70,22 @@ class ContentEncoder:
         return modality in self.dims and modality not in self.precomputed
 
     def encode(self, items: Sequence[Item]) -> list[Item]:
-        """Fill in the features, sentences and keywords of new items.
+        """New items with features, sentences and keywords: float32 [rows, dim] for every modality of the run.
 
         Args:
             items: each with the bytes of its image files, and with precomputed embeddings in `features`.
-
-        Returns:
-            The items, each with float32 [rows, dim] for every modality of the run (no rows where it lacks one).
 
         Raises:
             InputError: an image that cannot be used; precomputed embeddings of a modality that does not exist or is
                 encoded, or of another dimension; the run's keywords are no longer there.
         """
-        for item in items:
-            self._check_precomputed(item)
+        for name, rows in (given for item in items for given in item.features.items()):
+            if name not in self.precomputed or name not in self.dims:
+                known = ", ".join(sorted(self.precomputed)) or "none"
+                raise InputError(f"embeddings for {name!r}: the run has precomputed embeddings of: {known}")
+            array = np.atleast_2d(rows)
+            if array.shape[1] != self.dims[name] or not np.isfinite(array).all():
+                raise InputError(f"embeddings for {name!r}: they must be {self.dims[name]}-d and finite")
         return self._thread.submit(self._encode, items).result()
 
     def _encode(self, items: Sequence[Item]) -> list[Item]:
@@ -106,15 +108,6 @@ class ContentEncoder:
             features |= {name: rows[place] for name, rows in encoded.items() if len(rows[place])}
             found.append(replace(item, features=features, sentences=sentences[place], keywords=keywords[place]))
         return found
-
-    def _check_precomputed(self, item: Item) -> None:
-        for name, rows in item.features.items():
-            if name not in self.precomputed or name not in self.dims:
-                known = ", ".join(sorted(self.precomputed)) or "none"
-                raise InputError(f"embeddings for {name!r}: the run has precomputed embeddings of: {known}")
-            array = np.atleast_2d(rows)
-            if array.shape[1] != self.dims[name] or not np.isfinite(array).all():
-                raise InputError(f"embeddings for {name!r}: they must be {self.dims[name]}-d and finite")
 
     def _encode_sentences(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """float32 [sentences, dim] of each item."""

@@ -133,27 +133,17 @@ class Extraction:
 
 
 class Extractor(ABC):
-    """Makes the feature store of one modality: hashes and encodes its items chunk by chunk.
-
-    Attributes:
-        folder: of the store.
-        manifest: modality, kind, encoder, settings: together with the content of an item they determine its vectors.
-        item_ids: the items of the store.
-        title: of the progress bar.
-        extra: further entries of the manifest, which do not change the vectors.
-        rows: the table of rows, where it does not come from the chunks.
-        missing: the table of what is missing, where it does not come from the chunks.
-    """
+    """Makes the feature store of one modality: hashes and encodes its items chunk by chunk."""
 
     folder: Path
-    manifest: Mapping[str, Any]
-    title: str
+    manifest: Mapping[str, Any]  # modality, kind, encoder, settings: with the content of an item they fix its vectors
+    title: str  # of the progress bar
 
     def __init__(self, job: Extraction, modality: str) -> None:
         self.job, self.modality = job, modality
         self.item_ids: Sequence[str] = job.dataset.item_ids
-        self.extra: dict[str, Any] = {}
-        self.rows: pl.DataFrame | None = None
+        self.extra: dict[str, Any] = {}  # further entries of the manifest, which do not change the vectors
+        self.rows: pl.DataFrame | None = None  # these two tables, where they do not come from the chunks
         self.missing: pl.DataFrame | None = None
 
     @abstractmethod

@@ -126,10 +126,10 @@ def fetch_images(
     report.already = len(found)
     wanted = {url: stem for url, stem in stems.items() if url not in found}
     if wanted:
-        fetcher = _Fetcher(folder, settings, allowed, tls)
         try:
             with progress.task("fetching images", len(wanted), "images") as advance:
-                asyncio.run(fetcher.run(wanted, advance))
+                fetcher = _Fetcher(folder / "images", settings, allowed, tls or ssl.create_default_context(), advance)
+                asyncio.run(fetcher.run(wanted))
         except ExceptionGroup as group:  # of the workers: a full disk, for example
             raise group.exceptions[0] from None
         found |= fetcher.found
@@ -212,34 +212,29 @@ class _CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+@dataclass(eq=False)
 class _Fetcher:
-    def __init__(
-        self, folder: Path, settings: FetchSettings, allowed: Callable[[Address], bool], tls: ssl.SSLContext | None
-    ) -> None:
-        self._images = folder / "images"
-        self._settings = settings
-        self._allowed = allowed
-        self._tls = tls or ssl.create_default_context()
-        self._not_before: dict[str, float] = {}  # host -> time of the event loop
-        self._advance: Advance
-        self.found: dict[str, str] = {}  # address -> path
-        self.failed: dict[str, str] = {}  # address -> reason
+    images: Path
+    settings: FetchSettings
+    allowed: Callable[[Address], bool]
+    tls: ssl.SSLContext
+    advance: Advance
+    not_before: dict[str, float] = field(default_factory=dict)  # host -> time of the event loop
+    found: dict[str, str] = field(default_factory=dict)  # address -> path
+    failed: dict[str, str] = field(default_factory=dict)  # address -> reason
 
-    async def run(self, wanted: dict[str, str], advance: Advance) -> None:
+    async def run(self, wanted: dict[str, str]) -> None:
         """Fetch the addresses of `wanted`, each to the file name without suffix that it gives."""
-        self._advance = advance
         connector = aiohttp.TCPConnector(
-            ssl=self._tls, resolver=_CheckedResolver(self._allowed), limit=self._settings.parallel
+            ssl=self.tls, resolver=_CheckedResolver(self.allowed), limit=self.settings.parallel
         )
         headers = {"User-Agent": f"msm4sr/{version('msm4sr')} (fetch-images)", "Accept": "image/*"}
         queue = iter(wanted.items())
-        async with (
-            aiohttp.ClientSession(
-                connector=connector, headers=headers, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
-            ) as session,
-            asyncio.TaskGroup() as workers,
-        ):
-            for _ in range(min(self._settings.parallel, len(wanted))):
+        session = aiohttp.ClientSession(
+            connector=connector, headers=headers, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
+        )
+        async with session, asyncio.TaskGroup() as workers:
+            for _ in range(min(self.settings.parallel, len(wanted))):
                 workers.create_task(self._work(session, queue))
 
     async def _work(self, session: aiohttp.ClientSession, queue: Iterator[tuple[str, str]]) -> None:
@@ -252,34 +247,34 @@ class _Fetcher:
             else:
                 await asyncio.to_thread(self._write, stem + suffix, data)
                 self.found[url] = f"images/{stem}{suffix}"
-            self._advance(1)
+            self.advance(1)
 
     def _write(self, name: str, data: bytes) -> None:
-        with atomic_file(self._images / name) as unfinished:
+        with atomic_file(self.images / name) as unfinished:
             unfinished.write_bytes(data)
 
     async def _try(self, session: aiohttp.ClientSession, url: str) -> bytes:
         """The bytes at `url`, after as many tries as the settings allow."""
         self._check(url)
-        wait, host = self._settings.first_wait, urlsplit(url).hostname or ""
+        wait, host = self.settings.first_wait, urlsplit(url).hostname or ""
         loop = asyncio.get_running_loop()
-        for attempt in range(1, self._settings.attempts + 1):
-            await asyncio.sleep(self._not_before.get(host, 0.0) - loop.time())
+        for attempt in range(1, self.settings.attempts + 1):
+            await asyncio.sleep(self.not_before.get(host, 0.0) - loop.time())
             try:
-                async with asyncio.timeout(self._settings.timeout):
+                async with asyncio.timeout(self.settings.timeout):
                     return await self._get(session, url)
             except TimeoutError:
-                problem = _Temporary(f"no answer within {self._settings.timeout:g} seconds")
+                problem = _Temporary(f"no answer within {self.settings.timeout:g} seconds")
             except _Temporary as error:
                 problem = error
             if problem.after is not None and problem.after > LONGEST_WAIT:
                 raise BrokenImage(f"{problem.reason}, try again in {problem.after:.0f} seconds")
             if problem.after is not None:  # the host asks for a pause of all requests
-                self._not_before[host] = max(self._not_before.get(host, 0.0), loop.time() + problem.after)
-            elif attempt < self._settings.attempts:
+                self.not_before[host] = max(self.not_before.get(host, 0.0), loop.time() + problem.after)
+            elif attempt < self.settings.attempts:
                 await asyncio.sleep(wait)
             wait *= 2
-        raise BrokenImage(f"{problem.reason} ({self._settings.attempts} tries)")
+        raise BrokenImage(f"{problem.reason} ({self.settings.attempts} tries)")
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes:
         """One try. Raises `_Temporary` if another may succeed, else BrokenImage."""
@@ -321,11 +316,11 @@ class _Fetcher:
         if not host or parts.username is not None:
             raise BrokenImage("not a valid address")
         with suppress(ValueError):  # a host name
-            if not self._allowed(ipaddress.ip_address(host.partition("%")[0])):
+            if not self.allowed(ipaddress.ip_address(host.partition("%")[0])):
                 raise BrokenImage("the host's address is not public")
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        limit = int(self._settings.max_mib * 2**20)
+        limit = int(self.settings.max_mib * 2**20)
         data = bytearray()
         if (response.content_length or 0) <= limit:
             async for chunk in response.content.iter_chunked(1 << 16):
@@ -334,7 +329,7 @@ class _Fetcher:
                     break
             else:
                 return bytes(data)
-        raise BrokenImage(f"larger than {self._settings.max_mib:g} MiB")
+        raise BrokenImage(f"larger than {self.settings.max_mib:g} MiB")
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -43,13 +43,7 @@ MISSING = {"item": pl.Int64, "item_id": pl.String, "image": pl.String, "reason":
 
 @dataclass(frozen=True, eq=False)
 class Features(Ragged):
-    """The vectors of one modality for n items; an item without rows lacks the modality.
-
-    Attributes:
-        values: float32 [rows, dim], memory-mapped when loaded.
-        offsets: int64 [n + 1]; the rows of item i are values[offsets[i]:offsets[i + 1]].
-        item_ids: the n items.
-    """
+    """The vectors of one modality for n items, float32 [rows, dim]; an item without rows lacks the modality."""
 
     item_ids: Sequence[str]
 

@@ -204,13 +204,8 @@ class StoreBuilder:
     def build(self, merge: bool = False) -> Features:
         """The store as it is if nothing has changed, else updated.
 
-        Each chunk is hashed just before it is encoded, so that the extractor can read a file once for both.
-
-        Args:
-            merge: encode nothing; all chunks must come from shards.
-
-        Raises:
-            InputError: with `merge`, shards are missing; or the extractor refuses a chunk.
+        Each chunk is hashed just before it is encoded, so that the extractor can read a file once for both. With
+        `merge` nothing is encoded: missing shards are an InputError.
         """
         found = self._unchanged()
         if found is not None:

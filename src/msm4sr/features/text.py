@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from msm4sr.errors import InputError, first_line
-from msm4sr.features.backends import FrozenModel, choose_device, quiet_loading
+from msm4sr.features.backends import FrozenModel, choose_device, move, quiet_loading
 from msm4sr.registry import Registry
 
 # pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
@@ -100,14 +100,8 @@ class TransformerSentenceEncoder(FrozenModel):
 
     The files of the model define pooling, prompt and truncation; a plain model (such as BERT) gets the mean over its
     tokens, the default of sentence-transformers. Vectors have unit length, so that encoders can be swapped under the
-    same settings. Sentences of similar length share a batch.
-
-    Args:
-        name: a local folder or a hub name.
-        max_tokens: tokens of a sentence that are read.
-        batch_tokens: tokens of a batch, including padding; None: 1,024 on a CPU (what its caches hold), 32,768 on a
-            GPU.
-        device: see `backends.choose_device`.
+    same settings. Sentences of similar length share a batch of `batch_tokens`, including padding; None: 1,024 on a CPU
+    (what its caches hold), 32,768 on a GPU.
     """
 
     def __init__(self, name: str, max_tokens: int = 128, batch_tokens: int | None = None, device: str = "auto") -> None:
@@ -135,9 +129,8 @@ class TransformerSentenceEncoder(FrozenModel):
         """float32 [sentences, dim], unit length, in the order of `sentences`."""
         vectors = np.zeros((len(sentences), self.dim), dtype=np.float32)
         for start in range(0, len(sentences), _TOKENIZED):
-            vectors[start : start + _TOKENIZED] = self._encode(
-                sentences[start : start + _TOKENIZED], self._bf16, advance
-            )
+            rows = slice(start, start + _TOKENIZED)
+            vectors[rows] = self._encode(sentences[rows], self._bf16, advance)
         return vectors
 
     def _encode(self, sentences: Sequence[str], bf16: bool, advance: Callable[[int], None] | None = None) -> np.ndarray:
@@ -177,13 +170,8 @@ class TransformerSentenceEncoder(FrozenModel):
     def _to_device(self, features: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        if self._device.type == "cpu":
-            return features
-        pinned = self._device.type == "cuda"
         return {
-            name: (value.pin_memory() if pinned else value).to(self._device, non_blocking=pinned)
-            if isinstance(value, torch.Tensor)
-            else value
+            name: move(value, self._device) if isinstance(value, torch.Tensor) else value
             for name, value in features.items()
         }
 

@@ -31,14 +31,10 @@ class ImageExtractor(Extractor):
 
     def __init__(self, job: Extraction, modality: str = "visual") -> None:
         super().__init__(job, modality)
-        names = store_names(job.settings)
+        names, kind = store_names(job.settings), "clip" if job.settings.visual.uses_clip else "pooled"
         self.folder = job.out / names.get("images", names["visual"])
-        self.manifest = {
-            "modality": modality,
-            "kind": "clip" if job.settings.visual.uses_clip else "pooled",
-            "encoder": job.encoders.image_record(),
-            "settings": {},
-        }
+        encoder = job.encoders.image_record()
+        self.manifest = {"modality": modality, "kind": kind, "encoder": encoder, "settings": {}}
         self._files = ImageFiles(job.dataset.folder)
         self._paths = job.dataset.items["image"]
 

@@ -46,12 +46,9 @@ class KeywordExtractor(Extractor):
         self.settings = job.settings.visual
         self.images, self.sentences = ImageExtractor(job, modality), SentenceExtractor(job)
         self.folder = job.out / store_names(job.settings)["visual"]
-        self.manifest = {
-            "modality": modality,
-            "kind": "keywords",
-            "encoder": self.sentences.manifest["encoder"],
-            "settings": {**self.settings.model_dump(), "text": self.sentences.manifest["settings"]},
-        }
+        text = self.sentences.manifest
+        settings = {**self.settings.model_dump(), "text": text["settings"]}
+        self.manifest = {"modality": modality, "kind": "keywords", "encoder": text["encoder"], "settings": settings}
         self._keywords: Ragged  # of each image of each item, joined
 
     def extract_shard(self, shard: Shard) -> None:
@@ -153,12 +150,8 @@ class VocabularyExtractor(Extractor):
         super().__init__(job, "words")
         self.item_ids = vocabulary
         self.folder = job.out / store_names(job.settings)["vocabulary"]
-        self.manifest = {
-            "modality": "words",
-            "kind": "vocabulary",
-            "encoder": job.encoders.sentence_record(),
-            "settings": {"max_tokens": job.settings.text.max_tokens},
-        }
+        encoder, settings = job.encoders.sentence_record(), {"max_tokens": job.settings.text.max_tokens}
+        self.manifest = {"modality": "words", "kind": "vocabulary", "encoder": encoder, "settings": settings}
 
     def content_hashes(self, items: range) -> list[str]:
         return [digest(self.item_ids[word]) for word in items]

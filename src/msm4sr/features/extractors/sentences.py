@@ -25,12 +25,8 @@ class SentenceExtractor(Extractor):
         super().__init__(job, modality)
         self.settings = job.settings.text
         self.folder = job.out / store_names(job.settings)["text"]
-        self.manifest = {
-            "modality": modality,
-            "kind": "sentences",
-            "encoder": job.encoders.sentence_record(),
-            "settings": self.settings.model_dump(exclude={"encoder"}),
-        }
+        encoder, settings = job.encoders.sentence_record(), self.settings.model_dump(exclude={"encoder"})
+        self.manifest = {"modality": modality, "kind": "sentences", "encoder": encoder, "settings": settings}
         self._texts = job.dataset.items.select("title", "text")
 
     def content_hashes(self, items: range) -> list[str]:
