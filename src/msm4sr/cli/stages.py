@@ -160,10 +160,11 @@ def _train_one(stage: str, following: str, folder: Path, resume: bool, changes: 
         f"interrupted. Run `msm4sr {stage} {folder} --resume` to continue, or `msm4sr {following} {folder}` to use the "
         "best epoch so far."
     ):
+        from msm4sr.experiments.run import open_run
         from msm4sr.experiments.stages import restore_last
 
         _check_log(log)
-        started = _open(folder, changes)
+        started = open_run(folder, changes)
         with _first_process_first(started.settings.device):
             dataset, network = _load(started)
         restore_last(started, dataset, network, before=stage)
@@ -175,9 +176,10 @@ def _train_one(stage: str, following: str, folder: Path, resume: bool, changes: 
 def evaluate(folder: RunFolder) -> None:
     """The last stage: rank all items for every user, write metrics.json, the model folder and report.html."""
     with handle_errors():
+        from msm4sr.experiments.run import open_run
         from msm4sr.experiments.stages import restore_last
 
-        started = _open(folder)
+        started = open_run(folder)
         dataset, network = _load(started)
         restore_last(started, dataset, network)
         _evaluate(started, dataset, network)
@@ -188,10 +190,12 @@ def evaluate(folder: RunFolder) -> None:
 
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process; the first one prepares what the others read."""
+    from msm4sr.experiments.run import open_run
+
     device = request.settings().device
     with _first_process_first(device):
         if not device.is_first:
-            started = _open(request.out)
+            started = open_run(request.out)
             return started, *_load(started)
         planned, dataset = _plan(request)
         begin = _extract if request.resumes else _begin
@@ -257,12 +261,6 @@ def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) ->
         tidy(planned)
         raise
     return network
-
-
-def _open(folder: Path, changes: list[str] | None = None) -> Run:
-    from msm4sr.experiments.run import open_run
-
-    return open_run(folder, changes or [])
 
 
 def _device_changes(devices: int | None, strategy: str | None) -> list[str]:

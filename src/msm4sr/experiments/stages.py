@@ -82,12 +82,7 @@ def extract_stage(
 ) -> dict[str, Features]:
     """The features of all items, extracted or read again; empty for a model that uses none.
 
-    Args:
-        run: whose features folder is used.
-        dataset: the items.
-        progress: shows what is encoded.
-        strict: an image that cannot be used is an error.
-        merge: join what `extract_run_shard` has encoded.
+    With `strict` an image that cannot be used is an error; `merge` joins what `extract_run_shard` has encoded.
     """
     if not MODELS[run.settings.model.name].uses_features:
         return {}
@@ -174,13 +169,7 @@ def train_stage(
 ) -> None:
     """Train `model` in place and keep its best weights; nothing for a model or settings without this stage.
 
-    Args:
-        run: where checkpoints and records are written.
-        stage: "pretrain" or "finetune".
-        dataset: of the run.
-        model: with the weights to start from.
-        callbacks: observers.
-        resume: continue from the stage's last checkpoint, if there is one.
+    With `resume` it continues from the stage's last checkpoint, if there is one.
     """
     task = task_for(model, stage, run.settings)
     if task is None:

@@ -47,46 +47,27 @@ WAIT = 1.0  # seconds between two checks whether the trials of other processes h
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that is counted.
+    """A trial that is counted."""
 
-    Attributes:
-        number: from 0, in the order of their start; interrupted trials have numbers too, and are skipped here.
-        state: finished, pruned or failed.
-        value: `ndcg@10` on validation, of a finished trial.
-        seconds: from start to end.
-        values: the values of the search, by dotted name.
-        reason: why it failed.
-        is_default: whether it has the defaults.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    seconds: float
-    values: Mapping[str, Any]
-    reason: str = ""
-    is_default: bool = False
+    number: int  # from 0, in the order of their start; interrupted trials have numbers too, and are skipped here
+    state: str  # finished, pruned or failed
+    value: float | None  # `ndcg@10` on validation, of a finished trial
+    seconds: float  # from start to end
+    values: Mapping[str, Any]  # of the search, by dotted name
+    reason: str = ""  # why it failed
+    is_default: bool = False  # whether it has the defaults
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search for the settings of one model on one data set.
+    """A search for the settings of one model on one data set."""
 
-    Attributes:
-        folder: of the study.
-        search: the parameters with their ranges.
-        settings: of the first trial; `trial_settings` changes them for the others.
-        trials: how many to run.
-        dataset: to train and validate on.
-        features: of the items, the same for all trials.
-    """
-
-    folder: Path
+    folder: Path  # of the study
     search: Search
-    settings: RunSettings
-    trials: int
+    settings: RunSettings  # of the first trial; `trial_settings` changes them for the others
+    trials: int  # how many to run
     dataset: Dataset
-    features: Mapping[str, Features]
+    features: Mapping[str, Features]  # of the items, the same for all trials
 
 
 def check_folder(folder: Path) -> None:
@@ -100,11 +81,8 @@ def check_folder(folder: Path) -> None:
 def tune(tuning: Tuning, report: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
     """Run the trials that are missing, and return all, best first.
 
-    Several processes of one machine may tune at once. Each returns when all trials have ended.
-
-    Args:
-        tuning: what to tune.
-        report: called with each trial of this process when it has ended.
+    Several processes of one machine may tune at once. Each returns when all trials have ended; `report` is called with
+    each trial of this process when it has ended.
 
     Raises:
         InputError: the study is of another search, or of other settings or data.

@@ -12,59 +12,35 @@ if TYPE_CHECKING:  # the command line imports this module, and must not import t
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a training is about to do.
-
-    Attributes:
-        stage: its name.
-        epochs: the largest number of epochs.
-        steps_per_epoch: the approximate number of steps in an epoch.
-        steps_done: steps that were completed before an interruption.
-    """
+    """What a training is about to do."""
 
     stage: str
-    epochs: int
-    steps_per_epoch: int
-    steps_done: int = 0
+    epochs: int  # at most
+    steps_per_epoch: int  # approximately
+    steps_done: int = 0  # before an interruption
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A report between epochs, every few steps.
-
-    Attributes:
-        stage: its name.
-        epoch: from 1.
-        steps: steps of all epochs so far.
-        loss: of the latest step.
-        pairs_per_second: mean of the epoch so far.
-    """
+    """A report inside an epoch, every few steps."""
 
     stage: str
-    epoch: int
-    steps: int
-    loss: float
-    pairs_per_second: float
+    epoch: int  # from 1
+    steps: int  # of all epochs so far
+    loss: float  # of the latest step
+    pairs_per_second: float  # mean of the epoch so far
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of `metrics.jsonl`.
-
-    Attributes:
-        stage: its name.
-        epoch: from 1.
-        loss: mean over the pairs of the epoch.
-        seconds: of training, without validation.
-        pairs_per_second: training pairs divided by `seconds`.
-        validation: metrics by name; empty for an epoch without validation.
-    """
+    """One line of `metrics.jsonl`."""
 
     stage: str
-    epoch: int
-    loss: float
-    seconds: float
-    pairs_per_second: float
-    validation: dict[str, float] = field(default_factory=dict)
+    epoch: int  # from 1
+    loss: float  # mean over the pairs of the epoch
+    seconds: float  # of training, without validation
+    pairs_per_second: float  # training pairs divided by `seconds`
+    validation: dict[str, float] = field(default_factory=dict)  # by name; empty for an epoch without validation
 
     def as_row(self) -> dict[str, Any]:
         """As flat JSON."""

@@ -95,31 +95,18 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 @dataclass
 class TrainingState:
-    """How far a training has come; with weights, optimiser and generators, everything that resuming needs.
+    """How far a training has come; with weights, optimiser and generators, everything that resuming needs."""
 
-    Attributes:
-        epoch: the current epoch, from 1.
-        step: completed steps of it.
-        steps: completed steps of all epochs.
-        pairs: pairs of the epoch so far.
-        seconds: of training in the epoch so far, without validation.
-        best: the best validation value; None before the first.
-        best_epoch: the epoch that had it.
-        waited: validations since.
-        done: the training is complete.
-        rows: `EpochRecord.as_row` of each completed epoch.
-    """
-
-    epoch: int = 1
-    step: int = 0
-    steps: int = 0
-    pairs: int = 0
-    seconds: float = 0.0
-    best: float | None = None
+    epoch: int = 1  # the current one, from 1
+    step: int = 0  # completed steps of it
+    steps: int = 0  # completed steps of all epochs
+    pairs: int = 0  # of the epoch so far
+    seconds: float = 0.0  # of training in the epoch so far, without validation
+    best: float | None = None  # the best validation value; None before the first
     best_epoch: int = 0
-    waited: int = 0
-    done: bool = False
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    waited: int = 0  # validations since the best
+    done: bool = False  # the training is complete
+    rows: list[dict[str, Any]] = field(default_factory=list)  # `EpochRecord.as_row` of each completed epoch
 
     def count_step(self, pairs: int) -> None:
         """One more step of the current epoch is done."""
@@ -148,17 +135,11 @@ def read_state(checkpoints: Path, stage: str) -> TrainingState | None:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The two checkpoints of a stage: `STAGE.safetensors` (the best epoch) and `STAGE.last.safetensors` (to resume).
-
-    Attributes:
-        folder: where they are kept.
-        stage: its name.
-        identity: what the weights depend on; checkpoints of anything else are refused.
-    """
+    """The two checkpoints of a stage: `STAGE.safetensors` (the best epoch) and `STAGE.last.safetensors` (to resume)."""
 
     folder: Path
     stage: str
-    identity: Mapping[str, Any]
+    identity: Mapping[str, Any]  # what the weights depend on; checkpoints of anything else are refused
 
     def save_best(self, weights: Mapping[str, Tensor], epoch: int) -> None:
         """Keep the weights of the best epoch so far."""
