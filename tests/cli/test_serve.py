@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,5 +30,13 @@ def test_an_empty_key_is_refused(refused: Refused, trained: Trained, tmp_path: P
     assert "MSM4SR_API_KEY" in refused("serve", trained.folder, *state, "--api-key-file", tmp_path / "key")
 
 
+def test_a_port_in_use_is_refused(refused: Refused, trained: Trained, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = refused("serve", trained.folder, "--state", tmp_path / "state", "--port", port)
+    assert message.strip() == f"error: port {port} is in use; choose another with --port"
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_folder_without_a_run_is_refused(refused: Refused, tmp_path: Path) -> None:
-    assert str(tmp_path) in refused("serve", tmp_path, "--state", tmp_path / "state")
+    assert str(tmp_path) in refused("serve", tmp_path, "--state", tmp_path / "state", "--port", "0")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -59,6 +61,7 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
     run = options["run"].absolute()
     options |= {"run": run, "state": options["state"] or default_state(run), "api_key": _read_key(key_file)}
     settings = ServeSettings.model_validate(options)
+    _check_port(host, port)
     server: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": 10}
     if settings.workers == 1:
         app = create_app(settings)
@@ -70,6 +73,16 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
         create_app(settings).state.service.store.close()  # one message for wrong input, and the index is built once
         console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
         uvicorn.run("msm4sr.serving.app:app_from_environment", factory=True, workers=settings.workers, **server)
+
+
+def _check_port(host: str, port: int) -> None:
+    """InputError if another program listens there: before the model is loaded."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"port {port} is in use; choose another with --port") from None
+        raise
 
 
 def _as_json(settings: ServeSettings) -> str:
