@@ -24,6 +24,7 @@ from msm4sr.features.images import BrokenImage, decode_image
 from msm4sr.features.keywords import ClipTagger, ImageTagger, LabelTagger, TextSpaceTagger, scored_words
 from msm4sr.features.settings import FeatureSettings, store_names
 from msm4sr.features.store import load_features, read_manifest
+from msm4sr.features.store_builder import no_vectors
 from msm4sr.features.text import item_sentences
 from msm4sr.features.text_space import fit_map
 
@@ -112,7 +113,7 @@ class ContentEncoder:
     def _encode_sentences(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """float32 [sentences, dim] of each item."""
         flat = [sentence for item in sentences for sentence in item]
-        vectors = self._encoders.sentences.encode(flat) if flat else np.zeros((0, 0), np.float32)
+        vectors = self._encoders.sentences.encode(flat) if flat else no_vectors()
         return np.split(vectors, np.cumsum([len(item) for item in sentences])[:-1])
 
     def _decode(self, item: Item) -> list[Image.Image]:
@@ -128,17 +129,15 @@ class ContentEncoder:
 
     def _encode_images(self, images: Sequence[Sequence[Image.Image]]) -> tuple[list[np.ndarray], list[list[list[str]]]]:
         """float32 [images, dim] of each item, and the keywords of each image (none for pooled features)."""
-        bounds = np.cumsum([len(item) for item in images])
+        bounds = np.cumsum([0, *map(len, images)]).tolist()
         flat = [image for item in images for image in item]
-        if not flat:
-            return [np.zeros((0, 0), np.float32) for _ in images], [[] for _ in images]
-        vectors = self._encoders.images.encode(flat)
-        if self.settings.visual.kind == "pooled":
-            return np.split(vectors, bounds[:-1]), [[] for _ in images]
-        keywords = scored_words(self._tagger, vectors, self.settings.visual.num_keywords)[0]
-        vectors = self._encoders.sentences.encode([" ".join(words) for words in keywords])
-        starts = [0, *bounds.tolist()]
-        return np.split(vectors, bounds[:-1]), [keywords[a:b] for a, b in pairwise(starts)]
+        keywords: list[list[str]] = []
+        vectors = self._encoders.images.encode(flat) if flat else no_vectors()
+        if flat and self.settings.visual.kind == "keywords":
+            keywords = scored_words(self._tagger, vectors, self.settings.visual.num_keywords)[0]
+            vectors = self._encoders.sentences.encode([" ".join(words) for words in keywords])
+        places = list(pairwise(bounds))
+        return [vectors[a:b] for a, b in places], [keywords[a:b] for a, b in places]
 
     @cached_property
     def _tagger(self) -> ImageTagger:

@@ -103,27 +103,19 @@ def fetch_images(
 ) -> FetchReport:
     """Download the images that `folder / "items.parquet"` names by address, and write their paths there.
 
-    Args:
-        folder: a prepared folder.
-        settings: requests, tries and sizes.
-        progress: shows the images that are done.
-        allowed: whether an address may be connected to.
-        tls: the certificates to trust; None: those that Python trusts.
-
-    Raises:
-        InputError: there is no prepared folder with items.
+    `allowed` says whether an address may be connected to; `tls` has the certificates to trust, None for those that
+    Python trusts. Raises InputError if there is no prepared folder with items.
     """
     items = read_items(folder)
     if not (folder / ITEMS).is_file():
         raise InputError(f"{folder / ITEMS}: no such file; a data set of IDs only has no images to fetch")
-    report = FetchReport()
     stems = _stems(items)
     (folder / "images").mkdir(exist_ok=True)
     for path in (folder / "images").glob(f".*{UNFINISHED}"):  # of a run that was killed
         path.unlink()
     there = {path.stem: f"images/{path.name}" for path in (folder / "images").iterdir()}
     found = {url: there[stem] for url, stem in stems.items() if stem in there}
-    report.already = len(found)
+    report = FetchReport(already=len(found))
     wanted = {url: stem for url, stem in stems.items() if url not in found}
     if wanted:
         try:
@@ -155,20 +147,13 @@ def _stems(items: pl.DataFrame) -> dict[str, str]:
 def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: FetchReport) -> None:
     """Write the paths of `found` addresses to items.parquet, the failures, and the new hashes to provenance.json."""
     if found:
-        image = [
-            None if image is None else [found.get(name, name) for name in image] for image in items["image"].to_list()
-        ]
-        table = pl.read_parquet(folder / ITEMS, glob=False).with_columns(
-            pl.Series("image", image, pl.List(pl.String()))
-        )
+        image = items["image"].list.eval(pl.element().replace(found))
+        table = pl.read_parquet(folder / ITEMS, glob=False).with_columns(image)
         with atomic_file(folder / ITEMS) as unfinished:
             write_parquet(table.lazy(), unfinished, ITEM_GROUP)
     (folder / FAILED).unlink(missing_ok=True)
     if report.failed:
-        owners: dict[str, list[str]] = {}
-        for item_id, image in items.select("item_id", "image").iter_rows():
-            for name in image or ():
-                owners.setdefault(name, []).append(item_id)
+        owners = dict(items.explode("image").group_by("image").agg("item_id").select("image", "item_id").iter_rows())
         lines = [{"items": owners[url], "url": url, "reason": reason} for url, reason in sorted(report.failed.items())]
         write_text(folder / FAILED, "".join(json.dumps(line) + "\n" for line in lines))
     provenance = folder / PROVENANCE

@@ -90,7 +90,6 @@ class Chunk:
 
     @property
     def rows(self) -> Ragged:
-        """The vectors of each item."""
         return Ragged.from_lengths(self.vectors, self.counts)
 
     @property
@@ -121,9 +120,6 @@ class Chunk:
             return None
 
 
-_NO_ROWS = Ragged(np.zeros(0, object), np.zeros(1, np.int64))
-
-
 @dataclass(frozen=True)
 class Shard:
     """The `number`-th of `count` shares of the work, from 1."""
@@ -149,7 +145,7 @@ class _Base:
 
     file: Path | None = None  # of the vectors
     dim: int = 0
-    paths: Ragged = _NO_ROWS  # the image of each row
+    paths: Ragged = field(default_factory=lambda: Ragged(np.zeros(0, object), np.zeros(1, np.int64)))  # of images
     has_paths: bool = False
     items: dict[str, int] = field(default_factory=dict)  # content -> item
     backends: Sequence[str] = ()
@@ -295,17 +291,17 @@ class StoreBuilder:
     def _encode(self, ranges: Sequence[range], base: _Base, merge: bool = False) -> list[_Plan]:
         """Hash each chunk and encode what is new in it; with `merge` nothing is encoded."""
         plans: list[_Plan] = []
-        with self.progress.task(self.extractor.title, sum(map(len, ranges)), "items") as advance:
-            for items in ranges:
-                try:
+        try:
+            with self.progress.task(self.extractor.title, sum(map(len, ranges)), "items") as advance:
+                for items in ranges:
                     plan = self._plan(items, base)
                     if not merge:
                         self._encode_chunk(plan, advance)
-                except KeyboardInterrupt:
-                    done, n = f"{len(plans):,}", f"{len(ranges):,}"
-                    logger.info("%s: %s of %s chunks are finished and kept", self.folder.name, done, n)
-                    raise
-                plans.append(plan)
+                    plans.append(plan)
+        except KeyboardInterrupt:
+            done, n = f"{len(plans):,}", f"{len(ranges):,}"
+            logger.info("%s: %s of %s chunks are finished and kept", self.folder.name, done, n)
+            raise
         return plans
 
     def _plan(self, items: range, base: _Base) -> _Plan:

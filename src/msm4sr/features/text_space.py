@@ -99,8 +99,7 @@ def assign_folds(groups: np.ndarray) -> np.ndarray:
     load = np.zeros(5, np.int64)
     fold_of_group = np.zeros(len(names), np.int64)
     for group in order:
-        fold = int(np.argmin(load))
-        fold_of_group[group] = fold
+        fold_of_group[group] = fold = np.argmin(load)
         load[fold] += sizes[group]
     return fold_of_group[np.searchsorted(names, groups)]
 
@@ -192,7 +191,7 @@ class _FoldMap:
 
 
 def _fit_folds(x: np.ndarray, y: np.ndarray, has_text: np.ndarray, folds: np.ndarray) -> dict[int, _FoldMap]:
-    names = [int(fold) for fold in np.unique(folds)]
+    names = np.unique(folds).tolist()
     moments = [_moments(x, y, np.flatnonzero(has_text & (folds == fold))) for fold in names]
     total = [sum(of_folds) for of_folds in zip(*moments, strict=True)]
     maps = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -137,8 +136,8 @@ class KeywordExtractor(Extractor):
             return read_vocabulary(visual.vocabulary_file)
         rows = self.job.dataset.items.select("title", "text").iter_rows()
         texts = (f"{(title or '')[:longest]} {(text or '')[:longest]}" for title, text in rows)
-        limits: tuple[Any, ...] = visual.vocabulary_min_items, visual.vocabulary_max_fraction, visual.vocabulary_size
-        return build_vocabulary(texts, *limits)
+        most, size = visual.vocabulary_max_fraction, visual.vocabulary_size
+        return build_vocabulary(texts, visual.vocabulary_min_items, most, size)
 
 
 class VocabularyExtractor(Extractor):
