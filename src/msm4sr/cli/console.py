@@ -18,8 +18,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -129,7 +127,7 @@ class ProgressBars(Progress):
     @contextmanager
     def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
         """See `msm4sr.progress.Progress.task`."""
-        row = self.add_task(title, total=total)
+        row = self.add_task(title, total=total, status="")
         start, done = time.monotonic(), 0.0
 
         def advance(more: float) -> None:
@@ -151,7 +149,7 @@ def progress_bar() -> ProgressBars:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        StatusColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,  # a file or a pipe gets the lines of the epochs only
@@ -172,13 +170,6 @@ def log_to_console() -> None:
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
         logger.setLevel(logging.INFO)
-
-
-class StatusColumn(ProgressColumn):
-    """The status of a task, next to its bar."""
-
-    def render(self, task: Task) -> Text:
-        return Text(task.fields.get("status", ""))
 
 
 class TrainingProgress(Callback):

@@ -94,7 +94,9 @@ def run(
         f"interrupted; finished work is kept in {out}. Rerun the command with --resume to continue; results are "
         "bit-identical."
     ):
-        _check_log(log)
+        from msm4sr.experiments.loggers import check_logger
+
+        check_logger(log)
         changes = [*changes, *_device_changes(devices, strategy)]
         started, dataset, network = _start(
             Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
@@ -160,10 +162,11 @@ def _train_one(stage: str, following: str, folder: Path, resume: bool, changes: 
         f"interrupted. Run `msm4sr {stage} {folder} --resume` to continue, or `msm4sr {following} {folder}` to use the "
         "best epoch so far."
     ):
+        from msm4sr.experiments.loggers import check_logger
         from msm4sr.experiments.run import open_run
         from msm4sr.experiments.stages import restore_last
 
-        _check_log(log)
+        check_logger(log)
         started = open_run(folder, changes)
         with _first_process_first(started.settings.device):
             dataset, network = _load(started)
@@ -285,13 +288,6 @@ def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = Fal
     with progress_bar() as progress:
         features = extract_stage(run, dataset, progress, strict=strict, merge=merge)
     return build_model(run.settings, dataset, features)
-
-
-def _check_log(log: str | None) -> None:
-    if log is not None:
-        from msm4sr.experiments.loggers import check_logger
-
-        check_logger(log)
 
 
 def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:

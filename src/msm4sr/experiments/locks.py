@@ -10,11 +10,7 @@ from msm4sr.errors import InputError
 
 
 def try_lock(file: Path) -> FileLock | None:
-    """Lock a file, made with its folder if it is missing; None while another process holds the lock.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Lock a file, made with its folder if it is missing; None while another process holds the lock."""
     lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

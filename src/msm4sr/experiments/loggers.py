@@ -34,8 +34,10 @@ class Logger(Protocol):
     def finalize(self, status: str) -> None: ...
 
 
-def check_logger(name: str) -> None:
-    """InputError for a name that is not in `LOGGERS`, or when packages are missing: it names them."""
+def check_logger(name: str | None) -> None:
+    """InputError for a name that is not in `LOGGERS`, or when packages are missing: it names them; None is fine."""
+    if name is None:
+        return
     if name not in LOGGERS:
         raise InputError(f"--log: there is no logger {name!r}, only {', '.join(LOGGERS)}")
     if missing := missing_packages(name):
