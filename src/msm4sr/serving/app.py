@@ -71,7 +71,7 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
     app.state.service, app.state.thumbnails = served, Thumbnails(served)
     add_problem_handlers(app)
     app.add_middleware(RequestLimits, max_body=settings.max_body, seconds=settings.seconds, metrics=served.metrics)
-    for resource in (pages, recommend, items, service):
+    for resource in (recommend, items, pages, service):  # the busiest first: routes are tried in order
         app.include_router(resource.router)
     return app
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TypeVar
 
 import anyio.to_thread
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
-from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
+from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, get_service
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, Options, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
@@ -24,8 +24,9 @@ router = APIRouter(tags=["recommend"])
 
 
 @router.post("/recommend", response_model=Recommendations)
-async def recommend(body: RecommendRequest, service: CurrentService) -> Response:
+async def recommend(body: RecommendRequest, request: Request) -> Response:
     """Recommend items for a history."""
+    service = request.app.state.service
     check_sizes(service.settings, [body.history], body.k)
     recommender = service.recommender
     work = partial(recommender.recommend, body.history, **body.arguments())
