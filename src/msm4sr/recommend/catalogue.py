@@ -6,6 +6,7 @@ from 0, the items of the run first; a row is valid in one catalogue only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,17 +34,11 @@ class ItemExists(InputError):
 
 @dataclass(frozen=True, eq=False)
 class ItemTensors:
-    """n items as a model represents them.
+    """n items as a model represents them."""
 
-    Attributes:
-        embeddings: [n, M, D], what the model encodes histories from.
-        item_vectors: [n, Q], what the vector of a history is multiplied with for a score.
-        present: bool [n, modalities], whether the item has the modality.
-    """
-
-    embeddings: Tensor
-    item_vectors: Tensor
-    present: Tensor
+    embeddings: Tensor  # [n, M, D], which the model encodes histories from
+    item_vectors: Tensor  # [n, Q], whose products with the vector of a history are the scores
+    present: Tensor  # bool [n, modalities], whether the item has the modality
 
     @classmethod
     @torch.inference_mode()
@@ -73,29 +68,17 @@ class ItemTensors:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """One state of the items. Rows below `len(items)` are the items of the run; the added items follow in order.
-
-    Attributes:
-        items: the items of the run.
-        tensors: theirs.
-        added: items that were added, with their features.
-        added_tensors: theirs.
-        removed: rows of the run's items that can no longer be recommended.
-    """
+    """One state of the items. Rows below `len(items)` are the items of the run; the added items follow in order."""
 
     items: Items
     tensors: ItemTensors
-    added: tuple[Item, ...]
+    added: tuple[Item, ...]  # with their features
     added_tensors: ItemTensors
-    removed: frozenset[int] = frozenset()
+    removed: frozenset[int] = frozenset()  # rows of the run's items that can no longer be recommended
 
     @classmethod
     def of_model(cls, model: Model, items: Items, where: str = "the model") -> Catalogue:
-        """The items that a model in evaluation mode was trained on, in its order; `where` names it in messages.
-
-        Raises:
-            InputError: `items` are not those of the model, or its scores are not finite.
-        """
+        """The items that a model in evaluation mode was trained on, in its order; `where` names it in messages."""
         if len(items) != model.n_items:
             raise InputError(
                 f"{where}: the model has {model.n_items} items, the list of items {len(items)}: they are not of one "
@@ -125,8 +108,6 @@ class Catalogue:
         """The number of items that can be recommended."""
         return len(self) - len(self.removed)
 
-    # -- items
-
     def row(self, item_id: str) -> int | None:
         """The row of an item; None for one that is unknown or was removed."""
         return self._rows([item_id])[0]
@@ -141,13 +122,9 @@ class Catalogue:
     def known_rows(self, history: Sequence[str], strict: bool = False, where: str = "") -> tuple[list[int], list[str]]:
         """The rows of a history's items, in its order, and the ids that are unknown.
 
-        Args:
-            history: item ids, oldest first.
-            strict: unknown ids are an error that names the closest ids.
-            where: begins the message of an error.
-
         Raises:
-            InputError: the history is empty, none of its items is known, or with `strict` one is unknown.
+            InputError: the history is empty, none of its items is known, or with `strict` one is unknown; the message
+                begins with `where`.
         """
         if not history:
             raise InputError(f"{where}the history is empty: give at least one item id")
@@ -159,9 +136,9 @@ class Catalogue:
         if strict:
             raise UnknownItem(where + "\n".join(no_such_item(item_id, self.items) for item_id in unknown))
         if not known:
+            example = f"({unknown[0][:LONGEST_ID]!r}, for example)"
             raise InputError(
-                f"{where}none of the history's items is in the catalogue ({unknown[0][:LONGEST_ID]!r}, for example): "
-                "give at least one that is"
+                f"{where}none of the history's items is in the catalogue {example}: give at least one that is"
             )
         return known, unknown
 
@@ -188,8 +165,6 @@ class Catalogue:
         n = len(self.items)
         return self.items.name(row) if row < n else self.added[row - n].name
 
-    # -- tensors
-
     def gather(self, name: Literal["embeddings", "item_vectors", "present"], rows: Tensor) -> Tensor:
         """A tensor of `rows`, int64 [n]: [n, ...]."""
         tensor: Tensor = getattr(self.tensors, name)
@@ -213,19 +188,15 @@ class Catalogue:
             scores[self.removed_rows] = -torch.inf
         return scores
 
-    # -- other states
-
     def check_new(self, item_ids: Sequence[str]) -> None:
         """Raises InputError for malformed or repeated ids of new items, ItemExists for ids of the catalogue."""
-        checked: set[str] = set()
-        for item_id in item_ids:
+        for item_id, times in Counter(item_ids).items():
             if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
                 raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
             if self.row(item_id) is not None:
                 raise ItemExists(f"item {item_id!r} is in the catalogue already; remove it first, or use another id")
-            if item_id in checked:
+            if times > 1:
                 raise InputError(f"item {item_id!r} is given twice")
-            checked.add(item_id)
 
     def with_added(self, items: Sequence[Item], tensors: ItemTensors) -> Catalogue:
         """This catalogue with more items. Raises InputError as `check_new`."""

@@ -8,8 +8,13 @@ weights need not sum to the score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -24,16 +29,16 @@ from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, encode_historie
 ID = "id"  # the part of a score that is no modality's content
 SEEN = "seen"  # the part that is the seen-item bias
 REASONS_FROM = 20  # latest items of a history among which a reason is searched
+MAX_CHARACTERS, MAX_TEXTS = 4000, 20_000  # of a text and of a catalogue, whose words are counted
+_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @dataclass(frozen=True)
 class Reason:
     """Why an item is recommended, in short.
 
-    Attributes:
-        because: the past item that adds most to the score; null if every past item lowers it.
-        because_title: its title.
-        mostly: the largest part of the score: a modality, "id" or "seen".
+    `because` is the past item that adds most to the score, null if every past item lowers it; `mostly` the largest
+    part of the score: a modality, "id" or "seen".
     """
 
     because: str | None
@@ -64,9 +69,6 @@ class Explanation:
     """What the score of an item is made of.
 
     Attributes:
-        item_id: the item.
-        title: its title, or its id.
-        score: its score after the history.
         parts: sum to the score: the content of each modality; "id", which was learned beside the content; and of a
             model with a seen-item bias "seen", which is 0 for items that the history lacks.
         history: the items that the model read, the highest weight first.
@@ -177,3 +179,31 @@ def sentence_weights(
         Sentence(text, float(attention[place]), float(scores[0] - scores[1 + place]))
         for place, text in enumerate(texts)
     ]
+
+
+class DistinctiveWords:
+    """The words of a text with the highest tf-idf: (1 + log count in the text) log(texts / texts with the word).
+
+    Excluded are words that fewer than two texts have, since they are names rather than keywords, and English stop
+    words (scikit-learn's list). Of the texts of the catalogue, the first `MAX_TEXTS` are counted.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        words = [set(_words(text)) for text in islice(texts, MAX_TEXTS)]
+        self._texts, self._texts_with = len(words), Counter(chain.from_iterable(words))
+
+    def of(self, text: str, n: int = 8) -> list[str]:
+        """The `n` best words of a text, best first; ties in alphabetical order."""
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+        counts = Counter(word for word in _words(text) if word not in ENGLISH_STOP_WORDS)
+        scored = [
+            (-(1 + math.log(count)) * math.log(self._texts / self._texts_with[word]), word)
+            for word, count in counts.items()
+            if 2 <= self._texts_with[word] < self._texts
+        ]
+        return [word for _, word in sorted(scored)[:n]]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFC", text[:MAX_CHARACTERS]).lower())

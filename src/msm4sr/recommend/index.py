@@ -1,9 +1,8 @@
 """The items with the highest inner products: exact, or approximate for many items.
 
 The approximate index is a graph of nearest neighbours (HNSW, usearch) over the items that a run was trained on. It is
-immutable: added items are compared exactly beside it, removed items are filtered out of its results, and the scores of
-all results are computed exactly. So nothing is rebuilt, several processes map one file, and a score does not depend
-on how an item was found.
+immutable: added items are compared exactly, removed items are filtered out of its results, and all scores are computed
+exactly. So nothing is rebuilt, several processes map one file, and a score does not depend on how an item was found.
 
 Such a graph needs a distance, and an inner product is none. Each item vector v gets another component
 sqrt(m^2 - |v|^2), with m the length of the longest, and each query a zero: all item vectors then have the same length,
@@ -75,22 +74,18 @@ class ApproximateIndex:
         return float(self.about[f"recall@{MEASURED_AT}"])
 
     def search(self, query: Tensor, k: int) -> Tensor:
-        """About the `k` best rows for a query [Q] and half as many of the next, unordered: int64 [at most 1.5 k].
+        """About the `k` best rows for a query [Q] and, since the graph has rounded vectors, half as many of the next.
 
-        The graph has rounded vectors; the exact scores select among all of the results.
+        int64 [at most 1.5 k], unordered.
         """
         extended = np.append(query.numpy(), np.float32(0))
         return torch.from_numpy(self._index.search(extended, k + k // 2, threads=1).keys.astype(np.int64))
 
     @classmethod
     def open(cls, folder: Path, item_vectors: Tensor, queries: Tensor, settings: IndexSettings) -> Self:
-        """Open the index in `folder` if it fits the item vectors and settings; else build and save it.
+        """Open the index in a model folder if it fits the item vectors [N, Q] and settings; else build and save it.
 
-        Args:
-            folder: the model folder.
-            item_vectors: [N, Q].
-            queries: vectors of histories [any, Q], to measure the recall.
-            settings: of the graph.
+        The recall is measured with `queries`, vectors of histories [any, Q].
         """
         digest = hashlib.blake2b(item_vectors.contiguous().numpy().data, digest_size=16).hexdigest()
         graph = settings.model_dump(exclude={"kind", "approximate_from"})
@@ -119,7 +114,7 @@ class ApproximateIndex:
             "items": len(item_vectors),
             "build_seconds": round(time.perf_counter() - began, 1),
             "queries": len(queries),
-            f"recall@{MEASURED_AT}": measure_recall(cls(index, {}), item_vectors, queries),
+            f"recall@{MEASURED_AT}": _measure_recall(cls(index, {}), item_vectors, queries),
         }
         with atomic_file(folder / FILE) as path:
             index.save(str(path))
@@ -133,10 +128,10 @@ def _empty_index(dim: int, graph: dict[str, Any]) -> Any:
     return Index(ndim=dim + 1, metric="cos", dtype=DTYPE, **graph)
 
 
-def measure_recall(index: ApproximateIndex, item_vectors: Tensor, queries: Tensor, k: int = MEASURED_AT) -> float:
-    """The mean fraction of the exact best `k` that the index finds; 1 without queries."""
+def _measure_recall(index: ApproximateIndex, item_vectors: Tensor, queries: Tensor) -> float:
+    """The mean fraction of the exact best items that the index finds; 1 without queries."""
+    k = min(MEASURED_AT, len(item_vectors))
     shares = [
-        len(set(index.search(query, k).tolist()) & set(top_k(item_vectors @ query, k))) / min(k, len(item_vectors))
-        for query in queries
+        len({*index.search(query, MEASURED_AT).tolist()} & {*top_k(item_vectors @ query, k)}) / k for query in queries
     ]
     return round(float(np.mean(shares)), 4) if shares else 1.0

@@ -1,24 +1,12 @@
-"""The model of a run as ONNX, for programs without PyTorch.
-
-    OUT/histories.onnx         embeddings of distinct items [items, M, D], histories of them [batch, length] and their
-                               lengths [batch] to queries [batch, Q]
-    OUT/items.onnx             features of items to their embeddings [items, M, D] and item vectors [items, Q]; only of
-                               a model that encodes content
-    OUT/catalogue.safetensors  `embeddings` [N, M, D] and `item_vectors` [N, Q] of the run's items
-    OUT/items.json             their ids and titles, in this order
-    OUT/README.md              how to use the files
-
-The score of an item is its item vector times the query, plus the seen-item bias if the model has one and the history
-has the item. The embeddings may be those of added items; pass the latest `max_history` items of a history.
-"""
+"""The model of a run as ONNX, for programs without PyTorch; `README` describes the files."""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -110,17 +98,12 @@ class NewItemEncoder(nn.Module):
 
 
 def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], out: Path, name: str) -> list[Path]:
-    """Export a model into `out`, completely or not at all.
+    """Export a model in evaluation mode into a new or empty folder, completely or not at all; return the files.
 
     Args:
-        model: in evaluation mode.
-        item_ids: the ids of its items.
+        item_ids: the ids of the model's items.
         titles: theirs.
-        out: a new or empty folder.
         name: of the run, for the README and messages.
-
-    Returns:
-        The files.
 
     Raises:
         InputError: the model is not factorized, `out` is not empty, or the exporter is not installed.
@@ -188,30 +171,18 @@ def _export(
     example: tuple[Tensor, ...],
     file: Path,
     shapes: dict[str, Any],
-    outputs: Sequence[str],
-    inputs: Sequence[str] | None = None,
+    outputs: list[str],
+    inputs: list[str] | None = None,
 ) -> None:
-    with _silence():
-        torch.onnx.export(
-            module.eval(),
-            example,
-            str(file),
-            input_names=list(inputs or shapes),
-            output_names=list(outputs),
-            dynamic_shapes=shapes,
-            dynamo=True,
-            external_data=False,
-        )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress the progress and the warnings of the exporter."""
+    """Export a module without the progress and the warnings of the exporter."""
+    names: dict[str, Any] = {"input_names": inputs or list(shapes), "output_names": outputs}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
-            yield
+            torch.onnx.export(
+                module.eval(), example, file, dynamic_shapes=shapes, dynamo=True, external_data=False, **names
+            )
     finally:
         logging.disable(before)

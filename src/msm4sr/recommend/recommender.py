@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
 
@@ -21,29 +22,27 @@ from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue, ItemTensors
-from msm4sr.recommend.distinctive_words import DistinctiveWords
-from msm4sr.recommend.explanations import Explanation, Reason, explain_score, reasons_for, sentence_weights
+from msm4sr.recommend.explanations import (
+    DistinctiveWords,
+    Explanation,
+    Reason,
+    explain_score,
+    reasons_for,
+    sentence_weights,
+)
 from msm4sr.recommend.index import ApproximateIndex, top_k
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recommended item.
-
-    Attributes:
-        item_id: its id.
-        title: its title, or its id.
-        score: higher is better; comparable within one list only.
-        rank: from 1.
-        reason: why it is recommended, on request.
-    """
+    """A recommended item. Scores are comparable within one list only, ranks count from 1."""
 
     item_id: str
-    title: str
+    title: str  # or the id of an item without one
     score: float
     rank: int
-    reason: Reason | None = None
+    reason: Reason | None = None  # on request
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,6 @@ class Recommender:
         catalogue = Catalogue.of_model(model.cpu().eval(), Items.from_frame(dataset.items), str(dataset.folder))
         return cls(model, catalogue, folder=dataset.folder)
 
-    # -- looking up
-
     @property
     def catalogue(self) -> Catalogue:
         """The items as they are now."""
@@ -109,11 +106,6 @@ class Recommender:
     def modalities(self) -> tuple[str, ...]:
         """The modalities that can score alone, and that similar items can be compared in."""
         return modalities_of(self.model)
-
-    @property
-    def takes_new_items(self) -> bool:
-        """Whether `add_items` can be used."""
-        return self.encoder is not None
 
     def item(self, item_id: str) -> Item:
         """What is known of an item. Raises UnknownItem."""
@@ -126,8 +118,7 @@ class Recommender:
         return self._keywords_of(catalogue.item(catalogue.known_row(item_id)), n)
 
     def _keywords_of(self, item: Item, n: int = 8) -> list[str]:
-        found = list(dict.fromkeys(word for words in item.keywords for word in words))
-        found = found or self._keywords.get(item.item_id, [])
+        found = list(dict.fromkeys(chain.from_iterable(item.keywords))) or self._keywords.get(item.item_id, [])
         return found[:n] or self._distinctive.of(f"{item.name} {item.text or ''}", n)
 
     @cached_property
@@ -142,8 +133,6 @@ class Recommender:
         if row is None or self.folder is None or not 0 <= number < len(items.images[row]):
             raise BrokenImage("no such image")
         return read_image(self.folder, items.images[row][number])
-
-    # -- recommending
 
     def recommend(
         self,
@@ -163,8 +152,6 @@ class Recommender:
 
         Args:
             history: item ids, oldest first.
-            k: how many items.
-            exclude_seen: exclude the items of the history.
             filter: only items for which it is true; called from the best item on, until there are `k`.
             candidates: ids of the only items to rank.
             by: a modality: its content and the ID alone score (MSM4SR-T and -V of the paper); "both": all modalities.
@@ -194,11 +181,10 @@ class Recommender:
             raise InputError(f"k is {k}: ask for at least 1 recommendation")
         if not histories:
             return []
-        model, catalogue = self.model, self._catalogue
-        where = [f"history {n} of {len(histories)}: " for n in range(1, len(histories) + 1)]
+        model, catalogue, n = self.model, self._catalogue, len(histories)
         known = [
-            catalogue.known_rows(history, self.strict, place if len(histories) > 1 else "")
-            for history, place in zip(histories, where, strict=True)
+            catalogue.known_rows(history, self.strict, f"history {number} of {n}: " if n > 1 else "")
+            for number, history in enumerate(histories, start=1)
         ]
         among = None
         if candidates is not None:
@@ -218,8 +204,6 @@ class Recommender:
         """The `k` items most similar to an item, best first; the score is a cosine.
 
         Args:
-            item_id: the item to compare with.
-            k: how many items.
             by: a modality: the embeddings of its content, among the items that have it; "both": the mean over the
                 modalities of the item, where a modality that the other item lacks counts 0; "collaborative": the item
                 vectors, which are close for items that follow the same histories. A model that reads no content only
@@ -236,12 +220,8 @@ class Recommender:
             scores = similarities(self.model, catalogue, row, by)
             return _recommendations(catalogue, [(other, float(scores[other])) for other in top_k(scores, k)])
 
-    # -- adding and removing
-
     def add_items(self, items: Sequence[Item]) -> None:
-        """Encode new items; from the next call on they are recommended by their content.
-
-        All of them are added, or none. Their image files are not kept.
+        """Encode new items; from the next call on they are recommended by their content. All are added, or none.
 
         Raises:
             InputError: a model that takes no new items; an id that is in the catalogue, given twice or malformed; an
@@ -271,7 +251,7 @@ class Recommender:
             self._catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
 
     def remove_items(self, item_ids: Sequence[str]) -> None:
-        """From the next call on these items are not recommended, and unknown in histories. All of them, or none.
+        """From the next call on these items are not recommended, and unknown in histories. All are removed, or none.
 
         Raises:
             InputError: an unknown item, or no item would remain.
@@ -287,21 +267,14 @@ class Recommender:
         features = {}
         for name in self.modalities:
             rows = [torch.from_numpy(item.features[name]) for item in items]
-            lengths = torch.tensor([len(part) for part in rows])
-            features[name] = Ragged(torch.cat(rows), torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
+            features[name] = Ragged(torch.cat(rows), torch.tensor([0, *accumulate(map(len, rows))]))
         with torch.inference_mode():
             embeddings = self.model.encode_new_items(features)
             present = torch.stack([features[name].lengths > 0 for name in self.modalities], dim=1)
             return ItemTensors(embeddings, self.model.scoring_vectors(embeddings), present)
 
-    # -- explaining
-
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
-        """What the score of an item after a history is made of.
-
-        Raises:
-            InputError: as `recommend` does, and for an unknown item.
-        """
+        """What the score of an item after a history is made of. Raises InputError as `recommend`, or for the item."""
         model, catalogue = self.model, self._catalogue
         row = catalogue.known_row(item_id)
         rows, unknown = catalogue.known_rows(history, self.strict)

@@ -29,32 +29,23 @@ APPROXIMATE_SHARE = 8  # an index is asked for at most one in so many of its ite
 
 @dataclass(frozen=True)
 class Query:
-    """A history to score after.
+    """A history to score after."""
 
-    Attributes:
-        read: the rows that the model reads, oldest first: the latest `max_history` of the history.
-        vector: the vector of the history [Q]; None for a model whose scores are no products.
-    """
-
-    read: Sequence[int]
-    vector: Tensor | None = None
+    read: Sequence[int]  # the rows that the model reads, oldest first: the latest `max_history` of the history
+    vector: Tensor | None = None  # of the history [Q]; None for a model whose scores are no products
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows to recommend.
+    """Which rows to recommend: `k` of those `among` (None: all) without the `hidden` ones.
 
-    Attributes:
-        k: how many.
-        hidden: rows that are excluded.
-        keep: called for each row from the best one on, until it was true `k` times; None: true for all.
-        among: the only rows to rank; None: all.
+    `keep` is called for each row from the best one on, until it was true `k` times; None: it is true for all.
     """
 
     k: int
-    hidden: Collection[int] = ()
-    keep: Callable[[int], bool] | None = None
-    among: Collection[int] | None = None
+    hidden: Collection[int]
+    keep: Callable[[int], bool] | None
+    among: Collection[int] | None
 
 
 def modalities_of(model: Model) -> tuple[str, ...]:
@@ -63,11 +54,7 @@ def modalities_of(model: Model) -> tuple[str, ...]:
 
 
 def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH) -> list[Query]:
-    """A query for each history of rows, oldest first; none is empty.
-
-    Raises:
-        InputError: `by` is neither "both" nor a modality that can score alone.
-    """
+    """A query for each history of rows, oldest first; none is empty. Raises InputError for an unknown `by`."""
     if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
     read = latest_items(histories, model.max_history)
@@ -78,7 +65,7 @@ def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequenc
 
 
 def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
-    """The vectors of histories, given the rows that the model reads: [B, Q]."""
+    """The vectors of histories of rows that the model reads: [B, Q]."""
     vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(read)])
     return model.only(vectors, by) if by != BOTH and has_content(model) else vectors
 
@@ -115,16 +102,11 @@ def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
     return catalogue.without_removed(scores.float())
 
 
-def biased_rows(model: Model, read: Sequence[int]) -> list[int]:
-    """Rows whose score has the seen-item bias: those that the model has read, if it has such a bias."""
-    return sorted(set(read)) if is_factorized(model) and model.seen_bias is not None else []
-
-
 def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
     """Add the seen-item bias to the scores of `rows` (None: of all) in place, where the model has one."""
-    if is_factorized(model) and model.seen_bias is not None:
-        biased = torch.tensor(biased_rows(model, read), dtype=torch.int64)
-        scores[biased if rows is None else torch.isin(rows, biased)] += model.seen_bias
+    if is_factorized(model) and (bias := model.seen_bias) is not None:
+        biased = torch.tensor(sorted(set(read)), dtype=torch.int64)
+        scores[biased if rows is None else torch.isin(rows, biased)] += bias
     return scores
 
 
@@ -132,8 +114,7 @@ def best_rows(
     model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: ApproximateIndex | None = None
 ) -> list[tuple[int, float]]:
     """The best selected rows and their scores, best first; equal scores by row."""
-    k, keep = selection.k, selection.keep
-    hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+    k, keep, hidden = selection.k, selection.keep, torch.tensor(sorted(selection.hidden), dtype=torch.int64)
     wanted = k
     while True:
         if selection.among is not None:
@@ -166,7 +147,8 @@ def _score_best(
     n = len(catalogue.items)
     if index is None or query.vector is None or wanted > n // APPROXIMATE_SHARE:
         return None, score_all(model, catalogue, query)
-    biased = [row for row in biased_rows(model, query.read) if row < n]  # the index has only the products
+    # The index has only the products: a seen item may rank higher by its bias.
+    biased = [row for row in set(query.read) if row < n] if is_factorized(model) and model.seen_bias is not None else []
     found = index.search(query.vector, wanted + len(biased) + min(wanted, len(catalogue.removed)))
     found = torch.unique(torch.cat([found, torch.tensor(biased, dtype=torch.int64)]))
     if catalogue.removed:
@@ -176,9 +158,6 @@ def _score_best(
         [catalogue.tensors.item_vectors[found] @ query.vector, catalogue.added_tensors.item_vectors @ query.vector]
     )
     return rows, add_seen_bias(model, query.read, scores, rows)
-
-
-# -- similar items
 
 
 def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -> Tensor:

@@ -119,7 +119,7 @@ class Service:
                 removed.append(change.item_id)
             if change.item is not None:
                 added.append(change)
-        if added and not recommender.takes_new_items:
+        if added and recommender.encoder is None:
             logger.warning("%d added items are ignored: the model of this run takes none", len(added))
             added = []
         recommender.update(removed, self._with_features(served, added))

@@ -68,7 +68,7 @@ def _catalogue_page(service: Service, search: str, page: int) -> Response:
         previous="/?" + urlencode({"q": search, "page": page - 1}),
         following="/?" + urlencode({"q": search, "page": page + 1}),
         modalities=recommender.modalities,
-        takes_new_items=recommender.takes_new_items,
+        takes_new_items=recommender.encoder is not None,
         needs_key=service.settings.api_key is not None,
     )
 

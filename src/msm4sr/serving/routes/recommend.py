@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
-from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, get_service
+from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, Options, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
