@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, threading
-from msm4sr.serving.memory import use_one_arena
+from msm4sr.cli.serve import use_one_arena
 
 if sys.argv[1] == "one":
     use_one_arena()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
@@ -38,34 +38,23 @@ def recommend(
             raise InputError("give either --user USER or --history ID [ID ...]")
         if more and history is None:
             raise InputError(f"unexpected {' '.join(more)!r}; item ids follow --history")
-        _recommend(folder, user, [*(history or []), *(more or [])], k, include_seen, html)
+        from msm4sr.experiments.loading import load_recommender
+        from msm4sr.recommend.index import IndexSettings
 
-
-def _recommend(
-    folder: Path, user: str | None, history: list[str], k: int, include_seen: bool, html: Path | None
-) -> None:
-    from msm4sr.experiments.loading import load_recommender
-    from msm4sr.recommend.index import IndexSettings
-
-    if user is not None:
-        history = _history_of(folder, user)
-    recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True)
-    found = recommender.recommend(history, k, exclude_seen=not include_seen).items
-    who = f"user {user}" if user is not None else "this history"
-    shown = [recommender.item(item_id).name for item_id in history[-SHOWN:]]
-    latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
-    console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
-    table = Table()
-    table.add_column("", justify="right")
-    table.add_column("item")
-    table.add_column("title")
-    table.add_column("score", justify="right")
-    for item in found:
-        table.add_row(str(item.rank), escape(item.item_id), escape(item.title), f"{item.score:.3f}")
-    console.print(table)
-    if html is not None:
-        _write_page(html, who, recommender, history, found)
-        console.print(f"page: {html}", markup=False)
+        history = [*(history or []), *(more or [])] if user is None else _history_of(folder, user)
+        who = "this history" if user is None else f"user {user}"
+        recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True)
+        found = recommender.recommend(history, k, exclude_seen=not include_seen).items
+        shown = [recommender.item(item_id).name for item_id in history[-SHOWN:]]
+        latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
+        console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
+        table = Table(Column("", justify="right"), "item", "title", Column("score", justify="right"))
+        for item in found:
+            table.add_row(str(item.rank), escape(item.item_id), escape(item.title), f"{item.score:.3f}")
+        console.print(table)
+        if html is not None:
+            _write_page(html, who, recommender, history, found)
+            console.print(f"page: {html}", markup=False)
 
 
 def _history_of(folder: Path, user: str) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,12 +16,12 @@ import typer
 
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
-from msm4sr.serving.memory import use_one_arena
 
 if TYPE_CHECKING:
     from msm4sr.serving.service import ServeSettings
 
 KEY_VARIABLE = "MSM4SR_API_KEY"
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def serve(
@@ -102,3 +104,17 @@ def _read_key(file: Path | None) -> str | None:
     if key is not None and not key:
         raise InputError(f"the API key is empty; write one into the file (or {KEY_VARIABLE}), or omit the option")
     return key
+
+
+def use_one_arena() -> None:
+    """Make all threads allocate from one malloc arena, here and in processes that are started from here.
+
+    glibc gives each thread an arena, and an arena keeps the memory of the largest answers of its thread, so that
+    memory grew for as long as it was measured. With one arena it is constant (`benchmarks/soak.py`). Call this before
+    threads are started, since existing arenas stay in use. It has no effect without glibc.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return  # the user has decided
+    os.environ["MALLOC_ARENA_MAX"] = "1"  # glibc reads it when a process starts
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 1)

@@ -47,17 +47,16 @@ def app_from_environment() -> FastAPI:
 
 
 def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
-    """The application over a run.
-
-    Args:
-        settings: what to serve, and the limits.
-        parent: the process that started this one; when it ends, this one ends as well.
+    """The application over a run. When the process `parent` ends, this one ends as well.
 
     Raises:
         InputError: the run or its state cannot be used.
     """
     served = Service(settings)
-    torch.set_num_threads(_threads(served))
+    # One thread is fastest unless a history is multiplied with a large catalogue.
+    large = products_per_history(served.recommender) > PRODUCTS_INLINE
+    cores = (os.cpu_count() or 1) // settings.workers
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores)) if large else 1)
     app = Api(
         title="msm4sr",
         summary="Recommendations for any history and any item.",
@@ -86,13 +85,6 @@ async def _lifespan(served: Service, parent: int | None, app: FastAPI) -> AsyncI
     finally:
         watching.cancel()
         await asyncio.wait([warming])
-
-
-def _threads(served: Service) -> int:
-    """Threads of torch: one, unless a history is multiplied with a large catalogue."""
-    if products_per_history(served.recommender) <= PRODUCTS_INLINE:
-        return 1
-    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // served.settings.workers))
 
 
 def _warm(served: Service) -> None:

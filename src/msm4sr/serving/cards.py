@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -19,51 +18,36 @@ def find_rows(catalogue: Catalogue, search: str) -> Sequence[int]:
     Added items come first, the latest before the others; then items with an image, then those without.
     """
     n = len(catalogue.items)
-    index = _search_index(catalogue.items)
-    rows = [*range(len(catalogue) - 1, n - 1, -1), *(row for row in index.order if row not in catalogue.removed)]
-    words = search.casefold().split()
+    order, titles = _search_index(catalogue.items)
+    rows = [*range(len(catalogue) - 1, n - 1, -1), *(row for row in order if row not in catalogue.removed)]
+    words, wanted = search.casefold().split(), search.strip()
     if not words:
         return rows
-    wanted = search.strip()
 
     def fits(row: int) -> bool:
-        title = index.titles[row] if row < n else catalogue.name(row).casefold()
+        title = titles[row] if row < n else catalogue.name(row).casefold()
         return all(word in title for word in words) or catalogue.item_id(row) == wanted
 
     return [row for row in rows if fits(row)]
 
 
-@dataclass(frozen=True)
-class _SearchIndex:
-    """The rows of a run's items, those with an image first, and their titles for the search."""
-
-    order: list[int]
-    titles: list[str]
-
-
 @lru_cache(maxsize=2)
-def _search_index(items: Items) -> _SearchIndex:
+def _search_index(items: Items) -> tuple[list[int], list[str]]:
+    """The rows of a run's items, those with an image first, and the title of each row for the search."""
     order = sorted(range(len(items)), key=lambda row: not _has_image(items.images[row]))
-    return _SearchIndex(order, [items.name(row).casefold() for row in range(len(items))])
+    return order, [items.name(row).casefold() for row in range(len(items))]
 
 
 def _has_image(paths: Sequence[str]) -> bool:
-    return any(not is_url(path) for path in paths)
+    return not all(map(is_url, paths))
 
 
 def make_card(catalogue: Catalogue, row: int) -> Card:
     """The card of an item."""
     item_id, title, added = catalogue.item_id(row), catalogue.name(row), catalogue.is_added(row)
     has_image = bool(catalogue.item(row).images) if added else _has_image(catalogue.items.images[row])
-    return Card(
-        item_id,
-        title,
-        image_path(item_id) if has_image else None,
-        "/item/" + quote(item_id, safe=""),
-        initial_of(title),
-        tint_of(item_id),
-        added,
-    )
+    image, page = image_path(item_id) if has_image else None, f"/item/{quote(item_id, safe='')}"
+    return Card(item_id, title, image, page, initial_of(title), tint_of(item_id), added)
 
 
 def image_path(item_id: str) -> str:

@@ -38,6 +38,9 @@ async def authorize(request: Request, service: CurrentService) -> None:
         raise Refused(401, "this needs the API key, as the header X-API-Key or Authorization: Bearer", headers)
 
 
+AUTHORIZED = [Depends(authorize)]
+
+
 def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: int = 1) -> None:
     """Raises Refused for more than this service answers at once."""
     if k > settings.max_k:

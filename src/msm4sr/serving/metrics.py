@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -24,15 +25,9 @@ class Metrics:
         )
         self.unknown = Counter("msm4sr_unknown_items", "Unknown items in histories", registry=registry)
         self.reloads = Counter("msm4sr_reloads", "Newer runs that were read", registry=registry)
-        self.items = Gauge(
-            "msm4sr_items", "Items that can be recommended", registry=registry, multiprocess_mode="mostrecent"
-        )
-        self.added = Gauge(
-            "msm4sr_added_items",
-            "Items that were added after the training",
-            registry=registry,
-            multiprocess_mode="mostrecent",
-        )
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="mostrecent")
+        self.items = gauge("msm4sr_items", "Items that can be recommended")
+        self.added = gauge("msm4sr_added_items", "Items that were added after the training")
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request; `route` is the pattern of its path, "none" without one."""

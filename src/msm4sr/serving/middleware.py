@@ -24,13 +24,9 @@ CLOSE = {"Connection": "close"}
 
 
 class RequestLimits:
-    """Refuses large and slow requests; an exception of a route becomes a 500.
+    """Refuses requests of over `max_body` bytes, and those that do not arrive completely within `seconds`.
 
-    Args:
-        app: the application inside.
-        max_body: bytes of a request.
-        seconds: within which a request must arrive completely.
-        metrics: counts the requests.
+    An exception of a route becomes a 500.
     """
 
     def __init__(self, app: ASGIApp, max_body: int, seconds: float, metrics: Metrics) -> None:
@@ -50,12 +46,7 @@ class RequestLimits:
 
 
 class _Exchange:
-    """A request and its answer.
-
-    Attributes:
-        status: of the answer; 0 before it begins.
-        refused: why this request is refused, until the answer says so.
-    """
+    """A request and its answer."""
 
     def __init__(self, limits: RequestLimits, scope: Scope, receive: Receive, send: Send) -> None:
         self._limits, self._scope, self._receive, self._send = limits, scope, receive, send
@@ -63,8 +54,8 @@ class _Exchange:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         self._announced = int(length) if length.isdigit() else 0
         self._received, self._complete = 0, False
-        self.status = 0
-        self.refused: Refused | None = None
+        self.status = 0  # of the answer; 0 before it begins
+        self.refused: Refused | None = None  # why the request is refused, until the answer says so
 
     async def run(self) -> None:
         try:
@@ -89,8 +80,7 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The next part of the request. Raises Refused if it is too large, or does not arrive in time."""
-        if self._announced > self._limits.max_body:
-            self._refuse_large()
+        self._check_size(self._announced)
         if self._complete:  # what follows is that the caller disconnects, at any time
             return await self._receive()
         try:
@@ -100,12 +90,12 @@ class _Exchange:
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
-            if self._received > self._limits.max_body:
-                self._refuse_large()
+            self._check_size(self._received)
         return message
 
-    def _refuse_large(self) -> NoReturn:
-        self._refuse(413, f"the request is larger than {self._limits.max_body:,} bytes; send less at once")
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_body:
+            self._refuse(413, f"the request is larger than {self._limits.max_body:,} bytes; send less at once")
 
     def _refuse(self, status: int, detail: str) -> NoReturn:
         self.refused = Refused(status, detail, CLOSE)

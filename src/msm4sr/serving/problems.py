@@ -26,9 +26,7 @@ class Problem(BaseModel):
     type: str = Field("about:blank", description="Always about:blank: the kind is the status.")
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
-    detail: str = Field(
-        examples=["k: Input should be less than or equal to 200"], description="What is wrong, and what to change."
-    )
+    detail: str = Field(examples=["k is 500; ask for 200 items at most"], description="What is wrong, and what to change.")
 
 
 class Refused(Exception):
@@ -47,10 +45,8 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route may answer with, for OpenAPI."""
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status in statuses
-    }
+    content = {MEDIA_TYPE: {"schema": schema}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -75,11 +71,10 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 def describe_errors(errors: Sequence[Any]) -> str:
     """The errors that pydantic found, field by field."""
-    found = []
-    for error in errors[:MAX_ERRORS]:
-        where = ".".join(str(part) for part in error["loc"][1:]) or "the body"
-        found.append(f"{where}: {error['msg'].removeprefix('Value error, ')}")
-    return "; ".join(found)
+    return "; ".join(
+        f"{'.'.join(map(str, error['loc'][1:])) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
+        for error in errors[:MAX_ERRORS]
+    )
 
 
 def _advice(request: Request, error: HTTPException) -> str:

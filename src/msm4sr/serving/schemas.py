@@ -19,13 +19,10 @@ from msm4sr.recommend.recommender import Recommendation, Recommendations
 ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Options(Body):
+class Options(BaseModel):
     """How to recommend."""
 
+    model_config = ConfigDict(extra="forbid")
     k: int = Field(10, ge=1, description="How many items.")
     exclude_seen: bool = Field(True, description="Exclude the items of the history.")
     categories: list[str] | None = Field(
@@ -49,22 +46,18 @@ class Options(Body):
 class RecommendRequest(Options):
     """A history, oldest first."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]})
     history: list[ItemId] = Field(min_length=1, description="Item ids, oldest first. Unknown ones are reported.")
 
 
 class BatchRequest(Options):
     """Several histories, each oldest first."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]})
     histories: list[Annotated[list[ItemId], Field(min_length=1)]] = Field(min_length=1)
 
 
-class ExplainRequest(Body):
+class ExplainRequest(BaseModel):
     """A history and the item whose score is explained."""
 
     model_config = ConfigDict(

@@ -66,14 +66,7 @@ class _Served:
 
 
 class Service:
-    """A served run. Thread-safe.
-
-    Args:
-        settings: what to serve, and the limits.
-
-    Raises:
-        InputError: the run or the store cannot be used.
-    """
+    """A served run. Thread-safe. Raises InputError if the run or the store cannot be used."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
@@ -81,8 +74,7 @@ class Service:
         self._reloads = self.store.counter("reload")
         self._signature = run_signature(settings.run)
         self._served = self._load()
-        self.failed_reload = ""
-        """Why the newer run could not be read; empty if it could."""
+        self.failed_reload = ""  # why the newer run could not be read; empty if it could
 
     @property
     def recommender(self) -> Recommender:
@@ -102,14 +94,12 @@ class Service:
         if version == served.data_version:
             return
         with served.lock:
-            changes = self.store.changes(served.change)
-            if changes:
+            if changes := self.store.changes(served.change):
                 self._apply(served, changes)
             served.data_version = version
 
     def _apply(self, served: _Served, changes: Sequence[Change]) -> None:
-        recommender = served.recommender
-        catalogue = recommender.catalogue
+        recommender, catalogue = served.recommender, served.recommender.catalogue
         removed, added = [], []
         for change in changes:
             in_run = change.item_id in catalogue.items.rows
@@ -144,8 +134,6 @@ class Service:
             items[item.item_id] = replace(encoded[0], images=item.images)
         return list(items.values())
 
-    # -- changing
-
     def add(self, items: Sequence[Item]) -> None:
         """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
         served = self._served
@@ -158,19 +146,13 @@ class Service:
         self._catch_up(self._served)
 
     def remove(self, item_id: str) -> None:
-        """Store that an item was removed, and no longer recommend it.
-
-        Raises:
-            InputError: an unknown item, or the last one.
-        """
+        """Store that an item was removed, and no longer recommend it. Raises InputError for an unknown or last item."""
         catalogue = self.recommender.catalogue
         catalogue.known_row(item_id)
         if catalogue.n_items == 1:
             raise InputError("no item would be left to recommend; keep at least one")
         self.store.remove(item_id, item_id in catalogue.items.rows)
         self._catch_up(self._served)
-
-    # -- newer runs
 
     def reload_if_changed(self) -> bool:
         """Read the run again if it has changed or a reload was requested; whether it was read.
@@ -198,14 +180,14 @@ def products_per_history(recommender: Recommender) -> int:
     return 0 if recommender.index is not None else recommender.catalogue.tensors.item_vectors.numel()
 
 
-def run_signature(run: Path) -> str:
+def run_signature(run: Path) -> list[object]:
     """The path of a run and the times of its model's files; empty if there is none."""
     try:
         folder = run.resolve()
         stats = [(folder / "model" / name).stat() for name in ("config.json", "model.safetensors", "items.json")]
     except OSError:
-        return ""
-    return json.dumps([str(folder), *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)])
+        return []
+    return [folder, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)]
 
 
 def encoder_name(recommender: Recommender) -> str:
@@ -213,11 +195,8 @@ def encoder_name(recommender: Recommender) -> str:
     encoder = recommender.encoder
     if encoder is None:
         return ""
-    record = {
-        "settings": encoder.settings.model_dump(mode="json"),
-        "dims": encoder.dims,
-        "precomputed": sorted(encoder.precomputed),
-    }
+    settings, precomputed = encoder.settings.model_dump(mode="json"), sorted(encoder.precomputed)
+    record = {"settings": settings, "dims": encoder.dims, "precomputed": precomputed}
     if encoder.settings.visual.kind == "keywords":
         record["folder"] = str(encoder.folder)  # keywords and their map are learned from the catalogue there
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -45,21 +45,13 @@ TIMEOUT = 30  # seconds that a change waits for another process
 
 @dataclass(frozen=True)
 class Change:
-    """The latest change of an item.
+    """The latest change of an item."""
 
-    Attributes:
-        number: of the change, ascending.
-        item_id: the item.
-        item: the added item with its features, and in place of its images their numbers; None: it was removed.
-        replaces: whether it was added in place of an item of the run.
-        encoded_by: the name of the encoders of its features.
-    """
-
-    number: int
+    number: int  # ascending
     item_id: str
-    item: Item | None
-    replaces: bool
-    encoded_by: str
+    item: Item | None  # with its features, and in place of its images their numbers; None: it was removed
+    replaces: bool  # whether it was added in place of an item of the run
+    encoded_by: str  # the name of the encoders of its features
 
 
 class ItemStore:
@@ -71,6 +63,7 @@ class ItemStore:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / FILE
+        self._lock, self._reading_lock = Lock(), Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -79,7 +72,6 @@ class ItemStore:
                 self._prepare()
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{self.file}: cannot be used ({error}); name another --state, or remove it") from None
-        self._lock, self._reading_lock = Lock(), Lock()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.file, timeout=TIMEOUT, isolation_level=None, check_same_thread=False)
@@ -99,28 +91,21 @@ class ItemStore:
         self._connection.close()
         self._reading.close()
 
-    # -- reading
-
     def version(self) -> int:
         """A number that differs whenever any process has changed the store. Costs microseconds."""
-        with self._reading_lock:
-            (version,) = self._reading.execute("PRAGMA data_version").fetchone()
-        return int(version)
+        return int(self._read("PRAGMA data_version")[0][0])
 
     def counter(self, name: str) -> int:
         """The number of the latest change ("change"), or of the requests to reload the run ("reload")."""
-        with self._reading_lock:
-            (value,) = self._reading.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
-        return int(value)
+        return int(self._read("SELECT value FROM counters WHERE name = ?", name)[0][0])
 
     def changes(self, since: int = 0) -> list[Change]:
         """The changes after number `since`, in order; of each item only the latest."""
-        with self._reading_lock:
-            rows = self._reading.execute(
-                "SELECT change, item_id, removed, replaces, encoded_by, title, text, categories, images, features, "
-                "words FROM items WHERE change > ? ORDER BY change",
-                (since,),
-            ).fetchall()
+        rows = self._read(
+            "SELECT change, item_id, removed, replaces, encoded_by, title, text, categories, images, features, words "
+            "FROM items WHERE change > ? ORDER BY change",
+            since,
+        )
         return [
             Change(number, item_id, None if removed else self._item(item_id, *item), bool(replaces), encoded_by or "")
             for number, item_id, removed, replaces, encoded_by, *item in rows
@@ -137,20 +122,16 @@ class ItemStore:
 
     def images(self, item_id: str) -> list[bytes]:
         """The image files that were uploaded for an item."""
-        with self._reading_lock:
-            rows = self._reading.execute("SELECT data FROM images WHERE item_id = ? ORDER BY number", (item_id,))
-            return [data for (data,) in rows]
+        return [data for (data,) in self._read("SELECT data FROM images WHERE item_id = ? ORDER BY number", item_id)]
 
     def image(self, item_id: str, number: int) -> tuple[bytes, int] | None:
         """One of them, and the number of the change that added it; None if there is none."""
-        with self._reading_lock:
-            row = self._reading.execute(
-                "SELECT data, change FROM images JOIN items USING (item_id) WHERE item_id = ? AND number = ?",
-                (item_id, number),
-            ).fetchone()
-        return None if row is None else (row[0], int(row[1]))
+        query = "SELECT data, change FROM images JOIN items USING (item_id) WHERE item_id = ? AND number = ?"
+        return next(iter(self._read(query, item_id, number)), None)
 
-    # -- changing
+    def _read(self, query: str, *values: str | int) -> list[Any]:
+        with self._reading_lock:
+            return self._reading.execute(query, values).fetchall()
 
     def add(self, items: Sequence[Item], encoded_by: str, replaces: Sequence[bool]) -> None:
         """Store new items with their image files and features.
@@ -158,23 +139,14 @@ class ItemStore:
         Raises:
             ItemExists: another process has added one of them meanwhile.
         """
-        with self._lock, self._transaction():
+        with self._transaction():
             for item, in_place in zip(items, replaces, strict=True):
-                if self._has(item.item_id):
+                if self._removed(item.item_id) is False:
                     raise ItemExists(f"item {item.item_id!r} is in the catalogue already; remove it first")
+                row = (item.item_id, self._next("change"), in_place, item.title, item.text)
+                content = (json.dumps(list(item.categories)), len(item.images), encoded_by, *_encoded(item))
                 self._connection.execute(
-                    "INSERT OR REPLACE INTO items VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        item.item_id,
-                        self._next("change"),
-                        in_place,
-                        item.title,
-                        item.text,
-                        json.dumps(list(item.categories)),
-                        len(item.images),
-                        encoded_by,
-                        *_encoded(item),
-                    ),
+                    "INSERT OR REPLACE INTO items VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *content)
                 )
                 self._connection.executemany(
                     "INSERT INTO images VALUES (?, ?, ?)",
@@ -187,9 +159,9 @@ class ItemStore:
         Raises:
             UnknownItem: another process has removed it meanwhile.
         """
-        with self._lock, self._transaction():
-            row = self._connection.execute("SELECT removed FROM items WHERE item_id = ?", (item_id,)).fetchone()
-            if (row is None and not of_the_run) or (row is not None and row[0]):
+        with self._transaction():
+            removed = self._removed(item_id)
+            if removed or (removed is None and not of_the_run):
                 raise UnknownItem(f"no item {item_id!r} in the catalogue")
             self._connection.execute("DELETE FROM images WHERE item_id = ?", (item_id,))
             self._connection.execute(
@@ -199,21 +171,21 @@ class ItemStore:
 
     def request_reload(self) -> None:
         """Make every process read the run again."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._next("reload")
 
     def replace_features(self, items: Sequence[Item], encoded_by: str) -> None:
         """Store features that other encoders made, in place of the old ones. This is no change of the items."""
-        with self._lock, self._transaction():
-            for item in items:
-                self._connection.execute(
-                    "UPDATE items SET features = ?, words = ?, encoded_by = ? WHERE item_id = ? AND removed = 0",
-                    (*_encoded(item), encoded_by, item.item_id),
-                )
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE items SET features = ?, words = ?, encoded_by = ? WHERE item_id = ? AND removed = 0",
+                [(*_encoded(item), encoded_by, item.item_id) for item in items],
+            )
 
-    def _has(self, item_id: str) -> bool:
+    def _removed(self, item_id: str) -> bool | None:
+        """Whether the latest change of an item removed it; None for an item without changes."""
         row = self._connection.execute("SELECT removed FROM items WHERE item_id = ?", (item_id,)).fetchone()
-        return row is not None and not row[0]
+        return None if row is None else bool(row[0])
 
     def _next(self, counter: str) -> int:
         (value,) = self._connection.execute(
@@ -223,13 +195,9 @@ class ItemStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
 
 def _encoded(item: Item) -> tuple[bytes, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from contextlib import suppress
 
 from msm4sr.features.images import BrokenImage, decode_image
 from msm4sr.files import atomic_file
@@ -13,14 +13,6 @@ from msm4sr.serving.service import Service
 
 SIDES = (240, 640)  # pixels of the longer side: on a card, on the page of an item
 DECODERS = 2  # images decoded at once, so that recommendations have a core
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A JPEG, and its ETag."""
-
-    data: bytes
-    tag: str
 
 
 class Thumbnails:
@@ -32,8 +24,8 @@ class Thumbnails:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._decoding = threading.BoundedSemaphore(DECODERS)
 
-    def get(self, item_id: str, number: int, side: int) -> Thumbnail | None:
-        """Image `number` of an item, of about `side` pixels; None if there is none, or it cannot be read."""
+    def get(self, item_id: str, number: int, side: int) -> tuple[bytes, str] | None:
+        """A JPEG of an image of an item, of about `side` pixels, and its ETag; None without one that can be read."""
         side = min(SIDES, key=lambda one: abs(one - side))
         recommender = self._service.recommender
         catalogue = recommender.catalogue
@@ -41,19 +33,16 @@ class Thumbnails:
         if row is None or number >= len(catalogue.item(row).images):
             return None
         stored = None
-        if catalogue.is_added(row):
-            stored = self._service.store.image(item_id, number)
-            if stored is None:
-                return None
+        if not catalogue.is_added(row):
+            source = f"{recommender.folder}/{catalogue.items.images[row][number]}"
+        elif (stored := self._service.store.image(item_id, number)) is not None:
             source = f"added {item_id} {number} {stored[1]}"
         else:
-            source = f"{recommender.folder}/{catalogue.items.images[row][number]}"
+            return None
         name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
         file = self._folder / f"{name}.jpg"
-        try:
-            return Thumbnail(file.read_bytes(), f'"{name}"')
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError):
+            return file.read_bytes(), f'"{name}"'
         with self._decoding:
             try:
                 data = recommender.read_image(item_id, number) if stored is None else stored[0]
@@ -62,4 +51,4 @@ class Thumbnails:
                 return None
         with atomic_file(file) as path:
             path.write_bytes(thumbnail)
-        return Thumbnail(thumbnail, f'"{name}"')
+        return thumbnail, f'"{name}"'

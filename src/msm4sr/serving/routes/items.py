@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
 from msm4sr.data.items import Item
 from msm4sr.recommend.catalogue import LONGEST_ID
 from msm4sr.serving.cards import find_rows, make_card
-from msm4sr.serving.dependencies import CurrentService, ItemPath, as_file, as_json, authorize, check_sizes
+from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, ItemPath, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused, described
 from msm4sr.serving.schemas import Cards, ItemDetails, SimilarItems
 from msm4sr.serving.service import Service
@@ -43,11 +43,7 @@ def _list_items(service: Service, search: str, offset: int, limit: int) -> Respo
 
 
 @router.post(
-    "",
-    response_model=ItemDetails,
-    status_code=201,
-    dependencies=[Depends(authorize)],
-    responses=described(401, 403, 409),
+    "", response_model=ItemDetails, status_code=201, dependencies=AUTHORIZED, responses=described(401, 403, 409)
 )
 async def add_item(
     service: CurrentService,
@@ -94,7 +90,7 @@ async def image(
     thumbnail = await anyio.to_thread.run_sync(thumbnails.get, item_id, number, side)
     if thumbnail is None:
         raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no image {number} that can be shown")
-    return as_file(request, thumbnail.data, thumbnail.tag, "image/jpeg", "private, max-age=300")
+    return as_file(request, *thumbnail, "image/jpeg", "private, max-age=300")
 
 
 @router.get("/{item_id:path}/similar", response_model=SimilarItems, responses=described(404))
@@ -119,14 +115,11 @@ def _details(service: Service, item_id: str) -> ItemDetails:
     recommender = service.recommender
     catalogue = recommender.catalogue
     row = catalogue.known_row(item_id)
-    item, keywords = catalogue.item(row), recommender.keywords(item_id)
-    added = catalogue.is_added(row)
+    item, added, keywords = catalogue.item(row), catalogue.is_added(row), recommender.keywords(item_id)
     return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, keywords)
 
 
-@router.delete(
-    "/{item_id:path}", status_code=204, dependencies=[Depends(authorize)], responses=described(401, 403, 404)
-)
+@router.delete("/{item_id:path}", status_code=204, dependencies=AUTHORIZED, responses=described(401, 403, 404))
 async def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
     """Remove an item: it is recommended no longer."""
     await anyio.to_thread.run_sync(service.remove, item_id)

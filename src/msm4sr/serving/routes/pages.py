@@ -136,13 +136,8 @@ def _static(name: str) -> tuple[bytes, str]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("msm4sr.serving"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("msm4sr.serving")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def render(template: str, status: int = 200, **values: Any) -> HTMLResponse:

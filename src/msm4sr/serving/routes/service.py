@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
-from msm4sr.serving.dependencies import CurrentService, as_json, authorize
+from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, as_json
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import Readiness, Status
 
 router = APIRouter(tags=["service"])
 
 
-@router.post(
-    "/reload",
-    status_code=202,
-    response_model=Status,
-    dependencies=[Depends(authorize)],
-    responses=described(401, 403),
-)
+@router.post("/reload", status_code=202, response_model=Status, dependencies=AUTHORIZED, responses=described(401, 403))
 async def reload(service: CurrentService) -> Response:
     """Read the run again in every worker, while requests are answered. A run that changed is read without this."""
     await anyio.to_thread.run_sync(service.store.request_reload)
