@@ -16,8 +16,7 @@ from msm4sr.data.items import Items
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, Inputs
 from msm4sr.ragged import Ragged
-from msm4sr.recommend.catalogue import Catalogue, UnknownItem
-from msm4sr.recommend.lookup import user_history
+from msm4sr.recommend.catalogue import Catalogue, UnknownItem, user_history
 from msm4sr.recommend.recommender import Recommendation, Recommender
 
 

@@ -459,7 +459,7 @@ def test_a_run_is_loaded_and_recommends_items_that_came_after_it(run_folder: Pat
     explained = recommender.explain(ids[:3], with_image)
     assert explained.sentences
     assert explained.sentences[0].text == known.title
-    assert recommender.keywords(with_image)
+    assert recommender.keywords(recommender.item(with_image))
 
 
 def test_a_broken_image_is_named_by_its_number(run_folder: Path) -> None:

@@ -103,7 +103,7 @@ def test_options_select_the_ranked_items(client: TestClient, ids: list[str], rec
 def test_an_item_has_details_and_similar_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
     answer = client.get(f"/items/{ids[0]}").json()
     assert answer["title"] == recommender.item(ids[0]).name
-    assert answer["keywords"] == recommender.keywords(ids[0])
+    assert answer["keywords"] == recommender.keywords(recommender.item(ids[0]))
     similar = client.get(f"/items/{ids[0]}/similar", params={"k": 3, "by": "text"}).json()["items"]
     assert [one["item_id"] for one in similar] == [o.item_id for o in recommender.similar_items(ids[0], 3, "text")]
 

@@ -18,11 +18,13 @@ export = typer.Typer(help="Export a prepared folder, or the model of a run, for 
 Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
 
 
-def print_files(exported: Exported) -> None:
+def report_files(exported: Exported, default_separator: str) -> list[str]:
+    """Print what was written; return the option with which `prepare` reads its lists again."""
     for note in exported.notes:
         console.print(f"note     {escape(note)}")
     for path in exported.files:
         console.print(f"written  {escape(str(path))}")
+    return [] if exported.separator == default_separator else ["--separator", exported.separator]
 
 
 @export.command("recbole")
@@ -32,9 +34,7 @@ def export_recbole(data: Data, out: Out) -> None:
 
     with handle_errors("interrupted; nothing was written"):
         exported = export_recbole(data, out)
-        print_files(exported)
-        separator = [] if exported.separator == " " else ["--separator", exported.separator]
-        say_next("prepare", "recbole", out, "DATA", "--images", data, *separator)
+        say_next("prepare", "recbole", out, "DATA", "--images", data, *report_files(exported, " "))
 
 
 @export.command("onnx")
@@ -54,7 +54,5 @@ def export_csv(data: Data, out: Out) -> None:
 
     with handle_errors("interrupted; nothing was written"):
         exported = export_csv(data, out)
-        print_files(exported)
-        separator = [] if exported.separator == "|" else ["--separator", exported.separator]
         tables = [path for path in exported.files if path.suffix == ".csv"]
-        say_next("prepare", "csv", *tables, "DATA", "--images", data, *separator)
+        say_next("prepare", "csv", *tables, "DATA", "--images", data, *report_files(exported, "|"))

@@ -61,7 +61,7 @@ def _history_of(folder: Path, user: str) -> list[str]:
     from msm4sr.experiments.model_folder import check_items
     from msm4sr.experiments.run import open_run
     from msm4sr.experiments.stages import load_run_data
-    from msm4sr.recommend.lookup import user_history
+    from msm4sr.recommend.catalogue import user_history
 
     run = open_run(folder)
     try:

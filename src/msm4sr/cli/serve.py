@@ -10,15 +10,12 @@ import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
-
-if TYPE_CHECKING:
-    from msm4sr.serving.service import ServeSettings
 
 KEY_VARIABLE = "MSM4SR_API_KEY"
 M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -61,8 +58,10 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
 
     run = options["run"].absolute()
-    options |= {"run": run, "state": options["state"] or default_state(run), "api_key": _read_key(key_file)}
-    settings = ServeSettings.model_validate(options)
+    key = _read_key(key_file)
+    settings = ServeSettings.model_validate(
+        {**options, "run": run, "state": options["state"] or default_state(run), "api_key": key}
+    )
     _check_port(host, port)
     server: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": 10}
     if settings.workers == 1:
@@ -71,7 +70,8 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
         uvicorn.run(app, **server)
         return
     with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-") as folder:
-        os.environ |= {ENVIRONMENT: _as_json(settings), "PROMETHEUS_MULTIPROC_DIR": folder}
+        record = json.dumps(settings.model_dump(mode="json") | {"api_key": key})  # the settings hide the key
+        os.environ |= {ENVIRONMENT: record, "PROMETHEUS_MULTIPROC_DIR": folder}
         create_app(settings).state.service.store.close()  # one message for wrong input, and the index is built once
         console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
         uvicorn.run("msm4sr.serving.app:app_from_environment", factory=True, workers=settings.workers, **server)
@@ -85,13 +85,6 @@ def _check_port(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"port {port} is in use; choose another with --port") from None
         raise
-
-
-def _as_json(settings: ServeSettings) -> str:
-    """The settings as JSON, with the key, for the worker processes."""
-    record = settings.model_dump(mode="json")
-    record["api_key"] = settings.api_key.get_secret_value() if settings.api_key else None
-    return json.dumps(record)
 
 
 def _read_key(file: Path | None) -> str | None:

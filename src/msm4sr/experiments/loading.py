@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from msm4sr.experiments.run import Run, open_run
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import load_features, read_rows
-from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.models.registry import from_pretrained
 from msm4sr.recommend.catalogue import Catalogue
@@ -46,13 +46,16 @@ def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings(),
     run = open_run(Path(folder))
     model = from_pretrained(run.folder / "model")
     catalogue = Catalogue.of_model(model, read_run_items(run), str(run.folder / "model"))
-    found = None
+    found = encoder = None
     if is_factorized(model) and index.approximates(len(catalogue)):
         with torch.inference_mode():
             queries = make_queries(model, catalogue, sample_histories(run, catalogue.items))
             vectors = torch.stack([query.vector for query in queries if query.vector is not None])
         found = ApproximateIndex.open(run.folder / "model", catalogue.tensors.item_vectors, vectors, index)
-    return Recommender(model, catalogue, open_encoder(run, model), run.data, found, image_keywords(run), strict)
+    if has_content(model):
+        dims = {name: model.content_rows(name).values.shape[1] for name in model.content_modalities}
+        encoder = ContentEncoder(run.features, run.settings.features, dims, run.precomputed)
+    return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict)
 
 
 def export_run(folder: Path, out: Path) -> list[Path]:
@@ -76,14 +79,6 @@ def read_run_items(run: Run) -> Items:
     return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String)))
 
 
-def open_encoder(run: Run, model: Model) -> ContentEncoder | None:
-    """The encoder of new items, with the settings of the run; None for a model that takes none."""
-    if not has_content(model):
-        return None
-    widths = {name: model.content_rows(name).values.shape[1] for name in model.content_modalities}
-    return ContentEncoder(run.features, run.settings.features, widths, run.precomputed)
-
-
 def image_keywords(run: Run) -> Mapping[str, list[str]]:
     """Item id to the keywords of its images, best first; empty for a run without keywords."""
     if run.settings.features.visual.kind != "keywords" or "visual" in run.precomputed:
@@ -95,11 +90,11 @@ def image_keywords(run: Run) -> Mapping[str, list[str]]:
         return {}
     if table is None or "words" not in table.columns:
         return {}
-    words, bounds = table["words"].to_list(), features.offsets.tolist()
+    words = table["words"].to_list()
     return {
-        item_id: list(dict.fromkeys(word for line in words[bounds[place] : bounds[place + 1]] for word in line))
-        for place, item_id in enumerate(features.item_ids)
-        if bounds[place + 1] > bounds[place]
+        item_id: list(dict.fromkeys(chain.from_iterable(words[start:end])))
+        for item_id, (start, end) in zip(features.item_ids, pairwise(features.offsets.tolist()), strict=True)
+        if end > start
     }
 
 
@@ -108,8 +103,7 @@ def sample_histories(run: Run, items: Items) -> list[list[int]]:
     try:
         log = read_interactions(run.data)
     except InputError:
-        shape = (QUERIES, RANDOM_LENGTH)
-        rows: list[list[int]] = np.random.default_rng(0).integers(0, len(items), shape).tolist()
+        rows: list[list[int]] = np.random.default_rng(0).integers(0, len(items), (QUERIES, RANDOM_LENGTH)).tolist()
         return rows
     users = log["user_id"].unique(maintain_order=True)
     chosen = users.sample(min(QUERIES, len(users)), seed=0)

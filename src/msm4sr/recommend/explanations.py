@@ -16,15 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from msm4sr.models.base import ContentModel, FactorizedModel, Model
+from msm4sr.models.base import ContentModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
-from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, encode_histories, make_queries, score_all
+from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, encode_histories, score_all
 
 ID = "id"  # the part of a score that is no modality's content
 SEEN = "seen"  # the part that is the seen-item bias
@@ -87,12 +86,11 @@ class Explanation:
     unknown: list[str]
 
 
-def score_parts(
-    model: FactorizedModel, catalogue: Catalogue, query: Query, rows: Sequence[int]
-) -> list[dict[str, float]]:
+def score_parts(model: Model, catalogue: Catalogue, query: Query, rows: Sequence[int]) -> list[dict[str, float]]:
     """The parts of each row's score by name."""
-    assert query.vector is not None
     chosen = torch.tensor(rows, dtype=torch.int64)
+    if not is_factorized(model) or query.vector is None:
+        return [{ID: score} for score in score_all(model, catalogue, query)[chosen].tolist()]
     names: tuple[str, ...] = (ID,)
     if has_content(model):
         names = (*model.content_modalities, ID)
@@ -135,32 +133,17 @@ def reasons_for(model: Model, catalogue: Catalogue, query: Query, rows: Sequence
     weights = past_weights(model, catalogue, query.read, rows, REASONS_FROM, by)
     past = list(weights)
     most, place = torch.stack(list(weights.values())).max(dim=0)  # over [past, rows]
-    mostly = [ID] * len(rows)
-    if is_factorized(model):
-        mostly = [max(parts, key=parts.__getitem__) for parts in score_parts(model, catalogue, query, rows)]
-    chosen = [past[int(p)] if weight > 0 else None for p, weight in zip(place, most, strict=True)]
-    return [
-        Reason(None, "", name) if row is None else Reason(catalogue.item_id(row), catalogue.name(row), name)
-        for row, name in zip(chosen, mostly, strict=True)
-    ]
-
-
-def explain_score(
-    model: Model, catalogue: Catalogue, read: Sequence[int], row: int
-) -> tuple[Query, dict[str, float], list[PastItem]]:
-    """The query of a history, the parts of a row's score, and the past items, the highest weight first."""
-    (query,) = make_queries(model, catalogue, [read])
-    if is_factorized(model):
-        parts = score_parts(model, catalogue, query, [row])[0]
-    else:
-        parts = {ID: float(score_all(model, catalogue, query)[row])}
-    weights = past_weights(model, catalogue, query.read, [row], model.max_history)
-    past = [PastItem(catalogue.item_id(one), catalogue.name(one), float(weight)) for one, weight in weights.items()]
-    return query, parts, sorted(past, key=lambda one: -one.weight)
+    reasons = []
+    row_parts = score_parts(model, catalogue, query, rows)
+    for number, weight, parts in zip(place.tolist(), most.tolist(), row_parts, strict=True):
+        row, mostly = past[number], max(parts, key=parts.__getitem__)
+        because, title = (catalogue.item_id(row), catalogue.name(row)) if weight > 0 else (None, "")
+        reasons.append(Reason(because, title, mostly))
+    return reasons
 
 
 def sentence_weights(
-    model: ContentModel, catalogue: Catalogue, vector: Tensor, row: int, texts: Sequence[str], features: np.ndarray
+    model: ContentModel, catalogue: Catalogue, vector: Tensor, row: int, texts: Sequence[str], features: Tensor
 ) -> list[Sentence]:
     """The sentences of an item and their weights, after a history with `vector` [Q].
 
@@ -168,17 +151,14 @@ def sentence_weights(
     missing-modality embedding.
     """
     n = len(texts)
-    vectors = torch.from_numpy(np.ascontiguousarray(features))
-    full, attention = model.encode_part("text", Ragged(vectors, torch.tensor([0, n])))
+    full, attention = model.encode_part("text", Ragged(features, torch.tensor([0, n])))
     kept = torch.tensor([other for left in range(n) for other in range(n) if other != left], dtype=torch.int64)
-    shorter, _ = model.encode_part("text", Ragged(vectors[kept], (n - 1) * torch.arange(n + 1)))
+    shorter, _ = model.encode_part("text", Ragged(features[kept], (n - 1) * torch.arange(n + 1)))
     variants = catalogue.gather("embeddings", torch.full((1 + n,), row))
     variants[:, model.content_modalities.index("text")] = torch.cat([full, shorter])
     scores = model.scoring_vectors(variants) @ vector
-    return [
-        Sentence(text, float(attention[place]), float(scores[0] - scores[1 + place]))
-        for place, text in enumerate(texts)
-    ]
+    weights = scores[0] - scores[1:]
+    return [Sentence(*row) for row in zip(texts, attention.tolist(), weights.tolist(), strict=True)]
 
 
 class DistinctiveWords:

@@ -139,7 +139,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
 
 
 def write_graphs(model: FactorizedModel, folder: Path) -> str:
-    """Write histories.onnx, and items.onnx of a model that encodes content; return a description of its inputs."""
+    """Write histories.onnx, and items.onnx of a model that encodes content; describe the inputs of the latter."""
     with torch.no_grad():
         embeddings = model.encode_items()[:7]
     batch = Dim("batch")
@@ -152,16 +152,13 @@ def write_graphs(model: FactorizedModel, folder: Path) -> str:
         {"embeddings": {0: Dim("items")}, "histories": {0: batch, **length}, "lengths": {0: batch}},
         ["queries"],
     )
-    return _export_items(model, folder / "items.onnx") if has_content(model) else ""
-
-
-def _export_items(model: ContentModel, file: Path) -> str:
-    """Write items.onnx; return a description of its inputs."""
+    if not has_content(model):
+        return ""
     dims = {modality: model.content_rows(modality).values.shape[1] for modality in model.content_modalities}
-    lengths = torch.tensor([[3, 1]] * len(dims))
-    rows = tuple(torch.zeros(4, dim) for dim in dims.values())
+    features = (torch.tensor([[3, 1]] * len(dims)), *(torch.zeros(4, dim) for dim in dims.values()))
     shapes = {"lengths": {1: Dim("items")}, "rows": tuple({0: Dim(f"{modality}_rows")} for modality in dims)}
-    _export(NewItemEncoder(model), (lengths, *rows), file, shapes, ["embeddings", "item_vectors"], ["lengths", *dims])
+    names = ["lengths", *dims]
+    _export(NewItemEncoder(model), features, folder / "items.onnx", shapes, ["embeddings", "item_vectors"], names)
     inputs = [f"`{modality}` float32 [rows, {dim}]" for modality, dim in dims.items()]
     return f"{', '.join(inputs)}, and `lengths` int64 [{len(dims)}, items]"
 

@@ -9,8 +9,8 @@ from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Item, Items
@@ -25,9 +25,12 @@ from msm4sr.recommend.catalogue import Catalogue, ItemTensors
 from msm4sr.recommend.explanations import (
     DistinctiveWords,
     Explanation,
+    PastItem,
     Reason,
-    explain_score,
+    Sentence,
+    past_weights,
     reasons_for,
+    score_parts,
     sentence_weights,
 )
 from msm4sr.recommend.index import ApproximateIndex, top_k
@@ -112,12 +115,8 @@ class Recommender:
         catalogue = self._catalogue
         return catalogue.item(catalogue.known_row(item_id))
 
-    def keywords(self, item_id: str, n: int = 8) -> list[str]:
+    def keywords(self, item: Item, n: int = 8) -> list[str]:
         """Keywords of the item's images if the run finds keywords, else distinctive words of its text."""
-        catalogue = self._catalogue
-        return self._keywords_of(catalogue.item(catalogue.known_row(item_id)), n)
-
-    def _keywords_of(self, item: Item, n: int = 8) -> list[str]:
         found = list(dict.fromkeys(chain.from_iterable(item.keywords))) or self._keywords.get(item.item_id, [])
         return found[:n] or self._distinctive.of(f"{item.name} {item.text or ''}", n)
 
@@ -278,28 +277,28 @@ class Recommender:
         model, catalogue = self.model, self._catalogue
         row = catalogue.known_row(item_id)
         rows, unknown = catalogue.known_rows(history, self.strict)
-        sentences = []
         with torch.inference_mode():
-            query, parts, past = explain_score(model, catalogue, rows, row)
-            texts, features = self._sentences(catalogue, row)
-            if texts and has_content(model) and query.vector is not None:
-                sentences = sentence_weights(model, catalogue, query.vector, row, texts, features)
-        name, keywords = catalogue.name(row), self._keywords_of(catalogue.item(row))
+            (query,) = make_queries(model, catalogue, [rows])
+            (parts,) = score_parts(model, catalogue, query, [row])
+            weights = past_weights(model, catalogue, query.read, [row], model.max_history)
+            sentences = self._sentences(catalogue, row, query.vector)
+        past = [PastItem(catalogue.item_id(one), catalogue.name(one), float(weight)) for one, weight in weights.items()]
+        past.sort(key=lambda one: -one.weight)
+        name, keywords = catalogue.name(row), self.keywords(catalogue.item(row))
         return Explanation(item_id, name, sum(parts.values()), parts, past, sentences, keywords, unknown)
 
-    def _sentences(self, catalogue: Catalogue, row: int) -> tuple[Sequence[str], np.ndarray]:
-        """An item's sentences and their vectors; none where they are not known."""
-        none: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.float32))
-        if not has_content(self.model) or self.encoder is None or not self.encoder.encodes("text"):
-            return none
-        item = catalogue.item(row)
+    def _sentences(self, catalogue: Catalogue, row: int, vector: Tensor | None) -> list[Sentence]:
+        """An item's sentences and their weights after a history with `vector`; none where they are not known."""
+        if vector is None or not has_content(self.model) or self.encoder is None or not self.encoder.encodes("text"):
+            return []
+        item, chosen = catalogue.item(row), self.encoder.settings.text
         if catalogue.is_added(row):
-            texts, features = item.sentences, item.features["text"]
+            texts, features = item.sentences, torch.from_numpy(item.features["text"])
         else:
-            chosen = self.encoder.settings.text
             texts = item_sentences(item.title, item.text, chosen.max_sentences, chosen.max_characters)
-            features = self.model.content_rows("text")[row].numpy()
-        return (texts, features) if len(texts) == len(features) else none
+            features = self.model.content_rows("text")[row]
+        same = 0 < len(texts) == len(features)
+        return sentence_weights(self.model, catalogue, vector, row, texts, features) if same else []
 
 
 def _recommendations(

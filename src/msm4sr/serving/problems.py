@@ -26,7 +26,9 @@ class Problem(BaseModel):
     type: str = Field("about:blank", description="Always about:blank: the kind is the status.")
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["k is 500; ask for 200 items at most"], description="What is wrong, and what to change.")
+    detail: str = Field(
+        examples=["k is 500; ask for 200 items at most"], description="What is wrong, and what to change."
+    )
 
 
 class Refused(Exception):

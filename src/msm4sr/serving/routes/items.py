@@ -5,17 +5,20 @@ Ids may have slashes, so that the routes below an item are declared before the i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated
+from urllib.parse import quote
 
 import anyio.to_thread
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
-from msm4sr.data.items import Item
-from msm4sr.recommend.catalogue import LONGEST_ID
-from msm4sr.serving.cards import find_rows, make_card
+from msm4sr.data.items import Item, Items, is_url
+from msm4sr.recommend.catalogue import LONGEST_ID, Catalogue
+from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, ItemPath, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.schemas import Cards, ItemDetails, SimilarItems
+from msm4sr.serving.schemas import Card, Cards, ItemDetails, SimilarItems
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import Thumbnails
 
@@ -115,7 +118,8 @@ def _details(service: Service, item_id: str) -> ItemDetails:
     recommender = service.recommender
     catalogue = recommender.catalogue
     row = catalogue.known_row(item_id)
-    item, added, keywords = catalogue.item(row), catalogue.is_added(row), recommender.keywords(item_id)
+    item, added = catalogue.item(row), catalogue.is_added(row)
+    keywords = recommender.keywords(item)
     return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, keywords)
 
 
@@ -124,3 +128,46 @@ async def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
     """Remove an item: it is recommended no longer."""
     await anyio.to_thread.run_sync(service.remove, item_id)
     return Response(status_code=204)
+
+
+def find_rows(catalogue: Catalogue, search: str) -> Sequence[int]:
+    """Rows whose title has every word of `search`, or whose id it is.
+
+    Added items come first, the latest before the others; then items with an image, then those without.
+    """
+    n = len(catalogue.items)
+    order, titles = _search_index(catalogue.items)
+    rows = [*range(len(catalogue) - 1, n - 1, -1), *(row for row in order if row not in catalogue.removed)]
+    words, wanted = search.casefold().split(), search.strip()
+    if not words:
+        return rows
+
+    def fits(row: int) -> bool:
+        title = titles[row] if row < n else catalogue.name(row).casefold()
+        return all(word in title for word in words) or catalogue.item_id(row) == wanted
+
+    return [row for row in rows if fits(row)]
+
+
+@lru_cache(maxsize=2)
+def _search_index(items: Items) -> tuple[list[int], list[str]]:
+    """The rows of a run's items, those with an image first, and the title of each row for the search."""
+    order = sorted(range(len(items)), key=lambda row: not _has_image(items.images[row]))
+    return order, [items.name(row).casefold() for row in range(len(items))]
+
+
+def _has_image(paths: Sequence[str]) -> bool:
+    return not all(map(is_url, paths))
+
+
+def make_card(catalogue: Catalogue, row: int) -> Card:
+    """The card of an item."""
+    item_id, title, added = catalogue.item_id(row), catalogue.name(row), catalogue.is_added(row)
+    has_image = bool(catalogue.item(row).images) if added else _has_image(catalogue.items.images[row])
+    image, page = image_path(item_id) if has_image else None, f"/item/{quote(item_id, safe='')}"
+    return Card(item_id, title, image, page, initial_of(title), tint_of(item_id), added)
+
+
+def image_path(item_id: str) -> str:
+    """The path of an item's images."""
+    return f"/items/{quote(item_id, safe='')}/image"

@@ -22,10 +22,9 @@ from msm4sr.errors import InputError
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.recommender import Recommendation, Recommender
 from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
-from msm4sr.serving.cards import find_rows, image_path, make_card
 from msm4sr.serving.dependencies import CurrentService, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused
-from msm4sr.serving.routes.items import PAGE
+from msm4sr.serving.routes.items import PAGE, find_rows, image_path, make_card
 from msm4sr.serving.schemas import Card, ReasonedCards, RecommendRequest
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import SIDES
@@ -92,7 +91,7 @@ def _item_page(service: Service, item_id: str) -> Response:
         item=item,
         card=make_card(catalogue, row),
         images=[f"{image_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
-        keywords=recommender.keywords(item_id, KEYWORDS),
+        keywords=recommender.keywords(item, KEYWORDS),
         similar={by: cards for by in kinds if (cards := _similar(recommender, item_id, by))},
     )
 
