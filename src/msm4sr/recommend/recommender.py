@@ -67,7 +67,6 @@ class Recommender:
 
     Args:
         model: in evaluation mode, on the CPU.
-        catalogue: its items.
         encoder: encodes new items; None for a run that takes none.
         folder: the data set's, for images.
         index: an approximate index over the item vectors of the run; None: exact.

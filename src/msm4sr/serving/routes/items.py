@@ -1,6 +1,7 @@
 """The items: search, details, similar items, images; add and remove.
 
-Ids may have slashes, so that the routes below an item are declared before the item itself.
+Ids may have slashes, so that the routes below an item are declared before the item itself. FastAPI runs functions that
+are not async in threads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from functools import lru_cache
 from typing import Annotated
 from urllib.parse import quote
 
-import anyio.to_thread
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
 from msm4sr.data.items import Item, Items, is_url
@@ -29,26 +29,22 @@ router = APIRouter(prefix="/items", tags=["items"])
 
 
 @router.get("", response_model=Cards)
-async def list_items(
+def list_items(
     service: CurrentService,
     q: Annotated[str, Query(max_length=200, description="Words of the title, or the id.")] = "",
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
 ) -> Response:
     """Find items by words of their titles: added items first, the latest before the others, then those with images."""
-    return await anyio.to_thread.run_sync(_list_items, service, q, offset, limit)
-
-
-def _list_items(service: Service, search: str, offset: int, limit: int) -> Response:
     catalogue = service.recommender.catalogue
-    found = find_rows(catalogue, search)
+    found = find_rows(catalogue, q)
     return as_json(Cards(len(found), [make_card(catalogue, row) for row in found[offset : offset + limit]]))
 
 
 @router.post(
     "", response_model=ItemDetails, status_code=201, dependencies=AUTHORIZED, responses=described(401, 403, 409)
 )
-async def add_item(
+def add_item(
     service: CurrentService,
     item_id: Annotated[str, Form(min_length=1, max_length=LONGEST_ID, examples=["N-1"])],
     title: Annotated[str, Form(max_length=1000, examples=["Red wooden train"])] = "",
@@ -66,9 +62,9 @@ async def add_item(
     if any(len(name) > LONGEST_CATEGORY for name in categories):
         raise Refused(422, f"categories: a name has {LONGEST_CATEGORY} characters at most")
     names = tuple(name for name in categories if name)
-    item = Item(item_id, _clean(title), _clean(text), names, [await file.read() for file in files])
-    await anyio.to_thread.run_sync(service.add, [item])
-    return as_json(await anyio.to_thread.run_sync(_details, service, item_id), 201)
+    item = Item(item_id, _clean(title), _clean(text), names, [file.file.read() for file in files])
+    service.add([item])
+    return as_json(_details(service, item_id), 201)
 
 
 def _clean(text: str) -> str | None:
@@ -82,7 +78,7 @@ def _clean(text: str) -> str | None:
     response_class=Response,
     responses={**described(404), 200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not modified"}},
 )
-async def image(
+def image(
     item_id: str,
     request: Request,
     number: Annotated[int, Query(ge=0, le=1000)] = 0,
@@ -90,14 +86,13 @@ async def image(
 ) -> Response:
     """A small version of an image of an item."""
     thumbnails: Thumbnails = request.app.state.thumbnails
-    thumbnail = await anyio.to_thread.run_sync(thumbnails.get, item_id, number, side)
-    if thumbnail is None:
+    if (thumbnail := thumbnails.get(item_id, number, side)) is None:
         raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no image {number} that can be shown")
     return as_file(request, *thumbnail, "image/jpeg", "private, max-age=300")
 
 
 @router.get("/{item_id:path}/similar", response_model=SimilarItems, responses=described(404))
-async def similar(
+def similar(
     item_id: ItemPath,
     service: CurrentService,
     k: Annotated[int, Query(ge=1, description="How many items.")] = 10,
@@ -105,13 +100,13 @@ async def similar(
 ) -> Response:
     """The items most similar to an item."""
     check_sizes(service.settings, [], k)
-    return as_json(SimilarItems(await anyio.to_thread.run_sync(service.recommender.similar_items, item_id, k, by)))
+    return as_json(SimilarItems(service.recommender.similar_items(item_id, k, by)))
 
 
 @router.get("/{item_id:path}", response_model=ItemDetails, responses=described(404))
-async def get_item(item_id: ItemPath, service: CurrentService) -> Response:
+def get_item(item_id: ItemPath, service: CurrentService) -> Response:
     """What is known of an item."""
-    return as_json(await anyio.to_thread.run_sync(_details, service, item_id))
+    return as_json(_details(service, item_id))
 
 
 def _details(service: Service, item_id: str) -> ItemDetails:
@@ -124,9 +119,9 @@ def _details(service: Service, item_id: str) -> ItemDetails:
 
 
 @router.delete("/{item_id:path}", status_code=204, dependencies=AUTHORIZED, responses=described(401, 403, 404))
-async def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
+def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
     """Remove an item: it is recommended no longer."""
-    await anyio.to_thread.run_sync(service.remove, item_id)
+    service.remove(item_id)
     return Response(status_code=204)
 
 

@@ -13,7 +13,6 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import urlencode
 
-import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -26,7 +25,6 @@ from msm4sr.serving.dependencies import CurrentService, as_file, as_json, check_
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.routes.items import PAGE, find_rows, image_path, make_card
 from msm4sr.serving.schemas import Card, ReasonedCards, RecommendRequest
-from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import SIDES
 
 SIMILAR = 12  # similar items on the page of an item
@@ -46,16 +44,12 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/", response_class=HTMLResponse)
-async def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Response:
-    return await anyio.to_thread.run_sync(_catalogue_page, service, q[:200], max(1, page))
-
-
-def _catalogue_page(service: Service, search: str, page: int) -> Response:
-    recommender = service.recommender
+def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Response:
+    recommender, search = service.recommender, q[:200]
     catalogue = recommender.catalogue
     found = find_rows(catalogue, search)
     pages = max(1, -(-len(found) // PAGE))
-    page = min(page, pages)
+    page = min(max(1, page), pages)
     return render(
         "catalogue.html.jinja",
         cards=[make_card(catalogue, row) for row in found[(page - 1) * PAGE : page * PAGE]],
@@ -73,17 +67,13 @@ def _catalogue_page(service: Service, search: str, page: int) -> Response:
 
 
 @router.get("/item/{item_id:path}", response_class=HTMLResponse)
-async def item_page(item_id: str, service: CurrentService) -> Response:
-    try:
-        return await anyio.to_thread.run_sync(_item_page, service, item_id)
-    except InputError as error:
-        return render("missing.html.jinja", 404, message=str(error))
-
-
-def _item_page(service: Service, item_id: str) -> Response:
+def item_page(item_id: str, service: CurrentService) -> Response:
     recommender = service.recommender
     catalogue = recommender.catalogue
-    row = catalogue.known_row(item_id)
+    try:
+        row = catalogue.known_row(item_id)
+    except InputError as error:
+        return render("missing.html.jinja", 404, message=str(error))
     item = catalogue.item(row)
     kinds = [*([BOTH] if recommender.modalities else []), *recommender.modalities, COLLABORATIVE]
     return render(
@@ -108,13 +98,10 @@ def _cards(catalogue: Catalogue, found: Sequence[Recommendation]) -> list[Card]:
 
 
 @router.post("/page/recommend")
-async def recommend(body: RecommendRequest, service: CurrentService) -> Response:
+def recommend(body: RecommendRequest, service: CurrentService) -> Response:
     """As POST /recommend, with the cards of the items and the reasons."""
     check_sizes(service.settings, [body.history], body.k)
-    return await anyio.to_thread.run_sync(_recommend, service.recommender, body)
-
-
-def _recommend(recommender: Recommender, body: RecommendRequest) -> Response:
+    recommender = service.recommender
     found = recommender.recommend(body.history, body.k, by=body.by, reasons=True)
     reasons = {one.item_id: one.reason for one in found.items}
     return as_json(ReasonedCards(_cards(recommender.catalogue, found.items), reasons, found.unknown))

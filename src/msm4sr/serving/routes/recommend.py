@@ -45,10 +45,10 @@ async def recommend_batch(body: BatchRequest, service: CurrentService) -> Respon
 
 
 @router.post("/explain", response_model=Explanation, responses=described(404))
-async def explain(body: ExplainRequest, service: CurrentService) -> Response:
+def explain(body: ExplainRequest, service: CurrentService) -> Response:
     """What the score of an item after a history is made of."""
     check_sizes(service.settings, [body.history])
-    return as_json(await anyio.to_thread.run_sync(service.recommender.explain, body.history, body.item_id))
+    return as_json(service.recommender.explain(body.history, body.item_id))
 
 
 async def _run(

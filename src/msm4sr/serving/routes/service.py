@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, as_json
@@ -13,9 +12,9 @@ router = APIRouter(tags=["service"])
 
 
 @router.post("/reload", status_code=202, response_model=Status, dependencies=AUTHORIZED, responses=described(401, 403))
-async def reload(service: CurrentService) -> Response:
+def reload(service: CurrentService) -> Response:
     """Read the run again in every worker, while requests are answered. A run that changed is read without this."""
-    await anyio.to_thread.run_sync(service.store.request_reload)
+    service.store.request_reload()
     return as_json(Status("the run will be read again"), 202)
 
 
