@@ -68,12 +68,12 @@ def export_run(folder: Path, out: Path) -> list[Path]:
 def read_run_items(run: Run) -> Items:
     """The items of the stored model, with what the data set knows of them if it still exists."""
     item_ids, titles = read_item_names(run)
-    frame = pl.DataFrame({"item_id": item_ids})
+    names = pl.List(pl.String)
     try:
-        frame = frame.join(read_items(run.data), on="item_id", how="left", maintain_order="left")
+        known = read_items(run.data)
     except InputError:
-        nothing = [pl.lit(None, pl.List(pl.String)).alias(name) for name in ("categories", "image")]
-        frame = frame.with_columns(pl.lit(None, pl.String).alias("text"), *nothing)
+        known = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String, "categories": names, "image": names})
+    frame = pl.DataFrame({"item_id": item_ids}).join(known, on="item_id", how="left", maintain_order="left")
     # the stored title of an item without one is its id
     named = [None if title == item_id else title for title, item_id in zip(titles, item_ids, strict=True)]
     return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String)))

@@ -55,9 +55,6 @@ class ItemTensors:
         present = [model.content_rows(name).lengths > 0 for name in model.content_modalities]
         return cls(embeddings, item_vectors, torch.stack(present, dim=1))
 
-    def __len__(self) -> int:
-        return len(self.item_vectors)
-
     def __getitem__(self, rows: Tensor) -> ItemTensors:
         return ItemTensors(self.embeddings[rows], self.item_vectors[rows], self.present[rows])
 

@@ -63,10 +63,11 @@ class Recommender:
         recommender.recommend(["A-17", "B-02"], k=10).items
         recommender.add_items([Item("N-1", "Red wooden train", images=[Path("train.jpg").read_bytes()])])
 
-    A call sees one state of the catalogue, whatever other threads change meanwhile.
+    A call sees one state of `catalogue`, whatever other threads change meanwhile. Each of `modalities` can score alone.
 
     Args:
         model: in evaluation mode, on the CPU.
+        catalogue: its items.
         encoder: encodes new items; None for a run that takes none.
         folder: the data set's, for images.
         index: an approximate index over the item vectors of the run; None: exact.
@@ -86,9 +87,8 @@ class Recommender:
         strict: bool = False,
     ) -> None:
         self.model, self.encoder, self.folder, self.index, self.strict = model, encoder, folder, index, strict
-        self._catalogue = catalogue
-        self._keywords = keywords
-        self._changing = Lock()
+        self.catalogue, self.modalities = catalogue, modalities_of(model)
+        self._keywords, self._changing = keywords, Lock()
 
     @classmethod
     def from_dataset(cls, model: Model, dataset: Dataset) -> Recommender:
@@ -99,19 +99,9 @@ class Recommender:
         catalogue = Catalogue.of_model(model.cpu().eval(), Items.from_frame(dataset.items), str(dataset.folder))
         return cls(model, catalogue, folder=dataset.folder)
 
-    @property
-    def catalogue(self) -> Catalogue:
-        """The items as they are now."""
-        return self._catalogue
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that can score alone, and that similar items can be compared in."""
-        return modalities_of(self.model)
-
     def item(self, item_id: str) -> Item:
         """What is known of an item. Raises UnknownItem."""
-        catalogue = self._catalogue
+        catalogue = self.catalogue
         return catalogue.item(catalogue.known_row(item_id))
 
     def keywords(self, item: Item, n: int = 8) -> list[str]:
@@ -121,12 +111,12 @@ class Recommender:
 
     @cached_property
     def _distinctive(self) -> DistinctiveWords:
-        items = self._catalogue.items
+        items = self.catalogue.items
         return DistinctiveWords(f"{items.name(row)} {text or ''}" for row, text in enumerate(items.texts))
 
     def read_image(self, item_id: str, number: int = 0) -> bytes:
         """The bytes of an image file of one of the run's items. Raises BrokenImage if it cannot be read."""
-        items = self._catalogue.items
+        items = self.catalogue.items
         row = items.rows.get(item_id)
         if row is None or self.folder is None or not 0 <= number < len(items.images[row]):
             raise BrokenImage("no such image")
@@ -179,7 +169,7 @@ class Recommender:
             raise InputError(f"k is {k}: ask for at least 1 recommendation")
         if not histories:
             return []
-        model, catalogue, n = self.model, self._catalogue, len(histories)
+        model, catalogue, n = self.model, self.catalogue, len(histories)
         known = [
             catalogue.known_rows(history, self.strict, f"history {number} of {n}: " if n > 1 else "")
             for number, history in enumerate(histories, start=1)
@@ -212,7 +202,7 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"k is {k}: ask for at least 1 item")
-        catalogue = self._catalogue
+        catalogue = self.catalogue
         row = catalogue.known_row(item_id)
         with torch.inference_mode():
             scores = similarities(self.model, catalogue, row, by)
@@ -225,7 +215,7 @@ class Recommender:
             InputError: a model that takes no new items; an id that is in the catalogue, given twice or malformed; an
                 item without usable content; an image that cannot be read.
         """
-        self._catalogue.check_new([item.item_id for item in items])
+        self.catalogue.check_new([item.item_id for item in items])
         self.update([], [replace(item, images=()) for item in self.encode_items(items)])
 
     def encode_items(self, items: Sequence[Item]) -> list[Item]:
@@ -245,8 +235,8 @@ class Recommender:
         """Remove items and add encoded ones; no reader sees a state in between."""
         tensors = self._tensors_of(added) if added else None
         with self._changing:
-            catalogue = self._catalogue.without(removed) if removed else self._catalogue
-            self._catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
+            catalogue = self.catalogue.without(removed) if removed else self.catalogue
+            self.catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
 
     def remove_items(self, item_ids: Sequence[str]) -> None:
         """From the next call on these items are not recommended, and unknown in histories. All are removed, or none.
@@ -255,10 +245,10 @@ class Recommender:
             InputError: an unknown item, or no item would remain.
         """
         with self._changing:
-            rest = self._catalogue.without(item_ids)
+            rest = self.catalogue.without(item_ids)
             if rest.n_items == 0:
                 raise InputError("no item would be left to recommend; keep at least one")
-            self._catalogue = rest
+            self.catalogue = rest
 
     def _tensors_of(self, items: Sequence[Item]) -> ItemTensors:
         assert has_content(self.model)
@@ -273,7 +263,7 @@ class Recommender:
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
         """What the score of an item after a history is made of. Raises InputError as `recommend`, or for the item."""
-        model, catalogue = self.model, self._catalogue
+        model, catalogue = self.model, self.catalogue
         row = catalogue.known_row(item_id)
         rows, unknown = catalogue.known_rows(history, self.strict)
         with torch.inference_mode():
@@ -301,11 +291,10 @@ class Recommender:
 
 
 def _recommendations(
-    catalogue: Catalogue, best: Sequence[tuple[int, float]], reasons: Sequence[Reason] | None = None
+    catalogue: Catalogue, best: Sequence[tuple[int, float]], reasons: Sequence[Reason | None] | None = None
 ) -> list[Recommendation]:
     """Rows and scores, best first, as recommendations."""
-    why = [None] * len(best) if reasons is None else reasons
     return [
         Recommendation(catalogue.item_id(row), catalogue.name(row), score, rank, reason)
-        for rank, ((row, score), reason) in enumerate(zip(best, why, strict=True), start=1)
+        for rank, ((row, score), reason) in enumerate(zip(best, reasons or [None] * len(best), strict=True), start=1)
     ]

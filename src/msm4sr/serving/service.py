@@ -108,31 +108,25 @@ class Service:
             if catalogue.row(change.item_id) is not None:
                 removed.append(change.item_id)
             if change.item is not None:
-                added.append(change)
+                added.append((change.item, change.encoded_by))
         if added and recommender.encoder is None:
             logger.warning("%d added items are ignored: the model of this run takes none", len(added))
             added = []
-        recommender.update(removed, self._with_features(served, added))
+        recommender.update(removed, [item for change in added for item in self._with_features(served, *change)])
         served.change = changes[-1].number
 
-    def _with_features(self, served: _Served, changes: Sequence[Change]) -> list[Item]:
-        """The added items; those whose features are of other encoders are encoded again."""
-        items = {change.item_id: change.item for change in changes if change.item is not None}
-        for change in changes:
-            item = change.item
-            if item is None or change.encoded_by == served.encoded_by:
-                continue
-            files = self.store.images(item.item_id)
-            new = replace(item, images=files, features={}, sentences=(), keywords=())
-            try:
-                encoded = served.recommender.encode_items([new])
-            except InputError as error:
-                logger.warning("added item %r is ignored: %s", item.item_id, error)
-                del items[item.item_id]
-                continue
-            self.store.replace_features(encoded, served.encoded_by)
-            items[item.item_id] = replace(encoded[0], images=item.images)
-        return list(items.values())
+    def _with_features(self, served: _Served, item: Item, encoded_by: str) -> list[Item]:
+        """An added item; encoded again if its features are of other encoders, and ignored if it cannot be."""
+        if encoded_by == served.encoded_by:
+            return [item]
+        new = replace(item, images=self.store.images(item.item_id), features={}, sentences=(), keywords=())
+        try:
+            encoded = served.recommender.encode_items([new])
+        except InputError as error:
+            logger.warning("added item %r is ignored: %s", item.item_id, error)
+            return []
+        self.store.replace_features(encoded, served.encoded_by)
+        return [replace(encoded[0], images=item.images)]
 
     def add(self, items: Sequence[Item]) -> None:
         """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
