@@ -154,7 +154,15 @@ def map_images(
         float32 [images, d] relative to the mean of the training texts, and the ridge with the least squared error over
         the held-out texts.
     """
-    maps = _fit_folds(pooled, texts, has_text, folds)
+    names = np.unique(folds).tolist()
+    moments = [_moments(pooled, texts, np.flatnonzero(has_text & (folds == fold))) for fold in names]
+    total = [sum(of_folds) for of_folds in zip(*moments, strict=True)]
+    if any(inside[0] == total[0] for inside in moments):
+        raise ValueError("all texts are in one fold: nothing to fit on")
+    maps = {
+        fold: _fit(*(a - b for a, b in zip(total, inside, strict=True)))
+        for fold, inside in zip(names, moments, strict=True)
+    }
     error = np.zeros(len(ridges))
     for fold, fitted in maps.items():
         for rows in blocks_of(np.flatnonzero(has_text & (folds == fold))):
@@ -188,19 +196,6 @@ class _FoldMap:
 
     def map(self, ridge: float) -> RidgeMap:
         return RidgeMap(self.mean_x, self.axes @ self.weights(ridge))
-
-
-def _fit_folds(x: np.ndarray, y: np.ndarray, has_text: np.ndarray, folds: np.ndarray) -> dict[int, _FoldMap]:
-    names = np.unique(folds).tolist()
-    moments = [_moments(x, y, np.flatnonzero(has_text & (folds == fold))) for fold in names]
-    total = [sum(of_folds) for of_folds in zip(*moments, strict=True)]
-    maps = {}
-    for fold, inside in zip(names, moments, strict=True):
-        outside = [a - b for a, b in zip(total, inside, strict=True)]
-        if outside[0] == 0:
-            raise ValueError("all texts are in one fold: nothing to fit on")
-        maps[fold] = _fit(*outside)
-    return maps
 
 
 def _fit(n: int, sum_x: np.ndarray, sum_y: np.ndarray, xx: np.ndarray, xy: np.ndarray) -> _FoldMap:
