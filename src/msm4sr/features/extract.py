@@ -91,7 +91,7 @@ class Extraction:
 
     Attributes:
         out: the features folder. Several processes may use it at once.
-        precomputed: modality to a Parquet file of precomputed embeddings (see `precomputed`), in place of an encoder,
+        precomputed: modality to a Parquet file of precomputed embeddings, in place of an encoder,
             or for a further modality. Such a modality reads neither texts nor images.
         device: where the encoders run: "cpu", "cuda", ...; "auto" uses a GPU if there is one.
         strict: an image that cannot be used is an error.
@@ -162,7 +162,6 @@ class Extractor(ABC):
         return StoreBuilder(self, self.job.progress).build(merge)
 
     def extract_shard(self, shard: Shard) -> None:
-        """Encode one shard of the items."""
         StoreBuilder(self, self.job.progress).build_shard(shard)
 
 

@@ -94,12 +94,9 @@ def scored_words(
 
 
 class TextSpaceTagger:
-    """Words by their cosine in the text space, both sides centred.
+    """Words by their cosine in the text space, both sides centred; `vectors` are the words through the text encoder.
 
-    Args:
-        vocabulary: the words.
-        vectors: float32 [words, dim], the words through the text encoder.
-        image_map: maps the images; None: they are mapped already (out of fold, see `text_space.map_images`).
+    Without `image_map`, the images are mapped already (out of fold, see `text_space.map_images`).
     """
 
     name = "offline"

@@ -169,14 +169,9 @@ class StoreTables:
 def write_store(
     folder: Path, manifest: Mapping[str, Any], tables: StoreTables, blocks: Iterable[np.ndarray], dim: int = 0
 ) -> None:
-    """Write a store to `folder`, replacing the one there. Call it under `locked`.
+    """Write a store to `folder`, replacing the one there; the counts are added to the manifest. Call it under `locked`.
 
-    Args:
-        folder: of the store.
-        manifest: what made it; the counts are added.
-        tables: its items.
-        blocks: the vectors in order, float32 [any number, dim] each, written one at a time.
-        dim: of the vectors.
+    `blocks` are the vectors in order, float32 [any number, dim] each, written one at a time.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = _beside(folder)

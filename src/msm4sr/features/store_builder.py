@@ -220,11 +220,9 @@ class StoreBuilder:
                 if merge:
                     self._require_all_shards(plans)
                 self._join(base, plans, record)
+                logger.info("%s extracted, kept in %s", self.folder.name, self.folder)
             shutil.rmtree(self.chunk_folder, ignore_errors=True)
-        if found is not None:
-            return found
-        logger.info("%s extracted, kept in %s", self.folder.name, self.folder)
-        return load_features(self.folder)
+        return load_features(self.folder) if found is None else found
 
     def build_shard(self, shard: Shard) -> None:
         """Encode the chunks of one shard; `build(merge=True)` joins them when all shards are there."""

@@ -42,16 +42,13 @@ def group_near_duplicates(
         distinct = np.array(list(first.values()), np.int64)
         rows, items = rows[distinct], items[distinct]
         near = _near_by_index if len(rows) > exact_rows else _near_by_comparison
-        left: list[np.ndarray] = []
-        right: list[np.ndarray] = []
+        pairs: list[np.ndarray] = [np.zeros((2, 0), np.int64)]
         for a, b in near(rows):
-            left.append(items[a])
-            right.append(items[b])
-            if sum(map(len, left)) > _MAX_PAIRS:
-                groups = _merge(groups, np.concatenate(left), np.concatenate(right))
-                left, right = [], []
-        if left:
-            groups = _merge(groups, np.concatenate(left), np.concatenate(right))
+            pairs.append(np.stack([items[a], items[b]]))
+            if sum(map(np.size, pairs)) > 2 * _MAX_PAIRS:
+                groups = _merge(groups, *np.concatenate(pairs, axis=1))
+                pairs = pairs[:1]
+        groups = _merge(groups, *np.concatenate(pairs, axis=1))
     return groups
 
 
