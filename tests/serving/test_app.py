@@ -106,6 +106,10 @@ def test_an_item_has_details_and_similar_items(client: TestClient, ids: list[str
     assert answer["keywords"] == recommender.keywords(recommender.item(ids[0]))
     similar = client.get(f"/items/{ids[0]}/similar", params={"k": 3, "by": "text"}).json()["items"]
     assert [one["item_id"] for one in similar] == [o.item_id for o in recommender.similar_items(ids[0], 3, "text")]
+    page = client.get(f"/item/{ids[0]}").text
+    assert "Add to history" in page
+    assert "<h2>Collaboratively similar</h2>" in page
+    assert "<h2>Your history</h2>" in client.get("/").text
 
 
 def test_an_explanation_sums_up(client: TestClient, ids: list[str]) -> None:

@@ -62,7 +62,7 @@ function read(card) {
 function why(reason, by) {
   const names = { text: "text", visual: "image", id: "similar choices", seen: "picked before" };
   const mostly = by === "both" ? `mostly ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
-  return reason.because === null ? `Fits your history as a whole, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
+  return reason.because === null ? `Fits your history, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }
 
 function show() {
