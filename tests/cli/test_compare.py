@@ -269,7 +269,7 @@ def test_a_cell_that_was_made_by_other_settings_is_refused(
     file = cell(grid, "sasrec") / "config.yaml"
     file.write_text(file.read_text().replace("dropout: 0.2", "dropout: 0.3", 1))
     message = refused("compare", config, "--data", ring, "--out", grid, *QUICK)
-    assert "seed-0: made with other settings: model.dropout is 0.3 there and 0.2 now" in message
+    assert "seed-0: made with different settings: model.dropout is 0.3 there and 0.2 now" in message
 
 
 def test_rows_seeds_and_data_are_added_to_a_grid(cli: Cli, grid: Path, ring: Path, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
         (ROWS, ["--set=device.devices=2"], "--jobs runs several cells"),
         ("rows: [{model: sasrec}]", [], "row : name"),
         ("rows: [{name: ../x}]", [], "row ../x: name"),
-        ("rows: [{name: a}, {name: a}]", [], "'a' is there twice"),
+        ("rows: [{name: a}, {name: a}]", [], "'a' is listed twice"),
         ("rows: [{name: a, model: sasrek}]", [], "row a: --model: there is no model 'sasrek'"),
         ("rows: [{name: a, colour: red}]", [], "row a: colour"),
         ("kind: poem\nrows: [{name: a}]", [], "kind"),
@@ -359,7 +359,7 @@ def test_a_config_that_is_not_there_a_grid_without_data_and_a_folder_of_somethin
     assert "did you mean 'comparison'?" in refused("compare", "comparisn", "--data", ring, "--out", tmp_path / "g")
     assert "--data: name at least one" in refused("compare", config, "--out", tmp_path / "g")
     same = ("--data", ring, "--data", ring)
-    assert "'ring' is there twice" in refused("compare", config, *same, "--out", tmp_path / "g")
+    assert "'ring' is listed twice" in refused("compare", config, *same, "--out", tmp_path / "g")
     assert "holds no grid" in refused("compare", config, "--data", ring, "--out", ring)
 
 

@@ -150,4 +150,4 @@ def test_a_history_needs_the_model_folder_only(cli: Cli, refused: Refused, train
     assert cli("recommend", copy_of_run, *history).out == cli("recommend", trained.folder, *history).out
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert "/nowhere" in message
-    assert "--user needs the data of the run; --history needs its model folder only" in message
+    assert "--user needs the data of the run; --history needs only its model folder" in message

@@ -33,5 +33,5 @@ def test_metrics_and_folder_can_be_chosen(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_errors_name_the_problem(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "there is no grid here (no grid.yaml)" in refused("report", tmp_path)
+    assert "no grid here (no grid.yaml)" in refused("report", tmp_path)
     assert "--metric ndcg@3: there is no such metric" in refused("report", grid(tmp_path), "--metric", "ndcg@3")

@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     said += process.communicate()[0]
     assert process.returncode == 0, said
     assert said.count("resuming in epoch") >= sum(KILLS.values())
-    assert "pretrain: complete already, " in said
+    assert "pretrain: already complete, " in said
     assert_the_same(run, undisturbed)
 
 
@@ -126,7 +126,7 @@ def test_a_complete_stage_is_not_trained_again(cli: Cli, interrupted: Path, undi
     before = last_file(interrupted / "checkpoints", "pretrain").read_bytes()
     called = cli("pretrain", interrupted, "--resume")
     assert called.code == 0
-    assert "pretrain: complete already, 4 epochs" in called.out
+    assert "pretrain: already complete, 4 epochs" in called.out
     assert last_file(interrupted / "checkpoints", "pretrain").read_bytes() == before
 
 

@@ -133,7 +133,7 @@ def test_what_is_wrong_leaves_nothing_behind(
     assert "no such file, and no model of that name; there are" in refused("tune", shop, "--search", "nonsense", *out)
     assert "a search for sasrec, and --model is sine" in refused(*command("study"), "--model", "sine")
     assert "devices" in refused(*command("study"), "--set", "device.devices=2")
-    assert "outside of what is searched" in refused(*command("study"), "--set", "model.dropout=0.9")
+    assert "outside the search range" in refused(*command("study"), "--set", "model.dropout=0.9")
     assert "no such folder" in refused("tune", tmp_path / "nowhere", "--model", "sasrec", *out)
     assert not (tmp_path / "study").exists()
 

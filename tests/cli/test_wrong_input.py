@@ -224,7 +224,7 @@ def test_a_device_that_is_not_there(
     refused: Refused, refused_run: Refused, copy_of_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "there is no cuda device here; use auto" in refused_run(data, "--set", "device.accelerator=cuda")
+    assert "no cuda device found; use auto" in refused_run(data, "--set", "device.accelerator=cuda")
     config = copy_of_run / "config.yaml"
     config.write_text(config.read_text().replace("accelerator: auto", "accelerator: cuda"))
     for stage in ("pretrain", "finetune"):  # a run that comes from another machine
@@ -245,7 +245,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(cli: Cli, data: Path,
 def test_a_run_is_not_written_over(refused: Refused, trained: Trained, data: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*")}
     message = refused("run", data, "--out", trained.folder)
-    assert f"{trained.folder}: there is a run already" in message
+    assert f"{trained.folder}: already contains a run" in message
     assert "--overwrite" in message
     assert {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*")} == before
 
@@ -275,7 +275,7 @@ def arguments(stage: str, run: Path) -> tuple[str | Path, ...]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_where_there_is_no_run(refused: Refused, tmp_path: Path, stage: str) -> None:
     message = refused(*arguments(stage, tmp_path / "nowhere"))
-    assert f"{tmp_path}/nowhere: there is no run here (no config.yaml)" in message
+    assert f"{tmp_path}/nowhere: no run here (no config.yaml)" in message
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -326,7 +326,7 @@ def test_a_checkpoint_cut_short(refused: Refused, copy_of_run: Path, stage: str,
     checkpoint = copy_of_run / "checkpoints" / f"{before}.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     message = refused(stage, copy_of_run)
-    assert f"{checkpoint}: a damaged checkpoint" in message
+    assert f"{checkpoint}: damaged checkpoint" in message
 
 
 def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
     for stage, before in (("finetune", "pretrain"), ("evaluate", "finetune")):
         message = refused(stage, copy_of_run)
         assert f"{copy_of_run}/checkpoints/{before}.safetensors" in message
-        assert "the checkpoint is of another training: model.dim is 64 there and 32 now" in message
+        assert "the checkpoint belongs to another training: model.dim is 64 there and 32 now" in message
 
 
 def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:

@@ -160,7 +160,7 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("model: {attribute_weight: 1}", r"no setting 'model.attribute_weight' of sasrec \(difsr has it\)"),
         ("finetune: {learning_rate: fast}", r"finetune\.learning_rate: 'fast' is not a number"),
         ("model: {dropout: 2}", r"model\.dropout: .*less than 1.*given: 2"),
-        ("models: [sasrec]", r"models: a mapping from models to settings"),
+        ("models: [sasrec]", r"models: not a mapping from models to settings"),
         ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),
         ("models: {sasrec: {model: {dims: 8}}}", r"no setting 'model.dims' of sasrec"),
         ("model: {name: difsr}", r"settings of difsr, and --model is sasrec"),

@@ -116,7 +116,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match=r"holds no study, but 'thesis\.tex'"):
+    with pytest.raises(InputError, match=r"is not a study: it contains 'thesis\.tex'"):
         check_folder(tmp_path)
 
 

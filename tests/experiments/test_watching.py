@@ -125,7 +125,7 @@ def test_the_warning_of_a_falling_validation_says_what_to_do_and_appears_once(
     run = Run(tmp_path, tmp_path, tmp_path, "seed", settings)
     train_stage(run, "finetune", dataset, SASRec(settings.model, Inputs(5)))
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert "recall@20 on validation falls from the first epoch on" in warning
+    assert "recall@20 on validation has fallen since the first epoch" in warning
     assert "lower finetune.learning_rate" in warning
 
 

@@ -130,5 +130,5 @@ def test_transfer_to_another_data_set_drops_it(tmp_path: Path) -> None:
 def test_it_is_refused_where_there_is_no_softmax() -> None:
     dataset = make_dataset(random_sequences(10, N_ITEMS, longest=6), N_ITEMS)
     model = make("sasrec", loss="bce")
-    with pytest.raises(InputError, match=r"model.seen_item_bias needs a softmax.*is bce: switch one off"):
+    with pytest.raises(InputError, match=r"model.seen_item_bias needs a softmax.*is bce; change either"):
         finetune(model, dataset, FinetuneSettings(epochs=1), TrainerOptions(device=CPU))

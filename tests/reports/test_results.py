@@ -45,7 +45,7 @@ def test_labels_that_several_rows_share_are_extended_by_names(tmp_path: Path) ->
 
 
 def test_a_folder_without_a_grid_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no grid here \(no grid\.yaml\); `msm4sr compare` makes one$"):
+    with pytest.raises(InputError, match=r"no grid here \(no grid\.yaml\); `msm4sr compare` creates one$"):
         read_grid(tmp_path)
     (tmp_path / "config.yaml").write_text("data: x")
     with pytest.raises(InputError, match=r"report\.html"):

@@ -67,7 +67,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(kept: int, tmp_path: Path) ->
     file = tmp_path / "x.safetensors"
     save_weights(weights_of(make_sasrec()), file)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(InputError, match=r"x\.safetensors: a damaged checkpoint"):
+    with pytest.raises(InputError, match=r"x\.safetensors: damaged checkpoint"):
         read_weights(file)
 
 
@@ -120,7 +120,7 @@ def test_what_differs_from_the_checkpoint_is_reported(tmp_path: Path) -> None:
     file, about = tmp_path / "x.safetensors", {"identity": then}
     check_identity(file, about, {"seed": 0, "model.score_with": ("text",)}, "start again")  # as it comes back from JSON
     check_identity(file, about, then | {"new.switch": False, "new.share": 0.0, "new.file": None}, "start again")
-    said = r"x\.safetensors: the checkpoint is of another training: model\.dim is 8 there and 16 now; start again$"
+    said = r"x\.safetensors: the checkpoint belongs to another training: model\.dim is 8 there and 16 now; start again$"
     with pytest.raises(InputError, match=said):
         check_identity(file, about, then | {"model.dim": 16}, "start again")
     with pytest.raises(InputError, match="items is not set there and 3 items now"):

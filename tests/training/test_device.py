@@ -13,7 +13,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Device, "torch_device", lambda self: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     Device(devices=1).check()
-    with pytest.raises(InputError, match=r"device\.devices: 2 processes need a GPU each, there are 1 here"):
+    with pytest.raises(InputError, match=r"device\.devices: 2 processes need a GPU each, but only 1 found"):
         Device(devices=2).check()
 
 

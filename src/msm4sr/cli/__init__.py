@@ -26,7 +26,7 @@ from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
 from msm4sr.cli.tune import tune
 
 app = typer.Typer(
-    help="Recommend the next items, from interactions and from the texts and images of the items.",
+    help="Sequential recommendation from interactions, texts and images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -22,20 +22,20 @@ SHOWN = ("ndcg@10", "recall@10")
 
 
 Config = Annotated[
-    str, typer.Argument(help="comparison, ... (a grid of the package), or a YAML file.", metavar="CONFIG")
+    str, typer.Argument(help="A built-in grid (comparison, ablation, ...) or a YAML file.", metavar="CONFIG")
 ]
-GridFolder = Annotated[Path, typer.Option("--out", help="The grid folder, to make or to continue.", metavar="GRID")]
+GridFolder = Annotated[Path, typer.Option("--out", help="The grid folder, new or to continue.", metavar="GRID")]
 DataFolders = Annotated[
-    list[Path], typer.Option("--data", help="A prepared folder. May be given several times.", metavar="DATA")
+    list[Path], typer.Option("--data", help="A prepared folder. Can be given several times.", metavar="DATA")
 ]
 Seeds = Annotated[
-    list[int], typer.Option("--seed", min=0, help="A seed. May be given several times.", show_default="0")
+    list[int], typer.Option("--seed", min=0, help="A seed. Can be given several times.", show_default="0")
 ]
-Rows = Annotated[list[str], typer.Option("--rows", metavar="NAME", help="Only this row. May be given several times.")]
+Rows = Annotated[list[str], typer.Option("--rows", metavar="NAME", help="Only this row. Can be given several times.")]
 OtherPreset = Annotated[str | None, typer.Option("--preset", help="Replaces the preset of the config.")]
 SettingsFolder = Annotated[
     Path | None,
-    typer.Option("--settings", metavar="DIR", help="Use DIR/DATASET/ROW.yaml (or MODEL.yaml) if there is one."),
+    typer.Option("--settings", metavar="DIR", help="Use DIR/DATASET/ROW.yaml (or MODEL.yaml) if it exists."),
 ]
 Features = Annotated[
     list[str],
@@ -47,7 +47,7 @@ Features = Annotated[
         show_default="GRID/features",
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, a process each.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Number of cells to run in parallel.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")]
 
 
@@ -67,7 +67,7 @@ def compare(
     """Run a grid of systems on data sets with several seeds, one run folder per cell, and print its table.
 
     Rerun the command to continue an interrupted grid, or with more rows, seeds and data to extend it. Several machines
-    that see the same folders may run it at once.
+    that share the folders can run it at the same time.
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.compare import Options, file_time, run_cells, run_in_processes
@@ -103,7 +103,7 @@ def compare(
 
 
 def _print_tables(results: GridResults) -> None:
-    """Print means over the seeds on the test part, and metrics of held-out items where there are any."""
+    """Print means over the seeds on the test part, and metrics of held-out items, if any."""
     from msm4sr.reports.comparison import measure
     from msm4sr.reports.tables import held_out_table, main_table
 

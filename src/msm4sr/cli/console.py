@@ -36,7 +36,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="The run folder to create.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
 _MODELS = MODELS.names()
 ModelName = Annotated[str, typer.Option("--model", help=f"{', '.join(_MODELS[:-1])} or {_MODELS[-1]}.")]
@@ -55,11 +55,11 @@ FeatureSources = Annotated[
     typer.Option(
         "--features",
         metavar="DIR | NAME=FILE",
-        help="DIR: keep extracted features there, to share them between runs. NAME=FILE: precomputed embeddings for "
-        "the modality NAME (text, visual, or any other), Parquet with item_id and vector. May be given several times.",
+        help="DIR: keep extracted features in DIR, to share them between runs. NAME=FILE: precomputed embeddings for "
+        "the modality NAME (text, visual, or any other), Parquet with item_id and vector. Can be given several times.",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="An image that cannot be used is an error.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be used.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; results are bit-identical.")]
 Devices = Annotated[
@@ -72,9 +72,9 @@ Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard,
 
 @contextmanager
 def handle_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """Print an error as one line and exit: with 2 for wrong input, 130 for Ctrl-C, 1 for anything else expected.
+    """Print an error as one line and exit: with 2 for wrong input, 130 for Ctrl-C, 1 for other expected errors.
 
-    When several processes train together, only the first prints an error that all of them have.
+    When several processes train together, only the first prints an error that they share.
     """
     try:
         with _first_process_only():
@@ -96,7 +96,7 @@ def handle_errors(interrupted: str = "interrupted") -> Iterator[None]:
 
 @contextmanager
 def _first_process_only() -> Iterator[None]:
-    """Keep a process that is not the first from repeating an error of the first, or from reporting its end."""
+    """Print an error once: other processes neither repeat an error of the first nor report that it has ended."""
     try:
         yield
     except BaseException as error:
@@ -165,7 +165,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Show the log of the libraries on the console, from INFO on. Safe to call more than once."""
+    """Print log messages of the libraries, INFO and above, on the console. Safe to call more than once."""
     logger = logging.getLogger("msm4sr")
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())

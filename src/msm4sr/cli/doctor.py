@@ -30,7 +30,7 @@ STYLES = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the diagnosis; `remedy` says what to do where the state (a key of `STYLES`) is not "ok"."""
+    """One line of the diagnosis; `remedy` says what to do if the state (a key of `STYLES`) is not "ok"."""
 
     name: str
     state: str
@@ -57,7 +57,7 @@ def doctor() -> None:
 
 
 def check_packages() -> Iterator[Check]:
-    """Python, msm4sr and its core dependencies: one line if all fit, one a package that does not."""
+    """Python, msm4sr and its core dependencies: one line if all versions fit, else one per package that does not."""
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "broken", python, "")
     yield Check("msm4sr", "ok", f"{version('msm4sr')} in {Path(__file__).parents[1]}")
@@ -69,7 +69,7 @@ def check_packages() -> Iterator[Check]:
 
 
 def check_devices() -> Iterator[Check]:
-    """What training and encoders can run on."""
+    """The devices that training and encoders can use."""
     import torch
 
     from msm4sr.experiments.machine import processor
@@ -99,13 +99,13 @@ def check_encoders() -> Iterator[Check]:
         try:
             encoder = encoder_class(name)
             yield Check(f"encoder {name}", "ok", f"{encoder.dim}-d, {getattr(encoder, 'backend', '')}".rstrip(", "))
-        except Exception as error:  # whatever a damaged installation raises is what the user must see
+        except Exception as error:  # show the user whatever a damaged installation raises
             yield Check(f"encoder {name}", "broken", f"{type(error).__name__}: {error}", "pip install msm4sr")
     name = Clip.source("clip")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         yield Check("encoder clip", "ok", f"{name} in the cache of the hub")
     else:
-        remedy = "features.visual.tagger=clip downloads it on first use; without a network give a model folder"
+        remedy = "features.visual.tagger=clip downloads it on first use; without network access, set a model folder"
         yield Check("encoder clip", "missing", f"{name} is not in the cache of the hub", remedy)
 
 
@@ -129,7 +129,7 @@ def check_extras() -> Iterator[Check]:
 
 
 def requirements(extra: str) -> list[Requirement]:
-    """What the installed package asks for: the core dependencies (""), or those that an extra adds."""
+    """The requirements of the installed package: the core dependencies (""), or those that an extra adds."""
     found = [Requirement(line) for line in requires("msm4sr") or ()]
     core = [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
     added = [one for one in found if one not in core and one.marker and one.marker.evaluate({"extra": extra})]

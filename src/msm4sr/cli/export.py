@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 export = typer.Typer(help="Export a prepared folder, or the model of a run, for other programs.", no_args_is_help=True)
 
-Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
+Out = Annotated[Path, typer.Argument(help="The folder to create.", metavar="OUT", show_default=False)]
 
 
 def report_files(exported: Exported, default_separator: str) -> list[str]:
@@ -29,7 +29,7 @@ def report_files(exported: Exported, default_separator: str) -> list[str]:
 
 @export.command("recbole")
 def export_recbole(data: Data, out: Out) -> None:
-    """RecBole's atomic files: NAME.inter, NAME.item and settings for the same protocol; NAME is that of OUT."""
+    """Export RecBole's atomic files: NAME.inter, NAME.item and settings for the same protocol. NAME is OUT's name."""
     from msm4sr.data.export import export_recbole
 
     with handle_errors("interrupted; nothing was written"):
@@ -39,7 +39,7 @@ def export_recbole(data: Data, out: Out) -> None:
 
 @export.command("onnx")
 def export_onnx(run: RunFolder, out: Out) -> None:
-    """The model of a run: the encoders of items and histories as ONNX, and the embeddings of the catalogue."""
+    """Export the model of a run: the encoders of items and histories as ONNX, and the embeddings of the catalogue."""
     with handle_errors("interrupted; nothing was written"):
         from msm4sr.experiments.loading import export_run
 
@@ -49,7 +49,7 @@ def export_onnx(run: RunFolder, out: Out) -> None:
 
 @export.command("csv")
 def export_csv(data: Data, out: Out) -> None:
-    """interactions.csv and items.csv."""
+    """Export interactions.csv and items.csv."""
     from msm4sr.data.export import export_csv
 
     with handle_errors("interrupted; nothing was written"):

@@ -22,10 +22,10 @@ def features(
     folder: Annotated[Path, typer.Argument(help="A run, or a features folder.", metavar="RUN_OR_DIR")],
     html: Annotated[Path | None, typer.Option("--html", help="Write a page of items with their features.")] = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Items on the page.")] = 40,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw of the items.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing the items.")] = 0,
     data: Annotated[Path | None, typer.Option("--data", help="The prepared folder, for --html without a run.")] = None,
 ) -> None:
-    """Show what was extracted: encoders, settings, vectors, what is missing and why."""
+    """Show the extracted features: encoders, settings, number of vectors, and which items lack them and why."""
     with handle_errors():
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments.run import open_run
@@ -40,7 +40,7 @@ def features(
             used = set(store_names(run.settings.features, run.precomputed).values())
             stores = [store for store in stores if store.name in used]
         if not stores:
-            raise InputError(f"{place}: no extracted features here; make them with `msm4sr extract DATA --out RUN`")
+            raise InputError(f"{place}: no extracted features; create them with `msm4sr extract DATA --out RUN`")
         for store in stores:
             console.print(_table(store, read_manifest(store) or {}))
         for unfinished in sorted(place.glob("*.chunks")):
@@ -51,14 +51,14 @@ def features(
             from msm4sr.reports.pages.features import features_page
 
             if data is None and run is None:
-                raise InputError("--html: images and texts are in the data; name its folder with --data")
+                raise InputError("--html: the page needs the images and texts of the data; give its folder with --data")
             dataset = load_run_data(run) if run and data is None else load_dataset(data or Path())
             write_text(html, features_page(dataset, stores, items, seed))
             console.print(f"page: {html}", markup=False)
 
 
 def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
-    """The manifest of a store, one line a fact."""
+    """The manifest of a store, one line per fact."""
     table = Table(title=escape(store.name), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     table.add_column()
     table.add_column(overflow="fold")

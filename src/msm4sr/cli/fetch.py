@@ -1,4 +1,4 @@
-"""Images that are given by URL."""
+"""`msm4sr fetch-images`: download images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from msm4sr.errors import InputError
 
 def fetch_images(
     data: Data,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at a time.")] = 8,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries per image, with increasing waits.")] = 4,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one try.")] = 60,
-    max_mib: Annotated[float, typer.Option(min=0.01, help="Largest image, in MiB.")] = 20,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Number of parallel requests.")] = 8,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts per image, with increasing waits.")] = 4,
+    timeout: Annotated[float, typer.Option(min=1, help="Time limit of an attempt, in seconds.")] = 60,
+    max_mib: Annotated[float, typer.Option(min=0.01, help="Size limit of an image, in MiB.")] = 20,
 ) -> None:
-    """Download the images that DATA gives by URL. Run it again to resume, or to retry what failed."""
-    with handle_errors("interrupted; what was fetched is kept, run the same command to resume"):
+    """Download the images that DATA gives by URL. Rerun the command to resume, or to retry failed downloads."""
+    with handle_errors("interrupted; downloaded images are kept. Rerun the command to resume."):
         try:
             from msm4sr.features.fetch import FetchSettings, fetch_images
         except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""`msm4sr prepare`: a command for each source, which makes a prepared folder."""
+"""`msm4sr prepare`: one command per source; each creates a prepared folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted; nothing was written"
 
 Settings = TypeVar("Settings", bound=BaseModel)
-Out = Annotated[Path, typer.Argument(help="The folder to make.", metavar="OUT", show_default=False)]
-PAPER = "Start from --user-core 5 --repeats last --unseen-items drop."
+Out = Annotated[Path, typer.Argument(help="The folder to create.", metavar="OUT", show_default=False)]
+PAPER = "The paper's rules: --user-core 5 --repeats last --unseen-items drop."
 LikePaper = Annotated[bool, typer.Option("--like-paper", help=PAPER, rich_help_panel="Rules")]
 
 
@@ -49,13 +49,13 @@ class SourceCommands(TyperGroup):
 
 prepare = typer.Typer(
     cls=SourceCommands,
-    help="Make a prepared folder (interactions.parquet, items.parquet, images/).",
+    help="Create a prepared folder (interactions.parquet, items.parquet, images/).",
     no_args_is_help=True,
 )
 
 
 def source_command(name: str, source: type[Source]) -> Any:
-    """A command whose arguments are the required fields of a source, and whose options are its others and the rules."""
+    """A command with the required fields of a source as arguments, and its other fields and the rules as options."""
 
     fields = source.model_fields.items()
     parameters = [
@@ -79,7 +79,7 @@ def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_pap
     from msm4sr.data.preparation.pipeline import prepare
     from msm4sr.data.preparation.source import LIKE_PAPER
 
-    # A column that the user names must exist, even by its default name: pass on only the options that were given.
+    # Pass on only the given options: a column that the user names must exist, even if it has the default name.
     given = {name: options[name] for name in options if "DEFAULT" not in str(ctx.get_parameter_source(name))}
     rules = source.rules.model_dump() | (dict(LIKE_PAPER) if like_paper else {})
     with handle_errors(INTERRUPTED):

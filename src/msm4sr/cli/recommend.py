@@ -26,10 +26,10 @@ def recommend(
     ] = None,
     history: Annotated[
         list[str] | None,
-        typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first; needs the model folder only."),
+        typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first; needs only the model folder."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend items of the history too.")] = False,
+    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Also recommend items of the history.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with images to this file.")] = None,
 ) -> None:
     """Recommend the next items for a user of the data or for any history."""
@@ -67,7 +67,7 @@ def _history_of(folder: Path, user: str) -> list[str]:
     try:
         dataset = load_run_data(run)
     except InputError as error:
-        raise InputError(f"{error}\n--user needs the data of the run; --history needs its model folder only") from None
+        raise InputError(f"{error}\n--user needs the data of the run; --history needs only its model folder") from None
     check_items(run, dataset)
     return user_history(dataset, user)
 

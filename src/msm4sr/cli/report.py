@@ -13,16 +13,16 @@ from msm4sr.cli.console import console, handle_errors
 def report(
     grid: Annotated[Path, typer.Argument(help="A grid folder.", metavar="GRID", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The folder to write.", show_default="GRID/report", metavar="DIR")
+        Path | None, typer.Option("--out", help="The output folder.", show_default="GRID/report", metavar="DIR")
     ] = None,
     metrics: Annotated[
         list[str],
-        typer.Option("--metric", help="A column. May be given several times.", show_default="as in the paper"),
+        typer.Option("--metric", help="A metric to show. Can be given several times.", show_default="as in the paper"),
     ] = [],
 ) -> None:
     """Write an HTML page with a grid's results, tests and intervals, and its tables as Markdown, LaTeX and CSV.
 
-    A grid whose cells are still running can be reported too.
+    Also works for a grid that is still running.
     """
     with handle_errors():
         from msm4sr.reports.comparison import check_metrics

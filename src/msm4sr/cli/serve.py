@@ -27,20 +27,20 @@ def serve(
         str, typer.Option("--host", help="The address to listen on; 0.0.0.0: all addresses.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Number of processes.")] = 1,
     state: Annotated[
-        Path | None, typer.Option("--state", help="The folder of added items.", show_default="RUN.state")
+        Path | None, typer.Option("--state", help="The folder for added items.", show_default="RUN.state")
     ] = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", help=f"A file with the key that changes require. Default: {KEY_VARIABLE}."),
+        typer.Option("--api-key-file", help=f"A file with the API key for changes to items. Default: {KEY_VARIABLE}."),
     ] = None,
     index: Annotated[
         Literal["auto", "exact", "approximate"],
-        typer.Option("--index", help="How the best items are found; auto: approximate from 300,000 items on."),
+        typer.Option("--index", help="Search for the best items; auto: approximate from 300,000 items on."),
     ] = "auto",
 ) -> None:
-    """Serve recommendations over HTTP, and a web page at /. RUN may be a link: change it to serve a newer run."""
+    """Serve recommendations over HTTP, and a web page at /. RUN can be a link; change it to serve a newer run."""
     with handle_errors("stopped"):
         use_one_arena()
         options = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}

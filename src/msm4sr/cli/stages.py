@@ -124,7 +124,7 @@ def extract(
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards; all of them must be complete.")] = False,
 ) -> None:
-    """The first stage: make the run folder, encode texts and images. Next: pretrain RUN."""
+    """The first stage: create the run folder, encode texts and images. Next: pretrain RUN."""
     with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.stages import extract_run_shard
         from msm4sr.features.store_builder import Shard
@@ -188,7 +188,7 @@ def evaluate(folder: RunFolder) -> None:
         _evaluate(started, dataset, network)
 
 
-# -- starting a run, or opening one ----------------------------------------------------------------------------------
+# -- starting or opening a run ---------------------------------------------------------------------------------------
 
 
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
@@ -245,7 +245,7 @@ def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
             # a run folder means its features
             folders.append(Path(value) / "features" if (Path(value) / "config.yaml").exists() else Path(value))
         elif named[1] in precomputed:
-            raise InputError(f"--features {value}: {named[1]} has a file already; give one file per modality")
+            raise InputError(f"--features {value}: {named[1]} already has a file; give one file per modality")
         else:
             precomputed[named[1]] = Path(named[2])
     if len(folders) > 1:
@@ -254,7 +254,7 @@ def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
 
 
 def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) -> Model:
-    """Extract, then write config.yaml, so that a run that exists has its features."""
+    """Extract the features, then write config.yaml, so that every run has its features."""
     from msm4sr.experiments.run import begin_run, tidy
 
     try:
@@ -318,7 +318,7 @@ def _summary(metrics: dict[str, Any]) -> None:
 
     about = metrics["run"]
     console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
-    table = Table()  # no title, which would be wrapped at the width of the table
+    table = Table()  # no title: it would be wrapped at the width of the table
     table.add_column("metric")
     columns = metric_columns(metrics)
     for label in columns:

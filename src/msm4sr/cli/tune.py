@@ -1,4 +1,4 @@
-"""`msm4sr tune`: a search of settings on validation."""
+"""`msm4sr tune`: search for the settings with the best validation metric."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ StudyFolder = Annotated[Path, typer.Option("--out", help="The study's folder.", 
 SearchSpace = Annotated[
     str | None,
     typer.Option(
-        "--search", metavar="FILE | NAME", help="A search file, or a model for its search space.", show_default="MODEL"
+        "--search", metavar="FILE | NAME", help="A search file, or a model with a search space.", show_default="MODEL"
     ),
 ]
 Trials = Annotated[
-    int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="that of the budget")
+    int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="from the budget")
 ]
 Save = Annotated[
     Path | None,
-    typer.Option("--save", help="Copy best.yaml there, e.g. configs/models/DATASET/NAME.yaml.", show_default=False),
+    typer.Option("--save", help="Copy best.yaml to it, e.g. configs/models/DATASET/NAME.yaml.", show_default=False),
 ]
 
 
@@ -66,9 +66,9 @@ def tune(
     features: FeatureSources = [],
     save: Save = None,
 ) -> None:
-    """Search a model's settings by validation ndcg@10; the test items are never ranked.
+    """Search for the settings of a model with the best validation ndcg@10. The test items are never ranked.
 
-    Rerun the command to continue an interrupted study; it may run several times at once.
+    Rerun the command to continue an interrupted study, or start it several times to run trials in parallel.
     """
     with handle_errors(f"interrupted; finished trials are kept in {out}. Rerun the command to continue."):
         if find_spec("optuna") is None:
@@ -117,13 +117,13 @@ def _check(space: Search, settings: RunSettings) -> None:
     check_defaults(space, settings)
     settings.device.check()
     if settings.device.processes > 1:
-        raise InputError("device.devices: a trial runs on one device; start the same command several times instead")
+        raise InputError("device.devices: a trial runs on one device; start the command several times instead")
 
 
 def _features(
     out: Path, dataset: Dataset, settings: RunSettings, preset: str, sources: list[str]
 ) -> dict[str, Features]:
-    """The features of the items, kept in the study's folder or where --features says."""
+    """The features of the items, kept in the study's folder or the folder of --features."""
     from msm4sr.experiments.run import Run, read_precomputed, tidy
     from msm4sr.experiments.stages import extract_stage
 

@@ -24,7 +24,7 @@ from msm4sr.training.stages import scorer_of
 def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, Any]:
     """Rank the held-out items for the users whose last interaction is with one of them.
 
-    The model is not trained again: it has the content of the new items, and 0 for every weight per item (equation 12).
+    The model is not retrained: it gets the content of the new items, and every per-item weight is 0 (equation 12).
 
     Returns:
         The numbers of users and of new items, metrics "among_all" items and "among_held_out" items, and the expected

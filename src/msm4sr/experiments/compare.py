@@ -1,6 +1,6 @@
-"""Running the cells of a grid: finished ones are skipped, interrupted ones resumed, failures recorded.
+"""Run the cells of a grid: skip finished ones, resume interrupted ones, record failures.
 
-Any number of processes, on any machines that see the grid and the data under the same paths, may work on one grid.
+Any number of processes, on any machines that see the grid and the data under the same paths, can work on one grid.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ POLL = 1.0  # seconds between two checks of the cells of other workers
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run; none of it changes their results."""
+    """How cells are run; no effect on their results."""
 
     features: Path
     """The folder with a features folder for each data set."""
@@ -58,7 +58,7 @@ def run_cell(
     progress: Progress = NoProgress(),
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Run one cell and return its metrics; a run that was begun there is resumed, or replaced (`from_scratch`)."""
+    """Run one cell and return its metrics; an existing run is resumed, or replaced (`from_scratch`)."""
     settings = cell.settings
     precomputed = cell.row.precomputed_files(cell.data.name, cell.seed)
     dataset = load_dataset(cell.data.folder, settings.dataset)
@@ -93,7 +93,7 @@ class CellLog:
         self._waits = False
         self._logged: set[Path] = {cell.folder for cell in cells if cell.finished}
         if self._logged:
-            logger.info("%d of %d cells are finished already", len(self._logged), len(cells))
+            logger.info("%d of %d cells are already finished", len(self._logged), len(cells))
 
     def check(self) -> None:
         """Log the cells that have ended since the last call."""
@@ -108,7 +108,7 @@ class CellLog:
                 self._log(logging.WARNING, cell, f"failed: {failure['reason']}")
 
     def wait(self, count: int) -> None:
-        """Log, the first time, that other workers hold all cells that are left."""
+        """Log once that other workers hold all remaining cells."""
         if not self._waits:
             self._waits = True
             logger.info("other workers run the remaining cells (%d); waiting", count)
@@ -180,7 +180,7 @@ def run_in_processes(cells: Sequence[Cell], options: Options, jobs: int) -> int:
     """`run_cells` in `jobs` processes, which share the cores unless OMP_NUM_THREADS is set.
 
     Returns:
-        How many of them died of anything but the failure of a cell, such as a lack of memory.
+        The number of processes that died for another reason than a failed cell, such as a lack of memory.
     """
     log = CellLog(cells, options)
     jobs = min(jobs, sum(is_open(cell, options.retry_before) for cell in cells))

@@ -70,7 +70,7 @@ def run_demo(
     shop = out / "toyshop"
     if shop.exists():
         if not (out / MARK).exists():
-            raise InputError(f"{shop}: the folder exists already and was not made by the demo; name another --out")
+            raise InputError(f"{shop}: the folder already exists and was not made by the demo; choose another --out")
         shutil.rmtree(shop)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("`msm4sr demo` made this folder and replaces it.\n")

@@ -32,15 +32,15 @@ NAMED = {"text": {"encoder"}, "visual": {"kind", "network", "tagger"}}
 
 
 class Row(Strict):
-    """A line of the table. In all its values {data} is replaced by the name of the data set, {seed} by the seed."""
+    """A row of the grid. In its values, {data} is replaced by the name of the data set, {seed} by the seed."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="of its folder")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", description="name of the row and its folder")
     label: str = Field("", description="shown in tables; empty: the name")
     model: str = "msm4sr"
     preset: str = "best"
-    changes: Mapping[str, Any] = Field({}, description="dotted key to value: what differs from preset and file")
-    settings: str | None = Field(None, description="a file of settings")
-    precomputed: Mapping[str, str] = Field({}, description="modality to a file of precomputed embeddings")
+    changes: Mapping[str, Any] = Field({}, description="dotted key to value: changes to preset and file")
+    settings: str | None = Field(None, description="a settings file")
+    precomputed: Mapping[str, str] = Field({}, description="modality to its file of precomputed embeddings")
 
     def resolve(self, data: str, seed: int) -> RunSettings:
         """The settings of one cell. Raises InputError, which names the row, for an invalid setting."""
@@ -77,7 +77,7 @@ class Grid(Strict):
     data: tuple[Data, ...]
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
-    best_against: tuple[str, ...] = Field(("msm4sr",), description="the rows that are ours")
+    best_against: tuple[str, ...] = Field(("msm4sr",), description="our rows; the others are baselines")
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def open_grid(folder: Path) -> Grid:
     """Read the grid in `folder`. Raises InputError when there is none."""
     file = folder / "grid.yaml"
     if not file.is_file():
-        run = "; a run has its report in report.html already" if (folder / "config.yaml").exists() else ""
-        raise InputError(f"{folder}: there is no grid here (no grid.yaml); `msm4sr compare` makes one{run}")
+        run = "; the report of a run is its report.html" if (folder / "config.yaml").exists() else ""
+        raise InputError(f"{folder}: no grid here (no grid.yaml); `msm4sr compare` creates one{run}")
     return validated(Grid, read_yaml(file), str(file))
 
 
@@ -134,11 +134,11 @@ def enter_grid(folder: Path, asked: Grid) -> None:
     Rows, seeds and data sets may be added to a grid, and rows that have only failed may be changed.
 
     Raises:
-        InputError: the folder holds something else, or a grid in which the same name means something else.
+        InputError: the folder holds something else, or a grid that defines a name differently.
     """
     file = folder / "grid.yaml"
     if not file.exists() and folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise InputError(f"{folder}: the folder is not empty and holds no grid; name another --out")
+        raise InputError(f"{folder}: the folder is not empty and holds no grid; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".grid.lock"):
@@ -160,7 +160,7 @@ def _joined(stored: Grid, asked: Grid, file: Path) -> Grid:
                 then, now = (flatten(e.model_dump(mode="json", exclude={"label"})) for e in (there[entry.name], entry))
                 found += [f"{part} {entry.name}: {line}" for line in differences(dict.fromkeys(now) | then, now)]
     if found:
-        raise InputError(f"{file}: another grid: {shorten(found)}; name another --out")
+        raise InputError(f"{file}: another grid: {shorten(found)}; choose another --out")
     seeds = tuple(dict.fromkeys((*stored.seeds, *asked.seeds)))
     data, rows = _united(stored.data, asked.data), _united(stored.rows, asked.rows)
     return asked.model_copy(update={"seeds": seeds, "data": data, "rows": rows})
@@ -186,13 +186,13 @@ def cells_of(folder: Path, grid: Grid) -> list[Cell]:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raise InputError for a cell that was begun with other settings than its row has now."""
+    """Raise InputError for a cell that was started with settings that differ from those of its row."""
     for cell in cells:
         if (cell.folder / "config.yaml").exists() and not cell.failed_file.exists():  # a failed cell is replaced
             then, now = (flatten(s.model_dump(mode="json")) for s in (open_run(cell.folder).settings, cell.settings))
             if found := differences(then, now):
-                hint = "remove that folder or name another --out"
-                raise InputError(f"{cell.folder}: made with other settings: {shorten(found)}; {hint}")
+                hint = "remove that folder or choose another --out"
+                raise InputError(f"{cell.folder}: made with different settings: {shorten(found)}; {hint}")
 
 
 def features_folder(root: Path, cell: Cell) -> Path:

@@ -22,7 +22,7 @@ PRECOMPUTED = "--features NAME=FILE"
 
 @dataclass(frozen=True)
 class GridRequest:
-    """What a user asks for; empty: as in the configuration.
+    """The options of a user; an empty value means that of the configuration.
 
     `settings` is a folder of settings files DATASET/ROW.yaml (for one row) or DATASET/MODEL.yaml (for all rows of a
     model). Rows that name no file themselves use them; a file must exist for all data sets or for none.
@@ -32,14 +32,14 @@ class GridRequest:
     data: Sequence[Path] = ()  # prepared folders
     seeds: Sequence[int] = ()
     rows: Sequence[str] = ()  # names of the rows to run
-    changes: Sequence[str] = ()  # `key=value` for all rows whose model has that setting; a row's own has precedence
-    preset: str | None = None  # in place of that of the configuration's base
+    changes: Sequence[str] = ()  # `key=value` for all rows whose model has that setting; a row's changes override it
+    preset: str | None = None  # replaces that of the configuration's base
     settings: Path | None = None
     precomputed: Mapping[str, Path] = field(default_factory=dict)  # modality to a file, for rows that have no other
 
 
 class Base(Strict):
-    """What all rows of a configuration share, unless a row differs."""
+    """Defaults of the rows of a configuration."""
 
     model: str = "msm4sr"
     preset: str = "best"
@@ -56,7 +56,7 @@ def _read_config(config: str) -> dict[str, Any]:
 
 
 def plan_grid(request: GridRequest) -> Grid:
-    """The grid that is asked for, each row with all that it takes from the base and from the options.
+    """The requested grid; base and options are applied to each row.
 
     A configuration without rows has one for each registered model.
 
@@ -114,7 +114,7 @@ def _check_needs(needs: Mapping[str, str], request: GridRequest, changes: Mappin
 def _complete(
     row: Mapping[str, Any], base: Base, changes: Mapping[str, Any], precomputed: Mapping[str, str], where: str
 ) -> Row:
-    """A row of a configuration with what it takes from the base and from the options."""
+    """A row of a configuration, with base and options applied."""
     model = row.get("model", base.model)
     shared = {key: value for key, value in {**base.changes, **changes}.items() if _has(model, key)}
     own = row.get("changes") or {}
@@ -127,7 +127,7 @@ def _complete(
 
 
 def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
-    """The row with its settings file DATASET/ROW.yaml in `folder`, or that of its model, where it exists."""
+    """The row with its settings file DATASET/ROW.yaml in `folder`, or that of its model, if it exists."""
     for owner in () if row.settings is not None else (row.name, row.model):
         file = str(folder / "{data}" / f"{owner}.yaml")
         there = [name for name in data if Path(file.replace("{data}", name)).is_file()]
@@ -135,7 +135,7 @@ def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
             return row.model_copy(update={"settings": file})
         if there:
             lacking = next(name for name in data if name not in there)
-            raise InputError(f"--settings {folder}: {owner} has a file for {there[0]}, and none for {lacking}")
+            raise InputError(f"--settings {folder}: {owner} has a file for {there[0]} but not for {lacking}")
     return row
 
 
@@ -146,14 +146,14 @@ def _has(model: str, key: str) -> bool:
 
 def _check_unique(where: str, names: Sequence[str]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{where}: {twice[0]!r} is there twice; each needs a name of its own")
+        raise InputError(f"{where}: {twice[0]!r} is listed twice; give each a different name")
 
 
 def _check_grid(grid: Grid, where: str) -> None:
-    """Raise InputError where rows contradict one another, or a cell needs several processes."""
+    """Raise InputError if rows contradict each other, or a cell needs several processes."""
     for modality in {modality for row in grid.rows for modality in row.precomputed}:
         if len({row.precomputed[modality] for row in grid.rows if modality in row.precomputed}) > 1:
-            raise InputError(f"{where}: rows have different files of {modality}; give each a name of its own")
+            raise InputError(f"{where}: rows have different files of {modality}; give each a different name")
     for entry, row in product(grid.data, grid.rows):
         if row.resolve(entry.name, grid.seeds[0]).device.processes > 1:
-            raise InputError(f"row {row.name}: device.devices: a cell is one process; --jobs runs several cells")
+            raise InputError(f"row {row.name}: device.devices: a cell uses one process; --jobs runs several cells")

@@ -26,7 +26,7 @@ from msm4sr.recommend.onnx_export import export_onnx
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import make_queries
 
-QUERIES = 500  # histories that measure the recall of an approximate index
+QUERIES = 500  # histories to measure the recall of an approximate index
 RANDOM_LENGTH = 10  # items of a random history
 
 
@@ -66,7 +66,7 @@ def export_run(folder: Path, out: Path) -> list[Path]:
 
 
 def read_run_items(run: Run) -> Items:
-    """The items of the stored model, with what the data set knows of them if it still exists."""
+    """The items of the stored model, with their content if the data set still exists."""
     item_ids, titles = read_item_names(run)
     names = pl.List(pl.String)
     try:

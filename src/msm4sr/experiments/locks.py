@@ -1,4 +1,4 @@
-"""Exclusive work by locks of the operating system, which end with their process, however it ends."""
+"""Locks of the operating system, which are released whenever their process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def try_lock(file: Path) -> FileLock | None:
 
 
 def unlock(lock: FileLock) -> None:
-    """Release a lock and remove its file; for work that is finished, since another process may hold the file open."""
+    """Release a lock and remove its file. Only for finished work: another process may have the file open."""
     lock.release()
     Path(lock.lock_file).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What a run was made with: versions of software, hardware, and the memory of this process."""
+"""The environment of a run: software versions, hardware, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).resolve().parents[3]  # of a checkout the root; of an installed package nothing of ours
+SOURCE = Path(__file__).resolve().parents[3]  # the root of a checkout; unrelated to an installed package
 
 
 def versions() -> dict[str, str]:
-    """Name to version of the software that decides a result; `commit` where the package runs from a checkout."""
+    """Name to version of the software that affects results; `commit` if the package runs from a checkout."""
     found = {"msm4sr": version("msm4sr"), "python": platform.python_version()}
     found |= {name: version(name) for name in ("torch", "numpy", "polars")}
     return found | ({"commit": commit} if (commit := _commit()) else {})
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, with `-dirty` where files differ from it."""
+    """The commit of the checkout, with `-dirty` if files differ from it."""
     if not (SOURCE / ".git").exists():
         return None
     command = ["git", "-C", str(SOURCE), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
@@ -47,14 +47,14 @@ def processor() -> str:
 
 
 def memory_peak() -> float:
-    """The peak of this process's resident memory, in MiB, since `reset_memory_peak` where the system supports that."""
+    """The peak of this process's resident memory, in MiB, since `reset_memory_peak` if the system supports it."""
     # `ru_maxrss` is the last resort: a child process starts with that of its parent.
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return memory_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def reset_memory_peak() -> None:
-    """Measure `memory_peak` and the peak of a GPU from now on. No effect where the system does not support it."""
+    """Measure `memory_peak` and the peak of a GPU from now on. No effect if the system does not support it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -62,7 +62,7 @@ def reset_memory_peak() -> None:
 
 
 def memory_status(key: str) -> float:
-    """A line of /proc/self/status in MiB; 0 where there is no such line."""
+    """A line of /proc/self/status in MiB; 0 if there is no such line."""
     found = [line for line in _lines(Path("/proc/self/status")) if line.startswith(f"{key}:")]
     return int(found[0].split()[1]) / 1024 if found else 0.0
 

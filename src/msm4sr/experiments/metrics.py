@@ -26,7 +26,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
 
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
-        "seen_excluded" (both again, with seen items excluded), "held_out" where items are held out of training, "run"
+        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "run"
         and "versions".
     """
     settings = run.settings

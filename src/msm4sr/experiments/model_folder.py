@@ -49,7 +49,7 @@ def _model_card(result: Mapping[str, Any]) -> str:
 
 
 def read_item_names(run: Run) -> tuple[list[str], list[str]]:
-    """Ids and titles of the items of the stored model, in row order. Raises InputError where they are missing."""
+    """Ids and titles of the items of the stored model, in row order. Raises InputError if they are missing."""
     file = run.folder / "model" / "items.json"
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_item_names(run: Run) -> tuple[list[str], list[str]]:
 
 
 def check_items(run: Run, dataset: Dataset) -> None:
-    """Raise InputError when the data set no longer has the items, in the order, of the stored model."""
+    """Raise InputError if the items of the data set, or their order, differ from those of the stored model."""
     stored, _ = read_item_names(run)
     if stored != dataset.item_ids:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and how a run is planned, begun, resumed and opened.
+"""The folder of a run: its contents, and how a run is planned, started, resumed and opened.
 
 config.yaml           version, data folder, features folder, files of precomputed embeddings, preset, all settings
 features/             the features of the items (unless the run uses another features folder)
@@ -34,7 +34,7 @@ from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml,
 from msm4sr.features.extractors.precomputed import file_hash
 from msm4sr.files import write_text
 
-RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # what evaluation makes of the trained weights
+RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Run:
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, if there are any. Raises InputError for one that is not of an epoch."""
+    """The lines of a run's metrics.jsonl, if any. Raises InputError for a line that is not the record of an epoch."""
     file = folder / "metrics.jsonl"
     if not file.exists():
         return []
@@ -115,11 +115,11 @@ def plan_run(
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(
-                f"{folder}: there is a run already; resume it with --resume (or msm4sr pretrain, finetune, evaluate), "
-                "name another --out, or replace it with --overwrite (its features are kept)"
+                f"{folder}: already contains a run; resume it with --resume (or msm4sr pretrain, finetune, evaluate), "
+                "choose another --out, or replace it with --overwrite (its features are kept)"
             )
     elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(".")} <= {"features"}:
-        raise InputError(f"{folder}: the folder is not empty and holds no run; name another --out")
+        raise InputError(f"{folder}: the folder is not empty and holds no run; choose another --out")
     return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, files)
 
 
@@ -168,7 +168,7 @@ def resume_run(
     features: Path | None = None,
     precomputed: Mapping[str, Path] | None = None,
 ) -> Run:
-    """Open the run in `folder` to resume it. Raises InputError when its data or settings are not these."""
+    """Open the run in `folder` to resume it. Raises InputError if its data or settings differ."""
     run = open_run(folder)
     now = flatten(settings.model_dump(mode="json")) | {"data": str(data.absolute())}
     then = flatten(run.settings.model_dump(mode="json")) | {"data": str(run.data)}
@@ -178,7 +178,7 @@ def resume_run(
     then |= {f"--features {name}": found.sha256 for name, found in run.precomputed.items()}
     if found := differences(then, now):
         raise InputError(
-            f"{folder}: cannot resume this run: {shorten(found)}; give the options that it was begun with, or start "
+            f"{folder}: cannot resume this run: {shorten(found)}; give the options it was started with, or start "
             "from scratch with --overwrite"
         )
     settings.device.check()
@@ -194,7 +194,7 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
     """
     file = folder / "config.yaml"
     if not file.is_file():
-        raise InputError(f"{folder}: there is no run here (no config.yaml); `msm4sr run DATA --out {folder}` makes one")
+        raise InputError(f"{folder}: no run here (no config.yaml); `msm4sr run DATA --out {folder}` creates one")
     config = read_yaml(file)
     try:
         data, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
@@ -209,7 +209,7 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
 
 
 def tidy(run: Run) -> None:
-    """Remove the folders of a run that did not begin, where they are empty."""
+    """Remove the empty folders of a run that did not start."""
     for folder in (run.features, run.folder):
         with suppress(OSError):  # not empty, or not there
             folder.rmdir()

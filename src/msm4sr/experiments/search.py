@@ -35,7 +35,7 @@ from msm4sr.registry import closest
 from msm4sr.strict import Strict
 
 BUDGETS = Path(__file__).with_name("budgets")
-SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once, and a seed is chance, no setting
+SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once; a seed is not tuned
 
 Value = bool | int | float | str
 
@@ -50,9 +50,9 @@ class Span(Strict):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if not self.low < self.high:
-            raise ValueError(f"low must be under high: {self.low} is not under {self.high}")
+            raise ValueError(f"low must be less than high: it is {self.low}, and high is {self.high}")
         if self.log and self.low <= 0:
-            raise ValueError(f"low must be over 0 where log is true: it is {self.low}")
+            raise ValueError(f"low must be positive if log is true: it is {self.low}")
         return self
 
     def holds(self, value: Any) -> bool:
@@ -108,12 +108,12 @@ class Search:
     """A search that has been checked against its model."""
 
     name: str
-    """Of the model, or of the file without its ending."""
+    """The name of the model, or of the file without its suffix."""
     trials: int
     budget: Mapping[str, Any]
     """The settings of every trial, by dotted name."""
     parameters: Mapping[str, Parameter]
-    """What is searched, by dotted name."""
+    """The searched settings, by dotted name."""
 
 
 def load_search(search: str | None, model: str) -> Search:
@@ -129,15 +129,15 @@ def load_search(search: str | None, model: str) -> Search:
         where, name, content = search, Path(search).stem, read_yaml(Path(search))
     elif name not in MODELS:
         known = f"there are {', '.join(MODELS)}{closest(name, MODELS)}"
-        raise InputError(f"--search {name}: no such file, and no model of that name; {known}")
+        raise InputError(f"--search {name}: neither a file nor a model; {known}")
     else:
         found, where = MODELS[name], f"search of {name}"
         if not found.search:
-            raise InputError(f"--model {name}: {found.label} has no search space; give one by --search FILE")
+            raise InputError(f"--model {name}: {found.label} has no search space; give one with --search FILE")
         content = {"model": name, "budget": found.budget, "parameters": found.search}
     file = validated(SearchFile, content, where)
     if file.model != model:
-        raise InputError(f"{where}: a search for {file.model}, and --model is {model}; one of the two must change")
+        raise InputError(f"{where}: a search for {file.model}, but --model is {model}; change one of them")
     budget = _budget(file.budget, Path(where).parent, model)
     shared = flatten(budget.settings)
     for key in file.parameters:
@@ -166,7 +166,7 @@ def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:
     for key, parameter in search.parameters.items():
         if not parameter.holds(known[key]):
             raise InputError(
-                f"search {search.name}: {key}: its default, {known[key]!r}, is outside of what is searched; widen it, "
-                f"or change the default by --set {key}=VALUE"
+                f"search {search.name}: {key}: its default, {known[key]!r}, is outside the search range; widen it, "
+                f"or change the default with --set {key}=VALUE"
             )
     return {key: known[key] for key in search.parameters}

@@ -43,7 +43,7 @@ def _model_config(settings: Any) -> Any:
 class RunSettings(Strict):
     """All settings that determine the result of a run. `model` is the config of any registered model."""
 
-    seed: int = Field(0, ge=0, description="of every random draw")
+    seed: int = Field(0, ge=0, description="seed of every random draw")
     dataset: DataSettings = DataSettings()
     features: FeatureSettings = FeatureSettings()
     model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_model_config)] = MSM4SRConfig()
@@ -62,16 +62,16 @@ def resolve_settings(
 ) -> RunSettings:
     """The settings of a preset for a model, updated by a file, then by `seed`, then by `key=value` changes.
 
-    The presets are `seed` (the paper's settings) and, as changes of it, `released` (what its code does, without the
-    bugs) and `best` (what validates best). A baseline takes over the settings that it shares with the preset, so that a
-    comparison is fair. The section `models` of a preset or file has settings for single models.
+    The presets are `seed` (the paper's settings) and, as changes to it, `released` (the authors' code without its
+    bugs) and `best` (the best validation results). A baseline uses the settings that it shares with the preset, for a
+    fair comparison. The section `models` of a preset or file has settings for single models.
 
     Args:
         preset: name of a preset.
         model: name of a model.
         changes: such as `finetune.learning_rate=1e-4`.
-        seed: None: the preset's.
-        file: YAML in the shape of a preset, with only what differs from it.
+        seed: None for the preset's.
+        file: YAML in the shape of a preset, with changes to it only.
 
     Raises:
         InputError: an unknown preset, model or key (with the closest valid name), an invalid value, an unreadable file
@@ -131,7 +131,7 @@ def _updated(settings: dict[str, Any], values: Mapping[str, Any], where: str) ->
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises InputError if the file is not readable or is no mapping."""
+    """The mapping in a YAML file. Raises InputError if the file is not readable or not a mapping."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -181,7 +181,7 @@ def _file_settings(file: Path, model: str) -> dict[str, Any]:
     values = _for_model(read_yaml(file), model, str(file))
     name = values.pop("model.name", model)
     if name != model:
-        raise InputError(f"{file}: settings of {name}, and --model is {model}; one of the two must change")
+        raise InputError(f"{file}: settings of {name}, but --model is {model}; change one of them")
     for key in values:
         check_key(key, model, str(file))
     return values
@@ -191,7 +191,7 @@ def _for_model(settings: dict[str, Any], model: str, where: str) -> dict[str, An
     """Dotted names and values; those in the section `models` for this model replace the others."""
     models = settings.pop("models", {})
     if not isinstance(models, dict) or not all(isinstance(section, dict) for section in models.values()):
-        raise InputError(f"{where}: models: a mapping from models to settings")
+        raise InputError(f"{where}: models: not a mapping from models to settings")
     for name in models:
         MODELS.find(str(name), f"{where}: models")
     return flatten(settings) | flatten(models.get(model, {}))
@@ -205,7 +205,7 @@ def parse_change(change: str) -> tuple[str, Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise InputError(f"--set {change}: {text!r} is no value; quote it if it is meant as text") from None
+        raise InputError(f"--set {change}: {text!r} is not a valid value; quote it if it is text") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it has no dot
         with suppress(ValueError):
             return key, float(value)

@@ -42,7 +42,7 @@ from msm4sr.training.trainer import Trainer, TrainerOptions, stage_identity
 
 logger = logging.getLogger(__name__)
 
-FEW = 0.5  # a modality that fewer than this share of the items have is worth a warning
+FEW = 0.5  # warn if a smaller share of the items has a modality
 
 
 # -- data and features -----------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def complete_catalogue(run: Run, dataset: Dataset) -> Dataset:
 def extract_stage(
     run: Run, dataset: Dataset, progress: Progress = NoProgress(), *, strict: bool = False, merge: bool = False
 ) -> dict[str, Features]:
-    """The features of all items, extracted or read again; empty for a model that uses none.
+    """Extract the features of all items, or read stored ones; empty for a model that uses none.
 
     With `strict` an image that cannot be used is an error; `merge` joins what `extract_run_shard` has encoded.
     """
@@ -97,7 +97,7 @@ def extract_stage(
 def extract_run_shard(
     run: Run, dataset: Dataset, shard: Shard, progress: Progress = NoProgress(), *, strict: bool = False
 ) -> None:
-    """Encode one shard of the items into the features folder; nothing for a model that uses no features."""
+    """Encode one shard of the items into the features folder; does nothing for a model that uses no features."""
     if MODELS[run.settings.model.name].uses_features:
         _extraction(run, dataset, progress, strict).extract_shard(shard)
 
@@ -138,8 +138,8 @@ def _unchanged_files(run: Run) -> dict[str, Path]:
     for name, precomputed in run.precomputed.items():
         if file_hash(precomputed.file) != precomputed.sha256:
             raise InputError(
-                f"{precomputed.file}: the precomputed embeddings of {name} have changed since {run.folder} was made; "
-                "restore the file, or make a new run from it with `msm4sr run`"
+                f"{precomputed.file}: the precomputed embeddings of {name} have changed since {run.folder} began; "
+                "restore the file, or create a new run with `msm4sr run`"
             )
     return {name: precomputed.file for name, precomputed in run.precomputed.items()}
 
@@ -167,7 +167,7 @@ def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, 
 def train_stage(
     run: Run, stage: str, dataset: Dataset, model: Model, callbacks: Iterable[Callback] = (), *, resume: bool = False
 ) -> None:
-    """Train `model` in place and keep its best weights; nothing for a model or settings without this stage.
+    """Train `model` in place and keep its best weights. Does nothing if model or settings lack this stage.
 
     With `resume` it continues from the stage's last checkpoint, if there is one.
     """
@@ -177,7 +177,7 @@ def train_stage(
     run.settings.device.check()  # the run may have been made on another machine
     state = read_state(run.checkpoints, stage) if resume else None
     if state is not None and state.done:
-        logger.info("%s: complete already, %d epochs", stage, state.epoch - 1)
+        logger.info("%s: already complete, %d epochs", stage, state.epoch - 1)
     elif state is not None:
         logger.info("%s: resuming in epoch %d, after step %d", stage, state.epoch, state.step)
     options = TrainerOptions(
@@ -192,7 +192,7 @@ def train_stage(
 
 
 def run_identity(run: Run) -> dict[str, Any]:
-    """What weights depend on besides the settings of their stage."""
+    """What the weights depend on besides the settings of their stage."""
     decisive = run.settings.model_dump(mode="json", include={"dataset", "features", "model"})
     if run.settings.pretrain.end_to_end:
         decisive["pretrain"] = run.settings.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -202,10 +202,10 @@ def run_identity(run: Run) -> dict[str, Any]:
 
 
 class RunRecorder(Callback):
-    """Writes the epochs of a stage into metrics.jsonl, and warns when validation falls from the start.
+    """Writes the epochs of a stage into metrics.jsonl, and warns if validation falls from the first epoch.
 
-    What an earlier training of the stage left is kept until there are better weights, so that an interruption loses
-    nothing. The first better weights remove the results and the later stages that were made from the old ones.
+    The output of an earlier training of the stage is kept until the first weights are saved, so that an interruption
+    loses nothing. Saving them removes the results and the later stages that were made from the old weights.
     """
 
     def __init__(self, run: Run, stage: str, state: TrainingState | None = None) -> None:
@@ -229,7 +229,7 @@ class RunRecorder(Callback):
             write_text(self._run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
         if record.validation and falls_from_the_start(self._rows, self._stage, self._select):
             logger.warning(
-                "%s: %s on validation falls from the first epoch on: the model forgets or overfits; try a lower "
+                "%s: %s on validation has fallen since the first epoch: the model forgets or overfits; try a lower "
                 "%s.learning_rate or a higher model.dropout",
                 self._stage,
                 self._select,
@@ -247,7 +247,7 @@ def falls_from_the_start(rows: Sequence[Mapping[str, Any]], stage: str, metric: 
 
 
 def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
-    """Put the best weights of a finished stage into the model.
+    """Load the best weights of a finished stage into the model.
 
     Raises:
         InputError: the stage has no weights, or was trained with other settings or on other items.
@@ -266,7 +266,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
 
 
 def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = None) -> None:
-    """Put the weights of the last stage that this run has (of those before stage `before`) into the model."""
+    """Load the weights of the last stage that this run has (of those before stage `before`) into the model."""
     earlier = STAGES[: STAGES.index(before) if before else None]
     stages = [stage for stage in earlier if has_stage(model, stage, run.settings)]
     if stages:

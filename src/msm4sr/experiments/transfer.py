@@ -13,7 +13,7 @@ DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the i
 
 
 def start_from(folder: Path, model: Model) -> None:
-    """Put the pre-trained weights of another run into the model, without those that are specific to its data.
+    """Load the pre-trained weights of another run into the model, except those that are specific to its data.
 
     Modalities that the run has and the model lacks are skipped.
 
@@ -25,7 +25,7 @@ def start_from(folder: Path, model: Model) -> None:
         raise InputError("pretrain.init_from is for msm4sr only")
     file = best_file(folder / "checkpoints", "pretrain")
     if not file.exists():
-        raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} is not there)")
+        raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
     weights = read_weights(file)
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}

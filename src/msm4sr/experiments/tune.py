@@ -1,12 +1,12 @@
-"""Tuning: the trials of a search, each a training that is judged on validation only, kept in STUDY/study.db.
+"""Tuning: the trials of a search, each trained and evaluated on validation only, kept in STUDY/study.db.
 
-The first trial has the defaults, so that tuning never ends below them; TPE (Bergstra et al. 2011) proposes the others
+The first trial has the defaults, so that the result is never worse; TPE (Bergstra et al. 2011) proposes the others
 from the values of the finished ones. A trial that is behind the median of the others in the second half of its epochs
 is pruned. The value of a trial is `ndcg@10` on validation, whatever the other settings; test is not ranked. No weights
-are kept: a trial leaves a row in the database.
+are kept, only a row in the database.
 
 Each running trial is locked by a file, which the operating system unlocks when the process ends. A trial that is
-marked as running and not locked was interrupted: it is repeated with the same values, and not counted.
+marked as running but not locked was interrupted: it is repeated with the same values, and not counted.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ def check_folder(folder: Path) -> None:
     if folder.is_dir() and not (folder / DATABASE).exists():
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_A_STUDY)
         if foreign:
-            raise InputError(f"{folder}: the folder holds no study, but {foreign[0]!r}; name another --out")
+            raise InputError(f"{folder}: the folder is not a study: it contains {foreign[0]!r}; choose another --out")
 
 
 def tune(tuning: Tuning, report: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
-    """Run the trials that are missing, and return all, best first.
+    """Run the remaining trials, and return all, best first.
 
-    Several processes of one machine may tune at once. Each returns when all trials have ended; `report` is called with
+    Several processes of one machine can tune at once. Each returns when all trials have ended; `report` is called with
     each trial of this process when it has ended.
 
     Raises:
-        InputError: the study is of another search, or of other settings or data.
+        InputError: the study has another search, other settings or other data.
     """
     study = _open(tuning)
     distributions = {key: _distribution(parameter) for key, parameter in tuning.search.parameters.items()}

@@ -55,11 +55,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class FetchSettings(Strict):
     """How many requests, tries and bytes."""
 
-    parallel: int = Field(8, ge=1, le=64, description="Requests at a time.")
-    attempts: int = Field(4, ge=1, description="Tries per image, with increasing waits.")
+    parallel: int = Field(8, ge=1, le=64, description="Number of parallel requests.")
+    attempts: int = Field(4, ge=1, description="Attempts per image, with increasing waits.")
     first_wait: float = Field(1.0, ge=0, description="Seconds before the second try; each wait is twice the last.")
-    timeout: float = Field(60.0, gt=0, description="Seconds for one try, redirects included.")
-    max_mib: float = Field(20.0, gt=0, description="Largest image, in MiB.")
+    timeout: float = Field(60.0, gt=0, description="Time limit of an attempt, in seconds, redirects included.")
+    max_mib: float = Field(20.0, gt=0, description="Size limit of an image, in MiB.")
 
 
 @dataclass

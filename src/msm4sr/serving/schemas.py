@@ -23,7 +23,7 @@ class Options(BaseModel):
     """How to recommend."""
 
     model_config = ConfigDict(extra="forbid")
-    k: int = Field(10, ge=1, description="How many items.")
+    k: int = Field(10, ge=1, description="Number of items.")
     exclude_seen: bool = Field(True, description="Exclude the items of the history.")
     categories: list[str] | None = Field(
         None, min_length=1, max_length=100, description="Only items that have one of these categories."

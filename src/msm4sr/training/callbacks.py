@@ -57,7 +57,7 @@ class EpochRecord:
 
 
 class Callback:
-    """An observer of a training, called in the first process. Every hook does nothing unless overridden.
+    """An observer of a training, called in the first process. Hooks do nothing unless overridden.
 
     An exception from a hook ends the training; the model keeps the best weights so far.
     """
@@ -66,7 +66,7 @@ class Callback:
         """The training starts or resumes."""
 
     def on_step(self, record: StepRecord) -> None:
-        """Some more steps are done."""
+        """More steps are done."""
 
     def on_best(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
         """Validation has improved; `weights` are about to replace those of the best epoch so far."""

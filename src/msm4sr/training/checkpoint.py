@@ -30,7 +30,7 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy `weights` into `model`. InputError when names or shapes differ."""
     own = dict(model.named_parameters())
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-        raise InputError("the checkpoint is of another model: its settings, its data or its features have changed")
+        raise InputError("the checkpoint belongs to another model: settings, data or features have changed")
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
@@ -59,11 +59,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """The description that `save_weights` wrote; reads the header only. InputError as `read_weights`."""
+    """The description that `save_weights` wrote; reads only the header. InputError as in `read_weights`."""
     with _readable(file), file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > file.stat().st_size:
-            raise ValueError("it does not begin as a safetensors file does")
+            raise ValueError("it is not a safetensors file")
         header: dict[str, Any] = json.loads(opened.read(length))
         about: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("about", "{}"))
         return about
@@ -71,13 +71,13 @@ def read_about(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Errors of reading a checkpoint become an InputError."""
+    """Raise errors of reading a checkpoint as InputError."""
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{file}: there is no such checkpoint") from None
+        raise InputError(f"{file}: no such checkpoint") from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{file}: a damaged checkpoint ({error}); rerun the stage that makes it") from None
+        raise InputError(f"{file}: damaged checkpoint ({error}); rerun the stage that writes it") from None
 
 
 def digest(*parts: bytes | np.ndarray) -> str:
@@ -128,7 +128,7 @@ def last_file(checkpoints: Path, stage: str) -> Path:
 
 
 def read_state(checkpoints: Path, stage: str) -> TrainingState | None:
-    """How far a stage had come at its last checkpoint; None when there is none."""
+    """The progress of a stage at its last checkpoint; None if there is none."""
     file = last_file(checkpoints, stage)
     return TrainingState(**read_about(file)["state"]) if file.exists() else None
 
@@ -150,7 +150,7 @@ class Checkpoints:
         save_weights(tensors, last_file(self.folder, self.stage), {"identity": self.identity, "state": asdict(state)})
 
     def load_last(self) -> tuple[dict[str, Tensor], TrainingState] | None:
-        """What `save_last` wrote; None when there is nothing. InputError for another training's checkpoint."""
+        """What `save_last` wrote; None if there is nothing. InputError for another training's checkpoint."""
         file = last_file(self.folder, self.stage)
         if not file.exists():
             return None
@@ -158,11 +158,11 @@ class Checkpoints:
         return read_weights(file), TrainingState(**about["state"])
 
     def load_best(self, epoch: int) -> dict[str, Tensor]:
-        """The best weights of a training that resumes: of `epoch`, or of the epoch that was interrupted."""
+        """The best weights of a resumed training: of `epoch`, or of the interrupted epoch."""
         file = best_file(self.folder, self.stage)
         about = self._read_own(file)
         if about["epoch"] < epoch:
-            raise InputError(f"{file}: it is of epoch {about['epoch']}, not {epoch}; rerun the stage without --resume")
+            raise InputError(f"{file}: from epoch {about['epoch']}, not {epoch}; rerun the stage without --resume")
         return read_weights(file)
 
     def _read_own(self, file: Path) -> dict[str, Any]:
@@ -174,4 +174,4 @@ class Checkpoints:
 def check_identity(file: Path, about: Mapping[str, Any], identity: Mapping[str, Any], remedy: str) -> None:
     """InputError that names what differs between a checkpoint's identity and the one asked for; then `remedy`."""
     if found := differences(about.get("identity", {}), identity, identity):
-        raise InputError(f"{file}: the checkpoint is of another training: {shorten(found)}; {remedy}")
+        raise InputError(f"{file}: the checkpoint belongs to another training: {shorten(found)}; {remedy}")

@@ -30,7 +30,7 @@ class Device(Strict):
     """Accelerator, precision and processes, as Lightning Fabric takes them."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU if there is one")
-    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of products; weights stay float32")
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of products; weights are float32")
     devices: int = Field(1, ge=1, description="processes on this machine, each with a device (or a share of the CPU)")
     num_nodes: int = Field(1, ge=1, description="machines; start the command on each, or use torchrun, SLURM, ...")
     strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp for several processes")
@@ -62,13 +62,13 @@ class Device(Strict):
         return fabric
 
     def check(self) -> None:
-        """Raises InputError when this machine lacks the requested devices."""
+        """Raises InputError if this machine lacks the requested devices."""
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(self.accelerator, True):
-            raise InputError(f"device.accelerator: there is no {self.accelerator} device here; use auto")
+            raise InputError(f"device.accelerator: no {self.accelerator} device found; use auto")
         if self.torch_device().type == "cuda" and self.devices > torch.cuda.device_count():
             raise InputError(
-                f"device.devices: {self.devices} processes need a GPU each, and there are {torch.cuda.device_count()}"
+                f"device.devices: {self.devices} processes need a GPU each, but only {torch.cuda.device_count()} found"
             )
 
     def fabric(self) -> Fabric:
@@ -117,7 +117,7 @@ def all_gather(fabric: Fabric, tensor: Tensor) -> Tensor:
 
 
 def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
-    """This process's rows of a batch (a dataclass of tensors with rows first); None when there are too few rows.
+    """This process's rows of a batch (a dataclass of tensors with rows first); None if there are too few rows.
 
     The shares are contiguous: concatenated over the processes they are the batch.
     """

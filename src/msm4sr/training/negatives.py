@@ -1,4 +1,4 @@
-"""Negative items, drawn from those that a history lacks."""
+"""Negative items, drawn from the items that are not in a history."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from msm4sr.data.batches import Batch
 
 
 def absent_items(batch: Batch, n_items: int, generator: torch.Generator | None = None) -> Tensor:
-    """For every slot an item that is not in its row, neither as item nor as target: int64 [B, L].
+    """For every slot, an item that is neither an item nor a target of its row: int64 [B, L].
 
     A row is a window of a history, so an item that the user has seen outside of it may be drawn. For a row that holds
-    the full catalogue any item is drawn.
+    the full catalogue, any item is drawn.
     """
     real = batch.mask.flip(1).cummax(1).values.flip(1)  # up to the row's last pair
     return draw_absent(
@@ -21,7 +21,7 @@ def absent_items(batch: Batch, n_items: int, generator: torch.Generator | None =
 
 
 def draw_absent(rows: Tensor, real: Tensor, n_items: int, generator: torch.Generator | None = None) -> Tensor:
-    """For every slot of `rows` [B, L] an item that is not among its row's `real` [B, L] ones: int64 [B, L].
+    """For every slot of `rows` [B, L], an item that is not among the `real` [B, L] items of its row: int64 [B, L].
 
     Uniform, without rejection: the k-th item that a row lacks is k + j, where j of the row's items come before it.
     """

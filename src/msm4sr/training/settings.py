@@ -13,7 +13,7 @@ SAMPLE_OVER = 100_000  # items; for a smaller catalogue the full softmax costs l
 
 
 class StageSettings(Strict):
-    """What both stages have in common."""
+    """Settings that both stages have."""
 
     stage: ClassVar[str]
     """The name of the stage, in settings, records, messages and checkpoints."""
@@ -54,11 +54,11 @@ class PretrainSettings(StageSettings):
 
     nip_weight: float = Field(1.0, ge=0, description="weight of next-item prediction; 0: without NIP")
     cmcl_weight: float = Field(0.01, ge=0, description="lambda of equation 11; 0: without CMCL")
-    negatives: Literal["cross", "within"] = Field("cross", description="of CMCL: as printed, or as released")
+    negatives: Literal["cross", "within"] = Field("cross", description="of CMCL; cross: the paper, within: its code")
     drop: float = Field(0.2, ge=0, lt=1, description="sequence random drop: each row's probability is U(0, drop)")
     mixup: float = Field(0.5, ge=0, le=0.5, description="complementary mixup: each batch's rho is U(0, mixup)")
     end_to_end: bool = Field(
-        False, description="no separate stage: fine-tuning adds the pre-training loss to its own at every step"
+        False, description="no separate stage; fine-tuning adds the pre-training loss to its own at every step"
     )
     init_from: Annotated[str, AfterValidator(os.path.abspath)] | None = Field(
         None, description="a run folder, of any data set: start from its pre-trained weights (without its item IDs)"

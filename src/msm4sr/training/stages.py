@@ -42,7 +42,7 @@ def can_transfer(model: Model) -> TypeGuard[MSM4SR]:
 
 
 def task_for(model: Model, stage: str, settings: TrainingSettings) -> Task | None:
-    """The task that a model is trained for in a stage; None when model or settings have no such stage.
+    """The task that a model is trained for in a stage; None if model or settings have no such stage.
 
     Raises:
         InputError: the settings do not fit the model.
@@ -59,13 +59,13 @@ def task_for(model: Model, stage: str, settings: TrainingSettings) -> Task | Non
 
 
 def scorer_of(model: Model, settings: TrainingSettings) -> Scorer:
-    """What evaluation ranks with: the model or, when it is not fine-tuned, its pre-trained scorer."""
+    """The scorer that evaluation ranks with: the model or, if it is not fine-tuned, its pre-trained scorer."""
     return model if settings.finetune.epochs else model.pretrained_scorer()
 
 
 @dataclass(frozen=True)
 class _Both:
-    """The settings of both stages, of which one has its defaults."""
+    """The settings of both stages; the other stage has its defaults."""
 
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()

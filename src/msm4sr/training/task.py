@@ -1,4 +1,4 @@
-"""What a stage trains a model for: a task, registered by name."""
+"""Training tasks, registered by name: the loss, the batches and the validation scorer of a stage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Task(nn.Module):
 
     @property
     def scorer(self) -> Scorer:
-        """What validation ranks with. By default: the model itself."""
+        """The scorer that validation ranks with. By default: the model itself."""
         return self.model
 
 

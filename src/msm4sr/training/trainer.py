@@ -34,7 +34,7 @@ class TrainerOptions:
 
     Attributes:
         seed: with the number of the epoch it seeds batches, dropout and the draws of the loss, so that an epoch is
-            the same whatever was drawn before it. The caller's random state stays as it was.
+            independent of earlier draws. The caller's random state is unchanged.
         device: for Lightning Fabric, which starts the other processes if there are several.
         evaluation: how validation ranks.
         checkpoints: a folder for the best weights and for the state to resume from; None: nothing is written.
@@ -87,7 +87,7 @@ class Trainer:
         Raises:
             InputError: there is nothing to train on; a checkpoint cannot be written, or belongs to another training.
             FloatingPointError: the loss is not finite.
-            KeyboardInterrupt: after the best weights so far were put into the model.
+            KeyboardInterrupt: after loading the best weights so far into the model.
         """
         self._set_up(dataset)
         state, error = self.state, None
@@ -131,7 +131,7 @@ class Trainer:
         return self.task.batches(self._histories, self.settings, rng)
 
     def validate(self) -> dict[str, float]:
-        """The validation metrics of the model as it is."""
+        """The validation metrics of the current weights."""
         return evaluate(self.task.scorer, self._dataset, "validation", self.options.evaluation)
 
     # -- set-up and resuming -----------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Trainer:
         device, dataset = self.options.device, self._dataset
         tables = (
             table for name, table in self.model.named_buffers()
-            if ".whitening." not in name  # follows from the others, with other last bits on another machine
+            if ".whitening." not in name  # computed from the others; its last bits differ between machines
         )  # fmt: skip
         return {
             **stage_identity(self.settings, dataset.item_ids, self.options.seed),
@@ -203,7 +203,7 @@ class Trainer:
             self._best_weights = checkpoints.load_best(self.state.best_epoch)
 
     def _save_last(self) -> None:
-        """Write the state from which to resume. Every process must call it."""
+        """Write the state to resume from. Every process must call it."""
         if self._checkpoints is None:
             return
         # Between two epochs no generator state is needed: each epoch seeds the generators.

@@ -95,7 +95,7 @@ def image(
 def similar(
     item_id: ItemPath,
     service: CurrentService,
-    k: Annotated[int, Query(ge=1, description="How many items.")] = 10,
+    k: Annotated[int, Query(ge=1, description="Number of items.")] = 10,
     by: Annotated[str, Query(max_length=50, description="text, visual, both or collaborative.")] = "both",
 ) -> Response:
     """The items most similar to an item."""

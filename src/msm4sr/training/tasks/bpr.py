@@ -19,7 +19,7 @@ from msm4sr.training.task import TASKS, Task
 
 @dataclass  # not frozen: Lightning Fabric cannot convert frozen dataclasses in mixed precision
 class PairBatch:
-    """P interactions of the training, each with an item that its user has not seen: int64 [P] each."""
+    """P training interactions, each with an item that its user has not seen: int64 [P] each."""
 
     users: Tensor
     seen: Tensor
@@ -52,7 +52,7 @@ def pair_batches(histories: Ragged, n_items: int, batch_pairs: int, rng: np.rand
 
 
 def _draw_unseen(users: np.ndarray, seen: np.ndarray, n_items: int, rng: np.random.Generator) -> np.ndarray:
-    """For each of `users` an item that is not among `seen` (sorted numbers user * N + item)."""
+    """For each of `users`, an item that is not among `seen` (sorted numbers user * N + item)."""
     drawn = rng.integers(0, n_items, len(users))
     clash = np.arange(len(users))
     while len(clash):
@@ -76,7 +76,7 @@ def bpr_loss(model: GraphModel, batch: PairBatch) -> Tensor:
 
 @TASKS.register("bpr")
 class BPRTask(Task):
-    """Minimises `bpr_loss`; an epoch has every interaction of the training once."""
+    """Minimises `bpr_loss`; an epoch has every training interaction once."""
 
     model: GraphModel
 

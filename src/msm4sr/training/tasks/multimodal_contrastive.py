@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
     """Complementary mixup: at each position, with probability `rho`, the modalities exchange their vectors.
 
-    Two modalities swap; more than two rotate by a random number of places, so that no vector is lost or doubled.
+    Two modalities swap; more than two rotate by a random number of places, so that no vector is lost or repeated.
     Inputs and result [M, B, L, D].
     """
     modalities, rows, length = inputs.shape[:3]

@@ -120,7 +120,7 @@ class MutualInformationTask(Task):
     """Minimises `s3rec_loss`.
 
     Raises:
-        InputError: all parts of the loss are switched off.
+        InputError: all weights of the loss are 0.
     """
 
     model: S3Rec

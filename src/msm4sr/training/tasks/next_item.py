@@ -100,7 +100,7 @@ class NextItemTask(Task):
         self.n_items = model.n_items
         self.samples = settings.samples_of(model.n_items) if model.loss == "softmax" else None
         if model.seen_bias is not None and model.loss != "softmax":
-            raise InputError(f"model.seen_item_bias needs a softmax, and model.loss is {model.loss}: switch one off")
+            raise InputError(f"model.seen_item_bias needs a softmax, but model.loss is {model.loss}; change either")
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         if self.samples is None:
