@@ -71,7 +71,7 @@ def test_the_table_shows_means_over_seeds_and_by_which_protocol_each_row_is_rank
 ) -> None:
     called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=0", "--seed=1")
     assert called.code == 0
-    assert "3 of 6 cells are finished already" in called.out
+    assert "3 of 6 cells are already finished" in called.out
     values = [metrics_of(cell(grid, "sasrec", seed))["test"]["ndcg@10"] for seed in (0, 1)]
     assert values[0] != values[1]
     assert f"sasrec {sum(values) / 2:.4f} " in called.out
@@ -85,7 +85,7 @@ def test_what_is_finished_is_left_alone(
     monkeypatch.setattr(compare, "run_cell", None)
     called = cli("compare", config, "--data", ring, "--out", grid, *QUICK)
     assert called.code == 0
-    assert "3 of 3 cells are finished already" in called.out
+    assert "3 of 3 cells are already finished" in called.out
 
 
 def test_an_interrupted_cell_is_resumed(
@@ -306,7 +306,7 @@ def test_rows_take_files_of_settings_for_their_data_set(
     assert "model.dim is 24 there and 26 now" in refused(*arguments, "--set=model.inner_dim=8", "--out", out)
     other = write_folder(tmp_path / "other", small_log())
     said = refused(*arguments, "--data", other, "--out", tmp_path / "more")
-    assert "sasrec has a file for ring, and none for other" in said
+    assert "sasrec has a file for ring but not for other" in said
 
 
 def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_later_stages_find_precomputed_embeddings_and_notice_that_they_changed(
     assert cli("pretrain", run).code == 0
     vectors(audio, dim=4)
     message = refused("finetune", run)
-    assert f"{audio}: the precomputed embeddings of audio have changed since {run} was made" in message
+    assert f"{audio}: the precomputed embeddings of audio have changed since {run} began" in message
     audio.unlink()
     assert f"{audio}: cannot be read" in refused("finetune", run)
 

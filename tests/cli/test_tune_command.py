@@ -114,7 +114,7 @@ def test_its_result_is_what_run_takes(
     assert saved.read_text() == (tmp_path / "study" / "best.yaml").read_text()
     assert str(tmp_path) not in saved.read_text()
     run = ["run", shop, "--settings", saved, "--out", tmp_path / "run", "--set", "finetune.epochs=1"]
-    assert "settings of sasrec, and --model is msm4sr" in refused(*run)
+    assert "settings of sasrec, but --model is msm4sr" in refused(*run)
     assert cli(*run, "--model", "sasrec").code == 0
     tuned, config = (yaml.safe_load(file.read_text()) for file in (saved, tmp_path / "run" / "config.yaml"))
     assert config["model"]["dropout"] == tuned["model"]["dropout"]
@@ -130,8 +130,8 @@ def test_what_is_wrong_leaves_nothing_behind(
     refused: Callable[..., str], command: Callable[[str], list[str]], shop: Path, tmp_path: Path
 ) -> None:
     out = ["--out", tmp_path / "study"]
-    assert "no such file, and no model of that name; there are" in refused("tune", shop, "--search", "nonsense", *out)
-    assert "a search for sasrec, and --model is sine" in refused(*command("study"), "--model", "sine")
+    assert "neither a file nor a model; there are" in refused("tune", shop, "--search", "nonsense", *out)
+    assert "a search for sasrec, but --model is sine" in refused(*command("study"), "--model", "sine")
     assert "devices" in refused(*command("study"), "--set", "device.devices=2")
     assert "outside the search range" in refused(*command("study"), "--set", "model.dropout=0.9")
     assert "no such folder" in refused("tune", tmp_path / "nowhere", "--model", "sasrec", *out)

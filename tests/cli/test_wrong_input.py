@@ -228,7 +228,7 @@ def test_a_device_that_is_not_there(
     config = copy_of_run / "config.yaml"
     config.write_text(config.read_text().replace("accelerator: auto", "accelerator: cuda"))
     for stage in ("pretrain", "finetune"):  # a run that comes from another machine
-        assert "no cuda device here" in refused(stage, copy_of_run)
+        assert "no cuda device found" in refused(stage, copy_of_run)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(cli: Cli, data: Path, out: Path) -> None:

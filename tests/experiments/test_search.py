@@ -17,7 +17,7 @@ NAMES = [name for name in MODELS if MODELS[name].search]
 
 def test_every_model_with_settings_has_a_search_space() -> None:
     assert set(MODELS) - set(NAMES) == {"popularity"}
-    with pytest.raises(InputError, match=r"--model popularity: Popularity has no search space; give one by --search"):
+    with pytest.raises(InputError, match=r"--model popularity: Popularity has no search space; give one with --search"):
         load_search(None, "popularity")
 
 
@@ -111,16 +111,16 @@ def test_an_error_in_a_budget_names_the_file_and_the_key(tmp_path: Path, budget:
 
 
 def test_a_search_for_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"search of difsr: a search for difsr, and --model is sasrec"):
+    with pytest.raises(InputError, match=r"search of difsr: a search for difsr, but --model is sasrec"):
         load_search("difsr", "sasrec")
-    with pytest.raises(InputError, match=r"search\.yaml: a search for difsr, and --model is sasrec"):
+    with pytest.raises(InputError, match=r"search\.yaml: a search for difsr, but --model is sasrec"):
         load_search(str(write(tmp_path, "{model.dropout: {kind: float, low: 0, high: 1}}", model="difsr")), "sasrec")
 
 
 def test_a_search_is_found_by_model_or_file_and_an_unknown_name_gets_the_closest(tmp_path: Path) -> None:
     assert load_search("sine", "sine") == load_search(None, "sine")
     assert load_search(str(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}")), "sasrec").name == "search"
-    with pytest.raises(InputError, match=r"--search sinus: no such file, and no model.*did you mean 'sine'"):
+    with pytest.raises(InputError, match=r"--search sinus: neither a file nor a model.*did you mean 'sine'"):
         load_search("sinus", "sine")
     with pytest.raises(InputError, match=r"--model: there is no model 'sinus', only .*did you mean 'sine'"):
         load_search(None, "sinus")

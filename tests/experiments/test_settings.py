@@ -163,7 +163,7 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("models: [sasrec]", r"models: not a mapping from models to settings"),
         ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),
         ("models: {sasrec: {model: {dims: 8}}}", r"no setting 'model.dims' of sasrec"),
-        ("model: {name: difsr}", r"settings of difsr, and --model is sasrec"),
+        ("model: {name: difsr}", r"settings of difsr, but --model is sasrec"),
         ("model: 3", r"no setting 'model'"),
         ("model: {dropout: {rate: 3}}", r"no setting 'model.dropout.rate'"),
         ("- model", r"not a mapping"),

@@ -225,8 +225,8 @@ def _open(tuning: Tuning) -> optuna.Study:
             study.set_user_attr("identity", identity)
         if found := differences(study.user_attrs["identity"], identity, identity):
             raise InputError(
-                f"{tuning.folder}: the study belongs to other settings: {shorten(found)}; use the options that it was "
-                "begun with, or name another --out"
+                f"{tuning.folder}: the study belongs to other settings: {shorten(found)}; use the options it was "
+                "started with, or choose another --out"
             )
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(defaults, user_attrs={"default": True})
