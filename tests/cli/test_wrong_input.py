@@ -174,7 +174,7 @@ def data(tmp_path: Path) -> Path:
         (("--set", "finetune.epochs"), ("key=value",)),
         (("--set", "model.dim=abc"), ("model.dim", "integer", "'abc'")),
         (("--set", "model.dim="), ("model.dim", "integer")),
-        (("--set", "model.dim=[1"), ("model.dim=[1", "no value")),
+        (("--set", "model.dim=[1"), ("model.dim=[1", "not a valid value")),
         (("--set", "model.heads=3"), ("dim must be a multiple of heads: 64 is not a multiple of 3",)),
         (("--set", "model.dropout=1.5"), ("model.dropout", "less than 1", "1.5")),
         (("--set", "finetune.epochs=-1"), ("finetune.epochs", "greater than or equal to 0", "-1")),
