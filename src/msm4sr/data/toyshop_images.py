@@ -6,10 +6,12 @@ All shapes are polygons or lines on a board of 100 x 100, y downwards, so that o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, ImageChops, ImageDraw
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -19,57 +21,35 @@ SIDE = 192  # pixels of an image
 ZOOM = 3  # drawn this much larger, then reduced: smooth edges
 EDGE = 1.5  # width of the ink around a shape
 
-INK, CREAM, WHITE = (58, 46, 66), (255, 246, 228), (255, 255, 255)
-SHADE, GLINT = (40, 20, 60, 50), (255, 255, 255, 110)  # with opacity
-GROUNDS = (
-    (253, 240, 219), (226, 240, 248), (249, 230, 236), (230, 243, 226), (238, 232, 248), (253, 234, 220),
-)  # fmt: skip
-BODIES = (
-    (222, 82, 72), (226, 116, 44), (56, 132, 194), (36, 146, 122), (126, 92, 184), (214, 86, 138),
-    (76, 146, 66), (44, 92, 150), (186, 62, 90), (28, 122, 142),
-)  # fmt: skip
-MARKS = (CREAM, WHITE, (255, 228, 140), (255, 218, 200), (210, 242, 234))  # light on strong: always readable
-ACCENTS = ((248, 190, 60), (240, 128, 96), (98, 180, 200), (150, 190, 90), (184, 146, 214))
+INK, SHADE, GLINT = (58, 46, 66), (40, 20, 60, 50), (255, 255, 255, 110)  # the last two with opacity
+COLOURS = {"ink": INK, "white": (255, 255, 255), "cream": (255, 246, 228), "shade": SHADE}
+_BOARD: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("toyshop_images.yaml").read_text(encoding="utf-8"))
+TOYS: dict[str, dict[str, Any]] = _BOARD["toys"]
 
 Pixels = list[tuple[float, float]]
 Projection = Callable[[Floats], Pixels]  # from points of the board
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    shape: Floats  # [n, 2]
-    colour: str  # "accent", "ink", "white", "cream", "shade"
-    width: float = 0.0  # of a line; 0: a filled shape with an edge of ink
-
-
-@dataclass(frozen=True, eq=False)
-class Toy:
-    body: Sequence[Floats]  # the shapes that carry the pattern
-    behind: Sequence[Part] = ()
-    front: Sequence[Part] = ()
-    flies: bool = False  # casts no shadow
-
-
 def draw_toy(kind: str, pattern: str, rng: np.random.Generator) -> Image.Image:
     """An RGB image of SIDE x SIDE pixels; `rng` draws the colours, the pose and the position of the pattern."""
     toy = TOYS[kind]
-    ground, body, mark, accent = (choices[rng.integers(len(choices))] for choices in (GROUNDS, BODIES, MARKS, ACCENTS))
-    colours = {"accent": accent, "ink": INK, "white": WHITE, "cream": CREAM, "shade": SHADE}
+    choices = (_BOARD[name] for name in ("grounds", "bodies", "marks", "accents"))
+    ground, body, mark, accent = (tuple(those[rng.integers(len(those))]) for those in choices)
+    colours = {"accent": accent, **COLOURS}
     image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), ground)
     pose = _random_projection(rng, turn=7, shift=2, scale=0.05)
-    if not toy.flies:
+    if "flies" not in toy:
         _fill(image, pose(oval(20, 89, 80, 97)), SHADE)
-    for part in toy.behind:
-        _draw_part(image, part, pose, colours)
+    _draw_parts(image, toy.get("behind", ()), pose, colours)
     mask = Image.new("L", image.size, 0)
     stencil = ImageDraw.Draw(mask)
-    for shape in toy.body:
-        _outline(image, pose(shape))
-        stencil.polygon(pose(shape), fill=255)
+    for name, *values in toy["body"]:
+        pixels = pose(SHAPES[name](*values))
+        _outline(image, pixels)
+        stencil.polygon(pixels, fill=255)
     image.paste(_fabric(pattern, body, mark, image.size, rng), mask=mask)
     _round(image, mask)
-    for part in toy.front:
-        _draw_part(image, part, pose, colours)
+    _draw_parts(image, toy.get("front", ()), pose, colours)
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
@@ -100,14 +80,16 @@ def _outline(image: Image.Image, pixels: Pixels) -> None:
     _fill(image, pixels, INK)
 
 
-def _draw_part(image: Image.Image, part: Part, pose: Projection, colours: dict[str, Colour]) -> None:
-    pixels, colour = pose(part.shape), colours[part.colour]
-    if part.width:
-        _line(image, pixels, part.width, colour)
-        return
-    if part.colour not in ("shade", "ink"):
-        _outline(image, pixels)
-    _fill(image, pixels, colour)
+def _draw_parts(image: Image.Image, parts: Iterable[list[Any]], pose: Projection, colours: dict[str, Colour]) -> None:
+    for colour, width, *shapes in parts:
+        for name, *values in shapes:
+            pixels = pose(SHAPES[name](*values))
+            if width:
+                _line(image, pixels, width, colours[colour])
+                continue
+            if colour not in ("shade", "ink"):
+                _outline(image, pixels)
+            _fill(image, pixels, colours[colour])
 
 
 def _round(image: Image.Image, mask: Image.Image) -> None:
@@ -118,8 +100,9 @@ def _round(image: Image.Image, mask: Image.Image) -> None:
         image.paste(tuple(colour), mask=rim.point([v * opacity // 255 for v in range(256)]))
 
 
-def points(*pairs: tuple[float, float]) -> Floats:
-    return np.array(pairs, dtype=np.float64)
+def points(*numbers: float) -> Floats:
+    """[n, 2] from x, y, x, y, ..."""
+    return np.array(numbers, dtype=np.float64).reshape(-1, 2)
 
 
 def oval(x0: float, y0: float, x1: float, y1: float, begin: float = 0, end: float = 360) -> Floats:
@@ -139,6 +122,17 @@ def disc(x: float, y: float, r: float) -> Floats:
     return oval(x - r, y - r, x + r, y + r)
 
 
+def gleam(x: float, y: float, r: float) -> Floats:
+    """The line of a gleam in an eye of radius r."""
+    return np.asarray(points(x, y, x, y + 0.1) + np.array([r / 3, -r / 3]))
+
+
+def joined(*shapes: list[Any]) -> Floats:
+    return np.concatenate([SHAPES[name](*values) for name, *values in shapes])
+
+
+SHAPES: dict[str, Callable[..., Floats]] = {shape.__name__: shape for shape in (points, oval, box, disc, gleam, joined)}
+
 Layer = list[tuple[Floats, bool]]  # polygons, later ones on top; True: coloured as a mark, False: as the body
 
 STAR = np.array([(math.sin(k * math.pi / 5), -math.cos(k * math.pi / 5)) for k in range(10)])
@@ -146,7 +140,7 @@ STAR[1::2] *= 0.45
 _T = np.linspace(0, 2 * math.pi, 40)
 _HEART_Y = -(13 * np.cos(_T) - 5 * np.cos(2 * _T) - 2 * np.cos(3 * _T) - np.cos(4 * _T)) / 16
 HEART = np.stack([np.sin(_T) ** 3, _HEART_Y], 1)
-TRIANGLE = points((0, -1), (0.95, 0.8), (-0.95, 0.8))
+TRIANGLE = points(0, -1, 0.95, 0.8, -0.95, 0.8)
 
 
 def _fabric(pattern: str, body: Colour, mark: Colour, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -174,7 +168,7 @@ def _bands(pitch: float, bend: Callable[[Floats], Floats]) -> Layer:
 
 def _checks(side: float) -> Layer:
     cells = [(c, r) for r in range(-8, 9) for c in range(-8, 9) if (c + r) % 2 == 0]
-    square = points((0, 0), (1, 0), (1, 1), (0, 1))
+    square = points(0, 0, 1, 0, 1, 1, 0, 1)
     return [(50 + side * (square + cell), True) for cell in cells]
 
 
@@ -207,104 +201,3 @@ FABRICS: dict[str, Layer] = {
     "scales": _visible(_scales(9)),
 }
 PATTERNS = tuple(FABRICS)
-
-
-def _parts(colour: str, *shapes: Floats, width: float = 0.0) -> list[Part]:
-    return [Part(shape, colour, width) for shape in shapes]
-
-
-def _eyes(x: float, y: float, apart: float, r: float) -> list[Part]:
-    """Two eyes with a gleam."""
-    sides, up = (x - apart, x + apart), np.array([r / 3, -r / 3])
-    gleams = [points((side, y), (side, y + 0.1)) + up for side in sides]
-    return [*_parts("ink", *(disc(side, y, r) for side in sides)), *_parts("white", *gleams, width=r / 2)]
-
-
-def _smile(x: float, y: float, r: float) -> Part:
-    return Part(oval(x - r, y - r, x + r, y + r, 30, 150), "ink", 1.6)
-
-
-TOYS: dict[str, Toy] = {
-    "ball": Toy(body=[disc(50, 54, 38)]),
-    "kite": Toy(
-        body=[points((50, 2), (83, 34), (50, 72), (17, 34))],
-        behind=[
-            Part(points((50, 72), (52, 78), (50, 83), (45, 87), (44, 92), (48, 96), (55, 98)), "ink", 1.6),
-            Part(points((51, 80), (43, 76), (43, 84), (51, 80), (59, 76), (59, 84)), "accent"),
-            Part(points((44, 91), (37, 86), (36, 94), (44, 91), (52, 87), (52, 95)), "accent"),
-        ],
-        front=_parts("ink", points((50, 2), (50, 72)), points((17, 34), (83, 34)), width=1.4),
-        flies=True,
-    ),
-    "spinning top": Toy(
-        body=[
-            points((8, 40), (92, 40), (90, 52), (80, 64), (54, 88), (46, 88), (20, 64), (10, 52)),
-            oval(8, 30, 92, 50),
-        ],
-        behind=_parts("accent", box(45, 10, 55, 40, 2), disc(50, 10, 6.5), points((45, 86), (55, 86), (50, 95))),
-    ),
-    "block": Toy(
-        body=[points((50, 8), (87, 27), (87, 72), (50, 93), (13, 72), (13, 27))],
-        front=[
-            Part(points((87, 27), (87, 72), (50, 93), (50, 46)), "shade"),
-            *_parts("ink", points((13, 27), (50, 46), (87, 27)), points((50, 46), (50, 93)), width=1.6),
-        ],
-    ),
-    "robot": Toy(
-        body=[box(27, 12, 73, 42, 6), box(20, 45, 80, 86, 6)],
-        behind=[
-            Part(points((50, 12), (50, 5)), "ink", 1.8),
-            *_parts("accent", disc(50, 5, 3.6), box(8, 48, 20, 74, 5), box(80, 48, 92, 74, 5)),
-            *_parts("accent", box(28, 82, 44, 94, 3), box(56, 82, 72, 94, 3)),
-        ],
-        front=[
-            *_parts("white", disc(39, 25, 6.5), disc(61, 25, 6.5)),
-            *_eyes(50, 25.5, 11, 3.2),
-            Part(points((42, 36), (58, 36)), "ink", 2.2),
-        ],
-    ),
-    "balloon": Toy(
-        body=[oval(17, 4, 83, 76)],
-        behind=[
-            Part(points((50, 76), (47, 82), (53, 88), (48, 93), (51, 98)), "ink", 1.4),
-            Part(points((50, 74), (56, 82), (44, 82)), "accent"),
-        ],
-        flies=True,
-    ),
-    "drum": Toy(
-        body=[np.concatenate([oval(12, 66, 88, 92, 0, 180), oval(12, 24, 88, 50, 180, 360)])],
-        front=[
-            Part(oval(12, 24, 88, 50), "cream"),
-            *_parts("accent", oval(12, 31, 88, 57, 4, 176), oval(12, 64, 88, 90, 4, 176), width=3.4),
-            *_parts("ink", *(points((x, 10), (50 + (x - 50) / 4, 37)) for x in (24, 76)), width=3),
-            *_parts("accent", *(disc(50 + (x - 50) / 4, 37, 3.2) for x in (24, 76))),
-        ],
-    ),
-    "bear": Toy(
-        body=[disc(30, 15, 9), disc(70, 15, 9), oval(24, 8, 76, 50), oval(19, 42, 81, 95)],
-        behind=_parts("accent", oval(8, 52, 26, 76), oval(74, 52, 92, 76), oval(16, 82, 38, 97), oval(62, 82, 84, 97)),
-        front=[
-            Part(oval(38, 28, 62, 46), "cream"),
-            Part(oval(45, 30, 55, 37), "ink"),
-            _smile(50, 36, 5),
-            *_eyes(50, 24, 12, 3),
-        ],
-    ),
-    "doll": Toy(
-        body=[oval(27, 4, 73, 52), oval(17, 34, 83, 95)],
-        front=[
-            Part(oval(34, 13, 66, 44), "cream"),
-            Part(oval(34, 13, 66, 44, 180, 360), "accent"),
-            *_eyes(50, 32, 7, 2.2),
-            _smile(50, 34, 5.5),
-        ],
-    ),
-    "bus": Toy(
-        body=[box(5, 16, 95, 84, 10)],
-        front=[
-            *_parts("white", *(box(x, 23, x + 21, 40, 3) for x in (12, 39.5, 67))),
-            *_parts("ink", disc(26, 84, 10.5), disc(74, 84, 10.5)),
-            *_parts("accent", disc(26, 84, 4.5), disc(74, 84, 4.5)),
-        ],
-    ),
-}
