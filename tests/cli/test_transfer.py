@@ -12,7 +12,7 @@ from builders import make_model, make_msm4sr
 from calling import QUICK, Cli, Trained, metrics_of
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.transfer import start_from
+from msm4sr.experiments.stages import start_from
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.checkpoint import best_file, read_weights, save_weights, weights_of
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
-from msm4sr.experiments.transfer import start_from
+from msm4sr.experiments.stages import start_from
 from msm4sr.models.base import FactorizedModel
 from msm4sr.models.registry import from_pretrained
 from msm4sr.training.checkpoint import best_file, save_weights, weights_of

@@ -10,17 +10,15 @@ from typing import Annotated
 
 import typer
 
-from msm4sr.cli.compare import compare
+from msm4sr.cli.compare import compare, report
 from msm4sr.cli.console import console, log_to_console
-from msm4sr.cli.data import data
+from msm4sr.cli.data import data, fetch_images
 from msm4sr.cli.demo import demo
 from msm4sr.cli.doctor import doctor
 from msm4sr.cli.export import export
 from msm4sr.cli.features import features
-from msm4sr.cli.fetch import fetch_images
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
-from msm4sr.cli.report import report
 from msm4sr.cli.serve import serve
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
 from msm4sr.cli.tune import tune
@@ -32,21 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 log_to_console()
-for command in (
-    run,
-    extract,
-    pretrain,
-    finetune,
-    evaluate,
-    tune,
-    compare,
-    report,
-    recommend,
-    serve,
-    features,
-    demo,
-    doctor,
-):
+commands = run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, serve, features, demo, doctor
+for command in commands:
     app.command()(command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")

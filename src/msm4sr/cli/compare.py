@@ -1,4 +1,4 @@
-"""`msm4sr compare`: a grid of systems, data sets and seeds, and its table."""
+"""`msm4sr compare` and `msm4sr report`: a grid of systems, data sets and seeds, its table and its page."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ def compare(
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.compare import Options, file_time, run_cells, run_in_processes
-        from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
-        from msm4sr.experiments.grid_plan import GridRequest, plan_grid
+        from msm4sr.experiments.grid import GridRequest, cells_of, check_cells, enter_grid, plan_grid
         from msm4sr.reports.results import read_grid
 
         for folder in data:
@@ -131,3 +130,24 @@ def _print_table(table: ReportTable) -> None:
     for note in table.notes:
         if note.startswith("*"):
             console.print(note, markup=False)
+
+
+def report(
+    grid: Annotated[Path, typer.Argument(help="A grid folder.", metavar="GRID", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The output folder.", show_default="GRID/report", metavar="DIR")
+    ] = None,
+    metrics: Annotated[
+        list[str],
+        typer.Option("--metric", help="A metric to show. Can be given several times.", show_default="as in the paper"),
+    ] = [],
+) -> None:
+    """Write an HTML page with a grid's results, tests and intervals, and its tables as Markdown, LaTeX and CSV.
+
+    Also works for a grid that is still running.
+    """
+    with handle_errors():
+        from msm4sr.reports.comparison import check_metrics
+        from msm4sr.reports.grid_report import write_grid_report
+
+        console.print(f"report: {write_grid_report(grid, out, check_metrics(metrics))}", markup=False)

@@ -16,7 +16,6 @@ from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
-from msm4sr.experiments.transfer import start_from
 from msm4sr.features.extract import Extraction
 from msm4sr.features.extractors.precomputed import file_hash
 from msm4sr.features.store import Features
@@ -37,12 +36,13 @@ from msm4sr.training.checkpoint import (
     set_weights,
 )
 from msm4sr.training.settings import StageSettings
-from msm4sr.training.stages import STAGES, has_stage, task_for
+from msm4sr.training.stages import STAGES, can_transfer, has_stage, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions, stage_identity
 
 logger = logging.getLogger(__name__)
 
 FEW = 0.5  # warn if a smaller share of the items has a modality
+DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the items and users of the other data
 
 
 # -- data and features -----------------------------------------------------------------------------------------------
@@ -271,3 +271,41 @@ def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = 
     stages = [stage for stage in earlier if has_stage(model, stage, run.settings)]
     if stages:
         restore(run, dataset, model, stages[-1])
+
+
+def start_from(folder: Path, model: Model) -> None:
+    """Load the pre-trained weights of another run into the model, except those that are specific to its data.
+
+    Modalities that the run has and the model lacks are skipped.
+
+    Raises:
+        InputError: the model is not MSM4SR; the run has no pre-trained weights, lacks a modality of the model, or has
+            another embedding dimension or model size.
+    """
+    if not can_transfer(model):
+        raise InputError("pretrain.init_from is for msm4sr only")
+    file = best_file(folder / "checkpoints", "pretrain")
+    if not file.exists():
+        raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
+    weights = read_weights(file)
+    there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
+    own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
+    for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:
+        if modality not in there:
+            raise InputError(
+                f"pretrain.init_from: {folder} was not pre-trained on {modality}, only on {' and '.join(there)}"
+            )
+        name = f"encoders.{modality}.experts.gate.weight"  # [K, D_in]
+        then, now = weights[name].shape[1], own[name].shape[1]
+        if then != now:
+            raise InputError(
+                f"pretrain.init_from: {modality} is {then}-d in {folder} and {now}-d here; both need the same encoder"
+            )
+    for name, weight in own.items():
+        if name not in weights or weights[name].shape != weight.shape:
+            shapes = [list(found[name].shape) if name in found else "absent" for found in (weights, own)]
+            raise InputError(
+                f"pretrain.init_from: {folder} has another model: {name} is {shapes[0]} there and {shapes[1]} here; "
+                "use the same model settings"
+            )
+    set_weights(model, dict(model.named_parameters()) | {name: weights[name] for name in own})
