@@ -120,7 +120,7 @@ def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) ->
 
 def _describe_modality(modality: str, rows: Features, n_items: int) -> None:
     """Log how many items have a modality; warn if most lack it."""
-    count = rows.n_items_with_rows
+    count = int((rows.lengths > 0).sum())
     if not count:
         logger.warning("%s: missing for every item; the model is trained without it", modality)
         return

@@ -45,8 +45,7 @@ def extract_features(
         rows if it lacks the modality.
 
     Raises:
-        InputError: an encoder that cannot be loaded, embeddings that cannot be used, or with `strict` an image that
-            cannot be used.
+        InputError: an encoder, embeddings, or with `strict` an image that cannot be used.
     """
     return Extraction(dataset, Path(out), settings, precomputed, device, strict, progress).extract()
 

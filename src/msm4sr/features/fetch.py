@@ -226,17 +226,21 @@ class _Fetcher:
         for url, stem in queue:
             try:
                 data = await self._try(session, url)
-                suffix = await asyncio.to_thread(_suffix, data)
+                self.found[url] = await asyncio.to_thread(self._write, stem, data)
             except BrokenImage as refused:
                 self.failed[url] = refused.reason
-            else:
-                await asyncio.to_thread(self._write, stem + suffix, data)
-                self.found[url] = f"images/{stem}{suffix}"
             self.advance(1)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, stem: str, data: bytes) -> str:
+        """Write an image that can be decoded completely, and return its path. Raises BrokenImage."""
+        decoded = decode_image(data)
+        if min(decoded.size) < SMALLEST:
+            raise BrokenImage(f"{decoded.width} x {decoded.height} pixels: a placeholder")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            name = stem + SUFFIXES[str(image.format)]
         with atomic_file(self.images / name) as unfinished:
             unfinished.write_bytes(data)
+        return f"images/{name}"
 
     async def _try(self, session: aiohttp.ClientSession, url: str) -> bytes:
         """The bytes at `url`, after as many tries as the settings allow."""
@@ -319,8 +323,7 @@ class _Fetcher:
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds, from a number or a date; None for anything else."""
-    if value is None:
-        return None
+    value = value or ""
     with suppress(ValueError):
         if value.strip().isdigit():
             return float(value)
@@ -328,12 +331,3 @@ def _retry_after(value: str | None) -> float | None:
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())
     return None
-
-
-def _suffix(data: bytes) -> str:
-    """The suffix of the format of an image that can be decoded completely. Raises BrokenImage."""
-    decoded = decode_image(data)
-    if min(decoded.size) < SMALLEST:
-        raise BrokenImage(f"{decoded.width} x {decoded.height} pixels: a placeholder")
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return SUFFIXES[str(image.format)]

@@ -62,10 +62,6 @@ class Features(Ragged):
     def dim(self) -> int:
         return int(self.values.shape[1])
 
-    @property
-    def n_items_with_rows(self) -> int:
-        return int(np.count_nonzero(self.lengths))
-
     def of(self, item_ids: Sequence[str]) -> Features:
         """The features of some of the items, in the order given."""
         place = {name: item for item, name in enumerate(self.item_ids)}

@@ -123,9 +123,8 @@ class Catalogue:
     def known_rows(self, history: Sequence[str], strict: bool = False, where: str = "") -> tuple[list[int], list[str]]:
         """The rows of a history's items, in its order, and the ids that are unknown.
 
-        Raises:
-            InputError: the history is empty, none of its items is known, or with `strict` one is unknown; the message
-                begins with `where`.
+        Raises InputError, with `where` before the message, if the history is empty, none of its items is known, or with
+        `strict` one is unknown.
         """
         if not history:
             raise InputError(f"{where}the history is empty: give at least one item id")
@@ -137,10 +136,8 @@ class Catalogue:
         if strict:
             raise UnknownItem(where + "\n".join(no_such_item(item_id, self.items) for item_id in unknown))
         if not known:
-            example = f"({unknown[0][:LONGEST_ID]!r}, for example)"
-            raise InputError(
-                f"{where}none of the history's items is in the catalogue {example}: give at least one that is"
-            )
+            none = f"none of the history's items is in the catalogue ({unknown[0][:LONGEST_ID]!r}, for example)"
+            raise InputError(f"{where}{none}: give at least one that is")
         return known, unknown
 
     def _rows(self, item_ids: Sequence[str]) -> list[int | None]:

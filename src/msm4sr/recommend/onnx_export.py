@@ -100,13 +100,8 @@ class NewItemEncoder(nn.Module):
 def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], out: Path, name: str) -> list[Path]:
     """Export a model in evaluation mode into a new or empty folder, completely or not at all; return the files.
 
-    Args:
-        item_ids: the ids of the model's items.
-        titles: theirs.
-        name: of the run, for the README and messages.
-
-    Raises:
-        InputError: the model is not factorized, `out` is not empty, or the exporter is not installed.
+    `item_ids` and `titles` are those of the model's items, `name` is that of the run. Raises InputError if the model is
+    not factorized, `out` is not empty, or the exporter is not installed.
     """
     if find_spec("onnxscript") is None:
         raise InputError("the export needs the extra 'onnx': pip install 'msm4sr[onnx]'")
@@ -145,41 +140,31 @@ def write_graphs(model: FactorizedModel, folder: Path) -> str:
     batch = Dim("batch")
     length = {1: Dim("length", max=model.max_history)} if model.max_history > 1 else {}
     example = torch.arange(2 * min(3, model.max_history)).view(2, -1) % len(embeddings)
-    _export(
-        HistoryEncoder(model),
-        (embeddings, example, torch.tensor([2, example.shape[1]])),
-        folder / "histories.onnx",
-        {"embeddings": {0: Dim("items")}, "histories": {0: batch, **length}, "lengths": {0: batch}},
-        ["queries"],
-    )
+    examples = (embeddings, example, torch.tensor([2, example.shape[1]]))
+    shapes: dict[str, Any] = {"embeddings": {0: Dim("items")}, "histories": {0: batch, **length}, "lengths": {0: batch}}
+    names = {"input_names": list(shapes), "output_names": ["queries"]}
+    _export(HistoryEncoder(model), examples, folder / "histories.onnx", shapes, **names)
     if not has_content(model):
         return ""
     dims = {modality: model.content_rows(modality).values.shape[1] for modality in model.content_modalities}
     features = (torch.tensor([[3, 1]] * len(dims)), *(torch.zeros(4, dim) for dim in dims.values()))
     shapes = {"lengths": {1: Dim("items")}, "rows": tuple({0: Dim(f"{modality}_rows")} for modality in dims)}
-    names = ["lengths", *dims]
-    _export(NewItemEncoder(model), features, folder / "items.onnx", shapes, ["embeddings", "item_vectors"], names)
+    names = {"input_names": ["lengths", *dims], "output_names": ["embeddings", "item_vectors"]}
+    _export(NewItemEncoder(model), features, folder / "items.onnx", shapes, **names)
     inputs = [f"`{modality}` float32 [rows, {dim}]" for modality, dim in dims.items()]
     return f"{', '.join(inputs)}, and `lengths` int64 [{len(dims)}, items]"
 
 
 def _export(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    file: Path,
-    shapes: dict[str, Any],
-    outputs: list[str],
-    inputs: list[str] | None = None,
+    module: nn.Module, example: tuple[Tensor, ...], file: Path, shapes: dict[str, Any], **names: list[str]
 ) -> None:
     """Export a module without the progress and the warnings of the exporter."""
-    names: dict[str, Any] = {"input_names": inputs or list(shapes), "output_names": outputs}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module.eval(), example, file, dynamic_shapes=shapes, dynamo=True, external_data=False, **names
-            )
+            options: dict[str, Any] = {"dynamic_shapes": shapes, "dynamo": True, "external_data": False, **names}
+            torch.onnx.export(module.eval(), example, file, **options)
     finally:
         logging.disable(before)

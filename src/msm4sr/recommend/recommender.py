@@ -241,8 +241,7 @@ class Recommender:
     def remove_items(self, item_ids: Sequence[str]) -> None:
         """From the next call on these items are not recommended, and unknown in histories. All are removed, or none.
 
-        Raises:
-            InputError: an unknown item, or no item would remain.
+        Raises InputError for an unknown item, or if no item would remain.
         """
         with self._changing:
             rest = self.catalogue.without(item_ids)

@@ -47,11 +47,7 @@ def app_from_environment() -> FastAPI:
 
 
 def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
-    """The application over a run. When the process `parent` ends, this one ends as well.
-
-    Raises:
-        InputError: the run or its state cannot be used.
-    """
+    """The application over a run. When the process `parent` ends, this one ends as well. Raises as `Service`."""
     served = Service(settings)
     # One thread is fastest unless a history is multiplied with a large catalogue.
     large = products_per_history(served.recommender) > PRODUCTS_INLINE

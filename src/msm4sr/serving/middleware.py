@@ -20,7 +20,6 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-CLOSE = {"Connection": "close"}
 
 
 class RequestLimits:
@@ -98,5 +97,5 @@ class _Exchange:
             self._refuse(413, f"the request is larger than {self._limits.max_body:,} bytes; send less at once")
 
     def _refuse(self, status: int, detail: str) -> NoReturn:
-        self.refused = Refused(status, detail, CLOSE)
+        self.refused = Refused(status, detail, {"Connection": "close"})
         raise self.refused from None

@@ -57,8 +57,7 @@ class Change:
 class ItemStore:
     """The store in a folder; it is created if it does not exist. Thread-safe.
 
-    Raises:
-        InputError: the file is damaged, of a later version, or cannot be written.
+    Raises InputError if the file is damaged, of a later version, or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +68,13 @@ class ItemStore:
             self._connection = self._connect()
             self._reading = self._connect()
             with self._transaction():
-                self._prepare()
+                (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+                if version > FORMAT:
+                    known = f"(format {version}, known is {FORMAT})"
+                    raise InputError(f"{self.file}: made by a later version of msm4sr {known}")
+                for statement in _SCHEMA.split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {FORMAT}")
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{self.file}: cannot be used ({error}); name another --state, or remove it") from None
 
@@ -78,14 +83,6 @@ class ItemStore:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         return connection
-
-    def _prepare(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > FORMAT:
-            raise InputError(f"{self.file}: made by a later version of msm4sr (format {version}, known is {FORMAT})")
-        for statement in _SCHEMA.split(";"):
-            self._connection.execute(statement)
-        self._connection.execute(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
         self._connection.close()
@@ -134,11 +131,7 @@ class ItemStore:
             return self._reading.execute(query, values).fetchall()
 
     def add(self, items: Sequence[Item], encoded_by: str, replaces: Sequence[bool]) -> None:
-        """Store new items with their image files and features.
-
-        Raises:
-            ItemExists: another process has added one of them meanwhile.
-        """
+        """Store new items, images and features. Raises ItemExists if another process has added one of them."""
         with self._transaction():
             for item, in_place in zip(items, replaces, strict=True):
                 if self._removed(item.item_id) is False:
@@ -154,11 +147,7 @@ class ItemStore:
                 )
 
     def remove(self, item_id: str, of_the_run: bool) -> None:
-        """Store that an item was removed.
-
-        Raises:
-            UnknownItem: another process has removed it meanwhile.
-        """
+        """Store that an item was removed. Raises UnknownItem if another process has removed it meanwhile."""
         with self._transaction():
             removed = self._removed(item_id)
             if removed or (removed is None and not of_the_run):
