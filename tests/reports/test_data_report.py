@@ -15,7 +15,7 @@ from test_pages import EVIL, Page
 
 from msm4sr.data.statistics import statistics
 from msm4sr.reports.data_report import _over_time, write_data_report
-from msm4sr.reports.pages.bars import histogram
+from msm4sr.reports.pages.charts import histogram
 
 
 @pytest.fixture

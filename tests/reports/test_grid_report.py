@@ -15,8 +15,7 @@ from test_pages import EVIL, Page
 
 from msm4sr.errors import InputError
 from msm4sr.reports.grid_report import write_grid_report
-from msm4sr.reports.pages.bars import WIDTH, difference_bars
-from msm4sr.reports.pages.panels import Curve, panels
+from msm4sr.reports.pages.charts import WIDTH, Curve, difference_bars, panels
 
 
 @pytest.fixture(scope="module")

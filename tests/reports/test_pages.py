@@ -16,7 +16,7 @@ from PIL import Image
 from msm4sr.data.items import Item
 from msm4sr.features.images import load_image
 from msm4sr.reports.pages.charts import learning_curves, ticks
-from msm4sr.reports.pages.recommendations import ExampleUser, recommendation_page
+from msm4sr.reports.pages.page import ExampleUser, recommendation_page
 from msm4sr.reports.run_report import RunReport, run_page
 
 EVIL = "<script>alert(1)</script>"

@@ -76,7 +76,7 @@ def _write_page(
     file: Path, who: str, recommender: Recommender, history: list[str], found: list[Recommendation]
 ) -> None:
     from msm4sr.files import write_text
-    from msm4sr.reports.pages.recommendations import ExampleUser, recommendation_page
+    from msm4sr.reports.pages.page import ExampleUser, recommendation_page
 
     example = ExampleUser(
         label=who[0].upper() + who[1:],

@@ -82,9 +82,7 @@ class Statistics:
             ("Repeated interactions", f"{self.repeats:,} ({self.repeats / self.n_interactions:.1%})"),
             ("Unseen items", share(int((self.item_counts == 0).sum()))),
             ("Items with title or text", share(either)),
-            ("Items with text", share(self.has("text"))),
-            ("Items with categories", share(self.has("categories"))),
-            ("Items with image", share(self.has("image"))),
+            *((f"Items with {column}", share(self.has(column))) for column in ("text", "categories", "image")),
         ]
         if addresses:
             lines.append(("Items with unfetched images", f"{share(addresses)}; download them with fetch-images"))

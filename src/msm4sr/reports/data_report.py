@@ -14,8 +14,7 @@ from msm4sr.data.items import Item, is_url
 from msm4sr.data.schema import PROVENANCE
 from msm4sr.data.statistics import Statistics
 from msm4sr.files import write_text
-from msm4sr.reports.pages.bars import bar_chart, histogram
-from msm4sr.reports.pages.charts import Chart
+from msm4sr.reports.pages.charts import Chart, bar_chart, histogram
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.pages.thumbnails import Thumbnails
 

@@ -13,9 +13,8 @@ from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
 from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
-from msm4sr.reports.pages.bars import DifferenceBar, difference_bars
+from msm4sr.reports.pages.charts import Curve, DifferenceBar, Panels, difference_bars, panels
 from msm4sr.reports.pages.page import render
-from msm4sr.reports.pages.panels import Curve, Panels, panels
 from msm4sr.reports.results import GridResults, Outcome, read_grid
 from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (

@@ -17,8 +17,7 @@ from msm4sr.files import write_text
 from msm4sr.models.base import Model
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.reports.pages.charts import learning_curves
-from msm4sr.reports.pages.page import render
-from msm4sr.reports.pages.recommendations import ExampleUser
+from msm4sr.reports.pages.page import ExampleUser, render
 from msm4sr.reports.pages.thumbnails import Thumbnails
 
 EXAMPLES = 6  # users shown
@@ -49,11 +48,7 @@ def write_run_report(
 ) -> Path:
     """Write `report.html` into the folder of a run, whose seed draws the example users, and return its path.
 
-    Args:
-        dataset: that the run was trained on.
-        model: that it trained.
-        metrics: as in its metrics.json.
-        comparison: systems and their test metrics, shown as a table.
+    `metrics` are as in its metrics.json; `comparison` has systems and their test metrics, shown as a table.
     """
     file = run.folder / "report.html"
     report = RunReport(

@@ -14,17 +14,10 @@ from msm4sr.files import write_text
 
 DIGITS = 4  # of a metric, as in the paper
 ESCAPED = {
-    "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    ">": "$>$",
-    "<": "$<$",
-}
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "–": "--", "−": "$-$", "×": r"$\times$", ">": "$>$", "<": "$<$",
+}  # fmt: skip
 
 
 def signed(value: float, form: str = f".{DIGITS}f") -> str:

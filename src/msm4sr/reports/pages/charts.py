@@ -1,13 +1,26 @@
-"""Charts as geometry: values in, coordinates for a small SVG out (drawn by `charts.html.jinja`)."""
+"""Charts as geometry: values in, coordinates for a small SVG out (drawn by `charts.html.jinja`).
+
+Panels are small charts side by side that share their axes, one a system: its curves over those of all others, in grey.
+A dozen systems in one chart need a dozen colours, which are hard to distinguish; here the title names the curve.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from msm4sr.reports.table_writer import signed
+
 WATCHED = ("recall@20", "ndcg@10")  # metrics whose learning curves are drawn, where a run has logged them
 STAGES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
+GAP = 2.0  # between bars, viewBox units
+EDGES = [0, 1, 2, 3, *(factor * 10**power for power in range(12) for factor in (5, 10, 20))]  # of bins
+WIDTH = 100.0  # viewBox units of a strip of a difference, which the page scales to the available width
+MOST_LABELS = 12  # on the x axis, so that they do not overlap on a phone
 
 Point = tuple[float, float]
 Ticks = Sequence[tuple[float, str]]
@@ -52,6 +65,7 @@ class Frame:
 
 
 CHART = Frame(360, 190, left=46, right=14, top=12, bottom=26)  # a phone's width, so that its text is readable there
+PANEL = Frame(240, 150, left=40, right=20, top=10, bottom=24)  # about pixels where four are side by side
 
 
 @dataclass(frozen=True)
@@ -162,3 +176,131 @@ def short(number: int) -> str:
         if number >= size:
             return f"{number / size:g}{letter}"
     return str(number)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points from left to right; `early`: of a stage before the last one."""
+
+    points: Sequence[Point]
+    early: bool = False
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Charts with the same axes; `background`: the curves of all systems, as SVG points."""
+
+    title: str
+    x_name: str
+    panels: list[Chart]
+    background: list[str]
+
+
+def panels(
+    title: str, x_name: str, curves: Mapping[str, Sequence[Curve]], ours: Sequence[str] = (), names: Sequence[str] = ()
+) -> Panels | None:
+    """A panel for each system that has a point, ours first; None where none has.
+
+    Args:
+        title: what is on the y axis.
+        x_name: what is on the x axis. It is logarithmic, since the speeds of systems differ tenfold.
+        curves: system to its curves, one a seed and stage.
+        ours: systems to mark.
+        names: of the values 0, 1, 2, ... of a categorical x axis, on which no point is marked as the highest.
+    """
+    drawn = {name: there for name, own in curves.items() if (there := [curve for curve in own if curve.points])}
+    if not drawn:
+        return None
+    xs, ys = zip(*(point for own in drawn.values() for curve in own for point in curve.points), strict=True)
+    y_ticks = ticks(min(0.0, *ys), max(ys), 3)
+    x, y = PANEL.x(min(xs), max(xs), log=not names), PANEL.y(y_ticks)
+    marks = list(enumerate(names)) or [(mark, short(mark)) for mark in _marks(x.low, x.high)]
+    axes = Chart(title, "", PANEL, [(x(mark), label) for mark, label in marks], labelled(y_ticks, y))
+    charts = []
+    for name in sorted(drawn, key=lambda name: name not in ours):
+        own = drawn[name]
+        last = [curve for curve in own if not curve.early] or own
+        across, value = max((point for curve in last for point in curve.points), key=lambda point: point[1])
+        where = names[int(across)] if names else f"{across:,.0f}"
+        lines = [draw(name, curve.points, x, y, "early" if curve.early else "", bool(names)) for curve in own]
+        if not names:
+            lines.append(Line(name, "", best=((x(across), y(value)), f"{value:.4f}")))
+        description = f"{name}: {title}, highest {value:.4f} at {x_name} {where}."
+        charts.append(replace(axes, title=name, description=description, lines=lines, ours=name in ours))
+    background = [draw("", curve.points, x, y).points for own in drawn.values() for curve in own if not curve.early]
+    return Panels(title, x_name, charts, background)
+
+
+def _marks(low: float, high: float) -> list[int]:
+    """Round numbers from `low` to `high`: at least three of them, if there are so many."""
+    for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        found = [f * 10**power for power in range(8) for f in factors if max(low, 1) <= f * 10**power <= max(high, 1)]
+        if len(found) >= 3:
+            break
+    return found
+
+
+def histogram(title: str, what: str, values: np.ndarray) -> Chart:
+    """How many of `values` (integers of 0 or more, one for each `what`) are 0, 1, 2, 3-4, 5-9, 10-19, 20-49, ..."""
+    first, last = (int(np.searchsorted(EDGES, bound, side="right")) for bound in (values.min(), values.max()))
+    edges = EDGES[first - 1 : last + 1]
+    counts = np.histogram(values, np.array(edges))[0]
+    names = [f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}" for low, high in itertools.pairwise(edges)]
+    return bar_chart(title, what, dict(zip(names, counts.tolist(), strict=True)), [short(edge) for edge in edges])
+
+
+def bar_chart(
+    title: str, what: str, counts: dict[str, int], labels: Sequence[str], most_labels: int = MOST_LABELS
+) -> Chart:
+    """One bar for each name in `counts`, with its label under the axis where it fits."""
+    y_ticks = ticks(0, max(counts.values()), 4)
+    y = CHART.y(y_ticks)
+    step = (CHART.width - CHART.left - CHART.right) / len(counts)
+    gap = GAP if step > 3 * GAP else 0.0
+    bars = []
+    for number, (name, count) in enumerate(counts.items()):
+        x, height = round(CHART.left + number * step + gap / 2, 2), round(y(0) - y(count), 1)
+        bars.append(Bar(x, y(count), round(step - gap, 2), height, f"{name}: {count:,} {what}"))
+    names, highest = list(counts), max(bars, key=lambda bar: bar.height).text
+    shown = range(0, len(bars), math.ceil(len(bars) / most_labels))
+    return Chart(
+        title=title,
+        description=f"{title}: {len(bars)} bars, from {names[0]} to {names[-1]}; the highest is {highest}.",
+        frame=CHART,
+        x_ticks=[(round(CHART.left + (number + 0.5) * step, 1), labels[number]) for number in shown],
+        y_ticks=[(y(tick), short(int(tick))) for tick in y_ticks if tick == int(tick)],
+        bars=bars,
+    )
+
+
+@dataclass(frozen=True)
+class DifferenceBar:
+    """A bar; positions are from 0 to WIDTH, on the scale that all bars of a chart share."""
+
+    label: str
+    x: float
+    width: float
+    low: float
+    high: float
+    zero: float
+    text: str
+    interval: str
+    sign: int  # 1: significantly above zero, -1: significantly below, 0: neither
+    ours: bool
+
+
+def difference_bars(rows: Sequence[tuple[str, float, float, float, int, bool]]) -> list[DifferenceBar]:
+    """Rows of (label, difference, low, high, sign, ours) on one scale that holds zero and all intervals."""
+    least = min([0.0, *(low for _, _, low, _, _, _ in rows)])
+    most = max([0.0, *(high for _, _, _, high, _, _ in rows)])
+    span = (most - least) or 1.0
+
+    def at(value: float) -> float:
+        return round(1 + (WIDTH - 2) * (value - least) / span, 2)
+
+    bars = []
+    for label, mean, low, high, sign, ours in rows:
+        x, width = min(at(0), at(mean)), round(abs(at(mean) - at(0)), 2)
+        interval = f"[{signed(low)}, {signed(high)}]"
+        bars.append(DifferenceBar(label, x, width, at(low), at(high), at(0), signed(mean), interval, sign, ours))
+    return bars

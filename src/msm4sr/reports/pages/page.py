@@ -1,20 +1,24 @@
-"""A page from a template: one style sheet, a policy that forbids all else, and filters for what templates show."""
+"""Pages from templates, with one style sheet and a policy that forbids all else; the page of recommendations."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from msm4sr.reports.pages.thumbnails import initial_of, tint_of
+from msm4sr.data.items import Item
+from msm4sr.reports.pages.thumbnails import Thumbnails, initial_of, tint_of
 from msm4sr.reports.tables import metric_name
 
 T = TypeVar("T")
+SHOWN_HISTORY = 10  # items of a history on a page: the latest, which say most about what comes next
 
 
 def number(value: float) -> str:
@@ -45,3 +49,34 @@ def render(template: str, **values: object) -> str:
     environment.filters |= {"metric_name": metric_name, "number": number, "with_bars": with_bars}
     environment.filters |= {"initial": initial_of, "tint": tint_of}
     return environment.get_template(template).render(style=Markup(style), style_hash=digest, **values)
+
+
+@dataclass(frozen=True)
+class ExampleUser:
+    """A user, or any history, and what is recommended: a section of a page."""
+
+    label: str
+    history: Sequence[Item]  # oldest first
+    recommended: Sequence[tuple[Item, float]]  # with scores, best first
+    target: Item | None = None  # that the user interacted with next, where it is known; marked if it is recommended
+
+    @property
+    def latest(self) -> Sequence[Item]:
+        """The part of the history that is shown."""
+        return self.history[-SHOWN_HISTORY:]
+
+    def is_target(self, item: Item) -> bool:
+        return self.target is not None and item.item_id == self.target.item_id
+
+    @property
+    def target_rank(self) -> int | None:
+        """The rank of the target among the recommended items, from 1."""
+        return next((rank for rank, (item, _) in enumerate(self.recommended, 1) if self.is_target(item)), None)
+
+
+def recommendation_page(title: str, users: Sequence[ExampleUser], folder: Path | None) -> str:
+    """One HTML page: each user's history as a strip of images, the recommendations as a grid of cards.
+
+    Images are read from `folder`, that of the data set; None: no images.
+    """
+    return render("recommendations.html.jinja", title=title, users=users, thumbnails=Thumbnails(folder))
