@@ -60,24 +60,15 @@ class DataSettings(Strict):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Users, items and histories, numbered from 0.
-
-    Attributes:
-        user_ids: in order of first appearance in the file.
-        item_ids: in row order of `items.parquet`: the complete catalogue, unseen items included.
-        histories: the item numbers (int32) of each user, oldest first.
-        items: row i describes item i: item_id, title, text, categories, image (see `read_items`).
-        dropped: reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0.
-        trained_on: bool [users]: whose interactions are trained on; None: those of all users.
-    """
+    """Users, items and histories, numbered from 0."""
 
     folder: Path
-    user_ids: list[str]
-    item_ids: list[str]
-    histories: Ragged
-    items: pl.DataFrame
-    dropped: dict[str, int]
-    trained_on: Flags | None = None
+    user_ids: list[str]  # in order of first appearance in the file
+    item_ids: list[str]  # in row order of `items.parquet`: the complete catalogue, unseen items included
+    histories: Ragged  # the item numbers (int32) of each user, oldest first
+    items: pl.DataFrame  # row i describes item i: item_id, title, text, categories, image (see `read_items`)
+    dropped: dict[str, int]  # reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0
+    trained_on: Flags | None = None  # bool [users]: whose interactions are trained on; None: those of all users
 
     @property
     def n_users(self) -> int:
@@ -94,17 +85,11 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What to rank: item `targets[row]` given `histories[row]`.
+    """What to rank: item `targets[row]` given `histories[row]`."""
 
-    Attributes:
-        histories: item numbers, oldest first, one row for each target.
-        targets: int64 [rows].
-        users: int64 [rows]: the user of each row; None: users 0, 1, ...
-    """
-
-    histories: Ragged
-    targets: Ints
-    users: Ints | None = None
+    histories: Ragged  # item numbers, oldest first, one row for each target
+    targets: Ints  # int64 [rows]
+    users: Ints | None = None  # int64 [rows]: the user of each row; None: users 0, 1, ...
 
 
 def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) -> Dataset:

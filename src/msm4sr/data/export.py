@@ -37,9 +37,7 @@ class Exported:
 def export_recbole(folder: Path, out: Path) -> Exported:
     """Write RecBole's atomic files: `NAME.inter`, `NAME.item`, and `NAME.yaml` with the columns and the protocol.
 
-    Args:
-        folder: the prepared folder.
-        out: a new or an empty folder; its name is NAME, as RecBole requires.
+    `out` is a new or an empty folder; its name is NAME, as RecBole requires.
 
     Raises:
         InputError: `folder` is no prepared folder, an ID contains a tab or a line break, `out` is not empty.

@@ -17,27 +17,17 @@ def is_url(image: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """An item of a catalogue, or one to add: an id, its content, and optionally its features.
+    """An item of a catalogue, or one to add: an id, its content, and optionally its features."""
 
-    Attributes:
-        item_id: unique in its catalogue.
-        title: None for an item without one.
-        text: a description; None for an item without one.
-        categories: names.
-        images: paths relative to the folder of the data set, or the bytes of image files.
-        features: modality to float32 [rows, dim], from the frozen encoders or precomputed.
-        sentences: the sentence of each row of the text.
-        keywords: the keywords of each image.
-    """
-
-    item_id: str
+    item_id: str  # unique in its catalogue
     title: str | None = None
-    text: str | None = None
+    text: str | None = None  # a description
     categories: Sequence[str] = ()
-    images: Sequence[str | bytes] = ()
+    images: Sequence[str | bytes] = ()  # paths relative to the folder of the data set, or the bytes of image files
+    # Modality to float32 [rows, dim], from the frozen encoders or precomputed.
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    sentences: Sequence[str] = ()
-    keywords: Sequence[Sequence[str]] = ()
+    sentences: Sequence[str] = ()  # the sentence of each row of the text
+    keywords: Sequence[Sequence[str]] = ()  # the keywords of each image
 
     @property
     def name(self) -> str:

@@ -73,11 +73,7 @@ class GridResults:
 
 
 def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
-    """Read all that a report shows.
-
-    Args:
-        folder: of the grid.
-        grid: a part of it, for a report on that part; None: all of it.
+    """Read all that a report shows, of `grid` where only a part of the grid in `folder` is reported.
 
     Raises:
         InputError: there is no grid, or a file in it cannot be read.

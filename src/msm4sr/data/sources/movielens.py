@@ -27,9 +27,9 @@ from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
 
 GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
 """The last 19 columns of `u.item`, in order."""
 MOVIE_COLUMNS = {name: ITEM_COLUMNS[name] for name in ("item_id", "title", "categories")}
 

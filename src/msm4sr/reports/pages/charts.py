@@ -199,14 +199,11 @@ class Panels:
 def panels(
     title: str, x_name: str, curves: Mapping[str, Sequence[Curve]], ours: Sequence[str] = (), names: Sequence[str] = ()
 ) -> Panels | None:
-    """A panel for each system that has a point, ours first; None where none has.
+    """A panel for each system that has a point, those of `ours` first and marked; None where none has.
 
-    Args:
-        title: what is on the y axis.
-        x_name: what is on the x axis. It is logarithmic, since the speeds of systems differ tenfold.
-        curves: system to its curves, one a seed and stage.
-        ours: systems to mark.
-        names: of the values 0, 1, 2, ... of a categorical x axis, on which no point is marked as the highest.
+    The y axis shows `title`, the x axis `x_name`: logarithmic, since the speeds of systems differ tenfold, or the
+    categories `names` at 0, 1, 2, ..., and then no point is marked as the highest. A system has a curve for each seed
+    and stage.
     """
     drawn = {name: there for name, own in curves.items() if (there := [curve for curve in own if curve.points])}
     if not drawn:
