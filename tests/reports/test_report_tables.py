@@ -121,7 +121,7 @@ def test_failed_and_missing_cells_are_marked(tmp_path: Path) -> None:
     assert few.text.endswith("*")
     assert few.tip.startswith("1 of 2 seeds")
     assert few.deviation is None
-    assert any(note.startswith("* mean over the seeds that are finished") for note in table.notes)
+    assert any(note.startswith("* mean over the finished seeds") for note in table.notes)
 
 
 @pytest.mark.parametrize("ours", [["none"], list(RANKS)])
@@ -136,7 +136,7 @@ def test_without_baselines_or_without_ours_there_is_no_improvement(tmp_path: Pat
 
 def test_a_grid_of_one_seed_has_no_deviations(tmp_path: Path) -> None:
     table = main(results(tmp_path, seeds=(0,)))
-    assert any(note.startswith("One seed, so there are no deviations") for note in table.notes)
+    assert any(note.startswith("One seed, hence no deviations") for note in table.notes)
     assert all(cell.deviation is None for each in table.lines for cell in each.cells)
     assert line(table, "Improvement")["shop", "N@10"].text.startswith("+")
 
@@ -191,11 +191,11 @@ def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) ->
     (comparison,) = measure(read_grid(grid), METRICS, resamples=50)
     table = held_out_table(comparison, "shop")
     assert [each.label for each in table.lines] == ["SASREC", "MSM4SR", "Random"]
-    assert table.groups == [("among all items", 6), ("among those held out", 6)]
+    assert table.groups == [("among all items", 6), ("among held-out items", 6)]
     best = line(table, "MSM4SR")["among all items", "R@10"]
     assert (best.text, best.place) == ("0.3500", 1)
     assert best.deviation == pytest.approx(0.0707, abs=1e-4)
-    assert line(table, "Random")["among those held out", "N@5"].text == "0.0500"
+    assert line(table, "Random")["among held-out items", "N@5"].text == "0.0500"
     assert table.notes[0].startswith("The 1,200 users whose last item is one of the 34 held out of training")
 
 

@@ -157,8 +157,8 @@ def test_a_page_of_another_site_cannot_change_anything(client: TestClient, ids: 
         ({"history": []}, ["history", "at least 1"]),
         ({}, ["history", "required"]),
         ({"history": ["x"], "k": 0}, ["k", "greater than or equal to 1"]),
-        ({"history": ["x"], "k": 51}, ["k is 51; ask for 50 items at most"]),
-        ({"history": ["x"] * 31}, ["a history of 31 items; send the latest 30"]),
+        ({"history": ["x"], "k": 51}, ["k is 51; ask for at most 50 items"]),
+        ({"history": ["x"] * 31}, ["a history of 31 items; send at most the latest 30"]),
         ({"history": ["x"], "kk": 3}, ["kk", "not permitted"]),
         ({"history": ["x"]}, ["none of the history's items is in the catalogue", "'x'"]),
         ({"history": ["x" * 201]}, ["history.0", "at most 200"]),
@@ -184,8 +184,8 @@ def test_a_modality_that_does_not_score_is_refused(client: TestClient, ids: list
         ({}, [b"no image"], 422, ["image 1 cannot be used: not an image"]),
         ({}, [jpeg(), jpeg()[:100]], 422, ["image 2 cannot be used: damaged or cut short"]),
         ({}, [jpeg(size=(20_001, 1))], 422, ["a side is over 20,000"]),
-        ({}, [jpeg()] * 9, 422, ["9 images; send 8 at most"]),
-        ({"text": "x" * 20_001}, [], 422, ["send 20,000 at most"]),
+        ({}, [jpeg()] * 9, 422, ["9 images; send at most 8"]),
+        ({"text": "x" * 20_001}, [], 422, ["send at most 20,000"]),
         ({"item_id": "a\x07b"}, [], 422, ["printable characters"]),
         ({"item_id": ""}, [], 422, ["item_id"]),
         ({}, [b"x" * 200_001], 413, ["larger than 200,000 bytes"]),
@@ -291,7 +291,7 @@ def test_an_unexpected_error_reveals_nothing(client: TestClient, monkeypatch: py
 
     monkeypatch.setattr(Recommender, "recommend", fails)
     answer = client.post("/recommend", json={"history": ["x"]})
-    assert_problem(answer, 500, "the log of the service has it")
+    assert_problem(answer, 500, "see the log of the service")
     assert "secret" not in answer.text
 
 

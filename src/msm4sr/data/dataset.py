@@ -1,6 +1,6 @@
 """From a prepared folder to numbered histories, and their leave-one-out parts.
 
-The rules, each of them counted in `Dataset.dropped` where it drops something:
+The rules, each counted in `Dataset.dropped` if it drops something:
 
 1. An interaction with an item that `items.parquet` lacks is an error, or dropped (`unknown_items: drop`).
 2. A user's history is sorted by `timestamp` (else `position`); **ties keep the order of the file**.
@@ -9,7 +9,7 @@ The rules, each of them counted in `Dataset.dropped` where it drops something:
 4. k-core: users with fewer than `user_core` and items with fewer than `item_core` interactions (repeats count) are
    dropped until all that remain satisfy both; such items leave the catalogue too.
 5. A user with fewer than 3 interactions cannot be split into training, validation and test, and is dropped.
-   Where that brings an item under `item_core`, rule 4 is applied again.
+   If that brings an item under `item_core`, rule 4 is applied again.
 6. `hold_out_items`: a fraction of the items is removed with all their interactions, as if the catalogue did not have
    them yet; then rule 5 applies again. The remaining data set is trained on and evaluated; `cold_start_targets` gives
    the users whose last interaction is with a removed item.
@@ -161,7 +161,7 @@ test_targets.__test__ = False  # type: ignore[attr-defined]
 def without_items(dataset: Dataset, items: Flags) -> Dataset:
     """The data set, trained on all users, before these items (bool [items]) were added to the catalogue.
 
-    They are removed with their interactions, then the users with fewer than 3 interactions. Raises InputError where
+    They are removed with their interactions, then the users with fewer than 3 interactions. Raises InputError if
     nothing is left.
     """
     histories = dataset.histories
@@ -178,7 +178,7 @@ def without_items(dataset: Dataset, items: Flags) -> Dataset:
 
 
 def item_rows(full: Dataset, dataset: Dataset) -> Ints:
-    """The number in `full` of each item of `dataset`, whose items are some of those of `full`: int64 [items]."""
+    """The number in `full` of each item of `dataset`, whose items are a subset of those of `full`: int64 [items]."""
     return _rows_of(pl.Series(dataset.item_ids), pl.Series(full.item_ids))[0]
 
 

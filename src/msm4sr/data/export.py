@@ -40,7 +40,7 @@ def export_recbole(folder: Path, out: Path) -> Exported:
     `out` is a new or an empty folder; its name is NAME, as RecBole requires.
 
     Raises:
-        InputError: `folder` is no prepared folder, an ID contains a tab or a line break, `out` is not empty.
+        InputError: `folder` is not a prepared folder, an ID contains a tab or a line break, `out` is not empty.
     """
     name, tables, notes = out.resolve().name, _tables(folder), []
     for file, table in tables.items():
@@ -68,10 +68,10 @@ def export_recbole(folder: Path, out: Path) -> Exported:
 
 
 def export_csv(folder: Path, out: Path) -> Exported:
-    """Write `interactions.csv` and, where there are items, `items.csv`.
+    """Write `interactions.csv` and, if there are items, `items.csv`.
 
     Raises:
-        InputError: `folder` is no prepared folder, or `out` is not empty.
+        InputError: `folder` is not a prepared folder, or `out` is not empty.
     """
     tables = _tables(folder)
     separator = _separator(folder, tables, SEPARATORS[1:])
@@ -82,7 +82,7 @@ def export_csv(folder: Path, out: Path) -> Exported:
 
 
 def _tables(folder: Path) -> dict[str, pl.LazyFrame]:
-    """File to table: interactions, and the catalogue without its empty columns where there is one."""
+    """File to table: interactions, and the catalogue, if any, without its empty columns."""
     tables = {INTERACTIONS: scan_interactions(folder)}
     if (folder / ITEMS).exists():
         items = read_items(folder)

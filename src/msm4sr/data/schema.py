@@ -1,4 +1,4 @@
-"""The prepared folder: which columns it has, and the errors where they are wrong.
+"""The prepared folder: its columns, and the errors if they are wrong.
 
     folder/
       interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32
@@ -43,7 +43,7 @@ UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) 
 def read_interactions(folder: Path) -> pl.DataFrame:
     """The interactions: `user_id` str, `item_id` str, `order` int64, in the row order of the file.
 
-    `order` is `timestamp` where the file has that column, else `position`. Other columns are dropped. Raises InputError
+    `order` is `timestamp` if the file has that column, else `position`. Other columns are dropped. Raises InputError
     (see the module).
     """
     path, _, order = _open_interactions(folder)
@@ -55,7 +55,7 @@ def read_interactions(folder: Path) -> pl.DataFrame:
 
 
 def scan_interactions(folder: Path) -> pl.LazyFrame:
-    """The interactions as a stream: `user_id`, `item_id` str, `timestamp` or `position`, and `rating` where it exists.
+    """The interactions as a stream: `user_id`, `item_id` str, `timestamp` or `position`, and `rating` if it exists.
 
     For tables that do not fit in memory. Names and types of the columns are checked, values are not.
     """
@@ -72,7 +72,7 @@ def scan_interactions(folder: Path) -> pl.LazyFrame:
 def read_items(folder: Path) -> pl.DataFrame:
     """The catalogue in file order: `item_id`, `title`, `text` (str), `categories`, `image` (list[str]).
 
-    Every column exists, null where the file has no value or lacks the column. A single image becomes a list of one;
+    Every column exists, null if the file has no value or lacks the column. A single image becomes a list of one;
     paths stay as written, relative to the folder. Without an `items.parquet` (a data set of IDs only) the items are
     those of the interactions, by first appearance, without content. Raises InputError (see the module).
     """
@@ -108,7 +108,7 @@ def id_strings(column: pl.Series, path: Path) -> pl.Series:
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Some columns of a Parquet file in this order, or all. Raises InputError where it cannot be read."""
+    """Some columns of a Parquet file in this order, or all. Raises InputError if it cannot be read."""
     try:
         frame = pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
         return frame if columns is None else frame.select(columns)
@@ -192,7 +192,7 @@ def _order(column: pl.Series, path: Path) -> pl.Series:
 
 
 def _why_not_integers(column: pl.Series) -> str:
-    """For the message about a wrong type: the first row that is no integer, or that every row is one."""
+    """For the message about a wrong type: the first row that is not an integer, or that every row is one."""
     if not (column.dtype.is_float() or column.dtype == pl.String):
         return ""
     numbers = column.cast(pl.Int64, strict=False)

@@ -51,7 +51,7 @@ class Statistics:
 
     @property
     def text_lengths(self) -> Counts:
-        """Characters of title and text of each item, 0 where there are none."""
+        """Characters of title and text of each item, 0 if there are none."""
         characters = pl.sum_horizontal(pl.col("title", "text").str.len_chars().fill_null(0)).cast(pl.Int64)
         return self.items.select(characters).to_series().to_numpy()
 

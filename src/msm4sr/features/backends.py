@@ -1,6 +1,6 @@
 """The backend that a frozen encoder runs on: a device, and bf16 or fp32.
 
-bf16 is about twice as fast as fp32 on hardware that supports it, and is used where it agrees with fp32: an encoder runs
+bf16 is about twice as fast as fp32 on hardware that supports it, and is used if it agrees with fp32: an encoder runs
 a fixed probe in both when it is loaded. The choice depends on the model and the machine alone, never on the data or on
 a clock, so that a resumed run uses the same backend.
 """
@@ -35,7 +35,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here; use 'auto'") from error
+        raise InputError(f"no device {name!r} found; use 'auto'") from error
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -45,7 +45,7 @@ def native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # The oldest torch that is allowed lacks get_capabilities: fp32 there.
+        # The oldest supported torch lacks get_capabilities; it uses fp32.
         able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return False
@@ -76,11 +76,11 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class FrozenModel(ABC):
-    """A model from a local folder or the hub, in bf16 where that agrees with fp32 on a probe."""
+    """A model from a local folder or the hub, in bf16 if that agrees with fp32 on a probe."""
 
     @classmethod
     def source(cls, name: str) -> str:
-        """The folder or hub name that the model is loaded from. Raises InputError for a path that is no folder."""
+        """The folder or hub name that the model is loaded from. Raises InputError for a path that is not a folder."""
         if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
             raise InputError(f"model folder {name!r} does not exist")
         return name

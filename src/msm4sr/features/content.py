@@ -1,4 +1,4 @@
-"""Features of new items, by the frozen encoders and settings that a run used (equations 1, 2).
+"""Features of new items, from the frozen encoders and settings of a run (equations 1, 2).
 
 What extraction learned from the catalogue (the vocabulary, the map from images to texts) is read from the feature
 stores of the run; a new item does not change it.
@@ -39,7 +39,7 @@ class ContentEncoder:
         folder: the features folder of the run; only keywords read it.
         settings: those of the run.
         dims: the modalities of the run, and the embedding dimension of each.
-        precomputed: those of them that come from precomputed embeddings.
+        precomputed: the modalities with precomputed embeddings.
         device: see `Extraction`.
     """
 
@@ -78,7 +78,7 @@ class ContentEncoder:
 
         Raises:
             InputError: an image that cannot be used; precomputed embeddings of a modality that does not exist or is
-                encoded, or of another dimension; the run's keywords are no longer there.
+                encoded, or of another dimension; the keywords of the run are missing.
         """
         for name, rows in (given for item in items for given in item.features.items()):
             if name not in self.precomputed or name not in self.dims:

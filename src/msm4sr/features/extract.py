@@ -34,10 +34,10 @@ def extract_features(
     device: str = "auto",
     strict: bool = False,
 ) -> dict[str, Features]:
-    """Extract the features of every item, or read what was extracted before.
+    """Extract the features of every item, or read features extracted before.
 
     Each modality and encoder has a folder under `out` (see `store`), such as `text-minilm/`. Only items whose content
-    is new or changed are encoded, chunk by chunk, so that a killed run loses one chunk at most. The arguments are the
+    is new or changed are encoded, chunk by chunk, so a killed run loses at most one chunk. The arguments are the
     attributes of `Extraction`.
 
     Returns:
@@ -70,7 +70,7 @@ class Encoders:
     def clip(self) -> WordEncoder:
         """The image encoder, which must encode words as well."""
         if not isinstance(self.images, WordEncoder):
-            raise InputError(f"features.visual.tagger={self.images.name}: it cannot encode words; name a CLIP model")
+            raise InputError(f"features.visual.tagger={self.images.name}: it cannot encode words; choose a CLIP model")
         return self.images
 
     def sentence_record(self) -> dict[str, str]:
@@ -86,10 +86,10 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Which features are extracted, of which items, and where they are kept.
+    """Which features to extract, of which items, and where to store them.
 
     Attributes:
-        out: the features folder. Several processes may use it at once.
+        out: the features folder. Several processes can use it at once.
         precomputed: modality to a Parquet file of precomputed embeddings, in place of an encoder,
             or for a further modality. Such a modality reads neither texts nor images.
         device: where the encoders run: "cpu", "cuda", ...; "auto" uses a GPU if there is one.
@@ -142,7 +142,7 @@ class Extractor(ABC):
         self.job, self.modality = job, modality
         self.item_ids: Sequence[str] = job.dataset.item_ids
         self.extra: dict[str, Any] = {}  # further entries of the manifest, which do not change the vectors
-        self.rows: pl.DataFrame | None = None  # these two tables, where they do not come from the chunks
+        self.rows: pl.DataFrame | None = None  # these two tables, if they do not come from the chunks
         self.missing: pl.DataFrame | None = None
 
     @abstractmethod

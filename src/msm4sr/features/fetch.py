@@ -1,4 +1,4 @@
-"""Download the images that `items.parquet` names by address into the prepared folder. Needs the extra `fetch`.
+"""Download the images that `items.parquet` lists by URL into the prepared folder. Needs the extra `fetch`.
 
 Politely: a few requests at a time, increasing waits, and those that a server asks for (`Retry-After`). Safely: https
 only, at every redirect; the addresses of a host are resolved once, all of them must be public, and the connection uses
@@ -57,14 +57,14 @@ class FetchSettings(Strict):
 
     parallel: int = Field(8, ge=1, le=64, description="Number of parallel requests.")
     attempts: int = Field(4, ge=1, description="Attempts per image, with increasing waits.")
-    first_wait: float = Field(1.0, ge=0, description="Seconds before the second try; each wait is twice the last.")
+    first_wait: float = Field(1.0, ge=0, description="Seconds before the second attempt; each wait is twice the last.")
     timeout: float = Field(60.0, gt=0, description="Time limit of an attempt, in seconds, redirects included.")
     max_mib: float = Field(20.0, gt=0, description="Size limit of an image, in MiB.")
 
 
 @dataclass
 class FetchReport:
-    """What was fetched, what was there already, and what failed (address to reason)."""
+    """What was fetched, what existed already, and what failed (URL to reason)."""
 
     fetched: int = 0
     already: int = 0
@@ -101,7 +101,7 @@ def fetch_images(
     allowed: Callable[[Address], bool] = is_public,
     tls: ssl.SSLContext | None = None,
 ) -> FetchReport:
-    """Download the images that `folder / "items.parquet"` names by address, and write their paths there.
+    """Download the images that `folder / "items.parquet"` lists by URL, and write their paths there.
 
     `allowed` says whether an address may be connected to; `tls` has the certificates to trust, None for those that
     Python trusts. Raises InputError if there is no prepared folder with items.

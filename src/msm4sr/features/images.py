@@ -1,6 +1,6 @@
-"""Images from files that are not trusted, as RGB.
+"""Images from untrusted files, as RGB.
 
-A path comes from data, so it may not leave the folder of the data set; a file may be cut short, no image at all, or a
+A path comes from data, so it may not leave the folder of the data set; a file may be truncated, not an image, or a
 few kilobytes that unpack to gigabytes. All of these raise `BrokenImage`; extraction counts and lists them.
 """
 

@@ -1,6 +1,6 @@
 """Keywords of an image (equation 2): score the words of a vocabulary against the image, keep the best N.
 
-Three taggers: `ClipTagger` is the one of the paper. `TextSpaceTagger` needs no CLIP: a ridge map, learned from the
+Three taggers: `ClipTagger` is the paper's. `TextSpaceTagger` needs no CLIP: a ridge map, learned from the
 items that have both, maps the pooled vector of an image to where the text of its item is expected; the nearest words
 are its keywords. It is supervised by the texts of the catalogue and therefore fitted out of fold: the text of an item,
 or of a near-duplicate, never tags its own image. `LabelTagger` uses the labels of ImageNet, for catalogues with few
@@ -28,9 +28,9 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 def build_vocabulary(
     texts: Iterable[str], min_items: int = 3, max_fraction: float = 0.2, size: int = 4000
 ) -> list[str]:
-    """The content words of a catalogue, those of most items first (ties in alphabetical order).
+    """The content words of a catalogue, ordered by number of items (ties in alphabetical order).
 
-    A word has three letters or more, is lower-cased, and is no English stop word (list of scikit-learn). `texts` has
+    A word has three letters or more, is lower-cased, and not an English stop word (list of scikit-learn). `texts` has
     one string per item; at least `min_items` and at most `max_fraction` of the items use a word.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS

@@ -1,4 +1,4 @@
-"""What is extracted and how, and the names of the folders that keep it."""
+"""Settings of feature extraction, and the names of the feature folders."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TextSettings(Strict):
         min_length=1,
         description="Sentence encoder: 'minilm' (needs no network), a local model folder, or a hub name.",
     )
-    max_sentences: int = Field(10, ge=1, description="Sentences kept of an item, including the title.")
-    max_characters: int = Field(4000, ge=1, le=20000, description="Characters read of a text; the rest is ignored.")
-    max_tokens: int = Field(128, ge=2, description="Tokens of a sentence that the encoder reads.")
+    max_sentences: int = Field(10, ge=1, description="Maximum number of sentences of an item, including the title.")
+    max_characters: int = Field(4000, ge=1, le=20000, description="Maximum length of a text, in characters.")
+    max_tokens: int = Field(128, ge=2, description="Maximum number of tokens of a sentence.")
 
 
 class VisualSettings(Strict):
@@ -42,20 +42,20 @@ class VisualSettings(Strict):
     tagger: str = Field(
         "offline",
         min_length=1,
-        description="What finds the keywords: 'offline' (learned from the texts of the catalogue, out of fold), "
+        description="Model that finds the keywords: 'offline' (learned from the texts of the catalogue, out of fold), "
         "'clip' (openai/clip-vit-base-patch32, from the hub), or the folder or hub name of a CLIP model.",
     )
-    num_keywords: int = Field(15, ge=1, description="Keywords of an image, N in the paper.")
+    num_keywords: int = Field(15, ge=1, description="Number of keywords per image, N in the paper.")
     min_texts: int = Field(
-        500, ge=10, description="With fewer items that have text and image, the labels of ImageNet are the keywords."
+        500, ge=10, description="With fewer items with text and image, the labels of ImageNet are the keywords."
     )
     vocabulary_file: str | None = Field(
         None,
         min_length=1,
         description="A text file with one word or phrase per line as the vocabulary; null: the words of the catalogue.",
     )
-    vocabulary_size: int = Field(4000, ge=1, description="Largest vocabulary; the words of most items are kept.")
-    vocabulary_min_items: int = Field(3, ge=1, description="Items that must use a word for it to count.")
+    vocabulary_size: int = Field(4000, ge=1, description="Maximum size; the words used by most items are kept.")
+    vocabulary_min_items: int = Field(3, ge=1, description="Minimum number of items that use a word.")
     vocabulary_max_fraction: float = Field(
         0.2, gt=0, le=1, description="A word that a larger fraction of the items uses is ignored."
     )
@@ -72,7 +72,7 @@ class VisualSettings(Strict):
 
 
 class FeatureSettings(Strict):
-    """What is extracted, and how."""
+    """Settings of feature extraction."""
 
     text: TextSettings = Field(TextSettings(), description="Titles and texts.")
     visual: VisualSettings = Field(VisualSettings(), description="Images.")

@@ -256,7 +256,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a stored model. Raises InputError if the folder holds no complete model."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: there is no model here ({name} is missing); `msm4sr evaluate RUN` makes one")
+            raise InputError(f"{folder}: no model here ({name} is missing); `msm4sr evaluate RUN` creates one")
     try:
         return json.loads((folder / "config.json").read_text())  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:

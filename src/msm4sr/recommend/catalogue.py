@@ -1,6 +1,6 @@
 """The items that can be recommended: those of the run, minus the removed ones, plus the added ones.
 
-A `Catalogue` is immutable: adding or removing makes a new one, so that readers never wait for a change. Rows count
+A `Catalogue` is immutable: adding or removing makes a new one, so readers never wait for a change. Rows count
 from 0, the items of the run first; a row is valid in one catalogue only.
 """
 
@@ -29,11 +29,11 @@ CLOSE_CANDIDATES = 5_000
 
 
 class UnknownItem(InputError):
-    """The catalogue has no item of that id."""
+    """The catalogue has no item with that id."""
 
 
 class ItemExists(InputError):
-    """The catalogue already has an item of the id of a new one."""
+    """The catalogue already has an item with the id of a new one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class Catalogue:
         """The items that a model in evaluation mode was trained on, in its order; `where` names it in messages."""
         if len(items) != model.n_items:
             raise InputError(
-                f"{where}: the model has {model.n_items} items, the list of items {len(items)}: they are not of one "
+                f"{where}: the model has {model.n_items} items, the list of items {len(items)}: they are not from one "
                 "run; `msm4sr evaluate RUN` writes both again"
             )
         tensors = ItemTensors.of_model(model)
@@ -150,7 +150,7 @@ class Catalogue:
         return row >= len(self.items)
 
     def item(self, row: int) -> Item:
-        """What is known of an item."""
+        """The stored content of an item."""
         n = len(self.items)
         return self.items[row] if row < n else self.added[row - n]
 
@@ -159,7 +159,7 @@ class Catalogue:
         return self.items.item_ids[row] if row < n else self.added[row - n].item_id
 
     def name(self, row: int) -> str:
-        """The title of an item, or the id of one without a title."""
+        """The title of an item, or its id if it has none."""
         n = len(self.items)
         return self.items.name(row) if row < n else self.added[row - n].name
 
@@ -242,7 +242,7 @@ def no_such_item(item_id: str, items: Items) -> str:
 
 
 def closest_names(name: str, candidates: Sequence[str], n: int = 3) -> list[str]:
-    """The `n` candidates most similar to `name`, ignoring case; none where none is similar."""
+    """The `n` candidates most similar to `name`, ignoring case; none if none is similar."""
     folded = name.casefold()
     by_folded: dict[str, str] = {}
     for candidate in candidates:

@@ -1,7 +1,7 @@
-"""What a score is made of. Call these functions in inference mode.
+"""Explanations of scores. Call these functions in inference mode.
 
 With h the vector of a history and F, E the content and ID embeddings of an item (equation 12), the score is the exact
-sum of h^a F^a over the modalities and of h E, plus the seen-item bias where the history has the item and the model has
+sum of h^a F^a over the modalities and of h E, plus the seen-item bias if the history has the item and the model has
 such a bias. The weight of a past item or of a sentence is the score minus the score without it, all else equal; these
 weights need not sum to the score.
 """
@@ -65,7 +65,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the score of an item is made of.
+    """The explanation of the score of an item.
 
     Attributes:
         parts: sum to the score: the content of each modality; "id", which was learned beside the content; and of a

@@ -4,7 +4,7 @@ The approximate index is a graph of nearest neighbours (HNSW, usearch) over the 
 immutable: added items are compared exactly, removed items are filtered out of its results, and all scores are computed
 exactly. So nothing is rebuilt, several processes map one file, and a score does not depend on how an item was found.
 
-Such a graph needs a distance, and an inner product is none. Each item vector v gets another component
+Such a graph needs a distance, which an inner product is not. Each item vector v gets another component
 sqrt(m^2 - |v|^2), with m the length of the longest, and each query a zero: all item vectors then have the same length,
 and the order by cosine is the order by inner product (Bachrach et al. 2014).
 """
@@ -33,15 +33,15 @@ DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32
 
 
 class IndexSettings(Strict):
-    """How the best items are found among many."""
+    """The search for the best items among many."""
 
     kind: Literal["auto", "exact", "approximate"] = Field(
         "auto", description="exact: one product with all items. auto: approximate from `approximate_from` items on"
     )
-    approximate_from: int = Field(300_000, ge=1, description="items from which on `auto` is approximate")
+    approximate_from: int = Field(300_000, ge=1, description="number of items from which `auto` is approximate")
     connectivity: int = Field(16, ge=2, description="neighbours of an item in the graph: more memory, better recall")
     expansion_add: int = Field(128, ge=1, description="candidates when an item is added to the graph")
-    expansion_search: int = Field(256, ge=1, description="minimum of candidates in a search")
+    expansion_search: int = Field(256, ge=1, description="minimum number of candidates in a search")
 
     def approximates(self, n_items: int) -> bool:
         """Whether so many items get an approximate index."""

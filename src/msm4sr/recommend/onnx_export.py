@@ -107,7 +107,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
         raise InputError("the export needs the extra 'onnx': pip install 'msm4sr[onnx]'")
     kind = model.config.model_dump()["name"]
     if not is_factorized(model):
-        raise InputError(f"{name}: {kind} encodes no history, so that there is nothing to export")
+        raise InputError(f"{name}: {kind} encodes no history, so there is nothing to export")
     with atomic_folder(out) as folder:
         inputs = write_graphs(model, folder)
         with torch.inference_mode():

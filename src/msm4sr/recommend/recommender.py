@@ -57,7 +57,7 @@ class Recommendations:
 
 
 class Recommender:
-    """Recommends for any history, and takes new items. Thread-safe.
+    """Recommends for any history and supports new items. Thread-safe.
 
         recommender = load_recommender("runs/shop")
         recommender.recommend(["A-17", "B-02"], k=10).items
@@ -68,7 +68,7 @@ class Recommender:
     Args:
         model: in evaluation mode, on the CPU.
         catalogue: its items.
-        encoder: encodes new items; None for a run that takes none.
+        encoder: encodes new items; None for a run without support for them.
         folder: the data set's, for images.
         index: an approximate index over the item vectors of the run; None: exact.
         keywords: item id to the keywords of its images, of the run's items.
@@ -92,7 +92,7 @@ class Recommender:
 
     @classmethod
     def from_dataset(cls, model: Model, dataset: Dataset) -> Recommender:
-        """The recommender of a model in memory that was trained on `dataset`; it takes no new items.
+        """The recommender of a model in memory that was trained on `dataset`; it does not support new items.
 
         The model is moved to the CPU and put into evaluation mode.
         """
@@ -100,7 +100,7 @@ class Recommender:
         return cls(model, catalogue, folder=dataset.folder)
 
     def item(self, item_id: str) -> Item:
-        """What is known of an item. Raises UnknownItem."""
+        """The stored content of an item. Raises UnknownItem."""
         catalogue = self.catalogue
         return catalogue.item(catalogue.known_row(item_id))
 
@@ -193,7 +193,7 @@ class Recommender:
 
         Args:
             by: a modality: the embeddings of its content, among the items that have it; "both": the mean over the
-                modalities of the item, where a modality that the other item lacks counts 0; "collaborative": the item
+                modalities of the item, with 0 for a modality that the other item lacks; "collaborative": the item
                 vectors, which are close for items that follow the same histories. A model that reads no content only
                 has the last; ItemKNN compares items by the users that they share.
 
@@ -212,7 +212,7 @@ class Recommender:
         """Encode new items; from the next call on they are recommended by their content. All are added, or none.
 
         Raises:
-            InputError: a model that takes no new items; an id that is in the catalogue, given twice or malformed; an
+            InputError: a model without new items; an id that is in the catalogue, given twice or malformed; an
                 item without usable content; an image that cannot be read.
         """
         self.catalogue.check_new([item.item_id for item in items])
@@ -239,7 +239,7 @@ class Recommender:
             self.catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
 
     def remove_items(self, item_ids: Sequence[str]) -> None:
-        """From the next call on these items are not recommended, and unknown in histories. All are removed, or none.
+        """Remove all of these items or none; from the next call on they are neither recommended nor known in histories.
 
         Raises InputError for an unknown item, or if no item would remain.
         """
@@ -261,7 +261,7 @@ class Recommender:
             return ItemTensors(embeddings, self.model.scoring_vectors(embeddings), present)
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
-        """What the score of an item after a history is made of. Raises InputError as `recommend`, or for the item."""
+        """Explain the score of an item after a history. Raises InputError as `recommend`, or for the item."""
         model, catalogue = self.model, self.catalogue
         row = catalogue.known_row(item_id)
         rows, unknown = catalogue.known_rows(history, self.strict)
@@ -276,7 +276,7 @@ class Recommender:
         return Explanation(item_id, name, sum(parts.values()), parts, past, sentences, keywords, unknown)
 
     def _sentences(self, catalogue: Catalogue, row: int, vector: Tensor | None) -> list[Sentence]:
-        """An item's sentences and their weights after a history with `vector`; none where they are not known."""
+        """An item's sentences and their weights after a history with `vector`; none if they are unknown."""
         if vector is None or not has_content(self.model) or self.encoder is None or not self.encoder.encodes("text"):
             return []
         item, chosen = catalogue.item(row), self.encoder.settings.text

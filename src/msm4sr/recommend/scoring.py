@@ -103,7 +103,7 @@ def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
 
 
 def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Add the seen-item bias to the scores of `rows` (None: of all) in place, where the model has one."""
+    """Add the seen-item bias to the scores of `rows` (None: of all) in place, if the model has one."""
     if is_factorized(model) and (bias := model.seen_bias) is not None:
         biased = torch.tensor(sorted(set(read)), dtype=torch.int64)
         scores[biased if rows is None else torch.isin(rows, biased)] += bias

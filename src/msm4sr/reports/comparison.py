@@ -1,6 +1,6 @@
 """The statistics of a grid: means and deviations over seeds, and a paired test of each row against a reference row.
 
-The reference of a column (a metric on a data set) is the best baseline or, where all rows are variants of one system
+The reference of a column (a metric on a data set) is the best baseline or, if all rows are variants of one system
 (`VARIANTS`), the full system. The test is a paired bootstrap over users, of metrics that are averaged over a row's
 seeds; p-values are adjusted by Holm's method over the rows of the column.
 """
@@ -85,7 +85,7 @@ class Comparison:
     metrics: tuple[str, ...]
     resamples: int
     excludes_seen: bool
-    protocol: str = ""  # what a title adds where a grid has several protocols, such as "seen items excluded"
+    protocol: str = ""  # what a title adds if a grid has several protocols, such as "seen items excluded"
     secondary: bool = False  # a second evaluation, with seen items excluded, of rows whose own protocol includes them
     scores: Scores = field(default_factory=dict)
     references: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Comparison:
 
 
 def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
-    """These metrics, by default those of the paper. Raises InputError for a name that is no metric."""
+    """These metrics, by default those of the paper. Raises InputError for an unknown metric."""
     for metric in metrics:
         if metric not in ALL_METRICS:
             raise InputError(f"--metric {metric}: there is no such metric; there are {', '.join(ALL_METRICS)}")
@@ -162,7 +162,7 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
 
 
 def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | None:
-    """The same rows with seen items excluded; None where a row excludes them already, or nothing would change."""
+    """The same rows with seen items excluded; None if a row already excludes them, or nothing would change."""
     if [one.excludes_seen for one in comparisons] != [False]:
         return None
     (one,) = comparisons
@@ -200,7 +200,7 @@ def _compare(comparison: Comparison) -> Comparison:
 
 
 def _reference(comparison: Comparison, data: str, metric: str) -> str | None:
-    """The row that a column's other rows are tested against; None where it has no finished cell."""
+    """The row that a column's other rows are tested against; None if it has no finished cell."""
     if not comparison.is_of_variants:
         return comparison.best(data, metric, ours=False)
     names = {row.name for row in comparison.rows}

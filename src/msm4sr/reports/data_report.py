@@ -47,7 +47,7 @@ def write_data_report(statistics: Statistics, file: Path, seed: int = 0) -> Path
 
 
 def _origin(folder: Path) -> list[tuple[str, str]]:
-    """The content of provenance.json, as label and value; empty where it is missing or damaged."""
+    """The content of provenance.json, as label and value; empty if it is missing or damaged."""
     try:
         record: dict[str, Any] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         lines = [("Made by", str(record["made_by"])), ("Format", str(record["format"]))]

@@ -32,11 +32,11 @@ from msm4sr.reports.tables import (
     versions,
 )
 
-CHARTED = "ndcg@10"  # the metric of charts, where the table has it
+CHARTED = "ndcg@10"  # the metric of charts, if the table has it
 
 
 class Section(NamedTuple):
-    """A section of the page: charts, a table or both, where the table is collapsed; `context` was not measured here."""
+    """A section of the page: charts, a table or both (then the table is collapsed); `context` was not measured here."""
 
     title: str
     subtitle: str = ""
@@ -129,7 +129,7 @@ def _facts(results: GridResults) -> str:
 
 
 def _size(comparison: Comparison, data: str) -> str:
-    """Users, items and interactions as the runs record them; all that they record where they differ."""
+    """Users, items and interactions as the runs record them; all versions if they differ."""
     cells = (cell for row in comparison.rows for cell in comparison.results.finished(data, row.name))
     runs = (cell.metrics["run"] for cell in cells)
     sizes = (", ".join(f"{run[what]:,} {what}" for what in ("users", "items", "interactions")) for run in runs)
@@ -169,7 +169,7 @@ def _unfinished(results: GridResults) -> list[tuple[str, str, str]]:
 
 
 def _differences(comparison: Comparison, data: str) -> Iterator[Section]:
-    """The chart of a data set and the table of all its tests; nothing where nothing was tested."""
+    """The chart of a data set and the table of all its tests; nothing if there are no tests."""
     metric, ours = _charted(comparison), comparison.results.ours
     tests = [(row, comparison.tests.get((data, row.name, metric))) for row in comparison.rows]
     rows = [
@@ -187,7 +187,7 @@ def _differences(comparison: Comparison, data: str) -> Iterator[Section]:
 
 
 def _popularity(comparison: Comparison, data: str) -> Iterator[Section]:
-    """Charts and table by the popularity of the target; nothing where no row has users.parquet."""
+    """Charts and table by the popularity of the target; nothing if no row has users.parquet."""
     counts, found = by_popularity(comparison, data, BY_POPULARITY)
     names, charts = list(counts), []
     for metric in BY_POPULARITY:
@@ -203,7 +203,7 @@ def _popularity(comparison: Comparison, data: str) -> Iterator[Section]:
 
 
 def _shares(comparison: Comparison, data: str) -> Iterator[Section]:
-    """The charted metric of each model by the share of users in training; nothing where all have the same share."""
+    """The charted metric of each model by the share of users in training; nothing if all have the same share."""
     metric, ours = _charted(comparison), []
     points: dict[str, dict[float, float]] = {}
     for row in comparison.rows:
@@ -247,7 +247,7 @@ def _cell_curves(cell: Outcome, clock: str) -> list[Curve]:
     elapsed = 0.0
     for row in cell.epochs:
         elapsed += 1 if clock == "epoch" else float(row["seconds"])
-        value = row.get(CHARTED)  # missing where an epoch was not validated, not finite where it diverged
+        value = row.get(CHARTED)  # missing if the epoch was not validated, not finite if it diverged
         if isinstance(value, int | float) and math.isfinite(value):
             points[row["stage"]].append((elapsed, float(value)))
     return [Curve(points[stage], early=stage != stages[-1]) for stage in stages]

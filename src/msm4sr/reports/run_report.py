@@ -126,7 +126,7 @@ def _metric_order(tables: Iterable[Mapping[str, float]]) -> list[str]:
 
 
 def _effort(epochs: Sequence[Mapping[str, object]]) -> str:
-    """The duration of training, in words; empty where no epoch was logged."""
+    """The duration of training, in words; empty if no epoch was logged."""
     if not epochs:
         return ""
     seconds = [value for epoch in epochs if isinstance(value := epoch.get("seconds"), int | float)]

@@ -15,7 +15,7 @@ from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import DIGITS, Cell, Column, Line, Table, signed
 
 BY_POPULARITY = ("recall@10", "ndcg@10")
-HELD_OUT = {"among_all": "among all items", "among_held_out": "among those held out"}
+HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out items"}
 
 
 def metric_name(name: str, short: bool = False) -> str:
@@ -47,7 +47,7 @@ def metric_cells(scores: Sequence[Score | None]) -> list[Cell]:
 
 
 class _Builder:
-    """Builds a table column by column: a line for each row of a grid and, where it has a label, a summary."""
+    """Builds a table column by column: a line for each row of a grid and, if it has a label, a summary."""
 
     def __init__(self, rows: Iterable[Row], results: GridResults) -> None:
         self.rows, self._results = list(rows), results
@@ -146,21 +146,21 @@ def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
     results, notes = comparison.results, []
     if comparison.secondary:
         notes.append(
-            "The same weights as in the table before, ranked with seen items excluded: as in serving and in most "
-            "published results, and as models that always exclude them are ranked."
+            "The weights of the previous table, ranked with seen items excluded, as in serving, in most published "
+            "results, and in models that always exclude them."
         )
     else:
         notes.append(
             "Test part, leave-one-out, full ranking. Seen items: whether the items of a user's history are ranked "
             "(included) or not (excluded). Models that do not read the order of interactions always exclude them."
         )
-    notes.append("Best in bold, second underlined, among what was measured here.")
+    notes.append("Best measured value in bold, second best underlined.")
     if len(results.seeds) > 1:
         notes.append(f"Mean ± standard deviation over {len(results.seeds)} seeds.")
         if any(len(score.values) < len(results.seeds) for at, score in comparison.scores.items() if at[0] in shown):
-            notes.append("* mean over the seeds that are finished.")
+            notes.append("* mean over the finished seeds.")
     else:
-        notes.append("One seed, so there are no deviations: differences in the last digits may be chance.")
+        notes.append("One seed, hence no deviations: small differences may be due to chance.")
     if comparison.tests:
         than = "the full system" if comparison.is_of_variants else "the best baseline of the column"
         notes.append(
@@ -173,7 +173,7 @@ def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
         notes.append(f"Improvement: of {ours} over the best baseline.")
     notes += [f"Not tested: {reason}." for data, reason in comparison.untested if data in shown]
     notes += [
-        f"{data}, as printed: arXiv 2303.11879, of its data set of this name; context, not measured here."
+        f"{data}, as printed: from arXiv 2303.11879, for its data set of this name; for context, not measured here."
         for data in shown
         if _printed(comparison, data)
     ]
@@ -215,7 +215,7 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
 
 
 def held_out_table(comparison: Comparison, data: str) -> Table:
-    """Metrics of items held out of training, and a last line: a random order. No lines where none are held out."""
+    """Metrics of items held out of training, and a last line: a random order. No lines if none are held out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in comparison.rows:
         finished = comparison.results.finished(data, row.name)
@@ -245,7 +245,7 @@ def validation_table(comparison: Comparison, data: str) -> Table:
     for metric in comparison.metrics:
         column = Column(metric_name(metric, short=True))
         build.add(column, metric_cells([scores[data, row.name, metric] for row in build.rows]))
-    title, note = f"Validation, {data}{comparison.suffix}", "The part that selects the weights."
+    title, note = f"Validation, {data}{comparison.suffix}", "Validation selects the weights of each row."
     return build.table(f"{comparison.name}-validation-{data}", title, [note])
 
 
@@ -294,7 +294,7 @@ def cells_table(results: GridResults) -> Table:
 
 
 def published_table(data: str) -> Table:
-    """What others have published for a data set of this name; empty where there is nothing."""
+    """Results that others have published for a data set of this name; empty if there is nothing."""
     published = other_results(data)
     metrics = list(dict.fromkeys(one.metric for one in published))
     lines = []
@@ -305,7 +305,7 @@ def published_table(data: str) -> Table:
         lines.append(Line(system, [*values, Cell(first.protocol), Cell(first.source)]))
     columns = [Column(metric_name(metric), printed=True) for metric in metrics]
     columns += [Column("protocol", words=True), Column("source", words=True)]
-    note = "Other code, other settings, perhaps other users: context, not measured here and compared with nothing."
+    note = "Other code, other settings, possibly other users: for context, neither measured nor compared here."
     return Table(f"published-{data}", f"Published elsewhere for {data}", "System", columns, lines, [note])
 
 
@@ -333,7 +333,7 @@ def split_settings(results: GridResults) -> tuple[dict[str, Any], dict[str, dict
 
 
 def versions(cells: Iterable[Outcome]) -> list[tuple[str, list[str]]]:
-    """Software and the versions of it that the cells were made with."""
+    """The software versions of the cells."""
     found: dict[str, dict[str, None]] = {}  # a set in the order of the cells
     for cell in cells:
         for name, version in cell.metrics.get("versions", {}).items():

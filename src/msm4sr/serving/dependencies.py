@@ -27,7 +27,7 @@ async def authorize(request: Request, service: CurrentService) -> None:
     """Refuse changes without the API key, if one is set, and changes that a page of another site requests."""
     origin = request.headers.get("origin")
     if origin is not None and origin.split("://")[-1] != request.headers.get("host"):
-        raise Refused(403, f"a page of {origin} may not change anything here")
+        raise Refused(403, f"a page of {origin} may not change items")
     key = service.settings.api_key
     if key is None:
         return
@@ -35,21 +35,21 @@ async def authorize(request: Request, service: CurrentService) -> None:
     given = request.headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
     if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
         headers = {"WWW-Authenticate": "Bearer"}
-        raise Refused(401, "this needs the API key, as the header X-API-Key or Authorization: Bearer", headers)
+        raise Refused(401, "this needs the API key, in the header X-API-Key or Authorization: Bearer", headers)
 
 
 AUTHORIZED = [Depends(authorize)]
 
 
 def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: int = 1) -> None:
-    """Raises Refused for more than this service answers at once."""
+    """Raises Refused for a request over the limits of this service."""
     if k > settings.max_k:
-        raise Refused(422, f"k is {k}; ask for {settings.max_k} items at most")
+        raise Refused(422, f"k is {k}; ask for at most {settings.max_k} items")
     if len(histories) > settings.max_batch:
-        raise Refused(422, f"{len(histories):,} histories; send {settings.max_batch} at most at once")
+        raise Refused(422, f"{len(histories):,} histories; send at most {settings.max_batch} per request")
     for history in histories:
         if len(history) > settings.max_history:
-            raise Refused(422, f"a history of {len(history):,} items; send the latest {settings.max_history:,} at most")
+            raise Refused(422, f"a history of {len(history):,} items; send at most the latest {settings.max_history:,}")
 
 
 def as_file(request: Request, data: bytes, tag: str, media_type: str, cache: str) -> Response:

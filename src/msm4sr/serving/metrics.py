@@ -24,7 +24,7 @@ class Metrics:
             "msm4sr_request_seconds", "Seconds per request", ("route",), registry=registry, buckets=BUCKETS
         )
         self.unknown = Counter("msm4sr_unknown_items", "Unknown items in histories", registry=registry)
-        self.reloads = Counter("msm4sr_reloads", "Newer runs that were read", registry=registry)
+        self.reloads = Counter("msm4sr_reloads", "Newer runs loaded", registry=registry)
         gauge = partial(Gauge, registry=registry, multiprocess_mode="mostrecent")
         self.items = gauge("msm4sr_items", "Items that can be recommended")
         self.added = gauge("msm4sr_added_items", "Items that were added after the training")

@@ -62,7 +62,7 @@ class _Exchange:
         except Exception as error:
             if error is not self.refused:
                 logger.exception("%s %s", self._scope["method"], self._scope["path"])
-                self.refused = self.refused or Refused(500, "something went wrong here; the log of the service has it")
+                self.refused = self.refused or Refused(500, "internal error; see the log of the service")
         finally:
             if self.refused is not None and not self.status:
                 answer = problem(self.refused.status, self.refused.detail, self.refused.headers)

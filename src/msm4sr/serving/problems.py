@@ -23,11 +23,11 @@ MAX_ERRORS = 20  # that are described
 class Problem(BaseModel):
     """Why a request was refused."""
 
-    type: str = Field("about:blank", description="Always about:blank: the kind is the status.")
+    type: str = Field("about:blank", description="Always about:blank; see the status.")
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
     detail: str = Field(
-        examples=["k is 500; ask for 200 items at most"], description="What is wrong, and what to change."
+        examples=["k is 500; ask for at most 200 items"], description="What is wrong, and what to change."
     )
 
 
@@ -51,7 +51,7 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Make a problem document of every exception that a route raises."""
+    """Turn every exception of a route into a problem document."""
     for kind in (Refused, InputError, RequestValidationError, HTTPException, sqlite3.Error):
         app.add_exception_handler(kind, _answer)
 
@@ -67,7 +67,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
             return problem(422, describe_errors(error.errors()))
         case HTTPException():
             return problem(error.status_code, _advice(request, error), dict(error.headers or {}))
-    return problem(503, f"the store of items did not answer ({error}); try again later", {"Retry-After": "5"})
+    return problem(503, f"the store of items is not available ({error}); try again later", {"Retry-After": "5"})
 
 
 def describe_errors(errors: Sequence[Any]) -> str:
@@ -81,7 +81,7 @@ def describe_errors(errors: Sequence[Any]) -> str:
 def _advice(request: Request, error: HTTPException) -> str:
     path = request.url.path
     if error.status_code == 404:
-        return f"there is nothing at {path}; /openapi.json lists all paths"
+        return f"no such path: {path}; /openapi.json lists all paths"
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
         return f"{path} does not accept {request.method}" + (f"; use {allowed}" if allowed else "")

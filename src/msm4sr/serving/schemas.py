@@ -31,7 +31,7 @@ class Options(BaseModel):
     candidates: list[ItemId] | None = Field(
         None, min_length=1, max_length=10_000, description="Only these items. Unknown ones are ignored."
     )
-    by: str = Field("both", max_length=50, description="A modality that scores alone, such as text or visual; or both.")
+    by: str = Field("both", max_length=50, description="A modality to score by alone, such as text or visual; or both.")
     reasons: bool = Field(False, description="Add a short reason to each item.")
 
     def arguments(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class SimilarItems:
 
 @dataclass(frozen=True)
 class ItemDetails:
-    """What is known of an item. `images` counts its images; `added`: after the training."""
+    """The details of an item. `images` counts its images; `added`: after the training."""
 
     item_id: str
     title: str
@@ -96,9 +96,9 @@ class ItemDetails:
 
 @dataclass(frozen=True)
 class Card:
-    """An item as lists show it; `image` and `page` are paths of this service.
+    """An item in a list; `image` and `page` are paths of this service.
 
-    An item without an image has its `initial` on one of six tints.
+    An item without an image shows its `initial` on one of six tints.
     """
 
     item_id: str
@@ -112,7 +112,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """A slice of the items that were found, and how many were found."""
+    """A slice of the items found, and their total number."""
 
     total: int
     items: list[Card]
@@ -120,7 +120,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class ReasonedCards:
-    """Recommended items as the page shows them, and the reason of each item id."""
+    """Recommended items for the page, and the reason for each item id."""
 
     items: list[Card]
     reasons: dict[str, Reason | None]
@@ -136,7 +136,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Readiness:
-    """What is served. `recall` is that of an approximate index; `failed_reload` says why a newer run was not read."""
+    """The served run. `recall` is that of an approximate index; `failed_reload` says why a newer run was not loaded."""
 
     status: str
     run: str

@@ -35,16 +35,16 @@ class ServeSettings(Strict):
     """How a run is served."""
 
     run: Path = Field(description="The run folder, or a link to one.")
-    state: Path = Field(description="The folder of the added items.")
-    api_key: SecretStr | None = Field(None, description="Required for changes; null: none is required.")
-    workers: int = Field(1, ge=1, description="Processes.")
-    index: IndexSettings = Field(IndexSettings(), description="How the best items are found.")
-    max_body: int = Field(32 * 2**20, ge=1024, description="Bytes of a request.")
-    max_images: int = Field(8, ge=1, description="Images of a new item.")
-    max_text: int = Field(20_000, ge=1, description="Characters of a new item's text.")
-    max_k: int = Field(200, ge=1, description="Items of a list, at most.")
-    max_history: int = Field(2_000, ge=1, description="Items of a history in a request.")
-    max_batch: int = Field(256, ge=1, description="Histories in a request.")
+    state: Path = Field(description="The folder for added items.")
+    api_key: SecretStr | None = Field(None, description="Key required for changes; null: none.")
+    workers: int = Field(1, ge=1, description="Number of processes.")
+    index: IndexSettings = Field(IndexSettings(), description="Search for the best items.")
+    max_body: int = Field(32 * 2**20, ge=1024, description="Maximum size of a request, in bytes.")
+    max_images: int = Field(8, ge=1, description="Maximum number of images of a new item.")
+    max_text: int = Field(20_000, ge=1, description="Maximum length of a new item's text, in characters.")
+    max_k: int = Field(200, ge=1, description="Maximum length of a list.")
+    max_history: int = Field(2_000, ge=1, description="Maximum length of a history in a request.")
+    max_batch: int = Field(256, ge=1, description="Maximum number of histories in a request.")
     seconds: float = Field(30.0, gt=0, description="Time limit for receiving a request.")
 
 
@@ -78,7 +78,7 @@ class Service:
 
     @property
     def recommender(self) -> Recommender:
-        """With all items that any process has added or removed before now."""
+        """The recommender with all items that any process has added or removed until now."""
         served = self._served
         self._catch_up(served)
         return served.recommender
@@ -104,13 +104,13 @@ class Service:
         for change in changes:
             in_run = change.item_id in catalogue.items.rows
             if change.item is not None and in_run and not change.replaces:
-                continue  # a newer run was trained on it: it has learned more than its content
+                continue  # a newer run was trained on it: the model knows more than its content
             if catalogue.row(change.item_id) is not None:
                 removed.append(change.item_id)
             if change.item is not None:
                 added.append((change.item, change.encoded_by))
         if added and recommender.encoder is None:
-            logger.warning("%d added items are ignored: the model of this run takes none", len(added))
+            logger.warning("%d added items are ignored: the model of this run does not support new items", len(added))
             added = []
         recommender.update(removed, [item for change in added for item in self._with_features(served, *change)])
         served.change = changes[-1].number
@@ -149,9 +149,9 @@ class Service:
         self._catch_up(self._served)
 
     def reload_if_changed(self) -> bool:
-        """Read the run again if it has changed or a reload was requested; whether it was read.
+        """Reload the run if it has changed or a reload was requested; whether it was reloaded.
 
-        If the new run cannot be read, the old one is kept, and `failed_reload` says why.
+        If the new run cannot be loaded, the old one is kept, and `failed_reload` says why.
         """
         signature, reloads = run_signature(self.settings.run), self.store.counter("reload")
         if signature == self._signature and reloads == self._reloads:
@@ -161,11 +161,11 @@ class Service:
             served = self._load()
         except (InputError, OSError) as error:
             self.failed_reload = str(error)
-            logger.error("the run was not read again: %s", error)
+            logger.error("the run was not reloaded: %s", error)
             return False
         self._served, self.failed_reload = served, ""
         self.metrics.reloads.inc()
-        logger.info("the run was read again: %s", self.settings.run.resolve())
+        logger.info("the run was reloaded: %s", self.settings.run.resolve())
         return True
 
 

@@ -70,13 +70,13 @@ class ItemStore:
             with self._transaction():
                 (version,) = self._connection.execute("PRAGMA user_version").fetchone()
                 if version > FORMAT:
-                    known = f"(format {version}, known is {FORMAT})"
+                    known = f"(format {version}, not {FORMAT})"
                     raise InputError(f"{self.file}: made by a later version of msm4sr {known}")
                 for statement in _SCHEMA.split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
         except (OSError, sqlite3.Error) as error:
-            raise InputError(f"{self.file}: cannot be used ({error}); name another --state, or remove it") from None
+            raise InputError(f"{self.file}: cannot be used ({error}); choose another --state, or remove it") from None
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.file, timeout=TIMEOUT, isolation_level=None, check_same_thread=False)
@@ -114,7 +114,7 @@ class ItemStore:
         try:
             words, arrays = json.loads(words), load(features)
         except (SafetensorError, ValueError, TypeError) as error:
-            raise InputError(f"{self.file}: what is stored of item {item_id!r} is damaged ({error})") from None
+            raise InputError(f"{self.file}: the stored item {item_id!r} is damaged ({error})") from None
         return Item(item_id, title, text, tuple(json.loads(categories)), names, arrays, **words)
 
     def images(self, item_id: str) -> list[bytes]:
@@ -159,12 +159,12 @@ class ItemStore:
             )
 
     def request_reload(self) -> None:
-        """Make every process read the run again."""
+        """Make every process reload the run."""
         with self._transaction():
             self._next("reload")
 
     def replace_features(self, items: Sequence[Item], encoded_by: str) -> None:
-        """Store features that other encoders made, in place of the old ones. This is no change of the items."""
+        """Store features that other encoders made, in place of the old ones. This does not count as a change."""
         with self._transaction():
             self._connection.executemany(
                 "UPDATE items SET features = ?, words = ?, encoded_by = ? WHERE item_id = ? AND removed = 0",

@@ -42,9 +42,9 @@ class ImageFolder:
     def find(self, item_id: str, names: Sequence[str] | None, where: str) -> list[Image]:
         """The images of an item: those that `names` lists, else the file `<item_id>.jpg` (or another suffix).
 
-        `names` are paths in the folder, or URLs; a URL becomes the file of that name where the folder has one. None: no
+        `names` are paths in the folder, or URLs; a URL becomes the file of that name if the folder has one. None: no
         image column; an item without a file is then counted as missing one. `where` is for messages. Raises InputError
-        where a path leads out of the folder.
+        if a path leads out of the folder.
         """
         if self._root is None:
             return [name for name in names or () if is_url(name)]
@@ -80,7 +80,7 @@ class ImageFolder:
 
 
 class SafeNames:
-    """File names for the images of items: plain, short, and unique whatever the case."""
+    """File names for the images of items: plain, short, and unique regardless of case."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()

@@ -109,7 +109,7 @@ class _Reader:
             raise InputError(f"{path}: no item with an ID in {report.items_read:,} rows")
 
     def read_interactions(self, blocks: Iterator[pl.DataFrame]) -> Interactions:
-        """All interactions in the order of the file. Raises InputError where nothing is left."""
+        """All interactions in the order of the file. Raises InputError if nothing is left."""
         report, path = self._report, self._source.files[0]
         known_only = bool(self.items) and report.rules.unknown_items == "drop"
         columns: dict[str, list[Ints]] = {}

@@ -1,7 +1,7 @@
 """How files are read: `read_blocks` parses a text line by line, `read_table` reads a complete table.
 
 Lines may be gzipped; invalid ones are counted by reason, in bounded memory. A file that is cut short or damaged inside
-its gzip stream counts as invalid altogether, because the number of missing rows is unknown. The rows before the damage
+its gzip stream counts as completely invalid, because the number of missing rows is unknown. The rows before the damage
 are used only if `max_invalid_fraction` is 1.
 
 The suffix of a table decides how it is read: `.csv` (comma), `.tsv` and `.txt` (tab), each with `.gz` too, and
@@ -30,13 +30,13 @@ CHUNK = 1 << 20  # bytes that are read at a time
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
 BLOCK = 50_000  # rows of a block
 MICROSECONDS = 10**6
-END_OF_TIME = 253_402_300_800  # seconds: the year 10000; what lies beyond was written in another unit
+END_OF_TIME = 253_402_300_800  # seconds: the year 10000; later times are in another unit
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": pl.Int64(), "rating": pl.Float32()}
 
 
 class InvalidRow(Exception):
-    """A line that is no row. The message is the reason, in words that fit many lines; rows are counted by it."""
+    """An invalid line. The message is the reason in general terms; rows are counted by it."""
 
 
 class InvalidRows:
@@ -52,7 +52,7 @@ class InvalidRows:
         self.reasons.setdefault(reason, [0, line])[0] += 1
 
     def check(self) -> None:
-        """Raise InputError where more than the allowed fraction is invalid."""
+        """Raise InputError if more than the allowed fraction is invalid."""
         invalid = sum(count for count, _ in self.reasons.values())
         if invalid > self.max_fraction * self.rows:
             reasons = "; ".join(f"{count:,} {name} (first: line {row})" for name, (count, row) in self.reasons.items())
@@ -173,7 +173,7 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
 
 
 def _broken_row(path: Path, delimiter: str) -> str | None:
-    """The first line of a text file that is no proper row, and why; None if all are."""
+    """The first line of a text file that is not a valid row, and why; None if all are valid."""
     apart = re.escape(delimiter)
     proper = re.compile(rf'(?:(?:"(?:[^"]|"")*"|[^"{apart}]*)(?:{apart}|$))*')
     header: list[str] | None = None

@@ -1,4 +1,4 @@
-"""What `msm4sr prepare` works with: a source (a format), the rules that apply to every source, and the report."""
+"""The parts of `msm4sr prepare`: a source (a format), the rules that apply to every source, and the report."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Rules(Strict):
     user_core: int = Field(0, ge=0, description="Drop users with fewer interactions, until all satisfy both cores.")
     item_core: int = Field(0, ge=0, description="Drop items with fewer interactions, until all satisfy both cores.")
     repeats: Literal["keep", "last"] = Field(
-        "keep", description="last: of a user's interactions with the same item keep only the latest."
+        "keep", description="last: keep only the latest of a user's interactions with the same item."
     )
     unknown_items: Literal["keep", "drop"] = Field(
         "keep", description="Interactions with an item that the catalogue lacks."
     )
     unseen_items: Literal["keep", "drop"] = Field("keep", description="Items without interactions.")
     max_invalid_fraction: float = Field(
-        0.01, ge=0, le=1, description="Fraction of invalid rows in a file up to which they are dropped; else an error."
+        0.01, ge=0, le=1, description="Maximum fraction of invalid rows, which are dropped; more are an error."
     )
 
 
@@ -76,12 +76,12 @@ class PrepareReport:
             self.dropped.append(Drop(reason, count, example))
 
     def nothing_left(self, path: Path, advice: str = "") -> InputError:
-        """The error where no interaction is left: says what was dropped."""
+        """The error if no interaction is left; it says what was dropped."""
         why = "; ".join(f"{drop.count} {drop.reason}" for drop in self.dropped) or "the file has no rows"
         return InputError(f"{path}: no interaction is left of {self.interactions_read:,} ({why}){advice}")
 
     def lines(self) -> list[str]:
-        """The report, one fact a line, to be printed."""
+        """The report to print, one fact per line."""
         read = "those of the interactions" if self.items_read is None else f"{self.items_read:,} read"
         return [
             f"interactions  {self.interactions_kept:,} kept of {self.interactions_read:,}, {self.users:,} users",
@@ -126,7 +126,7 @@ class Source(Strict):
         """Read the interactions in blocks; invalid rows are counted in `report`.
 
         Blocks have the columns `row` int64 (place in the file), `user_id`, `item_id` str (not null, not empty), and
-        where the format has them `rating` float and `time` int64 (microseconds since 1970) or `position` int64 (in the
+        if the format has them `rating` float and `time` int64 (microseconds since 1970) or `position` int64 (in the
         history of the user). With neither `time` nor `position` the rows of a user are in order.
         """
         raise NotImplementedError
@@ -134,7 +134,7 @@ class Source(Strict):
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         """Read the catalogue in blocks; invalid rows are counted in `report`.
 
-        Blocks have the columns `row`, `item_id`, and where the format has them `title`, `text` (str), `categories`,
+        Blocks have the columns `row`, `item_id`, and if the format has them `title`, `text` (str), `categories`,
         `image` (list[str]: files in the folder of images, or URLs). None: the items are those of the interactions.
         """
         return None

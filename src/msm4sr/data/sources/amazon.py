@@ -10,7 +10,7 @@ The names in a row say which layout it has. An item's text is its description, t
 and markup is removed from every text; a title that is the script of a page is dropped. URLs of images stay URLs (https)
 until `msm4sr fetch-images` downloads them.
 
-A row is invalid, and counted by kind, where it is no JSON (or 2014's notation), has no ID, a value of a wrong type,
+A row is invalid, and counted by kind, if it is not JSON (or 2014's notation), has no ID, a value of a wrong type,
 an impossible date, a negative rating, or half a surrogate pair in a text that is read.
 """  # noqa: E501 (a table)
 
@@ -193,7 +193,7 @@ def _texts(value: object, depth: int) -> Iterator[str]:
 
 
 def _images(row: dict[str, Any]) -> list[str]:
-    """URLs, the main image first: large enough for an encoder, and no larger where there is a choice."""
+    """URLs, the main image first: large enough for an encoder, and no larger if there is a choice."""
     value = row.get("images")
     if type(value) is dict:  # a list for each key, in place of an object for each image
         lists = list(value.values()) if all(type(column) is list for column in value.values()) else []

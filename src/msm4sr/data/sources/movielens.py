@@ -58,7 +58,7 @@ class MovieLens(Source):
 
     @property
     def layout(self) -> Layout:
-        """The layout whose ratings are in the folder. Raises InputError where there are none."""
+        """The layout whose ratings are in the folder. Raises InputError if there are none."""
         for layout in LAYOUTS:
             if (self.folder / layout.ratings).is_file():
                 return layout

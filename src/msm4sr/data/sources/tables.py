@@ -68,7 +68,7 @@ class Tables(Source):
     )
     separator: str = Field("|", min_length=1, description="Between several categories or images.")
     delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="Between fields, where it is not a comma (.tsv, .txt: a tab)."
+        None, min_length=1, max_length=1, description="Field separator, if not a comma (.tsv, .txt: a tab)."
     )
 
     @field_validator("time", "title", "categories", "image", mode="before")
@@ -166,7 +166,7 @@ def _drop(dropped: pl.Series, reason: str, path: Path, report: PrepareReport) ->
 
 
 def _seconds(times: pl.Series, numbers: pl.Series | None, unit: str, path: Path) -> pl.Series:
-    """Seconds since 1970 (float64), null where a value cannot be read."""
+    """Seconds since 1970 (float64), null if a value cannot be read."""
     where = f"{path}: column '{times.name}'"
     if unit != "iso":
         if numbers is None:
@@ -189,7 +189,7 @@ def _from_iso(text: str) -> float | None:
 
 
 def _ratings(column: pl.Series, path: Path) -> pl.Series:
-    """The column as float64, null where it is empty."""
+    """The column as float64, null if it is empty."""
     column = _stripped(column)
     numbers = column.cast(pl.Float64, strict=False)
     invalid = column.is_not_null() & (numbers.is_null() | numbers.is_nan())

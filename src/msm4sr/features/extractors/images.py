@@ -90,7 +90,7 @@ class ImageExtractor(Extractor):
     def _unusable(self, item_id: str, path: str, reason: str) -> InputError:
         return InputError(
             f"{self.job.dataset.folder / path}: image of item {item_id!r}: {reason}; repair it, remove it from "
-            "items.parquet, or run without --strict (what was encoded so far is kept)"
+            "items.parquet, or run without --strict (encoded items are kept)"
         )
 
     def extract(self, merge: bool = False) -> Features:

@@ -97,7 +97,7 @@ class KeywordExtractor(Extractor):
         return found
 
     def _find_tagger(self, images: Features, text: Features | None) -> tuple[ImageTagger, np.ndarray]:
-        """The tagger, and the image vectors that it ranks words for; `text` is for the offline tagger to learn from."""
+        """The tagger, and the image vectors that it ranks words for; `text` is for training the offline tagger."""
         vocabulary, vectors = self._vocabulary(), np.asarray(images.values)
         from_file = self.settings.vocabulary_file is not None
         self.extra["vocabulary"] = "word file" if from_file else "catalogue"
@@ -124,8 +124,8 @@ class KeywordExtractor(Extractor):
         if self.settings.vocabulary_file is not None:
             raise InputError(
                 "features.visual.vocabulary_file: the offline tagger learns keywords from at least "
-                f"{self.settings.min_texts} items with text and image (features.visual.min_texts), and there are "
-                f"{has_both}; name a CLIP model as features.visual.tagger"
+                f"{self.settings.min_texts} items with text and image (features.visual.min_texts), but there are "
+                f"{has_both}; set features.visual.tagger to a CLIP model"
             )
         return None
 

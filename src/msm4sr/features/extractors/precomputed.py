@@ -1,7 +1,7 @@
 """Precomputed embeddings in place of an encoder, for a modality of any name.
 
 They come from a Parquet file with the columns `item_id` and `vector`: a list of numbers, or a list of such lists for an
-item with several rows. A null vector, or no line at all, means that the item lacks the modality.
+item with several rows. A null vector, or no row at all, means that the item lacks the modality.
 """
 
 from __future__ import annotations

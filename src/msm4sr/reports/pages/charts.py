@@ -1,6 +1,6 @@
 """Charts as geometry: values in, coordinates for a small SVG out (drawn by `charts.html.jinja`).
 
-Panels are small charts side by side that share their axes, one a system: its curves over those of all others, in grey.
+Panels are small charts side by side that share their axes, one per system: its curves over those of all others, in grey.
 A dozen systems in one chart need a dozen colours, which are hard to distinguish; here the title names the curve.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from msm4sr.reports.table_writer import signed
 
-WATCHED = ("recall@20", "ndcg@10")  # metrics whose learning curves are drawn, where a run has logged them
+WATCHED = ("recall@20", "ndcg@10")  # metrics whose learning curves are drawn, if a run has logged them
 STAGES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
 GAP = 2.0  # between bars, viewBox units
 EDGES = [0, 1, 2, 3, *(factor * 10**power for power in range(12) for factor in (5, 10, 20))]  # of bins
@@ -64,8 +64,8 @@ class Frame:
         return Scale(ticks[0], ticks[-1], self.height - self.bottom, self.top)
 
 
-CHART = Frame(360, 190, left=46, right=14, top=12, bottom=26)  # a phone's width, so that its text is readable there
-PANEL = Frame(240, 150, left=40, right=20, top=10, bottom=24)  # about pixels where four are side by side
+CHART = Frame(360, 190, left=46, right=14, top=12, bottom=26)  # as wide as a phone, for readable text
+PANEL = Frame(240, 150, left=40, right=20, top=10, bottom=24)  # about pixels when four are side by side
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Line:
     points: str
     style: str = ""  # a class of the style sheet: "second", "early" or none
     dots: Sequence[Point] = ()
-    best: tuple[Point, str] | None = None  # the highest point, and what it is worth
+    best: tuple[Point, str] | None = None  # the highest point and its label
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Panels:
 def panels(
     title: str, x_name: str, curves: Mapping[str, Sequence[Curve]], ours: Sequence[str] = (), names: Sequence[str] = ()
 ) -> Panels | None:
-    """A panel for each system that has a point, those of `ours` first and marked; None where none has.
+    """A panel for each system that has a point, those of `ours` first and marked; None if none has.
 
     The y axis shows `title`, the x axis `x_name`: logarithmic, since the speeds of systems differ tenfold, or the
     categories `names` at 0, 1, 2, ..., and then no point is marked as the highest. A system has a curve for each seed
@@ -249,7 +249,7 @@ def histogram(title: str, what: str, values: np.ndarray) -> Chart:
 def bar_chart(
     title: str, what: str, counts: dict[str, int], labels: Sequence[str], most_labels: int = MOST_LABELS
 ) -> Chart:
-    """One bar for each name in `counts`, with its label under the axis where it fits."""
+    """One bar for each name in `counts`, with its label under the axis if it fits."""
     y_ticks = ticks(0, max(counts.values()), 4)
     y = CHART.y(y_ticks)
     step = (CHART.width - CHART.left - CHART.right) / len(counts)

@@ -23,7 +23,7 @@ from msm4sr.reports.pages.thumbnails import Thumbnails
 class ItemFeatures:
     """What the page shows of an item."""
 
-    item: Item  # with its sentences, where the text was encoded
+    item: Item  # with its sentences, if the text was encoded
     keywords: dict[str, list[tuple[str, float]]] = field(default_factory=dict)  # image to its keywords with scores
     notes: dict[str, None] = field(default_factory=dict)  # what it lacks, and why: a set in its order
 

@@ -27,9 +27,9 @@ def number(value: float) -> str:
 
 
 def with_bars(scored: Sequence[tuple[T, float]]) -> list[tuple[T, float, float]]:
-    """Add to each thing and its score the length of a bar, 0 to 100, that compares the scores of one list.
+    """Add to each entry and its score the length of a bar, 0 to 100, that compares the scores of one list.
 
-    Bars start at zero where no score is negative, else at the lowest score.
+    Bars start at zero if no score is negative, else at the lowest score.
     """
     scores = [score for _, score in scored]
     low, high = min([0.0, *scores]), max([0.0, *scores])

@@ -1,4 +1,4 @@
-"""Published results, shown beside what is measured here and never compared with it.
+"""Published results, shown next to measured ones and never compared with them.
 
 `paper.csv`: the tables of the method's paper (arXiv 2303.11879), values as printed, each with the name of that row in
 the grids that ship with the package. `elsewhere.csv`: other published results on public data sets.

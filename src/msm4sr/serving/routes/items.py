@@ -1,6 +1,6 @@
 """The items: search, details, similar items, images; add and remove.
 
-Ids may have slashes, so that the routes below an item are declared before the item itself. FastAPI runs functions that
+Ids may have slashes, so the routes below an item are declared before the item itself. FastAPI runs functions that
 are not async in threads.
 """
 
@@ -52,15 +52,15 @@ def add_item(
     categories: Annotated[list[str], Form(max_length=50)] = [],
     images: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
 ) -> Response:
-    """Add an item: from the next request on it is recommended by its content, without training."""
+    """Add an item. From the next request on, it is recommended by its content, without training."""
     settings = service.settings
     if len(text) > settings.max_text:
-        raise Refused(422, f"text has {len(text):,} characters; send {settings.max_text:,} at most")
+        raise Refused(422, f"text has {len(text):,} characters; send at most {settings.max_text:,}")
     files = [image for image in images if image.filename or image.size]
     if len(files) > settings.max_images:
-        raise Refused(422, f"{len(files)} images; send {settings.max_images} at most")
+        raise Refused(422, f"{len(files)} images; send at most {settings.max_images}")
     if any(len(name) > LONGEST_CATEGORY for name in categories):
-        raise Refused(422, f"categories: a name has {LONGEST_CATEGORY} characters at most")
+        raise Refused(422, f"categories: a name can have at most {LONGEST_CATEGORY} characters")
     names = tuple(name for name in categories if name)
     item = Item(item_id, _clean(title), _clean(text), names, [file.file.read() for file in files])
     service.add([item])
@@ -87,7 +87,7 @@ def image(
     """A small version of an image of an item."""
     thumbnails: Thumbnails = request.app.state.thumbnails
     if (thumbnail := thumbnails.get(item_id, number, side)) is None:
-        raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no image {number} that can be shown")
+        raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no readable image {number}")
     return as_file(request, *thumbnail, "image/jpeg", "private, max-age=300")
 
 
@@ -105,7 +105,7 @@ def similar(
 
 @router.get("/{item_id:path}", response_model=ItemDetails, responses=described(404))
 def get_item(item_id: ItemPath, service: CurrentService) -> Response:
-    """What is known of an item."""
+    """The details of an item."""
     return as_json(_details(service, item_id))
 
 
@@ -120,7 +120,7 @@ def _details(service: Service, item_id: str) -> ItemDetails:
 
 @router.delete("/{item_id:path}", status_code=204, dependencies=AUTHORIZED, responses=described(401, 403, 404))
 def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
-    """Remove an item: it is recommended no longer."""
+    """Remove an item from the recommendations."""
     service.remove(item_id)
     return Response(status_code=204)
 

@@ -1,4 +1,4 @@
-"""Recommendations for histories, and what a score is made of."""
+"""Recommendations for histories, and explanations of scores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def recommend_batch(body: BatchRequest, service: CurrentService) -> Respon
 
 @router.post("/explain", response_model=Explanation, responses=described(404))
 def explain(body: ExplainRequest, service: CurrentService) -> Response:
-    """What the score of an item after a history is made of."""
+    """Explain the score of an item after a history."""
     check_sizes(service.settings, [body.history])
     return as_json(service.recommender.explain(body.history, body.item_id))
 

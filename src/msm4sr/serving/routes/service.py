@@ -13,20 +13,20 @@ router = APIRouter(tags=["service"])
 
 @router.post("/reload", status_code=202, response_model=Status, dependencies=AUTHORIZED, responses=described(401, 403))
 def reload(service: CurrentService) -> Response:
-    """Read the run again in every worker, while requests are answered. A run that changed is read without this."""
+    """Reload the run in every worker while requests are answered. A changed run is also reloaded without this."""
     service.store.request_reload()
-    return as_json(Status("the run will be read again"), 202)
+    return as_json(Status("the run will be reloaded"), 202)
 
 
 @router.get("/health", response_model=Status)
 async def health() -> Response:
-    """Whether the process answers."""
+    """Whether the process responds."""
     return as_json(Status("ok"))
 
 
 @router.get("/ready", response_model=Readiness)
 async def ready(service: CurrentService) -> Response:
-    """Whether requests can be answered, and from which run."""
+    """Whether the service is ready, and which run it serves."""
     recommender = service.recommender
     catalogue, index = recommender.catalogue, recommender.index
     return as_json(
@@ -46,7 +46,7 @@ async def ready(service: CurrentService) -> Response:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def prometheus(service: CurrentService) -> Response:
-    """Counts and times, for Prometheus."""
+    """Metrics for Prometheus."""
     catalogue, metrics = service.recommender.catalogue, service.metrics
     metrics.items.set(catalogue.n_items)
     metrics.added.set(len(catalogue.added))
