@@ -94,14 +94,12 @@ class ContentEncoder:
         keywords: list[list[list[str]]] = [[] for _ in items]
         encoded: dict[str, list[np.ndarray]] = {}
         if self.encodes("visual"):
-            images = [self._decode(item) for item in items]
+            encoded["visual"], keywords = self._encode_images([self._decode(item) for item in items])
         if self.encodes("text"):
             text = self.settings.text
             limits = text.max_sentences, text.max_characters
             sentences = [item_sentences(item.title, item.text, *limits) for item in items]
             encoded["text"] = self._encode_sentences(sentences)
-        if self.encodes("visual"):
-            encoded["visual"], keywords = self._encode_images(images)
         found = []
         for place, item in enumerate(items):
             features = {name: np.zeros((0, dim), np.float32) for name, dim in self.dims.items()}

@@ -35,8 +35,14 @@ class EfficientNetLite0:
         self._network.load_state_dict(weights)
         self._device = choose_device(device)
         if self._device.type == "cpu":
-            threads = max(1, torch.get_num_threads() // CALLERS)
-            self._session = _onnx_session(pooled_onnx(self._network), threads)
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = max(1, torch.get_num_threads() // CALLERS)
+            # A thread without work would spin and take the core from those that decode.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            onnx, providers = pooled_onnx(self._network), ["CPUExecutionProvider"]
+            self._session = onnxruntime.InferenceSession(onnx, options, providers=providers)
             self.backend = "onnxruntime fp32 on cpu"
         else:
             self._network.to(self._device, memory_format=torch.channels_last)
@@ -125,13 +131,3 @@ def pooled_onnx(network: Any) -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
-
-
-def _onnx_session(model: bytes, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # A thread without work would spin and take the core from those that decode.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -25,6 +25,11 @@ from msm4sr.features.visual import WordEncoder, unit
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
+def words_of(text: str) -> list[str]:
+    """The words of three letters or more, lower-cased."""
+    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
+
+
 def build_vocabulary(
     texts: Iterable[str], min_items: int = 3, max_fraction: float = 0.2, size: int = 4000
 ) -> list[str]:
@@ -39,7 +44,7 @@ def build_vocabulary(
     n_items = 0
     for text in texts:
         n_items += 1
-        items_with.update(set(_WORD.findall(unicodedata.normalize("NFC", text).lower())))
+        items_with.update(set(words_of(text)))
     kept = [
         (-count, word)
         for word, count in items_with.items()

@@ -9,8 +9,6 @@ weights need not sum to the score.
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
+from msm4sr.features.keywords import words_of
 from msm4sr.models.base import ContentModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
@@ -29,7 +28,6 @@ ID = "id"  # the part of a score that is no modality's content
 SEEN = "seen"  # the part that is the seen-item bias
 REASONS_FROM = 20  # latest items of a history among which a reason is searched
 MAX_CHARACTERS, MAX_TEXTS = 4000, 20_000  # of a text and of a catalogue, whose words are counted
-_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @dataclass(frozen=True)
@@ -169,21 +167,17 @@ class DistinctiveWords:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        words = [set(_words(text)) for text in islice(texts, MAX_TEXTS)]
+        words = [set(words_of(text[:MAX_CHARACTERS])) for text in islice(texts, MAX_TEXTS)]
         self._texts, self._texts_with = len(words), Counter(chain.from_iterable(words))
 
     def of(self, text: str, n: int = 8) -> list[str]:
         """The `n` best words of a text, best first; ties in alphabetical order."""
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-        counts = Counter(word for word in _words(text) if word not in ENGLISH_STOP_WORDS)
+        counts = Counter(word for word in words_of(text[:MAX_CHARACTERS]) if word not in ENGLISH_STOP_WORDS)
         scored = [
             (-(1 + math.log(count)) * math.log(self._texts / self._texts_with[word]), word)
             for word, count in counts.items()
             if 2 <= self._texts_with[word] < self._texts
         ]
         return [word for _, word in sorted(scored)[:n]]
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFC", text[:MAX_CHARACTERS]).lower())

@@ -56,8 +56,7 @@ class KeywordExtractor(Extractor):
     def extract(self, merge: bool = False) -> Features:
         images = self.images.extract(merge)
         self.extra = {"made_of": self._made_of()}
-        stored = find_current(self.folder, {**self.manifest, **self.extra})
-        if stored is not None:
+        if (stored := find_current(self.folder, {**self.manifest, **self.extra})) is not None:
             return stored
         # The texts teach the offline tagger, even if precomputed embeddings replace them in the model.
         text = self.sentences.extract(merge) if images.n_rows and not self.settings.uses_clip else None

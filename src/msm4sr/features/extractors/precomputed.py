@@ -47,8 +47,7 @@ class PrecomputedExtractor(Extractor):
         """Nothing is encoded."""
 
     def extract(self, merge: bool = False) -> Features:
-        stored = find_current(self.folder, {**self.manifest, **self.extra})
-        if stored is not None:
+        if (stored := find_current(self.folder, {**self.manifest, **self.extra})) is not None:
             return stored
         ids, embeddings = read_embeddings(self.file)
         place = {item_id: line for line, item_id in enumerate(ids)}
@@ -135,8 +134,7 @@ def read_embeddings(file: Path) -> tuple[list[str], Ragged]:
 def _columns(file: Path) -> tuple[pl.Series, pl.Series]:
     try:
         names = list(pl.read_parquet_schema(file))
-        lacking = [name for name in ("item_id", "vector") if name not in names]
-        if lacking:
+        if lacking := [name for name in ("item_id", "vector") if name not in names]:
             raise InputError(f"{file}: no column {lacking[0]!r}; the file has: {', '.join(names)}")
         frame = pl.read_parquet(file, columns=["item_id", "vector"])
     except OSError as error:
