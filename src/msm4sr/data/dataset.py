@@ -95,8 +95,8 @@ class Targets:
 def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
     """Read a prepared folder by the rules of this module.
 
-    Raises:
-        InputError: see `read_interactions` and `read_items`; an item that the catalogue lacks; nothing is left.
+    Raises InputError as `read_interactions` and `read_items` do, for an item that the catalogue lacks, and where
+    nothing is left.
     """
     folder = Path(folder)
     interactions, items = read_interactions(folder), read_items(folder)

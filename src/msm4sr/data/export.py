@@ -37,10 +37,8 @@ class Exported:
 def export_recbole(folder: Path, out: Path) -> Exported:
     """Write RecBole's atomic files: `NAME.inter`, `NAME.item`, and `NAME.yaml` with the columns and the protocol.
 
-    `out` is a new or an empty folder; its name is NAME, as RecBole requires.
-
-    Raises:
-        InputError: `folder` is not a prepared folder, an ID contains a tab or a line break, `out` is not empty.
+    `out` is a new or an empty folder; its name is NAME, as RecBole requires. Raises InputError where `folder` is not
+    a prepared folder, an ID contains a tab or a line break, or `out` is not empty.
     """
     name, tables, notes = out.resolve().name, _tables(folder), []
     for file, table in tables.items():
@@ -70,8 +68,7 @@ def export_recbole(folder: Path, out: Path) -> Exported:
 def export_csv(folder: Path, out: Path) -> Exported:
     """Write `interactions.csv` and, if there are items, `items.csv`.
 
-    Raises:
-        InputError: `folder` is not a prepared folder, or `out` is not empty.
+    Raises InputError where `folder` is not a prepared folder, or `out` is not empty.
     """
     tables = _tables(folder)
     separator = _separator(folder, tables, SEPARATORS[1:])

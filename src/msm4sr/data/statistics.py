@@ -94,8 +94,7 @@ class Statistics:
 def statistics(folder: Path) -> Statistics:
     """Count what a prepared folder contains.
 
-    Raises:
-        InputError: the folder cannot be read; no interactions; an item that the catalogue lacks.
+    Raises InputError for a folder that cannot be read, without interactions, or an item that the catalogue lacks.
     """
     interactions, items = scan_interactions(folder), read_items(folder)
     by_user, by_item = (

@@ -65,14 +65,12 @@ class ToyshopTruth:
 def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int = 0) -> ToyshopTruth:
     """Write a toyshop as a prepared data folder: `interactions.parquet`, `items.parquet` and `images/*.png`.
 
-    A user has about ten interactions. The same arguments give the same bytes.
+    A user has about ten interactions. The same arguments give the same bytes. Raises InputError for `users` < 1, or
+    `items` < 40 (histories would run out of toys).
 
     Returns:
         The rules, and the recall of oracles that rank each user's last toy from the one before it and the transition
         probabilities of the pattern, of the theme, of both, or of neither.
-
-    Raises:
-        InputError: `users` < 1, or `items` < 40 (histories would run out of toys).
     """
     for name, value, least in (("users", users, 1), ("items", items, 2 * LONGEST)):
         if value < least:

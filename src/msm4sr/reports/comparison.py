@@ -138,10 +138,8 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES) -> list[Comparison]:
     """Scores and tests of a grid, one comparison per protocol: rows of different protocols are not comparable.
 
-    Without resamples of the paired bootstrap there are no tests.
-
-    Raises:
-        InputError: the cells of one row have different protocols.
+    Without resamples of the paired bootstrap there are no tests. Raises InputError where the cells of one row have
+    different protocols.
     """
     protocols: dict[bool, list[Row]] = {}
     for row in results.rows:

@@ -49,20 +49,10 @@ class Section(NamedTuple):
 def write_grid_report(
     folder: Path, out: Path | None = None, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES
 ) -> Path:
-    """Write index.html and all tables of the grid in `folder`. A grid that is still running can be reported.
+    """Write index.html and all tables of a grid to `out` (None: `folder`/report); return the path of index.html.
 
-    Rows of different protocols have tables of their own.
-
-    Args:
-        out: where to write; None: `folder`/report.
-        metrics: the columns of the tables.
-        resamples: of the paired bootstrap.
-
-    Returns:
-        The path of index.html.
-
-    Raises:
-        InputError: as `read_grid` and `measure` raise it; no file is written then.
+    A grid that is still running can be reported. Rows of different protocols have tables of their own. Raises
+    InputError as `read_grid` and `measure` do; no file is written then.
     """
     results = read_grid(folder)
     comparisons = measure(results, metrics, resamples)

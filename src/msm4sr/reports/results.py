@@ -75,8 +75,7 @@ class GridResults:
 def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
     """Read all that a report shows, of `grid` where only a part of the grid in `folder` is reported.
 
-    Raises:
-        InputError: there is no grid, or a file in it cannot be read.
+    Raises InputError where there is no grid, or a file in it cannot be read.
     """
     grid = grid or open_grid(folder)
     outcomes: dict[tuple[str, str], list[Outcome]] = {}

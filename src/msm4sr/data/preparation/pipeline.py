@@ -43,11 +43,8 @@ from msm4sr.files import atomic_folder, write_json
 def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareReport:
     """Write the prepared folder `out`, new or empty; it appears complete or not at all.
 
-    Without `rules`, those of the source apply.
-
-    Raises:
-        InputError: `out` is not empty, a file cannot be read or has too many invalid rows, an image lies outside the
-            folder of images, nothing is left.
+    Without `rules`, those of the source apply. Raises InputError where `out` is not empty, a file cannot be read or has
+    too many invalid rows, an image lies outside the folder of images, or nothing is left.
     """
     report = PrepareReport(out.resolve(), rules or source.rules)
     images = ImageFolder(source.images)

@@ -74,9 +74,8 @@ def read_blocks(
     """Blocks for `Source.read_interactions` or `read_items` from the lines of a file; blank lines are skipped.
 
     `parse` turns a line into the values of `columns`, or raises `InvalidRow`. `report` counts all and invalid rows.
-
-    Raises:
-        InputError: the file cannot be read, is cut short (unless all rows may be invalid), has too many invalid rows.
+    Raises InputError where the file cannot be read, is cut short (unless all rows may be invalid), or has too many
+    invalid rows.
     """
     invalid = InvalidRows(path, report.rules.max_invalid_fraction)
     schema = {"row": pl.Int64(), **columns}

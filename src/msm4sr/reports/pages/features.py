@@ -31,8 +31,7 @@ class ItemFeatures:
 def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: int = 0) -> str:
     """One HTML page with `n_items` items drawn from those that have any features, in the order of the catalogue.
 
-    Raises:
-        InputError: none of the items has features.
+    Raises InputError where none of the items has features.
     """
     manifests = {
         folder: manifest
