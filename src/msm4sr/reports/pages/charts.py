@@ -1,6 +1,6 @@
 """Charts as geometry: values in, coordinates for a small SVG out (drawn by `charts.html.jinja`).
 
-Panels are small charts side by side that share their axes, one per system: its curves over those of all others, in grey.
+Panels are small charts that share their axes, one per system: its curves over those of the others, in grey.
 A dozen systems in one chart need a dozen colours, which are hard to distinguish; here the title names the curve.
 """
 
