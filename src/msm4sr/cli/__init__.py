@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from msm4sr.cli.compare import compare, report
-from msm4sr.cli.console import console, log_to_console
+from msm4sr.cli.console import ConsoleHandler, console
 from msm4sr.cli.data import data, fetch_images
 from msm4sr.cli.demo import demo
 from msm4sr.cli.doctor import doctor
@@ -29,7 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-log_to_console()
+log = logging.getLogger("msm4sr")
+log.addHandler(ConsoleHandler())
+log.setLevel(logging.INFO)
 commands = run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, serve, features, demo, doctor
 for command in commands:
     app.command()(command)

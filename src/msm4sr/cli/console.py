@@ -14,14 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from msm4sr.errors import InputError
@@ -79,12 +72,9 @@ def handle_errors(interrupted: str = "interrupted") -> Iterator[None]:
     try:
         with _first_process_only():
             yield
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}")
-        raise typer.Exit(2) from None
-    except FloatingPointError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         errors.print(f"[red]error:[/red] {escape(where + (error.strerror or str(error)))}")
@@ -162,14 +152,6 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         console.print(Text(record.getMessage(), style=style or ""))
-
-
-def log_to_console() -> None:
-    """Print log messages of the libraries, INFO and above, on the console. Safe to call more than once."""
-    logger = logging.getLogger("msm4sr")
-    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
-        logger.addHandler(ConsoleHandler())
-        logger.setLevel(logging.INFO)
 
 
 class TrainingProgress(Callback):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from msm4sr.cli.console import TrainingProgress, console, handle_errors, progress_bar
 
@@ -38,10 +38,8 @@ def demo(
 def _table(done: Demo) -> Table:
     """The test metrics, the best of each in bold."""
     systems = {name: metrics["test"] for name, metrics in done.metrics.items()}
-    table = Table(title=f"test, {done.dataset.n_users:,} users, all {done.dataset.n_items} items ranked")
-    table.add_column("system")
-    for name in SHOWN:
-        table.add_column(name, justify="right")
+    title = f"test, {done.dataset.n_users:,} users, all {done.dataset.n_items} items ranked"
+    table = Table("system", *(Column(name, justify="right") for name in SHOWN), title=title)
     best = {name: max(values[name] for values in systems.values()) for name in SHOWN}
     for system, values in systems.items():
         cells = (f"[bold]{values[n]:.4f}[/bold]" if values[n] == best[n] else f"{values[n]:.4f}" for n in SHOWN)

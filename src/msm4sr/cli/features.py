@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from msm4sr.cli.console import console, handle_errors
 from msm4sr.errors import InputError
@@ -59,9 +59,8 @@ def features(
 
 def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
     """The manifest of a store, one line per fact."""
-    table = Table(title=escape(store.name), title_justify="left", show_header=False, box=SIMPLE_HEAD)
-    table.add_column()
-    table.add_column(overflow="fold")
+    title, columns = escape(store.name), ("", Column(overflow="fold"))
+    table = Table(*columns, title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
     encoder, words = manifest["encoder"], manifest.get("vocabulary_words")
     fingerprint = encoder["fingerprint"]
     is_hash = re.fullmatch("[0-9a-f]{16,}", fingerprint)  # otherwise a name

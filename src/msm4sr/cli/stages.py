@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from msm4sr.cli.console import (
     Changes,
@@ -318,11 +318,9 @@ def _summary(metrics: dict[str, Any]) -> None:
 
     about = metrics["run"]
     console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
-    table = Table()  # no title: it would be wrapped at the width of the table
-    table.add_column("metric")
     columns = metric_columns(metrics)
-    for label in columns:
-        table.add_column(label.replace(", ", "\n"), justify="right")
+    headers = (Column(label.replace(", ", "\n"), justify="right") for label in columns)
+    table = Table("metric", *headers)  # no title: it would be wrapped at the width of the table
     for name in metrics["test"]:
         table.add_row(name, *(f"{column[name]:.4f}" for column in columns.values()))
     console.print(table)

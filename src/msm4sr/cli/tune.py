@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from msm4sr.cli.console import (
     Changes,
@@ -29,7 +29,6 @@ from msm4sr.errors import InputError
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
-    from msm4sr.experiments.search import Search
     from msm4sr.experiments.settings import RunSettings
     from msm4sr.experiments.tune import Trial
     from msm4sr.features.store import Features
@@ -76,7 +75,7 @@ def tune(
         import optuna
 
         from msm4sr.data.dataset import load_dataset
-        from msm4sr.experiments.search import load_search
+        from msm4sr.experiments.search import check_defaults, load_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
         from msm4sr.experiments.stages import describe_data
         from msm4sr.experiments.tune import Tuning, best_text, check_folder
@@ -88,7 +87,10 @@ def tune(
         settings = resolve_settings(preset, model, seed=seed, file=file)
         settings = with_values(settings, space.budget, f"the budget of search {space.name}")
         settings = change_settings(settings, changes)
-        _check(space, settings)
+        check_defaults(space, settings)
+        settings.device.check()
+        if settings.device.processes > 1:
+            raise InputError("device.devices: a trial runs on one device; start the command several times instead")
         check_folder(out)
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset)
@@ -108,16 +110,6 @@ def tune(
                 console.print(f"best settings: {target}", markup=False)
         best = save or out / "best.yaml"
         say_next("run", data, "--model", model, "--preset", preset, "--settings", best, "--out", "RUN")
-
-
-def _check(space: Search, settings: RunSettings) -> None:
-    """InputError for settings that cannot be tuned."""
-    from msm4sr.experiments.search import check_defaults
-
-    check_defaults(space, settings)
-    settings.device.check()
-    if settings.device.processes > 1:
-        raise InputError("device.devices: a trial runs on one device; start the command several times instead")
 
 
 def _features(
@@ -149,10 +141,8 @@ def _values(trial: Trial) -> str:
 
 
 def _print_table(trials: list[Trial]) -> None:
-    table = Table()
-    for name in ("trial", "validation ndcg@10", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("settings")
+    numbers = (Column(name, justify="right") for name in ("trial", "validation ndcg@10", "seconds"))
+    table = Table(*numbers, "settings")
     for trial in trials[:SHOWN]:
         value = trial.state if trial.value is None else f"{trial.value:.4f}"
         result = ("the defaults: " if trial.is_default else "") + (trial.reason or _values(trial))

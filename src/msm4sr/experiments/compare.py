@@ -44,10 +44,8 @@ POLL = 1.0  # seconds between two checks of the cells of other workers
 class Options:
     """How cells are run; no effect on their results."""
 
-    features: Path
-    """The folder with a features folder for each data set."""
-    retry_before: float = 0.0
-    """A cell that failed before this time (of the file system) is run again, from scratch."""
+    features: Path  # with a features folder for each data set
+    retry_before: float = 0.0  # a cell that failed before this time (of the file system) is run again, from scratch
 
 
 def run_cell(

@@ -257,14 +257,6 @@ class Base(Strict):
     settings: str | None = None
 
 
-def _read_config(config: str) -> dict[str, Any]:
-    """A shipped configuration by name, or a YAML file."""
-    file = CONFIGS.get(config, Path(config))
-    if not file.is_file():
-        raise InputError(f"{config}: neither a file nor one of {', '.join(CONFIGS)}{closest(config, CONFIGS)}")
-    return {"name": Path(config).stem, "title": Path(config).stem} | read_yaml(file)
-
-
 def plan_grid(request: GridRequest) -> Grid:
     """The requested grid; base and options are applied to each row.
 
@@ -273,7 +265,11 @@ def plan_grid(request: GridRequest) -> Grid:
     Raises:
         InputError: something in the configuration or the options is not valid.
     """
-    where, content = request.config, _read_config(request.config)
+    where = request.config
+    file = CONFIGS.get(where, Path(where))
+    if not file.is_file():
+        raise InputError(f"{where}: neither a file nor one of {', '.join(CONFIGS)}{closest(where, CONFIGS)}")
+    content = {"name": Path(where).stem, "title": Path(where).stem} | read_yaml(file)
     base = validated(Base, content.pop("base", {}), f"{where}: base")
     if request.preset is not None:
         base = base.model_copy(update={"preset": request.preset})

@@ -107,13 +107,10 @@ class SearchFile(Strict):
 class Search:
     """A search that has been checked against its model."""
 
-    name: str
-    """The name of the model, or of the file without its suffix."""
+    name: str  # of the model, or of the file without its suffix
     trials: int
-    budget: Mapping[str, Any]
-    """The settings of every trial, by dotted name."""
-    parameters: Mapping[str, Parameter]
-    """The searched settings, by dotted name."""
+    budget: Mapping[str, Any]  # the settings of every trial, by dotted name
+    parameters: Mapping[str, Parameter]  # the searched settings, by dotted name
 
 
 def load_search(search: str | None, model: str) -> Search:
@@ -138,8 +135,12 @@ def load_search(search: str | None, model: str) -> Search:
     file = validated(SearchFile, content, where)
     if file.model != model:
         raise InputError(f"{where}: a search for {file.model}, but --model is {model}; change one of them")
-    budget = _budget(file.budget, Path(where).parent, model)
+    shipped = BUDGETS / f"{file.budget}.yaml"
+    budget_file = shipped if shipped.is_file() else Path(where).parent / file.budget
+    budget = validated(Budget, read_yaml(budget_file), str(budget_file))
     shared = flatten(budget.settings)
+    for key in shared:
+        check_key(key, model, str(budget_file))
     for key in file.parameters:
         check_key(key, model, f"{where}: parameters")
         if not key.startswith(SEARCHED):
@@ -148,16 +149,6 @@ def load_search(search: str | None, model: str) -> Search:
         if key in shared:
             raise InputError(f"{where}: parameters: {key} is part of the budget ({file.budget}), shared by all models")
     return Search(name, budget.trials, shared, file.parameters)
-
-
-def _budget(name: str, folder: Path, model: str) -> Budget:
-    """A budget by name or file, whose settings are those of the model."""
-    shipped = BUDGETS / f"{name}.yaml"
-    file = shipped if shipped.is_file() else folder / name
-    budget = validated(Budget, read_yaml(file), str(file))
-    for key in flatten(budget.settings):
-        check_key(key, model, str(file))
-    return budget
 
 
 def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -85,7 +85,13 @@ def resolve_settings(
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
     if file is not None:
-        for key, value in _file_settings(file, model).items():
+        values = _for_model(read_yaml(file), model, str(file))
+        name = values.pop("model.name", model)
+        if name != model:
+            raise InputError(f"{file}: settings of {name}, but --model is {model}; change one of them")
+        for key in values:
+            check_key(key, model, str(file))
+        for key, value in values.items():
             put(settings, key, value)
         validated(RunSettings, settings, str(file))  # so that an error names the file and not a later change
     if seed is not None:
@@ -149,7 +155,10 @@ def check_key(key: str, model: str, where: str) -> None:
     if key not in valid:
         others = [name for name in MODELS if key in _keys(RunSettings, name)]
         owners = f" ({', '.join(others)} has it)" if others else ""
-        raise InputError(f"{where}: there is no setting {key!r} of {model}{owners}{_closest_key(key, valid)}")
+        # a key without its section (learning_rate) gets the first one with it (finetune.learning_rate)
+        same_end = [name for name in valid if name.split(".")[-1] == key.split(".")[-1]]
+        hint = closest(key, valid) or (f"; did you mean {same_end[0]!r}?" if same_end else "")
+        raise InputError(f"{where}: there is no setting {key!r} of {model}{owners}{hint}")
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -174,17 +183,6 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         ending = if_unknown if problem["type"] == "extra_forbidden" else ""
         hint = f" (there are {', '.join(kind.model_fields)})" if unknown else given
         raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
-
-
-def _file_settings(file: Path, model: str) -> dict[str, Any]:
-    """Dotted names and values of a settings file, each a setting of the model."""
-    values = _for_model(read_yaml(file), model, str(file))
-    name = values.pop("model.name", model)
-    if name != model:
-        raise InputError(f"{file}: settings of {name}, but --model is {model}; change one of them")
-    for key in values:
-        check_key(key, model, str(file))
-    return values
 
 
 def _for_model(settings: dict[str, Any], model: str, where: str) -> dict[str, Any]:
@@ -230,9 +228,3 @@ def _keys(section: type[BaseModel], model: str, prefix: str = "") -> Iterator[st
             yield from _keys(annotation, model, f"{prefix}{name}.")
         elif (prefix, name) != ("model.", "name"):
             yield f"{prefix}{name}"
-
-
-def _closest_key(key: str, valid: Iterable[str]) -> str:
-    """As `closest`; a key without its section (learning_rate) gets the first one with it (finetune.learning_rate)."""
-    same_end = [name for name in valid if name.split(".")[-1] == key.split(".")[-1]]
-    return closest(key, valid) or (f"; did you mean {same_end[0]!r}?" if same_end else "")
