@@ -203,8 +203,7 @@ class StoreBuilder:
         Each chunk is hashed just before it is encoded, so that the extractor can read a file once for both. With
         `merge` nothing is encoded: missing shards are an InputError.
         """
-        found = self._unchanged()
-        if found is not None:
+        if (found := self._unchanged()) is not None:
             return found
         with locked(self.folder):
             recover(self.folder)
