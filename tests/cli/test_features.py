@@ -75,7 +75,7 @@ def test_later_stages_find_precomputed_embeddings_and_notice_that_they_changed(
     [
         (("items={v}",), "'items' cannot name a modality"),
         (("my audio={v}",), "'my audio' cannot name a modality"),
-        (("audio={v}", "audio={v}"), "audio has a file already; give one file per modality"),
+        (("audio={v}", "audio={v}"), "audio already has a file; give one file per modality"),
         (("one", "two"), "give one folder, not one and two"),
         (("audio=nowhere.parquet",), "nowhere.parquet: cannot be read"),
     ],
@@ -219,7 +219,7 @@ def test_broken_images_and_markup_in_titles_on_the_page(cli: Cli, photos: Path, 
 def test_missing_features_are_an_error(
     refused: Refused, photos: Path, trained: Trained, features: Path, tmp_path: Path
 ) -> None:
-    assert "no extracted features here; create them with `msm4sr extract DATA --out RUN`" in refused(
+    assert "no extracted features; create them with `msm4sr extract DATA --out RUN`" in refused(
         "features", tmp_path
     )
     assert "give its folder with --data" in refused("features", features, "--html", tmp_path / "page.html")
