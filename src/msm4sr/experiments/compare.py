@@ -9,6 +9,7 @@ import _thread
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -183,16 +185,21 @@ def run_in_processes(cells: Sequence[Cell], options: Options, jobs: int) -> int:
     log = CellLog(cells, options)
     jobs = min(jobs, sum(is_open(cell, options.retry_before) for cell in cells))
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(list(cells), options)) for _ in range(jobs)]
+    stop = context.Event()
+    workers = [context.Process(target=_worker, args=(list(cells), options, stop)) for _ in range(jobs)]
+    # A worker inherits that Ctrl-C is ignored: it could arrive during its imports. `stop` interrupts it in its turn.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with _threads(max(1, (os.cpu_count() or 1) // max(1, jobs))):
         for worker in workers:
             worker.start()
+    signal.signal(signal.SIGINT, handler)
     try:
         while alive := [worker.sentinel for worker in workers if worker.is_alive()]:
             wait(alive, POLL)
             log.check()
     except KeyboardInterrupt:
-        for worker in workers:  # Ctrl-C has reached them too
+        stop.set()
+        for worker in workers:
             worker.join()
         raise
     log.check()
@@ -214,17 +221,19 @@ def _threads(count: int) -> Iterator[None]:
         del os.environ["OMP_NUM_THREADS"]
 
 
-def _worker(cells: list[Cell], options: Options) -> None:
+def _worker(cells: list[Cell], options: Options, stop: Event) -> None:
     """The main function of a process of `run_in_processes`; it logs nothing and ends when the first process does."""
     logging.disable()
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_follow, args=(os.getppid(), stop), daemon=True).start()
     try:
         run_cells(cells, options)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL)
-    _thread.interrupt_main()
+def _follow(parent: int, stop: Event) -> None:
+    """Interrupt this process when the first process asks for it or has ended."""
+    while os.getppid() == parent and not stop.wait(POLL):
+        pass
+    _thread.interrupt_main(signal.SIGTERM)
