@@ -219,9 +219,7 @@ def test_broken_images_and_markup_in_titles_on_the_page(cli: Cli, photos: Path, 
 def test_missing_features_are_an_error(
     refused: Refused, photos: Path, trained: Trained, features: Path, tmp_path: Path
 ) -> None:
-    assert "no extracted features; create them with `msm4sr extract DATA --out RUN`" in refused(
-        "features", tmp_path
-    )
+    assert "no extracted features; create them with `msm4sr extract DATA --out RUN`" in refused("features", tmp_path)
     assert "give its folder with --data" in refused("features", features, "--html", tmp_path / "page.html")
     other = refused("features", features, "--html", tmp_path / "page.html", "--data", photos)
     assert f"{photos}: none of its items has features" in other
