@@ -89,9 +89,7 @@ def test_next_item_prediction_is_equation_7_in_value_and_gradient(n_views: int, 
     views = [random(len(next_item), 6, seed=v) for v in range(n_views)]
     items = random(5, 6, seed=9)
     assert_same_value_and_gradients(
-        lambda: nip(views, items, next_item),
-        lambda: nip_pair_by_pair(views, items, next_item),
-        [*views, items],
+        lambda: nip(views, items, next_item), lambda: nip_pair_by_pair(views, items, next_item), [*views, items]
     )
 
 
@@ -248,8 +246,7 @@ def test_the_softmax_over_the_catalogue_is_cross_entropy_in_value_and_gradient(d
 def test_the_gradient_of_the_softmax_over_the_catalogue_agrees_with_differences() -> None:
     target = torch.tensor(NEXT)
     assert torch.autograd.gradcheck(
-        lambda prefixes, items: next_item_cross_entropy(prefixes, items, target),
-        (random(8, 6), random(7, 6, seed=1)),
+        lambda prefixes, items: next_item_cross_entropy(prefixes, items, target), (random(8, 6), random(7, 6, seed=1))
     )
 
 

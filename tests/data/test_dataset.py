@@ -84,12 +84,7 @@ def test_position_orders_where_there_is_no_timestamp(tmp_path: Path) -> None:
 
 
 def test_timestamp_goes_before_position(tmp_path: Path) -> None:
-    columns = {
-        "user_id": ["u"] * 3,
-        "item_id": ["a", "b", "c"],
-        "position": [0, 1, 2],
-        "timestamp": [3, 2, 1],
-    }
+    columns = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "position": [0, 1, 2], "timestamp": [3, 2, 1]}
     pl.DataFrame(columns).write_parquet(tmp_path / "interactions.parquet")
     assert histories(load_dataset(tmp_path)) == {"u": ["c", "b", "a"]}
 
@@ -137,10 +132,7 @@ def test_users_with_fewer_than_three_interactions_leave_and_are_counted() -> Non
     dataset = load([("short", "x", 1), *A_USER, ("short", "a", 2)])
     assert dataset.user_ids == ["u"]
     assert dataset.item_ids == ["x", "a", "b", "c"]
-    assert dataset.dropped == {
-        "users: fewer than 3 interactions": 1,
-        "interactions: fewer than 3 interactions": 2,
-    }
+    assert dataset.dropped == {"users: fewer than 3 interactions": 1, "interactions: fewer than 3 interactions": 2}
 
 
 def test_a_duplicate_does_not_save_a_short_user() -> None:
@@ -182,11 +174,7 @@ def test_a_wrong_setting_is_refused(wrong: dict[str, object]) -> None:
 def test_leave_one_out_by_hand() -> None:
     rows = [("u", item, time) for time, item in enumerate("abcde")] + [("v", item, 0) for item in "cba"]
     dataset = load(rows, list("abcde"))
-    training, validation, test = (
-        training_histories(dataset),
-        validation_targets(dataset),
-        test_targets(dataset),
-    )
+    training, validation, test = (training_histories(dataset), validation_targets(dataset), test_targets(dataset))
     assert [part.tolist() for part in training] == [[0, 1, 2], [2]]
     assert [part.tolist() for part in validation.histories] == [[0, 1, 2], [2]]
     assert validation.targets.tolist() == [3, 1]
@@ -206,9 +194,7 @@ def test_a_sequence_that_is_not_there_is_an_index_error() -> None:
 # What holds for every log
 
 logs = st.lists(
-    st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.integers(0, 6)),
-    min_size=1,
-    max_size=60,
+    st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.integers(0, 6)), min_size=1, max_size=60
 )
 few = settings(max_examples=60, deadline=None)
 
@@ -250,11 +236,7 @@ def test_training_validation_and_test_make_the_full_history(rows: list[Row]) -> 
     dataset = load_or_none(rows)
     if dataset is None:
         return
-    training, validation, test = (
-        training_histories(dataset),
-        validation_targets(dataset),
-        test_targets(dataset),
-    )
+    training, validation, test = (training_histories(dataset), validation_targets(dataset), test_targets(dataset))
     assert len(training) == len(validation.histories) == len(test.histories) == dataset.n_users
     for user in range(dataset.n_users):
         joined = [*training[user], validation.targets[user], test.targets[user]]
@@ -284,10 +266,7 @@ def test_the_core_is_satisfied_maximal_and_a_fixed_point(rows: list[Row], user_c
     assert (dataset.histories.lengths >= max(user_core, 3)).all()
     assert (counts >= item_core).all()
     again = load(
-        [event for event in rows if event in events],
-        dataset.item_ids,
-        user_core=user_core,
-        item_core=item_core,
+        [event for event in rows if event in events], dataset.item_ids, user_core=user_core, item_core=item_core
     )
     assert histories(again) == found
     assert not [reason for reason in again.dropped if "duplicates" not in reason]

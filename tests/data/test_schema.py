@@ -66,10 +66,7 @@ def test_categorical_ids_become_strings(tmp_path: Path) -> None:
         ({"timestamp": [1, None, 2]}, r"column 'timestamp', row 2: null"),
         ({"timestamp": [None] * 3}, r"column 'timestamp', row 1: null"),
         ({"timestamp": [1, 2, -5]}, r"column 'timestamp', row 3: -5; it should be 0 or more"),
-        (
-            {"timestamp": pl.Series([1, 2**63, 2], dtype=pl.UInt64)},
-            r"column 'timestamp', row 2: 9223372036854775808",
-        ),
+        ({"timestamp": pl.Series([1, 2**63, 2], dtype=pl.UInt64)}, r"column 'timestamp', row 2: 9223372036854775808"),
         (
             {"timestamp": ["1", "2", "soon"]},
             r"column 'timestamp' is String; it should be int64, seconds.*row 3: 'soon'",
@@ -78,10 +75,7 @@ def test_categorical_ids_become_strings(tmp_path: Path) -> None:
         ({"timestamp": [1.0, 2.5, 3.0]}, r"column 'timestamp' is Float64;.*does not convert is row 2: 2.5"),
         ({"timestamp": [1.0, 2.0, float("nan")]}, r"column 'timestamp' is Float64;.*row 3: nan"),
         ({"timestamp": [True, False, True]}, r"column 'timestamp' is Boolean; it should be int64"),
-        (
-            {"timestamp": None, "position": ["x"] * 3},
-            r"column 'position' is String; it should be int32.*row 1",
-        ),
+        ({"timestamp": None, "position": ["x"] * 3}, r"column 'position' is String; it should be int32.*row 1"),
     ],
 )
 def test_wrong_interactions_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:

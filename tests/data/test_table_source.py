@@ -399,10 +399,7 @@ def test_times_become_seconds(shop: Path, written: str, unit: str, read_as: str)
     assert f"({read_as}), from 2020-02-29 to 2020-02-29" in report.order
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [date(2020, 2, 29), datetime(2020, 2, 29), datetime(2020, 2, 29, tzinfo=UTC)],
-)
+@pytest.mark.parametrize("moment", [date(2020, 2, 29), datetime(2020, 2, 29), datetime(2020, 2, 29, tzinfo=UTC)])
 def test_dates_of_a_parquet_file_become_seconds(shop: Path, moment: date) -> None:
     log = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [moment]})
     log.write_parquet(shop / "log.parquet")

@@ -46,15 +46,7 @@ class BagOfWords:
 
 
 def test_vocabulary_is_content_words_by_how_many_items_use_them() -> None:
-    texts = [
-        "The red Guitar, a guitar!",
-        "red drum 3000 x2",
-        "red guitar's drum of ox",
-        "blue",
-        "and",
-        "the",
-        "",
-    ]
+    texts = ["The red Guitar, a guitar!", "red drum 3000 x2", "red guitar's drum of ox", "blue", "and", "the", ""]
     assert build_vocabulary(texts, min_items=2, max_fraction=0.9) == ["red", "drum", "guitar"]
     assert build_vocabulary(texts, min_items=3, max_fraction=0.9) == ["red"]
     assert build_vocabulary(texts, min_items=2, max_fraction=0.3) == ["drum", "guitar"]
@@ -290,10 +282,7 @@ def test_labels_are_ranked_by_logit() -> None:
     weight[3], bias[7] = (1, 0), 0.5
     labels = imagenet_labels()
     tagger = LabelTagger(weight, bias)
-    assert top_words(tagger, np.array([[1.0, 9.0], [0.0, 0.0]]), 2) == [
-        [labels[3], labels[7]],
-        [labels[7], labels[0]],
-    ]
+    assert top_words(tagger, np.array([[1.0, 9.0], [0.0, 0.0]]), 2) == [[labels[3], labels[7]], [labels[7], labels[0]]]
 
 
 @pytest.fixture(scope="module")

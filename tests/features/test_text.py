@@ -9,11 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msm4sr.errors import InputError
-from msm4sr.features.text import (
-    MiniLM,
-    TransformerSentenceEncoder,
-    item_sentences,
-)
+from msm4sr.features.text import MiniLM, TransformerSentenceEncoder, item_sentences
 
 TEXT = "Mr. Fox runs at 3.5 km/h. He is quick! Is the dog lazy? Yes."
 

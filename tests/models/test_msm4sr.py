@@ -399,8 +399,7 @@ def test_features_of_another_catalogue_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"heads": 3}, {"dim": 0}, {"dropout": 1.0}, {"temperature": 0}, {"similarity": "l2"}, {"dmi": 64}],
+    "settings", [{"heads": 3}, {"dim": 0}, {"dropout": 1.0}, {"temperature": 0}, {"similarity": "l2"}, {"dmi": 64}]
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -235,10 +235,7 @@ def test_a_report_with_neither_users_nor_epochs_nor_metrics_renders() -> None:
 
 
 def test_metrics_are_side_by_side_in_reading_order() -> None:
-    metrics = {
-        "validation": {"mrr": 0.5, "ndcg@10": 0.4, "recall@50": 0.3, "recall@5": 0.2},
-        "test": {"mrr": 0.05},
-    }
+    metrics = {"validation": {"mrr": 0.5, "ndcg@10": 0.4, "recall@50": 0.3, "recall@5": 0.2}, "test": {"mrr": 0.05}}
     page = run_page(report(metrics=metrics))
     rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>', page)
     assert rows == [
@@ -258,11 +255,7 @@ def test_the_best_value_of_each_column_of_the_comparison_is_bold() -> None:
 def test_curves_are_drawn_for_each_stage_and_gaps_are_skipped() -> None:
     nan = [{"stage": "finetune", "epoch": 2, "loss": math.nan, "recall@20": 0.2}]
     charts = learning_curves([*report().epochs, *nan])
-    assert [chart.title for chart in charts] == [
-        "Pre-training: loss",
-        "Fine-tuning: loss",
-        "Fine-tuning: validation",
-    ]
+    assert [chart.title for chart in charts] == ["Pre-training: loss", "Fine-tuning: loss", "Fine-tuning: validation"]
     assert len(charts[0].lines[0].points.split()) == 2
     assert len(charts[1].lines[0].dots) == 1
     assert charts[2].lines[0].best is not None
@@ -279,11 +272,7 @@ def test_a_falling_loss_falls_on_the_chart() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [
-        (0.0, 0.4, [0.0, 0.1, 0.2, 0.3, 0.4]),
-        (3.1, 9.0, [2.0, 4.0, 6.0, 8.0, 10.0]),
-        (0.0, 0.0, [0.0, 0.5, 1.0]),
-    ],
+    [(0.0, 0.4, [0.0, 0.1, 0.2, 0.3, 0.4]), (3.1, 9.0, [2.0, 4.0, 6.0, 8.0, 10.0]), (0.0, 0.0, [0.0, 0.5, 1.0])],
 )
 def test_axis_ticks_are_round_and_enclose_the_values(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high, 4) == pytest.approx(expected)

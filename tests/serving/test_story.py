@@ -16,10 +16,7 @@ from msm4sr.data.dataset import load_dataset
 from msm4sr.experiments.loading import load_recommender
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
 HOSTILE = "<img src=x onerror=alert(1)> & \"quotes\" 'n' </script>"
 

@@ -45,11 +45,7 @@ MAKERS = {"sasrec": make_sasrec, "msm4sr": make_msm4sr}
 def one_batch(sequences: list[list[int]], pairs: Literal["all", "last"], max_history: int = 6) -> Batch:
     """Everything in one batch, nothing dropped."""
     batches = epoch_batches(
-        ragged(sequences),
-        max_history=max_history,
-        batch_pairs=10_000,
-        pairs=pairs,
-        rng=np.random.default_rng(0),
+        ragged(sequences), max_history=max_history, batch_pairs=10_000, pairs=pairs, rng=np.random.default_rng(0)
     )
     (batch,) = batches
     return batch

@@ -365,8 +365,7 @@ def test_an_error_of_a_callback_ends_the_training_and_every_callback_gets_it() -
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"epochs": -1}, {"learning_rate": 0}, {"select": "recall@7"}, {"pairs": "some"}, {"lr": 1e-3}],
+    "settings", [{"epochs": -1}, {"learning_rate": 0}, {"select": "recall@7"}, {"pairs": "some"}, {"lr": 1e-3}]
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from types import SimpleNamespace
+from typing import Protocol, TypeGuard
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
@@ -63,14 +63,6 @@ def scorer_of(model: Model, settings: TrainingSettings) -> Scorer:
     return model if settings.finetune.epochs else model.pretrained_scorer()
 
 
-@dataclass(frozen=True)
-class _Both:
-    """The settings of both stages; the other stage has its defaults."""
-
-    pretrain: PretrainSettings = PretrainSettings()
-    finetune: FinetuneSettings = FinetuneSettings()
-
-
 def pretrain(
     model: Model,
     dataset: Dataset,
@@ -108,8 +100,8 @@ def finetune(
 def _train(
     model: Model, dataset: Dataset, settings: StageSettings, options: TrainerOptions, callbacks: Iterable[Callback]
 ) -> list[EpochRecord]:
-    changed: dict[str, Any] = {settings.stage: settings}
-    task = task_for(model, settings.stage, _Both(**changed))
+    stages = {"pretrain": PretrainSettings(), "finetune": FinetuneSettings(), settings.stage: settings}
+    task = task_for(model, settings.stage, SimpleNamespace(**stages))
     if task is not None:
         return Trainer(task, settings, options, callbacks).fit(dataset)
     if settings.epochs:

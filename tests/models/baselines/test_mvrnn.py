@@ -43,10 +43,7 @@ def gru_step_slowly(gru: nn.GRU, x: Tensor, h: Tensor) -> Tensor:
     width = len(h)
     of_x, of_h = (
         [weight[g * width : (g + 1) * width] @ v + bias[g * width : (g + 1) * width] for g in range(3)]
-        for weight, bias, v in (
-            (gru.weight_ih_l0, gru.bias_ih_l0, x),
-            (gru.weight_hh_l0, gru.bias_hh_l0, h),
-        )
+        for weight, bias, v in ((gru.weight_ih_l0, gru.bias_ih_l0, x), (gru.weight_hh_l0, gru.bias_hh_l0, h))
     )
     r, z = torch.sigmoid(of_x[0] + of_h[0]), torch.sigmoid(of_x[1] + of_h[1])
     n = torch.tanh(of_x[2] + r * of_h[2])
