@@ -66,8 +66,8 @@ def test_a_run_says_what_it_does_and_what_comes_next(trained: Trained) -> None:
         "pairs/s",
         "leave-one-out, full ranking",
         "recall@10",
-        "seen items included",
-        "seen items excluded",
+        "included",
+        "excluded",  # the headings of the table wrap in a narrow terminal
         " parameters; ",
         "(excluding validation)",
         "peak memory",
