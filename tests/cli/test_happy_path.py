@@ -6,6 +6,7 @@ import json
 import shutil
 import tomllib
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,9 @@ def test_a_run_leaves_all_that_it_promises(trained: Trained, shop: Path) -> None
     report = (trained.folder / "report.html").read_text()
     assert "<svg" in report
     card = (trained.folder / "model" / "README.md").read_text()
-    for part in ("alidation", "est"):
-        assert all(f"{part}, seen items {word}" in text for word in ("included", "excluded") for text in (report, card))
+    for part, word in product(("validation", "test"), ("included", "excluded")):
+        assert f"{part}, seen items {word}" in card
+        assert f"{part.capitalize()}<br>seen items {word}" in report
     test, excluded = metrics["test"]["mrr"], metrics["seen_excluded"]["test"]["mrr"]
     assert f" | {test:.4f} | " in card
     assert f" | {excluded:.4f} |\n" in card
