@@ -188,9 +188,6 @@ def evaluate(folder: RunFolder) -> None:
         _evaluate(started, dataset, network)
 
 
-# -- starting or opening a run ---------------------------------------------------------------------------------------
-
-
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process; the first one prepares what the others read."""
     from msm4sr.experiments.run import open_run
@@ -276,9 +273,6 @@ def _load(run: Run) -> tuple[Dataset, Model]:
 
     dataset = load_run_data(run)
     return dataset, _extract(run, dataset)
-
-
-# -- the stages ------------------------------------------------------------------------------------------------------
 
 
 def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = False) -> Model:

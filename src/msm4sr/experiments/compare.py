@@ -173,9 +173,6 @@ def file_time(folder: Path) -> float:
         return os.fstat(probe.fileno()).st_mtime
 
 
-# -- several processes -----------------------------------------------------------------------------------------------
-
-
 def run_in_processes(cells: Sequence[Cell], options: Options, jobs: int) -> int:
     """`run_cells` in `jobs` processes, which share the cores unless OMP_NUM_THREADS is set.
 

@@ -227,9 +227,6 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     return content
 
 
-# -- from a configuration and the options of the command line to a grid ---------------------------------------------
-
-
 @dataclass(frozen=True)
 class GridRequest:
     """The options of a user; an empty value means that of the configuration.

@@ -45,9 +45,6 @@ FEW = 0.5  # warn if a smaller share of the items has a modality
 DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the items and users of the other data
 
 
-# -- data and features -----------------------------------------------------------------------------------------------
-
-
 def load_run_data(run: Run) -> Dataset:
     """The run's data set; logs its size, and what was dropped and why."""
     dataset = load_dataset(run.data, run.settings.dataset)
@@ -144,9 +141,6 @@ def _unchanged_files(run: Run) -> dict[str, Path]:
     return {name: precomputed.file for name, precomputed in run.precomputed.items()}
 
 
-# -- the model and its training --------------------------------------------------------------------------------------
-
-
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:
     """A new model with random weights from the seed, or with those of another run (`pretrain.init_from`)."""
     categories, names = item_categories(dataset)
@@ -241,9 +235,6 @@ def falls_from_the_start(rows: Sequence[Mapping[str, Any]], stage: str, metric: 
     """Whether the latest of these epochs is the third validated one, and validation fell twice."""
     values = [row[metric] for row in rows if row["stage"] == stage and metric in row]
     return len(values) == 3 and values[0] > values[1] > values[2]
-
-
-# -- trained weights -------------------------------------------------------------------------------------------------
 
 
 def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:

@@ -147,9 +147,6 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
     return "".join(f"# {line}\n" for line in head) + body
 
 
-# -- a trial ---------------------------------------------------------------------------------------------------------
-
-
 def _value(trial: optuna.Trial, tuning: Tuning) -> float:
     """Train with the values of the trial, and validate the weights of the best epoch."""
     is_default = "default" in trial.user_attrs
@@ -196,9 +193,6 @@ def _distribution(parameter: FloatRange | IntRange | Choices) -> BaseDistributio
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Three digits, so that a readable settings file has exactly the values of the trial."""
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
-
-
-# -- the study -------------------------------------------------------------------------------------------------------
 
 
 def _open(tuning: Tuning) -> optuna.Study:

@@ -163,9 +163,6 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
         write_json(provenance, {**record, "result": result_record(folder)})
 
 
-# One image
-
-
 class _Temporary(BrokenImage):
     """A temporary failure; `after`: the seconds that the server asks to wait, if it does."""
 

@@ -69,9 +69,6 @@ class Features(Ragged):
         return Features(rows.values, rows.offsets, list(item_ids))
 
 
-# --- reading
-
-
 def load_features(folder: Path) -> Features:
     """Read a store; the vectors stay on disk until they are used. Raises InputError for none, or a damaged one."""
     if read_manifest(folder) is None:
@@ -146,9 +143,6 @@ def _damage(folder: Path) -> Iterator[None]:
 def _read(path: Path) -> pl.DataFrame:
     # Not memory-mapped: the file may be replaced while the frame lives.
     return pl.read_parquet(path.read_bytes())
-
-
-# --- writing
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,10 +240,7 @@ def _write_table(table: pl.DataFrame, path: Path) -> None:
         table.write_parquet(unfinished, compression="zstd")
 
 
-# --- safetensors, a block at a time
-
 ALIGNED = 64  # bytes: vectors begin where memory of torch would, so that its products give the same bits
-
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 

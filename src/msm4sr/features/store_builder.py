@@ -283,8 +283,6 @@ class StoreBuilder:
             logger.info("%s; extracting again", error)
             return _Base()
 
-    # -- encoding
-
     def _encode(self, ranges: Sequence[range], base: _Base, merge: bool = False) -> list[_Plan]:
         """Hash each chunk and encode what is new in it; with `merge` nothing is encoded."""
         plans: list[_Plan] = []
@@ -317,8 +315,6 @@ class StoreBuilder:
                 chunk = self.extractor.encode(todo, advance)
                 chunk.save(plan.file)
             self.extractor.check(chunk, todo)
-
-    # -- joining
 
     def _join(self, base: _Base, plans: Sequence[_Plan], record: Mapping[str, Any]) -> None:
         """First the tables of all chunks, then their vectors, with one chunk in memory at a time."""

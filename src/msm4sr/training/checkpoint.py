@@ -90,9 +90,6 @@ def digest(*parts: bytes | np.ndarray) -> str:
     return made.hexdigest()
 
 
-# -- the checkpoints of a stage --------------------------------------------------------------------------------------
-
-
 @dataclass
 class TrainingState:
     """How far a training has come; with weights, optimiser and generators, everything that resuming needs."""

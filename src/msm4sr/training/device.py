@@ -129,9 +129,6 @@ def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
     return type(batch)(**{name: tensor[mine] for name, tensor in tensors.items()})
 
 
-# -- how processes end together --------------------------------------------------------------------------------------
-
-
 def rank_here() -> int:
     """The rank of this process among those that train together; 0 for a single process."""
     if dist.is_initialized():
@@ -152,9 +149,6 @@ def first_is_gone(seconds: float = 10.0) -> bool:
     while os.getppid() == parent != 1 and time.monotonic() < until:
         time.sleep(0.1)
     return os.getppid() != parent or parent == 1
-
-
-# -- generators ------------------------------------------------------------------------------------------------------
 
 
 def generator_states(fabric: Fabric, generator: torch.Generator) -> dict[str, Tensor]:

@@ -134,8 +134,6 @@ class Trainer:
         """The validation metrics of the current weights."""
         return evaluate(self.task.scorer, self._dataset, "validation", self.options.evaluation)
 
-    # -- set-up and resuming -----------------------------------------------------------------------------------------
-
     def _set_up(self, dataset: Dataset) -> None:
         """Start the processes, make the optimiser, and resume if asked to."""
         task, settings, options = self.task, self.settings, self.options
@@ -216,8 +214,6 @@ class Trainer:
         tensors |= {f"generators/{name}": states[name] for name in states}
         self._checkpoints.save_last(tensors | {"loss_sum": self._loss_sum.detach().cpu().clone()}, self.state)
 
-    # -- steps -------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Seed all generators for the current epoch, or restore them inside it; the caller's state is kept."""
@@ -258,8 +254,6 @@ class Trainer:
             self._save_last()
             self._saved = time.perf_counter()
 
-    # -- validation and early stopping -------------------------------------------------------------------------------
-
     def _validate_epoch(self) -> EpochRecord:
         """The record of the current epoch, with validation metrics if it is time."""
         state, epoch = self.state, self.state.epoch
@@ -287,8 +281,6 @@ class Trainer:
         if self._checkpoints is not None and self.fabric.is_global_zero:
             self._checkpoints.save_best(self._best_weights, record.epoch)
         return True
-
-    # -- small parts -------------------------------------------------------------------------------------------------
 
     def _call(self, hook: Literal["on_start", "on_step", "on_best", "on_epoch_end", "on_end"], *given: Any) -> None:
         """Call a hook of every callback, in the first process."""

@@ -83,8 +83,6 @@ class KeywordExtractor(Extractor):
         vocabulary = None if self.settings.vocabulary_file is None else self._vocabulary()
         return digest(images["encoder"], images["content"], texts, vocabulary)
 
-    # -- finding the words
-
     def _tag(self, images: Features, text: Features | None) -> tuple[list[list[str]], np.ndarray]:
         """The words of each image and their scores, float32 [images, N]; `extra` records how they were found."""
         if not images.n_rows:
