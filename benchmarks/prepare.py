@@ -5,7 +5,7 @@
 For each size: a file of reviews by N / 10 users of N / 50 items (of 50 million interactions: 5 million users, 1
 million items), with skewed activity and popularity, with review texts of some 300 characters, and one of
 items with descriptions and image URLs. Each is prepared in a separate process with the paper's rules; the table has its
-wall-clock time and peak memory. The files are removed afterwards; the largest need about 10 GB. The plot needs
+elapsed time and peak memory. The files are removed afterwards; the largest need about 10 GB. The plot needs
 matplotlib.
 """
 

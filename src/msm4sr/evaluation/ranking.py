@@ -35,7 +35,7 @@ def rank_targets(
 ) -> dict[Protocol, Ranks]:
     """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items, by each protocol.
 
-    All protocols use the same scores. Users are ranked in chunks, so that memory does not grow with users times items.
+    All protocols use the same scores. Users are ranked in chunks, so that memory does not depend on users times items.
 
     Args:
         model: put into evaluation mode by the caller. If it never ranks seen items, both protocols exclude them.

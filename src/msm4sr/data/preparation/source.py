@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,10 +119,11 @@ class Source(Strict):
     images: Path | None = Field(None, description="A folder of images.")
 
     @property
+    @abstractmethod
     def files(self) -> list[Path]:
         """The files that are read; the first has the interactions, the last the items."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         """Read the interactions in blocks; invalid rows are counted in `report`.
 
@@ -129,7 +131,6 @@ class Source(Strict):
         if the format has them `rating` float and `time` int64 (microseconds since 1970) or `position` int64 (in the
         history of the user). With neither `time` nor `position` the rows of a user are in order.
         """
-        raise NotImplementedError
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         """Read the catalogue in blocks; invalid rows are counted in `report`.

@@ -74,7 +74,7 @@ class Line:
 
     label: str
     points: str
-    style: str = ""  # a class of the style sheet: "second", "early" or none
+    style: str = ""  # a class of the stylesheet: "second", "early" or none
     dots: Sequence[Point] = ()
     best: tuple[Point, str] | None = None  # the highest point and its label
 

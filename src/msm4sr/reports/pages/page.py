@@ -1,4 +1,4 @@
-"""Pages from templates, with one style sheet and a policy that forbids all else; the page of recommendations."""
+"""Pages from templates, with one stylesheet and a policy that forbids all else; the page of recommendations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def with_bars(scored: Sequence[tuple[T, float]]) -> list[tuple[T, float, float]]
 def render(template: str, **values: object) -> str:
     """A page from a template; `values` are escaped there."""
     style = files("msm4sr.reports.pages").joinpath("templates", "style.css").read_text(encoding="utf-8")
-    # The policy names the style sheet by its hash: no other style, and no script at all, can take effect.
+    # The policy names the stylesheet by its hash: no other style, and no script at all, can take effect.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     loader = PackageLoader("msm4sr.reports.pages")
     environment = Environment(
