@@ -21,7 +21,7 @@ from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
 from msm4sr.experiments.grid import CONFIGS, GridRequest, plan_grid
-from msm4sr.experiments.locks import try_lock
+from msm4sr.locks import try_lock
 from msm4sr.models.registry import MODELS
 from msm4sr.training.checkpoint import last_file, read_state
 

@@ -26,11 +26,11 @@ from typing import Any
 from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError
 from msm4sr.experiments.grid import Cell, features_folder
-from msm4sr.experiments.locks import try_lock, unlock
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import begin_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import write_json
+from msm4sr.locks import try_lock, unlock
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.callbacks import Callback
 from msm4sr.training.stages import STAGES

@@ -28,11 +28,11 @@ from msm4sr.data.dataset import Dataset, training_histories, validation_targets
 from msm4sr.dotted import differences, flatten, nest, shorten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
-from msm4sr.experiments.locks import try_lock, unlock
 from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.features.store import Features
+from msm4sr.locks import try_lock, unlock
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan
 from msm4sr.training.checkpoint import digest
 from msm4sr.training.stages import STAGES, task_for

@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, write_json
+from msm4sr.locks import try_lock
 from msm4sr.ragged import Ragged
 
 logger = logging.getLogger(__name__)
@@ -211,19 +212,17 @@ def cut_short(folder: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in this block for this store; the others wait.
-
-    The lock is one of the operating system, on `.NAME.lock` beside the store; it ends with the process that holds it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
+    """One process at a time in this block for this store, by `.NAME.lock` beside it; the others wait."""
+    file = folder.parent / f".{folder.name}.lock"
+    lock = try_lock(file)
+    if lock is None:
         logger.info("%s: another process is writing it; waiting", folder)
-        held = lock.acquire()
-    with held:
+        lock = FileLock(file)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

@@ -14,9 +14,9 @@ import polars as pl
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, open_grid
-from msm4sr.experiments.locks import is_locked
 from msm4sr.experiments.run import read_epochs
 from msm4sr.experiments.settings import read_yaml
+from msm4sr.locks import is_locked
 
 State = Literal["finished", "failed", "running", "missing"]
 

@@ -18,8 +18,8 @@ import pytest
 from msm4sr.errors import InputError
 from msm4sr.experiments import compare
 from msm4sr.experiments.grid import Cell, Data, Row
-from msm4sr.experiments.locks import is_locked, try_lock, unlock
 from msm4sr.files import write_json
+from msm4sr.locks import is_locked, try_lock, unlock
 
 SPAWN = multiprocessing.get_context("spawn")
 
