@@ -85,7 +85,7 @@ def pretend(cell: Cell, *arguments: Any, **options: Any) -> None:
 
 def work(cells: Sequence[Cell]) -> None:
     compare.run_cell = pretend  # type: ignore[assignment]
-    compare.run_cells(cells, compare.Options(Path("features")))
+    compare.run_cells(cells, compare.CompareOptions(Path("features")))
 
 
 def alive(pid: int) -> bool:

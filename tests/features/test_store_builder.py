@@ -17,7 +17,7 @@ from msm4sr.errors import InputError
 from msm4sr.features import store_builder
 from msm4sr.features.extract import Extractor
 from msm4sr.features.store import Features, StoreTables, load_features, read_contents, read_missing, read_rows
-from msm4sr.features.store_builder import Chunk, Missing, Shard, StoreBuilder, chunk_ranges, digest, no_vectors
+from msm4sr.features.store_builder import Chunk, Missing, Shard, StoreBuilder, chunk_ranges, json_digest, no_vectors
 from msm4sr.progress import Advance
 
 Catalogue = dict[str, str]
@@ -57,7 +57,7 @@ class Letters(Extractor):
 
     def content_hashes(self, items: range) -> list[str]:
         self.hashed.extend(items)
-        return [digest(self.texts[item]) for item in items]
+        return [json_digest(self.texts[item]) for item in items]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         self.encoded.extend(self.item_ids[item] for item in items)
@@ -116,7 +116,7 @@ def interrupt(folder: Path, catalogue: Catalogue, after: int) -> None:
 
 
 def digest_number(value: object) -> float:
-    return int(digest(value)[:4], 16) / 16**4
+    return int(json_digest(value)[:4], 16) / 16**4
 
 
 def big(n: int = 500) -> Catalogue:
@@ -145,7 +145,7 @@ def assert_holds(features: Features, catalogue: Catalogue, folder: Path) -> None
         for _ in range(text.count("-") + (not text))
     ]
     assert read_missing(folder).select("item", "item_id").rows() == expected
-    assert read_contents(folder) == [digest(text) for text in texts]
+    assert read_contents(folder) == [json_digest(text) for text in texts]
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 5000, 20_000])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from msm4sr.reports.comparison import METRICS, measure
 from msm4sr.reports.results import GridResults, read_grid
-from msm4sr.reports.table_writer import Cell, Line, Table
+from msm4sr.reports.table_writer import Table, TableCell, TableRow
 from msm4sr.reports.tables import (
     cost_table,
     difference_table,
@@ -21,9 +21,9 @@ from msm4sr.reports.tables import (
     places,
     popularity_table,
     published_table,
+    software_versions,
     split_settings,
     validation_table,
-    versions,
 )
 
 RANKS = {"popularity": 90, "sasrec": 12, "sasrecm": 9, "msm4sr": 4}
@@ -49,14 +49,14 @@ def main(found: GridResults, only: str | None = None) -> Table:
     return main_table(comparison, only=only)
 
 
-def line(table: Table, label: str) -> dict[tuple[str, str], Cell]:
-    found: Line = next(each for each in table.lines if each.label == label)
+def line(table: Table, label: str) -> dict[tuple[str, str], TableCell]:
+    found: TableRow = next(each for each in table.rows if each.label == label)
     return {(c.group, c.name): cell for c, cell in zip(table.columns, found.cells, strict=True)}
 
 
 def test_the_table_has_the_papers_form(tmp_path: Path) -> None:
     table = main(results(tmp_path))
-    assert [each.label for each in table.lines] == ["POPULARITY", "SASREC", "SASRECM", "MSM4SR", "Improvement"]
+    assert [each.label for each in table.rows] == ["POPULARITY", "SASREC", "SASRECM", "MSM4SR", "Improvement"]
     assert table.groups == [("", 1), ("pantry", 6), ("pantry, as printed", 6), ("shop", 6)]
     assert [c.name for c in table.columns[1:7]] == ["R@5", "R@10", "R@20", "N@5", "N@10", "N@20"]
     best = line(table, "MSM4SR")["pantry", "N@10"]
@@ -89,7 +89,7 @@ def test_published_values_are_shown_but_not_compared(tmp_path: Path) -> None:
     cell = line(table, "MSM4SR")["pantry, as printed", "R@5"]
     assert (cell.text, cell.place, cell.sign, cell.deviation) == ("0.0405", 0, 0, None)
     assert line(table, "POPULARITY")["pantry, as printed", "R@5"].text == "–"  # the paper has no such row
-    for each in table.lines:
+    for each in table.rows:
         for c, there in zip(table.columns, each.cells, strict=True):
             if c.printed:
                 assert (there.place, there.sign) == (0, 0)
@@ -101,7 +101,7 @@ def test_published_values_are_shown_but_not_compared(tmp_path: Path) -> None:
 def test_measured_cells_do_not_depend_on_published_values(tmp_path: Path) -> None:
     pantry, shop = (main(results(tmp_path / name, (name,))) for name in ("pantry", "shop"))
     measured = [
-        [[cell for c, cell in zip(table.columns, each.cells, strict=True) if not c.printed] for each in table.lines]
+        [[cell for c, cell in zip(table.columns, each.cells, strict=True) if not c.printed] for each in table.rows]
         for table in (pantry, shop)
     ]
     assert measured[0] == measured[1]
@@ -130,14 +130,14 @@ def test_without_baselines_or_without_ours_there_is_no_improvement(tmp_path: Pat
     for row in RANKS:
         write_cell(grid, row, ranks(row))
     table = main(read_grid(grid))
-    assert [each.label for each in table.lines] == [row.upper() for row in RANKS]
+    assert [each.label for each in table.rows] == [row.upper() for row in RANKS]
     assert not any("Improvement" in note for note in table.notes)
 
 
 def test_a_grid_of_one_seed_has_no_deviations(tmp_path: Path) -> None:
     table = main(results(tmp_path, seeds=(0,)))
     assert any(note.startswith("One seed, hence no deviations") for note in table.notes)
-    assert all(cell.deviation is None for each in table.lines for cell in each.cells)
+    assert all(cell.deviation is None for each in table.rows for cell in each.cells)
     assert line(table, "Improvement")["shop", "N@10"].text.startswith("+")
 
 
@@ -160,9 +160,9 @@ def test_places_go_to_the_highest_shown_values(values: list[float | None]) -> No
 def test_differences_have_intervals_around_them(tmp_path: Path) -> None:
     (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=300)
     table = difference_table(comparison, "shop")
-    assert [each.label for each in table.lines][:3] == ["POPULARITY, Recall@5", "SASREC, Recall@5", "MSM4SR, Recall@5"]
-    assert len(table.lines) == 3 * len(METRICS)
-    for each in table.lines:
+    assert [each.label for each in table.rows][:3] == ["POPULARITY, Recall@5", "SASREC, Recall@5", "MSM4SR, Recall@5"]
+    assert len(table.rows) == 3 * len(METRICS)
+    for each in table.rows:
         against, mean, low, high, p, corrected = each.cells
         assert against.text == "SASRECM"
         assert low.value is not None
@@ -177,7 +177,7 @@ def test_popularity_has_a_column_for_each_bucket_that_has_users(tmp_path: Path) 
     names = ["0 (n=1)", "1-5 (n=5)", "6-10 (n=5)", "11-20 (n=10)", "21-50 (n=30)", ">50 (n=149)"]
     assert [c.name for c in table.columns] == names * 2
     assert table.groups == [("Recall@10", 6), ("NDCG@10", 6)]
-    assert max(cell.place for each in table.lines for cell in each.cells) == 2
+    assert max(cell.place for each in table.rows for cell in each.cells) == 2
 
 
 def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) ->
             write_cell(grid, row, ranks(row), seed=seed, held_out={"users": 1200, "items": 34} | metrics)
     (comparison,) = measure(read_grid(grid), METRICS, resamples=50)
     table = held_out_table(comparison, "shop")
-    assert [each.label for each in table.lines] == ["SASREC", "MSM4SR", "Random"]
+    assert [each.label for each in table.rows] == ["SASREC", "MSM4SR", "Random"]
     assert table.groups == [("among all items", 6), ("among held-out items", 6)]
     best = line(table, "MSM4SR")["among all items", "R@10"]
     assert (best.text, best.place) == ("0.3500", 1)
@@ -201,21 +201,21 @@ def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) ->
 
 def test_without_held_out_items_the_table_is_empty(tmp_path: Path) -> None:
     (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
-    assert held_out_table(comparison, "shop").lines == []
+    assert held_out_table(comparison, "shop").rows == []
 
 
 def test_validation_table_has_means_over_seeds(tmp_path: Path) -> None:
     grid = results(tmp_path, ("shop",))
     (comparison,) = measure(grid, ("ndcg@10",))
     table = validation_table(comparison, "shop")
-    for row, line in zip(comparison.rows, table.lines, strict=True):
+    for row, line in zip(comparison.rows, table.rows, strict=True):
         each = [outcome.metrics["validation"]["ndcg@10"] for outcome in grid.finished("shop", row.name)]
         assert line.cells[0].value == pytest.approx(sum(each) / len(each))
 
 
 def test_cost_table_has_weights_seconds_memory_and_hardware(tmp_path: Path) -> None:
     table = cost_table(results(tmp_path, ("shop",)), "shop")
-    cells = {c.name: cell.text for c, cell in zip(table.columns, table.lines[0].cells, strict=True)}
+    cells = {c.name: cell.text for c, cell in zip(table.columns, table.rows[0].cells, strict=True)}
     assert cells == {
         "weights": "1,234",
         "pre-training, s": "0",
@@ -228,9 +228,9 @@ def test_cost_table_has_weights_seconds_memory_and_hardware(tmp_path: Path) -> N
 
 def test_published_results_name_protocol_and_source() -> None:
     table = published_table("ml-1m")
-    assert all(each.cells[-1].text and each.cells[-2].text for each in table.lines)
-    assert all(cell.place == 0 for each in table.lines for cell in each.cells)
-    assert published_table("shop").lines == []
+    assert all(each.cells[-1].text and each.cells[-2].text for each in table.rows)
+    assert all(cell.place == 0 for each in table.rows for cell in each.cells)
+    assert published_table("shop").rows == []
 
 
 def test_settings_are_split_into_shared_and_per_row(tmp_path: Path) -> None:
@@ -255,4 +255,4 @@ def test_versions_that_differ_between_cells_are_all_named(tmp_path: Path, torch:
     write_cell(grid, "sasrec", [1])
     other = write_cell(grid, "msm4sr", [1]) / "metrics.json"
     other.write_text(other.read_text().replace("2.13.0", torch))
-    assert dict(versions(read_grid(grid).all()))["torch"] == list(dict.fromkeys(["2.13.0", torch]))
+    assert dict(software_versions(read_grid(grid).all()))["torch"] == list(dict.fromkeys(["2.13.0", torch]))

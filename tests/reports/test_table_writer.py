@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msm4sr.reports.table_writer import (
-    Cell,
     Column,
-    Line,
     Table,
+    TableCell,
+    TableRow,
     comma_separated,
     escape_latex,
     latex,
@@ -33,14 +33,29 @@ TABLE = Table(
         Column("N@5", "shop"),
         Column("R@5", "shop, as printed", printed=True),
     ],
-    lines=[
-        Line(
-            "A_1", [Cell("included"), Cell("0.1000", 0.1, 0.00251), Cell("0.0500", 0.05, place=2), Cell("0.0900", 0.09)]
+    rows=[
+        TableRow(
+            "A_1",
+            [
+                TableCell("included"),
+                TableCell("0.1000", 0.1, 0.00251),
+                TableCell("0.0500", 0.05, place=2),
+                TableCell("0.0900", 0.09),
+            ],
         ),
-        Line(
-            "B|2", [Cell("excluded"), Cell("0.2000", 0.2, 0.01, 1, 1), Cell("0.0600", 0.06, place=1), Cell()], ours=True
+        TableRow(
+            "B|2",
+            [
+                TableCell("excluded"),
+                TableCell("0.2000", 0.2, 0.01, 1, 1),
+                TableCell("0.0600", 0.06, place=1),
+                TableCell(),
+            ],
+            ours=True,
         ),
-        Line("Improvement", [Cell(""), Cell("+100.0%", 1.0, sign=-1), Cell(), Cell("")], summary=True),
+        TableRow(
+            "Improvement", [TableCell(""), TableCell("+100.0%", 1.0, sign=-1), TableCell(), TableCell("")], summary=True
+        ),
     ],
     notes=["100 % of users."],
 )
@@ -92,7 +107,7 @@ def test_csv_has_full_precision_and_columns_of_deviations() -> None:
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12))
 def test_no_label_breaks_a_table(label: str) -> None:
-    table = Table("s", label, label, [Column(label, label)], [Line(label, [Cell(label)])])
+    table = Table("s", label, label, [Column(label, label)], [TableRow(label, [TableCell(label)])])
     rows = [line for line in markdown(table).splitlines() if line.startswith("|")]
     assert [len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) for line in rows] == [3] * 3
     assert list(csv.reader(io.StringIO(comma_separated(table))))[1] == [label, label]

@@ -70,7 +70,7 @@ def compare(
     that share the folders can run it at the same time.
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
-        from msm4sr.experiments.compare import Options, file_time, run_cells, run_in_processes
+        from msm4sr.experiments.compare import CompareOptions, file_time, run_cells, run_in_processes
         from msm4sr.experiments.grid import GridRequest, cells_of, check_cells, enter_grid, plan_grid
         from msm4sr.reports.results import read_grid
 
@@ -82,7 +82,7 @@ def compare(
         enter_grid(out, asked)
         cells = cells_of(out.absolute(), asked)
         check_cells(cells)
-        options = Options((kept or out / "features").absolute(), file_time(out) if retry_failed else 0.0)
+        options = CompareOptions((kept or out / "features").absolute(), file_time(out) if retry_failed else 0.0)
         died = 0
         if jobs > 1:
             died = run_in_processes(cells, options, jobs)
@@ -111,7 +111,7 @@ def _print_tables(results: GridResults) -> None:
         console.print(f"test, {seeds}; leave-one-out, full ranking{comparison.suffix}", markup=False)
         _print_table(main_table(comparison))
         for table in (held_out_table(comparison, data) for data in results.data):
-            if table.lines:
+            if table.rows:
                 console.print(table.title, markup=False)
                 _print_table(table)
 
@@ -123,9 +123,9 @@ def _print_table(table: ReportTable) -> None:
     printed = Table(table.corner, box=SIMPLE_HEAD)
     for column in (table.columns[number] for number in shown):
         printed.add_column(escape(f"{column.group}\n{column.name}"), justify="left" if column.words else "right")
-    for line in table.lines:
-        cells = [line.cells[number] for number in shown]
-        printed.add_row(escape(line.label), *(escape(f"{cell.text} {cell.plus_minus}".strip()) for cell in cells))
+    for row in table.rows:
+        cells = [row.cells[number] for number in shown]
+        printed.add_row(escape(row.label), *(escape(f"{cell.text} {cell.plus_minus}".strip()) for cell in cells))
     console.print(printed)
     for note in table.notes:
         if note.startswith("*"):

@@ -43,7 +43,7 @@ POLL = 1.0  # seconds between two checks of the cells of other workers
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """How cells are run; no effect on their results."""
 
     features: Path  # with a features folder for each data set
@@ -88,7 +88,7 @@ def is_open(cell: Cell, retry_before: float = 0.0) -> bool:
 class CellLog:
     """Logs every cell that ends, in this or another process, once."""
 
-    def __init__(self, cells: Sequence[Cell], options: Options) -> None:
+    def __init__(self, cells: Sequence[Cell], options: CompareOptions) -> None:
         self._cells, self._options = cells, options
         self._waits = False
         self._logged: set[Path] = {cell.folder for cell in cells if cell.finished}
@@ -119,7 +119,10 @@ class CellLog:
 
 
 def run_cells(
-    cells: Sequence[Cell], options: Options, progress: Progress = NoProgress(), callbacks: Sequence[Callback] = ()
+    cells: Sequence[Cell],
+    options: CompareOptions,
+    progress: Progress = NoProgress(),
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Run all cells in this process, next to any other workers, until none is open."""
     log = CellLog(cells, options)
@@ -131,7 +134,7 @@ def run_cells(
     log.check()
 
 
-def _run_if_free(cell: Cell, options: Options, progress: Progress, callbacks: Sequence[Callback]) -> bool:
+def _run_if_free(cell: Cell, options: CompareOptions, progress: Progress, callbacks: Sequence[Callback]) -> bool:
     """Run a cell, and record a failure; False if another worker runs it."""
     lock = try_lock(cell.lock_file)
     if lock is None:
@@ -173,7 +176,7 @@ def file_time(folder: Path) -> float:
         return os.fstat(probe.fileno()).st_mtime
 
 
-def run_in_processes(cells: Sequence[Cell], options: Options, jobs: int) -> int:
+def run_in_processes(cells: Sequence[Cell], options: CompareOptions, jobs: int) -> int:
     """`run_cells` in `jobs` processes, which share the cores unless OMP_NUM_THREADS is set.
 
     Returns:
@@ -218,7 +221,7 @@ def _threads(count: int) -> Iterator[None]:
         del os.environ["OMP_NUM_THREADS"]
 
 
-def _worker(cells: list[Cell], options: Options, stop: Event) -> None:
+def _worker(cells: list[Cell], options: CompareOptions, stop: Event) -> None:
     """The main function of a process of `run_in_processes`; it logs nothing and ends when the first process does."""
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -34,7 +34,7 @@ from msm4sr.experiments.stages import build_model
 from msm4sr.features.store import Features
 from msm4sr.locks import try_lock, unlock
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan
-from msm4sr.training.checkpoint import digest
+from msm4sr.training.checkpoint import array_digest
 from msm4sr.training.stages import STAGES, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
@@ -203,7 +203,7 @@ def _open(tuning: Tuning) -> optuna.Study:
     identity = {
         **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
-        "histories": digest(histories.values, histories.offsets, validation.targets),
+        "histories": array_digest(histories.values, histories.offsets, validation.targets),
     }
     with FileLock(tuning.folder / STUDY_LOCK):
         study = optuna.create_study(

@@ -67,7 +67,7 @@ def chunk_ranges(n_items: int) -> list[range]:
     return [range(start, min(start + size, n_items)) for start in range(0, n_items, size)]
 
 
-def digest(*values: object) -> str:
+def json_digest(*values: object) -> str:
     """A hash of 32 letters of any values that JSON can represent."""
     text = json.dumps(values, ensure_ascii=True, sort_keys=True)  # ascii: lone surrogates cannot be encoded otherwise
     return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
@@ -243,7 +243,7 @@ class StoreBuilder:
         """The entries of the manifest that a current store has."""
         contents = [content for items in self._ranges for content in self._hash(items)]
         extractor = self.extractor
-        return {**extractor.manifest, **extractor.extra, "content": digest(list(extractor.item_ids), contents)}
+        return {**extractor.manifest, **extractor.extra, "content": json_digest(list(extractor.item_ids), contents)}
 
     def _unchanged(self) -> Features | None:
         """The store if it is current. Stops hashing at the first chunk that has changed."""
@@ -303,7 +303,7 @@ class StoreBuilder:
         contents = self._hash(items)
         source = np.array([base.items.get(content, -1) for content in contents], np.int64)
         new = [content for content, found in zip(contents, source, strict=True) if found < 0]
-        name = digest(FORMAT, dict(self.extractor.manifest), new)
+        name = json_digest(FORMAT, dict(self.extractor.manifest), new)
         return _Plan(items, contents, source, self.chunk_folder / f"{name}.safetensors" if new else None)
 
     def _encode_chunk(self, plan: _Plan, advance: Advance) -> None:

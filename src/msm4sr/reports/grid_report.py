@@ -27,9 +27,9 @@ from msm4sr.reports.tables import (
     metric_name,
     popularity_table,
     published_table,
+    software_versions,
     split_settings,
     validation_table,
-    versions,
 )
 
 CHARTED = "ndcg@10"  # the metric of charts, if the table has it
@@ -71,7 +71,7 @@ def write_grid_report(
         rows=[(row.label, _options(row), _as_text(shared_by[1][row.name])) for row in results.rows],
         shared=_as_text(shared_by[0]),
         cells=cells,
-        versions=versions(results.all()),
+        versions=software_versions(results.all()),
     )
     shown = [section.table for section in sections if section.table is not None]
     tables = [*shown, *(main_table(one) for one in every), cells]  # main tables with all data sets replace single ones
@@ -105,7 +105,7 @@ def _sections(
 
 
 def _of_table(table: Table, context: bool = False) -> Iterator[Section]:
-    if table.lines:
+    if table.rows:
         yield Section(table.title, table=table, context=context)
 
 

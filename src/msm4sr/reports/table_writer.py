@@ -36,7 +36,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What is shown, what CSV contains, and how it compares with the cells of its column."""
 
     text: str = "–"
@@ -56,11 +56,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line with a cell for each column; a `summary` is about the lines above it."""
+class TableRow:
+    """A row with a cell for each column; a `summary` is about the rows above it."""
 
     label: str
-    cells: Sequence[Cell]
+    cells: Sequence[TableCell]
     ours: bool = False
     summary: bool = False
 
@@ -73,7 +73,7 @@ class Table:
     title: str
     corner: str
     columns: Sequence[Column]
-    lines: Sequence[Line]
+    rows: Sequence[TableRow]
     notes: Sequence[str] = ()
 
     @property
@@ -90,17 +90,17 @@ def write_table(folder: Path, table: Table) -> None:
 
 def markdown(table: Table) -> str:
     """The table as Markdown: the best in bold, the second underlined, published values in italics."""
-    rows = [[_plain(text) for text in (table.corner, *(f"{c.group} {c.name}".strip() for c in table.columns))]]
-    for line in table.lines:
-        cells = zip(table.columns, line.cells, strict=True)
-        rows.append([_plain(line.label), *(_markdown_cell(column, cell) for column, cell in cells)])
-    heading, *lines = ("| " + " | ".join(row) + " |\n" for row in rows)
+    texts = [[_plain(text) for text in (table.corner, *(f"{c.group} {c.name}".strip() for c in table.columns))]]
+    for row in table.rows:
+        cells = zip(table.columns, row.cells, strict=True)
+        texts.append([_plain(row.label), *(_markdown_cell(column, cell) for column, cell in cells)])
+    heading, *lines = ("| " + " | ".join(text) + " |\n" for text in texts)
     rule = "|---|" + "".join("---|" if column.words else "--:|" for column in table.columns) + "\n"
     notes = (f"\n{note}\n" for note in table.notes)
     return "".join([f"**{_plain(table.title)}**\n\n", heading, rule, *lines, *notes])
 
 
-def _markdown_cell(column: Column, cell: Cell) -> str:
+def _markdown_cell(column: Column, cell: TableCell) -> str:
     text = _plain(cell.text) + cell.mark
     if not text:
         return ""
@@ -128,11 +128,11 @@ def latex(table: Table) -> str:
         out += _latex_line(["", *heads]) + "  " + " ".join(rules) + "\n"
     out += _latex_line([escape_latex(name) for name in (table.corner, *(column.name for column in table.columns))])
     out += "  \\midrule\n"
-    for before, line in zip([None, *table.lines], table.lines, strict=False):
-        if line.summary and before is not None and not before.summary:
+    for before, row in zip([None, *table.rows], table.rows, strict=False):
+        if row.summary and before is not None and not before.summary:
             out += "  \\midrule\n"
-        cells = zip(table.columns, line.cells, strict=True)
-        out += _latex_line([escape_latex(line.label), *(_latex_cell(column, cell) for column, cell in cells)])
+        cells = zip(table.columns, row.cells, strict=True)
+        out += _latex_line([escape_latex(row.label), *(_latex_cell(column, cell) for column, cell in cells)])
     out += "  \\bottomrule\n  \\end{tabular}\n"
     out += "".join(f"  \\par\\smallskip\\footnotesize {escape_latex(note)}\n" for note in table.notes)
     return out + "\\end{table*}\n"
@@ -142,7 +142,7 @@ def _latex_line(cells: Sequence[str]) -> str:
     return "  " + " & ".join(cells) + r" \\" + "\n"
 
 
-def _latex_cell(column: Column, cell: Cell) -> str:
+def _latex_cell(column: Column, cell: TableCell) -> str:
     text = escape_latex(cell.text)
     if not text:
         return ""
@@ -161,12 +161,12 @@ def comma_separated(table: Table) -> str:
     """The table as CSV with full precision, and a column of deviations after each column that has any."""
     columns: list[tuple[str, list[object]]] = []
     for number, column in enumerate(table.columns):
-        name, cells = f"{column.group} {column.name}".strip(), [line.cells[number] for line in table.lines]
+        name, cells = f"{column.group} {column.name}".strip(), [row.cells[number] for row in table.rows]
         columns.append((name, [cell.text if cell.value is None else cell.value for cell in cells]))
         if any(cell.deviation is not None for cell in cells):
             columns.append((f"{name} deviation", [cell.deviation for cell in cells]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([table.corner, *(name for name, _ in columns)])
-    writer.writerows([line.label, *cells] for line, *cells in zip(table.lines, *(c for _, c in columns), strict=True))
+    writer.writerows([row.label, *cells] for row, *cells in zip(table.rows, *(c for _, c in columns), strict=True))
     return out.getvalue()

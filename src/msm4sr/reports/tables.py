@@ -12,7 +12,7 @@ from msm4sr.experiments.grid import Row
 from msm4sr.reports.comparison import LEVEL, Comparison, Score, by_popularity, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
-from msm4sr.reports.table_writer import DIGITS, Cell, Column, Line, Table, signed
+from msm4sr.reports.table_writer import DIGITS, Column, Table, TableCell, TableRow, signed
 
 BY_POPULARITY = ("recall@10", "ndcg@10")
 HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out items"}
@@ -37,42 +37,42 @@ def places(values: Sequence[float | None]) -> list[int]:
     return [ranking.index(value) + 1 if value in ranking else 0 for value in shown]
 
 
-def metric_cells(scores: Sequence[Score | None]) -> list[Cell]:
+def metric_cells(scores: Sequence[Score | None]) -> list[TableCell]:
     """A column of metrics, with their deviations over seeds, the best and the second marked."""
     ranking = places([None if score is None else score.mean for score in scores])
     return [
-        Cell() if score is None else Cell(f"{score.mean:.{DIGITS}f}", score.mean, score.deviation, place)
+        TableCell() if score is None else TableCell(f"{score.mean:.{DIGITS}f}", score.mean, score.deviation, place)
         for score, place in zip(scores, ranking, strict=True)
     ]
 
 
 class _Builder:
-    """Builds a table column by column: a line for each row of a grid and, if it has a label, a summary."""
+    """Builds a table column by column: a row for each row of a grid and, if it has a label, a summary."""
 
     def __init__(self, rows: Iterable[Row], results: GridResults) -> None:
         self.rows, self._results = list(rows), results
         self.columns: list[Column] = []
-        self._cells: list[Sequence[Cell]] = []
+        self._cells: list[Sequence[TableCell]] = []
 
-    def add(self, column: Column, cells: Sequence[Cell], summary: Cell | None = None) -> None:
+    def add(self, column: Column, cells: Sequence[TableCell], summary: TableCell | None = None) -> None:
         self.columns.append(column)
-        self._cells.append([*cells, summary or Cell("")])
+        self._cells.append([*cells, summary or TableCell("")])
 
     def table(self, name: str, title: str, notes: Sequence[str], summary: str = "") -> Table:
-        lines = [
-            Line(row.label, [cells[number] for cells in self._cells], row.name in self._results.ours)
+        rows = [
+            TableRow(row.label, [cells[number] for cells in self._cells], row.name in self._results.ours)
             for number, row in enumerate(self.rows)
         ]
-        lines += [Line(summary, [cells[-1] for cells in self._cells], summary=True)] if summary and lines else []
-        return Table(name, title, "System", self.columns, lines, notes)
+        rows += [TableRow(summary, [cells[-1] for cells in self._cells], summary=True)] if summary and rows else []
+        return Table(name, title, "System", self.columns, rows, notes)
 
 
 def main_table(comparison: Comparison, only: str | None = None) -> Table:
-    """The table in the paper's form, of all data sets or `only` one; last line: the improvement over the baselines."""
+    """The table in the paper's form, of all data sets or `only` one; last row: the improvement over the baselines."""
     results = comparison.results
     shown = results.data if only is None else (only,)
     build = _Builder(comparison.rows, results)
-    build.add(Column("Seen items", words=True), [Cell(_seen_items(comparison, row.name)) for row in build.rows])
+    build.add(Column("Seen items", words=True), [TableCell(_seen_items(comparison, row.name)) for row in build.rows])
     for data in shown:
         printed = _printed(comparison, data)
         group = data if only is None else "measured here" if printed else ""
@@ -83,7 +83,7 @@ def main_table(comparison: Comparison, only: str | None = None) -> Table:
         paper = paper_results(results.kind, data)
         for metric in printed:
             there = [paper.get((row.name, metric)) for row in build.rows]
-            cells = [Cell(one.text, one.value, tip=one.source) if one else Cell() for one in there]
+            cells = [TableCell(one.text, one.value, tip=one.source) if one else TableCell() for one in there]
             build.add(Column(metric_name(metric, True), f"{data}, as printed", printed=True), cells)
     title = (only or results.title) + comparison.suffix
     summary = "Improvement" if _has_improvement(comparison) else ""
@@ -116,13 +116,13 @@ def _seen_items(comparison: Comparison, row: str) -> str:
     return "; ".join(sorted(recorded)) or "–"
 
 
-def _tested(comparison: Comparison, data: str, row: str, metric: str, cell: Cell) -> Cell:
+def _tested(comparison: Comparison, data: str, row: str, metric: str, cell: TableCell) -> TableCell:
     """The cell of a score with its test; without a score, with the state of the row's cells."""
     outcomes = comparison.results.outcomes[data, row]
     if cell.value is None:
         states = [outcome.state for outcome in outcomes]
         text = next((state for state in ("failed", "running") if state in states), "missing")
-        return Cell(text, tip="; ".join(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)))
+        return TableCell(text, tip="; ".join(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)))
     test, finished = comparison.tests.get((data, row, metric)), len(comparison.results.finished(data, row))
     few = finished < len(outcomes)
     tips = [f"{finished} of {len(outcomes)} seeds"] * few
@@ -132,14 +132,14 @@ def _tested(comparison: Comparison, data: str, row: str, metric: str, cell: Cell
     return replace(cell, text=cell.text + "*" * few, sign=test.sign if test else 0, tip="; ".join(tips))
 
 
-def _improvement_cell(comparison: Comparison, data: str, metric: str) -> Cell:
+def _improvement_cell(comparison: Comparison, data: str, metric: str) -> TableCell:
     share = comparison.improvement(data, metric)
     mine, other = comparison.best(data, metric, ours=True), comparison.best(data, metric, ours=False)
     if share is None or mine is None or other is None:
-        return Cell()
+        return TableCell()
     test = comparison.tests.get((data, mine, metric))
     tip = f"{comparison.label(mine)} over {comparison.label(other)}"
-    return Cell(signed(share, ".1%"), share, sign=test.sign if test else 0, tip=tip)
+    return TableCell(signed(share, ".1%"), share, sign=test.sign if test else 0, tip=tip)
 
 
 def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
@@ -182,21 +182,24 @@ def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
 
 def difference_table(comparison: Comparison, data: str) -> Table:
     """Every test on a data set, with its interval."""
-    lines, users = [], 0
+    rows, users = [], 0
     for metric in comparison.metrics:
         for row in comparison.rows:
             if test := comparison.tests.get((data, row.name, metric)):
                 found, users = test.difference, test.users
-                cells = [Cell(comparison.label(test.against)), Cell(signed(found.mean), found.mean, sign=test.sign)]
-                cells += [Cell(signed(bound), bound) for bound in (found.low, found.high)]
-                cells += [Cell(p_text(p), p) for p in (found.p, test.p)]
+                cells = [
+                    TableCell(comparison.label(test.against)),
+                    TableCell(signed(found.mean), found.mean, sign=test.sign),
+                ]
+                cells += [TableCell(signed(bound), bound) for bound in (found.low, found.high)]
+                cells += [TableCell(p_text(p), p) for p in (found.p, test.p)]
                 label = f"{comparison.label(row.name)}, {metric_name(metric)}"
-                lines.append(Line(label, cells, ours=row.name in comparison.results.ours))
+                rows.append(TableRow(label, cells, ours=row.name in comparison.results.ours))
     columns = [Column("against", words=True), Column("difference"), Column(f"{1 - LEVEL:.0%}, from"), Column("to")]
     columns += [Column("p"), Column("p, Holm")]
     note = f"Paired bootstrap over {users:,} users, {comparison.resamples:,} resamples, percentile intervals."
     name, title = f"{comparison.name}-differences-{data}", f"Differences on {data}{comparison.suffix}"
-    return Table(name, title, "System, metric", columns, lines, [note])
+    return Table(name, title, "System, metric", columns, rows, [note])
 
 
 def popularity_table(comparison: Comparison, data: str) -> Table:
@@ -215,7 +218,7 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
 
 
 def held_out_table(comparison: Comparison, data: str) -> Table:
-    """Metrics of items held out of training, and a last line: a random order. No lines if none are held out."""
+    """Metrics of items held out of training, and a last row: a random order. No rows if none are held out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in comparison.rows:
         finished = comparison.results.finished(data, row.name)
@@ -229,7 +232,7 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
             scores = [Score(tuple(cell[among][metric] for cell in found[row.name])) for row in build.rows]
             chance = first[f"chance_{among}"][metric]
             column = Column(metric_name(metric, short=True), group)
-            build.add(column, metric_cells(scores), Cell(f"{chance:.{DIGITS}f}", chance))
+            build.add(column, metric_cells(scores), TableCell(f"{chance:.{DIGITS}f}", chance))
     note = (
         f"The {first.get('users', 0):,} users whose last item is one of the {first.get('items', 0):,} held out of "
         "training; nothing is trained further. Random: the expected metrics of a random order."
@@ -264,49 +267,51 @@ def cost_table(results: GridResults, data: str) -> Table:
         found = [_mean_cell([record.get(key) for record in each]) for each in records]
         if key != "peak_gpu_memory_mib" or any(cell.value is not None for cell in found):
             build.add(Column(heading), found)
-    hardware = [Cell("; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in each))) for each in runs]
+    hardware = [TableCell("; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in each))) for each in runs]
     build.add(Column("hardware", words=True), hardware)
     note = "Means over seeds. Seconds exclude validation. Memory is the peak of the process since the run began."
     return build.table(f"{results.name}-cost-{data}", f"Weights, time and memory, {data}", [note])
 
 
-def _mean_cell(values: Iterable[float | None]) -> Cell:
+def _mean_cell(values: Iterable[float | None]) -> TableCell:
     """The mean over the runs that have recorded the value."""
     there = [value for value in values if value is not None]
-    return Cell(f"{np.mean(there):,.0f}", float(np.mean(there))) if there else Cell()
+    return TableCell(f"{np.mean(there):,.0f}", float(np.mean(there))) if there else TableCell()
 
 
 def cells_table(results: GridResults) -> Table:
     """Every cell: seed, state, training seconds, commit and folder."""
     columns = [Column(name, words=name != "seconds") for name in ("seed", "state", "seconds", "commit", "folder")]
-    lines = []
+    rows = []
     for outcome in results.all():
         seconds = sum(outcome.metrics["run"].get("training_seconds", {}).values()) if outcome.metrics else None
         cells = [
-            Cell(str(outcome.seed)),
-            Cell(outcome.state, tip=outcome.reason),
-            Cell() if seconds is None else Cell(f"{seconds:,.0f}", seconds),
-            Cell(str(outcome.metrics.get("versions", {}).get("commit", "–"))),
-            Cell(str(outcome.folder.relative_to(results.folder))),
+            TableCell(str(outcome.seed)),
+            TableCell(outcome.state, tip=outcome.reason),
+            TableCell() if seconds is None else TableCell(f"{seconds:,.0f}", seconds),
+            TableCell(str(outcome.metrics.get("versions", {}).get("commit", "–"))),
+            TableCell(str(outcome.folder.relative_to(results.folder))),
         ]
-        lines.append(Line(f"{results.labels[outcome.row]}, {outcome.data}", cells, ours=outcome.row in results.ours))
-    return Table(f"{results.name}-cells", "Cells", "Row, data", columns, lines)
+        rows.append(TableRow(f"{results.labels[outcome.row]}, {outcome.data}", cells, ours=outcome.row in results.ours))
+    return Table(f"{results.name}-cells", "Cells", "Row, data", columns, rows)
 
 
 def published_table(data: str) -> Table:
     """Results that others have published for a data set of this name; empty if there is nothing."""
     published = other_results(data)
     metrics = list(dict.fromkeys(one.metric for one in published))
-    lines = []
+    rows = []
     for system in dict.fromkeys(one.system for one in published):
         own = {one.metric: one for one in published if one.system == system}
         first = next(iter(own.values()))
-        values = [Cell(own[metric].text, own[metric].value) if metric in own else Cell() for metric in metrics]
-        lines.append(Line(system, [*values, Cell(first.protocol), Cell(first.source)]))
+        values = [
+            TableCell(own[metric].text, own[metric].value) if metric in own else TableCell() for metric in metrics
+        ]
+        rows.append(TableRow(system, [*values, TableCell(first.protocol), TableCell(first.source)]))
     columns = [Column(metric_name(metric), printed=True) for metric in metrics]
     columns += [Column("protocol", words=True), Column("source", words=True)]
     note = "Other code, other settings, possibly other users: for context, neither measured nor compared here."
-    return Table(f"published-{data}", f"Published elsewhere for {data}", "System", columns, lines, [note])
+    return Table(f"published-{data}", f"Published elsewhere for {data}", "System", columns, rows, [note])
 
 
 def split_settings(results: GridResults) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -332,7 +337,7 @@ def split_settings(results: GridResults) -> tuple[dict[str, Any], dict[str, dict
     return shared, own
 
 
-def versions(cells: Iterable[Outcome]) -> list[tuple[str, list[str]]]:
+def software_versions(cells: Iterable[Outcome]) -> list[tuple[str, list[str]]]:
     """The software versions of the cells."""
     found: dict[str, dict[str, None]] = {}  # a set in the order of the cells
     for cell in cells:

@@ -20,7 +20,7 @@ from msm4sr.serving.middleware import RequestLimits
 from msm4sr.serving.problems import Problem, add_problem_handlers, described
 from msm4sr.serving.routes import items, pages, recommend, service
 from msm4sr.serving.service import PRODUCTS_INLINE, ServeSettings, Service, products_per_history
-from msm4sr.serving.thumbnails import Thumbnails
+from msm4sr.serving.thumbnails import ThumbnailCache
 
 ENVIRONMENT = "MSM4SR_SERVE"  # the variable that passes the settings to the worker processes, as JSON
 CHECK_SECONDS = 1.0  # between two checks for a newer run
@@ -63,7 +63,7 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
         lifespan=partial(_lifespan, served, parent),
         responses=described(400, 408, 413, 422, 503),
     )
-    app.state.service, app.state.thumbnails = served, Thumbnails(served)
+    app.state.service, app.state.thumbnails = served, ThumbnailCache(served)
     add_problem_handlers(app)
     app.add_middleware(RequestLimits, max_body=settings.max_body, seconds=settings.seconds, metrics=served.metrics)
     for resource in (recommend, items, pages, service):  # the busiest first: routes are tried in order

@@ -19,7 +19,7 @@ from msm4sr.recommend.recommender import Recommendation, Recommendations
 ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 
 
-class Options(BaseModel):
+class RecommendOptions(BaseModel):
     """How to recommend."""
 
     model_config = ConfigDict(extra="forbid")
@@ -43,14 +43,14 @@ class Options(BaseModel):
         return arguments
 
 
-class RecommendRequest(Options):
+class RecommendRequest(RecommendOptions):
     """A history, oldest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]})
     history: list[ItemId] = Field(min_length=1, description="Item ids, oldest first. Unknown ones are reported.")
 
 
-class BatchRequest(Options):
+class BatchRequest(RecommendOptions):
     """Several histories, each oldest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]})
@@ -95,8 +95,8 @@ class ItemDetails:
 
 
 @dataclass(frozen=True)
-class Card:
-    """An item in a list; `image` and `page` are paths of this service.
+class ItemSummary:
+    """An item as lists show it; `image` and `page` are paths of this service.
 
     An item without an image shows its `initial` on one of six tints.
     """
@@ -111,18 +111,18 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Cards:
+class FoundItems:
     """A slice of the items found, and their total number."""
 
     total: int
-    items: list[Card]
+    items: list[ItemSummary]
 
 
 @dataclass(frozen=True)
-class ReasonedCards:
+class PageRecommendations:
     """Recommended items for the page, and the reason for each item id."""
 
-    items: list[Card]
+    items: list[ItemSummary]
     reasons: dict[str, Reason | None]
     unknown: list[str]
 

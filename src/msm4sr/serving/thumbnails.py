@@ -15,7 +15,7 @@ SIDES = (240, 640)  # pixels of the longer side: on a card, on the page of an it
 DECODERS = 2  # images decoded at once, so that recommendations have a core
 
 
-class Thumbnails:
+class ThumbnailCache:
     """The thumbnails of a service. Thread-safe."""
 
     def __init__(self, service: Service) -> None:

@@ -80,7 +80,7 @@ def _readable(file: Path) -> Iterator[None]:
         raise InputError(f"{file}: damaged checkpoint ({error}); rerun the stage that writes it") from None
 
 
-def digest(*parts: bytes | np.ndarray) -> str:
+def array_digest(*parts: bytes | np.ndarray) -> str:
     """A short hash of any content."""
     made = hashlib.blake2b(digest_size=12)
     for part in parts:

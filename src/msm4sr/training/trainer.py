@@ -20,7 +20,7 @@ from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
-from msm4sr.training.checkpoint import Checkpoints, TrainingState, digest, set_weights, weights_of
+from msm4sr.training.checkpoint import Checkpoints, TrainingState, array_digest, set_weights, weights_of
 from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, share
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task, TrainingBatch
@@ -168,8 +168,8 @@ class Trainer:
         )  # fmt: skip
         return {
             **stage_identity(self.settings, dataset.item_ids, self.options.seed),
-            "histories": digest(self._histories.values, self._histories.offsets),
-            "features": digest(*(table.cpu().numpy() for table in tables)),
+            "histories": array_digest(self._histories.values, self._histories.offsets),
+            "features": array_digest(*(table.cpu().numpy() for table in tables)),
             **flatten({"evaluation": self.options.evaluation.model_dump(), "device": {"precision": device.precision}}),
             **self.options.identity,
             "device": self.fabric.device.type,
@@ -334,7 +334,7 @@ def stage_identity(settings: StageSettings, item_ids: Sequence[str], seed: int) 
     decisive = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     return {
         "seed": seed,
-        "items": f"{len(item_ids)} items, {digest(*(item.encode() for item in item_ids))}",
+        "items": f"{len(item_ids)} items, {array_digest(*(item.encode() for item in item_ids))}",
         **flatten({settings.stage: decisive}),
     }
 

@@ -13,7 +13,7 @@ from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.images import BrokenImage, ImageFiles
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, read_missing
-from msm4sr.features.store_builder import Chunk, Missing, digest, no_vectors
+from msm4sr.features.store_builder import Chunk, Missing, json_digest, no_vectors
 from msm4sr.features.visual import encode_images
 from msm4sr.progress import Advance
 
@@ -41,7 +41,7 @@ class ImageExtractor(Extractor):
     def content_hashes(self, items: range) -> list[str]:
         self._files.forget()
         paths = self._paths.slice(items.start, len(items)).to_list()
-        return [digest([(path, *self._files.hash(path)) for path in of_item or ()]) for of_item in paths]
+        return [json_digest([(path, *self._files.hash(path)) for path in of_item or ()]) for of_item in paths]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         paths: list[list[str]] = [of_item or [] for of_item in self._paths[list(items)].to_list()]

@@ -24,7 +24,7 @@ from msm4sr.features.keywords import (
 )
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current, read_manifest, read_missing, read_rows
-from msm4sr.features.store_builder import Chunk, Shard, digest
+from msm4sr.features.store_builder import Chunk, Shard, json_digest
 from msm4sr.features.text_space import map_to_text_space
 from msm4sr.progress import Advance
 from msm4sr.ragged import Ragged
@@ -71,7 +71,7 @@ class KeywordExtractor(Extractor):
         return super().extract()
 
     def content_hashes(self, items: range) -> list[str]:
-        return [digest(self._keywords[item].tolist()) for item in items]
+        return [json_digest(self._keywords[item].tolist()) for item in items]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         return encode_sentences(self.job.encoders, [self._keywords[item].tolist() for item in items], advance)
@@ -81,7 +81,7 @@ class KeywordExtractor(Extractor):
         images = read_manifest(self.images.folder) or {}
         texts = self.sentences.content_hashes(range(len(self.item_ids)))
         vocabulary = None if self.settings.vocabulary_file is None else self._vocabulary()
-        return digest(images["encoder"], images["content"], texts, vocabulary)
+        return json_digest(images["encoder"], images["content"], texts, vocabulary)
 
     def _tag(self, images: Features, text: Features | None) -> tuple[list[list[str]], np.ndarray]:
         """The words of each image and their scores, float32 [images, N]; `extra` records how they were found."""
@@ -150,7 +150,7 @@ class VocabularyExtractor(Extractor):
         self.manifest = {"modality": "words", "kind": "vocabulary", "encoder": encoder, "settings": settings}
 
     def content_hashes(self, items: range) -> list[str]:
-        return [digest(self.item_ids[word]) for word in items]
+        return [json_digest(self.item_ids[word]) for word in items]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         return encode_sentences(self.job.encoders, [[self.item_ids[word]] for word in items], advance)

@@ -18,7 +18,7 @@ from msm4sr.errors import InputError
 from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current
-from msm4sr.features.store_builder import Chunk, Missing, Shard, digest
+from msm4sr.features.store_builder import Chunk, Missing, Shard, json_digest
 from msm4sr.progress import Advance
 from msm4sr.ragged import Ragged
 
@@ -39,7 +39,7 @@ class PrecomputedExtractor(Extractor):
         self.folder = job.out / store_names(job.settings, [modality])[modality]
         encoder = {"name": self.file.name, "fingerprint": file_hash(self.file)}
         self.manifest = {"modality": modality, "kind": "precomputed", "encoder": encoder, "settings": {}}
-        self.extra = {"made_of": digest(list(self.item_ids), encoder["fingerprint"])}
+        self.extra = {"made_of": json_digest(list(self.item_ids), encoder["fingerprint"])}
         self._rows: Ragged  # of each line, and an empty row for items without a line
         self._lines: np.ndarray  # of each item
 
@@ -65,7 +65,7 @@ class PrecomputedExtractor(Extractor):
         return super().extract()
 
     def content_hashes(self, items: range) -> list[str]:
-        return [digest(hashlib.blake2b(self._rows[line].tobytes()).hexdigest()) for line in self._lines[items]]
+        return [json_digest(hashlib.blake2b(self._rows[line].tobytes()).hexdigest()) for line in self._lines[items]]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         rows = self._rows.take(self._lines[items])

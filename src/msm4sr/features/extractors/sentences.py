@@ -8,7 +8,7 @@ import numpy as np
 
 from msm4sr.features.extract import EXTRACTORS, Encoders, Extraction, Extractor
 from msm4sr.features.settings import store_names
-from msm4sr.features.store_builder import Chunk, Missing, digest, no_vectors
+from msm4sr.features.store_builder import Chunk, Missing, json_digest, no_vectors
 from msm4sr.features.text import item_sentences
 from msm4sr.progress import Advance
 
@@ -30,7 +30,7 @@ class SentenceExtractor(Extractor):
         self._texts = job.dataset.items.select("title", "text")
 
     def content_hashes(self, items: range) -> list[str]:
-        return [digest(*row) for row in self._texts.slice(items.start, len(items)).iter_rows()]
+        return [json_digest(*row) for row in self._texts.slice(items.start, len(items)).iter_rows()]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         limits = self.settings.max_sentences, self.settings.max_characters

@@ -20,7 +20,7 @@ from msm4sr.reports.pages.thumbnails import Thumbnails
 
 
 @dataclass(frozen=True)
-class ItemFeatures:
+class ItemSection:
     """What the page shows of an item."""
 
     item: Item  # with its sentences, if the text was encoded
@@ -49,7 +49,7 @@ def features_page(dataset: Dataset, stores: Sequence[Path], n_items: int, seed: 
     chosen = sorted(row[item_id] for item_id in encoded)
     drawn = np.random.default_rng(seed).choice(chosen, min(n_items, len(chosen)), replace=False)
     shown = {
-        dataset.item_ids[row]: ItemFeatures(_item(dataset, row, manifests.values())) for row in sorted(drawn.tolist())
+        dataset.item_ids[row]: ItemSection(_item(dataset, row, manifests.values())) for row in sorted(drawn.tolist())
     }
     for folder, manifest in manifests.items():
         for item_id, image, reason in read_missing(folder).select("item_id", "image", "reason").iter_rows():
@@ -78,7 +78,7 @@ def _item(dataset: Dataset, row: int, manifests: Iterable[Mapping[str, Any]]) ->
     return item
 
 
-def _add_keywords(shown: Mapping[str, ItemFeatures], features: Features, table: pl.DataFrame | None) -> None:
+def _add_keywords(shown: Mapping[str, ItemSection], features: Features, table: pl.DataFrame | None) -> None:
     """Assign the keywords of each row of a store to the image that they were found for."""
     for item, item_id in enumerate(features.item_ids):
         if table is not None and item_id in shown:

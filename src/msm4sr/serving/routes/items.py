@@ -18,9 +18,9 @@ from msm4sr.recommend.catalogue import LONGEST_ID, Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, ItemPath, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.schemas import Card, Cards, ItemDetails, SimilarItems
+from msm4sr.serving.schemas import FoundItems, ItemDetails, ItemSummary, SimilarItems
 from msm4sr.serving.service import Service
-from msm4sr.serving.thumbnails import Thumbnails
+from msm4sr.serving.thumbnails import ThumbnailCache
 
 PAGE = 60  # items of a slice
 LONGEST_CATEGORY = 200
@@ -28,7 +28,7 @@ LONGEST_CATEGORY = 200
 router = APIRouter(prefix="/items", tags=["items"])
 
 
-@router.get("", response_model=Cards)
+@router.get("", response_model=FoundItems)
 def list_items(
     service: CurrentService,
     q: Annotated[str, Query(max_length=200, description="Words of the title, or the id.")] = "",
@@ -38,7 +38,7 @@ def list_items(
     """Find items by words of their titles: added items first, the latest before the others, then those with images."""
     catalogue = service.recommender.catalogue
     found = find_rows(catalogue, q)
-    return as_json(Cards(len(found), [make_card(catalogue, row) for row in found[offset : offset + limit]]))
+    return as_json(FoundItems(len(found), [item_summary(catalogue, row) for row in found[offset : offset + limit]]))
 
 
 @router.post(
@@ -85,7 +85,7 @@ def image(
     side: Annotated[int, Query(ge=1, le=2000, description="Pixels of the longer side, rounded to 240 or 640.")] = 240,
 ) -> Response:
     """A small version of an image of an item."""
-    thumbnails: Thumbnails = request.app.state.thumbnails
+    thumbnails: ThumbnailCache = request.app.state.thumbnails
     if (thumbnail := thumbnails.get(item_id, number, side)) is None:
         raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no readable image {number}")
     return as_file(request, *thumbnail, "image/jpeg", "private, max-age=300")
@@ -155,12 +155,12 @@ def _has_image(paths: Sequence[str]) -> bool:
     return not all(map(is_url, paths))
 
 
-def make_card(catalogue: Catalogue, row: int) -> Card:
-    """The card of an item."""
+def item_summary(catalogue: Catalogue, row: int) -> ItemSummary:
+    """An item as lists show it."""
     item_id, title, added = catalogue.item_id(row), catalogue.name(row), catalogue.is_added(row)
     has_image = bool(catalogue.item(row).images) if added else _has_image(catalogue.items.images[row])
     image, page = image_path(item_id) if has_image else None, f"/item/{quote(item_id, safe='')}"
-    return Card(item_id, title, image, page, initial_of(title), tint_of(item_id), added)
+    return ItemSummary(item_id, title, image, page, initial_of(title), tint_of(item_id), added)
 
 
 def image_path(item_id: str) -> str:

@@ -1,6 +1,6 @@
-"""The web page: the catalogue with its search, the page of an item, and the recommendations for the picked items.
+"""The web page: the catalogue with its search, the page of an item, and the recommendations for a history.
 
-Pages are rendered here; a script makes picks take effect. Pages request nothing of another host, and the content
+Pages are rendered here; a script keeps the history. Pages request nothing of another host, and the content
 security policy allows nothing else.
 """
 
@@ -23,8 +23,8 @@ from msm4sr.recommend.recommender import Recommendation, Recommender
 from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
 from msm4sr.serving.dependencies import CurrentService, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused
-from msm4sr.serving.routes.items import PAGE, find_rows, image_path, make_card
-from msm4sr.serving.schemas import Card, ReasonedCards, RecommendRequest
+from msm4sr.serving.routes.items import PAGE, find_rows, image_path, item_summary
+from msm4sr.serving.schemas import ItemSummary, PageRecommendations, RecommendRequest
 from msm4sr.serving.thumbnails import SIDES
 
 SIMILAR = 12  # similar items on the page of an item
@@ -52,7 +52,7 @@ def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Respo
     page = min(max(1, page), pages)
     return render(
         "catalogue.html.jinja",
-        cards=[make_card(catalogue, row) for row in found[(page - 1) * PAGE : page * PAGE]],
+        cards=[item_summary(catalogue, row) for row in found[(page - 1) * PAGE : page * PAGE]],
         search=search,
         total=len(found),
         page=page,
@@ -79,32 +79,32 @@ def item_page(item_id: str, service: CurrentService) -> Response:
     return render(
         "item.html.jinja",
         item=item,
-        card=make_card(catalogue, row),
+        card=item_summary(catalogue, row),
         images=[f"{image_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
         keywords=recommender.keywords(item, KEYWORDS),
         similar={by: cards for by in kinds if (cards := _similar(recommender, item_id, by))},
     )
 
 
-def _similar(recommender: Recommender, item_id: str, by: str) -> list[Card]:
+def _similar(recommender: Recommender, item_id: str, by: str) -> list[ItemSummary]:
     try:
-        return _cards(recommender.catalogue, recommender.similar_items(item_id, SIMILAR, by))
+        return _summaries(recommender.catalogue, recommender.similar_items(item_id, SIMILAR, by))
     except InputError:  # an item without the modality cannot be compared by it
         return []
 
 
-def _cards(catalogue: Catalogue, found: Sequence[Recommendation]) -> list[Card]:
-    return [make_card(catalogue, row) for one in found if (row := catalogue.row(one.item_id)) is not None]
+def _summaries(catalogue: Catalogue, found: Sequence[Recommendation]) -> list[ItemSummary]:
+    return [item_summary(catalogue, row) for one in found if (row := catalogue.row(one.item_id)) is not None]
 
 
 @router.post("/page/recommend")
 def recommend(body: RecommendRequest, service: CurrentService) -> Response:
-    """As POST /recommend, with the cards of the items and the reasons."""
+    """As POST /recommend, with what the page shows of each item."""
     check_sizes(service.settings, [body.history], body.k)
     recommender = service.recommender
     found = recommender.recommend(body.history, body.k, by=body.by, reasons=True)
     reasons = {one.item_id: one.reason for one in found.items}
-    return as_json(ReasonedCards(_cards(recommender.catalogue, found.items), reasons, found.unknown))
+    return as_json(PageRecommendations(_summaries(recommender.catalogue, found.items), reasons, found.unknown))
 
 
 @router.get("/static/{name}")

@@ -13,7 +13,7 @@ from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
 from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
 from msm4sr.serving.problems import described
-from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, Options, RecommendRequest
+from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, RecommendOptions, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
 
 # The largest requests that are answered in the event loop: histories, and items that are read of one.
@@ -52,7 +52,7 @@ def explain(body: ExplainRequest, service: CurrentService) -> Response:
 
 
 async def _run(
-    work: Callable[[], T], recommender: Recommender, options: Options, histories: Sequence[Sequence[str]]
+    work: Callable[[], T], recommender: Recommender, options: RecommendOptions, histories: Sequence[Sequence[str]]
 ) -> T:
     """Run short work at once, since a thread costs more, and long work in a thread."""
     read = min(max(map(len, histories)), recommender.model.max_history)

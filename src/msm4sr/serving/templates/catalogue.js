@@ -1,23 +1,23 @@
-// Picks and the recommendations for them, the search while typing, and the form that adds an item.
+// The history and the recommendations for it, the search while typing, and the form that adds an item.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 12;
 const RANKED = 200; // recommendations among which the rank of an added item is searched
-const KEPT = 100; // the latest picks
+const KEPT = 100; // the latest items of the history
 
-// -- picks: the cards of the picked items, stored for this tab
+// -- the history: the chosen items, stored for this tab
 
-const picks = {
-  all: () => JSON.parse(sessionStorage.getItem("picks") || "[]"),
+const userHistory = {
+  all: () => JSON.parse(sessionStorage.getItem("history") || "[]"),
   keep(list) {
-    sessionStorage.setItem("picks", JSON.stringify(list.slice(-KEPT)));
+    sessionStorage.setItem("history", JSON.stringify(list.slice(-KEPT)));
     show();
   },
-  has: (id) => picks.all().some((one) => one.item_id === id),
+  has: (id) => userHistory.all().some((one) => one.item_id === id),
   toggle(card) {
-    const rest = picks.all().filter((one) => one.item_id !== card.item_id);
-    picks.keep(rest.length === picks.all().length ? [...rest, card] : rest);
+    const rest = userHistory.all().filter((one) => one.item_id !== card.item_id);
+    userHistory.keep(rest.length === userHistory.all().length ? [...rest, card] : rest);
   },
 };
 
@@ -60,13 +60,13 @@ function read(card) {
 }
 
 function why(reason, by) {
-  const names = { text: "text", visual: "image", id: "similar choices", seen: "picked before" };
+  const names = { text: "text", visual: "image", id: "similar choices", seen: "seen before" };
   const mostly = by === "both" ? `mostly ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
   return reason.because === null ? `Fits your history, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
 }
 
 function show() {
-  const list = picks.all();
+  const list = userHistory.all();
   const ids = new Set(list.map((one) => one.item_id));
   for (const card of document.querySelectorAll(".card")) {
     const button = card.querySelector("button.pick");
@@ -76,7 +76,7 @@ function show() {
   $("history").replaceChildren(
     ...list.map((one) => {
       const button = element("button", { type: "button", title: one.title, "aria-label": `Remove ${one.title}` }, tile(one));
-      button.addEventListener("click", () => picks.toggle(one));
+      button.addEventListener("click", () => userHistory.toggle(one));
       return element("li", {}, button);
     }),
   );
@@ -130,18 +130,18 @@ function recommendation(item, reason, modality) {
     element("span", { class: "why-line" }, why(reason, modality)),
   );
   const button = element("button", { type: "button", title: `Pick ${item.title}` }, tile(item), words);
-  button.addEventListener("click", () => picks.toggle(item));
+  button.addEventListener("click", () => userHistory.toggle(item));
   const made = element("li", {}, button);
   made.dataset.id = item.item_id;
   if (item.added) made.append(element("span", { class: "new" }, "New"));
   return made;
 }
 
-// Forget picks of items that were removed meanwhile.
+// Forget items of the history that were removed meanwhile.
 function forget(unknown) {
   if (!unknown.length) return;
   const gone = new Set(unknown);
-  sessionStorage.setItem("picks", JSON.stringify(picks.all().filter((one) => !gone.has(one.item_id))));
+  sessionStorage.setItem("history", JSON.stringify(userHistory.all().filter((one) => !gone.has(one.item_id))));
 }
 
 // -- the catalogue: search while typing, more items at the end
@@ -163,7 +163,7 @@ async function fill(search, offset, replace) {
 }
 
 function mark() {
-  const ids = new Set(picks.all().map((one) => one.item_id));
+  const ids = new Set(userHistory.all().map((one) => one.item_id));
   for (const card of catalogue.children) card.querySelector(".pick").setAttribute("aria-pressed", ids.has(card.dataset.id));
   const rest = Number(catalogue.dataset.total) - Number(catalogue.dataset.offset) - 60;
   const more = element("button", { type: "button", id: "more" }, `More (${Math.max(0, rest).toLocaleString("en")})`);
@@ -178,7 +178,7 @@ function mark() {
 function startCatalogue() {
   catalogue.addEventListener("click", (event) => {
     const button = event.target.closest("button.pick");
-    if (button) picks.toggle(read(button.closest(".card")));
+    if (button) userHistory.toggle(read(button.closest(".card")));
   });
   let typed;
   $("q").addEventListener("input", () => {
@@ -197,8 +197,8 @@ function startCatalogue() {
       $("q").focus();
     }
   });
-  $("clear").addEventListener("click", () => picks.keep([]));
-  $("by")?.addEventListener("change", () => recommend(picks.all()));
+  $("clear").addEventListener("click", () => userHistory.keep([]));
+  $("by")?.addEventListener("change", () => recommend(userHistory.all()));
   mark();
 }
 
@@ -253,7 +253,7 @@ function send(form) {
 }
 
 async function announce(item) {
-  const list = picks.all();
+  const list = userHistory.all();
   if (!list.length) {
     $("status").textContent = `“${item.title}” was added. Pick similar items to see it recommended.`;
     return;
@@ -278,12 +278,12 @@ function startItem(about) {
     tint: Number(/tint-(\d)/.exec(about.querySelector(".tile").className)[1]),
   };
   const update = () => {
-    button.setAttribute("aria-pressed", picks.has(card.item_id));
-    button.textContent = picks.has(card.item_id) ? "Remove from history" : "Add to history";
+    button.setAttribute("aria-pressed", userHistory.has(card.item_id));
+    button.textContent = userHistory.has(card.item_id) ? "Remove from history" : "Add to history";
   };
   button.hidden = false;
   button.addEventListener("click", () => {
-    picks.toggle(card);
+    userHistory.toggle(card);
     update();
   });
   update();

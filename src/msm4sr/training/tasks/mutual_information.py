@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Windows:
+class CompleteWindows:
     """History windows, the last target included.
 
     Attributes:
@@ -40,15 +40,15 @@ class Windows:
     real: Tensor
 
 
-def complete_windows(batch: Batch) -> Windows:
+def complete_windows(batch: Batch) -> CompleteWindows:
     """A batch of all pairs of a window as the window itself, one item longer than its inputs."""
     n_inputs = batch.mask.sum(dim=1, keepdim=True)  # [B, 1]
     last = batch.targets.gather(1, n_inputs - 1)
     items = F.pad(batch.items, (0, 1)).scatter(1, n_inputs, last)
-    return Windows(items, torch.arange(items.shape[1], device=items.device) <= n_inputs)
+    return CompleteWindows(items, torch.arange(items.shape[1], device=items.device) <= n_inputs)
 
 
-def draw_segments(histories: Windows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_segments(histories: CompleteWindows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A segment of each history, and a negative one of the same length.
 
     Returns:
