@@ -148,7 +148,8 @@ class Server:
             case ["hop", count]:
                 raise web.HTTPFound(f"/hop/{int(count) - 1}" if int(count) > 1 else "/good/hopped")
             case ["to", scheme, host, *rest]:
-                raise web.HTTPFound(f"{scheme}://{host}/{'/'.join(rest)}")
+                location = f"{scheme}://{host}/{'/'.join(rest)}"  # as it is: HTTPFound would normalize the host
+                return web.Response(status=302, headers={"Location": location})
         return web.Response(status=404)
 
     async def _stream(
@@ -284,7 +285,10 @@ BEHAVIOURS = {
     "to/https/10.0.0.1/x": "the host's address is not public",
     "to/https/169.254.169.254/latest/meta-data": "the host's address is not public",
     "to/https/[::ffff:192.168.1.1]/x": "the host's address is not public",
+    "to/https/①⓪.⓪.⓪.①/x": "the host's address is not public",
+    "to/https/169。254。169。254/x": "the host's address is not public",
     "to/https/user:word@localhost/x": "not a valid address",
+    "to/https/:word@localhost/x": "not a valid address",
 }
 
 
@@ -381,20 +385,49 @@ def test_a_certificate_that_is_not_trusted_is_a_failure(tmp_path: Path, server: 
 # Addresses
 
 
+HOSTS_OF_THIS_MACHINE = [
+    "localhost", "localhost.", "localhost。", "ｌｏｃａｌｈｏｓｔ", "ⓛocalhost", "127.0.0.1", "127.1", "127.0.1",
+    "2130706433", "0x7f.0.0.1", "0x7f000001", "0177.0.0.1", "017700000001", "①②⑦.⓪.⓪.①", "127。0。0。1",
+    "127．0｡0.1", "１２７.０.０.１", "₁₂₇.₀.₀.₁", "𝟏𝟐𝟕.𝟎.𝟎.𝟏", "①②⑦.1", "⓪x7f.1", "0.0.0.0", "⓪", "[::1]", "[::]",
+    "[0:0::1]", "[::1%25lo]", "[::1%lo]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]",
+]  # fmt: skip
+
+
+def test_no_spelling_of_this_machine_is_connected_to(tmp_path: Path, trusting: ssl.SSLContext) -> None:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as listener:
+        port = listener.getsockname()[1]
+        urls = [f"https://{host}:{port}/a.png" for host in HOSTS_OF_THIS_MACHINE]
+        folder = shop(tmp_path / "shop", *urls)
+        fetch_images(folder, QUICK.model_copy(update={"attempts": 1, "timeout": 2}), tls=trusting)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):  # there was no connection
+            listener.accept()
+    assert set(failures(folder)) == set(urls)
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    tmp_path: Path, server: Server, fetched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would resolve the host itself."""
+    for name in ("https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    folder = shop(tmp_path / "shop", server.url("good/a"))
+    fetched(folder)
+    assert images_of(folder) == [["images/i0.jpg"]]
+
+
 @pytest.mark.parametrize(
     "url",
     [
-        "https://localhost:{port}/good/a",
-        "https://127.0.0.1:{port}/good/a",
-        "https://127.1:{port}/good/a",
-        "https://2130706433:{port}/good/a",
-        "https://[::1]:{port}/good/a",
-        "https://[::ffff:127.0.0.1]:{port}/good/a",
-        "https://0.0.0.0:{port}/good/a",
         "http://localhost:{port}/good/a",
         "https:///good",
         "https://[::1/good",
         "https://a..b/x",
+        "https://localhost:{port}\\@example.org/good/a",
+        "https://example.org@localhost:{port}/good/a",
+        "https://@localhost:{port}/good/a",
     ],
 )
 def test_by_default_this_machine_gets_no_request(
@@ -445,14 +478,18 @@ def test_one_private_address_among_several_is_refused(
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:10.0.0.1",
-        "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1",
+        "64:ff9b::7f00:1", "64:ff9b:1::808:808", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:db8::1", "3fff::1",
+        "fec0::1", "::7f00:1", "::ffff:0:7f00:1", "5f00::1", "2001:0:7f00:1::1", "2606:4700::5efe:7f00:1",
+        "2606:4700::200:5efe:a00:1", "192.0.0.192", "192.88.99.1", "168.63.129.16", "100.100.100.200", "fe80::1%eth0",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+)
 def test_addresses_that_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 

@@ -1,8 +1,9 @@
 """Download the images that `items.parquet` lists by URL into the prepared folder. Needs the extra `fetch`.
 
 Politely: a few requests at a time, increasing waits, and those that a server asks for (`Retry-After`). Safely: https
-only, at every redirect; the addresses of a host are resolved once, all of them must be public, and the connection uses
-one that was checked. Each answer must be a complete image, by its content, of a bounded size.
+only, at every redirect; all addresses that a host resolves to must be public, and the address of each socket is checked
+again before it connects, so that no spelling of a host evades the check. No proxy of the environment is used. Each
+answer must be a complete image, by its content, of a bounded size.
 
 Files are written atomically, so that an interrupted run resumes: what is there is not requested again. What fails is
 listed with its reason in `failed-images.jsonl`, stays an address, and is tried again by the next run.
@@ -24,13 +25,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import polars as pl
 from aiohttp.abc import AbstractResolver, ResolveResult
 from PIL import Image
 from pydantic import Field
+from yarl import URL
 
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames
@@ -48,6 +49,10 @@ SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP"
 REDIRECTS = 5
 SMALLEST = 8  # pixels per side: shops answer with less if an image is gone
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
+NAT64, GLOBAL_UNICAST = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2000::/3")
+SPECIAL = [  # networks that some versions of Python take for global, and the address of Azure's internal service
+    ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "168.63.129.16/32")
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -81,16 +86,17 @@ class FetchReport:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is public; an address embedded in it (4 in 6, NAT64, 6to4, Teredo) must be public too."""
+    """Whether an address is public; an address embedded in it (4 in 6, NAT64, 6to4, ISATAP) must be public too."""
     if isinstance(address, ipaddress.IPv6Address):
-        teredo = address.teredo
-        wrapped = [address.ipv4_mapped, address.sixtofour, *(teredo or ())]
-        if address in ipaddress.ip_network("64:ff9b::/96"):
-            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        inner = [one for one in wrapped if one is not None]
-        if inner:
-            return all(map(is_public, inner))
-    return address.is_global and not address.is_multicast and not address.is_reserved
+        last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address.ipv4_mapped or address in NAT64:
+            return is_public(last)
+        isatap = (int(address) >> 32) & 0xFCFFFFFF == 0x5EFE  # RFC 5214
+        embedded = address.sixtofour or (last if isatap else None)
+        if address not in GLOBAL_UNICAST or (embedded is not None and not is_public(embedded)):
+            return False
+    special = any(address in network for network in SPECIAL)
+    return address.is_global and not (special or address.is_multicast or address.is_reserved)
 
 
 def fetch_images(
@@ -120,8 +126,8 @@ def fetch_images(
     if wanted:
         try:
             with progress.task("fetching images", len(wanted), "images") as advance:
-                fetcher = _Fetcher(folder / "images", settings, allowed, tls or ssl.create_default_context(), advance)
-                asyncio.run(fetcher.run(wanted))
+                fetcher = _Fetcher(folder / "images", settings, allowed, tls or ssl.create_default_context())
+                asyncio.run(fetcher.run(wanted, advance))
         except ExceptionGroup as group:  # of the workers: a full disk, for example
             raise group.exceptions[0] from None
         found |= fetcher.found
@@ -176,18 +182,18 @@ class _NotPublic(OSError):
 
 
 class _CheckedResolver(AbstractResolver):
-    """Resolves a host once and refuses addresses that are not allowed; the connection uses the addresses returned."""
+    """Resolves a host, and refuses it if one of its addresses is not allowed."""
 
-    def __init__(self, allowed: Callable[[Address], bool]) -> None:
-        self._allowed = allowed
+    def __init__(self, require_allowed: Callable[[str], None]) -> None:
+        self._require_allowed = require_allowed
         self._resolver = aiohttp.ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._resolver.resolve(host, port, family)
-        if not all(self._allowed(ipaddress.ip_address(one["host"].partition("%")[0])) for one in found):
-            raise _NotPublic
+        for one in found:
+            self._require_allowed(one["host"])
         return found
 
     async def close(self) -> None:
@@ -200,33 +206,49 @@ class _Fetcher:
     settings: FetchSettings
     allowed: Callable[[Address], bool]
     tls: ssl.SSLContext
-    advance: Advance
     not_before: dict[str, float] = field(default_factory=dict)  # host -> time of the event loop
     found: dict[str, str] = field(default_factory=dict)  # address -> path
     failed: dict[str, str] = field(default_factory=dict)  # address -> reason
 
-    async def run(self, wanted: dict[str, str]) -> None:
+    async def run(self, wanted: dict[str, str], advance: Advance) -> None:
         """Fetch the addresses of `wanted`, each to the file name without suffix that it gives."""
         connector = aiohttp.TCPConnector(
-            ssl=self.tls, resolver=_CheckedResolver(self.allowed), limit=self.settings.parallel
+            ssl=self.tls,
+            resolver=_CheckedResolver(self._require_allowed),
+            socket_factory=self._socket,
+            limit=self.settings.parallel,
         )
         headers = {"User-Agent": f"msm4sr/{version('msm4sr')} (fetch-images)", "Accept": "image/*"}
         queue = iter(wanted.items())
         session = aiohttp.ClientSession(
-            connector=connector, headers=headers, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
+            connector=connector,
+            headers=headers,
+            auto_decompress=False,
+            skip_auto_headers=["Accept-Encoding"],
+            trust_env=False,  # a proxy would resolve the host itself
         )
         async with session, asyncio.TaskGroup() as workers:
             for _ in range(min(self.settings.parallel, len(wanted))):
-                workers.create_task(self._work(session, queue))
+                workers.create_task(self._work(session, queue, advance))
 
-    async def _work(self, session: aiohttp.ClientSession, queue: Iterator[tuple[str, str]]) -> None:
+    def _require_allowed(self, address: str) -> None:
+        if not self.allowed(ipaddress.ip_address(address.partition("%")[0])):
+            raise _NotPublic
+
+    def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket that is about to connect to an address, which is final: no name is resolved after this."""
+        family, kind, protocol, _, address = info
+        self._require_allowed(str(address[0]))
+        return socket.socket(family, kind, protocol)
+
+    async def _work(self, session: aiohttp.ClientSession, queue: Iterator[tuple[str, str]], advance: Advance) -> None:
         for url, stem in queue:
             try:
                 data = await self._try(session, url)
                 self.found[url] = await asyncio.to_thread(self._write, stem, data)
             except BrokenImage as refused:
                 self.failed[url] = refused.reason
-            self.advance(1)
+            advance(1)
 
     def _write(self, stem: str, data: bytes) -> str:
         """Write an image that can be decoded completely, and return its path. Raises BrokenImage."""
@@ -239,10 +261,10 @@ class _Fetcher:
             unfinished.write_bytes(data)
         return f"images/{name}"
 
-    async def _try(self, session: aiohttp.ClientSession, url: str) -> bytes:
-        """The bytes at `url`, after as many tries as the settings allow."""
-        self._check(url)
-        wait, host = self.settings.first_wait, urlsplit(url).hostname or ""
+    async def _try(self, session: aiohttp.ClientSession, address: str) -> bytes:
+        """The bytes at `address`, after as many tries as the settings allow."""
+        url = _checked(address)
+        wait, host = self.settings.first_wait, url.host or ""
         loop = asyncio.get_running_loop()
         for attempt in range(1, self.settings.attempts + 1):
             await asyncio.sleep(self.not_before.get(host, 0.0) - loop.time())
@@ -262,24 +284,19 @@ class _Fetcher:
             wait *= 2
         raise BrokenImage(f"{problem.reason} ({self.settings.attempts} tries)")
 
-    async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes:
+    async def _get(self, session: aiohttp.ClientSession, url: URL) -> bytes:
         """One try. Raises `_Temporary` if another may succeed, else BrokenImage."""
         for _ in range(REDIRECTS + 1):
-            self._check(url)
             try:
                 async with session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout(None)) as response:
                     if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
-                        url = urljoin(url, response.headers["Location"])
+                        url = _checked(response.headers["Location"], url)
                         continue
                     if response.status in (408, 425, 429) or response.status >= 500:
                         raise _Temporary(f"HTTP {response.status}", _retry_after(response.headers.get("Retry-After")))
                     if response.status != 200:
                         raise BrokenImage(f"HTTP {response.status}")
                     return await self._body(response)
-            except aiohttp.ClientConnectorDNSError as error:
-                if isinstance(error.os_error, _NotPublic):
-                    raise BrokenImage("the host's address is not public") from error
-                raise _Temporary("the host is not known") from error
             except aiohttp.ClientConnectorCertificateError as error:
                 raise BrokenImage("the host's certificate is not trusted") from error
             except aiohttp.ClientPayloadError as error:
@@ -287,23 +304,12 @@ class _Fetcher:
             except ValueError as error:  # aiohttp.InvalidURL, or an invalid host name
                 raise BrokenImage("not a valid address") from error
             except (aiohttp.ClientError, OSError) as error:
+                if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _NotPublic):
+                    raise BrokenImage("the host's address is not public") from error
+                if isinstance(error, aiohttp.ClientConnectorDNSError):
+                    raise _Temporary("the host is not known") from error
                 raise _Temporary(f"no connection ({type(error).__name__})") from error
         raise BrokenImage(f"more than {REDIRECTS} redirects")
-
-    def _check(self, url: str) -> None:
-        """Raise BrokenImage for an address that may not be requested. Host names are checked when they are resolved."""
-        try:
-            parts = urlsplit(url)
-            host = parts.hostname
-        except ValueError as error:
-            raise BrokenImage("not a valid address") from error
-        if parts.scheme != "https":
-            raise BrokenImage(f"not https but {parts.scheme or 'nothing'}")
-        if not host or parts.username is not None:
-            raise BrokenImage("not a valid address")
-        with suppress(ValueError):  # a host name
-            if not self.allowed(ipaddress.ip_address(host.partition("%")[0])):
-                raise BrokenImage("the host's address is not public")
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = int(self.settings.max_mib * 2**20)
@@ -316,6 +322,20 @@ class _Fetcher:
             else:
                 return bytes(data)
         raise BrokenImage(f"larger than {self.settings.max_mib:g} MiB")
+
+
+def _checked(address: str, base: URL | None = None) -> URL:
+    """The URL as aiohttp requests it, relative to `base` if it is a redirect. Raises BrokenImage."""
+    try:
+        url = URL(address) if base is None else base.join(URL(address))
+        host = url.host
+    except ValueError as error:
+        raise BrokenImage("not a valid address") from error
+    if url.scheme != "https":
+        raise BrokenImage(f"not https but {url.scheme or 'nothing'}")
+    if not host or url.user is not None or url.password is not None:
+        raise BrokenImage("not a valid address")
+    return url
 
 
 def _retry_after(value: str | None) -> float | None:
