@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,11 @@ def make_batch(sequences: Sequence[Sequence[int]]) -> Batch:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def wrong_modes(folder: Path) -> dict[str, str]:
+    """The files and folders in `folder` whose modes do not follow the umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path: path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+    return {str(path): oct(mode) for path, mode in modes.items() if mode != (0o777 if path.is_dir() else 0o666) & ~mask}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,14 @@ def real_data() -> Callable[[str], Path]:
         return root / name
 
     return folder
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """002: neither the mode that safetensors gives a file (0600) nor that of SQLite (0644) follows it."""
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from builders import wrong_modes
 
 from msm4sr import files
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, atomic_folder, write_json, write_text
-
-
-@pytest.fixture
-def umask() -> Iterator[None]:
-    before = os.umask(0o027)
-    yield
-    os.umask(before)
 
 
 def names(folder: Path) -> list[str]:
@@ -69,12 +62,34 @@ def test_a_file_is_synced_before_it_gets_its_name_and_its_folder_after(
     assert synced == [(True, False), (False, True)]
 
 
+def private_writer(path: Path) -> None:
+    """As safetensors writes: another file, of mode 0600, takes the name."""
+    other = path.with_name("other")
+    other.touch(0o600)
+    other.replace(path)
+
+
 def test_files_and_folders_have_the_modes_of_the_umask(tmp_path: Path, umask: None) -> None:
-    write_text(tmp_path / "file", "text")
+    write_text(tmp_path / "new" / "text", "text")
+    with atomic_file(tmp_path / "private") as file:
+        private_writer(file)
     with atomic_folder(tmp_path / "folder") as folder:
-        (folder / "inside").touch()
-    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder", "folder/inside")}
-    assert modes == {"file": 0o640, "folder": 0o750, "folder/inside": 0o640}
+        (folder / "below").mkdir()
+        private_writer(folder / "below" / "private")
+        (folder / "text").touch()
+    assert {str(path.relative_to(tmp_path)): oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")} == {
+        "new": "0o775", "new/text": "0o664", "private": "0o664",
+        "folder": "0o775", "folder/below": "0o775", "folder/below/private": "0o664", "folder/text": "0o664",
+    }  # fmt: skip
+    assert not wrong_modes(tmp_path)
+
+
+def test_new_folders_are_synced_into_those_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    write_text(tmp_path / "a" / "b" / "text", "text")
+    assert synced[:2] == [str(tmp_path), str(tmp_path / "a")]
+    assert synced[-1] == str(tmp_path / "a" / "b")
 
 
 def test_a_folder_appears_at_the_end_after_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

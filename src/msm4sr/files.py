@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and survive a power cut."""
+"""Files and folders that appear complete or not at all, survive a power cut, and have the modes of the umask."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,13 +17,20 @@ from msm4sr.errors import InputError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; at the end of the block it is synced and replaces `path`, or is removed on failure."""
+    """Yield an empty file to write; at the end of the block it is synced and replaces `path`, or is removed on failure.
+
+    Missing parent folders are made. The mode is that of the umask, whatever the writer does (safetensors makes 0600).
+    """
+    make_folder(path.parent)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         yield unfinished
-        _sync(unfinished)
+        _set_mode(unfinished, mode)
+        sync(unfinished)
         unfinished.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -45,11 +53,15 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be made ({error})") from error
     try:
         yield unfinished
+        mode = unfinished.stat().st_mode & 0o666  # that of a new file
+        for parent, _, names in os.walk(unfinished):
+            for name in names:
+                _set_mode(Path(parent, name), mode)
         os.sync()  # in one call: syncing each of many thousand images takes minutes
         if out.exists():
             out.rmdir()  # empty; otherwise the rename would lose what was added since
         unfinished.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -57,7 +69,6 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically; missing parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
@@ -67,7 +78,20 @@ def write_json(path: Path, record: Any) -> None:
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def _sync(path: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, and sync the folders that have a new entry."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != stat.S_IMODE(mode):
+        path.chmod(stat.S_IMODE(mode))
+
+
+def sync(path: Path) -> None:
     """Flush a file or a folder to disk, so that a power cut cannot leave a new name on an empty file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -7,13 +7,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from msm4sr.errors import InputError
+from msm4sr.files import make_folder
 
 
 def try_lock(file: Path) -> FileLock | None:
     """Lock a file, made with its folder if it is missing; None while another process holds the lock."""
     lock = FileLock(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         lock.acquire(timeout=0)
     except Timeout:
         return None

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from builders import wrong_modes
 from calling import QUICK, Cli, Trained, metrics_of, small_items, small_log, write_folder
 
 import msm4sr
@@ -55,6 +56,7 @@ def test_a_run_leaves_all_that_it_promises(trained: Trained, shop: Path) -> None
     assert f" | {test:.4f} | " in card
     assert f" | {excluded:.4f} |\n" in card
     assert not list(trained.folder.rglob("*.part"))
+    assert not wrong_modes(trained.folder)
 
 
 def test_a_run_says_what_it_does_and_what_comes_next(trained: Trained) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from builders import cycle_dataset
+from builders import cycle_dataset, wrong_modes
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
@@ -66,6 +66,23 @@ def test_the_first_trial_has_the_defaults_and_the_best_is_not_below_it(tmp_path:
     values = [trial.value or 0.0 for trial in trials]
     assert values == sorted(values, reverse=True)
     assert best_of(trials, tmp_path).value == max(values) >= (seen[0].value or 0.0) > 0
+
+
+def test_the_study_follows_the_umask_and_its_commits_survive_a_power_cut(
+    tmp_path: Path, umask: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storages: list[Any] = []
+
+    class Recorded(optuna.storages.RDBStorage):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            storages.append(self)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Recorded)
+    tune(tuning(tmp_path, KNN, 1))
+    assert not wrong_modes(tmp_path)
+    with storages[0].engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 3  # EXTRA
 
 
 def test_a_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import wrong_modes
 from hypothesis import given
 from hypothesis import strategies as st
 from services import make_catalogue, make_recommender, new_item
@@ -34,7 +35,7 @@ def some_vectors(n: int = 3000, q: int = 16, seed: int = 0) -> tuple[torch.Tenso
     return vectors, torch.randn(50, q, generator=generator)
 
 
-def test_an_index_finds_nearly_all_of_the_best_and_records_its_recall(tmp_path: Path) -> None:
+def test_an_index_finds_nearly_all_of_the_best_and_records_its_recall(tmp_path: Path, umask: None) -> None:
     vectors, queries = some_vectors()
     index = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
     shares = [
@@ -43,6 +44,7 @@ def test_an_index_finds_nearly_all_of_the_best_and_records_its_recall(tmp_path: 
     ]
     assert index.recall == pytest.approx(sum(shares) / len(shares), abs=1e-4)
     assert index.recall > 0.95
+    assert not wrong_modes(tmp_path)
     about = json.loads((tmp_path / "index.json").read_text())
     assert (about["recall@20"], about["items"], about["queries"]) == (index.recall, 3000, 50)
 

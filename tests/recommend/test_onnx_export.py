@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from builders import make_model
+from builders import make_model, wrong_modes
 from services import train
 
 from msm4sr.errors import InputError
@@ -73,8 +73,11 @@ def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tm
             np.testing.assert_allclose(item_vectors, model.scoring_vectors(expected).numpy(), atol=1e-4)
 
 
-def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(run_folder: Path, tmp_path: Path) -> None:
+def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
+    run_folder: Path, tmp_path: Path, umask: None
+) -> None:
     files = export_run(run_folder, tmp_path / "out")
+    assert not wrong_modes(tmp_path)
     assert [file.name for file in files] == [
         "README.md",
         "catalogue.safetensors",

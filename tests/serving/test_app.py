@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import wrong_modes
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -356,6 +357,15 @@ def test_added_and_removed_items_survive_a_restart_without_encoding(
     assert service.recommender.item(ids[6]).name == "Another thing"
     assert candidates(service, ["n1", "n2", "n3", ids[5]], ids[:3]) == ["n1", "n2"]
     assert service.recommender.explain(ids[:2], "n2").sentences[1].text == "A longer story."
+
+
+def test_the_files_of_the_state_follow_the_umask(run_folder: Path, ids: list[str], tmp_path: Path, umask: None) -> None:
+    client = TestClient(create_app(settings_of(run_folder, tmp_path / "new" / "state")))
+    assert add(client, "n1", [jpeg()]).status_code == 201
+    assert client.get("/items/n1/image").status_code == 200
+    written = {path.name for path in (tmp_path / "new" / "state").iterdir()}
+    assert {"items.sqlite", "items.sqlite-wal", "items.sqlite-shm"} < written
+    assert not wrong_modes(tmp_path)
 
 
 def test_services_over_one_state_see_each_other_at_once(run_folder: Path, ids: list[str], tmp_path: Path) -> None:

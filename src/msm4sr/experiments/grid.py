@@ -25,7 +25,7 @@ from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
 from msm4sr.experiments.settings import RunSettings, parse_change, read_yaml, resolve_settings, validated
-from msm4sr.files import write_text
+from msm4sr.files import make_folder, write_text
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 from msm4sr.strict import Strict
@@ -145,7 +145,7 @@ def enter_grid(folder: Path, asked: Grid) -> None:
     if not file.exists() and folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise InputError(f"{folder}: the folder is not empty and holds no grid; choose another --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with FileLock(folder / ".grid.lock"):
             stored = open_grid(folder) if file.exists() else None
             joined = asked if stored is None else _joined(stored, asked, file)

@@ -32,7 +32,7 @@ from msm4sr.errors import InputError
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
 from msm4sr.features.extractors.precomputed import file_hash
-from msm4sr.files import write_text
+from msm4sr.files import make_folder, write_text
 
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
 
@@ -152,7 +152,7 @@ def begin_run(run: Run) -> None:
     files = {name: {"file": str(found.file), "sha256": found.sha256} for name, found in run.precomputed.items()}
     config |= {"precomputed": files} if files else {}
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
         killed = [file.name for file in run.folder.glob(".*.unfinished")]  # of a run that was killed
         _remove(run.folder, "metrics.jsonl", "logs", "checkpoints", *RESULTS, *killed)
         text = yaml.safe_dump(config | run.settings.model_dump(mode="json"), sort_keys=False)

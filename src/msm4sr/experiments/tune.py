@@ -11,6 +11,7 @@ marked as running but not locked was interrupted: it is repeated with the same v
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, S
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.features.store import Features
+from msm4sr.files import make_folder
 from msm4sr.locks import try_lock, unlock
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan
 from msm4sr.training.checkpoint import array_digest
@@ -195,20 +197,30 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
+class _Durable(sqlite3.Connection):
+    """A connection whose commits survive a power cut; by default SQLite does not sync the folder of its journal."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA synchronous = EXTRA")
+
+
 def _open(tuning: Tuning) -> optuna.Study:
     """The study of the folder, made if it is missing, with the defaults as its first trial."""
     defaults = check_defaults(tuning.search, tuning.settings)
-    tuning.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(tuning.folder)
     histories, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
     identity = {
         **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
         "histories": array_digest(histories.values, histories.offsets, validation.targets),
     }
+    database = tuning.folder.absolute() / DATABASE
     with FileLock(tuning.folder / STUDY_LOCK):
+        database.touch()  # SQLite would make it 0644, whatever the umask is
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
-                f"sqlite:///{tuning.folder.absolute() / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
+                f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": 60, "factory": _Durable}}
             ),
             study_name="study",
             direction="maximize",

@@ -15,6 +15,7 @@ from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Chunk, Shard, StoreBuilder
 from msm4sr.features.text import SentenceEncoder, find_sentence_encoder
 from msm4sr.features.visual import ImageEncoder, WordEncoder, find_image_encoder
+from msm4sr.files import make_folder
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.registry import Registry
 
@@ -125,7 +126,7 @@ class Extraction:
             extractor.extract_shard(shard)
 
     def _extractors(self) -> dict[str, Extractor]:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         kinds = {"text": "sentences", "visual": self.settings.visual.kind}
         kinds |= dict.fromkeys(self.precomputed, "precomputed")
         return {modality: EXTRACTORS[kind](self, modality) for modality, kind in kinds.items()}

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
+from msm4sr.files import make_folder
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 
 FILE = "items.sqlite"
@@ -64,7 +65,8 @@ class ItemStore:
         self.file = folder / FILE
         self._lock, self._reading_lock = Lock(), Lock()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            self.file.touch()  # SQLite would make it 0644, whatever the umask is
             self._connection = self._connect()
             self._reading = self._connect()
             with self._transaction():
