@@ -70,7 +70,7 @@ def test_workers_share_items_and_counters(run_folder: Path, ids: list[str], tmp_
                     assert client.get(f"/items/n{number}").status_code == 200
                     asked += 1
         text = server.client.get("/metrics").text
-        line = 'msm4sr_requests_total{method="GET",route="/items/{item_id:path}",status="200"} '
+        line = 'msm4sr_requests_total{method="GET",route="/items/{item_id:id}",status="200"} '
         assert line + f"{asked}.0" in text
         server.kill()
     with serving(run_folder, tmp_path / "state", "--workers", "2") as server:

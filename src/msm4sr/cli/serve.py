@@ -53,6 +53,7 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
 
         from msm4sr.serving.app import ENVIRONMENT, create_app
         from msm4sr.serving.service import ServeSettings, default_state
+        from msm4sr.serving.workers import GRACE, Supervisor, serve_here
     except ModuleNotFoundError as error:
         reason = f"serving needs the extra 'serve' ({error.name} is missing)"
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
@@ -63,18 +64,24 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
         {**options, "run": run, "state": options["state"] or default_state(run), "api_key": key}
     )
     _check_port(host, port)
-    server: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": 10}
+    server: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": GRACE}
+    app = create_app(settings)
     if settings.workers == 1:
-        app = create_app(settings)
         console.print(f"serving {run} at http://{host}:{port}", markup=False)
-        uvicorn.run(app, **server)
+        serve_here(uvicorn.Config(app, **server))
         return
-    with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-") as folder:
+    app.state.service.store.close()  # it was opened for one message about wrong input, and to build the index once
+    del app
+    factory = "msm4sr.serving.app:app_from_environment"
+    config = uvicorn.Config(factory, factory=True, workers=settings.workers, **server)
+    supervisor = Supervisor(config, [config.bind_socket()])
+    with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-", ignore_cleanup_errors=True) as folder:
         record = json.dumps(settings.model_dump(mode="json") | {"api_key": key})  # the settings hide the key
         os.environ |= {ENVIRONMENT: record, "PROMETHEUS_MULTIPROC_DIR": folder}
-        create_app(settings).state.service.store.close()  # one message for wrong input, and the index is built once
         console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
-        uvicorn.run("msm4sr.serving.app:app_from_environment", factory=True, workers=settings.workers, **server)
+        supervisor.run()
+    if supervisor.interrupted:
+        raise KeyboardInterrupt
 
 
 def _check_port(host: str, port: int) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+
+from msm4sr.errors import InputError
+
+LONGEST_ID, LONGEST_CATEGORY = 200, 200  # characters
+_BAD_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def is_url(image: str) -> bool:
@@ -38,6 +44,28 @@ class Item:
     def from_row(items: pl.DataFrame, row: int) -> Item:
         """Row `row` of a catalogue, as `read_items` gives it."""
         return Items.from_frame(items[row])[0]
+
+
+def check_characters(text: str) -> str:
+    """`text`, if it can be stored, sent and shown; else ValueError: control characters, half of a surrogate pair."""
+    if found := _BAD_CHARACTER.search(text):
+        raise ValueError(f"character {found.start() + 1} (U+{ord(found[0]):04X}) is not allowed; remove it")
+    return text
+
+
+def check_item(item: Item) -> None:
+    """Raise InputError if the id or a text of an item to add is malformed."""
+    item_id = item.item_id
+    if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
+        raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
+    if item_id in (".", ".."):
+        raise InputError(f"item id {item_id!r}: no path can end with it; give another one")
+    for name, texts in (("title", [item.title]), ("text", [item.text]), ("categories", item.categories)):
+        for text in texts:
+            try:
+                check_characters(text or "")
+            except ValueError as error:
+                raise InputError(f"item {item_id!r}, {name}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)

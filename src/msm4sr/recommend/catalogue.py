@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.dataset import Dataset
-from msm4sr.data.items import Item, Items
+from msm4sr.data.items import LONGEST_ID, Item, Items, check_item
 from msm4sr.errors import InputError
 from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content
 
-LONGEST_ID = 200
 # difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
 CLOSE_CANDIDATES = 5_000
 
@@ -85,9 +84,13 @@ class Catalogue:
                 f"{where}: the model has {model.n_items} items, the list of items {len(items)}: they are not from one "
                 "run; `msm4sr evaluate RUN` writes both again"
             )
+        if len(items.rows) != len(items) or not all(isinstance(item_id, str) and item_id for item_id in items.rows):
+            raise InputError(f"{where}: the list of items has an id twice, or an empty one; train again")
         tensors = ItemTensors.of_model(model)
-        if not bool(torch.isfinite(tensors.item_vectors).all()):
-            raise InputError(f"{where}: the scores are not finite; the weights are damaged or the training diverged")
+        values = {**model.state_dict(), "embeddings": tensors.embeddings, "item_vectors": tensors.item_vectors}
+        for name, tensor in values.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"{where}: {name} is not finite; the weights are damaged or the training diverged")
         return cls(items, tensors, (), tensors[torch.tensor([], dtype=torch.int64)])
 
     @cached_property
@@ -186,11 +189,11 @@ class Catalogue:
             scores[self.removed_rows] = -torch.inf
         return scores
 
-    def check_new(self, item_ids: Sequence[str]) -> None:
-        """Raises InputError for malformed or repeated ids of new items, ItemExists for ids of the catalogue."""
-        for item_id, times in Counter(item_ids).items():
-            if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
-                raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
+    def check_new(self, items: Sequence[Item]) -> None:
+        """Raises InputError for new items with a malformed or repeated id or text, ItemExists for known ids."""
+        for item in items:
+            check_item(item)
+        for item_id, times in Counter(item.item_id for item in items).items():
             if self.row(item_id) is not None:
                 raise ItemExists(f"item {item_id!r} is in the catalogue already; remove it first, or use another id")
             if times > 1:
@@ -198,7 +201,7 @@ class Catalogue:
 
     def with_added(self, items: Sequence[Item], tensors: ItemTensors) -> Catalogue:
         """This catalogue with more items. Raises InputError as `check_new`."""
-        self.check_new([item.item_id for item in items])
+        self.check_new(items)
         return replace(self, added=(*self.added, *items), added_tensors=self.added_tensors.joined(tensors))
 
     def without(self, item_ids: Sequence[str]) -> Catalogue:

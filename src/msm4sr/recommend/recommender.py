@@ -215,7 +215,7 @@ class Recommender:
             InputError: a model without new items; an id that is in the catalogue, given twice or malformed; an
                 item without usable content; an image that cannot be read.
         """
-        self.catalogue.check_new([item.item_id for item in items])
+        self.catalogue.check_new(items)
         self.update([], [replace(item, images=()) for item in self.encode_items(items)])
 
     def encode_items(self, items: Sequence[Item]) -> list[Item]:
@@ -233,7 +233,7 @@ class Recommender:
 
     def update(self, removed: Sequence[str], added: Sequence[Item]) -> None:
         """Remove items and add encoded ones; no reader sees a state in between."""
-        tensors = self._tensors_of(added) if added else None
+        tensors = self.tensors_of(added) if added else None
         with self._changing:
             catalogue = self.catalogue.without(removed) if removed else self.catalogue
             self.catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
@@ -249,7 +249,8 @@ class Recommender:
                 raise InputError("no item would be left to recommend; keep at least one")
             self.catalogue = rest
 
-    def _tensors_of(self, items: Sequence[Item]) -> ItemTensors:
+    def tensors_of(self, items: Sequence[Item]) -> ItemTensors:
+        """Encoded items as the model represents them. Raises InputError for features that make no finite scores."""
         assert has_content(self.model)
         features = {}
         for name in self.modalities:
@@ -258,7 +259,10 @@ class Recommender:
         with torch.inference_mode():
             embeddings = self.model.encode_new_items(features)
             present = torch.stack([features[name].lengths > 0 for name in self.modalities], dim=1)
-            return ItemTensors(embeddings, self.model.scoring_vectors(embeddings), present)
+            tensors = ItemTensors(embeddings, self.model.scoring_vectors(embeddings), present)
+        if not bool(torch.isfinite(tensors.embeddings).all() and torch.isfinite(tensors.item_vectors).all()):
+            raise InputError("the scores of a new item are not finite; its features are damaged")
+        return tensors
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
         """Explain the score of an item after a history. Raises InputError as `recommend`, or for the item."""

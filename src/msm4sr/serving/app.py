@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
+import logging
 import os
-import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,11 +16,16 @@ import anyio.to_thread
 import torch
 from fastapi import FastAPI
 
+from msm4sr.errors import InputError, first_line
 from msm4sr.serving.middleware import RequestLimits
+from msm4sr.serving.paths import EncodedSlashes
 from msm4sr.serving.problems import Problem, add_problem_handlers, described
 from msm4sr.serving.routes import items, pages, recommend, service
 from msm4sr.serving.service import PRODUCTS_INLINE, ServeSettings, Service, products_per_history
 from msm4sr.serving.thumbnails import ThumbnailCache
+from msm4sr.serving.workers import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "MSM4SR_SERVE"  # the variable that passes the settings to the worker processes, as JSON
 CHECK_SECONDS = 1.0  # between two checks for a newer run
@@ -42,12 +47,17 @@ class Api(FastAPI):
 
 def app_from_environment() -> FastAPI:
     """The application of a worker process, from the settings that `msm4sr serve` left in the environment."""
+    end_with_parent()
     settings = ServeSettings.model_validate(json.loads(os.environ[ENVIRONMENT]))
-    return create_app(settings, parent=os.getppid())
+    try:
+        return create_app(settings)
+    except InputError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None
 
 
-def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
-    """The application over a run. When the process `parent` ends, this one ends as well. Raises as `Service`."""
+def create_app(settings: ServeSettings) -> FastAPI:
+    """The application over a run. Raises as `Service`."""
     served = Service(settings)
     # One thread is fastest unless a history is multiplied with a large catalogue.
     large = products_per_history(served.recommender) > PRODUCTS_INLINE
@@ -60,11 +70,12 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
         version="1",
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
-        lifespan=partial(_lifespan, served, parent),
+        lifespan=partial(_lifespan, served),
         responses=described(400, 408, 413, 422, 503),
     )
     app.state.service, app.state.thumbnails = served, ThumbnailCache(served)
     add_problem_handlers(app)
+    app.add_middleware(EncodedSlashes)
     app.add_middleware(RequestLimits, max_body=settings.max_body, seconds=settings.seconds, metrics=served.metrics)
     for resource in (recommend, items, pages, service):  # the busiest first: routes are tried in order
         app.include_router(resource.router)
@@ -72,15 +83,15 @@ def create_app(settings: ServeSettings, parent: int | None = None) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(served: Service, parent: int | None, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(served: Service, app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-    warming = asyncio.create_task(asyncio.to_thread(_warm, served))
-    watching = asyncio.create_task(_watch(served, parent))
+    ended = threading.Event()
+    # Daemons: a run that is being loaded does not delay the end.
+    threading.Thread(target=_watch, args=(served, ended), daemon=True).start()
     try:
         yield
     finally:
-        watching.cancel()
-        await asyncio.wait([warming])
+        ended.set()
 
 
 def _warm(served: Service) -> None:
@@ -89,17 +100,18 @@ def _warm(served: Service) -> None:
     Python would otherwise traverse it while requests wait, 0.1 s for 3,000 items.
     """
     encoder = served.recommender.encoder
-    if encoder is not None:
-        encoder.warm()
+    try:
+        if encoder is not None:
+            encoder.warm()
+    except Exception as error:
+        logger.error("the encoders of new items cannot be loaded: %s", first_line(error))
     gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
-async def _watch(served: Service, parent: int | None) -> None:
-    while True:
-        await asyncio.sleep(CHECK_SECONDS)
-        if parent is not None and os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if await asyncio.to_thread(served.reload_if_changed):
-            await asyncio.to_thread(_warm, served)
+def _watch(served: Service, ended: threading.Event) -> None:
+    _warm(served)
+    while not ended.wait(CHECK_SECONDS):
+        if served.reload_if_changed():
+            _warm(served)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
+import anyio.from_thread
+import anyio.to_thread
 import orjson
 from fastapi import Depends, Path, Request, Response
 
-from msm4sr.recommend.catalogue import LONGEST_ID
 from msm4sr.serving.problems import Refused
+from msm4sr.serving.schemas import ItemId
 from msm4sr.serving.service import ServeSettings, Service
+
+WAITING = 128  # requests that may wait for a thread
+T = TypeVar("T")
 
 
 async def get_service(request: Request) -> Service:
@@ -20,7 +25,7 @@ async def get_service(request: Request) -> Service:
 
 
 CurrentService = Annotated[Service, Depends(get_service)]
-ItemPath = Annotated[str, Path(min_length=1, max_length=LONGEST_ID, description="The id of the item.")]
+ItemPath = Annotated[ItemId, Path(description="The id of the item.")]
 
 
 async def authorize(request: Request, service: CurrentService) -> None:
@@ -39,6 +44,27 @@ async def authorize(request: Request, service: CurrentService) -> None:
 
 
 AUTHORIZED = [Depends(authorize)]
+
+
+async def refuse_when_busy() -> None:
+    """Raises Refused if too many requests wait for a thread."""
+    if anyio.to_thread.current_default_thread_limiter().statistics().tasks_waiting >= WAITING:
+        raise Refused(503, "too many requests are waiting; try again later", {"Retry-After": "2"})
+
+
+BOUNDED = [Depends(refuse_when_busy)]
+
+
+async def in_thread(request: Request, work: Callable[[], T]) -> T:
+    """Run long work in a thread, unless the caller has disconnected meanwhile. Raises as `refuse_when_busy`."""
+
+    def work_if_wanted() -> T:
+        if anyio.from_thread.run(request.is_disconnected):
+            raise Refused(503, "the caller has disconnected")
+        return work()
+
+    await refuse_when_busy()
+    return await anyio.to_thread.run_sync(work_if_wanted)
 
 
 def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: int = 1) -> None:

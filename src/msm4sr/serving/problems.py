@@ -40,6 +40,7 @@ class Refused(Exception):
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    detail = detail.encode("utf-8", "replace").decode()  # a message may quote half of a surrogate pair
     body = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
     return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
 

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from msm4sr.recommend.catalogue import LONGEST_ID
+from msm4sr.data.items import LONGEST_CATEGORY, LONGEST_ID, check_characters
 from msm4sr.recommend.explanations import Reason
 from msm4sr.recommend.recommender import Recommendation, Recommendations
 
-ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+Text = Annotated[str, AfterValidator(check_characters)]
+ItemId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
+Category = Annotated[Text, Field(max_length=LONGEST_CATEGORY)]
 
 
 class RecommendOptions(BaseModel):
@@ -25,13 +27,15 @@ class RecommendOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     k: int = Field(10, ge=1, description="Number of items.")
     exclude_seen: bool = Field(True, description="Exclude the items of the history.")
-    categories: list[str] | None = Field(
+    categories: list[Category] | None = Field(
         None, min_length=1, max_length=100, description="Only items that have one of these categories."
     )
     candidates: list[ItemId] | None = Field(
         None, min_length=1, max_length=10_000, description="Only these items. Unknown ones are ignored."
     )
-    by: str = Field("both", max_length=50, description="A modality to score by alone, such as text or visual; or both.")
+    by: Text = Field(
+        "both", max_length=50, description="A modality to score by alone, such as text or visual; or both."
+    )
     reasons: bool = Field(False, description="Add a short reason to each item.")
 
     def arguments(self) -> dict[str, Any]:
@@ -136,7 +140,13 @@ class Status:
 
 @dataclass(frozen=True)
 class Readiness:
-    """The served run. `recall` is that of an approximate index; `failed_reload` says why a newer run was not loaded."""
+    """The served run.
+
+    `recall` is that of an approximate index; `failed_reload` says why a newer run was not loaded.
+
+    `failed_store` says why the store cannot be read, so that items cannot change; `skipped` names the first added items
+    that cannot be recommended, and why. They can be removed.
+    """
 
     status: str
     run: str
@@ -147,3 +157,5 @@ class Readiness:
     index: str
     recall: float | None
     failed_reload: str
+    failed_store: str
+    skipped: dict[str, str]

@@ -10,24 +10,36 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import os
+import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 
 from pydantic import Field, SecretStr
 
 from msm4sr.data.items import Item
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.recommend.scoring import COLLABORATIVE
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.store import Change, ItemStore
 from msm4sr.strict import Strict
 
 logger = logging.getLogger(__name__)
 
+# The files that are loaded, and their largest size in bytes: half of the memory, if that is less.
+LARGEST = {
+    "config.yaml": 2**20,
+    "model/config.json": 2**20,
+    "model/items.json": 4 * 2**30,
+    "model/model.safetensors": 2**50,
+}
 PRODUCTS_INLINE = 1 << 22  # multiplications of a request in the event loop; a larger request runs in a thread
 
 
@@ -46,6 +58,7 @@ class ServeSettings(Strict):
     max_history: int = Field(2_000, ge=1, description="Maximum length of a history in a request.")
     max_batch: int = Field(256, ge=1, description="Maximum number of histories in a request.")
     seconds: float = Field(30.0, gt=0, description="Time limit for receiving a request.")
+    load_seconds: float = Field(1800.0, gt=0, description="Time limit for loading a newer run.")
 
 
 def default_state(run: Path) -> Path:
@@ -60,6 +73,7 @@ class _Served:
 
     recommender: Recommender
     encoded_by: str
+    skipped: dict[str, str] = field(default_factory=dict)  # id of a stored item that cannot be recommended: why
     change: int = 0
     data_version: int = -1
     lock: Lock = field(default_factory=Lock)
@@ -71,81 +85,136 @@ class Service:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.store = ItemStore(settings.state)
-        self._reloads = self.store.counter("reload")
-        self._signature = run_signature(settings.run)
-        self._served = self._load()
         self.failed_reload = ""  # why the newer run could not be read; empty if it could
+        self.failed_store = ""  # why the store cannot be read; empty if it can
+        self._signature = run_signature(settings.run)
+        try:
+            self._reloads = self.store.counter("reload")
+        except sqlite3.Error as error:
+            raise self.store.unusable(error) from None
+        self._served = self._load()
 
     @property
     def recommender(self) -> Recommender:
         """The recommender with all items that any process has added or removed until now."""
-        served = self._served
-        self._catch_up(served)
-        return served.recommender
+        return self._current().recommender
 
-    def _load(self) -> _Served:
-        recommender = load_recommender(self.settings.run, self.settings.index)
-        served = _Served(recommender, encoder_name(recommender))
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Id of a stored item that cannot be recommended, and why."""
+        return self._current().skipped
+
+    def _current(self) -> _Served:
+        served = self._served
         self._catch_up(served)
         return served
 
-    def _catch_up(self, served: _Served) -> None:
-        version = self.store.version()
-        if version == served.data_version:
-            return
-        with served.lock:
-            if changes := self.store.changes(served.change):
-                self._apply(served, changes)
-            served.data_version = version
+    def _load(self) -> _Served:
+        """The run with the added items, after a trial. Raises InputError, whatever is wrong with the run."""
+        run = self.settings.run
+        try:
+            check_files(run)
+            recommender = load_recommender(run, self.settings.index)
+            try_out(recommender)
+        except (InputError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a panic of polars is no Exception
+            raise InputError(f"{run}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+        served = _Served(recommender, encoder_name(recommender))
+        self._catch_up(served)
+        if self.failed_store:
+            raise self.store.unusable(self.failed_store)
+        return served
 
-    def _apply(self, served: _Served, changes: Sequence[Change]) -> None:
+    def _catch_up(self, served: _Served) -> None:
+        """Apply the changes since the last call. While the store cannot be read, the items stay as they are."""
+        encoded: list[Item] = []
+        try:
+            version = self.store.version()
+            if version != served.data_version:
+                with served.lock:
+                    if changes := self.store.changes(served.change):
+                        encoded = self._apply(served, changes)
+                    served.data_version = version
+            if encoded:  # without the lock: `remove` has the lock of the store first
+                self.store.replace_features(encoded, served.encoded_by)
+            self.failed_store = ""
+        except sqlite3.Error as error:
+            if not self.failed_store:
+                logger.error("%s: cannot be read (%s); items stay as they are", self.store.file, error)
+            self.failed_store = str(error)
+
+    def _apply(self, served: _Served, changes: Sequence[Change]) -> list[Item]:
+        """Apply changes; the items that were encoded again."""
         recommender, catalogue = served.recommender, served.recommender.catalogue
-        removed, added = [], []
+        removed, added, again = [], [], []
         for change in changes:
+            served.skipped.pop(change.item_id, None)
             in_run = change.item_id in catalogue.items.rows
-            if change.item is not None and in_run and not change.replaces:
+            if not change.removed and in_run and not change.replaces:
                 continue  # a newer run was trained on it: the model knows more than its content
             if catalogue.row(change.item_id) is not None:
                 removed.append(change.item_id)
-            if change.item is not None:
-                added.append((change.item, change.encoded_by))
-        if added and recommender.encoder is None:
-            logger.warning("%d added items are ignored: the model of this run does not support new items", len(added))
-            added = []
-        recommender.update(removed, [item for change in added for item in self._with_features(served, *change)])
-        served.change = changes[-1].number
-
-    def _with_features(self, served: _Served, item: Item, encoded_by: str) -> list[Item]:
-        """An added item; encoded again if its features are of other encoders, and ignored if it cannot be."""
-        if encoded_by == served.encoded_by:
-            return [item]
-        new = replace(item, images=self.store.images(item.item_id), features={}, sentences=(), keywords=())
+            if change.removed:
+                continue
+            try:
+                item = self._stored(served, change)
+            except Exception as error:  # whatever is wrong with it concerns this item only
+                self._skip(served, change.item_id, error)
+                continue
+            added.append(item)
+            if change.encoded_by != served.encoded_by:
+                again.append(item)
         try:
-            encoded = served.recommender.encode_items([new])
-        except InputError as error:
-            logger.warning("added item %r is ignored: %s", item.item_id, error)
-            return []
-        self.store.replace_features(encoded, served.encoded_by)
-        return [replace(encoded[0], images=item.images)]
+            recommender.update(removed, added)
+        except Exception:
+            recommender.update(removed, [item for item in added if self._fits(served, item)])
+        served.change = max(served.change, *(change.number for change in changes))
+        return again
+
+    def _stored(self, served: _Served, change: Change) -> Item:
+        """An added item; encoded again if its features are of other encoders. Raises whatever is wrong with it."""
+        if change.item is None:
+            raise InputError(f"its row in {self.store.file} is damaged ({change.damage}); remove the item")
+        if change.encoded_by == served.encoded_by:
+            return change.item
+        images = self.store.images(change.item_id)
+        new = replace(change.item, images=images, features={}, sentences=(), keywords=())
+        return replace(served.recommender.encode_items([new])[0], images=change.item.images)
+
+    def _fits(self, served: _Served, item: Item) -> bool:
+        try:
+            served.recommender.tensors_of([item])
+        except Exception as error:
+            self._skip(served, item.item_id, error)
+            return False
+        return True
+
+    def _skip(self, served: _Served, item_id: str, error: Exception) -> None:
+        served.skipped[item_id] = first_line(error)
+        logger.warning("the added item %r is skipped: %s", item_id, first_line(error))
 
     def add(self, items: Sequence[Item]) -> None:
         """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
-        served = self._served
-        self._catch_up(served)
+        served = self._current()
         catalogue = served.recommender.catalogue
-        catalogue.check_new([item.item_id for item in items])
+        catalogue.check_new(items)
         encoded = served.recommender.encode_items(items)
+        served.recommender.tensors_of(encoded)  # before they are stored
         replaces = [item.item_id in catalogue.items.rows for item in items]
         self.store.add(encoded, served.encoded_by, replaces)
         self._catch_up(self._served)
 
     def remove(self, item_id: str) -> None:
         """Store that an item was removed, and no longer recommend it. Raises InputError for an unknown or last item."""
-        catalogue = self.recommender.catalogue
-        catalogue.known_row(item_id)
-        if catalogue.n_items == 1:
-            raise InputError("no item would be left to recommend; keep at least one")
-        self.store.remove(item_id, item_id in catalogue.items.rows)
+        with self.store.transaction():  # no other process changes items meanwhile
+            served = self._current()
+            catalogue = served.recommender.catalogue
+            if item_id not in served.skipped:
+                catalogue.known_row(item_id)
+                if catalogue.n_items == 1:
+                    raise InputError("no item would be left to recommend; keep at least one")
+            self.store.remove(item_id, item_id in catalogue.items.rows)
         self._catch_up(self._served)
 
     def reload_if_changed(self) -> bool:
@@ -153,13 +222,17 @@ class Service:
 
         If the new run cannot be loaded, the old one is kept, and `failed_reload` says why.
         """
-        signature, reloads = run_signature(self.settings.run), self.store.counter("reload")
+        signature = run_signature(self.settings.run)
+        try:
+            reloads = self.store.counter("reload")
+        except sqlite3.Error:
+            reloads = self._reloads  # /ready says so
         if signature == self._signature and reloads == self._reloads:
             return False
         self._signature, self._reloads = signature, reloads
         try:
-            served = self._load()
-        except (InputError, OSError) as error:
+            served = self._load_in_time()
+        except InputError as error:
             self.failed_reload = str(error)
             logger.error("the run was not reloaded: %s", error)
             return False
@@ -168,6 +241,22 @@ class Service:
         logger.info("the run was reloaded: %s", self.settings.run.resolve())
         return True
 
+    def _load_in_time(self) -> _Served:
+        loaded: Future[_Served] = Future()
+
+        def load() -> None:
+            try:
+                loaded.set_result(self._load())
+            except Exception as error:
+                loaded.set_exception(error)
+
+        Thread(target=load, daemon=True).start()
+        try:
+            return loaded.result(self.settings.load_seconds)
+        except TimeoutError:
+            limit = self.settings.load_seconds
+            raise InputError(f"{self.settings.run}: not loaded within {limit:,g} seconds; given up") from None
+
 
 def products_per_history(recommender: Recommender) -> int:
     """Multiplications that score all items for a history; 0 with an index."""
@@ -175,13 +264,35 @@ def products_per_history(recommender: Recommender) -> int:
 
 
 def run_signature(run: Path) -> list[object]:
-    """The path of a run and the times of its model's files; empty if there is none."""
+    """The path of a run and the times of the files that are loaded; empty if there is none."""
     try:
         folder = run.resolve()
-        stats = [(folder / "model" / name).stat() for name in ("config.json", "model.safetensors", "items.json")]
-    except OSError:
+        stats = [(folder / name).stat() for name in LARGEST]
+    except (OSError, RuntimeError):  # a loop of links
         return []
     return [folder, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)]
+
+
+def check_files(run: Path) -> None:
+    """Raise InputError if a file of the run is no ordinary file, or too large to be loaded into memory."""
+    for file in [run / "config.yaml", *(run / "model").glob("*")]:
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise InputError(f"{file}: not an ordinary file")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name, largest in LARGEST.items():
+        file = run / name
+        if file.exists() and (size := file.stat().st_size) > min(largest, available // 2):
+            raise InputError(f"{file}: too large to be loaded ({size:,} bytes)")
+
+
+def try_out(recommender: Recommender) -> None:
+    """Recommend, compare and explain once. Raises whatever goes wrong, InputError for scores that are not finite."""
+    item_id = recommender.catalogue.item_id(0)
+    found = recommender.recommend([item_id], exclude_seen=False, reasons=True).items
+    scores = [one.score for one in (*found, *recommender.similar_items(item_id, by=COLLABORATIVE))]
+    scores.append(recommender.explain([item_id], item_id).score)
+    if not all(map(math.isfinite, scores)):
+        raise InputError("the run recommends with scores that are not finite; its weights are damaged")
 
 
 def encoder_name(recommender: Recommender) -> str:

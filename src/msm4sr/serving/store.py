@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
-from safetensors import SafetensorError
+from pydantic import BaseModel, Field, Json, StrictStr, ValidationError
 from safetensors.numpy import load, save
 
-from msm4sr.data.items import Item
-from msm4sr.errors import InputError
+from msm4sr.data.items import Item, check_item
+from msm4sr.errors import InputError, first_line
 from msm4sr.files import make_folder
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 
@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS images (
 );
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT OR IGNORE INTO counters VALUES ('change', 0), ('reload', 0);
+UPDATE counters SET value = (SELECT max(value, coalesce(max(change), 0)) FROM items) WHERE name = 'change';
 """
 TIMEOUT = 30  # seconds that a change waits for another process
 
@@ -50,9 +51,11 @@ class Change:
 
     number: int  # ascending
     item_id: str
-    item: Item | None  # with its features, and in place of its images their numbers; None: it was removed
-    replaces: bool  # whether it was added in place of an item of the run
-    encoded_by: str  # the name of the encoders of its features
+    item: Item | None = None  # with its features, and in place of its images their numbers; None: removed or damaged
+    removed: bool = False
+    replaces: bool = False  # whether it was added in place of an item of the run
+    encoded_by: str = ""  # the name of the encoders of its features
+    damage: str = ""  # what is wrong with its row
 
 
 class ItemStore:
@@ -63,13 +66,16 @@ class ItemStore:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / FILE
-        self._lock, self._reading_lock = Lock(), Lock()
+        self._lock, self._reading_lock = RLock(), Lock()
         try:
             make_folder(folder)
             self.file.touch()  # SQLite would make it 0644, whatever the umask is
             self._connection = self._connect()
             self._reading = self._connect()
-            with self._transaction():
+            # what is no UTF-8 damages a row, not the query
+            self._reading.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+            self._inode = self.file.stat().st_ino
+            with self.transaction():
                 (version,) = self._connection.execute("PRAGMA user_version").fetchone()
                 if version > FORMAT:
                     known = f"(format {version}, not {FORMAT})"
@@ -78,7 +84,11 @@ class ItemStore:
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
         except (OSError, sqlite3.Error) as error:
-            raise InputError(f"{self.file}: cannot be used ({error}); choose another --state, or remove it") from None
+            raise self.unusable(error) from None
+
+    def unusable(self, error: object) -> InputError:
+        """The message about a file that cannot be read or written."""
+        return InputError(f"{self.file}: cannot be used ({error}); restore it from a copy, or choose another --state")
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.file, timeout=TIMEOUT, isolation_level=None, check_same_thread=False)
@@ -96,28 +106,15 @@ class ItemStore:
 
     def counter(self, name: str) -> int:
         """The number of the latest change ("change"), or of the requests to reload the run ("reload")."""
-        return int(self._read("SELECT value FROM counters WHERE name = ?", name)[0][0])
+        for (value,) in self._read("SELECT value FROM counters WHERE name = ?", name):
+            if isinstance(value, int):
+                return value
+        raise sqlite3.DatabaseError(f"the counter {name!r} is missing")
 
     def changes(self, since: int = 0) -> list[Change]:
         """The changes after number `since`, in order; of each item only the latest."""
-        rows = self._read(
-            "SELECT change, item_id, removed, replaces, encoded_by, title, text, categories, images, features, words "
-            "FROM items WHERE change > ? ORDER BY change",
-            since,
-        )
-        return [
-            Change(number, item_id, None if removed else self._item(item_id, *item), bool(replaces), encoded_by or "")
-            for number, item_id, removed, replaces, encoded_by, *item in rows
-        ]
-
-    def _item(self, item_id: str, *row: Any) -> Item:
-        title, text, categories, images, features, words = row
-        names = tuple(str(number) for number in range(images))
-        try:
-            words, arrays = json.loads(words), load(features)
-        except (SafetensorError, ValueError, TypeError) as error:
-            raise InputError(f"{self.file}: the stored item {item_id!r} is damaged ({error})") from None
-        return Item(item_id, title, text, tuple(json.loads(categories)), names, arrays, **words)
+        query = f"SELECT {', '.join(_Row.model_fields)} FROM items WHERE change > ? ORDER BY change"
+        return [_change(dict(zip(_Row.model_fields, row, strict=True))) for row in self._read(query, since)]
 
     def images(self, item_id: str) -> list[bytes]:
         """The image files that were uploaded for an item."""
@@ -134,7 +131,7 @@ class ItemStore:
 
     def add(self, items: Sequence[Item], encoded_by: str, replaces: Sequence[bool]) -> None:
         """Store new items, images and features. Raises ItemExists if another process has added one of them."""
-        with self._transaction():
+        with self.transaction():
             for item, in_place in zip(items, replaces, strict=True):
                 if self._removed(item.item_id) is False:
                     raise ItemExists(f"item {item.item_id!r} is in the catalogue already; remove it first")
@@ -150,7 +147,7 @@ class ItemStore:
 
     def remove(self, item_id: str, of_the_run: bool) -> None:
         """Store that an item was removed. Raises UnknownItem if another process has removed it meanwhile."""
-        with self._transaction():
+        with self.transaction():
             removed = self._removed(item_id)
             if removed or (removed is None and not of_the_run):
                 raise UnknownItem(f"no item {item_id!r} in the catalogue")
@@ -162,12 +159,12 @@ class ItemStore:
 
     def request_reload(self) -> None:
         """Make every process reload the run."""
-        with self._transaction():
+        with self.transaction():
             self._next("reload")
 
     def replace_features(self, items: Sequence[Item], encoded_by: str) -> None:
         """Store features that other encoders made, in place of the old ones. This does not count as a change."""
-        with self._transaction():
+        with self.transaction():
             self._connection.executemany(
                 "UPDATE items SET features = ?, words = ?, encoded_by = ? WHERE item_id = ? AND removed = 0",
                 [(*_encoded(item), encoded_by, item.item_id) for item in items],
@@ -176,7 +173,7 @@ class ItemStore:
     def _removed(self, item_id: str) -> bool | None:
         """Whether the latest change of an item removed it; None for an item without changes."""
         row = self._connection.execute("SELECT removed FROM items WHERE item_id = ?", (item_id,)).fetchone()
-        return None if row is None else bool(row[0])
+        return None if row is None else row[0] == 1
 
     def _next(self, counter: str) -> int:
         (value,) = self._connection.execute(
@@ -185,10 +182,65 @@ class ItemStore:
         return int(value)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
+    def transaction(self) -> Iterator[None]:
+        """No other thread or process changes the store in this block; it changes the store completely or not at all."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
+            with self._connection:
+                self._check_file()
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+
+    def _check_file(self) -> None:
+        """Raise OperationalError if the file was removed or replaced: what is written would be lost."""
+        if not self.file.exists() or self.file.stat().st_ino != self._inode:
+            raise sqlite3.OperationalError(f"{self.file} was removed or replaced; restart the service")
+
+
+class _Words(BaseModel):
+    sentences: list[str]
+    keywords: list[list[str]]
+
+
+class _Row(BaseModel):
+    """A row of the table, as this module writes it; an item that was removed has no content."""
+
+    item_id: StrictStr
+    change: int
+    removed: bool
+    replaces: bool
+    encoded_by: StrictStr | None
+    title: StrictStr | None
+    text: StrictStr | None
+    categories: Json[list[str]] | None
+    images: int | None = Field(ge=0, le=10_000)
+    features: bytes | None
+    words: Json[_Words] | None
+
+    def item(self) -> Item:
+        if self.features is None or self.words is None or self.images is None or self.categories is None:
+            raise ValueError("content is missing")
+        names, arrays = tuple(map(str, range(self.images))), load(self.features)
+        content = (self.title, self.text, tuple(self.categories), names, arrays)
+        item = Item(self.item_id, *content, self.words.sentences, self.words.keywords)
+        check_item(item)
+        return item
+
+
+def _change(columns: dict[str, Any]) -> Change:
+    """The change that a row describes; one with `damage` if it is not as this module writes it."""
+    try:
+        row = _Row.model_validate(columns)
+        item = None if row.removed else row.item()
+        return Change(row.change, row.item_id, item, row.removed, row.replaces, row.encoded_by or "")
+    except Exception as error:  # safetensors raises all kinds of errors on damaged data
+        damage = first_line(error)
+        if isinstance(error, ValidationError):
+            damage = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+    number, item_id = columns["change"], str(columns["item_id"]).encode("utf-8", "backslashreplace").decode()
+    return Change(number if isinstance(number, int) else 0, item_id, replaces=bool(columns["replaces"]), damage=damage)
 
 
 def _encoded(item: Item) -> tuple[bytes, str]:

@@ -7,11 +7,12 @@ import threading
 from contextlib import suppress
 
 from msm4sr.features.images import BrokenImage, decode_image
-from msm4sr.files import atomic_file
+from msm4sr.files import atomic_file, make_folder
 from msm4sr.reports.pages.thumbnails import small_jpeg
 from msm4sr.serving.service import Service
 
 SIDES = (240, 640)  # pixels of the longer side: on a card, on the page of an item
+JPEG = b"\xff\xd8", b"\xff\xd9"  # how a complete file starts and ends
 DECODERS = 2  # images decoded at once, so that recommendations have a core
 
 
@@ -21,7 +22,6 @@ class ThumbnailCache:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._folder = service.settings.state / "thumbnails"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._decoding = threading.BoundedSemaphore(DECODERS)
 
     def get(self, item_id: str, number: int, side: int) -> tuple[bytes, str] | None:
@@ -41,14 +41,17 @@ class ThumbnailCache:
             return None
         name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
         file = self._folder / f"{name}.jpg"
-        with suppress(FileNotFoundError):
-            return file.read_bytes(), f'"{name}"'
+        with suppress(OSError):
+            if (kept := file.read_bytes()).startswith(JPEG[0]) and kept.endswith(JPEG[1]):
+                return kept, f'"{name}"'
         with self._decoding:
             try:
                 data = recommender.read_image(item_id, number) if stored is None else stored[0]
                 thumbnail = small_jpeg(decode_image(data, side), side)
             except BrokenImage:
                 return None
-        with atomic_file(file) as path:
-            path.write_bytes(thumbnail)
+        with suppress(OSError):  # for example a full disk: it is made again when it is requested again
+            make_folder(self._folder)
+            with atomic_file(file) as path:
+                path.write_bytes(thumbnail)
         return thumbnail, f'"{name}"'

@@ -1,7 +1,6 @@
 """The items: search, details, similar items, images; add and remove.
 
-Ids may have slashes, so the routes below an item are declared before the item itself. FastAPI runs functions that
-are not async in threads.
+FastAPI runs functions that are not async in threads.
 """
 
 from __future__ import annotations
@@ -13,25 +12,24 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
-from msm4sr.data.items import Item, Items, is_url
-from msm4sr.recommend.catalogue import LONGEST_ID, Catalogue
+from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
+from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
-from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, ItemPath, as_file, as_json, check_sizes
+from msm4sr.serving.dependencies import AUTHORIZED, BOUNDED, CurrentService, ItemPath, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.schemas import FoundItems, ItemDetails, ItemSummary, SimilarItems
+from msm4sr.serving.schemas import Category, FoundItems, ItemDetails, ItemId, ItemSummary, SimilarItems, Text
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import ThumbnailCache
 
 PAGE = 60  # items of a slice
-LONGEST_CATEGORY = 200
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = APIRouter(prefix="/items", tags=["items"], dependencies=BOUNDED)
 
 
 @router.get("", response_model=FoundItems)
 def list_items(
     service: CurrentService,
-    q: Annotated[str, Query(max_length=200, description="Words of the title, or the id.")] = "",
+    q: Annotated[Text, Query(max_length=200, description="Words of the title, or the id.")] = "",
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
 ) -> Response:
@@ -46,10 +44,10 @@ def list_items(
 )
 def add_item(
     service: CurrentService,
-    item_id: Annotated[str, Form(min_length=1, max_length=LONGEST_ID, examples=["N-1"])],
-    title: Annotated[str, Form(max_length=1000, examples=["Red wooden train"])] = "",
-    text: Annotated[str, Form(examples=["Four carriages, for children from three years."])] = "",
-    categories: Annotated[list[str], Form(max_length=50)] = [],
+    item_id: Annotated[ItemId, Form(examples=["N-1"])],
+    title: Annotated[Text, Form(max_length=1000, examples=["Red wooden train"])] = "",
+    text: Annotated[Text, Form(examples=["Four carriages, for children from three years."])] = "",
+    categories: Annotated[list[Category], Form(max_length=50)] = [],
     images: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
 ) -> Response:
     """Add an item. From the next request on, it is recommended by its content, without training."""
@@ -59,27 +57,20 @@ def add_item(
     files = [image for image in images if image.filename or image.size]
     if len(files) > settings.max_images:
         raise Refused(422, f"{len(files)} images; send at most {settings.max_images}")
-    if any(len(name) > LONGEST_CATEGORY for name in categories):
-        raise Refused(422, f"categories: a name can have at most {LONGEST_CATEGORY} characters")
-    names = tuple(name for name in categories if name)
-    item = Item(item_id, _clean(title), _clean(text), names, [file.file.read() for file in files])
+    names = tuple(name for name in categories if name.strip())
+    data = [file.file.read() for file in files]
+    item = Item(item_id, title if title.strip() else None, text if text.strip() else None, names, data)
     service.add([item])
     return as_json(_details(service, item_id), 201)
 
 
-def _clean(text: str) -> str | None:
-    """None for blank text; characters that no file can have (half of a surrogate pair, NUL) are removed."""
-    clean = text.encode("utf-8", "ignore").decode().replace("\x00", "")
-    return clean if clean.strip() else None
-
-
 @router.get(
-    "/{item_id:path}/image",
+    "/{item_id:id}/image",
     response_class=Response,
     responses={**described(404), 200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not modified"}},
 )
 def image(
-    item_id: str,
+    item_id: ItemPath,
     request: Request,
     number: Annotated[int, Query(ge=0, le=1000)] = 0,
     side: Annotated[int, Query(ge=1, le=2000, description="Pixels of the longer side, rounded to 240 or 640.")] = 240,
@@ -91,19 +82,19 @@ def image(
     return as_file(request, *thumbnail, "image/jpeg", "private, max-age=300")
 
 
-@router.get("/{item_id:path}/similar", response_model=SimilarItems, responses=described(404))
+@router.get("/{item_id:id}/similar", response_model=SimilarItems, responses=described(404))
 def similar(
     item_id: ItemPath,
     service: CurrentService,
     k: Annotated[int, Query(ge=1, description="Number of items.")] = 10,
-    by: Annotated[str, Query(max_length=50, description="text, visual, both or collaborative.")] = "both",
+    by: Annotated[Text, Query(max_length=50, description="text, visual, both or collaborative.")] = "both",
 ) -> Response:
     """The items most similar to an item."""
     check_sizes(service.settings, [], k)
     return as_json(SimilarItems(service.recommender.similar_items(item_id, k, by)))
 
 
-@router.get("/{item_id:path}", response_model=ItemDetails, responses=described(404))
+@router.get("/{item_id:id}", response_model=ItemDetails, responses=described(404))
 def get_item(item_id: ItemPath, service: CurrentService) -> Response:
     """The details of an item."""
     return as_json(_details(service, item_id))
@@ -118,7 +109,7 @@ def _details(service: Service, item_id: str) -> ItemDetails:
     return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, keywords)
 
 
-@router.delete("/{item_id:path}", status_code=204, dependencies=AUTHORIZED, responses=described(401, 403, 404))
+@router.delete("/{item_id:id}", status_code=204, dependencies=AUTHORIZED, responses=described(401, 403, 404))
 def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
     """Remove an item from the recommendations."""
     service.remove(item_id)
@@ -139,7 +130,7 @@ def find_rows(catalogue: Catalogue, search: str) -> Sequence[int]:
 
     def fits(row: int) -> bool:
         title = titles[row] if row < n else catalogue.name(row).casefold()
-        return all(word in title for word in words) or catalogue.item_id(row) == wanted
+        return all(word in title for word in words) or catalogue.item_id(row).strip() == wanted
 
     return [row for row in rows if fits(row)]
 

@@ -21,7 +21,7 @@ from msm4sr.errors import InputError
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.recommender import Recommendation, Recommender
 from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
-from msm4sr.serving.dependencies import CurrentService, as_file, as_json, check_sizes
+from msm4sr.serving.dependencies import BOUNDED, CurrentService, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.routes.items import PAGE, find_rows, image_path, item_summary
 from msm4sr.serving.schemas import ItemSummary, PageRecommendations, RecommendRequest
@@ -40,7 +40,7 @@ STATIC = {
     "catalogue.js": ("msm4sr.serving", "text/javascript"),
 }
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=BOUNDED)
 
 
 @router.get("/", response_class=HTMLResponse)
@@ -66,7 +66,7 @@ def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Respo
     )
 
 
-@router.get("/item/{item_id:path}", response_class=HTMLResponse)
+@router.get("/item/{item_id:id}", response_class=HTMLResponse)
 def item_page(item_id: str, service: CurrentService) -> Response:
     recommender = service.recommender
     catalogue = recommender.catalogue

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
-from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes
+from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, in_thread
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, RecommendOptions, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
@@ -30,33 +29,38 @@ async def recommend(body: RecommendRequest, request: Request) -> Response:
     check_sizes(service.settings, [body.history], body.k)
     recommender = service.recommender
     work = partial(recommender.recommend, body.history, **body.arguments())
-    found = await _run(work, recommender, body, [body.history])
+    found = await _run(request, work, recommender, body, [body.history])
     service.metrics.unknown.inc(len(found.unknown))
     return as_json(found)
 
 
 @router.post("/recommend/batch", response_model=BatchResults)
-async def recommend_batch(body: BatchRequest, service: CurrentService) -> Response:
+async def recommend_batch(body: BatchRequest, request: Request, service: CurrentService) -> Response:
     """Recommend items for each of several histories."""
     check_sizes(service.settings, body.histories, body.k)
     recommender = service.recommender
     work = partial(recommender.recommend_batch, body.histories, **body.arguments())
-    return as_json(BatchResults(await _run(work, recommender, body, body.histories)))
+    return as_json(BatchResults(await _run(request, work, recommender, body, body.histories)))
 
 
 @router.post("/explain", response_model=Explanation, responses=described(404))
-def explain(body: ExplainRequest, service: CurrentService) -> Response:
+async def explain(body: ExplainRequest, request: Request, service: CurrentService) -> Response:
     """Explain the score of an item after a history."""
     check_sizes(service.settings, [body.history])
-    return as_json(service.recommender.explain(body.history, body.item_id))
+    work = partial(service.recommender.explain, body.history, body.item_id)
+    return as_json(await in_thread(request, work))
 
 
 async def _run(
-    work: Callable[[], T], recommender: Recommender, options: RecommendOptions, histories: Sequence[Sequence[str]]
+    request: Request,
+    work: Callable[[], T],
+    recommender: Recommender,
+    options: RecommendOptions,
+    histories: Sequence[Sequence[str]],
 ) -> T:
     """Run short work at once, since a thread costs more, and long work in a thread."""
     read = min(max(map(len, histories)), recommender.model.max_history)
     slow = options.reasons or options.categories or read > READ_INLINE or len(histories) > HISTORIES_INLINE
     if not slow and len(histories) * products_per_history(recommender) <= PRODUCTS_INLINE:
         return work()
-    return await anyio.to_thread.run_sync(work)
+    return await in_thread(request, work)

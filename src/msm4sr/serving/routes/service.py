@@ -8,6 +8,8 @@ from msm4sr.serving.dependencies import AUTHORIZED, CurrentService, as_json
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import Readiness, Status
 
+SKIPPED = 20  # items that are named
+
 router = APIRouter(tags=["service"])
 
 
@@ -40,6 +42,8 @@ async def ready(service: CurrentService) -> Response:
             index="exact" if index is None else "approximate",
             recall=None if index is None else index.recall,
             failed_reload=service.failed_reload,
+            failed_store=service.failed_store,
+            skipped=dict(list(service.skipped.items())[:SKIPPED]),
         )
     )
 

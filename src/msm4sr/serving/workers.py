@@ -1,0 +1,114 @@
+"""The processes of a service, and how they end.
+
+SIGTERM and SIGHUP end a service when the requests in progress are answered; so does Ctrl-C, and a second one ends it at
+once. Workers end with their supervisor, however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socket import socket
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+logger = logging.getLogger(__name__)
+
+GRACE = 10  # seconds for the requests in progress
+INTERRUPTED = 130
+# A terminal sends these to all processes; workers leave them to the supervisor.
+OF_THE_TERMINAL = {signal.SIGINT, signal.SIGHUP}
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(INTERRUPTED)  # threads that still compute would be waited for
+        super().handle_exit(sig, frame)
+
+
+def serve_here(config: uvicorn.Config) -> None:
+    """Serve in this process. Raises KeyboardInterrupt after a Ctrl-C, SystemExit if the port cannot be used."""
+    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    server = _Server(config)
+    server.run()
+    if not server.started:
+        raise SystemExit(1)
+
+
+def _interrupt(sig: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    raise KeyboardInterrupt
+
+
+class Supervisor(Multiprocess):
+    """Starts `config.workers` processes and replaces those that end."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket]) -> None:
+        detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+        super().__init__(config, sockets)
+        self.interrupted = False
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        if detached:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_interrupt(self, sig: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            for worker in self.processes:
+                worker.process.kill()
+        self.interrupted = True
+        self.signal_queue.append(sig)
+
+    def handle_hup(self) -> None:
+        self.handle_term()
+
+    def init_processes(self) -> None:
+        with _terminal_blocked():
+            super().init_processes()
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the workers that have ended."""
+        for place, worker in enumerate(self.processes):
+            if self.should_exit.is_set() or worker.process.is_alive():
+                continue
+            new = Process(self.config, self.sockets)
+            with _terminal_blocked():
+                new.start()
+            self.processes[place] = new
+            logger.error("worker %s ended (exit code %s); %s replaces it", worker.pid, worker.exitcode, new.pid)
+
+
+@contextmanager
+def _terminal_blocked() -> Iterator[None]:
+    """Processes that are started here do not receive the signals of the terminal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """End this worker when its supervisor has ended, even if that was before this call."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()  # a pipe that closes when the parent ends
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)  # it was still loading, or waits for threads
