@@ -9,15 +9,18 @@ import os
 import socket
 import tempfile
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
 
 KEY_VARIABLE = "MSM4SR_API_KEY"
+OPTIONS = {"hosts": "--allowed-host", "proxies": "--proxy", "root_path": "--root-path"}
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
@@ -35,6 +38,29 @@ def serve(
         Path | None,
         typer.Option("--api-key-file", help=f"A file with the API key for changes to items. Default: {KEY_VARIABLE}."),
     ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Let everyone who reaches a public --host change items.")
+    ] = False,
+    allowed_host: Annotated[
+        list[str],
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="A name of this service in its callers' addresses, such as shop.example; '*': any. Can be given "
+            "several times. Default: only localhost if --host is a loopback address, else any.",
+        ),
+    ] = [],
+    proxy: Annotated[
+        list[str],
+        typer.Option(
+            "--proxy",
+            metavar="ADDRESS",
+            help="A proxy whose X-Forwarded-Host and -Proto are used; 10.0.0.0/8: a network.",
+        ),
+    ] = [],
+    root_path: Annotated[
+        str, typer.Option("--root-path", metavar="PATH", help="The path that a proxy serves this at, such as /shop.")
+    ] = "",
     index: Annotated[
         Literal["auto", "exact", "approximate"],
         typer.Option("--index", help="Search for the best items; auto: approximate from 300,000 items on."),
@@ -43,11 +69,13 @@ def serve(
     """Serve recommendations over HTTP, and a web page at /. RUN can be a link; change it to serve a newer run."""
     with handle_errors("stopped"):
         use_one_arena()
-        options = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}
-        _serve(options, api_key_file, host, port)
+        options: dict[str, Any] = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}
+        options |= {"api_key": _read_key(api_key_file), "proxies": proxy, "root_path": root_path.rstrip("/")}
+        options["hosts"] = _hosts(host, allowed_host, options["api_key"] is None and not without_key)
+        _serve(options, host, port)
 
 
-def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int) -> None:
+def _serve(options: dict[str, Any], host: str, port: int) -> None:
     try:
         import uvicorn
 
@@ -59,12 +87,24 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
 
     run = options["run"].absolute()
-    key = _read_key(key_file)
-    settings = ServeSettings.model_validate(
-        {**options, "run": run, "state": options["state"] or default_state(run), "api_key": key}
-    )
+    try:
+        settings = ServeSettings.model_validate(
+            {**options, "run": run, "state": options["state"] or default_state(run)}
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise InputError(f"{OPTIONS[str(wrong['loc'][0])]} {wrong['input']!r}: {wrong['msg']}") from None
     _check_port(host, port)
-    server: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": GRACE}
+    server: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "log_level": "warning",
+        "timeout_graceful_shutdown": GRACE,
+        "http": "msm4sr.serving.connections:Connection",
+        "ws": "none",
+        "backlog": 128,
+        "proxy_headers": False,  # `Access` reads them
+    }
     app = create_app(settings)
     if settings.workers == 1:
         console.print(f"serving {run} at http://{host}:{port}", markup=False)
@@ -76,12 +116,29 @@ def _serve(options: dict[str, Any], key_file: Path | None, host: str, port: int)
     config = uvicorn.Config(factory, factory=True, workers=settings.workers, **server)
     supervisor = Supervisor(config, [config.bind_socket()])
     with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-", ignore_cleanup_errors=True) as folder:
-        record = json.dumps(settings.model_dump(mode="json") | {"api_key": key})  # the settings hide the key
+        visible = {"api_key": options["api_key"]}  # the settings hide it
+        record = json.dumps(settings.model_dump(mode="json") | visible)
         os.environ |= {ENVIRONMENT: record, "PROMETHEUS_MULTIPROC_DIR": folder}
         console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
         supervisor.run()
     if supervisor.interrupted:
         raise KeyboardInterrupt
+
+
+def _hosts(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:
+    """The hosts to answer to, or None for any. InputError if everyone on a network could change items."""
+    try:
+        addresses = {str(address[4][0]) for address in socket.getaddrinfo(host or "::", None)}
+    except OSError as error:
+        raise InputError(f"--host {host!r}: {error.strerror}") from None
+    public = not all(ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+    if public and changes_are_free:
+        reason = f"--host {host} can be reached from other machines, and there is no API key"
+        raise InputError(f"{reason}: pass --api-key-file FILE, or --without-key to let everyone change items")
+    if "*" in names or (public and not names):
+        return None
+    bound = f"[{host}]" if ":" in host else host
+    return [name.lower() for name in (bound, *names)]
 
 
 def _check_port(host: str, port: int) -> None:

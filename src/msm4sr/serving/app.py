@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "MSM4SR_SERVE"  # the variable that passes the settings to the worker processes, as JSON
 CHECK_SECONDS = 1.0  # between two checks for a newer run
+SWITCH_SECONDS = 0.001  # that the event loop waits for each thread in Python code
 THREADS = 8  # for long requests; more would only wait for the cores, and each keeps memory
 
 
@@ -63,6 +65,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     large = products_per_history(served.recommender) > PRODUCTS_INLINE
     cores = (os.cpu_count() or 1) // settings.workers
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores)) if large else 1)
+    sys.setswitchinterval(SWITCH_SECONDS)
     app = Api(
         title="msm4sr",
         summary="Recommendations for any history and any item.",
@@ -71,12 +74,13 @@ def create_app(settings: ServeSettings) -> FastAPI:
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
         lifespan=partial(_lifespan, served),
-        responses=described(400, 408, 413, 422, 503),
+        root_path=settings.root_path,
+        responses=described(400, 403, 408, 413, 415, 422, 503),
     )
     app.state.service, app.state.thumbnails = served, ThumbnailCache(served)
     add_problem_handlers(app)
     app.add_middleware(EncodedSlashes)
-    app.add_middleware(RequestLimits, max_body=settings.max_body, seconds=settings.seconds, metrics=served.metrics)
+    app.add_middleware(RequestLimits, settings=settings, metrics=served.metrics)
     for resource in (recommend, items, pages, service):  # the busiest first: routes are tried in order
         app.include_router(resource.router)
     return app

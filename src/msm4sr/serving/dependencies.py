@@ -1,8 +1,7 @@
-"""What routes depend on: the service, permission to change items, and limits on sizes."""
+"""What routes depend on: the service, and limits on sizes."""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -26,24 +25,6 @@ async def get_service(request: Request) -> Service:
 
 CurrentService = Annotated[Service, Depends(get_service)]
 ItemPath = Annotated[ItemId, Path(description="The id of the item.")]
-
-
-async def authorize(request: Request, service: CurrentService) -> None:
-    """Refuse changes without the API key, if one is set, and changes that a page of another site requests."""
-    origin = request.headers.get("origin")
-    if origin is not None and origin.split("://")[-1] != request.headers.get("host"):
-        raise Refused(403, f"a page of {origin} may not change items")
-    key = service.settings.api_key
-    if key is None:
-        return
-    bearer = request.headers.get("authorization", "")
-    given = request.headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
-    if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
-        headers = {"WWW-Authenticate": "Bearer"}
-        raise Refused(401, "this needs the API key, in the header X-API-Key or Authorization: Bearer", headers)
-
-
-AUTHORIZED = [Depends(authorize)]
 
 
 async def refuse_when_busy() -> None:

@@ -1,4 +1,4 @@
-"""What runs before every route: limits on a request, security headers, and the count of requests."""
+"""What runs before every route: access, limits on a request, security headers, and the count of requests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from msm4sr.serving.access import Access
+from msm4sr.serving.bodies import MAX_BODY, MULTIPART
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.problems import Refused, problem
+from msm4sr.serving.service import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +26,14 @@ HEADERS = [
 
 
 class RequestLimits:
-    """Refuses requests of over `max_body` bytes, and those that do not arrive completely within `seconds`.
+    """Refuses requests that are not allowed, too large, or not received completely within `settings.seconds`.
 
     An exception of a route becomes a 500.
     """
 
-    def __init__(self, app: ASGIApp, max_body: int, seconds: float, metrics: Metrics) -> None:
-        self.app, self.max_body, self.seconds, self.metrics = app, max_body, seconds, metrics
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self.access = Access(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,8 +53,11 @@ class _Exchange:
 
     def __init__(self, limits: RequestLimits, scope: Scope, receive: Receive, send: Send) -> None:
         self._limits, self._scope, self._receive, self._send = limits, scope, receive, send
-        self._deadline = time.monotonic() + limits.seconds
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        self._deadline = time.monotonic() + limits.settings.seconds
+        headers = dict(scope["headers"])
+        is_form = headers.get(b"content-type", b"").lower().startswith(MULTIPART)
+        self._max_body = limits.settings.max_body if is_form else min(MAX_BODY, limits.settings.max_body)
+        length = headers.get(b"content-length", b"0")
         self._announced = int(length) if length.isdigit() else 0
         self._received, self._complete = 0, False
         self.status = 0  # of the answer; 0 before it begins
@@ -58,11 +65,13 @@ class _Exchange:
 
     async def run(self) -> None:
         try:
+            self._limits.access.check(self._scope)
             await self._limits.app(self._scope, self.receive, self.send)
-        except Exception as error:
-            if error is not self.refused:
-                logger.exception("%s %s", self._scope["method"], self._scope["path"])
-                self.refused = self.refused or Refused(500, "internal error; see the log of the service")
+        except Refused as error:
+            self.refused = error
+        except Exception:
+            logger.exception("%s %s", self._scope["method"], self._scope["path"])
+            self.refused = self.refused or Refused(500, "internal error; see the log of the service")
         finally:
             if self.refused is not None and not self.status:
                 answer = problem(self.refused.status, self.refused.detail, self.refused.headers)
@@ -85,7 +94,8 @@ class _Exchange:
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - time.monotonic()))
         except TimeoutError:
-            self._refuse(408, f"the request did not arrive within {self._limits.seconds:g} seconds; try again")
+            seconds = f"{self._limits.settings.seconds:g} seconds"
+            self._refuse(408, f"the request did not arrive within {seconds}; try again", {"Connection": "close"})
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
@@ -93,9 +103,9 @@ class _Exchange:
         return message
 
     def _check_size(self, size: int) -> None:
-        if size > self._limits.max_body:
-            self._refuse(413, f"the request is larger than {self._limits.max_body:,} bytes; send less at once")
+        if size > self._max_body:
+            self._refuse(413, f"the request is larger than {self._max_body:,} bytes; send less at once")
 
-    def _refuse(self, status: int, detail: str) -> NoReturn:
-        self.refused = Refused(status, detail, {"Connection": "close"})
+    def _refuse(self, status: int, detail: str, headers: dict[str, str] | None = None) -> NoReturn:
+        self.refused = Refused(status, detail, headers)
         raise self.refused from None

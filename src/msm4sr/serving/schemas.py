@@ -18,6 +18,8 @@ from msm4sr.recommend.recommender import Recommendation, Recommendations
 
 Text = Annotated[str, AfterValidator(check_characters)]
 ItemId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
+# Many ids: they are only looked up, so their characters are not checked, and a list of wrong values is one error.
+ItemIds = Annotated[list[Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]], Field(fail_fast=True)]
 Category = Annotated[Text, Field(max_length=LONGEST_CATEGORY)]
 
 
@@ -30,7 +32,7 @@ class RecommendOptions(BaseModel):
     categories: list[Category] | None = Field(
         None, min_length=1, max_length=100, description="Only items that have one of these categories."
     )
-    candidates: list[ItemId] | None = Field(
+    candidates: ItemIds | None = Field(
         None, min_length=1, max_length=10_000, description="Only these items. Unknown ones are ignored."
     )
     by: Text = Field(
@@ -51,14 +53,14 @@ class RecommendRequest(RecommendOptions):
     """A history, oldest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]})
-    history: list[ItemId] = Field(min_length=1, description="Item ids, oldest first. Unknown ones are reported.")
+    history: ItemIds = Field(min_length=1, description="Item ids, oldest first. Unknown ones are reported.")
 
 
 class BatchRequest(RecommendOptions):
     """Several histories, each oldest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]})
-    histories: list[Annotated[list[ItemId], Field(min_length=1)]] = Field(min_length=1)
+    histories: Annotated[list[Annotated[ItemIds, Field(min_length=1)]], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class ExplainRequest(BaseModel):
@@ -67,7 +69,7 @@ class ExplainRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "item_id": "C-88"}]}
     )
-    history: list[ItemId] = Field(min_length=1)
+    history: ItemIds = Field(min_length=1)
     item_id: ItemId
 
 

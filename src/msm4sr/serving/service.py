@@ -18,8 +18,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, Thread
+from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, IPvAnyNetwork, SecretStr
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError, first_line
@@ -49,6 +50,11 @@ class ServeSettings(Strict):
     run: Path = Field(description="The run folder, or a link to one.")
     state: Path = Field(description="The folder for added items.")
     api_key: SecretStr | None = Field(None, description="Key required for changes; null: none.")
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/@A-Z]+$")], ...] | None = Field(
+        None, description="Names of this service, in lower case, besides the local ones; null: any name."
+    )
+    proxies: tuple[IPvAnyNetwork, ...] = Field((), description="Proxies whose X-Forwarded-Host and -Proto are used.")
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="The path that a proxy serves it at.")
     workers: int = Field(1, ge=1, description="Number of processes.")
     index: IndexSettings = Field(IndexSettings(), description="Search for the best items.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Maximum size of a request, in bytes.")

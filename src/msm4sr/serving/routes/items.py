@@ -15,7 +15,8 @@ from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
-from msm4sr.serving.dependencies import AUTHORIZED, BOUNDED, CurrentService, ItemPath, as_file, as_json, check_sizes
+from msm4sr.serving.bodies import BoundedRoute
+from msm4sr.serving.dependencies import BOUNDED, CurrentService, ItemPath, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused, described
 from msm4sr.serving.schemas import Category, FoundItems, ItemDetails, ItemId, ItemSummary, SimilarItems, Text
 from msm4sr.serving.service import Service
@@ -23,7 +24,7 @@ from msm4sr.serving.thumbnails import ThumbnailCache
 
 PAGE = 60  # items of a slice
 
-router = APIRouter(prefix="/items", tags=["items"], dependencies=BOUNDED)
+router = APIRouter(prefix="/items", tags=["items"], route_class=BoundedRoute, dependencies=BOUNDED)
 
 
 @router.get("", response_model=FoundItems)
@@ -34,14 +35,14 @@ def list_items(
     limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
 ) -> Response:
     """Find items by words of their titles: added items first, the latest before the others, then those with images."""
-    catalogue = service.recommender.catalogue
+    catalogue, root = service.recommender.catalogue, service.settings.root_path
     found = find_rows(catalogue, q)
-    return as_json(FoundItems(len(found), [item_summary(catalogue, row) for row in found[offset : offset + limit]]))
+    return as_json(
+        FoundItems(len(found), [item_summary(catalogue, row, root) for row in found[offset : offset + limit]])
+    )
 
 
-@router.post(
-    "", response_model=ItemDetails, status_code=201, dependencies=AUTHORIZED, responses=described(401, 403, 409)
-)
+@router.post("", response_model=ItemDetails, status_code=201, responses=described(401, 409))
 def add_item(
     service: CurrentService,
     item_id: Annotated[ItemId, Form(examples=["N-1"])],
@@ -109,7 +110,7 @@ def _details(service: Service, item_id: str) -> ItemDetails:
     return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, keywords)
 
 
-@router.delete("/{item_id:id}", status_code=204, dependencies=AUTHORIZED, responses=described(401, 403, 404))
+@router.delete("/{item_id:id}", status_code=204, responses=described(401, 404))
 def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
     """Remove an item from the recommendations."""
     service.remove(item_id)
@@ -146,14 +147,14 @@ def _has_image(paths: Sequence[str]) -> bool:
     return not all(map(is_url, paths))
 
 
-def item_summary(catalogue: Catalogue, row: int) -> ItemSummary:
-    """An item as lists show it."""
+def item_summary(catalogue: Catalogue, row: int, root: str) -> ItemSummary:
+    """An item as lists show it, with paths below `root`."""
     item_id, title, added = catalogue.item_id(row), catalogue.name(row), catalogue.is_added(row)
     has_image = bool(catalogue.item(row).images) if added else _has_image(catalogue.items.images[row])
-    image, page = image_path(item_id) if has_image else None, f"/item/{quote(item_id, safe='')}"
+    image, page = image_path(item_id, root) if has_image else None, f"{root}/item/{quote(item_id, safe='')}"
     return ItemSummary(item_id, title, image, page, initial_of(title), tint_of(item_id), added)
 
 
-def image_path(item_id: str) -> str:
+def image_path(item_id: str, root: str) -> str:
     """The path of an item's images."""
-    return f"/items/{quote(item_id, safe='')}/image"
+    return f"{root}/items/{quote(item_id, safe='')}/image"

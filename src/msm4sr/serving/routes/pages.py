@@ -21,6 +21,7 @@ from msm4sr.errors import InputError
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.recommender import Recommendation, Recommender
 from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
+from msm4sr.serving.bodies import BoundedRoute
 from msm4sr.serving.dependencies import BOUNDED, CurrentService, as_file, as_json, check_sizes
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.routes.items import PAGE, find_rows, image_path, item_summary
@@ -40,26 +41,27 @@ STATIC = {
     "catalogue.js": ("msm4sr.serving", "text/javascript"),
 }
 
-router = APIRouter(include_in_schema=False, dependencies=BOUNDED)
+router = APIRouter(include_in_schema=False, route_class=BoundedRoute, dependencies=BOUNDED)
 
 
 @router.get("/", response_class=HTMLResponse)
 def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Response:
-    recommender, search = service.recommender, q[:200]
+    recommender, search, root = service.recommender, q[:200], service.settings.root_path
     catalogue = recommender.catalogue
     found = find_rows(catalogue, search)
     pages = max(1, -(-len(found) // PAGE))
     page = min(max(1, page), pages)
     return render(
         "catalogue.html.jinja",
-        cards=[item_summary(catalogue, row) for row in found[(page - 1) * PAGE : page * PAGE]],
+        root,
+        cards=[item_summary(catalogue, row, root) for row in found[(page - 1) * PAGE : page * PAGE]],
         search=search,
         total=len(found),
         page=page,
         pages=pages,
         offset=(page - 1) * PAGE,
-        previous="/?" + urlencode({"q": search, "page": page - 1}),
-        following="/?" + urlencode({"q": search, "page": page + 1}),
+        previous=f"{root}/?" + urlencode({"q": search, "page": page - 1}),
+        following=f"{root}/?" + urlencode({"q": search, "page": page + 1}),
         modalities=recommender.modalities,
         takes_new_items=recommender.encoder is not None,
         needs_key=service.settings.api_key is not None,
@@ -68,33 +70,34 @@ def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Respo
 
 @router.get("/item/{item_id:id}", response_class=HTMLResponse)
 def item_page(item_id: str, service: CurrentService) -> Response:
-    recommender = service.recommender
+    recommender, root = service.recommender, service.settings.root_path
     catalogue = recommender.catalogue
     try:
         row = catalogue.known_row(item_id)
     except InputError as error:
-        return render("missing.html.jinja", 404, message=str(error))
+        return render("missing.html.jinja", root, 404, message=str(error))
     item = catalogue.item(row)
     kinds = [*([BOTH] if recommender.modalities else []), *recommender.modalities, COLLABORATIVE]
     return render(
         "item.html.jinja",
+        root,
         item=item,
-        card=item_summary(catalogue, row),
-        images=[f"{image_path(item_id)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
+        card=item_summary(catalogue, row, root),
+        images=[f"{image_path(item_id, root)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
         keywords=recommender.keywords(item, KEYWORDS),
-        similar={by: cards for by in kinds if (cards := _similar(recommender, item_id, by))},
+        similar={by: cards for by in kinds if (cards := _similar(recommender, item_id, by, root))},
     )
 
 
-def _similar(recommender: Recommender, item_id: str, by: str) -> list[ItemSummary]:
+def _similar(recommender: Recommender, item_id: str, by: str, root: str) -> list[ItemSummary]:
     try:
-        return _summaries(recommender.catalogue, recommender.similar_items(item_id, SIMILAR, by))
+        return _summaries(recommender.catalogue, recommender.similar_items(item_id, SIMILAR, by), root)
     except InputError:  # an item without the modality cannot be compared by it
         return []
 
 
-def _summaries(catalogue: Catalogue, found: Sequence[Recommendation]) -> list[ItemSummary]:
-    return [item_summary(catalogue, row) for one in found if (row := catalogue.row(one.item_id)) is not None]
+def _summaries(catalogue: Catalogue, found: Sequence[Recommendation], root: str) -> list[ItemSummary]:
+    return [item_summary(catalogue, row, root) for one in found if (row := catalogue.row(one.item_id)) is not None]
 
 
 @router.post("/page/recommend")
@@ -104,7 +107,8 @@ def recommend(body: RecommendRequest, service: CurrentService) -> Response:
     recommender = service.recommender
     found = recommender.recommend(body.history, body.k, by=body.by, reasons=True)
     reasons = {one.item_id: one.reason for one in found.items}
-    return as_json(PageRecommendations(_summaries(recommender.catalogue, found.items), reasons, found.unknown))
+    items = _summaries(recommender.catalogue, found.items, service.settings.root_path)
+    return as_json(PageRecommendations(items, reasons, found.unknown))
 
 
 @router.get("/static/{name}")
@@ -126,7 +130,7 @@ def _environment() -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def render(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page from a template."""
-    page = _environment().get_template(template).render(**values)
+def render(template: str, root: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page from a template, with paths below `root`."""
+    page = _environment().get_template(template).render(root=root, **values)
     return HTMLResponse(page, status, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})

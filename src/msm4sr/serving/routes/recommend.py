@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
+from msm4sr.serving.bodies import BoundedRoute
 from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, in_thread
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, RecommendOptions, RecommendRequest
@@ -19,7 +20,7 @@ from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
 HISTORIES_INLINE, READ_INLINE = 8, 200
 
 T = TypeVar("T")
-router = APIRouter(tags=["recommend"])
+router = APIRouter(tags=["recommend"], route_class=BoundedRoute)
 
 
 @router.post("/recommend", response_model=Recommendations)

@@ -1,6 +1,8 @@
 // The history and the recommendations for it, the search while typing, and the form that adds an item.
 "use strict";
 
+const ROOT = document.body.dataset.root; // the path of the service
+
 const $ = (id) => document.getElementById(id);
 const SHOWN = 12;
 const RANKED = 200; // recommendations among which the rank of an added item is searched
@@ -91,7 +93,7 @@ function show() {
 // -- asking the service
 
 async function ask(path, options) {
-  const response = await fetch(path, options);
+  const response = await fetch(ROOT + path, options);
   if (response.ok) return response.status === 204 ? null : response.json();
   const problem = await response.json().catch(() => ({ detail: `The service answered ${response.status}.` }));
   throw new Error(problem.detail);
@@ -185,7 +187,7 @@ function startCatalogue() {
     clearTimeout(typed);
     typed = setTimeout(() => {
       catalogue.dataset.search = $("q").value.trim();
-      history.replaceState(null, "", catalogue.dataset.search ? `/?${new URLSearchParams({ q: catalogue.dataset.search })}` : "/");
+      history.replaceState(null, "", catalogue.dataset.search ? `${ROOT}/?${new URLSearchParams({ q: catalogue.dataset.search })}` : `${ROOT}/`);
       fill(catalogue.dataset.search, 0, true);
     }, 150);
   });
