@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +67,12 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> No
     assert err.count("\n") == 1
     assert err.startswith(f"error: {tmp_path}/nowhere: no such folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [(MSM4SR,), (sys.executable, "-m", "msm4sr"), (sys.executable, "-m", "msm4sr.cli")])
+def test_every_way_to_call_the_command_prints_its_version(command: tuple[str, ...]) -> None:
+    answer = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, f"msm4sr {version('msm4sr')}\n", "")
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import pytest
 import yaml
 from calling import Cli
 from filelock import FileLock
+
+import msm4sr
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 SEARCH = """
@@ -124,6 +127,18 @@ def test_its_result_is_what_run_takes(
     assert cli(*run, "--model", "sasrec", "--resume").code == 0
     saved.write_text(saved.read_text().replace("dim: 8", "dim: 16"))
     assert "model.dim is 8 there and 16 now" in refused(*run, "--model", "sasrec", "--resume")
+
+
+def test_the_package_alone_has_the_searches_and_the_budgets(shop: Path, tmp_path: Path) -> None:
+    """As installed from a wheel: without the repository's folder `configs`."""
+    package = Path(msm4sr.__file__).parent
+    shutil.copytree(package, tmp_path / "site" / "msm4sr", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "msm4sr.cli", "tune", shop, "--model", "sasrec", "--out", tmp_path / "study"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    options = ["--trials", "1", "--set", "finetune.max_steps=5"]
+    answer = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "trial  0  finished" in answer.stdout
 
 
 def test_what_is_wrong_leaves_nothing_behind(

@@ -152,6 +152,15 @@ def test_histories_with_nothing_to_train_on(refused: Refused, tmp_path: Path, ou
     assert "no user has two training items" in message
 
 
+def test_a_catalogue_without_negatives(refused: Refused, tmp_path: Path) -> None:
+    """Every user has seen every item, in histories that are long enough."""
+    for items in (1, 2):
+        data = write_folder(tmp_path / f"data-{items}", small_log(length=6, items=items))
+        message = refused("run", data, "--out", tmp_path / f"run-{items}", "--model", "lightgcn")
+        assert "no unseen item to draw as a negative" in message
+        assert "two training items" not in message
+
+
 # -- options ----------------------------------------------------------------------------------------------------------
 
 

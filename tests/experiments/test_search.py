@@ -17,8 +17,11 @@ NAMES = [name for name in MODELS if MODELS[name].search]
 
 def test_every_model_with_settings_has_a_search_space() -> None:
     assert set(MODELS) - set(NAMES) == {"popularity"}
-    with pytest.raises(InputError, match=r"--model popularity: Popularity has no search space; give one with --search"):
-        load_search(None, "popularity")
+    for search in (None, "sasrec"):
+        with pytest.raises(InputError, match=r"--model popularity: .* no settings .*: there is nothing to tune$"):
+            load_search(search, "popularity")
+    with pytest.raises(InputError, match=r"--search popularity: Popularity has no search space"):
+        load_search("popularity", "sasrec")
 
 
 def test_all_models_have_the_same_budget_apart_from_the_steps_of_graph_models() -> None:

@@ -129,16 +129,24 @@ def test_the_warning_of_a_falling_validation_says_what_to_do_and_appears_once(
     assert "lower finetune.learning_rate" in warning
 
 
-@pytest.mark.parametrize(("there", "said"), [(0, "missing for every item"), (4, "missing for most items"), (5, "")])
+@pytest.mark.parametrize(
+    ("there", "said"), [(0, "visual: missing for every item"), (4, "visual: 6 of 10 items lack it; they are "), (5, "")]
+)
 def test_a_modality_that_most_items_lack_is_warned_of_once_with_what_to_do(
     there: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = [f"i{i}" for i in range(10)]
     offsets = np.minimum(np.arange(11), there)
     found = Features(np.ones((there, 3), dtype=np.float32), offsets, names)
-    monkeypatch.setattr(Extraction, "extract", lambda *_, **options: {"visual": found})
+    texts = Features(np.ones((10, 3), dtype=np.float32), np.arange(11), names)
+    monkeypatch.setattr(Extraction, "extract", lambda *_, **options: {"text": texts, "visual": found})
     run = Run(tmp_path, tmp_path, tmp_path, "seed", resolve_settings("seed"))
     extract_stage(run, make_dataset([[0, 1, 2]], 10))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == bool(said)
     assert all(said in warning for warning in warnings)
+    assert all("items.parquet" not in warning for warning in warnings)  # nobody can complete thousands of items
+    if there == 4:
+        assert "trained and ranked with a learned missing-modality embedding in its place" in warnings[0]
+        assert "--set model.score_with=[text]" in warnings[0]
+        assert resolve_settings("seed", changes=["model.score_with=[text]"]).model.score_with == ("text",)  # type: ignore

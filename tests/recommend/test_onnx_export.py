@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -23,6 +25,15 @@ from msm4sr.ragged import Ragged
 from msm4sr.recommend.onnx_export import export_onnx, write_graphs
 
 PRODUCTS = [name for name in MODELS if isinstance(make_model(name), FactorizedModel)]
+
+
+SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+def lines_of(page: Path) -> str:
+    """The Python on a page that reads an export."""
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if ".onnx" in code)
+    return str(code)
 
 
 def session(file: Path) -> onnxruntime.InferenceSession:
@@ -74,7 +85,7 @@ def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: bool, tm
 
 
 def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
-    run_folder: Path, tmp_path: Path, umask: None
+    run_folder: Path, tmp_path: Path, umask: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = export_run(run_folder, tmp_path / "out")
     assert not wrong_modes(tmp_path)
@@ -85,11 +96,11 @@ def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
         "items.json",
         "items.onnx",
     ]
-    text = (tmp_path / "out" / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
-    printed = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=True
-    ).stdout
+    monkeypatch.chdir(tmp_path / "out")
+    printed = [
+        subprocess.run([sys.executable, "-c", lines_of(page)], capture_output=True, text=True, check=True).stdout
+        for page in (Path("README.md"), SERVING)
+    ]
     model = from_pretrained(run_folder / "model")
     item_ids = json.loads((tmp_path / "out" / "items.json").read_text())["item_ids"]
     with torch.no_grad():
@@ -98,7 +109,7 @@ def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
             torch.tensor([[0, 1, 2]]), torch.tensor([3]), embeddings, model.scoring_vectors(embeddings)
         )
     best = [item_ids[item] for item in scores[0].argsort(descending=True)[:10]]
-    assert ast.literal_eval(printed) == best
+    assert [ast.literal_eval(lines) for lines in printed] == [best, best]
 
 
 def test_a_model_without_vectors_and_a_full_folder_are_refused(run_folder: Path, tmp_path: Path, toyshop: Path) -> None:
@@ -112,7 +123,19 @@ def test_a_model_without_vectors_and_a_full_folder_are_refused(run_folder: Path,
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_a_model_whose_item_vectors_are_its_embeddings_is_exported(tmp_path: Path) -> None:
+def test_the_lines_of_the_readme_and_of_the_docs_add_the_seen_item_bias(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model whose item vectors are its embeddings."""
     model = make_model("sasrec", seen_item_bias=True).eval()
     names = [f"i{row}" for row in range(model.n_items)]
-    assert "catalogue.safetensors" in [file.name for file in export_onnx(model, names, names, tmp_path / "out", "run")]
+    export_onnx(model, names, names, tmp_path / "out", "run")
+    with torch.no_grad():
+        embeddings = model.encode_items()
+        expected = model.score(torch.tensor([[0, 1, 2]]), torch.tensor([3]), embeddings, embeddings.flatten(1))[0]
+        assert abs(float(model.seen_bias)) > 0.1  # type: ignore[attr-defined]
+    monkeypatch.chdir(tmp_path / "out")
+    for page in (Path("README.md"), SERVING):
+        variables: dict[str, Any] = {}
+        exec(lines_of(page), variables)
+        np.testing.assert_allclose(variables["scores"], expected.numpy(), atol=1e-4, err_msg=str(page))

@@ -117,11 +117,12 @@ def load_search(search: str | None, model: str) -> Search:
     """The search of a file or of a model by name (None: of `model`), to tune `model`.
 
     Raises:
-        InputError: neither a file nor a model, a search for another model, a model without a search space, a setting
-            that the model lacks or that cannot be searched, or an invalid range.
+        InputError: neither a file nor a model, a search for another model, a model without settings or without a
+            search space, a setting that the model lacks or that cannot be searched, or an invalid range.
     """
-    MODELS.find(model, "--model")
-    name = search or model
+    tuned, name = MODELS.find(model, "--model"), search or model
+    if not tuned.tasks and set(tuned.Config.model_fields) == {"name"}:
+        raise InputError(f"--model {model}: {tuned.label} has no settings and is not trained: there is nothing to tune")
     if search is not None and Path(search).is_file():
         where, name, content = search, Path(search).stem, read_yaml(Path(search))
     elif name not in MODELS:
@@ -130,7 +131,8 @@ def load_search(search: str | None, model: str) -> Search:
     else:
         found, where = MODELS[name], f"search of {name}"
         if not found.search:
-            raise InputError(f"--model {name}: {found.label} has no search space; give one with --search FILE")
+            option = "--model" if search is None else "--search"
+            raise InputError(f"{option} {name}: {found.label} has no search space; give one with --search FILE")
         content = {"model": name, "budget": found.budget, "parameters": found.search}
     file = validated(SearchFile, content, where)
     if file.model != model:

@@ -86,8 +86,8 @@ def extract_stage(
     features = _extraction(run, dataset, progress, strict).extract(merge)
     if run.settings.dataset.hold_out_items:
         features = {modality: rows.of(dataset.item_ids) for modality, rows in features.items()}
-    for modality, rows in features.items():
-        _describe_modality(modality, rows, dataset.n_items)
+    for modality in features:
+        _describe_modality(modality, features, hasattr(run.settings.model, "score_with"))
     return features
 
 
@@ -115,19 +115,22 @@ def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) ->
     )
 
 
-def _describe_modality(modality: str, rows: Features, n_items: int) -> None:
-    """Log how many items have a modality; warn if most lack it."""
+def _describe_modality(modality: str, features: Mapping[str, Features], scores_some: bool) -> None:
+    """Log how many items have a modality; warn if most lack it, with what is done (`scores_some`: by MSM4SR)."""
+    rows, n_items = features[modality], len(features[modality].item_ids)
     count = int((rows.lengths > 0).sum())
     if not count:
         logger.warning("%s: missing for every item; the model is trained without it", modality)
         return
     logger.info("%s: %s of %s items, %s vectors", modality, f"{count:,}", f"{n_items:,}", f"{rows.n_rows:,}")
     if count < FEW * n_items:
-        logger.warning(
-            "%s: missing for most items; complete items.parquet (and images/) if they should have it, or train without "
-            "it (for msm4sr: --set model.score_with)",
-            modality,
+        others = ",".join(name for name, other in features.items() if name != modality and other.n_rows)
+        instead = " with a learned missing-modality embedding in its place" if scores_some else " without it"
+        hint = f". To score by {others} only: --set model.score_with=[{others}]" if scores_some and others else ""
+        message = (
+            f"{modality}: {n_items - count:,} of {n_items:,} items lack it; they are trained and ranked{instead}{hint}"
         )
+        logger.warning("%s", message)
 
 
 def _unchanged_files(run: Run) -> dict[str, Path]:

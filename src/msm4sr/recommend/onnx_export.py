@@ -29,9 +29,10 @@ README = """# {model} of {run} as ONNX
   `histories` int64 [batch, length], positions in `embeddings`, oldest item first, padded at the end, at most the
   latest {max_history}, and `lengths` int64 [batch], to `queries` float32 [batch, {q}].
 {items}- `catalogue.safetensors` has the `embeddings` [{n}, {m}, {d}] and `item_vectors` [{n}, {q}] of the items in
-  `items.json`.
+  `items.json`, and the `seen_item_bias` [1].
 
-The score of an item after a history is its item vector times the query{bias}:
+The score of an item after a history is its item vector times the query, plus the seen-item bias (0 if the model learns
+none) if the history has the item:
 
 ```python
 import json
@@ -48,7 +49,8 @@ inputs = {{
     "embeddings": catalogue["embeddings"][distinct], "histories": places[None], "lengths": np.array([len(seen)])
 }}
 scores = catalogue["item_vectors"] @ histories.run(None, inputs)[0][0]
-{add}print([item_ids[item] for item in np.argsort(-scores)[:10]])
+scores[distinct] += catalogue["seen_item_bias"]
+print([item_ids[item] for item in np.argsort(-scores)[:10]])
 ```
 """
 ITEMS = """- `items.onnx` encodes new items: {inputs}, of each
@@ -113,19 +115,18 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
         with torch.inference_mode():
             embeddings = model.encode_items()
             item_vectors = model.scoring_vectors(embeddings)
-        tensors = {"embeddings": embeddings.contiguous(), "item_vectors": item_vectors.clone()}  # may be a view
+            bias = torch.zeros(1) if model.seen_bias is None else model.seen_bias.reshape(1)
+        item_vectors = item_vectors.clone()  # may be a view
+        tensors = {"embeddings": embeddings.contiguous(), "item_vectors": item_vectors, "seen_item_bias": bias}
         save_file(tensors, folder / "catalogue.safetensors")
         names = json.dumps({"item_ids": item_ids, "titles": titles}, ensure_ascii=False)
         (folder / "items.json").write_text(names, encoding="utf-8")
         sizes = {"m": embeddings.shape[1], "d": embeddings.shape[2], "q": item_vectors.shape[1]}
-        bias = model.seen_bias
         readme = README.format(
             model=kind,
             run=name,
             items=ITEMS.format(inputs=inputs, **sizes) if inputs else "",
             n=len(item_vectors),
-            bias="" if bias is None else ", plus the seen-item bias if the history has the item",
-            add="" if bias is None else f"scores[distinct] += {bias.item():.6g}  # the seen-item bias\n",
             max_history=model.max_history,
             **sizes,
         )

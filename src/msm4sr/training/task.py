@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -36,12 +36,14 @@ class Task(nn.Module):
     Attributes:
         model: the model to train.
         drop: of sequence random drop, see `epoch_batches`.
+        no_pairs: why an epoch has no pair, if it has none.
         gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
             batch are compared with each other needs it.
     """
 
     gather: Gather
     drop: float = 0.0
+    no_pairs: ClassVar[str] = "no user has two training items, so there is no pair to train on"
 
     def __init__(self, model: Scorer) -> None:
         super().__init__()

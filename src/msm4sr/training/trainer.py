@@ -258,7 +258,7 @@ class Trainer:
         """The record of the current epoch, with validation metrics if it is time."""
         state, epoch = self.state, self.state.epoch
         if state.pairs == 0:
-            raise InputError(f"{self.plan.stage}: no user has two training items, so there is no pair to train on")
+            raise InputError(f"{self.plan.stage}: {self.task.no_pairs}")
         self.task.eval()
         loss = self._finite(self._mean(self._loss_sum)[0] / state.pairs)
         validation: dict[str, float] = {}
