@@ -57,9 +57,10 @@ def pretrain_by_hand(model: MSM4SR, batch: Batch, settings: PretrainSettings) ->
     items = torch.cat([batch.items.flatten(), next_items]).unique()
     pairs, columns, dim, n = len(next_items), len(next_items.unique()), model.config.dim, len(model.modalities)
     tables = {"cross": 1, "within": 3}[settings.negatives] if settings.cmcl_weight else 0
-    losses = n * n * product(pairs, dim, dim)  # equation 6, every view into every space
-    losses += n * n * product(pairs, dim, columns) * (settings.nip_weight > 0)  # equation 7
-    losses += n * (n - 1) * tables * product(pairs, dim, pairs)  # equation 9
+    views, contrasts = (n * n, n * (n - 1)) if model.projections else (n, n * (n - 1) // 2)
+    losses = n * n * product(pairs, dim, dim) * bool(model.projections)  # equation 6, every view into every space
+    losses += views * product(pairs, dim, columns) * (settings.nip_weight > 0)  # equation 7
+    losses += contrasts * tables * product(pairs, dim, pairs)  # equation 9
     rows, length = batch.items.shape
     slots = _transformer(model.transformer, model.config.attention_dropout, n * rows, length)
     return slots + 3 * losses + sum(_encoder(model, a, items) for a in model.modalities)
@@ -101,7 +102,7 @@ def _encoder(model: MSM4SR, modality: str, items: Tensor) -> int:
     features, encoder = model.features[modality], model.encoders[modality]
     assert isinstance(features, ItemFeatures)
     assert isinstance(encoder, ItemEncoder)
-    pooling, experts = encoder.pooling, encoder.experts
+    experts = encoder.experts
     lengths = features.offsets.diff()[items]
     rows, present, wide = int(lengths.sum()), int((lengths > 0).sum()), features.values.shape[1]
     n_experts, dim = experts.shape
@@ -109,6 +110,4 @@ def _encoder(model: MSM4SR, modality: str, items: Tensor) -> int:
     mix = 3 * product(present, n_experts, dim)
     if rows == present:  # one row each: no pooling
         return 2 * maps + mix
-    if pooling.activation == "relu":
-        return 3 * maps + mix + 2 * product(rows, wide, dim) + 3 * product(rows, dim, 1)
     return 3 * maps + mix + 2 * product(rows, wide, 1) + 3 * product(1, dim, wide)

@@ -26,13 +26,7 @@ from msm4sr.ragged import Ragged
 
 TINY: dict[str, Any] = {"dim": 8, "layers": 2, "heads": 2, "inner_dim": 16, "max_history": 6}
 CALM: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
-SMALLER: dict[str, Any] = {
-    "experts": 3,
-    "pooling_activation": "relu",
-    "prototypes": 6,
-    "interests": 2,
-    "attribute_dim": 4,
-}
+SMALLER: dict[str, Any] = {"experts": 3, "prototypes": 6, "interests": 2, "attribute_dim": 4}
 
 N_ITEMS = 12
 HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 10, 7], [6, 8, 9, 10, 2], [0, 1]]

@@ -50,11 +50,11 @@ def test_the_counter_sees_attention_fused_or_not(dropout: float, tables: float) 
 
 
 @pytest.mark.parametrize("negatives", ["cross", "within"])
-@pytest.mark.parametrize(("pooling", "dropout"), [("none", 0.0), ("relu", 0.2)])
+@pytest.mark.parametrize(("projections", "dropout"), [("pretrain", 0.0), ("none", 0.2)])
 def test_a_step_of_pretraining_counts_what_its_shapes_say(
-    negatives: Literal["cross", "within"], pooling: str, dropout: float
+    negatives: Literal["cross", "within"], projections: str, dropout: float
 ) -> None:
-    model = make_msm4sr(N_ITEMS, **SETTINGS, pooling_activation=pooling, attention_dropout=dropout)
+    model = make_msm4sr(N_ITEMS, **SETTINGS, projections=projections, attention_dropout=dropout)
     batch, settings = a_batch(), PretrainSettings(negatives=negatives)
     loss = lambda: pretrain_loss(model.train(), batch, settings, generator())  # noqa: E731
     assert counted(loss) == pytest.approx(pretrain_by_hand(model, batch, settings), rel=1e-3)

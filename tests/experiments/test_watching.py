@@ -145,7 +145,7 @@ def test_a_modality_that_most_items_lack_is_warned_of_once_with_what_to_do(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == bool(said)
     assert all(said in warning for warning in warnings)
-    assert all("items.parquet" not in warning for warning in warnings)  # nobody can complete thousands of items
+    assert all("items.parquet" not in warning for warning in warnings)  # few can complete thousands of items
     if there == 4:
         assert "trained and ranked with a learned missing-modality embedding in its place" in warnings[0]
         assert "--set model.score_with=[text]" in warnings[0]

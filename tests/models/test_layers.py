@@ -20,12 +20,10 @@ LENGTHS = [2, 1, 4, 3]
 
 
 def attention_weights(rows: Tensor, pooling: AttentionPooling) -> list[float]:
-    """alpha_j = exp(s_j) / sum exp(s), s_j = act(x_j W1 + b1) W2 + b2, for the rows of one item."""
+    """alpha_j = exp(s_j) / sum exp(s), s_j = (x_j W1 + b1) W2 + b2, for the rows of one item."""
     scores = []
     for row in rows:
         inner = [float(w @ row + b) for w, b in zip(pooling.inner.weight, pooling.inner.bias, strict=True)]
-        if pooling.activation == "relu":
-            inner = [max(0.0, number) for number in inner]
         outer = zip(pooling.outer.weight[0].tolist(), inner, strict=True)
         scores.append(sum(w * number for w, number in outer) + float(pooling.outer.bias))
     total = sum(math.exp(score) for score in scores)
@@ -41,29 +39,31 @@ def pooled_slowly(rows: Tensor, lengths: list[int], pooling: AttentionPooling) -
 
 
 def expert_mixture_slowly(pooled: Tensor, moe: MixtureOfExperts) -> Tensor:
-    """E_k(e) = LayerNorm(e W_k), g = softmax(e W3), z = sum_k g_k E_k(e)."""
+    """E_k(e) = LayerNorm(e W_k + b_k), g = softmax(e W3), z = sum_k g_k E_k(e)."""
     n_experts, dim = moe.shape
     result = torch.zeros(len(pooled), dim)
     for n, e in enumerate(pooled):
         gates = [math.exp(float(moe.gate.weight[k] @ e)) for k in range(n_experts)]
         for k in range(n_experts):
             value = moe.weight.weight[k * dim : (k + 1) * dim] @ e
+            if moe.weight.bias is not None:
+                value = value + moe.weight.bias[k * dim : (k + 1) * dim]
             centred = value - value.mean()
             normed = centred / torch.sqrt((centred**2).mean() + 1e-5) * moe.scale[k] + moe.shift[k]
             result[n] += gates[k] / sum(gates) * normed
     return result
 
 
-def make_pooling(activation: str) -> AttentionPooling:
+def make_pooling() -> AttentionPooling:
     torch.manual_seed(1)
-    pooling = AttentionPooling(5, 4, activation)  # type: ignore[arg-type]
+    pooling = AttentionPooling(5, 4)
     enlarge(pooling)
     return pooling
 
 
 def make_item_encoder(dropout: float = 0.0) -> ItemEncoder:
     torch.manual_seed(2)
-    encoder = ItemEncoder(5, 4, experts=3, dropout=dropout, activation="none")
+    encoder = ItemEncoder(5, 4, experts=3, dropout=dropout)
     enlarge(encoder)
     return encoder
 
@@ -151,24 +151,16 @@ def test_attention_with_almost_no_dropout_is_attention() -> None:
 # Attention pooling, equation 3
 
 
-@pytest.mark.parametrize("activation", ["none", "relu"])
-def test_attention_pooling_is_equation_3(activation: str) -> None:
-    pooling, rows = make_pooling(activation), make_rows(LENGTHS, 5).values
+def test_attention_pooling_is_equation_3() -> None:
+    pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     with torch.no_grad():
         torch.testing.assert_close(
             pooling(rows, torch.tensor(LENGTHS)), pooled_slowly(rows, LENGTHS, pooling), rtol=1e-5, atol=1e-6
         )
 
 
-def test_the_activation_of_the_pooling_matters() -> None:
-    rows = make_rows(LENGTHS, 5).values
-    without, relu = (make_pooling(a)(rows, torch.tensor(LENGTHS)) for a in ("none", "relu"))
-    assert (without - relu).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("activation", ["none", "relu"])
-def test_an_item_is_pooled_from_its_own_rows_only(activation: str) -> None:
-    pooling, rows = make_pooling(activation), make_rows(LENGTHS, 5).values
+def test_an_item_is_pooled_from_its_own_rows_only() -> None:
+    pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     together = pooling(rows, torch.tensor(LENGTHS))
     for item, own in enumerate(rows.split(LENGTHS)):
         alone = pooling(own, torch.tensor([len(own)]))[0]
@@ -176,7 +168,7 @@ def test_an_item_is_pooled_from_its_own_rows_only(activation: str) -> None:
 
 
 def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
-    pooling, rows = make_pooling("none"), make_rows(LENGTHS, 5).values
+    pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     rows.requires_grad_()
     pooling(rows, torch.tensor(LENGTHS))[2].sum().backward()
     assert rows.grad is not None
@@ -184,15 +176,14 @@ def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
 
 
 def test_the_attention_weights_of_an_item_sum_to_one() -> None:
-    pooling, rows = make_pooling("none"), make_rows(LENGTHS, 5).values
+    pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     rows[:, 0] = 1.0
     torch.testing.assert_close(pooling(rows, torch.tensor(LENGTHS))[:, 0], torch.ones(4))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu"])
-def test_pooling_gradients_are_those_of_a_padded_softmax(activation: str) -> None:
+def test_pooling_gradients_are_those_of_a_padded_softmax() -> None:
     """Against autograd through dense matrices, item by item, in float64."""
-    pooling = make_pooling(activation).double()
+    pooling = make_pooling().double()
     rows = make_rows(LENGTHS, 5).values.double()
     goal = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     names = dict(pooling.named_parameters())
@@ -200,7 +191,6 @@ def test_pooling_gradients_are_those_of_a_padded_softmax(activation: str) -> Non
     pooled = []
     for own in rows.split(LENGTHS):
         inner = own @ pooling.inner.weight.T + pooling.inner.bias
-        inner = inner.relu() if activation == "relu" else inner
         alpha = (inner @ pooling.outer.weight.T + pooling.outer.bias).softmax(dim=0)
         pooled.append((alpha * own).sum(dim=0))
     reference = torch.autograd.grad((torch.stack(pooled) * goal).sum(), list(names.values()))
@@ -208,18 +198,19 @@ def test_pooling_gradients_are_those_of_a_padded_softmax(activation: str) -> Non
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
     assert ours[0].abs().max() > 1e-3  # W1
     assert ours[2].abs().max() > 1e-3  # W2
-    b1 = ours[1].abs().max()
-    assert (b1 > 1e-3) if activation == "relu" else (b1 < 1e-12)  # a softmax is invariant to a constant
+    assert ours[1].abs().max() < 1e-12  # b1: a softmax is invariant to a constant
 
 
 # Experts, equations 4 and 5
 
 
-def test_the_mixture_of_experts_is_equations_4_and_5() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_mixture_of_experts_is_equations_4_and_5(bias: bool) -> None:
     torch.manual_seed(0)
-    moe = MixtureOfExperts(5, 4, experts=3, dropout=0.0)
+    moe = MixtureOfExperts(5, 4, experts=3, dropout=0.0, bias=bias)
     enlarge(moe)
     pooled = torch.randn(6, 5)
+    assert {name for name, _ in moe.named_parameters() if "bias" in name} == ({"weight.bias"} if bias else set())
     with torch.no_grad():
         torch.testing.assert_close(moe(pooled), expert_mixture_slowly(pooled, moe), rtol=1e-4, atol=1e-5)
 
@@ -396,11 +387,22 @@ def test_equal_rows_are_whitened_to_zero() -> None:
         torch.testing.assert_close(whitened(rows), torch.zeros_like(rows), atol=1e-3, rtol=0)
 
 
+def test_the_bias_of_the_experts_comes_after_whitening() -> None:
+    rows = crowded_rows(30)
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(5, 4, experts=3, dropout=0.0, bias=True, whitening=Whitening(rows))
+    enlarge(moe)
+    encoded = moe(rows)
+    moe.whitening = None
+    with torch.no_grad():
+        torch.testing.assert_close(encoded, expert_mixture_slowly(whitened(rows), moe), rtol=1e-3, atol=1e-3)
+
+
 def test_a_common_offset_does_not_change_a_whitened_model() -> None:
     rows, lengths = crowded_rows(30), torch.tensor([2, 0, 1, 3] * 5)
     encoded = []
     for shift in (0.0, 100.0):
         torch.manual_seed(0)
-        encoder = ItemEncoder(5, 8, 2, 0.0, "none", Whitening(rows + shift))
+        encoder = ItemEncoder(5, 8, 2, 0.0, whitening=Whitening(rows + shift))
         encoded.append(encoder(rows + shift, lengths).detach())
     torch.testing.assert_close(encoded[0], encoded[1], rtol=1e-3, atol=1e-3)

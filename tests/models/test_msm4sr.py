@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def zero_gradient_names(model: MSM4SR, loss: Tensor, tiny: float = 1e-7) -> set[
     return {name for name, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() <= tiny}
 
 
+def idle_biases(modalities: Iterable[str]) -> set[str]:
+    """b1 and b2 of equation 3: a softmax does not see a constant, which is all that they are."""
+    return {f"encoders.{a}.pooling.{part}.bias" for a in modalities for part in ("inner", "outer")}
+
+
 def loss_of_pretraining(model: MSM4SR, seed: int = 0, **settings: Any) -> Tensor:
     return pretrain_loss(model, make_batch(HISTORIES), PretrainSettings(**settings), generator(seed))
 
@@ -44,24 +50,23 @@ def loss_of_pretraining(model: MSM4SR, seed: int = 0, **settings: Any) -> Tensor
 
 @pytest.mark.parametrize("modalities", MODALITIES)
 def test_pretraining_trains_everything_but_the_id_embedding(modalities: tuple[str, ...]) -> None:
-    model = make_msm4sr(modalities=modalities, pooling_activation="relu")
-    without = zero_gradient_names(model, loss_of_pretraining(model))
-    # a softmax does not see a constant, which is all that b2 is; its gradient is there, and 0
-    assert without == {"item_embedding.weight"} | {f"encoders.{a}.pooling.outer.bias" for a in modalities}
+    model = make_msm4sr(modalities=modalities)
+    without = zero_gradient_names(model, loss_of_pretraining(model), tiny=1e-6)
+    assert without == {"item_embedding.weight"} | idle_biases(modalities)
 
 
 @pytest.mark.parametrize("modalities", MODALITIES)
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_fine_tuning_trains_everything_but_the_projections(modalities: tuple[str, ...], similarity: str) -> None:
-    model = make_msm4sr(modalities=modalities, pooling_activation="relu", similarity=similarity)
+    model = make_msm4sr(modalities=modalities, similarity=similarity)
     without = zero_gradient_names(model, finetune_loss(model, make_batch(HISTORIES)), tiny=1e-6)
     projections = {f"projections.{a}.{part}" for a in modalities for part in ("weight", "bias")}
-    assert without == projections | {f"encoders.{a}.pooling.outer.bias" for a in modalities}
+    assert without == projections | idle_biases(modalities)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_without_an_activation_the_biases_of_the_pooling_have_a_gradient_and_it_is_zero(stage: str) -> None:
-    model = make_msm4sr(pooling_activation="none")
+def test_the_biases_of_the_pooling_have_a_gradient_and_it_is_zero(stage: str) -> None:
+    model = make_msm4sr()
     loss = loss_of_pretraining(model) if stage == "pretrain" else finetune_loss(model, make_batch(HISTORIES))
     loss.backward()
     for encoder in model.encoders.values():
@@ -111,14 +116,16 @@ def test_scores_are_equation_12(similarity: str, id_in_input: bool, score_with: 
             torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
 
 
-def test_without_projections_pre_training_compares_the_vectors_of_equation_12() -> None:
-    model = make_msm4sr(projections="none")
-    assert not any(name.startswith("projections") for name, _ in model.named_parameters())
-    hidden = torch.randn(3, model.config.dim)
-    assert torch.equal(model.project(hidden, "text"), hidden)
-    without = zero_gradient_names(model, loss_of_pretraining(model), tiny=1e-6)
-    idle = {f"encoders.{a}.pooling.{part}.bias" for a in model.modalities for part in ("inner", "outer")}
-    assert without == {"item_embedding.weight"} | idle
+@pytest.mark.parametrize("modalities", MODALITIES)
+def test_without_projections_and_with_biases_everything_else_is_trained_too(modalities: tuple[str, ...]) -> None:
+    model = make_msm4sr(modalities=modalities, projections="none", expert_bias=True)
+    names = {name for name, _ in model.named_parameters()}
+    assert not any(name.startswith("projections") for name in names)
+    assert {f"encoders.{a}.experts.weight.bias" for a in modalities} < names
+    for loss, ids in ((loss_of_pretraining(model), {"item_embedding.weight"}), (None, set())):
+        model.zero_grad()
+        loss = finetune_loss(model, make_batch(HISTORIES)) if loss is None else loss
+        assert zero_gradient_names(model, loss, tiny=1e-6) == ids | idle_biases(modalities)
 
 
 def test_a_stored_model_whitens_as_before(tmp_path: Path) -> None:
@@ -160,7 +167,7 @@ def test_fine_tuning_loss_is_the_mean_negative_log_of_the_softmax_over_all_items
 
 
 def pretrain_loss_slowly(model: MSM4SR, weight: float, negatives: str) -> Tensor:
-    """Equations 6, 7, 9 and 11 without mixup, every pair from its own prefix, no item shared between pairs."""
+    """Equations 6 (or m = h), 7, 9 and 11 without mixup, every pair from its own prefix, no item shared by pairs."""
     pairs = [(h[:end], h[end]) for h in HISTORIES for end in range(1, len(h))]
     tau, modalities = model.config.temperature, model.modalities
     z = {a: model.encode_content(a) for a in modalities}
@@ -171,16 +178,19 @@ def pretrain_loss_slowly(model: MSM4SR, weight: float, negatives: str) -> Tensor
 
     total = torch.zeros(())
     for a in modalities:
-        linear = model.projections[a]
-        m = {b: [linear.weight @ x + linear.bias for x in h[b]] for b in modalities}
+        if model.projections:
+            linear, views = model.projections[a], modalities
+            m = {b: [linear.weight @ x + linear.bias for x in h[b]] for b in modalities}
+        else:
+            m, views = h, (a,)
         nip, cmcl = torch.zeros(()), torch.zeros(())
         for j, (_, own) in enumerate(pairs):
             others = [k for k, (_, item) in enumerate(pairs) if item != own]
-            top = sum(f(m[b][j], z[a][own]) for b in modalities)
-            bottom = top + sum(f(m[b][j], z[a][pairs[k][1]]) for k in others for b in modalities)
+            top = sum(f(m[b][j], z[a][own]) for b in views)
+            bottom = top + sum(f(m[b][j], z[a][pairs[k][1]]) for k in others for b in views)
             nip -= torch.log(top / bottom)
             for b in modalities:
-                if b != a:
+                if b != a and (model.projections or a < b):  # in the space of each, or once
                     for first, second in ((m[a], m[b]), (m[b], m[a])):
                         top = f(first[j], second[j])
                         bottom = top + sum(f(first[j], second[k]) for k in others)
@@ -192,10 +202,15 @@ def pretrain_loss_slowly(model: MSM4SR, weight: float, negatives: str) -> Tensor
 
 
 @pytest.mark.parametrize("modalities", MODALITIES)
-@pytest.mark.parametrize("negatives", ["cross", "within"])
-def test_pretraining_loss_is_equation_11_in_value_and_gradient(modalities: tuple[str, ...], negatives: str) -> None:
+@pytest.mark.parametrize(
+    ("negatives", "released"), [("cross", False), ("within", False), ("cross", True), ("within", True)]
+)
+def test_pretraining_loss_is_equation_11_in_value_and_gradient(
+    modalities: tuple[str, ...], negatives: str, released: bool
+) -> None:
     """Three modalities: each contrast is the mean over the two others, so that lambda means the same."""
-    model = make_msm4sr(modalities=modalities, temperature=0.5)
+    changes: dict[str, Any] = {"projections": "none", "expert_bias": True} if released else {}
+    model = make_msm4sr(modalities=modalities, temperature=0.5, **changes)
     loss = loss_of_pretraining(model, mixup=0.0, cmcl_weight=0.3, negatives=negatives)
     expected = pretrain_loss_slowly(model, 0.3, negatives)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)

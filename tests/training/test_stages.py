@@ -245,8 +245,9 @@ def test_validation_during_training_sees_no_test_item() -> None:
     assert evaluate(make_sasrec(), SMALL, "test") != evaluate(make_sasrec(), changed, "test")
 
 
-def test_the_content_matcher_scores_by_the_cosines_of_equation_7() -> None:
-    model = make_msm4sr(modalities=("text", "visual", "audio")).eval()
+@pytest.mark.parametrize("projections", ["pretrain", "none"])
+def test_the_content_matcher_scores_by_the_cosines_of_equation_7(projections: str) -> None:
+    model = make_msm4sr(modalities=("text", "visual", "audio"), projections=projections).eval()
     matcher, history = model.pretrained_scorer(), torch.tensor([[1, 5, 0, 7]])
     with torch.no_grad():
         catalogue = matcher.encode_items()
@@ -254,9 +255,9 @@ def test_the_content_matcher_scores_by_the_cosines_of_equation_7() -> None:
         expected = torch.zeros(N_ITEMS)
         for a in model.modalities:
             z = model.encode_content(a)
-            for b in model.modalities:
+            for b in model.modalities if model.projections else (a,):
                 hidden = model.transformer(model.encode_content(b)[history])[0, -1]
-                view = model.project(hidden, a)
+                view = model.projections[a](hidden) if model.projections else hidden
                 expected += torch.stack([torch.cosine_similarity(view, z[i], dim=0) for i in range(N_ITEMS)])
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 

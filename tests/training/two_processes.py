@@ -25,15 +25,17 @@ SEQUENCES = [[10, 1, 5, 0, 7], [2, 3, 4], [6, 8, 5, 11, 1, 3], [9, 5, 7], [2, 3,
 CALM_PRETRAINING = {"mixup": 0.0, "drop": 0.0, "cmcl_weight": 0.5}
 
 
-def pretraining(modalities: tuple[str, ...] = ("text", "visual"), **settings: object) -> MultimodalContrastiveTask:
-    return MultimodalContrastiveTask(
-        make_msm4sr(modalities=modalities), PretrainSettings(**(CALM_PRETRAINING | settings))
-    )
+def pretraining(
+    modalities: tuple[str, ...] = ("text", "visual"), projections: str = "pretrain", **settings: object
+) -> MultimodalContrastiveTask:
+    model = make_msm4sr(modalities=modalities, projections=projections)
+    return MultimodalContrastiveTask(model, PretrainSettings(**(CALM_PRETRAINING | settings)))
 
 
 CASES: dict[str, tuple[Task, list[list[int]]]] = {
     "pretrain": (pretraining(), SEQUENCES),
     "pretrain within": (pretraining(negatives="within"), SEQUENCES),
+    "pretrain without projections": (pretraining(projections="none", negatives="within"), SEQUENCES),
     "pretrain three modalities": (pretraining(("text", "visual", "audio")), SEQUENCES),
     "pretrain contrast alone": (pretraining(nip_weight=0.0), SEQUENCES),
     "pretrain fewer rows than processes": (pretraining(), SEQUENCES[:1]),

@@ -6,8 +6,6 @@ D embedding dimension of the model.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,15 +18,13 @@ class AttentionPooling(nn.Module):
 
     alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j.
 
-    The `activation` between W1 and W2 is `none` as printed, or `relu` as released. With `none` both are applied as one
-    linear map: x (W1 W2) costs a `hidden`-th of (x W1) W2.
+    Both maps are applied as one: x (W1 W2) costs a `hidden`-th of (x W1) W2.
     """
 
-    def __init__(self, dim: int, hidden: int, activation: Literal["none", "relu"] = "none") -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.inner = nn.Linear(dim, hidden)  # W1, b1
         self.outer = nn.Linear(hidden, 1)  # W2, b2
-        self.activation = activation
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Rows [R, D_in], `lengths` [N] (all >= 1) of them per item, to [N, D_in]."""
@@ -51,8 +47,6 @@ class AttentionPooling(nn.Module):
 
     def scores(self, rows: Tensor) -> Tensor:
         """(x W1 + b1) W2 + b2 of each row: [R]."""
-        if self.activation == "relu":
-            return self.outer(self.inner(rows).relu()).squeeze(1)  # type: ignore[no-any-return]
         weight = self.outer.weight @ self.inner.weight  # [1, D_in]
         return F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)
 
@@ -90,13 +84,22 @@ class MixtureOfExperts(nn.Module):
     """From the encoder's space to the model's (equations 4 and 5); with `whitening`, e is whitened first.
 
     E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). One product computes all experts.
+    With `bias`, as released, it is e W_k + b_k.
     """
 
-    def __init__(self, dim_in: int, dim: int, experts: int, dropout: float, whitening: Whitening | None = None) -> None:
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        experts: int,
+        dropout: float,
+        bias: bool = False,
+        whitening: Whitening | None = None,
+    ) -> None:
         super().__init__()
         self.shape = (experts, dim)
         self.whitening = whitening
-        self.weight = nn.Linear(dim_in, experts * dim, bias=False)  # W_1 ... W_K side by side
+        self.weight = nn.Linear(dim_in, experts * dim, bias)  # W_1 ... W_K side by side, and b_1 ... b_K
         self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
         self.scale = nn.Parameter(torch.ones(experts, dim))
         self.shift = nn.Parameter(torch.zeros(experts, dim))
@@ -111,7 +114,10 @@ class MixtureOfExperts(nn.Module):
 
     def _read(self, pooled: Tensor, linear: nn.Linear) -> Tensor:
         """[N, D_in] to [N, D_out]. Whitening the weights is cheaper than whitening a catalogue of items."""
-        return linear(pooled) if self.whitening is None else F.linear(pooled, *self.whitening.fold(linear.weight))
+        if self.whitening is None:
+            return linear(pooled)  # type: ignore[no-any-return]
+        weight, shift = self.whitening.fold(linear.weight)
+        return F.linear(pooled, weight, shift if linear.bias is None else shift + linear.bias)
 
 
 class ItemEncoder(nn.Module):
@@ -123,12 +129,12 @@ class ItemEncoder(nn.Module):
         dim: int,
         experts: int,
         dropout: float,
-        activation: Literal["none", "relu"],
+        bias: bool = False,
         whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
-        self.pooling = AttentionPooling(dim_in, dim, activation)
-        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout, whitening)
+        self.pooling = AttentionPooling(dim_in, dim)
+        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout, bias, whitening)
         # the length of a content vector: a mean of `experts` independent normalised vectors
         self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
 

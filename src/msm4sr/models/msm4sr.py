@@ -35,15 +35,17 @@ class MSM4SRConfig(TransformerConfig):
     name: Literal["msm4sr"] = "msm4sr"
     experts: int = Field(8, ge=1, description="number of experts in the item encoder (equation 4)")
     expert_dropout: float | None = Field(None, ge=0, lt=1, description="dropout in equation 4; null: `dropout`")
-    pooling_activation: Literal["none", "relu"] = Field(
-        "none", description="between W1 and W2 of equation 3: none as printed, relu as released"
+    expert_bias: bool = Field(
+        False, description="a bias in each expert of equation 5: false as printed, true as released"
     )
     whiten: bool = Field(False, description="whiten the experts' input, by the embeddings of the catalogue")
     temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="in equation 12; cosine is divided by tau")
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
     projections: Literal["pretrain", "none"] = Field(
-        "pretrain", description="of equation 6: in pre-training, as printed, or none"
+        "pretrain",
+        description="of equation 6: in pre-training, as printed; or none, as documented with the released code: NIP "
+        "compares z of a modality with h of that modality only, and CMCL the h of two modalities once",
     )
     score_with: tuple[str, ...] = Field(
         (), description="modalities in equation 12; empty: all. (text,) is MSM4SR-T, (visual,) is MSM4SR-V"
@@ -82,7 +84,7 @@ class MSM4SR(ContentModel):
         for a, rows in features.items():
             sizes = (rows.values.shape[1], config.dim, config.experts)
             whitening = Whitening(rows.values) if config.whiten else None
-            self.encoders[a] = ItemEncoder(*sizes, dropout, config.pooling_activation, whitening)
+            self.encoders[a] = ItemEncoder(*sizes, dropout, config.expert_bias, whitening)
         self.transformer = CausalTransformer(config)
         projected = () if config.projections == "none" else self.modalities
         self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in projected})  # W_t, W_v
@@ -98,9 +100,15 @@ class MSM4SR(ContentModel):
         """The Transformer on all modalities in one call: [M, B, L, D] to [M, B, L, D]."""
         return self.transformer(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # type: ignore[no-any-return]
 
-    def project(self, hidden: Tensor, modality: str) -> Tensor:
-        """m in the space of a modality (equation 6): [..., D] to [..., D]."""
-        return self.projections[modality](hidden) if self.projections else hidden
+    def views(self, hidden: Tensor, modality: str) -> Tensor:
+        """What equation 7 compares with z of a modality: [M, ..., D] to [V, ..., D].
+
+        With projections m and the m~ (equation 6) in the order of the modalities, V = M. Without, h of this modality
+        only: each other h is near the z of its own modality.
+        """
+        if self.projections:
+            return self.projections[modality](hidden)  # type: ignore[no-any-return]
+        return hidden[self.modalities.index(modality)].unsqueeze(0)
 
     def pretrained_scorer(self) -> Scorer:
         return ContentMatcher(self)
@@ -194,7 +202,7 @@ class ContentMatcher(FactorizedScorer):
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """The sum of the normalised views in each modality's space: [B, L, M * D]."""
         hidden = self.model.encode_sequences(take(embeddings, histories).permute(2, 0, 1, 3))  # [M, B, L, D]
-        spaces = [F.normalize(self.model.project(hidden, a), dim=-1).sum(0) for a in self.model.modalities]
+        spaces = [F.normalize(self.model.views(hidden, a), dim=-1).sum(0) for a in self.model.modalities]
         return torch.cat(spaces, dim=-1)
 
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:

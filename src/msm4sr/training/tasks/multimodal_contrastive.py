@@ -69,8 +69,8 @@ def pretrain_loss(
 
     loss = hidden.new_zeros(())
     for i, modality in enumerate(model.modalities):
-        views = list(model.project(hidden, modality))  # [P, D] each: the history through every modality
-        own = views.pop(i)
+        views = list(model.views(hidden, modality))  # [P, D] each: the history through every modality, or this one
+        own = views.pop(min(i, len(views) - 1))
         if settings.nip_weight:
             loss = loss + settings.nip_weight * next_item_prediction(
                 [view[mine] for view in (own, *views)],
@@ -79,12 +79,14 @@ def pretrain_loss(
                 counts,
                 model.config.temperature,
             )
-        if settings.cmcl_weight and views:
+        # without projections two modalities have one contrast, not one in the space of each
+        others = views if model.projections else list(hidden[i + 1 :])
+        if settings.cmcl_weight and others:
             contrasts = [
                 cross_modality_contrast(own, other, next_item, model.config.temperature, settings.negatives, mine)
-                for other in views
+                for other in others
             ]
-            loss = loss + settings.cmcl_weight * torch.stack(contrasts).mean()
+            loss = loss + settings.cmcl_weight * torch.stack(contrasts).sum() / (len(model.modalities) - 1)
     return loss
 
 
