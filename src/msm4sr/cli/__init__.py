@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -58,6 +60,8 @@ def options(
 
 def main() -> None:
     """The entry point of the command."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a title that the terminal cannot show is printed with "?"
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|sentence_transformers)")
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
