@@ -31,7 +31,7 @@ from service import Server, serving
 from msm4sr.cli.console import handle_errors
 from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
-from msm4sr.experiments.model_folder import read_item_names
+from msm4sr.experiments.model_folder import read_stored_items
 from msm4sr.experiments.run import begin_run, open_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.base import Inputs, as_tensors
@@ -61,7 +61,7 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
     inputs = Inputs(items, features=features)
     build(settings.model, inputs, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
-    names = {"item_ids": ids, "titles": [f"Item {item}" for item in ids]}
+    names = {"item_ids": ids, "titles": [f"Item {item}" for item in ids], "interactions": [0] * items}
     (run.folder / "model" / "items.json").write_text(json.dumps(names))
     return run.folder
 
@@ -69,7 +69,7 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
 def histories_of(folder: Path) -> list[list[str]]:
     """Complete histories of some users of a run's data set; random ones if there is no data set."""
     run = open_run(folder)
-    ids, _ = read_item_names(run)
+    ids = read_stored_items(run).item_ids
     try:
         log = read_interactions(run.data).filter(pl.col("item_id").is_in(ids)).sort("order", maintain_order=True)
     except InputError:

@@ -56,7 +56,7 @@ def make_catalogue(model: Model) -> Catalogue:
         categories=[("odd",) if row % 2 else ("even",) for row in range(n)],
         images=[() for _ in range(n)],
     )
-    return Catalogue.of_model(model, items)
+    return Catalogue.of_model(model, items, [(7 * row) % 5 for row in range(n)])
 
 
 def make_recommender(name: str = "msm4sr", index: ApproximateIndex | None = None, **changes: object) -> Recommender:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import polars as pl
 import pytest
 from calling import Cli, Trained
 
+from msm4sr.cli import main
 from msm4sr.data.dataset import load_dataset
 
 Refused = Callable[..., str]
@@ -54,6 +58,39 @@ def test_history_may_be_given_in_one_go_or_option_by_option(cli: Cli, trained: T
     assert one.out == other.out
     assert "all 3" in one.out
     assert sum(word.startswith("toy-") for word in one.out.split()) == 2
+
+
+def test_an_empty_history_gets_popular_items_and_the_answer_says_so(
+    cli: Cli, trained: Trained, shop: Path, tmp_path: Path
+) -> None:
+    dataset = load_dataset(shop)
+    counts = Counter(dataset.item_ids[item] for history in dataset.histories for item in history[:-2])
+    best = sorted(dataset.item_ids, key=lambda item_id: -counts[item_id])[:3]
+    called = cli("recommend", trained.folder, "--history", "", "-k", "3", "--html", tmp_path / "page.html")
+    assert called.code == 0, called
+    assert called.out.startswith("an empty history (popular items): the items with the most training interactions")
+    assert re.findall(r"│ \d+ │ (\S+) │.*?│ +(\d+) │", called.out) == [(item, str(counts[item])) for item in best]
+    assert "Recommendations for an empty history (popular items)" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", "? ?pple ?"), ("latin-1", "? äpple ?"), ("cp1252", "€ äpple ?"), ("utf-8", "€ äpple 木")],
+)
+def test_a_title_outside_the_encoding_of_stdout_is_printed_with_replacements(
+    copy_of_run: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    file = copy_of_run / "model" / "items.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps(stored | {"titles": ["€ äpple 木"] * len(stored["titles"])}))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    monkeypatch.setattr(sys, "argv", ["msm4sr", "recommend", str(copy_of_run), "--history", "toy-0001", "-k", "2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert ended.value.code in (0, None)
+    assert written.getvalue().decode(encoding).count(shown) == 3  # of the history and of two items
 
 
 def test_the_order_of_a_history_matters(cli: Cli, trained: Trained) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.experiments.metrics import evaluate_stage
@@ -214,7 +214,11 @@ def test_the_model_folder_is_self_contained(run: Run) -> None:
         scores.append(prefixes @ network.scoring_vectors(catalogue).T)
     assert torch.equal(*scores)
     items = json.loads((run.folder / "model" / "items.json").read_text())
-    assert items == {"item_ids": dataset.item_ids, "titles": dataset.item_ids}  # the id of an item without title
+    assert items == {
+        "item_ids": dataset.item_ids,
+        "titles": dataset.item_ids,  # the id of an item without title
+        "interactions": training_counts(dataset).tolist(),
+    }
 
 
 def test_a_stage_that_is_run_again_replaces_its_lines(run: Run) -> None:

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.data.items import Items
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, Inputs
@@ -62,7 +62,7 @@ def kitchen() -> Items:
 
 def recommender(model: RunningMean, items: Items | None = None, strict: bool = True) -> Recommender:
     model.eval()
-    catalogue = Catalogue.of_model(model, items or numbered(model.n_items))
+    catalogue = Catalogue.of_model(model, items or numbered(model.n_items), [0] * model.n_items)
     return Recommender(model, catalogue, strict=strict)
 
 
@@ -178,10 +178,6 @@ def test_the_closest_ids_are_found_in_a_large_catalogue() -> None:
         recommender(RunningMean(torch.ones(20_000, 1)), items).recommend(["SKU-012345"])
 
 
-def test_an_empty_history_is_refused() -> None:
-    assert "history is empty" in refused([])
-
-
 def test_fewer_than_one_recommendation_is_refused() -> None:
     assert "k is 0" in refused(["x"], k=0)
 
@@ -221,7 +217,9 @@ def test_an_item_without_a_title_is_shown_by_its_id(dataset: Dataset) -> None:
 
 def test_a_model_in_training_is_evaluated_without_dropout(dataset: Dataset) -> None:
     vectors = integers(3, 8, 0)
-    found = Recommender.from_dataset(RunningMean(vectors).train(), dataset).recommend(["b"], exclude_seen=False).items
+    one = Recommender.from_dataset(RunningMean(vectors).train(), dataset)
+    assert [item.score for item in one.recommend([]).items] == sorted(training_counts(dataset).tolist(), reverse=True)
+    found = one.recommend(["b"], exclude_seen=False).items
     assert [dataset.item_ids.index(one.item_id) for one in found] == [
         int(item_id[1:]) for item_id in slow_ranking(vectors, [1], set())
     ]

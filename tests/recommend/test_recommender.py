@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 import torch
 from services import make_recommender, new_item, slow_scores
 
+from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
+from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommendation
 
 MODELS = ["msm4sr", "sasrec", "sasrecm", "lightgcn", "grcn", "dualgnn", "mvrnn", "s3rec", "sine", "difsr", "itemknn"]
@@ -74,8 +77,6 @@ def test_unknown_items_of_a_history_are_ignored_and_reported() -> None:
 @pytest.mark.parametrize(
     ("history", "options", "message"),
     [
-        ([], {}, "history is empty"),
-        (["x", "y"], {}, r"none of the history's items is in the catalogue \('x'"),
         (["i1"], {"k": 0}, "k is 0"),
         (["i1"], {"by": "sound"}, "by is 'sound': this model can recommend by text, visual, both"),
     ],
@@ -86,8 +87,10 @@ def test_a_request_without_an_answer_is_an_error(history: list[str], options: di
 
 
 def test_in_a_batch_the_wrong_history_is_named() -> None:
-    with pytest.raises(InputError, match="history 2 of 2: the history is empty"):
-        make_recommender().recommend_batch([["i1"], []])
+    recommender = make_recommender()
+    recommender.strict = True
+    with pytest.raises(UnknownItem, match="history 2 of 2: no item 'x'"):
+        recommender.recommend_batch([["i1"], ["x"]])
 
 
 def test_seen_items_are_recommended_on_request_only() -> None:
@@ -485,3 +488,63 @@ def test_every_pair_of_items_gives_finite_scores(run_folder: Path) -> None:
     ids = recommender.catalogue.items.item_ids[:6]
     for pair in itertools.permutations(ids, 2):
         assert all(np.isfinite(one.score) for one in recommender.recommend(list(pair)).items)
+
+
+# Popular items: the counts of `make_catalogue` are 0 2 4 1 3 0 2 4 1 3 0 2
+
+POPULAR = ["i2", "i7", "i4", "i9", "i1", "i6", "i11", "i3", "i8", "i0", "i5", "i10"]
+
+
+@pytest.mark.parametrize("name", ["msm4sr", "itemknn", "lightgcn", "popularity"])
+@pytest.mark.parametrize("history", [[], ["gone"], ["gone", "never"]])
+def test_without_a_known_item_the_most_popular_are_recommended(name: str, history: list[str]) -> None:
+    found = make_recommender(name).recommend(history, k=20, reasons=True)
+    assert found.popular
+    assert found.unknown == history
+    assert [one.item_id for one in found.items] == POPULAR
+    assert [one.score for one in found.items] == [4, 4, 3, 3, 2, 2, 2, 1, 1, 0, 0, 0]
+    assert all(one.reason is None for one in found.items)
+
+
+def test_popular_items_are_filtered_as_any_others() -> None:
+    recommender = make_recommender()
+    recommender.remove_items(["i7"])
+    recommender.add_items([new_item("n0")])
+    assert [one.item_id for one in recommender.recommend([], k=20).items] == [i for i in POPULAR if i != "i7"] + ["n0"]
+    even = recommender.recommend([], k=3, filter=lambda item: "even" in item.categories).items
+    assert [one.item_id for one in even] == ["i2", "i4", "i6"]
+    some = recommender.recommend([], candidates=["n0", "i10", "i1", "i7", "gone"]).items
+    assert [one.item_id for one in some] == ["i1", "i10", "n0"]
+    with pytest.raises(InputError, match="by is 'sound'"):
+        recommender.recommend([], by="sound")
+
+
+def test_empty_histories_in_a_batch_leave_the_others_as_they_are() -> None:
+    recommender = make_recommender()
+    found = recommender.recommend_batch([[], HISTORY, ["gone"], ["i2"]], k=4, reasons=True)
+    assert [one.popular for one in found] == [True, False, True, False]
+    assert found[0].items == found[2].items == recommender.recommend([], k=4).items
+    for place, history in ((1, HISTORY), (3, ["i2"])):
+        alone = recommender.recommend(history, k=4, reasons=True).items
+        assert [one.item_id for one in found[place].items] == [one.item_id for one in alone]
+        assert [one.reason for one in found[place].items] == [one.reason for one in alone]
+
+
+def test_popular_items_need_no_index_and_no_data(run_folder: Path, toyshop: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace(str(toyshop), "/nowhere"))
+    counts: Counter[str] = Counter()
+    dataset = load_dataset(toyshop)
+    for history in dataset.histories:
+        counts.update(dataset.item_ids[item] for item in history[:-2])  # the last two are validation and test
+    expected = sorted(dataset.item_ids, key=lambda item_id: -counts[item_id])  # stable: ties in catalogue order
+    found = load_recommender(copy, IndexSettings(kind="approximate")).recommend([], k=5)
+    assert [one.item_id for one in found.items] == expected[:5]
+    assert [one.score for one in found.items] == [counts[item_id] for item_id in expected[:5]]
+
+
+def test_an_explanation_needs_a_known_item() -> None:
+    for history in ([], ["gone"]):
+        with pytest.raises(InputError, match="none of the history's items is in the catalogue"):
+            make_recommender().explain(history, "i1")

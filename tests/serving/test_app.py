@@ -72,7 +72,7 @@ def test_recommendations_are_those_of_the_recommender(
     asked = {"history": [ids[0], "gone", ids[4]], "k": 5, "reasons": True}
     answer = client.post("/recommend", json=asked).json()
     expected = recommender.recommend(asked["history"], 5, reasons=True)
-    assert answer["unknown"] == ["gone"]
+    assert (answer["popular"], answer["unknown"]) == (False, ["gone"])
     assert [one["item_id"] for one in answer["items"]] == [one.item_id for one in expected.items]
     for one, like in zip(answer["items"], expected.items, strict=True):
         assert one["score"] == pytest.approx(like.score, abs=1e-4)
@@ -86,6 +86,21 @@ def test_a_batch_answers_each_history(client: TestClient, ids: list[str]) -> Non
     for history, one in zip(histories, answer, strict=True):
         alone = client.post("/recommend", json={"history": history, "k": 4}).json()
         assert [i["item_id"] for i in one["items"]] == [i["item_id"] for i in alone["items"]]
+
+
+@pytest.mark.parametrize("history", [[], ["gone", "lost"]])
+def test_without_a_known_item_popular_items_are_recommended(
+    client: TestClient, recommender: Recommender, history: list[str]
+) -> None:
+    expected = recommender.recommend([], 5).items
+    asked = {"history": history, "k": 5, "reasons": True}
+    answer = client.post("/recommend", json=asked).json()
+    assert (answer["popular"], answer["unknown"]) == (True, history)
+    assert [(one["item_id"], one["score"]) for one in answer["items"]] == [(o.item_id, o.score) for o in expected]
+    assert client.post("/recommend/batch", json={"histories": [history], "k": 5}).json()["results"][0] == answer
+    page = client.post("/page/recommend", json={"history": history, "k": 5}).json()
+    assert page["reasons"] == dict.fromkeys([one.item_id for one in expected])
+    assert_problem(client.post("/explain", json={"history": ["gone"], "item_id": expected[0].item_id}), 422, "none of")
 
 
 def test_options_select_the_ranked_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
@@ -155,13 +170,11 @@ def test_a_page_of_another_site_cannot_change_anything(client: TestClient, ids: 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"history": []}, ["history", "at least 1"]),
         ({}, ["history", "required"]),
         ({"history": ["x"], "k": 0}, ["k", "greater than or equal to 1"]),
         ({"history": ["x"], "k": 51}, ["k is 51; ask for at most 50 items"]),
         ({"history": ["x"] * 31}, ["a history of 31 items; send at most the latest 30"]),
         ({"history": ["x"], "kk": 3}, ["kk", "not permitted"]),
-        ({"history": ["x"]}, ["none of the history's items is in the catalogue", "'x'"]),
         ({"history": ["x" * 201]}, ["history.0", "at most 200"]),
         ({"history": "x"}, ["history", "list"]),
         ({"history": [3]}, ["history.0", "string"]),

@@ -26,7 +26,7 @@ def recommend(
     ] = None,
     history: Annotated[
         list[str] | None,
-        typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first; needs only the model folder."),
+        typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first, or '' for none."),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Also recommend items of the history.")] = False,
@@ -41,16 +41,23 @@ def recommend(
         from msm4sr.experiments.loading import load_recommender
         from msm4sr.recommend.index import IndexSettings
 
-        history = [*(history or []), *(more or [])] if user is None else _history_of(folder, user)
+        given = [item_id for item_id in (*(history or []), *(more or [])) if item_id]
+        history = given if user is None else _history_of(folder, user)
         who = "this history" if user is None else f"user {user}"
         recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True)
-        found = recommender.recommend(history, k, exclude_seen=not include_seen).items
-        shown = [recommender.item(item_id).name for item_id in history[-SHOWN:]]
-        latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
-        console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
-        table = Table(Column("", justify="right"), "item", "title", Column("score", justify="right"))
+        answer = recommender.recommend(history, k, exclude_seen=not include_seen)
+        found, score = answer.items, "{:.0f}" if answer.popular else "{:.3f}"
+        if answer.popular:
+            who = "an empty history (popular items)"
+            console.print(f"{who}: the items with the most training interactions", markup=False)
+        else:
+            shown = [recommender.item(item_id).name for item_id in history[-SHOWN:]]
+            latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
+            console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
+        counted = "interactions" if answer.popular else "score"
+        table = Table(Column("", justify="right"), "item", "title", Column(counted, justify="right"))
         for item in found:
-            table.add_row(str(item.rank), escape(item.item_id), escape(item.title), f"{item.score:.3f}")
+            table.add_row(str(item.rank), escape(item.item_id), escape(item.title), score.format(item.score))
         console.print(table)
         if html is not None:
             _write_page(html, who, recommender, history, found)

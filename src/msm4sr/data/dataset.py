@@ -144,6 +144,11 @@ def training_histories(dataset: Dataset) -> Ragged:
     return histories.keep(np.repeat(dataset.trained_on, histories.lengths))
 
 
+def training_counts(dataset: Dataset) -> np.ndarray:
+    """The number of training interactions of each item: int64 [items]."""
+    return np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
+
+
 def validation_targets(dataset: Dataset) -> Targets:
     """The second last item of each user, to be ranked given all before it."""
     return _targets(dataset, 2)

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, Targets, test_targets, training_histories, validation_targets
+from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, validation_targets
 from msm4sr.evaluation.ranking import Ranks
 
 Part = Literal["validation", "test"]
@@ -45,7 +45,7 @@ def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> 
         dataset: the users and their targets.
         ranks: for each part the columns `rank` and `rank_seen_excluded`, float64 [users] each.
     """
-    counts = np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
+    counts = training_counts(dataset)
     item_ids = np.array(dataset.item_ids, dtype=object)
     parts = []
     for part, (rank, seen_excluded) in ranks.items():

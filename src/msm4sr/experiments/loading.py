@@ -13,7 +13,7 @@ import torch
 from msm4sr.data.items import Items
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
-from msm4sr.experiments.model_folder import read_item_names
+from msm4sr.experiments.model_folder import StoredItems, read_stored_items
 from msm4sr.experiments.run import Run, open_run
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.settings import store_names
@@ -45,7 +45,9 @@ def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings(),
     """
     run = open_run(Path(folder))
     model = from_pretrained(run.folder / "model")
-    catalogue = Catalogue.of_model(model, read_run_items(run), str(run.folder / "model"))
+    stored = read_stored_items(run)
+    items = with_content(run, stored)
+    catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
     found = encoder = None
     if is_factorized(model) and index.approximates(len(catalogue)):
         with torch.inference_mode():
@@ -62,20 +64,20 @@ def export_run(folder: Path, out: Path) -> list[Path]:
     """Export the model of a run as ONNX; see `recommend.onnx_export.export_onnx`."""
     run = open_run(folder)
     model = from_pretrained(folder / "model").eval()
-    return export_onnx(model, *read_item_names(run), out, run.folder.resolve().name)
+    stored = read_stored_items(run)
+    return export_onnx(model, stored.item_ids, stored.titles, out, run.folder.resolve().name)
 
 
-def read_run_items(run: Run) -> Items:
+def with_content(run: Run, stored: StoredItems) -> Items:
     """The items of the stored model, with their content if the data set still exists."""
-    item_ids, titles = read_item_names(run)
     names = pl.List(pl.String)
     try:
         known = read_items(run.data)
     except InputError:
         known = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String, "categories": names, "image": names})
-    frame = pl.DataFrame({"item_id": item_ids}).join(known, on="item_id", how="left", maintain_order="left")
+    frame = pl.DataFrame({"item_id": stored.item_ids}).join(known, on="item_id", how="left", maintain_order="left")
     # the stored title of an item without one is its id
-    named = [None if title == item_id else title for title, item_id in zip(titles, item_ids, strict=True)]
+    named = [None if title == item_id else title for title, item_id in zip(stored.titles, stored.item_ids, strict=True)]
     return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String)))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
@@ -18,7 +18,8 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     folder = run.folder / "model"
     model.save_pretrained(folder)
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
-    items = {"item_ids": dataset.item_ids, "titles": titles}
+    counts = training_counts(dataset).tolist()
+    items = {"item_ids": dataset.item_ids, "titles": titles, "interactions": counts}
     write_text(folder / "items.json", json.dumps(items, ensure_ascii=False))
     write_text(folder / "README.md", _model_card(result))
 
@@ -44,16 +45,27 @@ def _model_card(result: Mapping[str, Any]) -> str:
         f"{about['parameters']:,} parameters. Protocol: {about['protocol']}.\n\n"
         f"{table}\n\n"
         "`from msm4sr import from_pretrained; from_pretrained(folder)` loads it. "
-        "`items.json` names the items in row order.\n"
+        "`items.json` has the ids, titles and training interactions of the items, in row order.\n"
     )
 
 
-def read_item_names(run: Run) -> tuple[list[str], list[str]]:
-    """Ids and titles of the items of the stored model, in row order. Raises InputError if they are missing."""
+class StoredItems(NamedTuple):
+    """The items of the stored model, in row order."""
+
+    item_ids: list[str]
+    titles: list[str]  # the id of an item without one
+    interactions: list[int]  # in training
+
+
+def read_stored_items(run: Run) -> StoredItems:
+    """The items of the stored model. Raises InputError if they are missing."""
     file = run.folder / "model" / "items.json"
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-        return names["item_ids"], names["titles"]
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        items = StoredItems(*(stored[name] for name in StoredItems._fields))
+        if not len(items.item_ids) == len(items.titles) == len(items.interactions):
+            raise ValueError("columns of different lengths")
+        return items
     except FileNotFoundError:
         raise InputError(
             f"{run.folder}: training is incomplete: continue with `msm4sr run ... --resume`, or with `msm4sr evaluate "
@@ -65,7 +77,7 @@ def read_item_names(run: Run) -> tuple[list[str], list[str]]:
 
 def check_items(run: Run, dataset: Dataset) -> None:
     """Raise InputError if the items of the data set, or their order, differ from those of the stored model."""
-    stored, _ = read_item_names(run)
+    stored = read_stored_items(run).item_ids
     if stored != dataset.item_ids:
         raise InputError(
             f"{run.data}: the items are no longer those that {run.folder / 'model'} was trained on "

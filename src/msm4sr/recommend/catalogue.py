@@ -74,11 +74,15 @@ class Catalogue:
     tensors: ItemTensors
     added: tuple[Item, ...]  # with their features
     added_tensors: ItemTensors
+    counts: Tensor  # float32 [items of the run], their training interactions
     removed: frozenset[int] = frozenset()  # rows of the run's items that can no longer be recommended
 
     @classmethod
-    def of_model(cls, model: Model, items: Items, where: str = "the model") -> Catalogue:
-        """The items that a model in evaluation mode was trained on, in its order; `where` names it in messages."""
+    def of_model(cls, model: Model, items: Items, counts: Sequence[int], where: str = "the model") -> Catalogue:
+        """The items that a model in evaluation mode was trained on, in its order.
+
+        `counts` are their training interactions; `where` names the model in messages.
+        """
         if len(items) != model.n_items:
             raise InputError(
                 f"{where}: the model has {model.n_items} items, the list of items {len(items)}: they are not from one "
@@ -91,7 +95,9 @@ class Catalogue:
         for name, tensor in values.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"{where}: {name} is not finite; the weights are damaged or the training diverged")
-        return cls(items, tensors, (), tensors[torch.tensor([], dtype=torch.int64)])
+        return cls(
+            items, tensors, (), tensors[torch.tensor([], dtype=torch.int64)], torch.tensor(counts, dtype=torch.float32)
+        )
 
     @cached_property
     def added_rows(self) -> Mapping[str, int]:
@@ -126,11 +132,8 @@ class Catalogue:
     def known_rows(self, history: Sequence[str], strict: bool = False, where: str = "") -> tuple[list[int], list[str]]:
         """The rows of a history's items, in its order, and the ids that are unknown.
 
-        Raises InputError, with `where` before the message, if the history is empty, none of its items is known, or with
-        `strict` one is unknown.
+        With `strict`, raises UnknownItem with `where` before the message if one is unknown.
         """
-        if not history:
-            raise InputError(f"{where}the history is empty: give at least one item id")
         rows = self._rows(history)
         known = [row for row in rows if row is not None]
         if len(known) == len(rows):
@@ -138,9 +141,6 @@ class Catalogue:
         unknown = list(dict.fromkeys(item_id for item_id, row in zip(history, rows, strict=True) if row is None))
         if strict:
             raise UnknownItem(where + "\n".join(no_such_item(item_id, self.items) for item_id in unknown))
-        if not known:
-            none = f"none of the history's items is in the catalogue ({unknown[0][:LONGEST_ID]!r}, for example)"
-            raise InputError(f"{where}{none}: give at least one that is")
         return known, unknown
 
     def _rows(self, item_ids: Sequence[str]) -> list[int | None]:
@@ -182,6 +182,10 @@ class Catalogue:
         if self.added:
             scores = torch.cat([scores, self.added_tensors.item_vectors @ query])
         return self.without_removed(scores)
+
+    def popularity(self) -> Tensor:
+        """The training interactions of every row, 0 for added and -inf for removed items: [rows]."""
+        return self.without_removed(torch.cat([self.counts, torch.zeros(len(self.added))]))
 
     def without_removed(self, scores: Tensor) -> Tensor:
         """Scores [rows]; those of removed items are set to -inf in place."""

@@ -12,7 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.data.items import Item, Items
 from msm4sr.errors import InputError
 from msm4sr.features.content import ContentEncoder
@@ -50,10 +50,15 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Recommended items, best first, and the ids of the history that the catalogue lacks."""
+    """Recommended items, best first, and the ids of the history that the catalogue lacks.
+
+    `popular`: they are those with the most training interactions, which are the scores, since no item of the history
+    is known.
+    """
 
     items: list[Recommendation]
     unknown: list[str]
+    popular: bool = False
 
 
 class Recommender:
@@ -96,7 +101,8 @@ class Recommender:
 
         The model is moved to the CPU and put into evaluation mode.
         """
-        catalogue = Catalogue.of_model(model.cpu().eval(), Items.from_frame(dataset.items), str(dataset.folder))
+        items, counts = Items.from_frame(dataset.items), training_counts(dataset).tolist()
+        catalogue = Catalogue.of_model(model.cpu().eval(), items, counts, str(dataset.folder))
         return cls(model, catalogue, folder=dataset.folder)
 
     def item(self, item_id: str) -> Item:
@@ -135,6 +141,7 @@ class Recommender:
     ) -> Recommendations:
         """The `k` items with the highest scores after `history`, best first; equal scores in the order of the rows.
 
+        After a history that is empty or has only unknown ids: the most popular items (`Recommendations.popular`).
         The model reads the latest `model.max_history` items; `exclude_seen` excludes the older ones too. Fewer than
         `k` items are returned only if there are no more.
 
@@ -143,11 +150,10 @@ class Recommender:
             filter: only items for which it is true; called from the best item on, until there are `k`.
             candidates: ids of the only items to rank.
             by: a modality: its content and the ID alone score (MSM4SR-T and -V of the paper); "both": all modalities.
-            reasons: add a reason to each item, at the cost of about 20 more histories.
+            reasons: add a reason to each item unless they are popular ones, at the cost of about 20 more histories.
 
         Raises:
-            InputError: an empty history, or one without a known item; `strict` and an unknown id; k < 1; a modality
-                that cannot score alone.
+            InputError: `strict` and an unknown id; k < 1; a modality that cannot score alone.
         """
         return self.recommend_batch(
             [history], k, exclude_seen=exclude_seen, filter=filter, candidates=candidates, by=by, reasons=reasons
@@ -184,8 +190,9 @@ class Recommender:
             for query, (rows, unknown) in zip(queries, known, strict=True):
                 hidden = set(rows) if exclude_seen or not model.ranks_seen_items else set()
                 best = best_rows(model, catalogue, query, Selection(k, hidden, keep, among), self.index)
-                why = reasons_for(model, catalogue, query, [row for row, _ in best], by) if reasons else None
-                found.append(Recommendations(_recommendations(catalogue, best, why), unknown))
+                wanted = reasons and len(rows) > 0
+                why = reasons_for(model, catalogue, query, [row for row, _ in best], by) if wanted else None
+                found.append(Recommendations(_recommendations(catalogue, best, why), unknown, not rows))
         return found
 
     def similar_items(self, item_id: str, k: int = 10, by: str = BOTH) -> list[Recommendation]:
@@ -265,10 +272,14 @@ class Recommender:
         return tensors
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
-        """Explain the score of an item after a history. Raises InputError as `recommend`, or for the item."""
+        """Explain the score of an item after a history. Raises InputError as `recommend`, for the item, or if no item
+        of the history is known.
+        """
         model, catalogue = self.model, self.catalogue
         row = catalogue.known_row(item_id)
         rows, unknown = catalogue.known_rows(history, self.strict)
+        if not rows:
+            raise InputError("none of the history's items is in the catalogue: give at least one that is")
         with torch.inference_mode():
             (query,) = make_queries(model, catalogue, [rows])
             (parts,) = score_parts(model, catalogue, query, [row])

@@ -32,7 +32,7 @@ class Query:
     """A history to score after."""
 
     read: Sequence[int]  # the rows that the model reads, oldest first: the latest `max_history` of the history
-    vector: Tensor | None = None  # of the history [Q]; None for a model whose scores are no products
+    vector: Tensor | None = None  # of the history [Q]; None for an empty one, or a model whose scores are no products
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,15 @@ def modalities_of(model: Model) -> tuple[str, ...]:
 
 
 def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH) -> list[Query]:
-    """A query for each history of rows, oldest first; none is empty. Raises InputError for an unknown `by`."""
+    """A query for each history of rows, oldest first. Raises InputError for an unknown `by`."""
     if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
     read = latest_items(histories, model.max_history)
-    if not is_factorized(model):
+    filled = [history for history in read if history]
+    if not is_factorized(model) or not filled:
         return [Query(history) for history in read]
-    vectors = encode_histories(model, catalogue, read, by)
-    return [Query(history, vector) for history, vector in zip(read, vectors, strict=True)]
+    vectors = iter(encode_histories(model, catalogue, filled, by))
+    return [Query(history, next(vectors) if history else None) for history in read]
 
 
 def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
@@ -93,7 +94,9 @@ def _chunks(histories: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
 
 
 def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
-    """The score of every row, -inf for removed items: [rows]."""
+    """The score of every row, -inf for removed items: [rows]. After an empty history, its popularity."""
+    if not query.read:
+        return catalogue.popularity()
     if query.vector is not None:
         return add_seen_bias(model, query.read, catalogue.score(query.vector))
     batch, length = torch.tensor([query.read]), torch.tensor([len(query.read)])

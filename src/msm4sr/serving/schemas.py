@@ -53,14 +53,16 @@ class RecommendRequest(RecommendOptions):
     """A history, oldest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]})
-    history: ItemIds = Field(min_length=1, description="Item ids, oldest first. Unknown ones are reported.")
+    history: ItemIds = Field(
+        description="Item ids, oldest first. Unknown ones are reported; if none is known, popular items are the answer."
+    )
 
 
 class BatchRequest(RecommendOptions):
     """Several histories, each oldest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]})
-    histories: Annotated[list[Annotated[ItemIds, Field(min_length=1)]], Field(fail_fast=True)] = Field(min_length=1)
+    histories: Annotated[list[ItemIds], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class ExplainRequest(BaseModel):

@@ -62,6 +62,7 @@ function read(card) {
 }
 
 function why(reason, by) {
+  if (reason === null) return "Popular"; // no item of the history is known
   const names = { text: "text", visual: "image", id: "similar choices", seen: "seen before" };
   const mostly = by === "both" ? `mostly ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
   return reason.because === null ? `Fits your history, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
