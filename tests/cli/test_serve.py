@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from calling import Trained
 
+from msm4sr.cli.serve import hosts_of
+
 Refused = Callable[..., str]
 
 
@@ -40,3 +42,42 @@ def test_a_port_in_use_is_refused(refused: Refused, trained: Trained, tmp_path: 
 
 def test_a_folder_without_a_run_is_refused(refused: Refused, tmp_path: Path) -> None:
     assert str(tmp_path) in refused("serve", tmp_path, "--state", tmp_path / "state", "--port", "0")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
+def test_a_public_address_without_a_key_is_refused(
+    refused: Refused, trained: Trained, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MSM4SR_API_KEY", raising=False)
+    message = refused("serve", trained.folder, "--host", host)
+    assert "can be reached from other machines, and there is no API key" in message
+    assert "--api-key-file FILE, or --without-key" in message
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "expected"),
+    [
+        ("127.0.0.1", [], ["127.0.0.1"]),
+        ("::1", [], ["[::1]"]),
+        ("localhost", ["Shop.Example"], ["localhost", "shop.example"]),
+        ("127.0.0.1", ["*"], None),
+        ("0.0.0.0", [], None),
+        ("0.0.0.0", ["shop.example"], ["0.0.0.0", "shop.example"]),
+    ],
+)
+def test_local_addresses_answer_to_their_names_only(host: str, names: list[str], expected: list[str] | None) -> None:
+    assert hosts_of(host, names, changes_are_free=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--proxy", "localhost"),
+        ("--allowed-host", "https://shop.example"),
+        ("--root-path", "shop"),
+        ("--root-path", "/a b"),
+        ("--host", "no such host"),
+    ],
+)
+def test_a_wrong_address_is_named(refused: Refused, trained: Trained, option: str, value: str) -> None:
+    assert f"{option} {value!r}: " in refused("serve", trained.folder, option, value)

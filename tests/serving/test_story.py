@@ -204,6 +204,36 @@ def test_the_search_and_the_item_page_need_no_script(browser: Browser, server: S
     context.close()
 
 
+def test_the_page_works_below_a_root_path(browser: Browser, run_folder: Path, tmp_path: Path) -> None:
+    with serving(run_folder, tmp_path / "state", "--root-path", "/shop") as server:
+        context = browser.new_context(viewport=DESK)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        requested: list[str] = []
+        page.on("response", lambda one: requested.append(f"{one.status} {one.url.removeprefix(server.url)}"))
+        page.goto(f"{server.url}/shop/")
+        title = page.locator("#catalogue .name").nth(9).inner_text()
+        page.locator("#q").fill(title)
+        expect(page.locator("#found")).to_contain_text("found for")
+        page.locator("#catalogue .pick").first.click()
+        recommended(page)
+        image = page.locator("#recommended img").first
+        assert image.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
+        page.locator("#open-add").click()
+        page.get_by_label("Title", exact=True).fill("A thing below a path")
+        page.locator("#send-add").click()
+        expect(page.locator("#status")).to_contain_text("was added")
+        page.locator("#catalogue .more").first.click()
+        expect(page.locator("h1")).to_have_text(title)
+        page.locator(".about .grid a").first.click()
+        expect(page.locator("h1")).not_to_have_text(title)
+        page.locator(".back").click()
+        expect(page.locator("#history li")).to_have_count(1)
+        good = {f"{status} /shop/" for status in (200, 201, 304)}
+        assert [one for one in requested if one[:10] not in good and "data:" not in one] == []
+        context.close()
+
+
 def test_ten_thousand_items_are_loaded_in_slices(browser: Browser, tmp_path: Path) -> None:
     with serving(generate_run(tmp_path, 10_000), tmp_path / "state") as server:
         context = browser.new_context(viewport=PHONE)

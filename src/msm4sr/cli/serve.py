@@ -71,7 +71,7 @@ def serve(
         use_one_arena()
         options: dict[str, Any] = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}
         options |= {"api_key": _read_key(api_key_file), "proxies": proxy, "root_path": root_path.rstrip("/")}
-        options["hosts"] = _hosts(host, allowed_host, options["api_key"] is None and not without_key)
+        options["hosts"] = hosts_of(host, allowed_host, options["api_key"] is None and not without_key)
         _serve(options, host, port)
 
 
@@ -125,7 +125,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         raise KeyboardInterrupt
 
 
-def _hosts(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:
+def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:
     """The hosts to answer to, or None for any. InputError if everyone on a network could change items."""
     try:
         addresses = {str(address[4][0]) for address in socket.getaddrinfo(host or "::", None)}

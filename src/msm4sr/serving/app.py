@@ -74,7 +74,6 @@ def create_app(settings: ServeSettings) -> FastAPI:
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
         lifespan=partial(_lifespan, served),
-        root_path=settings.root_path,
         responses=described(400, 403, 408, 413, 415, 422, 503),
     )
     app.state.service, app.state.thumbnails = served, ThumbnailCache(served)

@@ -40,12 +40,21 @@ class RequestLimits:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
+        _complete_path(scope, self.settings.root_path)
         exchange = _Exchange(self, scope, receive, send)
         try:
             await exchange.run()
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.count_request(route, scope["method"], exchange.status, time.perf_counter() - began)
+
+
+def _complete_path(scope: Scope, root: str) -> None:
+    """Let the path begin with the root path, as ASGI asks, also if a proxy has removed it."""
+    scope["root_path"] = root
+    if not f"{scope['path']}/".startswith(f"{root}/"):
+        scope["path"] = root + scope["path"]
+        scope["raw_path"] = root.encode() + (scope.get("raw_path") or b"")
 
 
 class _Exchange:
