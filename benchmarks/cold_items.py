@@ -35,6 +35,7 @@ from service import Server, serving
 from msm4sr.cli.console import handle_errors
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
+from msm4sr.experiments.model_folder import read_stored_items, write_items
 from msm4sr.experiments.run import open_run
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data
 from msm4sr.files import atomic_folder
@@ -76,7 +77,7 @@ def untrained(run: Path, out: Path) -> None:
     with atomic_folder(out) as folder:
         shutil.copy(run / "config.yaml", folder)
         build_model(opened.settings, dataset, extract_stage(opened, dataset)).save_pretrained(folder / "model")
-        shutil.copy(run / "model" / "items.json", folder / "model")
+        write_items(folder / "model", read_stored_items(opened))
 
 
 def pairs_of(data: Path, held_out: Sequence[str], before: int = MIN_HISTORY) -> list[Pair]:

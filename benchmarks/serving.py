@@ -15,7 +15,6 @@ million items takes some minutes.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from service import Server, serving
 from msm4sr.cli.console import handle_errors
 from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
-from msm4sr.experiments.model_folder import read_stored_items
+from msm4sr.experiments.model_folder import StoredItems, read_stored_items, write_items
 from msm4sr.experiments.run import begin_run, open_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.base import Inputs, as_tensors
@@ -61,8 +60,7 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
     inputs = Inputs(items, features=features)
     build(settings.model, inputs, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
-    names = {"item_ids": ids, "titles": [f"Item {item}" for item in ids], "interactions": [0] * items}
-    (run.folder / "model" / "items.json").write_text(json.dumps(names))
+    write_items(run.folder / "model", StoredItems(ids, [f"Item {item}" for item in ids], [0] * items))
     return run.folder
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from msm4sr.digests import file_digest
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.users import SCHEMA
 from msm4sr.experiments.metrics import evaluate_stage
@@ -102,7 +103,10 @@ def write_cell(
     metrics["seen_excluded"] = {part: mean_metrics(np.array(rank)) for part, rank in excluded.items()}
     metrics |= {"held_out": held_out} if held_out else {}
     versions = {"python": "3.11.9", "torch": "2.13.0"}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"run": about, "versions": versions}))
+    identity = {"users.parquet": file_digest(folder / "users.parquet")}
+    (folder / "metrics.json").write_text(
+        json.dumps(metrics | {"run": about, "versions": versions, "identity": identity})
+    )
     return folder
 
 

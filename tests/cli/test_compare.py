@@ -63,7 +63,7 @@ def test_every_cell_is_the_run_that_its_settings_make(cli: Cli, grid: Path, ring
     assert cli("run", ring, "--out", tmp_path / "run", "--model", "sasrec", *QUICK, "--seed=0").code == 0
     assert metrics_of(cell(grid, "sasrec")) == metrics_of(tmp_path / "run")
     assert (cell(grid, "sasrec") / "model" / "model.safetensors").exists()
-    assert not list(grid.rglob(".cell.lock"))
+    assert not list(grid.rglob(".run.lock"))
 
 
 def test_the_table_shows_means_over_seeds_and_by_which_protocol_each_row_is_ranked(
@@ -192,7 +192,7 @@ def test_cells_of_other_workers_are_waited_for_and_logged(
     cli: Cli, grid: Path, ring: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = cell(grid, "sasrec", 1)
-    lock = try_lock(held / ".cell.lock")
+    lock = try_lock(held / ".run.lock")
     assert lock is not None
     slept: list[float] = []
 

@@ -23,7 +23,7 @@ from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
 from msm4sr.experiments.run import open_run
 from msm4sr.models.registry import from_pretrained
-from msm4sr.training.checkpoint import read_weights
+from msm4sr.tensor_files import load_tensors
 
 KEYS = {*(f"{name}@{k}" for name in ("recall", "ndcg") for k in (5, 10, 20, 50)), "mrr"}
 
@@ -104,7 +104,7 @@ def test_the_stages_one_after_another_give_what_the_run_gives(
     assert f"next: msm4sr evaluate {run}" in cli("finetune", run).out
     assert cli("evaluate", run).code == 0
     assert metrics_of(run) == metrics_of(trained.folder)
-    ours, theirs = (read_weights(folder / "model" / "model.safetensors") for folder in (run, trained.folder))
+    ours, theirs = (load_tensors(folder / "model" / "model.safetensors") for folder in (run, trained.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

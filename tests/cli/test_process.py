@@ -18,7 +18,7 @@ import yaml
 from calling import Cli
 
 from msm4sr.cli.console import handle_errors
-from msm4sr.training.checkpoint import read_weights
+from msm4sr.tensor_files import load_tensors
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 ENDLESS = ("epochs=100000", "patience=100000")
@@ -106,7 +106,7 @@ def test_ctrl_c_in_pretraining_keeps_the_best_epoch_and_finetuning_starts_from_i
         f"interrupted; finished work is kept in {run}. Rerun the command with --resume to continue"
     )
     assert_nothing_half_written(run)
-    assert read_weights(run / "checkpoints" / "pretrain.safetensors")
+    assert load_tensors(run / "checkpoints" / "pretrain.safetensors")
     assert not (run / "checkpoints" / "finetune.safetensors").exists()
     for stage in ("finetune", "evaluate"):
         called = cli(stage, run)

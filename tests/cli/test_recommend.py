@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -164,19 +165,20 @@ def test_a_run_that_is_not_finished_has_nothing_to_recommend(refused: Refused, c
     (copy_of_run / "model" / "model.safetensors").unlink()
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert str(copy_of_run / "model") in message
-    assert "model.safetensors is missing" in message
+    assert "model.safetensors: no such file; `msm4sr evaluate RUN` writes it again" in message
 
 
-def test_items_that_changed_since_the_training_are_refused(refused: Refused, copy_of_run: Path) -> None:
-    file = copy_of_run / "model" / "items.json"
-    stored = json.loads(file.read_text())
-    file.unlink()
-    message = refused("recommend", str(copy_of_run), "--user", "user-00007")
+def test_items_that_changed_since_the_training_are_refused(
+    refused: Refused, copy_of_run: Path, shop: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(shop, tmp_path / "other"))
+    items = pl.read_parquet(other / "items.parquet")
+    items.reverse().write_parquet(other / "items.parquet")
+    message = refused("recommend", copy_of_run, "--user", "user-00007", "--data", other)
+    assert f"{other}: the items are no longer those" in message
+    (copy_of_run / "model" / "items.json").unlink()
+    message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert f"{copy_of_run}: training is incomplete: continue with `msm4sr run ... --resume`" in message
-    stored["item_ids"].reverse()
-    file.write_text(json.dumps(stored))
-    message = refused("recommend", str(copy_of_run), "--user", "user-00007")
-    assert "the items are no longer those" in message
 
 
 def test_a_history_needs_the_model_folder_only(cli: Cli, refused: Refused, trained: Trained, copy_of_run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import torch
 import yaml
 from calling import Cli, metrics_of
 
-from msm4sr.training.checkpoint import TrainingState, best_file, last_file, read_state, read_weights
+from msm4sr.tensor_files import load_tensors, read_about, save_tensors
+from msm4sr.training.checkpoint import TrainingState, best_file, last_file, read_state
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 STAGES = ("pretrain", "finetune")
@@ -71,10 +73,10 @@ def records(run: Path) -> list[dict[str, Any]]:
 def assert_the_same(run: Path, other: Path) -> None:
     for stage in STAGES:
         for file in (best_file, last_file):
-            ours, theirs = (read_weights(file(folder / "checkpoints", stage)) for folder in (run, other))
+            ours, theirs = (load_tensors(file(folder / "checkpoints", stage)) for folder in (run, other))
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs), (stage, file)
-    ours, theirs = (read_weights(folder / "model" / "model.safetensors") for folder in (run, other))
+    ours, theirs = (load_tensors(folder / "model" / "model.safetensors") for folder in (run, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert records(run) == records(other)
     assert metrics_of(run) == metrics_of(other)
@@ -122,6 +124,16 @@ def test_a_stage_without_a_checkpoint_starts(cli: Cli, interrupted: Path, undist
     assert_the_same(interrupted, undisturbed)
 
 
+def test_weights_of_an_incomplete_stage_are_used_with_a_warning(cli: Cli, interrupted: Path) -> None:
+    file = last_file(interrupted / "checkpoints", "pretrain")
+    about = read_about(file)
+    about["state"]["done"] = False
+    save_tensors(load_tensors(file), file, about)
+    said = cli("finetune", interrupted).out
+    assert re.search(r"pretrain was interrupted in epoch \d+; the weights of epoch \d+ are used \(", said)
+    assert f"(`msm4sr pretrain {interrupted} --resume` completes it)" in said
+
+
 def test_a_complete_stage_is_not_trained_again(cli: Cli, interrupted: Path, undisturbed: Path) -> None:
     before = last_file(interrupted / "checkpoints", "pretrain").read_bytes()
     called = cli("pretrain", interrupted, "--resume")
@@ -159,7 +171,7 @@ def test_checkpoints_of_other_settings_or_items_are_refused_and_what_differs_is_
     other = Path(shutil.copytree(shop, tmp_path / "other"))
     rename_an_item(other)
     said = refused("finetune", interrupted)
-    assert "items is 60 items, " in said
+    assert "data.items is 60 (" in said
     assert f"run `msm4sr pretrain {interrupted}` again" in said
 
 
@@ -175,7 +187,7 @@ def test_a_stage_is_not_resumed_with_other_texts(
     items.with_columns(pl.lit("Something else.").alias("text")).write_parquet(other / "items.parquet")
     changed = yaml.safe_load(config) | {"data": str(other), "features_folder": str(tmp_path / "features")}
     (interrupted / "config.yaml").write_text(yaml.safe_dump(changed))
-    assert "features is " in refused("pretrain", interrupted, "--resume")
+    assert "inputs.features.text is " in refused("pretrain", interrupted, "--resume")
 
 
 def rename_an_item(shop: Path) -> None:
@@ -192,19 +204,19 @@ def test_a_full_disk_is_reported_and_the_last_good_checkpoint_is_resumed(
         "import resource, sys\n"
         "from msm4sr.training import checkpoint\n"
         "from msm4sr.cli import app\n"
-        "save, saved = checkpoint.save_weights, []\n"
+        "save, saved = checkpoint.save_tensors, []\n"
         "def until_full(weights, file, about=None):\n"
         "    saved.append(file)\n"
         "    if len(saved) == 12: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "    save(weights, file, about)\n"
-        "checkpoint.save_weights = until_full\n"
+        "checkpoint.save_tensors = until_full\n"
         "app()\n"
     )
     config = (interrupted / "config.yaml").read_text().replace("checkpoint_every: 60.0", "checkpoint_every: 0.0")
     (interrupted / "config.yaml").write_text(config)
     done = subprocess.run([sys.executable, "-c", code, "finetune", interrupted], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "the checkpoint could not be written" in done.stderr
+    assert "could not be written" in done.stderr
     assert "the earlier one is kept" in done.stderr
     assert not list(interrupted.rglob("*.unfinished"))
     called = cli("finetune", interrupted, "--resume")

@@ -15,7 +15,8 @@ import pytest
 import torch
 from calling import Called, Cli
 
-from msm4sr.training.checkpoint import best_file, last_file, read_state, read_weights
+from msm4sr.tensor_files import load_tensors
+from msm4sr.training.checkpoint import best_file, last_file, read_state
 
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 STAGES = ("pretrain", "finetune")
@@ -55,7 +56,7 @@ def test_two_processes_end_with_the_weights_of_one(cli: Cli, shop: Path, feature
     assert called.err == ""
     assert called.out.count("finetune 2/2 loss") == called.out.count("report: ") == 1  # one voice
     for stage in STAGES:
-        one, two = (read_weights(last_file(tmp_path / name / "checkpoints", stage)) for name in ("one", "two"))
+        one, two = (load_tensors(last_file(tmp_path / name / "checkpoints", stage)) for name in ("one", "two"))
         assert one.keys() == two.keys()
         apart = torch.cat([(one[n] - two[n]).abs().flatten() for n in one if n.startswith("weights/")])
         # Where the true gradient is zero, Adam makes steps of the learning rate (1e-3) out of rounding noise.
@@ -72,7 +73,7 @@ from msm4sr.errors import InputError
 from msm4sr.training import checkpoint, trainer
 from msm4sr.training.device import rank_here
 
-full_loss, saving = trainer.shared_loss, checkpoint.save_weights
+full_loss, saving = trainer.shared_loss, checkpoint.save_tensors
 steps = []
 
 def shared_loss(*arguments):
@@ -81,12 +82,12 @@ def shared_loss(*arguments):
         raise ValueError("something of process 1 alone")
     return full_loss(*arguments) * (float("nan") if {case!r} == "divergence" and len(steps) == 5 else 1.0)
 
-def save_weights(*arguments):
+def save_tensors(*arguments):
     if {case!r} == "disk":
         raise InputError("no space")
     saving(*arguments)
 
-trainer.shared_loss, checkpoint.save_weights = shared_loss, save_weights
+trainer.shared_loss, checkpoint.save_tensors = shared_loss, save_tensors
 main()
 """
 
@@ -134,7 +135,7 @@ def test_two_processes_resume_after_an_interruption(shop: Path, tmp_path: Path, 
     assert resumed.code == 0, resumed
     assert "finetune: resuming in epoch" in resumed.out
     for file in (best_file, last_file):
-        ours, theirs = (read_weights(file(r / "checkpoints", "finetune")) for r in (run, tmp_path / "undisturbed"))
+        ours, theirs = (load_tensors(file(r / "checkpoints", "finetune")) for r in (run, tmp_path / "undisturbed"))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

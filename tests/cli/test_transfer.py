@@ -14,7 +14,8 @@ from calling import QUICK, Cli, Trained, metrics_of
 from msm4sr.errors import InputError
 from msm4sr.experiments.stages import start_from
 from msm4sr.models.msm4sr import MSM4SR
-from msm4sr.training.checkpoint import best_file, read_weights, save_weights, weights_of
+from msm4sr.tensor_files import load_tensors, save_tensors
+from msm4sr.training.checkpoint import best_file, weights_of
 
 E = "item_embedding.weight"
 FROM_THERE = ("--set=pretrain.epochs=0",)
@@ -22,7 +23,7 @@ FROM_THERE = ("--set=pretrain.epochs=0",)
 
 def learned(folder: Path, model: MSM4SR) -> Path:
     """A run whose pre-training has left the weights of this model."""
-    save_weights(weights_of(model), best_file(folder / "checkpoints", "pretrain"))
+    save_tensors(weights_of(model), best_file(folder / "checkpoints", "pretrain"))
     return folder
 
 
@@ -68,8 +69,8 @@ def test_without_training_it_ranks_as_pre_training_was_validated(
     (epoch,) = [row for row in rows if row["stage"] == "pretrain"]
     for name, value in metrics_of(tmp_path / "zero")["validation"].items():
         assert epoch[name] == value
-    source = read_weights(best_file(trained.folder / "checkpoints", "pretrain"))
-    model = read_weights(tmp_path / "zero" / "model" / "model.safetensors")
+    source = load_tensors(best_file(trained.folder / "checkpoints", "pretrain"))
+    model = load_tensors(tmp_path / "zero" / "model" / "model.safetensors")
     assert all(torch.equal(model[name], source[name]) for name in source if name != E)
     assert not (tmp_path / "zero" / "metrics.jsonl").exists()
 
@@ -81,7 +82,7 @@ def test_fine_tuning_goes_on_from_there_as_from_its_own(
     options = ("--features", features, *QUICK, f"--set=pretrain.init_from={trained.folder}", *FROM_THERE)
     assert cli("run", shop, "--out", tmp_path / "run", *options).code == 0
     source, here = (
-        read_weights(best_file(run / "checkpoints", "finetune")) for run in (trained.folder, tmp_path / "run")
+        load_tensors(best_file(run / "checkpoints", "finetune")) for run in (trained.folder, tmp_path / "run")
     )
     assert all(torch.equal(source[name], here[name]) for name in source)
 

@@ -311,7 +311,7 @@ def test_a_stage_where_there_is_no_run(refused: Refused, tmp_path: Path, stage: 
             "data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: msm4sr, dim: 8, x: 1}",
             "of msm4sr (unknown); train",
         ),
-        ("data: /no/such/data\nfeatures_folder: f\npreset: seed", "/no/such/data: no such folder"),
+        ("data: /no/such/data\nfeatures_folder: f\npreset: seed", "/no/such/data: the data of "),
     ],
 )
 def test_damaged_settings(refused: Refused, copy_of_run: Path, text: str | bytes, said: str) -> None:
@@ -320,7 +320,7 @@ def test_damaged_settings(refused: Refused, copy_of_run: Path, text: str | bytes
     for stage in STAGES:
         message = refused(*arguments(stage, copy_of_run))
         assert said in message
-        assert str(config) in message or "no such folder" in message
+        assert str(config) in message
 
 
 def test_a_stage_before_its_turn(refused: Refused, copy_of_run: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_checkpoint_cut_short(refused: Refused, copy_of_run: Path, stage: str,
     checkpoint = copy_of_run / "checkpoints" / f"{before}.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     message = refused(stage, copy_of_run)
-    assert f"{checkpoint}: damaged checkpoint" in message
+    assert f"{checkpoint}: damaged (" in message
 
 
 def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
 def test_a_model_cut_short(refused: Refused, copy_of_run: Path) -> None:
     model = copy_of_run / "model" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1000])
-    assert f"{model}: not a complete safetensors file" in refused(*arguments("recommend", copy_of_run))
+    assert f"{model}: damaged (" in refused(*arguments("recommend", copy_of_run))
 
 
 @pytest.mark.parametrize(

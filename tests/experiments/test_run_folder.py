@@ -15,12 +15,13 @@ from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.experiments.metrics import evaluate_stage
-from msm4sr.experiments.run import Run, begin_run, open_run, plan_run, tidy
+from msm4sr.experiments.run import Run, begin_run, locked_run, open_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, load_run_data, restore, restore_last, train_stage
 from msm4sr.models.registry import from_pretrained
+from msm4sr.tensor_files import load_tensors
 from msm4sr.training.callbacks import Callback, EpochRecord
-from msm4sr.training.checkpoint import best_file, read_weights, weights_of
+from msm4sr.training.checkpoint import best_file, weights_of
 
 SMALL = ("model.dim=8", "model.inner_dim=8", "finetune.epochs=3", "finetune.learning_rate=0.01")
 
@@ -62,19 +63,26 @@ def test_a_run_stores_absolute_paths(data: Path, tmp_path: Path, monkeypatch: py
     assert load_run_data(opened).n_users == 8
 
 
-def test_a_run_that_did_not_begin_leaves_nothing(data: Path, tmp_path: Path) -> None:
-    planned = plan_run(data, tmp_path / "other", resolve_settings("seed", "sasrec", SMALL), "seed")
-    planned.features.mkdir(parents=True)
-    tidy(planned)
-    assert not planned.folder.exists()
+def test_a_run_that_did_not_begin_leaves_nothing(tmp_path: Path) -> None:
+    with locked_run(tmp_path / "other"):
+        (tmp_path / "other" / "features").mkdir()
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_that_did_not_begin_keeps_the_features_that_were_made(data: Path, tmp_path: Path) -> None:
-    planned = plan_run(data, tmp_path / "other", resolve_settings("seed", "sasrec", SMALL), "seed")
-    (planned.features / "text").mkdir(parents=True)
-    tidy(planned)
-    assert [path.name for path in planned.folder.iterdir()] == ["features"]
-    begin_run(plan_run(data, planned.folder, planned.settings, "seed"))
+    folder = tmp_path / "other"
+    with locked_run(folder):
+        (folder / "features" / "text").mkdir(parents=True)
+    assert [path.name for path in folder.iterdir()] == ["features"]
+    begin_run(plan_run(data, folder, resolve_settings("seed", "sasrec", SMALL), "seed"))
+
+
+def test_two_processes_do_not_work_on_one_run(run: Run) -> None:
+    refused = rf"{run.folder}: another process works on this run; wait until it ends, or choose another --out"
+    with locked_run(run.folder), pytest.raises(InputError, match=refused), locked_run(run.folder):
+        pass
+    with locked_run(run.folder):  # released
+        pass
 
 
 def test_a_run_killed_while_its_settings_were_written_can_be_begun_again(data: Path, tmp_path: Path) -> None:
@@ -116,10 +124,10 @@ def test_a_stage_that_is_run_again_and_interrupted_at_once_loses_nothing(run: Ru
     again = replace(run, settings=run.settings.model_copy(update={"finetune": late}))
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
-    kept, epochs = read_weights(best_file(run.checkpoints, "finetune")), run.epochs()
+    kept, epochs = load_tensors(best_file(run.checkpoints, "finetune")), run.epochs()
     with pytest.raises(KeyboardInterrupt):
         train_stage(again, "finetune", *begin(run), [Interrupting()])
-    now = read_weights(best_file(run.checkpoints, "finetune"))
+    now = load_tensors(best_file(run.checkpoints, "finetune"))
     assert all(torch.equal(kept[name], now[name]) for name in kept)
     assert run.epochs() == epochs
 
@@ -145,7 +153,7 @@ def test_a_skipped_stage_needs_no_checkpoint(data: Path, tmp_path: Path) -> None
 def test_the_checkpoint_is_the_best_epoch_and_the_model_has_its_weights(run: Run) -> None:
     dataset, model = begin(run)
     train_stage(run, "finetune", dataset, model)
-    kept, now = read_weights(best_file(run.checkpoints, "finetune")), weights_of(model)
+    kept, now = load_tensors(best_file(run.checkpoints, "finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)
     other = begin(run)[1]
     assert any(not torch.equal(kept[name], weight) for name, weight in weights_of(other).items())
@@ -214,11 +222,8 @@ def test_the_model_folder_is_self_contained(run: Run) -> None:
         scores.append(prefixes @ network.scoring_vectors(catalogue).T)
     assert torch.equal(*scores)
     items = json.loads((run.folder / "model" / "items.json").read_text())
-    assert items == {
-        "item_ids": dataset.item_ids,
-        "titles": dataset.item_ids,  # the id of an item without title
-        "interactions": training_counts(dataset).tolist(),
-    }
+    assert items["item_ids"] == items["titles"] == dataset.item_ids  # the title of an item without one is its id
+    assert items["interactions"] == training_counts(dataset).tolist()
 
 
 def test_a_stage_that_is_run_again_replaces_its_lines(run: Run) -> None:
@@ -253,7 +258,7 @@ def test_an_interruption_keeps_finished_epochs(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_stage(run, "finetune", dataset, model, [Impatient()])
     assert [row["epoch"] for row in run.epochs()] == [1, 2]
-    kept, now = read_weights(best_file(run.checkpoints, "finetune")), weights_of(model)
+    kept, now = load_tensors(best_file(run.checkpoints, "finetune")), weights_of(model)
     assert all(torch.equal(kept[name], now[name]) for name in now)
 
 

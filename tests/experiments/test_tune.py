@@ -127,7 +127,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
     tune(first)
     fewer = replace(first, search=Search("test", 1, {}, {"model.neighbours": KNN["model.neighbours"]}))
     for other in (tuning(tmp_path, SASREC, 1), tuning(tmp_path, KNN, 1, cycle_dataset(31, 12)), fewer):
-        with pytest.raises(InputError, match=r"study: the study belongs to other settings: .* there and .* now"):
+        with pytest.raises(InputError, match=r"study: the study has other settings or data: .* there and .* now"):
             tune(other)
 
 

@@ -255,7 +255,7 @@ def test_a_store_of_an_older_format_is_extracted_again(shop: Shop, log: pytest.L
     (out / TEXT).mkdir(parents=True)
     (out / TEXT / "manifest.json").write_text('{"format": 1}')
     assert extract_features(dataset, out, POOLED)["text"].n_rows == 6
-    assert f"{out / TEXT}/manifest.json: format 1, but this version reads 3; delete {out / TEXT}" in log.text
+    assert f"{out / TEXT}/manifest.json: format 1, but this version reads 4; delete {out / TEXT}" in log.text
 
 
 def test_a_catalogue_without_any_content_gives_no_rows(make: Callable[[list[Row]], Dataset], tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.features import store_builder
 from msm4sr.features.extract import Extractor
 from msm4sr.features.store import Features, StoreTables, load_features, read_contents, read_missing, read_rows
-from msm4sr.features.store_builder import Chunk, Missing, Shard, StoreBuilder, chunk_ranges, json_digest, no_vectors
+from msm4sr.features.store_builder import Chunk, Missing, Shard, StoreBuilder, chunk_ranges, no_vectors
 from msm4sr.progress import Advance
 
 Catalogue = dict[str, str]

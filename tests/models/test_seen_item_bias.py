@@ -17,7 +17,8 @@ from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.experiments.stages import start_from
 from msm4sr.models.base import FactorizedModel
 from msm4sr.models.registry import from_pretrained
-from msm4sr.training.checkpoint import best_file, save_weights, weights_of
+from msm4sr.tensor_files import save_tensors
+from msm4sr.training.checkpoint import best_file, weights_of
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings
 from msm4sr.training.stages import finetune
@@ -121,7 +122,7 @@ def test_transfer_to_another_data_set_drops_it(tmp_path: Path) -> None:
         before = model.seen_item_bias.clone() if here else None  # type: ignore[union-attr, operator]
         file = best_file(tmp_path / f"{here}" / "checkpoints", "pretrain")
         file.parent.mkdir(parents=True)
-        save_weights(weights_of(source), file, {})
+        save_tensors(weights_of(source), file, {})
         start_from(tmp_path / f"{here}", model)
         assert torch.equal(model.transformer.position.weight, source.transformer.position.weight)  # type: ignore
         assert before is None or torch.equal(model.seen_item_bias, before)  # type: ignore[arg-type]

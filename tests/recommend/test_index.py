@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from services import make_catalogue, make_recommender, new_item
 
+from msm4sr.digests import file_digest
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import ApproximateIndex, IndexSettings, top_k
 from msm4sr.recommend.recommender import Recommender
@@ -60,7 +61,7 @@ def test_an_index_is_opened_again_and_finds_the_same(tmp_path: Path) -> None:
         assert sorted(again.search(query, 20).tolist()) == sorted(first.search(query, 20).tolist())
 
 
-@pytest.mark.parametrize("what", ["other vectors", "other settings", "cut short", "no json"])
+@pytest.mark.parametrize("what", ["other vectors", "other settings", "cut short", "a byte", "no json"])
 def test_an_index_that_does_not_fit_is_built_again(tmp_path: Path, what: str) -> None:
     vectors, queries = some_vectors(500)
     ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
@@ -69,14 +70,16 @@ def test_an_index_that_does_not_fit_is_built_again(tmp_path: Path, what: str) ->
         vectors, queries = some_vectors(500, seed=1)
     elif what == "other settings":
         settings = IndexSettings(kind="approximate", connectivity=8)
-    elif what == "cut short":
+    elif what in ("cut short", "a byte"):
         data = (tmp_path / "index.usearch").read_bytes()
-        (tmp_path / "index.usearch").write_bytes(data[: len(data) // 2])
+        changed = data[: len(data) // 2] if what == "cut short" else data[:-99] + bytes([data[-99] ^ 1]) + data[-98:]
+        (tmp_path / "index.usearch").write_bytes(changed)
     else:
         (tmp_path / "index.json").write_text("{")
     index = ApproximateIndex.open(tmp_path, vectors, queries, settings)
     assert index.recall > 0.9
     assert json.loads((tmp_path / "index.json").read_text()) == index.about
+    assert index.about["checksum"] == file_digest(tmp_path / "index.usearch")
 
 
 def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recommender]:

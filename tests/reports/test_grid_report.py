@@ -113,7 +113,7 @@ def test_cells_without_a_result_are_listed_with_their_reasons(tmp_path: Path) ->
         write_cell(grid, "sasrec", [1, 2], seed=seed)
         fail_cell(grid, "sine", "the training has diverged", seed=seed)
     cell_folder(grid, "msm4sr").mkdir(parents=True)
-    with FileLock(cell_folder(grid, "msm4sr") / ".cell.lock"):
+    with FileLock(cell_folder(grid, "msm4sr") / ".run.lock"):
         text = " ".join(page_of(grid).text.split())
     assert "failed SINE on shop, seed 0, 1: the training has diverged" in text
     assert "running MSM4SR on shop, seed 0" in text

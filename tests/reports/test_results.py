@@ -18,8 +18,8 @@ def test_each_cell_is_finished_failed_running_or_missing(tmp_path: Path) -> None
     fail_cell(grid, "msm4sr", "no memory")
     cell_folder(grid, "sasrec", "films").mkdir(parents=True)
     cell_folder(grid, "msm4sr", "films").mkdir(parents=True)
-    (cell_folder(grid, "msm4sr", "films") / ".cell.lock").touch()  # of a worker that was killed
-    with FileLock(cell_folder(grid, "sasrec", "films") / ".cell.lock"):
+    (cell_folder(grid, "msm4sr", "films") / ".run.lock").touch()  # of a worker that was killed
+    with FileLock(cell_folder(grid, "sasrec", "films") / ".run.lock"):
         results = read_grid(grid)
     found = {(cell.data, cell.row): (cell.state, cell.reason) for cell in results.all()}
     assert found == {

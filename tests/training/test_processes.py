@@ -12,7 +12,7 @@ from builders import make_batch
 from torch import Tensor
 from two_processes import CASES, SEQUENCES, main
 
-from msm4sr.training.checkpoint import read_weights
+from msm4sr.tensor_files import load_tensors
 from msm4sr.training.device import gather_own, share
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 def by_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     file = tmp_path_factory.mktemp("one") / "gradients.safetensors"
     main(1, file)
-    return read_weights(file)
+    return load_tensors(file)
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
@@ -30,7 +30,7 @@ def by_several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     file = tmp_path_factory.mktemp("several") / "gradients.safetensors"
     done = subprocess.run([sys.executable, SCRIPT, str(request.param), file], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return read_weights(file)
+    return load_tensors(file)
 
 
 @pytest.mark.parametrize("case", CASES)

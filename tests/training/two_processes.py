@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from builders import generator, make_batch, make_msm4sr, make_sasrec
 
-from msm4sr.training.checkpoint import save_weights
+from msm4sr.tensor_files import save_tensors
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.task import Task
@@ -59,7 +59,7 @@ def main(processes: int, file: Path) -> None:
             if value.grad is not None:
                 results[f"{name}: {weight}"] = value.grad.clone()
     if fabric.is_global_zero:
-        save_weights(results, file)
+        save_tensors(results, file)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from msm4sr.cli.console import RunFolder, console, handle_errors
+from msm4sr.cli.console import MovedData, RunFolder, console, handle_errors
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def recommend(
         list[str] | None,
         typer.Option("--history", metavar="ID [ID]...", help="Item ids, oldest first, or '' for none."),
     ] = None,
+    data: MovedData = None,
     k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Also recommend items of the history.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with images to this file.")] = None,
@@ -42,9 +43,9 @@ def recommend(
         from msm4sr.recommend.index import IndexSettings
 
         given = [item_id for item_id in (*(history or []), *(more or [])) if item_id]
-        history = given if user is None else _history_of(folder, user)
+        history = given if user is None else _history_of(folder, data, user)
         who = "this history" if user is None else f"user {user}"
-        recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True)
+        recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True, data=data)
         answer = recommender.recommend(history, k, exclude_seen=not include_seen)
         found, score = answer.items, "{:.0f}" if answer.popular else "{:.3f}"
         if answer.popular:
@@ -64,13 +65,13 @@ def recommend(
             console.print(f"page: {html}", markup=False)
 
 
-def _history_of(folder: Path, user: str) -> list[str]:
+def _history_of(folder: Path, data: Path | None, user: str) -> list[str]:
     from msm4sr.experiments.model_folder import check_items
     from msm4sr.experiments.run import open_run
     from msm4sr.experiments.stages import load_run_data
     from msm4sr.recommend.catalogue import user_history
 
-    run = open_run(folder)
+    run = open_run(folder, data=data)
     try:
         dataset = load_run_data(run)
     except InputError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from msm4sr.cli.console import (
     FeatureSources,
     Log,
     ModelName,
+    MovedData,
     Out,
     Overwrite,
     Preset,
@@ -98,13 +99,13 @@ def run(
 
         check_logger(log)
         changes = [*changes, *_device_changes(devices, strategy)]
-        started, dataset, network = _start(
-            Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
-        )
-        for stage in ("pretrain", "finetune"):
-            _train(started, stage, dataset, network, resume, log)
-        if started.settings.device.is_first:
-            _evaluate(started, dataset, network)
+        request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
+        with _locked(out, request.settings().device):
+            started, dataset, network = _start(request)
+            for stage in ("pretrain", "finetune"):
+                _train(started, stage, dataset, network, resume, log)
+            if started.settings.device.is_first:
+                _evaluate(started, dataset, network)
 
 
 def extract(
@@ -126,37 +127,52 @@ def extract(
 ) -> None:
     """The first stage: create the run folder, encode texts and images. Next: pretrain RUN."""
     with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
+        from msm4sr.experiments.run import locked_run
         from msm4sr.experiments.stages import extract_run_shard
         from msm4sr.features.store_builder import Shard
 
         only = None if shard is None else Shard.parse(shard)
         if only is not None and merge:
             raise InputError("--shard and --merge are two steps: run each shard first, then --merge without --shard")
-        planned, dataset = _plan(Request(data, out, preset, model, file, changes, seed, features, overwrite, strict))
+        request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict)
         if only is None:
-            _begin(planned, dataset, strict, merge)
+            with locked_run(out):
+                _begin(*_plan(request), strict, merge)
             say_next("pretrain", out)
             return
+        planned, dataset = _plan(request)
         with progress_bar() as progress:
             extract_run_shard(planned, dataset, only, progress, strict=strict)
         say_next("extract", data, "--out", out, "--merge")
 
 
 def pretrain(
-    folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None, log: Log = None
+    folder: RunFolder,
+    data: MovedData = None,
+    resume: Resume = False,
+    devices: Devices = None,
+    strategy: Strategy = None,
+    log: Log = None,
 ) -> None:
     """The second stage: pre-train on content, from scratch or with --resume. Next: finetune RUN."""
-    _train_one("pretrain", "finetune", folder, resume, _device_changes(devices, strategy), log)
+    _train_one("pretrain", "finetune", folder, data, resume, _device_changes(devices, strategy), log)
 
 
 def finetune(
-    folder: RunFolder, resume: Resume = False, devices: Devices = None, strategy: Strategy = None, log: Log = None
+    folder: RunFolder,
+    data: MovedData = None,
+    resume: Resume = False,
+    devices: Devices = None,
+    strategy: Strategy = None,
+    log: Log = None,
 ) -> None:
     """The third stage: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    _train_one("finetune", "evaluate", folder, resume, _device_changes(devices, strategy), log)
+    _train_one("finetune", "evaluate", folder, data, resume, _device_changes(devices, strategy), log)
 
 
-def _train_one(stage: str, following: str, folder: Path, resume: bool, changes: list[str], log: str | None) -> None:
+def _train_one(
+    stage: str, following: str, folder: Path, data: Path | None, resume: bool, changes: list[str], log: str | None
+) -> None:
     """Train one stage, from the weights of the stage before."""
     with handle_errors(
         f"interrupted. Run `msm4sr {stage} {folder} --resume` to continue, or `msm4sr {following} {folder}` to use the "
@@ -167,25 +183,27 @@ def _train_one(stage: str, following: str, folder: Path, resume: bool, changes: 
         from msm4sr.experiments.stages import restore_last
 
         check_logger(log)
-        started = open_run(folder, changes)
-        with _first_process_first(started.settings.device):
-            dataset, network = _load(started)
-        restore_last(started, dataset, network, before=stage)
-        _train(started, stage, dataset, network, resume, log)
+        started = open_run(folder, changes, data)
+        with _locked(folder, started.settings.device):
+            with _first_process_first(started.settings.device):
+                dataset, network = _load(started)
+            restore_last(started, dataset, network, before=stage)
+            _train(started, stage, dataset, network, resume, log)
         if started.settings.device.is_first:
             say_next(following, folder)
 
 
-def evaluate(folder: RunFolder) -> None:
+def evaluate(folder: RunFolder, data: MovedData = None) -> None:
     """The last stage: rank all items for every user, write metrics.json, the model folder and report.html."""
     with handle_errors():
-        from msm4sr.experiments.run import open_run
+        from msm4sr.experiments.run import locked_run, open_run
         from msm4sr.experiments.stages import restore_last
 
-        started = open_run(folder)
-        dataset, network = _load(started)
-        restore_last(started, dataset, network)
-        _evaluate(started, dataset, network)
+        started = open_run(folder, data=data)
+        with locked_run(folder):
+            dataset, network = _load(started)
+            restore_last(started, dataset, network)
+            _evaluate(started, dataset, network)
 
 
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
@@ -200,6 +218,13 @@ def _start(request: Request) -> tuple[Run, Dataset, Model]:
         planned, dataset = _plan(request)
         begin = _extract if request.resumes else _begin
         return planned, dataset, begin(planned, dataset, request.strict)
+
+
+def _locked(folder: Path, device: Device) -> AbstractContextManager[None]:
+    """The lock of a run folder, which the first of several processes holds."""
+    from msm4sr.experiments.run import locked_run
+
+    return locked_run(folder) if device.is_first else nullcontext()
 
 
 @contextmanager
@@ -252,14 +277,10 @@ def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
 
 def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) -> Model:
     """Extract the features, then write config.yaml, so that every run has its features."""
-    from msm4sr.experiments.run import begin_run, tidy
+    from msm4sr.experiments.run import begin_run
 
-    try:
-        network = _extract(planned, dataset, strict, merge)
-        begin_run(planned)
-    except (InputError, OSError):
-        tidy(planned)
-        raise
+    network = _extract(planned, dataset, strict, merge)
+    begin_run(planned)
     return network
 
 

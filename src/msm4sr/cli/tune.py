@@ -116,7 +116,7 @@ def _features(
     out: Path, dataset: Dataset, settings: RunSettings, preset: str, sources: list[str]
 ) -> dict[str, Features]:
     """The features of the items, kept in the study's folder or the folder of --features."""
-    from msm4sr.experiments.run import Run, read_precomputed, tidy
+    from msm4sr.experiments.run import Run, read_precomputed, remove_empty
     from msm4sr.experiments.stages import extract_stage
 
     kept, files = feature_sources(sources)
@@ -126,7 +126,7 @@ def _features(
         with progress_bar() as progress:
             return extract_stage(run, dataset, progress)
     except (InputError, OSError):
-        tidy(run)
+        remove_empty(run.features, run.folder)
         raise
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ import polars as pl
 from pydantic import Field
 
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
+from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
@@ -81,6 +83,22 @@ class Dataset:
     @property
     def n_interactions(self) -> int:
         return len(self.histories.values)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """A count and a digest of users, items and interactions: what training and evaluation depend on."""
+        trained_on = np.zeros(0, dtype=bool) if self.trained_on is None else self.trained_on
+        interactions = array_digest(self.histories.values, self.histories.offsets, trained_on)
+        return {
+            "users": f"{self.n_users:,} ({json_digest(self.user_ids)[:12]})",
+            "items": f"{self.n_items:,} ({json_digest(self.item_ids)[:12]})",
+            "interactions": f"{self.n_interactions:,} ({interactions[:12]})",
+        }
+
+    @cached_property
+    def content_digest(self) -> str:
+        """A hash of the texts, categories and image names of the items."""
+        return json_digest(self.items.to_dict(as_series=False))[:12]
 
 
 @dataclass(frozen=True, eq=False)

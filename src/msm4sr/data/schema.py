@@ -134,6 +134,15 @@ def result_record(folder: Path) -> dict[str, Any]:
     return {**record, "sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()}
 
 
+def changed_tables(folder: Path) -> list[Path]:
+    """The tables of a prepared folder that differ from what `msm4sr prepare` wrote, if it wrote the folder."""
+    try:
+        tables = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["result"]["tables"]
+        return [folder / record["file"] for record in tables if file_record(folder / record["file"]) != record]
+    except (OSError, ValueError, KeyError, TypeError):  # no provenance, or not one of this version
+        return []
+
+
 def _open_interactions(folder: Path) -> tuple[Path, pl.Schema, str]:
     """The file of the interactions, its columns, and the one that histories are ordered by."""
     path, schema = _open(folder, INTERACTIONS, ["user_id", "item_id"])

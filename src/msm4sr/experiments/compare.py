@@ -225,15 +225,16 @@ def _worker(cells: list[Cell], options: CompareOptions, stop: Event) -> None:
     """The main function of a process of `run_in_processes`; it logs nothing and ends when the first process does."""
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_follow, args=(os.getppid(), stop), daemon=True).start()
     try:
+        threading.Thread(target=_follow, args=(stop,), daemon=True).start()  # may interrupt at once
         run_cells(cells, options)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _follow(parent: int, stop: Event) -> None:
+def _follow(stop: Event) -> None:
     """Interrupt this process when the first process asks for it or has ended."""
-    while os.getppid() == parent and not stop.wait(POLL):
+    parent = multiprocessing.parent_process()  # of the start: it may have ended meanwhile
+    while parent is not None and parent.is_alive() and not stop.wait(POLL):
         pass
     _thread.interrupt_main(signal.SIGTERM)

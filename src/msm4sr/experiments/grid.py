@@ -21,9 +21,10 @@ import yaml
 from filelock import FileLock
 from pydantic import Field
 
+from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import open_run
+from msm4sr.experiments.run import RUN_LOCK, open_run
 from msm4sr.experiments.settings import RunSettings, parse_change, read_yaml, resolve_settings, validated
 from msm4sr.files import make_folder, write_text
 from msm4sr.models.registry import MODELS
@@ -108,8 +109,8 @@ class Cell:
 
     @property
     def lock_file(self) -> Path:
-        """Locked while a worker runs the cell."""
-        return self.folder / ".cell.lock"
+        """Locked while a process works on the cell."""
+        return self.folder / RUN_LOCK
 
     @property
     def finished(self) -> bool:
@@ -191,13 +192,26 @@ def cells_of(folder: Path, grid: Grid) -> list[Cell]:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raise InputError for a cell that was started with settings that differ from those of its row."""
+    """Raise InputError for a cell that was run with other settings, or finished on other data, than now."""
+    hint = "remove that folder or choose another --out"
+    datasets: dict[str, Dataset] = {}
     for cell in cells:
-        if (cell.folder / "config.yaml").exists() and not cell.failed_file.exists():  # a failed cell is replaced
-            then, now = (flatten(s.model_dump(mode="json")) for s in (open_run(cell.folder).settings, cell.settings))
-            if found := differences(then, now):
-                hint = "remove that folder or choose another --out"
-                raise InputError(f"{cell.folder}: made with different settings: {shorten(found)}; {hint}")
+        if not (cell.folder / "config.yaml").exists() or cell.failed_file.exists():  # a failed cell is replaced
+            continue
+        settings = cell.settings
+        then, now = (flatten(s.model_dump(mode="json")) for s in (open_run(cell.folder).settings, settings))
+        if found := differences(then, now):
+            raise InputError(f"{cell.folder}: made with different settings: {shorten(found)}; {hint}")
+        if (metrics := cell.metrics()) is None:
+            continue
+        key = f"{cell.data.folder} {settings.dataset!r}"
+        dataset = datasets[key] if key in datasets else load_dataset(cell.data.folder, settings.dataset)
+        datasets[key], stored = dataset, metrics.get("identity", {})
+        same = flatten({"data": dataset.identity | {"content": dataset.content_digest}})
+        if "data.content" not in stored:
+            del same["data.content"]
+        if found := differences(stored, same, same):
+            raise InputError(f"{cell.folder}: {cell.data.folder} has changed since: {shorten(found)}; {hint}")
 
 
 def features_folder(root: Path, cell: Cell) -> Path:

@@ -30,7 +30,9 @@ QUERIES = 500  # histories to measure the recall of an approximate index
 RANDOM_LENGTH = 10  # items of a random history
 
 
-def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings(), strict: bool = False) -> Recommender:
+def load_recommender(
+    folder: str | Path, index: IndexSettings = IndexSettings(), strict: bool = False, data: Path | None = None
+) -> Recommender:
     """The recommender of a finished run.
 
     Only the model folder is needed; images, texts and categories are read from the data set if it still exists.
@@ -39,11 +41,12 @@ def load_recommender(folder: str | Path, index: IndexSettings = IndexSettings(),
         folder: the run folder.
         index: how the best items are found; an approximate index is stored beside the model.
         strict: whether unknown ids in histories are errors; see `Recommender`.
+        data: the prepared folder, if it is no longer where the run was made.
 
     Raises:
         InputError: there is no finished run, or the weights of the model are not finite.
     """
-    run = open_run(Path(folder))
+    run = open_run(Path(folder), data=data)
     model = from_pretrained(run.folder / "model")
     stored = read_stored_items(run)
     items = with_content(run, stored)

@@ -10,6 +10,8 @@ import polars as pl
 import torch
 
 from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows
+from msm4sr.digests import file_digest
+from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
@@ -24,6 +26,7 @@ from msm4sr.models.base import Model
 from msm4sr.models.extend import extend_catalogue
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.ragged import Ragged
+from msm4sr.training.identity import CODE_VERSION, inputs_identity
 from msm4sr.training.stages import STAGES, scorer_of
 
 
@@ -32,8 +35,8 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
 
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
-        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "run"
-        and "versions".
+        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "run",
+        "versions", and "identity" (what the metrics depend on besides settings and weights).
     """
     settings = run.settings
     device = settings.device.torch_device()
@@ -55,6 +58,9 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     result["versions"] = versions()
     with atomic_file(run.folder / "users.parquet") as file:
         users_table(dataset, ranks).write_parquet(file)
+    content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
+    identity = {"code": CODE_VERSION, "data": dataset.identity | content, "inputs": inputs_identity(model)}
+    result["identity"] = flatten(identity) | {"users.parquet": file_digest(run.folder / "users.parquet")}
     save_model(run, dataset, model, result)
     write_json(run.metrics_file, result)  # last: a run with this file is complete
     return result

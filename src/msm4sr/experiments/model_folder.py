@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from msm4sr.data.dataset import Dataset, training_counts
+from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model
+from msm4sr.tensor_files import read_checksum
+
+
+class StoredItems(NamedTuple):
+    """The items of the stored model, in row order."""
+
+    item_ids: list[str]
+    titles: list[str]  # the id of an item without one
+    interactions: list[int]  # in training
 
 
 def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, Any]) -> None:
@@ -18,10 +29,14 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     folder = run.folder / "model"
     model.save_pretrained(folder)
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
-    counts = training_counts(dataset).tolist()
-    items = {"item_ids": dataset.item_ids, "titles": titles, "interactions": counts}
-    write_text(folder / "items.json", json.dumps(items, ensure_ascii=False))
+    write_items(folder, StoredItems(dataset.item_ids, titles, training_counts(dataset).tolist()))
     write_text(folder / "README.md", _model_card(result))
+
+
+def write_items(folder: Path, items: StoredItems) -> None:
+    """Write items.json, beside the model.safetensors that the items belong to."""
+    content = items._asdict() | {"checksum": _checksum(folder, items)}
+    write_text(folder / "items.json", json.dumps(content, ensure_ascii=False))
 
 
 def metric_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
@@ -49,22 +64,14 @@ def _model_card(result: Mapping[str, Any]) -> str:
     )
 
 
-class StoredItems(NamedTuple):
-    """The items of the stored model, in row order."""
-
-    item_ids: list[str]
-    titles: list[str]  # the id of an item without one
-    interactions: list[int]  # in training
-
-
 def read_stored_items(run: Run) -> StoredItems:
     """The items of the stored model. Raises InputError if they are missing."""
     file = run.folder / "model" / "items.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         items = StoredItems(*(stored[name] for name in StoredItems._fields))
-        if not len(items.item_ids) == len(items.titles) == len(items.interactions):
-            raise ValueError("columns of different lengths")
+        if len({*map(len, items)}) > 1 or stored["checksum"] != _checksum(file.parent, items):
+            raise ValueError("it does not belong to model.safetensors")
         return items
     except FileNotFoundError:
         raise InputError(
@@ -72,7 +79,13 @@ def read_stored_items(run: Run) -> StoredItems:
             f"{run.folder}` if every stage is trained"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not readable ({type(error).__name__}); `msm4sr evaluate RUN` makes it") from None
+        raise InputError(f"{file}: not usable ({error!r}); `msm4sr evaluate {run.folder}` writes it again") from None
+
+
+def _checksum(folder: Path, items: StoredItems) -> str:
+    """Binds the items to the weights of the model; titles may be edited."""
+    weights = read_checksum(folder / "model.safetensors", "`msm4sr evaluate RUN` writes it again")
+    return json_digest(items.item_ids, items.interactions, weights)
 
 
 def check_items(run: Run, dataset: Dataset) -> None:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +27,15 @@ from typing import Any
 import torch
 import yaml
 
+from msm4sr.digests import file_digest
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
-from msm4sr.features.extractors.precomputed import file_hash
 from msm4sr.files import make_folder, write_text
+from msm4sr.locks import try_lock, unlock
 
+RUN_LOCK = ".run.lock"  # locked while a process works on the run
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
 
 
@@ -132,7 +134,7 @@ def read_precomputed(files: Mapping[str, Path]) -> dict[str, Precomputed]:
                 f"--features {modality}={file}: {modality!r} cannot name a modality; use letters, digits and "
                 "underscores, for example audio"
             )
-    return {modality: Precomputed(file.absolute(), file_hash(file)) for modality, file in files.items()}
+    return {modality: Precomputed(file.absolute(), file_digest(file)) for modality, file in files.items()}
 
 
 def begin_run(run: Run) -> None:
@@ -174,7 +176,7 @@ def resume_run(
     then = flatten(run.settings.model_dump(mode="json")) | {"data": str(run.data)}
     if features is not None:
         now, then = now | {"--features": str(features.absolute())}, then | {"--features": str(run.features)}
-    now |= {f"--features {name}": file_hash(file) for name, file in (precomputed or {}).items()}
+    now |= {f"--features {name}": file_digest(file) for name, file in (precomputed or {}).items()}
     then |= {f"--features {name}": found.sha256 for name, found in run.precomputed.items()}
     if found := differences(then, now):
         raise InputError(
@@ -186,8 +188,8 @@ def resume_run(
     return run
 
 
-def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
-    """Read the run in `folder`, with `key=value` changes of its settings that are not stored.
+def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None) -> Run:
+    """Read the run in `folder`, with changes that are not stored: settings `key=value`, another place of its `data`.
 
     Raises:
         InputError: there is no run, or its config.yaml is damaged.
@@ -197,7 +199,7 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
         raise InputError(f"{folder}: no run here (no config.yaml); `msm4sr run DATA --out {folder}` creates one")
     config = read_yaml(file)
     try:
-        data, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
+        stored, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
         found = config.pop("precomputed", {})
         precomputed = {name: Precomputed(Path(one["file"]), str(one["sha256"])) for name, one in found.items()}
     except (AttributeError, KeyError, TypeError):
@@ -205,12 +207,35 @@ def open_run(folder: Path, changes: Sequence[str] = ()) -> Run:
         raise InputError(f"{file}: not a run's settings: it must have {needed}") from None
     hint = f"; the run was written by another version of msm4sr ({config.pop('msm4sr', 'unknown')}); train it again"
     settings = change_settings(validated(RunSettings, config, str(file), hint), changes)
-    return Run(folder, data, folder.absolute() / features, preset, settings, precomputed)
+    place = stored if data is None else data.absolute()
+    return Run(folder, place, folder.absolute() / features, preset, settings, precomputed)
 
 
-def tidy(run: Run) -> None:
-    """Remove the empty folders of a run that did not start."""
-    for folder in (run.features, run.folder):
+@contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Let no other process work on a run folder during the block; a folder without a run at its end is removed.
+
+    Raises:
+        InputError: another process works on it.
+    """
+    lock = try_lock(folder / RUN_LOCK)
+    if lock is None:
+        raise InputError(f"{folder}: another process works on this run; wait until it ends, or choose another --out")
+    try:
+        yield
+    finally:
+        begun = (folder / "config.yaml").exists()
+        if begun and not (folder / "metrics.json").exists():
+            lock.release()
+        else:
+            unlock(lock)
+        if not begun:
+            remove_empty(folder / "features", folder)
+
+
+def remove_empty(*folders: Path) -> None:
+    """Remove those of the folders that are empty."""
+    for folder in folders:
         with suppress(OSError):  # not empty, or not there
             folder.rmdir()
 

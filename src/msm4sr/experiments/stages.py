@@ -12,32 +12,26 @@ from typing import Any
 from torch import Tensor
 
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
+from msm4sr.data.schema import changed_tables
+from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
 from msm4sr.features.extract import Extraction
-from msm4sr.features.extractors.precomputed import file_hash
 from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Shard
 from msm4sr.files import write_text
 from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.progress import NoProgress, Progress
+from msm4sr.tensor_files import load_tensors, read_about
 from msm4sr.training.callbacks import Callback, EpochRecord
-from msm4sr.training.checkpoint import (
-    TrainingState,
-    best_file,
-    check_identity,
-    last_file,
-    read_about,
-    read_state,
-    read_weights,
-    set_weights,
-)
+from msm4sr.training.checkpoint import TrainingState, best_file, check_identity, last_file, read_state, set_weights
+from msm4sr.training.identity import stage_identity
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.stages import STAGES, can_transfer, has_stage, task_for
-from msm4sr.training.trainer import Trainer, TrainerOptions, stage_identity
+from msm4sr.training.trainer import Trainer, TrainerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +40,19 @@ DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the i
 
 
 def load_run_data(run: Run) -> Dataset:
-    """The run's data set; logs its size, and what was dropped and why."""
+    """The run's data set; logs its size, and what was dropped and why. Raises InputError if it is not there."""
+    if not run.data.is_dir():
+        raise InputError(
+            f"{run.data}: the data of {run.folder} is no longer there; name its new place with --data, or as `data:` "
+            f"in {run.folder / 'config.yaml'}"
+        )
     dataset = load_dataset(run.data, run.settings.dataset)
     describe_data(dataset)
     return dataset
 
 
 def describe_data(dataset: Dataset) -> None:
-    """Log the size of a data set, and what was dropped and why."""
+    """Log the size of a data set, what was dropped and why, and a warning if its files have changed."""
     logger.info(
         "%s: %s users, %s items, %s interactions",
         dataset.folder.name,
@@ -61,6 +60,8 @@ def describe_data(dataset: Dataset) -> None:
     )
     for reason, count in dataset.dropped.items():
         logger.info("dropped %s %s", f"{count:,}", reason)
+    for file in changed_tables(dataset.folder):
+        logger.warning("%s: not as `msm4sr prepare` wrote it: edited or damaged since (see provenance.json)", file)
 
 
 def complete_run(run: Run) -> Run:
@@ -136,7 +137,7 @@ def _describe_modality(modality: str, features: Mapping[str, Features], scores_s
 def _unchanged_files(run: Run) -> dict[str, Path]:
     """The files of precomputed embeddings. InputError for one that has changed since the run began."""
     for name, precomputed in run.precomputed.items():
-        if file_hash(precomputed.file) != precomputed.sha256:
+        if file_digest(precomputed.file) != precomputed.sha256:
             raise InputError(
                 f"{precomputed.file}: the precomputed embeddings of {name} have changed since {run.folder} began; "
                 "restore the file, or create a new run with `msm4sr run`"
@@ -249,10 +250,19 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     file, command = best_file(run.checkpoints, stage), f"msm4sr {stage} {run.folder}"
     if not file.exists():
         raise InputError(f"{run.folder}: {stage} has no trained weights yet; run `{command}` first")
-    weights, about = read_weights(file), read_about(file)
+    state = read_state(run.checkpoints, stage)
+    if state is not None and not state.done:
+        logger.warning(
+            "%s was interrupted in epoch %d; the weights of epoch %d are used (`%s --resume` completes it)",
+            stage,
+            state.epoch,
+            state.best_epoch,
+            command,
+        )
     settings: StageSettings = getattr(run.settings, stage)
-    identity = stage_identity(settings, dataset.item_ids, run.settings.seed) | run_identity(run)
-    check_identity(file, about, identity, f"run `{command}` again")
+    identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run)
+    check_identity(file, read_about(file), identity, f"run `{command}` again")
+    weights = load_tensors(file, f"run `{command}` again")
     try:
         set_weights(model, weights)
     except InputError as error:
@@ -281,7 +291,7 @@ def start_from(folder: Path, model: Model) -> None:
     file = best_file(folder / "checkpoints", "pretrain")
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
-    weights = read_weights(file)
+    weights = load_tensors(file)
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
     for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:

@@ -25,7 +25,8 @@ from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from msm4sr.data.dataset import Dataset, training_histories, validation_targets
+from msm4sr.data.dataset import Dataset
+from msm4sr.digests import array_digest
 from msm4sr.dotted import differences, flatten, nest, shorten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
@@ -36,7 +37,6 @@ from msm4sr.features.store import Features
 from msm4sr.files import make_folder
 from msm4sr.locks import try_lock, unlock
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan
-from msm4sr.training.checkpoint import array_digest
 from msm4sr.training.stages import STAGES, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
@@ -209,11 +209,11 @@ def _open(tuning: Tuning) -> optuna.Study:
     """The study of the folder, made if it is missing, with the defaults as its first trial."""
     defaults = check_defaults(tuning.search, tuning.settings)
     make_folder(tuning.folder)
-    histories, validation = training_histories(tuning.dataset), validation_targets(tuning.dataset)
+    features = {name: array_digest(rows.values, rows.offsets) for name, rows in tuning.features.items()}
     identity = {
+        **flatten({"data": tuning.dataset.identity, "features": features}),
         **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
-        "histories": array_digest(histories.values, histories.offsets, validation.targets),
     }
     database = tuning.folder.absolute() / DATABASE
     with FileLock(tuning.folder / STUDY_LOCK):
@@ -231,7 +231,7 @@ def _open(tuning: Tuning) -> optuna.Study:
             study.set_user_attr("identity", identity)
         if found := differences(study.user_attrs["identity"], identity, identity):
             raise InputError(
-                f"{tuning.folder}: the study belongs to other settings: {shorten(found)}; use the options it was "
+                f"{tuning.folder}: the study has other settings or data: {shorten(found)}; use the options it was "
                 "started with, or choose another --out"
             )
         if not study.get_trials(deepcopy=False):

@@ -6,7 +6,7 @@ A folder holds one modality from one encoder:
     items.parquet         item_id, content (a hash of what the item was made from), in row order
     missing.parquet       item (row number), item_id, image (null where the item has nothing at all), reason
     rows.parquet          images only, a line per vector: image (its path); for keywords words and scores, best first
-    manifest.json         what made it: modality, kind, encoder, settings, vocabulary; and counts
+    manifest.json         what made it: modality, kind, encoder, settings, vocabulary; counts; checksums of the files
 
 A store is written to a folder beside it, which then replaces it, so that it is always complete. `locked` keeps two
 processes from writing it at once.
@@ -29,14 +29,15 @@ import numpy as np
 import polars as pl
 from filelock import FileLock
 
+from msm4sr.digests import file_digest
 from msm4sr.errors import InputError
-from msm4sr.files import atomic_file, write_json
+from msm4sr.files import atomic_file, make_folder, write_json
 from msm4sr.locks import try_lock
 from msm4sr.ragged import Ragged
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 
 MISSING = {"item": pl.Int64, "item_id": pl.String, "image": pl.String, "reason": pl.String}
 """The columns of missing.parquet."""
@@ -72,29 +73,28 @@ class Features(Ragged):
 
 def load_features(folder: Path) -> Features:
     """Read a store; the vectors stay on disk until they are used. Raises InputError for none, or a damaged one."""
-    if read_manifest(folder) is None:
-        raise InputError(f"{folder}: no extracted features here (manifest.json is missing)")
     with _damage(folder):
+        _check(folder, "vectors.safetensors")
         arrays, _ = map_tensors(folder / "vectors.safetensors")
-        return Features(arrays["vectors"], arrays["offsets"], _read(folder / "items.parquet")["item_id"].to_list())
+        return Features(arrays["vectors"], arrays["offsets"], _read(folder, "items.parquet")["item_id"].to_list())
 
 
 def read_contents(folder: Path) -> list[str]:
     """The hash of each item's content, in row order."""
     with _damage(folder):
-        return _read(folder / "items.parquet")["content"].to_list()
+        return _read(folder, "items.parquet")["content"].to_list()
 
 
 def read_missing(folder: Path) -> pl.DataFrame:
     """Items and images without a vector, and why: columns item, item_id, image, reason."""
     with _damage(folder):
-        return _read(folder / "missing.parquet").select(*MISSING)
+        return _read(folder, "missing.parquet").select(*MISSING)
 
 
 def read_rows(folder: Path) -> pl.DataFrame | None:
     """A line per vector: image, and for keywords words and scores. None for a modality whose rows are not images."""
     with _damage(folder):
-        return _read(folder / "rows.parquet") if (folder / "rows.parquet").exists() else None
+        return _read(folder, "rows.parquet") if (folder / "rows.parquet").exists() else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -141,9 +141,19 @@ def _damage(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: damaged features ({why}); delete the folder and extract again") from error
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _read(folder: Path, name: str) -> pl.DataFrame:
+    _check(folder, name)
     # Not memory-mapped: the file may be replaced while the frame lives.
-    return pl.read_parquet(path.read_bytes())
+    return pl.read_parquet((folder / name).read_bytes())
+
+
+def _check(folder: Path, name: str) -> None:
+    """Compare a file with its checksum in the manifest. Raises InputError without a manifest, else ValueError."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no extracted features here (manifest.json is missing)")
+    if file_digest(folder / name) != manifest["checksums"][name]:
+        raise ValueError(f"{name} does not match its checksum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +174,7 @@ def write_store(
 
     `blocks` are the vectors in order, float32 [any number, dim] each, written one at a time.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     new, old = _beside(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -176,9 +186,11 @@ def write_store(
         _write_table(tables.missing, new / "missing.parquet")
         if tables.rows is not None:
             _write_table(tables.rows, new / "rows.parquet")
+        checksums = {file.name: file_digest(file) for file in sorted(new.iterdir())}
         record = {
             **manifest,
             "format": FORMAT,
+            "checksums": checksums,
             "items": len(tables.item_ids),
             "items_with_rows": int(np.count_nonzero(tables.counts)),
             "rows": int(offsets[-1]),

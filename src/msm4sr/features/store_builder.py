@@ -10,8 +10,6 @@ in one that was killed and resumed, and on another machine.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 import shutil
@@ -23,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from safetensors.numpy import save_file
 
+from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.store import (
     FORMAT,
@@ -44,7 +42,7 @@ from msm4sr.features.store import (
     recover,
     write_store,
 )
-from msm4sr.files import atomic_file, write_json
+from msm4sr.files import write_json
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 
@@ -65,12 +63,6 @@ def chunk_ranges(n_items: int) -> list[range]:
     """The rows of each chunk of a catalogue; all chunks but the last have the same size."""
     size = min(MAX_ITEMS, max(MIN_ITEMS, -(-n_items // MIN_CHUNKS)))
     return [range(start, min(start + size, n_items)) for start in range(0, n_items, size)]
-
-
-def json_digest(*values: object) -> str:
-    """A hash of 32 letters of any values that JSON can represent."""
-    text = json.dumps(values, ensure_ascii=True, sort_keys=True)  # ascii: lone surrogates cannot be encoded otherwise
-    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def no_vectors() -> np.ndarray:
@@ -100,24 +92,25 @@ class Chunk:
 
     def save(self, path: Path) -> None:
         """Write the chunk as safetensors, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        counts = np.ascontiguousarray(self.counts, np.int64)
-        vectors = np.ascontiguousarray(self.vectors, np.float32)
-        entries = {"images": self.images, "missing": self.missing, "backend": self.backend}
-        metadata = {name: json.dumps(value) for name, value in entries.items()}
-        with atomic_file(path) as unfinished:
-            save_file({"counts": counts, "vectors": vectors}, unfinished, metadata)
+        import torch  # heavy, and a store is read without it
+
+        from msm4sr.tensor_files import save_tensors
+
+        arrays = {"counts": self.counts.astype(np.int64), "vectors": self.vectors.astype(np.float32)}
+        about = {"images": self.images, "missing": self.missing, "backend": self.backend}
+        save_tensors({name: torch.from_numpy(array) for name, array in arrays.items()}, path, about)
 
     @classmethod
     def load(cls, path: Path) -> Chunk | None:
         """Read a chunk; None if there is none, or a damaged one."""
+        from msm4sr.tensor_files import load_tensors, read_about
+
         try:
-            arrays, metadata = map_tensors(path)
-            entries = {name: json.loads(metadata[name]) for name in ("images", "missing", "backend")}
-            missing = [(int(item), image, reason) for item, image, reason in entries["missing"]]
-            return cls(arrays["counts"], arrays["vectors"], entries["images"], missing, entries["backend"])
-        except (OSError, ValueError, KeyError):
+            arrays, about = load_tensors(path), read_about(path)
+        except InputError:
             return None
+        missing = [(int(item), image, reason) for item, image, reason in about["missing"]]
+        return cls(arrays["counts"].numpy(), arrays["vectors"].numpy(), about["images"], missing, about["backend"])
 
 
 @dataclass(frozen=True)

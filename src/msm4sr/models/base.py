@@ -16,16 +16,16 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.files import atomic_file, write_json
+from msm4sr.files import write_json
 from msm4sr.models.layers import ItemCategories, ItemFeatures
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
+from msm4sr.tensor_files import load_tensors, read_about, save_tensors
 
+REMEDY = "`msm4sr evaluate RUN` writes it again"
 SEEN_BIAS_SCALE = 10.0  # Adam moves a weight by its learning rate at most, and the bias has far to go in few steps
 
 
@@ -219,33 +219,21 @@ class Model(Scorer):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (the weights and what the model keeps of its inputs)."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Tensor] = {}
-        addresses: set[int] = set()
-        for name, tensor in self.state_dict().items():
-            stored = tensor.detach().cpu().contiguous()
-            # safetensors refuses tensors that share memory, and two modalities may have the same features
-            state[name] = stored.clone() if stored.data_ptr() in addresses else stored
-            addresses.add(stored.data_ptr())
-        try:
-            with atomic_file(folder / "model.safetensors") as file:
-                save_file(state, file)
-        except SafetensorError as error:
-            raise InputError(f"{folder / 'model.safetensors'}: could not be written ({error})") from None
-        write_json(folder / "config.json", {"config": self.config.model_dump(mode="json"), **self.sizes()})
+        config = {"config": self.config.model_dump(mode="json"), **self.sizes()}
+        save_tensors(self.state_dict(), folder / "model.safetensors", config)
+        write_json(folder / "config.json", config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote. Raises InputError if the files are missing or incomplete."""
         folder = Path(folder)
         stored, file = read_config(folder), folder / "model.safetensors"
+        state = load_tensors(file, REMEDY)
+        if read_about(file) != stored:
+            raise InputError(f"{folder}: config.json does not belong to model.safetensors; {REMEDY}")
         try:
-            # copied: safetensors maps tensors with another alignment than torch, and products differ in the last bit
-            state = {name: tensor.clone() for name, tensor in load_file(file).items()}
             model = cls(cls.Config.model_validate(stored["config"]), cls.inputs_of(stored, state))
             model.load_state_dict(state)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: not a complete safetensors file ({error})") from None
         except (KeyError, TypeError, ValidationError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"{folder}: config.json and model.safetensors do not make a model ({why})") from None

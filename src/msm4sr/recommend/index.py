@@ -23,6 +23,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from msm4sr.digests import file_digest
+from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, write_json
 from msm4sr.strict import Strict
 
@@ -91,9 +93,10 @@ class ApproximateIndex:
         graph = settings.model_dump(exclude={"kind", "approximate_from"})
         built_from = {"dtype": DTYPE, "item_vectors": digest, "settings": graph}
         # An index that is missing, damaged or of another run is built again.
-        with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError, InputError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            if all(about[name] == value for name, value in built_from.items()):
+            expected = built_from | {"checksum": file_digest(folder / FILE)}
+            if all(about[name] == value for name, value in expected.items()):
                 index = _empty_index(item_vectors.shape[1], graph)
                 index.view(str(folder / FILE))
                 if len(index) == len(item_vectors):
@@ -118,6 +121,7 @@ class ApproximateIndex:
         }
         with atomic_file(folder / FILE) as path:
             index.save(str(path))
+        about["checksum"] = file_digest(folder / FILE)
         write_json(folder / ABOUT, about)
         return cls(index, about)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, open_grid
@@ -40,10 +41,9 @@ class Outcome:
         file = self.folder / "users.parquet"
         if not file.exists():
             return None
-        try:
-            return pl.read_parquet(file).filter(pl.col("part") == "test")
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{file}: not readable ({error}); `msm4sr evaluate {self.folder}` makes it") from None
+        if file_digest(file) != self.metrics["identity"].get("users.parquet"):
+            raise InputError(f"{file}: does not belong to metrics.json; `msm4sr evaluate {self.folder}` writes both")
+        return pl.read_parquet(file).filter(pl.col("part") == "test")
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,29 @@ def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for cell in cells_of(folder, grid):
         outcomes.setdefault((cell.data.name, cell.row.name), []).append(_outcome(cell))
+    _check_same_data([outcome for cells in outcomes.values() for outcome in cells if outcome.state == "finished"])
     data, shared = tuple(entry.name for entry in grid.data), Counter(row.label for row in grid.rows)
     rows = tuple(  # labels that several rows share are extended by names
         row.model_copy(update={"label": f"{row.label} ({row.name})"}) if shared[row.label] > 1 else row
         for row in grid.rows
     )
     return GridResults(folder, grid.name, grid.title, grid.kind, data, grid.seeds, rows, grid.best_against, outcomes)
+
+
+def _check_same_data(finished: Sequence[Outcome]) -> None:
+    """Raise InputError if cells whose settings make the same data, or the same features, did not have the same."""
+    first: dict[tuple[Any, ...], tuple[Outcome, Any]] = {}
+    for outcome in finished:
+        for sections, kind in (("dataset.",), "data."), (("dataset.", "features.", "precomputed."), "inputs.features."):
+            used = {key: value for key, value in outcome.settings.items() if key.startswith(sections)}
+            for name, value in outcome.metrics["identity"].items():
+                if name.startswith(kind):
+                    then, before = first.setdefault((outcome.data, name, repr(used)), (outcome, value))
+                    if before != value:
+                        raise InputError(
+                            f"{outcome.folder} and {then.folder} are of different data: {name} is {value} and "
+                            f"{before}; remove the older one, and run `msm4sr compare` again"
+                        )
 
 
 def _outcome(cell: Cell) -> Outcome:
@@ -97,7 +114,7 @@ def _outcome(cell: Cell) -> Outcome:
         return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))
     if metrics is None:
         return outcome
-    if not {"test", "seen_excluded", "run"} <= metrics.keys():
+    if not {"test", "seen_excluded", "run", "identity"} <= metrics.keys():
         raise InputError(
             f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
         )

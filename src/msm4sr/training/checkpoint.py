@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
-from msm4sr.files import atomic_file
+from msm4sr.tensor_files import load_tensors, read_about, save_tensors
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -34,60 +28,6 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
-
-
-def save_weights(weights: Mapping[str, Tensor], file: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write `weights`, and `about` as JSON in the header, to `file`.
-
-    Raises:
-        InputError: the file cannot be written; an earlier `file` is kept.
-    """
-    header = None if about is None else {"about": json.dumps(about)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as unfinished:
-            save_file({name: weight.contiguous() for name, weight in weights.items()}, unfinished, header)
-    except (OSError, SafetensorError) as error:
-        kept = "; the earlier one is kept" if file.exists() else ""
-        raise InputError(f"{file}: the checkpoint could not be written ({error}){kept}") from None
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read what `save_weights` wrote. InputError when the file is missing or damaged."""
-    with _readable(file):
-        return load_file(file)
-
-
-def read_about(file: Path) -> dict[str, Any]:
-    """The description that `save_weights` wrote; reads only the header. InputError as in `read_weights`."""
-    with _readable(file), file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError("it is not a safetensors file")
-        header: dict[str, Any] = json.loads(opened.read(length))
-        about: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("about", "{}"))
-        return about
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Raise errors of reading a checkpoint as InputError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such checkpoint") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{file}: damaged checkpoint ({error}); rerun the stage that writes it") from None
-
-
-def array_digest(*parts: bytes | np.ndarray) -> str:
-    """A short hash of any content."""
-    made = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        content = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1)
-        made.update(content.nbytes.to_bytes(8, "little"))
-        made.update(content.view(np.uint8).data)
-    return made.hexdigest()
 
 
 @dataclass
@@ -140,11 +80,11 @@ class Checkpoints:
 
     def save_best(self, weights: Mapping[str, Tensor], epoch: int) -> None:
         """Keep the weights of the best epoch so far."""
-        save_weights(weights, best_file(self.folder, self.stage), {"identity": self.identity, "epoch": epoch})
+        save_tensors(weights, best_file(self.folder, self.stage), {"identity": self.identity, "epoch": epoch})
 
     def save_last(self, tensors: Mapping[str, Tensor], state: TrainingState) -> None:
         """Keep everything that resuming needs."""
-        save_weights(tensors, last_file(self.folder, self.stage), {"identity": self.identity, "state": asdict(state)})
+        save_tensors(tensors, last_file(self.folder, self.stage), {"identity": self.identity, "state": asdict(state)})
 
     def load_last(self) -> tuple[dict[str, Tensor], TrainingState] | None:
         """What `save_last` wrote; None if there is nothing. InputError for another training's checkpoint."""
@@ -152,7 +92,7 @@ class Checkpoints:
         if not file.exists():
             return None
         about = self._read_own(file)
-        return read_weights(file), TrainingState(**about["state"])
+        return load_tensors(file), TrainingState(**about["state"])
 
     def load_best(self, epoch: int) -> dict[str, Tensor]:
         """The best weights of a resumed training: of `epoch`, or of the interrupted epoch."""
@@ -160,7 +100,7 @@ class Checkpoints:
         about = self._read_own(file)
         if about["epoch"] < epoch:
             raise InputError(f"{file}: from epoch {about['epoch']}, not {epoch}; rerun the stage without --resume")
-        return read_weights(file)
+        return load_tensors(file)
 
     def _read_own(self, file: Path) -> dict[str, Any]:
         about = read_about(file)

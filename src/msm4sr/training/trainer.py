@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
-from msm4sr.training.checkpoint import Checkpoints, TrainingState, array_digest, set_weights, weights_of
+from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
 from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, share
+from msm4sr.training.identity import stage_identity
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task, TrainingBatch
 
@@ -161,16 +162,10 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What the weights depend on."""
-        device, dataset = self.options.device, self._dataset
-        tables = (
-            table for name, table in self.model.named_buffers()
-            if ".whitening." not in name  # computed from the others; its last bits differ between machines
-        )  # fmt: skip
+        evaluation, precision = self.options.evaluation.model_dump(), self.options.device.precision
         return {
-            **stage_identity(self.settings, dataset.item_ids, self.options.seed),
-            "histories": array_digest(self._histories.values, self._histories.offsets),
-            "features": array_digest(*(table.cpu().numpy() for table in tables)),
-            **flatten({"evaluation": self.options.evaluation.model_dump(), "device": {"precision": device.precision}}),
+            **stage_identity(self.model, self._dataset, self.settings, self.options.seed),
+            **flatten({"evaluation": evaluation, "device": {"precision": precision}}),
             **self.options.identity,
             "device": self.fabric.device.type,
             "processes": self.fabric.world_size,
@@ -327,16 +322,6 @@ def shared_loss(
     if fabric.world_size == 1:
         return loss
     return loss * (int(mine.mask.sum()) * fabric.world_size / int(batch.mask.sum()))
-
-
-def stage_identity(settings: StageSettings, item_ids: Sequence[str], seed: int) -> dict[str, Any]:
-    """What the weights of a stage depend on besides data, model and device."""
-    decisive = settings.model_dump(mode="json", exclude={"checkpoint_every"})
-    return {
-        "seed": seed,
-        "items": f"{len(item_ids)} items, {array_digest(*(item.encode() for item in item_ids))}",
-        **flatten({settings.stage: decisive}),
-    }
 
 
 def epoch_seed(seed: int, epoch: int, process: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.efficientnet import EfficientNetLite0
 from msm4sr.features.extract import EXTRACTORS, Encoders, Extraction, Extractor
@@ -24,7 +25,7 @@ from msm4sr.features.keywords import (
 )
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current, read_manifest, read_missing, read_rows
-from msm4sr.features.store_builder import Chunk, Shard, json_digest
+from msm4sr.features.store_builder import Chunk, Shard
 from msm4sr.features.text_space import map_to_text_space
 from msm4sr.progress import Advance
 from msm4sr.ragged import Ragged

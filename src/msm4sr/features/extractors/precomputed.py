@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from msm4sr.digests import file_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, find_current
-from msm4sr.features.store_builder import Chunk, Missing, Shard, json_digest
+from msm4sr.features.store_builder import Chunk, Missing, Shard
 from msm4sr.progress import Advance
 from msm4sr.ragged import Ragged
 
@@ -37,7 +38,7 @@ class PrecomputedExtractor(Extractor):
         super().__init__(job, modality)
         self.file = job.precomputed[modality]
         self.folder = job.out / store_names(job.settings, [modality])[modality]
-        encoder = {"name": self.file.name, "fingerprint": file_hash(self.file)}
+        encoder = {"name": self.file.name, "fingerprint": file_digest(self.file)}
         self.manifest = {"modality": modality, "kind": "precomputed", "encoder": encoder, "settings": {}}
         self.extra = {"made_of": json_digest(list(self.item_ids), encoder["fingerprint"])}
         self._rows: Ragged  # of each line, and an empty row for items without a line
@@ -72,15 +73,6 @@ class PrecomputedExtractor(Extractor):
         advance(len(items))
         missing: list[Missing] = [(place, None, NO_EMBEDDING) for place in np.flatnonzero(rows.lengths == 0).tolist()]
         return Chunk(rows.lengths, rows.values, missing=missing)
-
-
-def file_hash(file: Path) -> str:
-    """The sha256 of a file. Raises InputError if it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a Parquet file of embeddings") from None
 
 
 def read_embeddings(file: Path) -> tuple[list[str], Ragged]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from msm4sr.digests import json_digest
 from msm4sr.features.extract import EXTRACTORS, Encoders, Extraction, Extractor
 from msm4sr.features.settings import store_names
-from msm4sr.features.store_builder import Chunk, Missing, json_digest, no_vectors
+from msm4sr.features.store_builder import Chunk, Missing, no_vectors
 from msm4sr.features.text import item_sentences
 from msm4sr.progress import Advance
 

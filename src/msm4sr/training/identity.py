@@ -1,0 +1,35 @@
+"""What trained weights depend on. It is stored with them, and compared whenever they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msm4sr.data.dataset import Dataset
+from msm4sr.dotted import flatten
+from msm4sr.models.base import Scorer
+from msm4sr.tensor_files import tensor_digest
+from msm4sr.training.settings import StageSettings
+
+CODE_VERSION = 1  # raised when a change of the code changes weights or metrics of the same settings and data
+
+
+def stage_identity(model: Scorer, dataset: Dataset, settings: StageSettings, seed: int) -> dict[str, Any]:
+    """What the weights of a stage depend on besides the settings of the model, and the device.
+
+    Returns:
+        Dotted names to values: version of the code, seed, data set, inputs that the model keeps, settings of the stage.
+    """
+    decisive = settings.model_dump(mode="json", exclude={"checkpoint_every"})
+    return {"code": CODE_VERSION, "seed": seed, **flatten({"data": dataset.identity, "inputs": inputs_identity(model)}),
+            **flatten({settings.stage: decisive})}  # fmt: skip
+
+
+def inputs_identity(model: Scorer) -> dict[str, str]:
+    """A digest of each input that a model keeps, such as "features.text" or "graph"."""
+    trained = dict(model.named_parameters())
+    kept: dict[str, list[Any]] = {}
+    for name, tensor in model.state_dict().items():
+        # whitening is computed from the features, and its last bits differ between machines
+        if name not in trained and ".whitening." not in name:
+            kept.setdefault(name.rpartition(".")[0] or name, []).append(tensor)
+    return {name: tensor_digest(*tensors) for name, tensors in kept.items()}
