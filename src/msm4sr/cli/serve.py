@@ -79,9 +79,9 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
     try:
         import uvicorn
 
-        from msm4sr.serving.app import ENVIRONMENT, create_app
+        from msm4sr.serving.app import create_app
         from msm4sr.serving.service import ServeSettings, default_state
-        from msm4sr.serving.workers import GRACE, Supervisor, serve_here
+        from msm4sr.serving.workers import ENVIRONMENT, GRACE, Supervisor, serve_here
     except ModuleNotFoundError as error:
         reason = f"serving needs the extra 'serve' ({error.name} is missing)"
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
@@ -112,7 +112,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         return
     app.state.service.store.close()  # it was opened for one message about wrong input, and to build the index once
     del app
-    factory = "msm4sr.serving.app:app_from_environment"
+    factory = "msm4sr.serving.workers:app_from_environment"
     config = uvicorn.Config(factory, factory=True, workers=settings.workers, **server)
     supervisor = Supervisor(config, [config.bind_socket()])
     with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-", ignore_cleanup_errors=True) as folder:

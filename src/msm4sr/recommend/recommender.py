@@ -268,7 +268,7 @@ class Recommender:
             present = torch.stack([features[name].lengths > 0 for name in self.modalities], dim=1)
             tensors = ItemTensors(embeddings, self.model.scoring_vectors(embeddings), present)
         if not bool(torch.isfinite(tensors.embeddings).all() and torch.isfinite(tensors.item_vectors).all()):
-            raise InputError("the scores of a new item are not finite; its features are damaged")
+            raise InputError("the scores of a new item are not finite")
         return tensors
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:

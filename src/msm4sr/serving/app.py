@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import json
 import logging
 import os
 import sys
@@ -17,18 +17,16 @@ import anyio.to_thread
 import torch
 from fastapi import FastAPI
 
-from msm4sr.errors import InputError, first_line
+from msm4sr.errors import first_line
 from msm4sr.serving.middleware import RequestLimits
 from msm4sr.serving.paths import EncodedSlashes
 from msm4sr.serving.problems import Problem, add_problem_handlers, described
 from msm4sr.serving.routes import items, pages, recommend, service
 from msm4sr.serving.service import PRODUCTS_INLINE, ServeSettings, Service, products_per_history
 from msm4sr.serving.thumbnails import ThumbnailCache
-from msm4sr.serving.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "MSM4SR_SERVE"  # the variable that passes the settings to the worker processes, as JSON
 CHECK_SECONDS = 1.0  # between two checks for a newer run
 SWITCH_SECONDS = 0.001  # that the event loop waits for each thread in Python code
 THREADS = 8  # for long requests; more would only wait for the cores, and each keeps memory
@@ -45,17 +43,6 @@ class Api(FastAPI):
                 schemas.pop(unused, None)
         assert self.openapi_schema is not None
         return self.openapi_schema
-
-
-def app_from_environment() -> FastAPI:
-    """The application of a worker process, from the settings that `msm4sr serve` left in the environment."""
-    end_with_parent()
-    settings = ServeSettings.model_validate(json.loads(os.environ[ENVIRONMENT]))
-    try:
-        return create_app(settings)
-    except InputError as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
@@ -88,13 +75,14 @@ def create_app(settings: ServeSettings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(served: Service, app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-    ended = threading.Event()
-    # Daemons: a run that is being loaded does not delay the end.
+    warming, ended = asyncio.create_task(asyncio.to_thread(_warm, served)), threading.Event()
+    # a daemon, so that a run that is being loaded does not delay the end
     threading.Thread(target=_watch, args=(served, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
+        await asyncio.wait([warming])
 
 
 def _warm(served: Service) -> None:
@@ -114,7 +102,6 @@ def _warm(served: Service) -> None:
 
 
 def _watch(served: Service, ended: threading.Event) -> None:
-    _warm(served)
     while not ended.wait(CHECK_SECONDS):
         if served.reload_if_changed():
             _warm(served)

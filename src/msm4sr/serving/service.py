@@ -110,9 +110,11 @@ class Service:
         """Id of a stored item that cannot be recommended, and why."""
         return self._current().skipped
 
-    def _current(self) -> _Served:
+    def _current(self, to_change: bool = False) -> _Served:
         served = self._served
         self._catch_up(served)
+        if to_change and self.failed_store:
+            raise sqlite3.OperationalError(self.failed_store)
         return served
 
     def _load(self) -> _Served:
@@ -166,7 +168,7 @@ class Service:
             try:
                 item = self._stored(served, change)
             except Exception as error:  # whatever is wrong with it concerns this item only
-                self._skip(served, change.item_id, error)
+                self._skip(served, change.item_id, first_line(error))
                 continue
             added.append(item)
             if change.encoded_by != served.encoded_by:
@@ -192,36 +194,36 @@ class Service:
         try:
             served.recommender.tensors_of([item])
         except Exception as error:
-            self._skip(served, item.item_id, error)
+            self._skip(served, item.item_id, f"its features are damaged ({first_line(error)}); remove the item")
             return False
         return True
 
-    def _skip(self, served: _Served, item_id: str, error: Exception) -> None:
-        served.skipped[item_id] = first_line(error)
-        logger.warning("the added item %r is skipped: %s", item_id, first_line(error))
+    def _skip(self, served: _Served, item_id: str, why: str) -> None:
+        served.skipped[item_id] = why
+        logger.warning("the added item %r is skipped: %s", item_id, why)
 
     def add(self, items: Sequence[Item]) -> None:
         """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
-        served = self._current()
+        served = self._current(to_change=True)
         catalogue = served.recommender.catalogue
         catalogue.check_new(items)
         encoded = served.recommender.encode_items(items)
         served.recommender.tensors_of(encoded)  # before they are stored
         replaces = [item.item_id in catalogue.items.rows for item in items]
         self.store.add(encoded, served.encoded_by, replaces)
-        self._catch_up(self._served)
+        self._current(to_change=True)
 
     def remove(self, item_id: str) -> None:
         """Store that an item was removed, and no longer recommend it. Raises InputError for an unknown or last item."""
         with self.store.transaction():  # no other process changes items meanwhile
-            served = self._current()
+            served = self._current(to_change=True)
             catalogue = served.recommender.catalogue
             if item_id not in served.skipped:
                 catalogue.known_row(item_id)
                 if catalogue.n_items == 1:
                     raise InputError("no item would be left to recommend; keep at least one")
             self.store.remove(item_id, item_id in catalogue.items.rows)
-        self._catch_up(self._served)
+        self._current(to_change=True)
 
     def reload_if_changed(self) -> bool:
         """Reload the run if it has changed or a reload was requested; whether it was reloaded.

@@ -8,6 +8,7 @@ reads the changes since the last one that it knows.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 
 FILE = "items.sqlite"
 FORMAT = 1
+MAGIC = b"SQLite format 3\0"  # the start of the file
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
     item_id TEXT PRIMARY KEY,
@@ -188,15 +190,20 @@ class ItemStore:
             if self._connection.in_transaction:
                 yield
                 return
+            self._check_file()
             with self._connection:
-                self._check_file()
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
 
     def _check_file(self) -> None:
-        """Raise OperationalError if the file was removed or replaced: what is written would be lost."""
-        if not self.file.exists() or self.file.stat().st_ino != self._inode:
-            raise sqlite3.OperationalError(f"{self.file} was removed or replaced; restart the service")
+        """Raise DatabaseError if the file was removed or overwritten: SQLite has it in memory and would still write."""
+        try:
+            with self.file.open("rb") as file:
+                same = os.fstat(file.fileno()).st_ino == self._inode and file.read(len(MAGIC)) == MAGIC
+        except OSError:
+            same = False
+        if not same:
+            raise sqlite3.DatabaseError(f"{self.file} was removed or overwritten; restart the service")
 
 
 class _Words(BaseModel):
@@ -238,7 +245,7 @@ def _change(columns: dict[str, Any]) -> Change:
     except Exception as error:  # safetensors raises all kinds of errors on damaged data
         damage = first_line(error)
         if isinstance(error, ValidationError):
-            damage = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+            damage = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
     number, item_id = columns["change"], str(columns["item_id"]).encode("utf-8", "backslashreplace").decode()
     return Change(number if isinstance(number, int) else 0, item_id, replaces=bool(columns["replaces"]), damage=damage)
 

@@ -6,6 +6,7 @@ once. Workers end with their supervisor, however it ends.
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -16,13 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import socket
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
+from msm4sr.errors import InputError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 logger = logging.getLogger(__name__)
 
+ENVIRONMENT = "MSM4SR_SERVE"  # the variable that passes the settings to the workers, as JSON
 GRACE = 10  # seconds for the requests in progress
 INTERRUPTED = 130
 # A terminal sends these to all processes; workers leave them to the supervisor.
@@ -99,16 +106,31 @@ def _terminal_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_parent() -> None:
-    """End this worker when its supervisor has ended, even if that was before this call."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+def app_from_environment() -> FastAPI:
+    """The application of a worker, from the settings that `msm4sr serve` left in the environment.
+
+    The worker ends with its supervisor, even if that has ended before.
+    """
+    at_end = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # loading is interrupted; nothing is in progress yet
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # here, since these imports take seconds
+    from msm4sr.serving.app import create_app
+    from msm4sr.serving.service import ServeSettings
+
+    settings = ServeSettings.model_validate(json.loads(os.environ[ENVIRONMENT]))
+    try:
+        app = create_app(settings)
+    except InputError as error:
+        logger.error("%s", error)
+        raise SystemExit(1) from None
+    signal.signal(signal.SIGTERM, at_end)
+    return app
 
 
-def _wait_for_parent() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    parent.join()  # a pipe that closes when the parent ends
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(1)  # it was still loading, or waits for threads
+    if parent is not None:
+        parent.join()  # a pipe that closes when the parent ends
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * GRACE)
+        os._exit(1)  # threads that still compute are not waited for

@@ -1,0 +1,165 @@
+"""Newer runs that are broken: each is refused with a reason, the old one stays, and the next good one is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from msm4sr.data.dataset import load_dataset
+from msm4sr.errors import InputError
+from msm4sr.serving import service as module
+from msm4sr.serving.service import ServeSettings, Service
+
+
+def change_weights(change: Callable[[np.ndarray], np.ndarray], *names: str) -> Callable[[Path], None]:
+    def breaks(run: Path) -> None:
+        file = run / "model" / "model.safetensors"
+        weights = load_file(file)
+        chosen = names or [name for name, values in weights.items() if values.dtype.kind == "f"]
+        save_file(weights | {name: change(weights[name]) for name in chosen}, file)
+
+    return breaks
+
+
+def change_items(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def breaks(run: Path) -> None:
+        file = run / "model" / "items.json"
+        file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+    return breaks
+
+
+def in_place(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def breaks(run: Path) -> None:
+        (run / name).unlink()
+        make(run / name)
+
+    return breaks
+
+
+def sparse(size: int) -> Callable[[Path], object]:
+    def make(file: Path) -> None:
+        file.touch()
+        os.truncate(file, size)
+
+    return make
+
+
+def without_first(names: dict[str, Any]) -> dict[str, Any]:
+    return {name: values[1:] for name, values in names.items()}
+
+
+def twice(names: dict[str, Any]) -> dict[str, Any]:
+    return names | {"item_ids": names["item_ids"][:1] * len(names["item_ids"])}
+
+
+# What breaks a run, and what is said about it.
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "half precision": (change_weights(lambda values: values.astype(np.float16)), ""),
+    "nan": (change_weights(lambda values: np.full_like(values, np.nan)), "not finite"),
+    "last position nan": (
+        change_weights(lambda values: np.vstack([values[:-1], values[-1:] * np.nan]), "transformer.position.weight"),
+        "not finite",
+    ),
+    "items lack one": (change_items(without_first), "items"),
+    "an id twice": (change_items(twice), "items"),
+    "ids are numbers": (change_items(lambda names: names | {"item_ids": list(range(60))}), "item_id"),
+    "half a surrogate pair": (
+        change_items(lambda names: names | {"titles": ["\ud800", *names["titles"][1:]]}),
+        "cannot be loaded",
+    ),
+    "items are a list": (change_items(lambda names: [names]), "items.json"),
+    "items are nested": (in_place("model/items.json", lambda file: file.write_text("[" * 200_000)), "loaded"),
+    "items are a pipe": (in_place("model/items.json", os.mkfifo), "not an ordinary file"),
+    "settings are a pipe": (in_place("config.yaml", os.mkfifo), "not an ordinary file"),
+    "weights are a device": (
+        in_place("model/model.safetensors", lambda file: file.symlink_to("/dev/zero")),
+        "not an ordinary file",
+    ),
+    "enormous items": (in_place("model/items.json", sparse(2**40)), "too large to be loaded"),
+    "enormous weights": (in_place("model/model.safetensors", sparse(2**40)), "too large to be loaded"),
+    "enormous settings": (in_place("config.yaml", sparse(2**30)), "too large to be loaded"),
+    "weights are a folder": (in_place("model/model.safetensors", Path.mkdir), "model.safetensors"),
+    "settings are binary": (in_place("config.yaml", lambda file: file.write_bytes(bytes(range(256)))), "config.yaml"),
+    "no model": (lambda run: shutil.rmtree(run / "model"), "no model here"),
+    "no run": (shutil.rmtree, "no run here"),
+}
+
+
+@pytest.fixture(scope="module")
+def served(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, Path]:
+    """A service over a link, and the link."""
+    link = tmp_path_factory.mktemp("reload") / "current"
+    link.symlink_to(run_folder)
+    return Service(ServeSettings(run=link, state=link.with_name("state"))), link
+
+
+def move(link: Path, run: Path) -> None:
+    link.unlink()
+    link.symlink_to(run)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_run_does_not_replace_a_good_one(
+    served: tuple[Service, Path], run_folder: Path, toyshop: Path, tmp_path: Path, kind: str
+) -> None:
+    service, link = served
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    breaks, words = BROKEN[kind]
+    breaks(run)
+    old = service.recommender
+    move(link, run)
+    assert not service.reload_if_changed()
+    assert words in service.failed_reload
+    assert str(link) in service.failed_reload
+    assert "\n" not in service.failed_reload.strip()
+    assert service.recommender is old
+    assert len(service.recommender.recommend(load_dataset(toyshop).item_ids[:2], 5).items) == 5
+    move(link, run_folder)
+    assert service.reload_if_changed()
+    assert service.failed_reload == ""
+    with pytest.raises(InputError):
+        Service(ServeSettings(run=run, state=tmp_path / "state"))
+
+
+def test_a_run_that_is_not_loaded_in_time_is_given_up(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(ServeSettings(run=run_folder, state=tmp_path, load_seconds=0.01))
+    ended = threading.Event()
+    monkeypatch.setattr(module, "load_recommender", lambda *arguments: ended.wait())
+    service.store.request_reload()
+    assert not service.reload_if_changed()
+    assert "not loaded within 0.01 seconds" in service.failed_reload
+    ended.set()
+
+
+class Panic(BaseException):
+    """What the libraries written in Rust raise is no Exception."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("two\nlines"), MemoryError(), Panic("at once"), KeyError("x")])
+def test_whatever_a_run_raises_is_reported(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    service = Service(ServeSettings(run=run_folder, state=tmp_path))
+
+    def fails(*arguments: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_recommender", fails)
+        service.store.request_reload()
+        assert not service.reload_if_changed()
+    assert f"cannot be loaded ({type(error).__name__}: " in service.failed_reload
+    service.store.request_reload()
+    assert service.reload_if_changed()
