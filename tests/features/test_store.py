@@ -89,6 +89,20 @@ def test_writing_again_replaces_everything_and_leaves_nothing_behind(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
+def test_a_new_store_is_on_disk_before_the_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, synced = tmp_path / "text", []
+    write(folder, settings=1)
+
+    def fsync(descriptor: int) -> None:
+        manifest = read_manifest(folder)
+        beside = sorted(path.name for path in tmp_path.iterdir())
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), manifest and manifest["settings"], beside))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(folder, settings=2)
+    assert synced[-1] == (str(tmp_path), 2, [".text.old", "text"])
+
+
 def test_a_write_that_fails_leaves_the_old_store_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "text", version="old")
 

@@ -31,7 +31,7 @@ from filelock import FileLock
 
 from msm4sr.digests import file_digest
 from msm4sr.errors import InputError
-from msm4sr.files import atomic_file, make_folder, write_json
+from msm4sr.files import atomic_file, make_folder, sync, write_json
 from msm4sr.locks import try_lock
 from msm4sr.ragged import Ragged
 
@@ -203,6 +203,7 @@ def write_store(
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)  # a kill just before this line leaves the old store beside: `recover` restores it
+        sync(folder.parent)  # before the old store, and the chunks that the new one is made of, are removed
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
