@@ -34,10 +34,11 @@ import torch
 from PIL import Image
 
 from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.data.images import BrokenImage
 from msm4sr.features.backends import agrees, cosines
 from msm4sr.features.efficientnet import EfficientNetLite0, squash
 from msm4sr.features.extract import extract_features
-from msm4sr.features.images import BrokenImage, ImageFiles, in_threads
+from msm4sr.features.images import ImageFiles, in_threads
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.features.text import MiniLM, TransformerSentenceEncoder, item_sentences
 from msm4sr.features.visual import CALLERS

@@ -12,5 +12,11 @@ class InputError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or the name of its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an exception's message, at most 200 characters, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def excerpt(value: object, length: int = 60) -> str:
+    """A value as it is quoted in a message, cut after `length` characters."""
+    written = repr(value)
+    return written if len(written) <= length else f"{written[:length]}...{written[-1]}"

@@ -86,13 +86,69 @@ def test_a_time_that_is_none(refused_csv: Refused, log: Path) -> None:
 
 def test_rows_that_are_dropped_are_counted(cli: Cli, log: Path, items: Path, out: Path) -> None:
     log.write_text(log.read_text() + "c,99,1700000000\n,1,1700000000\n")
-    called = cli("prepare", "csv", log, items, out)
+    called = cli("prepare", "csv", log, items, out, "--max-invalid-fraction", "0.1")
     assert called.code == 0, called
     assert "8 kept of 10" in called.out
     assert "dropped 1 interactions without a user ID" in called.out
     assert (
         "dropped 1 interactions with an item that the catalogue lacks (first: log.csv, data row 9: '99')" in called.out
     )
+
+
+def test_a_row_without_a_user_id_is_invalid(refused_csv: Refused, log: Path) -> None:
+    log.write_text(log.read_text() + ",1,1700000000\n")
+    assert "column 'user_id', data row 9: no ID; correct it, or drop such rows (1) with --max-" in refused_csv()
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("\t", r"'\t'")])
+def test_another_delimiter_is_named(
+    refused_csv: Refused, cli: Cli, log: Path, items: Path, mark: str, shown: str
+) -> None:
+    log.write_text(log.read_text().replace(",", mark))
+    assert f"pass --delimiter {shown} (for both tables" in refused_csv()
+    items.write_text(items.read_text().replace(",", mark))
+    option = shown.strip("'")
+    assert cli("prepare", "csv", log, items, log.parent / "other", "--delimiter", option).code == 0
+
+
+def test_line_ends_of_cr_alone(refused_csv: Refused, log: Path) -> None:
+    log.write_bytes(log.read_bytes().replace(b"\n", b"\r"))
+    message = refused_csv()
+    assert "the lines end in CR alone" in message
+    assert len(message) < 300
+
+
+def test_a_long_header_is_cut_in_the_message(refused_csv: Refused, log: Path) -> None:
+    log.write_text("x" * 5000 + "," + ",".join(f"c{n}" for n in range(900)) + "\n")
+    message = refused_csv()
+    assert "no column 'user_id'" in message
+    assert len(message) < 700
+
+
+def test_a_log_of_a_header_only(refused_csv: Refused, log: Path) -> None:
+    log.write_text("user_id,item_id,timestamp\n")
+    assert f"{log}: no rows, only a header" in refused_csv()
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("{:03}", "'000' and '0' of the catalogue differ by leading zeros; write them alike"),
+        ("{}.0", "'0.0' and '0' of the catalogue differ by a final .0"),
+        ("sku-{}", "the interactions have 'sku-0', the catalogue '0'; are they IDs of one kind?"),
+    ],
+)
+def test_ids_that_do_not_match_are_shown(refused_csv: Refused, log: Path, listed: str, message: str) -> None:
+    rows = [f"{user},{listed.format(item)},{1_700_000_000 + item}" for user in "ab" for item in range(4)]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    assert message in refused_csv()
+
+
+def test_most_items_outside_the_catalogue_are_reported(cli: Cli, log: Path, items: Path, out: Path) -> None:
+    items.write_text("item_id,title\n0,Zero\n01,One\n02,Two\n03,Three\n")
+    for number, choice in enumerate(("keep", "drop")):
+        called = cli("prepare", "csv", log, items, out.parent / str(number), "--unknown-items", choice)
+        assert "'1' and '01' of the catalogue differ by leading zeros" in called.out, called
 
 
 def test_interactions_without_time_need_an_explicit_option(

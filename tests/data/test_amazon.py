@@ -20,6 +20,7 @@ from amazon_files import (
     review_2023,
     write_lines,
 )
+from tiny_images import tiny_image
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.preparation import pipeline
@@ -168,7 +169,7 @@ def test_unseen_items_can_stay(tmp_path: Path) -> None:
 def test_images_of_a_folder_are_found_by_the_name_of_their_url_or_by_the_id(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("p3.JPG", f"{asin(4)}.png", "unrelated.jpg"):
-        (tmp_path / "photos" / name).write_bytes(name.encode())
+        (tmp_path / "photos" / name).write_bytes(tiny_image(kind="PNG" if "png" in name else "JPEG"))
     source = write(tmp_path, LINES_2018, META_2018, images=tmp_path / "photos", max_images=2)
     report = prepare_source(source, tmp_path / "out")
     image = dict(read(tmp_path, "items").select("item_id", "image").rows())

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from tiny_images import tiny_image
 
 from msm4sr.data.export import export_csv, export_recbole
 from msm4sr.data.preparation.pipeline import prepare
@@ -33,7 +34,7 @@ ITEMS: dict[str, list[Any]] = {
 def write(folder: Path, log: dict[str, list[Any]] = LOG, items: dict[str, list[Any]] | None = ITEMS) -> Path:
     (folder / "images").mkdir(parents=True)
     for name in "zx":
-        (folder / "images" / f"{name}.jpg").write_bytes(name.encode())
+        (folder / "images" / f"{name}.jpg").write_bytes(tiny_image("red" if name == "z" else "blue", "JPEG"))
     pl.DataFrame(log).write_parquet(folder / "interactions.parquet")
     if items is not None:
         pl.DataFrame(items).write_parquet(folder / "items.parquet")

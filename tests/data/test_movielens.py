@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from tiny_images import tiny_image
 
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.sources.movielens import GENRES, MovieLens
@@ -74,7 +75,7 @@ def test_texts_and_posters_are_joined(tmp_path: Path) -> None:
     write_csv(tmp_path)
     (tmp_path / "texts.csv").write_text('item_id,text\n31,"A film, dark."\n2, \n5,Unknown.\n')
     (tmp_path / "posters").mkdir()
-    (tmp_path / "posters" / "2.jpg").write_bytes(b"poster")
+    (tmp_path / "posters" / "2.jpg").write_bytes(tiny_image(kind="JPEG"))
     source = MovieLens(folder=tmp_path, texts=tmp_path / "texts.csv", images=tmp_path / "posters")
     prepare(source, tmp_path / "out")
     items = pl.read_parquet(tmp_path / "out" / "items.parquet").select("item_id", "text", "image")

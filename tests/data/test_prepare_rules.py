@@ -17,6 +17,7 @@ import pytest
 from amazon_files import dumps, events, item_2018, review_2018, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_images import tiny_image
 
 from msm4sr.data.dataset import k_core
 from msm4sr.data.preparation import pipeline
@@ -116,7 +117,7 @@ def amazon(tmp_path: Path) -> Amazon:
 
 def test_provenance_has_sources_settings_counts_and_the_result(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "p3.jpg").write_bytes(b"three")
+    (tmp_path / "photos" / "p3.jpg").write_bytes(tiny_image(kind="JPEG"))
     source = amazon(tmp_path).model_copy(update={"images": tmp_path / "photos"})
     prepare(source, tmp_path / "out", source.rules.model_copy(update={"user_core": 5}))
     text = (tmp_path / "out" / "provenance.json").read_text()
@@ -147,10 +148,10 @@ def test_another_image_is_another_result(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     source = amazon(tmp_path).model_copy(update={"images": tmp_path / "photos"})
     results = []
-    for content in (b"three", b"four"):
-        (tmp_path / "photos" / "p3.jpg").write_bytes(content)
-        prepare(source, tmp_path / content.decode())
-        results.append(json.loads((tmp_path / content.decode() / "provenance.json").read_text())["result"])
+    for color in ("red", "blue"):
+        (tmp_path / "photos" / "p3.jpg").write_bytes(tiny_image(color))
+        prepare(source, tmp_path / color)
+        results.append(json.loads((tmp_path / color / "provenance.json").read_text())["result"])
     assert results[0]["tables"] == results[1]["tables"]
     assert results[0]["sha256"] != results[1]["sha256"]
 

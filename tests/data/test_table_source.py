@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tiny_images import tiny_image
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.preparation import catalogue as image_files
@@ -29,8 +30,8 @@ def shop(tmp_path: Path) -> Path:
     (tmp_path / "log.csv").write_text(LOG)
     (tmp_path / "items.csv").write_text(ITEMS)
     (tmp_path / "photos" / "sub").mkdir(parents=True)
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"image of a")
-    (tmp_path / "photos" / "sub" / "c.PNG").write_bytes(b"image of c")
+    (tmp_path / "photos" / "a.jpg").write_bytes(tiny_image("red", "JPEG"))
+    (tmp_path / "photos" / "sub" / "c.PNG").write_bytes(tiny_image("blue"))
     return tmp_path
 
 
@@ -56,11 +57,13 @@ def prepare_files(
     items: str | None = "items.csv",
     images: Path | None = None,
     min_rating: float | None = None,
+    max_invalid_fraction: float = 0,
     **settings: Any,
 ) -> PrepareReport:
     """Prepare files of the shop."""
     source = Tables(interactions=shop / log, items=None if items is None else shop / items, images=images, **settings)
-    return pipeline.prepare(source, shop / "out", Tables.rules.model_copy(update={"min_rating": min_rating}))
+    rules = {"min_rating": min_rating, "max_invalid_fraction": max_invalid_fraction}
+    return pipeline.prepare(source, shop / "out", Tables.rules.model_copy(update=rules))
 
 
 def rows(shop: Path, name: str = "interactions") -> list[tuple[Any, ...]]:
@@ -88,7 +91,7 @@ def test_three_inputs_make_a_prepared_folder(shop: Path) -> None:
         ("b", "B", None, None, None),
         ("c", "C", "About c.", ["x"], ["images/c.png"]),
     ]
-    assert (shop / "out" / "images" / "c.png").read_bytes() == b"image of c"
+    assert (shop / "out" / "images" / "c.png").read_bytes() == tiny_image("blue")
     assert (report.interactions_read, report.interactions_kept, report.users) == (4, 4, 2)
     assert (report.items_read, report.items_kept, report.with_image, report.with_text) == (3, 3, 2, 2)
     assert report.dropped == []
@@ -102,7 +105,7 @@ def test_the_folder_loads_as_a_dataset(shop: Path) -> None:
 
 
 def test_the_report_is_printed_and_written(shop: Path) -> None:
-    report = prepare(shop, LOG + "u,ghost,1\n,a,1\n")
+    report = prepare(shop, LOG + "u,ghost,1\n,a,1\n", max_invalid_fraction=0.2)
     text = "\n".join(report.lines())
     assert "4 kept of 6, 2 users" in text
     assert "column 'timestamp' (s), from 1970-01-01 to 1970-01-01" in text
@@ -292,7 +295,7 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(
 
 def test_a_default_content_column_that_is_not_there_is_reported(shop: Path) -> None:
     report = prepare(shop, items="item_id,title\na,A\nb,B\nc,C\n")
-    assert [note.split(":")[0] for note in report.notes] == [
+    assert [note.split(":")[0] for note in report.notes if "no column" in note] == [
         "items.csv has no column 'text'",
         "items.csv has no column 'categories'",
         "items.csv has no column 'image'",
@@ -331,10 +334,15 @@ def test_a_rating_column_without_a_lowest_rating_is_refused(shop: Path) -> None:
 
 
 def test_rows_without_ids_are_dropped_and_counted(shop: Path) -> None:
-    report = prepare(shop, LOG + ",a,1\nu, ,1\n,,1\n", ITEMS + ",nameless,,,\n")
+    log, items = LOG + ",a,1\nu, ,1\n,,\n", ITEMS + ",nameless,,,\n"
+    with pytest.raises(InputError, match=r"log\.csv: column 'user_id', data row 5: no ID; correct it, or drop .*\(1\)"):
+        prepare(shop, log, ITEMS)
+    with pytest.raises(InputError, match=r"items\.csv: column 'item_id', data row 4: no ID"):
+        prepare(shop, LOG, items)
+    report = prepare(shop, log, items, max_invalid_fraction=0.3)
     assert dropped(report) == {
         "items without an ID": 1,
-        "interactions without a user ID": 2,
+        "interactions without a user ID": 1,
         "interactions without an item ID": 1,
     }
     assert len(rows(shop)) == 4
@@ -369,7 +377,7 @@ def test_a_rating_that_is_no_number_is_an_error(shop: Path) -> None:
 def test_nothing_left_says_why(shop: Path) -> None:
     with pytest.raises(InputError, match=r"log\.csv: no interaction is left of 1 \(1 interactions with an item"):
         prepare(shop, "user_id,item_id,timestamp\nu,ghost,1\n")
-    with pytest.raises(InputError, match=r"log\.csv: no interaction is left of 0 \(the file has no rows\)"):
+    with pytest.raises(InputError, match=r"log\.csv: no rows, only a header"):
         prepare(shop, "user_id,item_id,timestamp\n")
     assert_nothing_written(shop)
 
@@ -429,7 +437,7 @@ def test_an_invalid_time_is_an_error_with_its_row(shop: Path, times: list[str], 
 
 def test_an_invalid_time_after_dropped_rows_has_its_own_row(shop: Path) -> None:
     with pytest.raises(InputError, match="data row 6: 'soon'"):
-        prepare(shop, LOG + ",a,1\nu,a,soon\n")
+        prepare(shop, LOG + "\nu,a,soon\n")
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
@@ -464,13 +472,13 @@ def test_rows_are_sorted_by_first_appearance_time_and_order_in_the_file(
 
 
 def test_without_an_image_column_the_file_with_the_items_id_is_used(shop: Path) -> None:
-    for name in ("b.webp", "b.txt", "c.JPEG"):
-        (shop / "photos" / name).write_text(name)
+    for name, content in (("b.webp", tiny_image(kind="WEBP")), ("b.txt", b"about b"), ("c.JPEG", tiny_image())):
+        (shop / "photos" / name).write_bytes(content)
     report = prepare(shop, items="item_id\na\nb\nc\nd\n")
     assert rows(shop, "items") == [
         ("a", ["images/a.jpg"]),
         ("b", ["images/b.webp"]),
-        ("c", ["images/c.jpeg"]),
+        ("c", ["images/c.png"]),
         ("d", None),
     ]
     [drop] = report.dropped
@@ -482,8 +490,22 @@ def test_missing_images_are_counted_and_their_items_kept(shop: Path) -> None:
     (shop / "photos" / "notes.txt").touch()
     report = prepare(shop, items=items)
     assert rows(shop, "items") == [("a", ["images/a.jpg"]), ("b", None), ("c", None), ("d", None)]
-    [drop] = report.dropped
-    assert (drop.count, drop.example) == (4, "item 'a': 'gone.jpg'")
+    missing, broken = report.dropped
+    assert (missing.count, missing.example) == (3, "item 'a': 'gone.jpg'")
+    assert (broken.count, broken.example) == (1, "item 'c': 'notes.txt'")
+    assert "not an image of a format that can be read (JPEG, PNG, WEBP, GIF, BMP, TIFF)" in broken.reason
+
+
+def test_the_content_of_a_file_says_whether_it_is_an_image(shop: Path) -> None:
+    kinds = {"a.bmp": "BMP", "b.tiff": "TIFF", "c.jfif": "JPEG", "d": "PNG", "e.png": "GIF", "f.jpg": "WEBP"}
+    for name, kind in kinds.items():
+        (shop / "photos" / name).write_bytes(tiny_image(kind=kind))
+    (shop / "photos" / "g.jpg").write_text("<svg/>")
+    log = "user_id,item_id,timestamp\nu,a,1\n"
+    report = prepare(shop, log, "item_id,image\n" + "".join(f"{name[0]},{name}\n" for name in [*kinds, "g.jpg"]))
+    expected = {"a": "a.bmp", "b": "b.tif", "c": "c.jpg", "d": "d.png", "e": "e.gif", "f": "f.webp"}
+    assert rows(shop, "items") == [*((item, [f"images/{name}"]) for item, name in expected.items()), ("g", None)]
+    assert [(drop.count, drop.example) for drop in report.dropped] == [(1, "item 'g': 'g.jpg'")]
 
 
 @pytest.mark.parametrize("path", ["../secret.jpg", "sub/../../secret.jpg", "{shop}/secret.jpg", "link.jpg"])
@@ -520,7 +542,7 @@ def test_an_id_never_becomes_a_path(shop: Path) -> None:
     assert len({name.lower() for name in files}) == len(ids), "no two names differ in case only"
     for [path] in images.values():
         assert (shop / "out" / path).resolve().parent == shop / "out" / "images"
-        assert (shop / "out" / path).read_bytes() == b"image of a"
+        assert (shop / "out" / path).read_bytes() == tiny_image("red", "JPEG")
         assert Path(path).name.isascii()
         assert len(Path(path).name) < 100
 
@@ -529,7 +551,7 @@ def test_an_image_column_without_a_folder_is_an_error_if_asked_for_and_reported_
     with pytest.raises(InputError, match=r"column 'image' holds images: name their folder"):
         prepare(shop, images=False, image="image")
     report = prepare(shop, images=False)
-    assert report.notes == ["column 'image' is not used: no folder of images was named (--images)"]
+    assert report.notes[0] == "column 'image' is not used: no folder of images was named (--images)"
     assert [row[-1] for row in rows(shop, "items")] == [None, None, None]
 
 
@@ -551,5 +573,6 @@ def test_invalid_times_can_be_allowed_for(shop: Path) -> None:
         prepare_files(shop, items=None)
     source = Tables(interactions=shop / "log.csv", items=None)
     report = pipeline.prepare(source, shop / "out", Rules(max_invalid_fraction=0.1))
-    assert dropped(report)["interactions whose time cannot be read"] == 2
+    assert dropped(report)["interactions whose time cannot be read"] == 1
+    assert dropped(report)["interactions: impossible dates"] == 1
     assert rows(shop) == [("u", "a", 5), ("u", "b", 6)]

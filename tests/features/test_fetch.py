@@ -27,9 +27,10 @@ from aiohttp import web
 from PIL import Image
 
 from msm4sr.data.dataset import load_dataset
+from msm4sr.data.images import BrokenImage
 from msm4sr.features import fetch
 from msm4sr.features.fetch import FetchReport, FetchSettings, fetch_images, is_public
-from msm4sr.features.images import BrokenImage, load_image
+from msm4sr.features.images import load_image
 
 QUICK = FetchSettings(first_wait=0.01, timeout=5, max_mib=0.1, attempts=3)
 

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.features.efficientnet import EfficientNetLite0
-from msm4sr.features.images import BrokenImage, ImageFiles
+from msm4sr.features.images import ImageFiles
 from msm4sr.features.text import MiniLM, item_sentences
 from msm4sr.features.visual import encode_images
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.features import images
-from msm4sr.features.images import BrokenImage, ImageFiles, load_image
+from msm4sr.features.images import ImageFiles, load_image
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -230,7 +231,8 @@ def test_a_jpeg_of_a_million_scans_is_refused_before_decoding(tmp_path: Path) ->
 BOMBS = """
 import io, sys
 from pathlib import Path
-from msm4sr.features.images import BrokenImage, ImageFiles
+from msm4sr.data.images import BrokenImage
+from msm4sr.features.images import ImageFiles
 folder = Path(sys.argv[1])
 files = sorted(path.name for path in folder.iterdir())
 for image in ImageFiles(folder).decode_all(files, size_hint=224, workers=4):

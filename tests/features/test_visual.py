@@ -10,10 +10,10 @@ import pytest
 import tiny_models
 from PIL import Image
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.errors import InputError
 from msm4sr.features.backends import cosines
 from msm4sr.features.efficientnet import EfficientNetLite0, squash
-from msm4sr.features.images import BrokenImage
 from msm4sr.features.keywords import LabelTagger, imagenet_labels, scored_words
 from msm4sr.features.visual import (
     IMAGE_ENCODERS,

@@ -3,7 +3,8 @@
 The rules, each counted in `Dataset.dropped` if it drops something:
 
 1. An interaction with an item that `items.parquet` lacks is an error, or dropped (`unknown_items: drop`).
-2. A user's history is sorted by `timestamp` (else `position`); **ties keep the order of the file**.
+2. A user's history is sorted by `timestamp` (else `position`; with both, `position` orders equal seconds);
+   **ties keep the order of the file**.
 3. **Duplicates**: rows with the same user, item and time are one interaction; the first is kept. The same item at
    another time is a repeat and stays.
 4. k-core: users with fewer than `user_core` and items with fewer than `item_core` interactions (repeats count) are

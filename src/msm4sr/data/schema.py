@@ -1,7 +1,8 @@
 """The prepared folder: its columns, and the errors if they are wrong.
 
     folder/
-      interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32
+      interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32;
+                             with both, position orders and distinguishes what has the same second
       items.parquet          item_id str, title str?, text str?, categories list[str]?,
                              image str? or list[str]?
       images/                the files that `image` names, relative to the folder
@@ -43,14 +44,20 @@ UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) 
 def read_interactions(folder: Path) -> pl.DataFrame:
     """The interactions: `user_id` str, `item_id` str, `order` int64, in the row order of the file.
 
-    `order` is `timestamp` if the file has that column, else `position`. Other columns are dropped. Raises InputError
-    (see the module).
+    `order` is `timestamp` if the file has that column, else `position`; with both it is their rank, `timestamp` first.
+    Other columns are dropped. Raises InputError (see the module).
     """
-    path, _, order = _open_interactions(folder)
-    frame = read_parquet(path, ["user_id", "item_id", order])
+    path, schema, order = _open_interactions(folder)
+    both = all(name in schema for name in ORDER_COLUMNS)
+    frame = read_parquet(path, ["user_id", "item_id", *(ORDER_COLUMNS if both else [order])])
     if frame.is_empty():
         raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
     ids = [_ids(frame[column], path) for column in ("user_id", "item_id")]
+    if both:
+        columns = pl.DataFrame([_order(frame[name], path) for name in ORDER_COLUMNS])
+        return pl.DataFrame(
+            [*ids, columns.select(pl.struct("*").rank("dense").cast(pl.Int64)).to_series().alias("order")]
+        )
     return pl.DataFrame([*ids, _order(frame[order], path).rename("order")])
 
 
@@ -97,7 +104,9 @@ def require_columns(path: Path, columns: Iterable[str], existing: Iterable[str],
     for column in columns:
         if column not in existing:
             hint = closest(column, existing)
-            raise InputError(f"{path}: no column '{column}'; the file has: {', '.join(existing)}{hint}{advice}")
+            names = ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in existing[:30])
+            more = f" and {len(existing) - 30} more" if len(existing) > 30 else ""
+            raise InputError(f"{path}: no column '{column}'; the file has: {names}{more}{hint}{advice}")
 
 
 def id_strings(column: pl.Series, path: Path) -> pl.Series:

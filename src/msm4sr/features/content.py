@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.features.extract import Encoders
 from msm4sr.features.extractors.keywords import label_tagger
-from msm4sr.features.images import BrokenImage, decode_image
+from msm4sr.features.images import decode_image
 from msm4sr.features.keywords import ClipTagger, ImageTagger, LabelTagger, TextSpaceTagger, scored_words
 from msm4sr.features.settings import FeatureSettings, store_names
 from msm4sr.features.store import load_features, read_manifest

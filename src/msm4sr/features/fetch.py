@@ -29,23 +29,22 @@ from pathlib import Path
 import aiohttp
 import polars as pl
 from aiohttp.abc import AbstractResolver, ResolveResult
-from PIL import Image
 from pydantic import Field
 from yarl import URL
 
+from msm4sr.data.images import BrokenImage, image_suffix
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames
 from msm4sr.data.preparation.interactions import write_parquet
 from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, result_record
 from msm4sr.errors import InputError
-from msm4sr.features.images import FORMATS, BrokenImage, decode_image
+from msm4sr.features.images import decode_image
 from msm4sr.files import atomic_file, write_json, write_text
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.strict import Strict
 
 FAILED = "failed-images.jsonl"
 UNFINISHED = ".unfinished"  # the suffix that `atomic_file` gives
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 REDIRECTS = 5
 SMALLEST = 8  # pixels per side: shops answer with less if an image is gone
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait
@@ -255,8 +254,7 @@ class _Fetcher:
         decoded = decode_image(data)
         if min(decoded.size) < SMALLEST:
             raise BrokenImage(f"{decoded.width} x {decoded.height} pixels: a placeholder")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            name = stem + SUFFIXES[str(image.format)]
+        name = stem + image_suffix(io.BytesIO(data))
         with atomic_file(self.images / name) as unfinished:
             unfinished.write_bytes(data)
         return f"images/{name}"

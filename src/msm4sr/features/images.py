@@ -2,6 +2,7 @@
 
 A path comes from data, so it may not leave the folder of the data set; a file may be truncated, not an image, or a
 few kilobytes that unpack to gigabytes. All of these raise `BrokenImage`; extraction counts and lists them.
+`msm4sr.data.images` decides by the header what an image is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,14 +20,13 @@ from threading import Lock
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from msm4sr.data.images import MAX_BYTES, BrokenImage, open_image
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-MAX_BYTES = 64 * 1024 * 1024
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 20_000
 # Images larger than this are decoded one at a time, however many threads there are: at the limit of pixels an image
 # needs 400 MiB, in some formats 800.
 LARGE_PIXELS = 16_000_000
@@ -39,24 +38,10 @@ Image.core.set_block_size(64 * 1024 * 1024)  # type: ignore[attr-defined]
 # a decoder busy for days.
 MAX_SCANS = 200
 _START_OF_SCAN = b"\xff\xda"
-# Formats whose decoders are Pillow's own. EPS and the like would start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # EXIF orientation (tag 274) -> the transposition to upright.
 _ORIENTATION_TAG = 274
 _TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 _UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(_TURNS, start=2)}
-
-# A warning of a decoder either comes back as BrokenImage or does not affect the image. Set once for the process, since
-# `catch_warnings` is not thread-safe.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class BrokenImage(Exception):
-    """An image that cannot be used; `reason` says why, for the owner of the file."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def load_image(folder: Path, relative: str, size_hint: int | None = None) -> Image.Image:
@@ -98,12 +83,8 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
     if data[:2] == b"\xff\xd8" and data.count(_START_OF_SCAN) > MAX_SCANS:
         raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(io.BytesIO(data)) as image:
             width, height = image.size
-            if max(width, height) > MAX_SIDE:
-                raise BrokenImage(f"{width} x {height} pixels: a side is over {MAX_SIDE:,}")
-            if width * height > MAX_PIXELS:
-                raise BrokenImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 10**6} megapixels")
             with _ONE_LARGE if width * height > LARGE_PIXELS else nullcontext():
                 if size_hint is not None:
                     image.draft(None, (2 * size_hint, 2 * size_hint))  # no effect on formats other than JPEG
@@ -114,10 +95,6 @@ def decode_image(data: bytes, size_hint: int | None = None) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
     except BrokenImage:
         raise
-    except UnidentifiedImageError as error:
-        raise BrokenImage(f"not an image ({', '.join(FORMATS)} can be read)") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImage(f"more than {MAX_PIXELS // 10**6} megapixels") from error
     except Exception as error:  # decoders raise all kinds of errors on a damaged file; none may end a run
         raise BrokenImage(f"damaged or cut short ({type(error).__name__})") from error
 

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.errors import InputError, first_line
 from msm4sr.features.backends import FrozenModel, choose_device, move, quiet_loading
-from msm4sr.features.images import BrokenImage, in_threads
+from msm4sr.features.images import in_threads
 from msm4sr.registry import Registry
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.dataset import Dataset, training_counts
+from msm4sr.data.images import BrokenImage
 from msm4sr.data.items import Item, Items
 from msm4sr.errors import InputError
 from msm4sr.features.content import ContentEncoder
-from msm4sr.features.images import BrokenImage, read_image
+from msm4sr.features.images import read_image
 from msm4sr.features.text import item_sentences
 from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content

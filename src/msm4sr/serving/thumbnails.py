@@ -6,7 +6,8 @@ import hashlib
 import threading
 from contextlib import suppress
 
-from msm4sr.features.images import BrokenImage, decode_image
+from msm4sr.data.images import BrokenImage
+from msm4sr.features.images import decode_image
 from msm4sr.files import atomic_file, make_folder
 from msm4sr.reports.pages.thumbnails import small_jpeg
 from msm4sr.serving.service import Service

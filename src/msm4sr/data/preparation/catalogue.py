@@ -6,77 +6,107 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import polars as pl
 
 from msm4sr.data.dataset import Flags
+from msm4sr.data.images import BrokenImage, file_suffix
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.interactions import write_parquet
 from msm4sr.data.preparation.source import PrepareReport
 from msm4sr.data.schema import ITEM_COLUMNS, ITEMS
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, excerpt
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 ITEM_GROUP = 1 << 16  # items of a row group: their texts are long
 
-Image = Path | str  # a file, links resolved, or a URL
+MISSING = "images that the folder of images lacks"
+Image = tuple[Path, str] | str  # a file, links resolved, and the suffix of its format; or a URL
 
 
 class ImageFolder:
     """A folder in which the images of items are found; None: URLs stay URLs, and there are no files."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, report: PrepareReport) -> None:
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder of images")
         self._root = None if folder is None else Path(os.path.realpath(folder))
+        self._report = report
         # Looked up in a listing: an ID or a URL never becomes a path.
         self._files: dict[str, str] = {}  # name, its suffix in lower case -> name
-        for path in sorted(self._root.iterdir(), reverse=True) if self._root else ():
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                self._files[path.stem + path.suffix.lower()] = path.name
-        self.missing: list[str] = []  # images that an item names, or should have, and that the folder lacks
+        self._by_stem: dict[str, list[str]] = {}  # name with and without its suffix -> names, in alphabetical order
+        for name in sorted(os.listdir(self._root)) if self._root else ():
+            path = Path(name)
+            self._files.setdefault(path.stem + path.suffix.lower(), name)
+            for stem in {name, path.stem}:
+                self._by_stem.setdefault(stem, []).append(name)
 
     def find(self, item_id: str, names: Sequence[str] | None, where: str) -> list[Image]:
-        """The images of an item: those that `names` lists, else the file `<item_id>.jpg` (or another suffix).
+        """The images of an item: those that `names` lists, else the first image `<item_id>.*` in the folder.
 
         `names` are paths in the folder, or URLs; a URL becomes the file of that name if the folder has one. None: no
-        image column; an item without a file is then counted as missing one. `where` is for messages. Raises InputError
-        if a path leads out of the folder.
+        image column; an item without a file is then counted as missing one. `where` is for messages. What is missing
+        or no image is counted in the report. Raises InputError if a path leads out of the folder.
         """
         if self._root is None:
             return [name for name in names or () if is_url(name)]
         found: list[Image] = []
         for name in names or ():
             if is_url(name):
-                found.append(self._listed(unquote(urlsplit(name).path).rpartition("/")[2]) or name)
-            elif path := self._inside(name, where):
-                found.append(path)
+                stem, dot, suffix = unquote(urlsplit(name).path).rpartition("/")[2].rpartition(".")
+                listed = self._files.get(stem + dot + suffix.lower())
+                found += (listed and self._first(item_id, [listed])) or [name]
             else:
-                self.missing.append(f"item {item_id!r}: {name!r}")
-        if not any(isinstance(image, Path) for image in found):
-            for suffix in IMAGE_SUFFIXES:
-                if by_id := self._listed(item_id + suffix):
-                    return [by_id]
-            if names is None:
-                self.missing.append(f"item {item_id!r}")
+                found += self._first(item_id, [name], where)
+        if not any(isinstance(image, tuple) for image in found):
+            return self._first(item_id, self._by_stem.get(item_id, []), counted=names is None) or found
         return found
 
-    def _listed(self, name: str) -> Path | None:
-        stem, dot, suffix = name.rpartition(".")
-        listed = self._files.get(stem + dot + suffix.lower())
-        return None if listed is None else self._inside(listed, "the folder of images")
+    def _first(
+        self, item_id: str, names: Sequence[str], where: str = "the folder of images", counted: bool = True
+    ) -> list[Image]:
+        """The first of these files that is an image, links resolved. If there is none, the reason may be counted."""
+        reason, example = MISSING, f"item {item_id!r}"
+        for name in names:
+            path = self._inside(name, where)
+            if path is None:
+                example += f": {excerpt(name)}"
+                continue
+            try:
+                return [(path, file_suffix(path))]
+            except BrokenImage as error:
+                # Without what is special to this file, such as its size.
+                reason = f"images that cannot be used: {error.reason.rpartition(': ')[2]}"
+                example = f"item {item_id!r}: {excerpt(name)}"
+        self._report.drop(reason, int(counted), example)
+        return []
 
     def _inside(self, name: str, where: str) -> Path | None:
-        """The image file `name` of the folder, links resolved; None if there is none."""
+        """The file `name` of the folder, links resolved; None if there is none."""
         if "\0" in name or self._root is None:
             return None
         path = Path(os.path.realpath(self._root / name))
         if not path.is_relative_to(self._root):
             raise InputError(f"{where}: image {name!r} lies outside {self._root}; give a path inside it")
-        return path if path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path) else None
+        return path if os.path.isfile(path) else None
+
+
+def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """For messages: why items of the interactions are not in the catalogue, with an ID of each."""
+    alikes: dict[str, Callable[[str], str]] = {
+        "leading zeros": lambda name: name.lstrip("0"),
+        "upper and lower case": str.casefold,
+        "blanks": lambda name: "".join(name.split()),
+        "a final .0": lambda name: name.removesuffix(".0"),
+    }
+    for difference, alike in alikes.items():
+        catalogue = {alike(name): name for name in known}
+        if match := next((name for name in unknown if alike(name) in catalogue), None):
+            other = catalogue[alike(match)]
+            return f"{excerpt(match)} and {excerpt(other)} of the catalogue differ by {difference}; write them alike"
+    return f"the interactions have {excerpt(unknown[0])}, the catalogue {excerpt(known[0])}; are they IDs of one kind?"
 
 
 class SafeNames:
@@ -143,6 +173,7 @@ def _copy(image: Image, folder: Path, item_id: str, number: int, names: SafeName
     """Copy a file to `folder / "images"`. Returns its path in `folder`; a URL stays one."""
     if isinstance(image, str):
         return image
-    name = f"images/{names.new(item_id, number, image.suffix.lower())}"
-    shutil.copyfile(image, folder / name)
+    path, suffix = image
+    name = f"images/{names.new(item_id, number, suffix)}"
+    shutil.copyfile(path, folder / name)
     return name

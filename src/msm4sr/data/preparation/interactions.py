@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Flags, Ints, k_core
-from msm4sr.data.preparation.reading import MICROSECONDS
 from msm4sr.data.preparation.source import PrepareReport, Rules
 
 ROW_GROUP = 1 << 20  # interactions of a row group
@@ -22,9 +21,9 @@ class Interactions:
 
     user: Ints  # int32
     item: Ints  # int32
-    order: Ints | None  # int64: time in microseconds, or position; None: the rows are in order
+    order: Ints | None  # int64: time, or position; None: the rows are in order
     rating: Ints | None  # float32
-    has_time: bool  # whether `order` is a time
+    per_second: int  # of the numbers in `order`; 0: they are no times
     user_ids: pl.Series  # the ID of each number
     item_ids: pl.Series
 
@@ -54,7 +53,7 @@ class Interactions:
     def apply(self, rules: Rules, report: PrepareReport) -> None:
         """Drop duplicates, repeats and what is outside the cores; each step is counted in `report`."""
         self._record("usable rows", report)
-        if self.has_time:
+        if self.per_second:
             reason = "interactions that repeat another, time included"
             self._drop("exact duplicates", reason, self.repeated(same_time=True), report)
         if rules.repeats == "last":
@@ -84,13 +83,16 @@ class Interactions:
 
     def write(self, path: Path, report: PrepareReport) -> None:
         """Write the sorted interactions; numbers become IDs a chunk at a time."""
-        user, time = self.user, self.order
+        user, alike = self.user, not self.per_second
         columns = {"user_id": pl.Series(user), "item_id": pl.Series(self.item)}
-        if time is not None and self.has_time:
-            columns["timestamp"] = pl.Series(time // MICROSECONDS)
-            begin, end = (datetime.fromtimestamp(int(t) // MICROSECONDS, UTC) for t in (time.min(), time.max()))
+        if self.order is not None and self.per_second:
+            finer = bool((self.order % self.per_second).any())
+            self.order //= self.per_second
+            columns["timestamp"] = pl.Series(self.order)
+            begin, end = (datetime.fromtimestamp(int(t), UTC) for t in (self.order.min(), self.order.max()))
             report.order += f", from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
-        else:
+            alike = finer and bool(self.repeated(same_time=True).any())
+        if alike:  # rows that differ only below a second would be duplicates without their position
             first = np.flatnonzero(np.diff(user, prepend=-1))
             lengths = np.diff(first, append=len(user))
             columns["position"] = pl.Series((np.arange(len(user)) - np.repeat(first, lengths)).astype(np.int32))

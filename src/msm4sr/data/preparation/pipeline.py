@@ -32,12 +32,15 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Ints
-from msm4sr.data.preparation.catalogue import ImageFolder, write_catalogue, write_part
+from msm4sr.data.preparation.catalogue import ImageFolder, compare_ids, write_catalogue, write_part
 from msm4sr.data.preparation.interactions import Interactions
 from msm4sr.data.preparation.source import PrepareReport, Rules, Source
+from msm4sr.data.preparation.times import Times
 from msm4sr.data.schema import INTERACTIONS, ITEMS, PROVENANCE, file_record, result_record
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder, write_json
+
+EXAMPLES = 1000  # IDs that are compared for a message
 
 
 def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareReport:
@@ -47,16 +50,19 @@ def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareRep
     too many invalid rows, an image lies outside the folder of images, or nothing is left.
     """
     report = PrepareReport(out.resolve(), rules or source.rules)
-    images = ImageFolder(source.images)
+    images = ImageFolder(source.images, report)
     with atomic_folder(out) as folder:
         (folder / "parts").mkdir()
         (folder / "images").mkdir()
         reader = _Reader(source, report)
+        times = reader.times
         blocks, catalogue = source.read_interactions(report), source.read_items(report)
         parts = [] if catalogue is None else list(reader.spill_items(catalogue, folder / "parts"))
         n_catalogue = len(reader.items)
         interactions = reader.read_interactions(blocks)
         del reader
+        if not len(interactions.user):
+            raise report.nothing_left(source.files[0])
         interactions.apply(report.rules, report)
         if not len(interactions.user):
             raise report.nothing_left(source.files[0], "; use a smaller core")
@@ -76,10 +82,9 @@ def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareRep
             report.items_kept = int(kept.sum())
             if not report.with_image:
                 (folder / ITEMS).unlink(missing_ok=True)
-        if images.missing:
-            report.drop("images that the folder of images lacks", len(images.missing), images.missing[0])
         shutil.rmtree(folder / "parts")
         write_json(folder / PROVENANCE, _provenance(source, report, folder))
+    report.notes += times.future()
     return report
 
 
@@ -90,6 +95,8 @@ class _Reader:
         self._source, self._report = source, report
         self.users: dict[str, int] = {}  # number of each ID
         self.items: dict[str, int] = {}  # those of the catalogue first
+        self.unknown: list[str] = []  # some IDs that the catalogue lacks
+        self.times = Times(report, source.files[0], source.unit)
 
     def spill_items(self, blocks: Iterator[pl.DataFrame], folder: Path) -> Iterator[Path]:
         """Write the rows of the catalogue, each with its number as `code`, to files."""
@@ -107,22 +114,34 @@ class _Reader:
 
     def read_interactions(self, blocks: Iterator[pl.DataFrame]) -> Interactions:
         """All interactions in the order of the file. Raises InputError if nothing is left."""
-        report, path = self._report, self._source.files[0]
-        known_only = bool(self.items) and report.rules.unknown_items == "drop"
+        report, path, catalogue = self._report, self._source.files[0], list(self.items)
+        known_only = bool(catalogue) and report.rules.unknown_items == "drop"
         columns: dict[str, list[Ints]] = {}
         for block in blocks:
             for name, values in self._numbered(block, path, known_only).items():
                 columns.setdefault(name, []).append(values)
         report.steps.append({"step": "read", "interactions": report.interactions_read})
         if not self.users:
-            raise report.nothing_left(path)
+            raise report.nothing_left(path, f"; {compare_ids(self.unknown, catalogue)}" if self.unknown else "")
+        per_second = 0
+        if times := columns.get("time"):
+            possible, per_second = self.times.order(times)
+            if not all(map(np.all, possible)):
+                for name, chunks in columns.items():
+                    columns[name] = [values[rows] for values, rows in zip(chunks, possible, strict=True)]
         joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+        unknown = self.unknown or list(self.items)[len(catalogue) :][:EXAMPLES]
+        lacking = report.interactions_read - int((joined["item"] < len(catalogue)).sum())
+        if catalogue and unknown and 2 * lacking > report.interactions_read:
+            report.notes.append(
+                f"most interactions are with items outside the catalogue: {compare_ids(unknown, catalogue)}"
+            )
         return Interactions(
             user=joined["user"],
             item=joined["item"],
             order=joined.get("time", joined.get("position")),
             rating=joined.get("rating"),
-            has_time="time" in joined,
+            per_second=per_second,
             user_ids=pl.Series(list(self.users), dtype=pl.String),
             item_ids=pl.Series(list(self.items), dtype=pl.String),
         )
@@ -136,11 +155,15 @@ class _Reader:
             block = self._keep(block, pl.col("rating") >= lowest, f"interactions rated under {lowest:g}", path)
         item = _numbers(block["item_id"], self.items, known_only)
         reason = "interactions with an item that the catalogue lacks"
+        if len(self.unknown) < EXAMPLES:
+            self.unknown += block["item_id"].filter(pl.Series(item < 0)).unique(maintain_order=True).to_list()
         block = self._keep(block, pl.Series(item >= 0), reason, path, shown="item_id")
         columns = {"item": item[item >= 0], "user": _numbers(block["user_id"], self.users)}
-        for name, dtype in (("time", pl.Int64), ("position", pl.Int64), ("rating", pl.Float32)):
+        for name, dtype in (("time", None), ("position", pl.Int64), ("rating", pl.Float32)):
             if name in block.columns:
-                columns[name] = block[name].cast(dtype).to_numpy()
+                columns[name] = (block[name] if dtype is None else block[name].cast(dtype)).to_numpy()
+        if "time" in columns:
+            self.times.add(block["row"], columns["time"])
         return columns
 
     def _keep(

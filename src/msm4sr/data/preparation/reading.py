@@ -15,23 +15,24 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import polars as pl
 
 from msm4sr.data.preparation.source import PrepareReport
 from msm4sr.data.schema import UNREADABLE, read_parquet
-from msm4sr.errors import InputError, first_line
+from msm4sr.errors import InputError, excerpt, first_line
 
 CHUNK = 1 << 20  # bytes that are read at a time
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
 BLOCK = 50_000  # rows of a block
-MICROSECONDS = 10**6
-END_OF_TIME = 253_402_300_800  # seconds: the year 10000; later times are in another unit
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+TIME_REASONS = {"impossible dates", "times that are no number", "times that are no ISO 8601 date"}
+NO_UTF8 = "is not UTF-8 text; convert it first (for example `iconv -f latin1 -t utf8`, or `-f utf16`)"
+CR_ONLY = "the lines end in CR alone; convert it first (`tr '\\r' '\\n'`)"
 INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": pl.Int64(), "rating": pl.Float32()}
 
 
@@ -59,7 +60,7 @@ class InvalidRows:
             raise InputError(
                 f"{self.path}: invalid rows: {invalid:,} of {self.rows:,} ({100 * invalid / self.rows:.3g} %), more "
                 f"than --max-invalid-fraction {self.max_fraction:g} allows: {reasons}. Repair the file or raise the "
-                "fraction."
+                f"fraction{', or correct --time-unit' if {*self.reasons} & TIME_REASONS else ''}."
             )
 
 
@@ -103,17 +104,14 @@ def read_blocks(
 
 
 def read_header(path: Path) -> str:
-    """The first line of a text file; an undecodable byte becomes a question mark."""
+    """The first line of a text file; an undecodable byte becomes a question mark. Raises InputError for other text."""
     first = next((lines[0] for _, lines in _lines(InvalidRows(path, 1.0)) if lines), None) or b""
-    return first.decode("utf-8-sig", "replace").rstrip("\r\n")
-
-
-def microseconds(time: float, per_unit: int = MICROSECONDS, first: int = 0, end: int = END_OF_TIME) -> int:
-    """Microseconds since 1970 of a time in units of `per_unit`. Raises InvalidRow outside of `first` to `end` (s)."""
-    moment = time * per_unit
-    if not first * MICROSECONDS <= moment < end * MICROSECONDS:
-        raise InvalidRow("impossible dates")
-    return round(moment)
+    header = first.decode("utf-8-sig", "replace").rstrip("\r\n")
+    if "\0" in header:
+        raise InputError(f"{path}: {NO_UTF8}")
+    if "\r" in header:
+        raise InputError(f"{path}: {CR_ONLY}")
+    return header
 
 
 def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
@@ -160,6 +158,7 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
     if suffix not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
     delimiter = delimiter or DELIMITERS[suffix]
+    _check_header(path, delimiter)
     try:
         table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)
     except UNREADABLE as error:
@@ -168,7 +167,37 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
     # A row with too few fields is filled with nulls; only a table with nulls in its last column can have one.
     if table.width and table[:, -1].null_count() and (broken := _broken_row(path, delimiter)):
         raise InputError(f"{path}: {broken}")
-    return table
+    return table.rename(lambda name: name.strip() or name)
+
+
+def refuse_duplicates(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError if two columns of a file have the same name."""
+    for place, name in enumerate(names):
+        if name and name in names[:place]:
+            first = names.index(name) + 1
+            raise InputError(f"{path}: columns {first} and {place + 1} are both named {excerpt(name)}; rename one")
+
+
+def _check_header(path: Path, delimiter: str) -> None:
+    """Raise InputError if two columns have the same name, or the lines are not split into columns."""
+    try:
+        with _text_file(path) as file:
+            start = file.read(CHUNK)
+            if "\r" in start and "\n" not in start:
+                raise InputError(f"{path}: {CR_ONLY}")
+        record = next((record for _, record in _records(path) if record), "")
+        names = [name.strip() for name in next(csv.reader([record], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise InputError(f"{path}: the header cannot be split into columns: {excerpt(record)}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {_undecodable(error)}") from error
+    other = next((mark for mark in ";\t|," if mark in record and mark != delimiter), None)
+    if len(names) == 1 and other:
+        raise InputError(
+            f"{path}: the header is one column, {excerpt(record)}; if {other!r} separates the columns, pass "
+            f"--delimiter {other!r} (for both tables; convert one if they differ)"
+        )
+    refuse_duplicates(path, names)
 
 
 def _broken_row(path: Path, delimiter: str) -> str | None:
@@ -188,17 +217,27 @@ def _broken_row(path: Path, delimiter: str) -> str | None:
             header = header or fields
             if len(fields) != len(header):
                 return f"line {line}: {len(fields)} fields where the header has {len(header)}"
-    except UnicodeDecodeError:
-        return "is not UTF-8 text; convert it first (for example `iconv -f latin1 -t utf8`)"
-    except (OSError, EOFError) as error:
-        return f"cannot be read ({first_line(error)})"
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        return _undecodable(error)
     return None
+
+
+def _undecodable(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return NO_UTF8
+    return f"cannot be read ({first_line(error)})"
+
+
+def _text_file(path: Path) -> TextIO:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    opened = gzip.open if packed else open
+    return cast(TextIO, opened(path, "rt", encoding="utf-8-sig", newline=""))
 
 
 def _records(path: Path) -> Iterator[tuple[int, str]]:
     """Rows of a text file with the number of their first line; quoted line breaks stay within their row."""
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+    with _text_file(path) as lines:
         start, parts, quotes = 1, list[str](), 0
         for number, line in enumerate(lines, start=1):
             parts.append(line)

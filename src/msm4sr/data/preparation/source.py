@@ -63,6 +63,7 @@ class PrepareReport:
     with_image: int = 0
     with_urls: int = 0  # items whose images include a URL that is yet to be fetched
     order: str = ""  # what the order of a history is based on
+    time_unit: str = ""  # of the column `time` of the blocks (see `UNITS`); "": microseconds
     # Name of each step, with the number of interactions, users and seen items after it.
     steps: list[dict[str, int | str]] = field(default_factory=list)
     dropped: list[Drop] = field(default_factory=list)
@@ -128,8 +129,9 @@ class Source(Strict):
         """Read the interactions in blocks; invalid rows are counted in `report`.
 
         Blocks have the columns `row` int64 (place in the file), `user_id`, `item_id` str (not null, not empty), and
-        if the format has them `rating` float and `time` int64 (microseconds since 1970) or `position` int64 (in the
-        history of the user). With neither `time` nor `position` the rows of a user are in order.
+        if the format has them `rating` float and `time` int64 (microseconds since 1970; in another unit, or as
+        float64, if `report.time_unit` says so) or `position` int64 (in the history of the user). With neither `time`
+        nor `position` the rows of a user are in order.
         """
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:

@@ -32,8 +32,9 @@ import polars as pl
 from pydantic import Field
 
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
+from msm4sr.data.preparation.times import MICROSECONDS, SCALES, NumberUnit
 from msm4sr.data.schema import ITEM_COLUMNS
 
 EARLIEST, LATEST = 788_918_400, 4_102_444_800  # seconds: Amazon opened in 1995; the year 2100
@@ -59,30 +60,36 @@ class Amazon(Source):
     meta: Path = Field(description="meta_*.json(l).gz, the items.")
     images: Path | None = Field(None, description="A folder of images, named as in their URLs or <asin>.jpg.")
     max_images: int = Field(1, ge=0, description="Images of an item at most, the main one first.")
+    time_unit: NumberUnit = Field(
+        "auto", description="Unit of the times since 1970. auto: that of the layout, ms in 2023, s before."
+    )
 
     @property
     def files(self) -> list[Path]:
         return [self.reviews, self.meta]
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        report.order = "the time of the review"
-        return read_blocks(self.reviews, review, INTERACTION_COLUMNS, report, "interactions")
+        report.order, parse = "the time of the review", partial(review, unit=self.time_unit)
+        return read_blocks(self.reviews, parse, INTERACTION_COLUMNS, report, "interactions")
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         return read_blocks(self.meta, partial(item, max_images=self.max_images), ITEM_COLUMNS, report, "items")
 
 
-def review(line: bytes) -> tuple[str, str, int, float | None]:
+def review(line: bytes, unit: NumberUnit = "auto") -> tuple[str, str, int, float | None]:
     """User, item, time in microseconds, rating (or None) of a review. Raises InvalidRow."""
     row = json_row(line)
     if "reviewerID" in row:
-        names, per_unit = ("reviewerID", "asin", "unixReviewTime", "overall"), 1_000_000
+        names, usual = ("reviewerID", "asin", "unixReviewTime", "overall"), "s"
     else:
-        names, per_unit = ("user_id", "parent_asin" if row.get("parent_asin") else "asin", "timestamp", "rating"), 1_000
+        names, usual = ("user_id", "parent_asin" if row.get("parent_asin") else "asin", "timestamp", "rating"), "ms"
     user, item_id, time, rating = map(row.get, names)
     if type(time) is not int:
         raise InvalidRow("times that are no integer")
-    time = microseconds(time, per_unit, EARLIEST, LATEST)
+    per_second = SCALES[usual if unit == "auto" else unit]
+    if not EARLIEST * per_second <= time < LATEST * per_second:
+        raise InvalidRow("impossible dates")
+    time = time * MICROSECONDS // per_second
     if rating is not None:
         if type(rating) is not float and type(rating) is not int:
             raise InvalidRow("ratings that are no number")

@@ -21,8 +21,9 @@ from typing import ClassVar, NamedTuple
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks, read_table
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_table
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
+from msm4sr.data.preparation.times import NumberUnit
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError
 
@@ -55,6 +56,7 @@ class MovieLens(Source):
     folder: Path = Field(description="An unpacked archive.")
     texts: Path | None = Field(None, description="A table (CSV, TSV, Parquet) with the columns item_id and text.")
     images: Path | None = Field(None, description="A folder of posters <movie id>.jpg.")
+    time_unit: NumberUnit = Field("s", description="Unit of the times since 1970; MovieLens has seconds.")
 
     @property
     def layout(self) -> Layout:
@@ -71,7 +73,7 @@ class MovieLens(Source):
         return [path for path in paths if path is not None]
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        report.order, layout = "the time of the rating", self.layout
+        report.order, report.time_unit, layout = "the time of the rating", self.time_unit, self.layout
         parse = partial(_rating, separator=layout.separator)
         return read_blocks(self.files[0], parse, INTERACTION_COLUMNS, report, "interactions", layout.header)
 
@@ -88,7 +90,7 @@ class MovieLens(Source):
 
 
 def _rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
-    """User, item, time in microseconds, rating."""
+    """User, item, time, rating."""
     user, item, value, time = _checked(_decode(line).split(separator), 4)
     user, item = _id(user), _id(item)
     try:
@@ -97,7 +99,9 @@ def _rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
         raise InvalidRow("ratings or times that are no number") from error
     if not 0 <= rating <= 5:
         raise InvalidRow("ratings that are negative or over 5")
-    return user, item, microseconds(moment), rating
+    if abs(moment) >= 1 << 63:
+        raise InvalidRow("impossible dates")
+    return user, item, moment, rating
 
 
 def _movie_100k(line: bytes) -> Movie:

@@ -17,15 +17,17 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, microseconds, read_blocks, read_header
+from msm4sr.data.preparation.lists import split_list
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_header, refuse_duplicates
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
+from msm4sr.data.preparation.times import UNIT_HELP, TimeUnit, from_iso
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, excerpt
 
 TITLES = ("title", "movie_title", "item_name", "name")
 TEXTS = ("text", "description")
 CATEGORIES = ("categories", "category", "class", "genre", "genres")
-TYPES = {**ITEM_COLUMNS, **INTERACTION_COLUMNS, "position": pl.Int64()}
+TYPES = {**ITEM_COLUMNS, **INTERACTION_COLUMNS, "time": pl.Float64(), "position": pl.Int64()}
 
 Column = tuple[str | None, Callable[[str], Any]]
 """Its name in the file, if it has one, and the parser of its fields."""
@@ -44,6 +46,7 @@ class RecBole(Source):
     user: str = Field("user_id", description="User column of the interactions.")
     item: str = Field("item_id", description="Item column of both files.")
     time: str | None = Field(None, description="Time column of the interactions, else timestamp or position.")
+    time_unit: TimeUnit = Field("auto", description=UNIT_HELP)
     rating: str | None = Field(None, description="Rating column of the interactions, else rating.")
     title: str | None = Field(None, description=f"Title column of the items, else {', '.join(TITLES)}.")
     text: str | None = Field(None, description=f"Text column of the items, else {', '.join(TEXTS)}.")
@@ -64,9 +67,9 @@ class RecBole(Source):
         table = _Table(self.files[0])
         time = table.find(self.time, ("timestamp", "position"))
         report.order = "the order of the rows in the file (no time column)" if time is None else f"column '{time}'"
-        order, per_unit = ("position", 1) if time == "position" else ("time", 1_000_000)
+        report.time_unit = self.time_unit
         columns = {
-            order: (time, lambda field: microseconds(_number(field, "times"), per_unit)),
+            "position" if time == "position" else "time": (time, _position if time == "position" else self._time),
             "rating": (table.find(self.rating, ("rating",)), _rating),
             "user_id": (table.find(self.user), _id),
             "item_id": (table.find(self.item), _id),
@@ -86,8 +89,18 @@ class RecBole(Source):
         }
         return table.blocks(columns, report, "items")
 
+    def _time(self, field: str) -> float:
+        if self.time_unit != "iso":
+            return _number(field, "times")
+        if (moment := from_iso(field.strip())) is None:
+            raise InvalidRow("times that are no ISO 8601 date")
+        return moment
+
     def _list(self, field: str) -> list[str] | None:
-        return [part.strip() for part in field.split(self.separator) if part.strip()] or None
+        try:
+            return split_list(field, self.separator)
+        except ValueError as error:
+            raise InvalidRow(f"lists that cannot be read ({error})") from error
 
 
 class _Table:
@@ -96,11 +109,13 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         fields = read_header(path).split("\t")
-        if not all(":" in field for field in fields):
+        if not all(":" in field for field in fields) or (len(fields) == 1 and fields[0].count(":") > 1):
             raise InputError(
-                f"{path}: line 1: {fields[0]!r} is no column of an atomic file; expected name:type, as in user_id:token"
+                f"{path}: line 1: {excerpt(fields[0])} is no column of an atomic file; "
+                "expected name:type, as in user_id:token, and tabs between columns"
             )
         self.names = [field.rpartition(":")[0].strip() for field in fields]
+        refuse_duplicates(path, self.names)
 
     def find(self, name: str | None, usual: Sequence[str] = ()) -> str | None:
         """The column `name`, which must exist; without a name the first existing of the usual names, or None."""
@@ -131,6 +146,13 @@ def _id(field: str) -> str:
     if not (name := field.strip()):
         raise InvalidRow("missing user or item IDs")
     return name
+
+
+def _position(field: str) -> int:
+    position = _number(field, "positions")
+    if not 0 <= position < 1 << 53:
+        raise InvalidRow("negative or impossible positions")
+    return round(position)
 
 
 def _rating(field: str) -> float | None:

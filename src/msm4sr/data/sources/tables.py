@@ -3,9 +3,9 @@
 White space around a value is removed; an empty value is null. What is an error (then nothing is written), and what is
 dropped and counted:
 
-- A **time** that cannot be read is an error that names the row, unless `max_invalid_fraction` allows for some. A rating
-  that cannot be read is an error wherever ratings are filtered.
-- A row without user or item ID, under `min_rating`, or with an item that ITEMS lacks is dropped and counted.
+- A **time** that cannot be read, or a row without user or item ID, is an error that names the row, unless
+  `max_invalid_fraction` allows for some. A rating that cannot be read is an error wherever ratings are filtered.
+- A row under `min_rating`, or with an item that ITEMS lacks, is dropped and counted.
 - Of items with the same ID the first is kept. Unseen items stay: content can recommend them.
 - An image path that leaves the folder of images (symbolic links followed) is an error; a file that does not exist is
   counted, and the item is kept without it.
@@ -16,22 +16,19 @@ In messages, data rows count from 1, the header not included.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.reading import END_OF_TIME, MICROSECONDS, read_table
+from msm4sr.data.preparation.lists import split_list
+from msm4sr.data.preparation.reading import read_table
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
+from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit, from_iso
 from msm4sr.data.schema import id_strings, require_columns
-from msm4sr.errors import InputError
-
-MILLISECONDS_FROM = 1e11  # as seconds the year 5138, as milliseconds 1973
-UNITS = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "iso": "an ISO 8601 date or time"}
+from msm4sr.errors import InputError, excerpt
 
 
 @SOURCES.register("parquet")
@@ -52,19 +49,14 @@ class Tables(Source):
     user: str = Field("user_id", description="User column of the interactions.")
     item: str = Field("item_id", description="Item column of the interactions.")
     time: str | None = Field("timestamp", description="Time column of the interactions; '' if the rows are in order.")
-    time_unit: Literal["auto", "s", "ms", "iso"] = Field(
-        "auto",
-        description="s or ms since 1970, or iso (ISO 8601; UTC without an offset). auto: iso for dates and texts; for "
-        "numbers ms if their median is 1e11 or more, else s.",
-    )
+    time_unit: TimeUnit = Field("auto", description=UNIT_HELP)
     rating: str = Field("rating", description="Rating column of the interactions; used with --min-rating.")
     item_id: str = Field("item_id", description="ID column of the items.")
     title: str | None = Field("title", description="Title column of the items.")
     text: tuple[str, ...] = Field(("text",), description="Text column of the items; several are joined by line breaks.")
     categories: str | None = Field("categories", description="Categories column of the items.")
     image: str | None = Field(
-        "image",
-        description="Image column of the items: paths in --images, or URLs. Else: <item_id>.jpg (png, webp, gif).",
+        "image", description="Image column of the items: paths in --images, or URLs. Else: <item_id>.*"
     )
     separator: str = Field("|", min_length=1, description="Between several categories or images.")
     delimiter: str | None = Field(
@@ -75,6 +67,11 @@ class Tables(Source):
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _tab(cls, value: object) -> object:
+        return "\t" if value == "\\t" else value  # as shells pass it on
 
     @property
     def files(self) -> list[Path]:
@@ -90,40 +87,39 @@ class Tables(Source):
         if self.time is not None:
             advice = "; if there is no time and the rows are in time order, set time to nothing (--time '')"
             require_columns(path, [self.time], table.columns, advice)
+        if table.is_empty():
+            raise InputError(f"{path}: no rows, only a header")
         columns = {"user_id": _ids(table[self.user], path), "item_id": _ids(table[self.item], path)}
         if lowest is not None:
             columns["rating"] = _ratings(table[self.rating], path)
         user, item = columns["user_id"].is_null(), columns["item_id"].is_null()
-        _drop(user, "interactions without a user ID", path, report)
-        _drop(~user & item, "interactions without an item ID", path, report)
+        _without_id(user, "interactions without a user ID", self.user, table, path, report)
+        _without_id(~user & item, "interactions without an item ID", self.item, table, path, report)
         kept = (~user & ~item).arg_true()
         block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
         report.order = "the order of the rows in the file (no time column)"
         yield block if self.time is None else self._timed(block, _stripped(table[self.time][kept]), report)
 
     def _timed(self, block: pl.DataFrame, times: pl.Series, report: PrepareReport) -> pl.DataFrame:
-        """The rows whose time can be read, with `time`, int64 microseconds since 1970; the others are counted."""
+        """The rows whose time can be read, with `time` in `report.time_unit`; the others are counted."""
         path, unit = self.interactions, self.time_unit
-        numbers = None if times.dtype.is_temporal() else times.cast(pl.Float64, strict=False)
+        where = f"{path}: column '{times.name}'"
+        _plain(times, path, "a number, a date or a text")
+        numbers = None if times.dtype.is_temporal() else _numbers(times)
         if unit == "auto":  # most values decide, so that one invalid value does not
-            unit = "iso"
-            if numbers is not None and 2 * numbers.count() > times.count():
-                unit = "ms" if np.nanmedian(numbers.drop_nulls().to_numpy()) >= MILLISECONDS_FROM else "s"
-        report.order = f"column '{self.time}' ({unit})"
-        seconds = _seconds(times, numbers, unit, path)
-        wrong = seconds.is_null() | seconds.is_nan() | (seconds < 0) | (seconds >= END_OF_TIME)
+            unit = "auto" if numbers is not None and 2 * numbers.count() > times.count() else "iso"
+        if unit == "iso":
+            numbers, unit = _from_dates(times, where)
+        elif numbers is None:
+            raise InputError(f"{where} holds dates ({times.dtype}); set time_unit to iso")
+        report.order, report.time_unit = f"column '{self.time}'", unit
+        wrong = numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False)
         if wrong.any():
             first = int(wrong.arg_max() or 0)
-            row, value, second = block["row"][first], times[first], seconds[first]
-            if wrong.sum() > report.rules.max_invalid_fraction * report.interactions_read:
-                problem = "no time" if value is None else f"{value!r} is no time"
-                if second is not None and second == second:
-                    problem = f"{value!r} is {'before 1970' if second < 0 else 'after the year 9999'}"
-                expected = f"expected {UNITS[unit]} (time_unit {self.time_unit})"
-                raise InputError(f"{path}: column '{times.name}', data row {row}: {problem}; {expected}")
-            report.drop("interactions whose time cannot be read", int(wrong.sum()), f"{path.name}, data row {row}")
-        timed = block.with_columns(time=(seconds * MICROSECONDS).round().cast(pl.Int64, strict=False))
-        return timed.filter(~wrong)
+            problem = "no time" if times[first] is None else f"{excerpt(times[first])} is no time"
+            problem = f"{where}, data row {block['row'][first]}: {problem}; expected {UNITS[unit]}"
+            _invalid(wrong, "interactions whose time cannot be read", problem, block["row"], path, report)
+        return block.with_columns(time=numbers).filter(~wrong)
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         return None if self.items is None else self._read_items(self.items, report)
@@ -133,7 +129,7 @@ class Tables(Source):
         report.items_read = len(table)
         require_columns(path, [self.item_id], table.columns)
         ids = _ids(table[self.item_id], path)
-        _drop(ids.is_null(), "items without an ID", path, report)
+        _without_id(ids.is_null(), "items without an ID", self.item_id, table, path, report)
         content = {"row": pl.Series(range(1, len(table) + 1)), "item_id": ids}
         for name in ("title", "text", "categories", "image"):
             if not (columns := self._content(name, path, table, report)):
@@ -147,7 +143,20 @@ class Tables(Source):
             if "image" in self.model_fields_set:
                 raise InputError(f"column '{self.image}' holds images: name their folder (--images)")
             report.notes.append(f"column '{self.image}' is not used: no folder of images was named (--images)")
+        if "categories" in content:
+            self._compare_separators(content["categories"].drop_nulls(), report)
         yield pl.DataFrame(content).filter(ids.is_not_null())
+
+    def _compare_separators(self, lists: pl.Series, report: PrepareReport) -> None:
+        """Note that the categories are probably separated otherwise."""
+        if lists.is_empty() or (lists.list.len() > 1).any():
+            return
+        for mark in ";,":
+            if mark != self.separator and 2 * lists.list.first().str.contains(mark, literal=True).sum() > len(lists):
+                report.notes.append(
+                    f"column '{self.categories}' contains no {self.separator!r}, but {mark!r} in most rows; if that "
+                    f"separates categories, pass --separator '{mark}'"
+                )
 
     def _content(self, name: str, path: Path, table: pl.DataFrame, report: PrepareReport) -> list[pl.Series]:
         """The existing columns for `title`, `text`, ...; a column that the user named must exist."""
@@ -161,36 +170,49 @@ class Tables(Source):
         return [table[column] for column in columns if column in table.columns]
 
 
-def _drop(dropped: pl.Series, reason: str, path: Path, report: PrepareReport) -> None:
-    report.drop(reason, int(dropped.sum()), f"{path.name}, data row {(dropped.arg_max() or 0) + 1}")
+def _invalid(wrong: pl.Series, reason: str, problem: str, rows: pl.Series, path: Path, report: PrepareReport) -> None:
+    """Count invalid rows. Raises InputError if they are more than the allowed fraction."""
+    count, read = int(wrong.sum()), report.interactions_read if reason.startswith("interactions") else report.items_read
+    if count > report.rules.max_invalid_fraction * (read or 0):
+        raise InputError(f"{problem}; correct it, or drop such rows ({count:,}) with --max-invalid-fraction")
+    report.drop(reason, count, f"{path.name}, data row {rows[wrong.arg_max() or 0]}" if count else "")
 
 
-def _seconds(times: pl.Series, numbers: pl.Series | None, unit: str, path: Path) -> pl.Series:
-    """Seconds since 1970 (float64), null if a value cannot be read."""
-    where = f"{path}: column '{times.name}'"
-    if unit != "iso":
-        if numbers is None:
-            raise InputError(f"{where} holds dates ({times.dtype}); set time_unit to iso")
-        return numbers / (1000 if unit == "ms" else 1)
+def _without_id(
+    missing: pl.Series, reason: str, column: str, table: pl.DataFrame, path: Path, report: PrepareReport
+) -> None:
+    """Rows without an ID are invalid (see `_invalid`); blank lines are not."""
+    if missing.any():
+        missing &= ~table.select(pl.all_horizontal(pl.all().is_null())).to_series()
+        problem = f"{path}: column '{column}', data row {(missing.arg_max() or 0) + 1}: no ID"
+        _invalid(missing, reason, problem, pl.Series(range(1, len(missing) + 1)), path, report)
+
+
+def _numbers(times: pl.Series) -> pl.Series:
+    """int64 if all numbers are integers, else float64; null if a value is no number."""
+    numbers, integers = (times.cast(dtype, strict=False) for dtype in (pl.Float64, pl.Int64))
+    integral = (times.dtype == pl.String or times.dtype.is_integer()) and integers.null_count() == numbers.null_count()
+    return integers if integral else numbers
+
+
+def _from_dates(times: pl.Series, where: str) -> tuple[pl.Series, Literal["iso", "ns"]]:
+    """int64, null if a value cannot be read, and their unit: microseconds (iso), or ns if a part needs them."""
     if times.dtype in (pl.Date, pl.Datetime):
-        return times.dt.epoch("us") / MICROSECONDS
+        if getattr(times.dtype, "time_unit", None) == "ns" and (times.dt.epoch("ns") % 1000 != 0).any():
+            return times.dt.epoch("ns"), "ns"
+        return times.dt.epoch("us"), "iso"
+    if times.dtype.is_integer():
+        times = times.cast(pl.String)
     if times.dtype != pl.String:
         raise InputError(f"{where} is {times.dtype}; time_unit iso needs dates or texts")
     texts = times.drop_nulls().unique()
-    return times.replace_strict(texts, [_from_iso(text) for text in texts], default=None, return_dtype=pl.Float64)
-
-
-def _from_iso(text: str) -> float | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    moments = [from_iso(text) for text in texts]
+    return times.replace_strict(texts, moments, default=None, return_dtype=pl.Int64), "iso"
 
 
 def _ratings(column: pl.Series, path: Path) -> pl.Series:
     """The column as float64, null if it is empty."""
-    column = _stripped(column)
+    column = _stripped(_plain(column, path, "a number"))
     numbers = column.cast(pl.Float64, strict=False)
     invalid = column.is_not_null() & (numbers.is_null() | numbers.is_nan())
     if invalid.any():
@@ -208,11 +230,16 @@ def _stripped(column: pl.Series) -> pl.Series:
     return stripped.set(stripped == "", None)
 
 
+def _plain(column: pl.Series, path: Path, wanted: str) -> pl.Series:
+    """The column. Raises InputError if its values are lists, objects or bytes."""
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object, pl.Boolean, pl.Time, pl.Duration):
+        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; it should hold {wanted} a row")
+    return column
+
+
 def _text(column: pl.Series, path: Path) -> pl.Series:
     """Texts, and numbers as texts; null where empty."""
-    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
-        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; it should hold one text a row")
-    return _stripped(column.cast(pl.String))
+    return _stripped(_plain(column, path, "one text").cast(pl.String))
 
 
 def _ids(column: pl.Series, path: Path) -> pl.Series:
@@ -221,8 +248,25 @@ def _ids(column: pl.Series, path: Path) -> pl.Series:
 
 
 def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
-    """Lists of texts: the parts of a cell between separators, or a list column as it is; null where empty."""
-    nested = isinstance(column.dtype, pl.List)
-    parts = column.cast(pl.List(pl.String)) if nested else _text(column, path).str.split(separator)
-    stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
-    return stripped.to_frame("list").select(pl.when(pl.col("list").list.len() > 0).then("list")).to_series()
+    """Lists of texts: a list column, or the parts of a cell (see `split_list`); null where empty."""
+    dtype = column.dtype
+    inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
+    if not (inner.is_integer() or inner in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+        raise InputError(
+            f"{path}: column '{column.name}' is {dtype}; it should hold a text or a list of texts a row. Write the "
+            "names only, without lists in lists, objects or other numbers"
+        )
+    if inner is not dtype:
+        parts = column.cast(pl.List(pl.String))
+        stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
+        return stripped.to_frame("list").select(pl.when(pl.col("list").list.len() > 0).then("list")).to_series()
+    lists: list[list[str] | None] = []
+    for row, cell in enumerate(column.cast(pl.String), start=1):
+        try:
+            lists.append(None if cell is None else split_list(cell, separator))
+        except ValueError as error:
+            raise InputError(
+                f"{path}: column '{column.name}', data row {row}: {excerpt(cell)} {error}; separate the values by "
+                f"{separator!r}, or write a list as JSON"
+            ) from None
+    return pl.Series(lists, dtype=pl.List(pl.String))

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
-from msm4sr.features.images import BrokenImage, ImageFiles
+from msm4sr.features.images import ImageFiles
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import Features, read_missing
 from msm4sr.features.store_builder import Chunk, Missing, no_vectors

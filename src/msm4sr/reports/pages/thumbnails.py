@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from msm4sr.data.images import BrokenImage
 from msm4sr.data.items import Item, is_url
-from msm4sr.features.images import BrokenImage, load_image
+from msm4sr.features.images import load_image
 
 SIDE = 240  # pixels of the longer side: sharp on a card of 120 CSS pixels on a dense screen, about 8 kB
 TINTS = 6  # colours of the tiles of items without an image, in style.css

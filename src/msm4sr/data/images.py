@@ -1,0 +1,63 @@
+"""What counts as an image: a file whose content, whatever its name, is in one of a few formats, and not too large."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+MAX_BYTES = 64 * 1024 * 1024
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 20_000
+# Formats whose decoders are Pillow's own. EPS and the like would start other programs.
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+FORMATS = tuple(_SUFFIXES)
+
+# A warning of a decoder either comes back as BrokenImage or does not affect the image. Set once for the process, since
+# `catch_warnings` is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class BrokenImage(Exception):
+    """An image that cannot be used; `reason` says why, for the owner of the file."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open an image by its header, without decoding it. Raises BrokenImage if it is none, or too large."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f"not an image of a format that can be read ({', '.join(FORMATS)})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenImage(f"more than {MAX_PIXELS // 10**6} megapixels") from error
+    except Exception as error:  # decoders raise all kinds of errors on a damaged file; none may end a run
+        raise BrokenImage(f"damaged or cut short ({type(error).__name__})") from error
+    width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise BrokenImage(f"{width} x {height} pixels: a side is over {MAX_SIDE:,}")
+    if width * height > MAX_PIXELS:
+        raise BrokenImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 10**6} megapixels")
+    return image
+
+
+def image_suffix(file: BinaryIO) -> str:
+    """The usual suffix of an image's format, such as `.jpg`. Raises BrokenImage."""
+    with open_image(file) as image:
+        return _SUFFIXES.get(str(image.format), ".jpg")  # MPO: a JPEG of several images
+
+
+def file_suffix(path: Path) -> str:
+    """The usual suffix of the format of an image file. Raises BrokenImage."""
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size > MAX_BYTES:
+                raise BrokenImage(f"file larger than {MAX_BYTES // 2**20} MiB")
+            return image_suffix(file)
+    except OSError as error:
+        raise BrokenImage(f"cannot be read ({type(error).__name__})") from error

@@ -1,0 +1,213 @@
+"""Times of interactions: one unit that fits all rows, or an error that names rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from msm4sr.data.dataset import Flags, Ints
+from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.errors import InputError
+
+MICROSECONDS = 10**6
+END_OF_TIME = 253_402_300_800  # seconds: the year 10000
+YEAR, DAY = 31_536_000, 86_400  # seconds
+SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
+BOUNDS = (1e11, 1e14, 1e17)  # where the next scale starts: as one scale the year 5138, as the next 1973
+SPREADSHEET_1970 = 25_569  # the day number of 1970-01-01 in spreadsheets
+SPREADSHEET_DAYS = (32_874, 55_153)  # 1990 to 2050
+UNITS = {
+    "auto": "seconds since 1970 (or ms, us, ns, all rows alike)",
+    "s": "seconds since 1970",
+    "ms": "milliseconds since 1970",
+    "us": "microseconds since 1970",
+    "ns": "nanoseconds since 1970",
+    "days": "day numbers of a spreadsheet",
+    "iso": "an ISO 8601 date or time",
+}
+
+NumberUnit = Literal["auto", "s", "ms", "us", "ns"]
+TimeUnit = Literal["auto", "s", "ms", "us", "ns", "days", "iso"]
+UNIT_HELP = (
+    "Unit of the times: s, ms, us or ns since 1970; days (numbers of a spreadsheet); iso (ISO 8601, or 20230131 and "
+    "20230131235959; UTC without an offset). auto: iso for dates and texts; for numbers the one of s, ms, us, ns that "
+    "fits all rows."
+)
+
+
+class Case(NamedTuple):
+    """How often something was found, and its first row and value."""
+
+    times: int
+    row: int
+    value: int | float
+
+
+class Times:
+    """The times of all blocks, as the source gives them, until their unit is known (`PrepareReport.time_unit`)."""
+
+    def __init__(self, report: PrepareReport, path: Path, row_name: str) -> None:
+        self._report, self._path, self._row_name = report, path, row_name
+        self._cases: dict[str, Case] = {}
+        self._count = 0
+
+    def add(self, rows: pl.Series, values: Ints) -> None:
+        """Take note of the times in the rows `rows` of the file: int64 or float64, without null."""
+        self._count += len(values)
+        unit, numbers = self._report.time_unit, values.astype(np.float64)
+        if unit == "auto":
+            scale = np.searchsorted(BOUNDS, numbers, side="right")
+            seconds = numbers / np.array(list(SCALES.values()))[scale]
+        else:
+            seconds = _seconds(numbers, unit)
+        cases = {
+            "before 1970": ~(seconds >= 0),
+            "after the year 9999": seconds >= END_OF_TIME,
+            "1970": (seconds >= 0) & (seconds < YEAR),
+            "future": (seconds > time.time() + DAY) & (seconds < END_OF_TIME),
+        }
+        if unit == "auto":
+            fitting = (numbers > 0) & (seconds < END_OF_TIME)  # 0 is 1970 in each unit
+            cases |= {name: fitting & (scale == number) for number, name in enumerate(SCALES)}
+            cases |= {"digits": _digits_of_a_date(numbers)}
+            cases |= {"days": (numbers >= SPREADSHEET_DAYS[0]) & (numbers <= SPREADSHEET_DAYS[1])}
+        for name, found in cases.items():
+            if count := int(found.sum()):
+                first = int(found.argmax())
+                known = self._cases.get(name, Case(0, int(rows[first]), values[first].item()))
+                self._cases[name] = known._replace(times=known.times + count)
+
+    def order(self, chunks: list[Ints]) -> tuple[list[Flags], int]:
+        """Replace the values by integers that increase with time, and decide the unit.
+
+        Returns the rows of each chunk that have a possible time, and how many of the integers make a second. Raises
+        InputError if more rows than `max_invalid_fraction` allows have none.
+        """
+        report = self._report
+        written = report.time_unit
+        if written == "auto":
+            report.time_unit = self._fitting_unit()
+        self._check(written)
+        unit = report.time_unit
+        report.order += f" ({unit})" if unit else ""
+        per_second = SCALES["ns"] if unit == "ns" else MICROSECONDS
+        kept = []
+        for number, values in enumerate(chunks):
+            seconds = _seconds(values, unit)
+            possible = (seconds >= 0) & (seconds < END_OF_TIME)
+            if written == "auto":
+                scale = np.searchsorted(BOUNDS, values, side="right")
+                possible &= (scale == list(SCALES).index(unit)) | (values == 0)
+            kept.append(possible)
+            chunks[number] = _integers(np.where(possible, values, 0), unit, per_second)
+        if early := self._cases.get("1970"):
+            label = f" as {UNITS[unit]}" if unit else ""
+            report.notes.append(
+                f"{early.times:,} times are in 1970{label} (first: {self._example(early)}); if that is wrong, "
+                "correct them or pass another --time-unit"
+            )
+        return kept, per_second
+
+    def future(self) -> list[str]:
+        """The note about times in the future. It depends on the clock, so no file may hold it."""
+        case = self._cases.get("future")
+        if case is None:
+            return []
+        unit = f" as {UNITS[self._report.time_unit]}" if self._report.time_unit else ""
+        return [f"{case.times:,} times are in the future{unit} (first: {self._example(case)})"]
+
+    def _fitting_unit(self) -> str:
+        """The unit of most values. Raises InputError if they are dates or days that are written as numbers."""
+        for name, what, remedy in (
+            ("digits", "seems to be the digits of a date", "--time-unit iso"),
+            ("days", "seems to be the day number of a spreadsheet", "--time-unit days"),
+        ):
+            case = self._cases.get(name)
+            if case and 2 * case.times > self._count:
+                raise self._error(case, f"{what}; pass {remedy}, or the unit that it is in")
+        return max(SCALES, key=lambda name: self._cases[name].times if name in self._cases else 0)
+
+    def _check(self, written: str) -> None:
+        """Count the rows without a possible time as dropped, or raise InputError."""
+        report, unit = self._report, self._report.time_unit
+        wrong = {name: case for name, case in self._cases.items() if name in ("before 1970", "after the year 9999")}
+        others = {name: self._cases[name] for name in SCALES if name in self._cases and name != unit}
+        count = sum(case.times for case in [*wrong.values(), *others.values()])
+        if count > report.rules.max_invalid_fraction * report.interactions_read:
+            for name, case in wrong.items():
+                expected = f"; expected {UNITS[unit]} (time_unit {written})" if unit else ""
+                raise self._error(case, f"is {name}{expected}")
+            [(name, case), *_] = others.items()
+            usual = self._cases[unit]
+            raise self._error(
+                case,
+                f"seems to be in {UNITS[name]}, but '{self._shown(usual)}' in {self._row_name} {usual.row} in "
+                f"{UNITS[unit]} ({case.times:,} and {usual.times:,} rows); write all in one unit, or pass --time-unit",
+            )
+        for case in wrong.values():
+            report.drop("interactions: impossible dates", case.times, self._example(case, value=False))
+        for case in others.values():
+            report.drop("interactions whose time is in another unit", case.times, self._example(case))
+
+    def _example(self, case: Case, value: bool = True) -> str:
+        return f"{self._path.name}, {self._row_name} {case.row}" + (f": {self._shown(case)}" if value else "")
+
+    def _shown(self, case: Case) -> str:
+        if self._report.time_unit in ("", "iso"):
+            return str(np.datetime64(int(case.value) // MICROSECONDS, "s")).removesuffix("T00:00:00")
+        return f"{case.value:.17g}" if isinstance(case.value, float) else str(case.value)
+
+    def _error(self, case: Case, problem: str) -> InputError:
+        where = f"{self._report.order}, {self._row_name} {case.row}"
+        return InputError(f"{self._path}: {where}: '{self._shown(case)}' {problem}")
+
+
+def from_iso(text: str) -> int | None:
+    """Microseconds since 1970 of an ISO 8601 date or time, or of its digits (`20230131235959`); None for any other."""
+    if text.isdecimal() and len(text) > 8:
+        text = f"{text[:8]}T{text[8:]}"
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    elapsed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (elapsed.days * DAY + elapsed.seconds) * MICROSECONDS + elapsed.microseconds
+
+
+def _seconds(values: Ints, unit: str) -> Ints:
+    """Seconds since 1970 (float64)."""
+    if unit == "days":
+        values = (values - SPREADSHEET_1970) * DAY
+    seconds: Ints = values / (1 if unit == "days" else SCALES.get(unit, MICROSECONDS))
+    return seconds
+
+
+def _integers(values: Ints, unit: str, per_second: int) -> Ints:
+    """Int64 in units of `1 / per_second`."""
+    if unit == "days":
+        values, unit = _seconds(values, unit), "s"
+    scaled: Ints = values * (per_second // SCALES.get(unit, MICROSECONDS))
+    return scaled if scaled.dtype.kind == "i" else np.rint(scaled).astype(np.int64)
+
+
+def _digits_of_a_date(values: Ints) -> Flags:
+    """Whether the digits are those of a date since 1900 and of a time of day, or a part of it: 2023013123."""
+    numbers = np.where((values > 0) & (values < 1e15), values, 0).astype(np.int64)
+    found = np.zeros(len(values), dtype=bool)
+    for digits, limits in ((8, ()), (10, (24,)), (12, (24, 60)), (14, (24, 60, 60))):
+        date = numbers // 10 ** (digits - 8)
+        possible = (date >= 1900_01_01) & (date <= 2100_12_31)
+        if possible.any():
+            month, day = date // 100 % 100, date % 100
+            possible &= (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+            parts: Sequence[int] = limits
+            for place, limit in enumerate(parts):
+                possible &= numbers // 10 ** (digits - 10 - 2 * place) % 100 < limit
+            found |= possible
+    return found
