@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,20 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> No
 def test_every_way_to_call_the_command_prints_its_version(command: tuple[str, ...]) -> None:
     answer = subprocess.run([*command, "--version"], capture_output=True, text=True)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, f"msm4sr {version('msm4sr')}\n", "")
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_threads_sleep_while_they_wait_unless_the_user_chose_otherwise(chosen: str | None, tmp_path: Path) -> None:
+    """As OpenMP itself reports when torch loads it. Spinning makes two threads slower than one on a busy machine."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": chosen} if chosen else {})
+    command = [MSM4SR, "run", tmp_path / "nowhere", "--out", tmp_path / "run"]
+    err = subprocess.run(command, capture_output=True, text=True, env=environment).stderr
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", err)
+    assert spins, err
+    assert all((spin == "0") == (chosen is None) for spin in spins), err
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line(

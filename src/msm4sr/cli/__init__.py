@@ -66,4 +66,6 @@ def main() -> None:
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about what several processes need
+    # Before torch loads OpenMP: a thread that spins while it waits takes the processor from the thread it waits for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
