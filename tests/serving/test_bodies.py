@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from test_app import assert_problem
 
+from msm4sr.serving import middleware
 from msm4sr.serving.app import create_app
 from msm4sr.serving.bodies import parse_form
 from msm4sr.serving.service import ServeSettings
@@ -86,6 +87,18 @@ def test_json_is_utf_8(client: TestClient) -> None:
     assert_problem(same, 422, "history")
     wrong = client.post("/recommend", content=form(*ITEM), headers={"Content-Type": MULTIPART})
     assert_problem(wrong, 415, "send JSON")
+
+
+def test_large_bodies_are_refused_while_others_fill_the_memory(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = {"history": ["a" * 100] * 1000}, {"history": ["a"]}
+    monkeypatch.setattr(middleware, "MAX_HELD", 0)
+    assert_problem(client.post("/recommend", json=large), 503, "too many large requests")
+    assert client.post("/recommend", json=small).status_code != 503
+    monkeypatch.setattr(middleware, "MAX_HELD", 150_000)
+    for _ in range(3):  # what is answered is no longer held
+        assert client.post("/recommend", json=large).status_code != 503
 
 
 def test_an_error_in_a_long_list_is_described_once(client: TestClient) -> None:

@@ -17,6 +17,7 @@ from msm4sr.serving.connections import Connection
 LARGE = 16_000_000  # bytes, more than the buffers of a connection
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+HEAD = "the head of a request may have 32,768 bytes (8,192 of the path) and 100 lines"
 Address = tuple[str, int]
 
 
@@ -86,9 +87,10 @@ def is_answered(address: Address) -> bool:
         [GET, b"a: b\r\n" * 100, b"\r\n"],  # 101 lines with Host
         [GET, b"X-A: " + b"a" * 32_768, b"\r\n\r\n"],
         [b"GET /", *[b"a" * 2**16] * 16],
+        [b"GET /" + b"a" * 8_192 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"],
         [b"\r\n" * 2**19],
     ],
-    ids=["long value", "10,000 lines", "101 lines", "32 KiB in one piece", "long path", "blank lines"],
+    ids=["long value", "10,000 lines", "101 lines", "32 KiB in one piece", "endless path", "long path", "blank lines"],
 )
 def test_a_head_over_the_bounds_is_refused(address: Address, parts: list[bytes]) -> None:
     answer = ask(address, *parts)
@@ -96,7 +98,7 @@ def test_a_head_over_the_bounds_is_refused(address: Address, parts: list[bytes])
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
     assert b"connection: close" in head
-    assert json.loads(body)["detail"] == "the head of a request may have 32,768 bytes and 100 lines"
+    assert json.loads(body)["detail"] == HEAD
     assert is_answered(address)
 
 

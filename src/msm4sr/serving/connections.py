@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from msm4sr.serving.problems import problem
 
 MAX_CONNECTIONS = 500  # of a process; fewer if it may open fewer than twice as many files
-MAX_HEAD, MAX_HEADERS = 32 * 2**10, 100  # bytes, lines
+MAX_HEAD, MAX_PATH, MAX_HEADERS = 32 * 2**10, 8 * 2**10, 100  # bytes, bytes, lines
 MAX_PIPELINED = 16  # requests that are sent before the first is answered
 HEAD_SECONDS = 10  # until a head is complete
 BODY_SECONDS = 40  # until a body is complete; the application answers 408 before
@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD or len(self.pipeline) > MAX_PIPELINED:
+        if size > MAX_HEAD or len(self.url) > MAX_PATH or len(self.pipeline) > MAX_PIPELINED:
             self._refuse_head()
             raise ValueError("too much")
         super().on_headers_complete()
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         self._allow(seconds)
 
     def _refuse_head(self) -> None:
-        detail = f"the head of a request may have {MAX_HEAD:,} bytes and {MAX_HEADERS} lines"
+        detail = f"the head of a request may have {MAX_HEAD:,} bytes ({MAX_PATH:,} of the path) and {MAX_HEADERS} lines"
         self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail
 
     def send_400_response(self, msg: str) -> None:

@@ -17,6 +17,8 @@ from msm4sr.serving.service import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+# Bytes of the bodies that this process holds; beyond, larger bodies are refused.
+MAX_HELD, SMALL = 512 * 2**20, 64 * 2**10
 # On every answer.
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -34,6 +36,7 @@ class RequestLimits:
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.access = Access(settings)
+        self.held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,6 +89,7 @@ class _Exchange:
                 answer = problem(self.refused.status, self.refused.detail, self.refused.headers)
                 self.refused = None
                 await answer(self._scope, self._receive, self.send)
+            self._limits.held -= self._received
 
     async def send(self, message: Message) -> None:
         if self.refused is not None and not self.status:
@@ -106,9 +110,13 @@ class _Exchange:
             seconds = f"{self._limits.settings.seconds:g} seconds"
             self._refuse(408, f"the request did not arrive within {seconds}; try again", {"Connection": "close"})
         if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self._received += size
+            self._limits.held += size
             self._complete = not message.get("more_body", False)
             self._check_size(self._received)
+            if self._limits.held > MAX_HELD and self._received > SMALL:
+                self._refuse(503, "too many large requests at once; try again later", {"Retry-After": "5"})
         return message
 
     def _check_size(self, size: int) -> None:
