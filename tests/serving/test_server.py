@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx2 as httpx
+import psutil
 import pytest
-from service import Server, serving
+from service import Server, free_port, serving
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.experiments.loading import load_recommender
@@ -113,3 +120,102 @@ def test_a_newer_run_is_loaded_without_a_failed_request(run_folder: Path, ids: l
             thread.join()
         assert set(answers) == {200}
         assert known(server, "n1")
+
+
+def test_a_full_disk_stops_changes_only(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+    item_id = next(one for one in ids if load_recommender(run_folder).item(one).images)
+    with serving(run_folder, tmp_path / "state") as server:
+        assert add(server, "n1") == 201
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        assert add(server, "n2") == 503
+        assert server.client.delete(f"/items/{ids[3]}").status_code == 503
+        for _ in range(2):
+            shown = server.client.get(f"/items/{item_id}/image")
+            assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
+        assert server.client.post("/recommend", json={"history": [ids[0], "n1"]}).json()["unknown"] == []
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert add(server, "n2") == 201
+        assert [known(server, name) for name in ("n1", "n2", ids[3])] == [True, True, True]
+        assert server.client.get(f"/items/{item_id}/image").status_code == 200
+        assert len(list((tmp_path / "state" / "thumbnails").iterdir())) == 1
+
+
+def start(run: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str], int]:
+    """`msm4sr serve`, not yet ready; its temporary files and its output, `log`, are in a folder."""
+    port = free_port()
+    (folder / "tmp").mkdir()
+    command = [sys.executable, "-m", "msm4sr", "serve", str(run), "--port", str(port), "--state", str(folder / "state")]
+    with (folder / "log").open("w") as log:
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
+        return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=environment, text=True), port
+
+
+def wait_for_log(folder: Path, words: str) -> None:
+    while words not in (folder / "log").read_text():
+        time.sleep(0.05)
+
+
+def metrics_folders(folder: Path) -> list[Path]:
+    return list((folder / "tmp").glob("msm4sr-*"))
+
+
+def test_workers_end_with_a_supervisor_that_is_killed_while_they_start(run_folder: Path, tmp_path: Path) -> None:
+    process, port = start(run_folder, tmp_path, "--workers", "2")
+    wait_for_log(tmp_path, "2 processes")
+    while len(workers := psutil.Process(process.pid).children()) < 3:  # and the resource tracker of Python
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        assert not answers(port), "a worker serves without its supervisor"
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=0.2).status_code == 200
+    except httpx.TransportError:
+        time.sleep(0.1)
+        return False
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_is_replaced_until_the_service_ends(run_folder: Path, tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        process, _ = start(run_folder, folder, "--workers", "2")
+        wait_for_log(folder, "2 processes")
+        while len(workers := psutil.Process(process.pid).children()) < 3:
+            time.sleep(0.05)
+        worker = next(one for one in workers if "spawn_main" in " ".join(one.cmdline()))
+        worker.kill()
+        wait_for_log(folder, f"worker {worker.pid} ended (exit code -9); ")
+        assert len(metrics_folders(folder)) == 1
+        children = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        assert process.wait() == 0
+        psutil.wait_procs(children)
+        assert metrics_folders(folder) == []
+        assert "Traceback" not in (folder / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_interrupt_ends_the_service_at_once(run_folder: Path, tmp_path: Path, workers: str) -> None:
+    process, port = start(run_folder, tmp_path, "--workers", workers)
+    while not answers(port):
+        pass
+    caller = socket.create_connection(("127.0.0.1", port))
+    # this request is in progress until its body has arrived
+    caller.sendall(b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "graceful" not in log  # it did not wait for the request
+    caller.close()
+    assert metrics_folders(tmp_path) == []

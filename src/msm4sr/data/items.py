@@ -53,6 +53,14 @@ def check_characters(text: str) -> str:
     return text
 
 
+def check_texts(texts: list[str]) -> list[str]:
+    """`texts`, each as `check_characters`, in one search since there may be many."""
+    if _BAD_CHARACTER.search("".join(texts)):
+        for text in texts:
+            check_characters(text)
+    return texts
+
+
 def check_item(item: Item) -> None:
     """Raise InputError if the id or a text of an item to add is malformed."""
     item_id = item.item_id

@@ -32,6 +32,6 @@ class EncodedSlashes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = scope.get("raw_path") or b""
-        if b"%2f" in raw.lower():
+        if b"%" in raw:
             scope["path"] = unquote(re.sub("%2f", _SLASH, raw.decode("latin-1"), flags=re.IGNORECASE))
         await self.app(scope, receive, send)

@@ -12,14 +12,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from msm4sr.data.items import LONGEST_CATEGORY, LONGEST_ID, check_characters
+from msm4sr.data.items import LONGEST_CATEGORY, LONGEST_ID, check_characters, check_texts
 from msm4sr.recommend.explanations import Reason
 from msm4sr.recommend.recommender import Recommendation, Recommendations
 
 Text = Annotated[str, AfterValidator(check_characters)]
 ItemId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
-# Many ids: they are only looked up, so their characters are not checked, and a list of wrong values is one error.
-ItemIds = Annotated[list[Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]], Field(fail_fast=True)]
+# Many ids: their characters are checked in one search, and a list of wrong values is one error.
+ItemIds = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]], Field(fail_fast=True), AfterValidator(check_texts)
+]
 Category = Annotated[Text, Field(max_length=LONGEST_CATEGORY)]
 
 
