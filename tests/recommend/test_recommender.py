@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from services import make_recommender, new_item, slow_scores
+from services import make_catalogue, make_recommender, new_item, slow_scores
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
@@ -548,3 +548,11 @@ def test_an_explanation_needs_a_known_item() -> None:
     for history in ([], ["gone"]):
         with pytest.raises(InputError, match="none of the history's items is in the catalogue"):
             make_recommender().explain(history, "i1")
+
+
+def test_weights_that_are_not_finite_are_refused_also_where_short_histories_do_not_read_them() -> None:
+    model = make_recommender().model
+    with torch.no_grad():
+        model.state_dict()["transformer.position.weight"][-1] = torch.nan
+    with pytest.raises(InputError, match=r"transformer\.position\.weight is not finite"):
+        make_catalogue(model)
