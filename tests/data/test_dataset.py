@@ -89,6 +89,22 @@ def test_timestamp_goes_before_position(tmp_path: Path) -> None:
     assert histories(load_dataset(tmp_path)) == {"u": ["c", "b", "a"]}
 
 
+def test_position_orders_and_distinguishes_rows_of_one_second(tmp_path: Path) -> None:
+    columns = {
+        "user_id": ["u"] * 4,
+        "item_id": ["a", "b", "a", "c"],
+        "position": [2, 1, 0, 0],
+        "timestamp": [3, 3, 3, 2],
+    }
+    pl.DataFrame(columns).write_parquet(tmp_path / "interactions.parquet")
+    dataset = load_dataset(tmp_path)
+    assert histories(dataset) == {"u": ["c", "a", "b", "a"]}
+    assert dataset.dropped == {}
+    for other in ([0.5, 0.5, 0.5, 0.5], ["x", None, "", "y"]):  # a column that means something else
+        pl.DataFrame({**columns, "position": other}).write_parquet(tmp_path / "interactions.parquet")
+        assert histories(load_dataset(tmp_path)) == {"u": ["c", "a", "b"]}
+
+
 # Duplicates
 
 

@@ -111,3 +111,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "movies.csv").unlink()
     with pytest.raises(InputError, match=r"movies\.csv: no such file"):
         prepare(MovieLens(folder=tmp_path), tmp_path / "out")
+
+
+def test_texts_that_belong_to_no_movie_are_reported_and_nested_ones_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    (tmp_path / "texts.csv").write_text("item_id,text\n0031,A film.\n")
+    report = prepare(MovieLens(folder=tmp_path, texts=tmp_path / "texts.csv"), tmp_path / "out")
+    assert (
+        "no movie has a text: '0031' and '31' of the catalogue differ by leading zeros; write them alike"
+        in report.notes
+    )
+    pl.DataFrame({"item_id": [31], "text": [["A film."]]}).write_parquet(tmp_path / "texts.parquet")
+    with pytest.raises(InputError, match=r"texts\.parquet: column 'text' is List\(String\)"):
+        prepare(MovieLens(folder=tmp_path, texts=tmp_path / "texts.parquet"), tmp_path / "other")

@@ -65,6 +65,7 @@ def test_categorical_ids_become_strings(tmp_path: Path) -> None:
         ({"item_id": [["a"], ["b"], ["c"]]}, r"column 'item_id' is List\(String\); an ID is a string"),
         ({"timestamp": [1, None, 2]}, r"column 'timestamp', row 2: null"),
         ({"timestamp": [None] * 3}, r"column 'timestamp', row 1: null"),
+        ({"timestamp": [1, 1_600_000_000_000, 2]}, r"column 'timestamp', row 2: 1600000000000 is after the year 9999"),
         ({"timestamp": [1, 2, -5]}, r"column 'timestamp', row 3: -5; it should be 0 or more"),
         ({"timestamp": pl.Series([1, 2**63, 2], dtype=pl.UInt64)}, r"column 'timestamp', row 2: 9223372036854775808"),
         (

@@ -57,6 +57,13 @@ def test_ids_and_positions_alone(tmp_path: Path) -> None:
     assert counted.text_lengths.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("time", [1_600_000_000_000, 1 << 62, None])
+def test_times_that_are_no_seconds_are_an_error(tmp_path: Path, time: int | None) -> None:
+    log = {**LOG, "timestamp": pl.Series([time] * 5, dtype=pl.Int64)}
+    with pytest.raises(InputError, match=rf"column 'timestamp': {time} is not between 1970 and 9999; write seconds"):
+        statistics(write(tmp_path / "shop", log))
+
+
 def test_an_item_that_the_catalogue_lacks_is_an_error(tmp_path: Path) -> None:
     folder = write(tmp_path / "shop", {**LOG, "item_id": ["a", "ghost", "a", "a", "c"]})
     with pytest.raises(InputError, match=r"1 items are not in items.parquet \(for example 'ghost'\)"):

@@ -2,7 +2,7 @@
 
     folder/
       interactions.parquet   user_id str, item_id str, timestamp int64 (seconds) or position int32;
-                             with both, position orders and distinguishes what has the same second
+                             with both, position orders and distinguishes rows of one second
       items.parquet          item_id str, title str?, text str?, categories list[str]?,
                              image str? or list[str]?
       images/                the files that `image` names, relative to the folder
@@ -38,6 +38,7 @@ ITEM_COLUMNS: dict[str, pl.DataType] = {
     "image": pl.List(pl.String()),
 }
 ORDER_COLUMNS = {"timestamp": "int64, seconds since 1970", "position": "int32, 0, 1, 2 ... within the user"}
+END_OF_TIME = 253_402_300_800  # seconds: the year 10000
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # what polars raises for a damaged file
 
 
@@ -48,7 +49,7 @@ def read_interactions(folder: Path) -> pl.DataFrame:
     Other columns are dropped. Raises InputError (see the module).
     """
     path, schema, order = _open_interactions(folder)
-    both = all(name in schema for name in ORDER_COLUMNS)
+    both = order == "timestamp" and schema.get("position", pl.Null()).is_integer()
     frame = read_parquet(path, ["user_id", "item_id", *(ORDER_COLUMNS if both else [order])])
     if frame.is_empty():
         raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
@@ -206,6 +207,11 @@ def _order(column: pl.Series, path: Path) -> pl.Series:
     if (row := _first_row(integers.is_null() | (integers < 0))) is not None:
         found = f"row {row + 1}: {'null' if column[row] is None else column[row]}"
         raise InputError(f"{path}: column '{name}', {found}; it should be 0 or more ({ORDER_COLUMNS[name]})")
+    if name == "timestamp" and (row := _first_row(integers >= END_OF_TIME)) is not None:
+        raise InputError(
+            f"{path}: column '{name}', row {row + 1}: {column[row]} is after the year 9999; it should be seconds, not "
+            "milliseconds or another unit"
+        )
     return integers
 
 

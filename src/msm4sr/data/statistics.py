@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from msm4sr.data.items import is_url
-from msm4sr.data.schema import INTERACTIONS, read_items, scan_interactions
+from msm4sr.data.schema import END_OF_TIME, INTERACTIONS, read_items, scan_interactions
 from msm4sr.errors import InputError
 
 Counts = npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ def statistics(folder: Path) -> Statistics:
             f"{unknown['item_id'].min()!r}); add them, or prepare the data set again"
         )
     pairs = interactions.select("user_id", "item_id").unique().select(pl.len()).collect(engine="streaming").item()
-    period, months = _times(interactions)
+    period, months = _times(folder, interactions)
     return Statistics(
         folder=folder,
         items=items,
@@ -123,13 +123,17 @@ def statistics(folder: Path) -> Statistics:
     )
 
 
-def _times(interactions: pl.LazyFrame) -> tuple[tuple[datetime, datetime] | None, list[tuple[str, int]]]:
+def _times(folder: Path, interactions: pl.LazyFrame) -> tuple[tuple[datetime, datetime] | None, list[tuple[str, int]]]:
     if "timestamp" not in interactions.collect_schema():
         return None, []
+    times = pl.col("timestamp")
+    first, last = interactions.select(times.min().alias("first"), times.max().alias("last")).collect().row(0)
+    if last is None or last >= END_OF_TIME:
+        raise InputError(
+            f"{folder / INTERACTIONS}: column 'timestamp': {last} is not between 1970 and 9999; write seconds"
+        )
     month = pl.from_epoch("timestamp", time_unit="s").dt.truncate("1mo").alias("month")
     counted = interactions.group_by(month).len().sort("month").collect(engine="streaming")
     counted = counted.upsample("month", every="1mo") if len(counted) > 1 else counted
-    times = pl.col("timestamp")
-    first, last = interactions.select(times.min().alias("first"), times.max().alias("last")).collect().row(0)
     period = (datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
     return period, [(f"{begin:%Y-%m}", count or 0) for begin, count in counted.select("month", "len").iter_rows()]

@@ -94,7 +94,7 @@ class ImageFolder:
 
 
 def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
-    """For messages: why items of the interactions are not in the catalogue, with an ID of each."""
+    """For messages: why IDs are not in the catalogue, with an ID of each."""
     alikes: dict[str, Callable[[str], str]] = {
         "leading zeros": lambda name: name.lstrip("0"),
         "upper and lower case": str.casefold,
@@ -106,7 +106,7 @@ def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
         if match := next((name for name in unknown if alike(name) in catalogue), None):
             other = catalogue[alike(match)]
             return f"{excerpt(match)} and {excerpt(other)} of the catalogue differ by {difference}; write them alike"
-    return f"the interactions have {excerpt(unknown[0])}, the catalogue {excerpt(known[0])}; are they IDs of one kind?"
+    return f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(known[0])}; are they IDs of one kind?"
 
 
 class SafeNames:

@@ -170,6 +170,26 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
     return table.rename(lambda name: name.strip() or name)
 
 
+def stripped(column: pl.Series) -> pl.Series:
+    """Texts without the white space around them, null where nothing is left; other types as they are."""
+    if column.dtype != pl.String:
+        return column
+    stripped = column.str.strip_chars()
+    return stripped.set(stripped == "", None)
+
+
+def plain_column(column: pl.Series, path: Path, wanted: str) -> pl.Series:
+    """The column. Raises InputError if its values are lists, objects or bytes."""
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object, pl.Boolean, pl.Time, pl.Duration):
+        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; it should hold {wanted} a row")
+    return column
+
+
+def text_column(column: pl.Series, path: Path) -> pl.Series:
+    """Texts, and numbers as texts; null where empty."""
+    return stripped(plain_column(column, path, "one text").cast(pl.String))
+
+
 def refuse_duplicates(path: Path, names: Sequence[str]) -> None:
     """Raise InputError if two columns of a file have the same name."""
     for place, name in enumerate(names):

@@ -13,10 +13,10 @@ import polars as pl
 
 from msm4sr.data.dataset import Flags, Ints
 from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.schema import END_OF_TIME
 from msm4sr.errors import InputError
 
 MICROSECONDS = 10**6
-END_OF_TIME = 253_402_300_800  # seconds: the year 10000
 YEAR, DAY = 31_536_000, 86_400  # seconds
 SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 BOUNDS = (1e11, 1e14, 1e17)  # where the next scale starts: as one scale the year 5138, as the next 1973

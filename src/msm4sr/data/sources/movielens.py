@@ -21,10 +21,18 @@ from typing import ClassVar, NamedTuple
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_table
+from msm4sr.data.preparation.catalogue import compare_ids
+from msm4sr.data.preparation.reading import (
+    INTERACTION_COLUMNS,
+    InvalidRow,
+    read_blocks,
+    read_table,
+    stripped,
+    text_column,
+)
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.preparation.times import NumberUnit
-from msm4sr.data.schema import ITEM_COLUMNS, require_columns
+from msm4sr.data.schema import ITEM_COLUMNS, id_strings, require_columns
 from msm4sr.errors import InputError
 
 GENRES = (
@@ -84,9 +92,21 @@ class MovieLens(Source):
             return blocks
         table = read_table(self.texts)
         require_columns(self.texts, ("item_id", "text"), table.columns)
-        texts = table.select(pl.col("item_id", "text").cast(pl.String).str.strip_chars()).filter(pl.col("text") != "")
-        texts = texts.unique("item_id", keep="first", maintain_order=True)
-        return (block.join(texts, on="item_id", how="left", maintain_order="left") for block in blocks)
+        ids, texts = id_strings(table["item_id"], self.texts), text_column(table["text"], self.texts)
+        kept = pl.DataFrame([stripped(ids), texts]).drop_nulls()
+        return self._joined(blocks, kept.unique("item_id", keep="first", maintain_order=True), report)
+
+    def _joined(
+        self, blocks: Iterator[pl.DataFrame], texts: pl.DataFrame, report: PrepareReport
+    ) -> Iterator[pl.DataFrame]:
+        """The movies with their texts; it is reported if they have none."""
+        found, movies = 0, list[str]()
+        for block in blocks:
+            block = block.join(texts, on="item_id", how="left", maintain_order="left")
+            found, movies = found + block["text"].count(), movies or block["item_id"].to_list()
+            yield block
+        if movies and len(texts) and not found:
+            report.notes.append(f"no movie has a text: {compare_ids(texts['item_id'].to_list(), movies)}")
 
 
 def _rating(line: bytes, separator: str) -> tuple[str, str, int, float]:

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.lists import split_list
-from msm4sr.data.preparation.reading import read_table
+from msm4sr.data.preparation.reading import plain_column, read_table, stripped, text_column
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
 from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit, from_iso
 from msm4sr.data.schema import id_strings, require_columns
@@ -98,13 +98,13 @@ class Tables(Source):
         kept = (~user & ~item).arg_true()
         block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
         report.order = "the order of the rows in the file (no time column)"
-        yield block if self.time is None else self._timed(block, _stripped(table[self.time][kept]), report)
+        yield block if self.time is None else self._timed(block, stripped(table[self.time][kept]), report)
 
     def _timed(self, block: pl.DataFrame, times: pl.Series, report: PrepareReport) -> pl.DataFrame:
         """The rows whose time can be read, with `time` in `report.time_unit`; the others are counted."""
         path, unit = self.interactions, self.time_unit
         where = f"{path}: column '{times.name}'"
-        _plain(times, path, "a number, a date or a text")
+        plain_column(times, path, "a number, a date or a text")
         numbers = None if times.dtype.is_temporal() else _numbers(times)
         if unit == "auto":  # most values decide, so that one invalid value does not
             unit = "auto" if numbers is not None and 2 * numbers.count() > times.count() else "iso"
@@ -135,8 +135,8 @@ class Tables(Source):
             if not (columns := self._content(name, path, table, report)):
                 continue
             if name in ("title", "text"):
-                parts = pl.DataFrame([_text(column, path) for column in columns])
-                content[name] = _stripped(parts.select(pl.concat_str("*", separator="\n", ignore_nulls=True))[:, 0])
+                parts = pl.DataFrame([text_column(column, path) for column in columns])
+                content[name] = stripped(parts.select(pl.concat_str("*", separator="\n", ignore_nulls=True))[:, 0])
             else:
                 content[name] = _list(columns[0], path, self.separator)
         if self.images is None and "image" in content and not any(map(is_url, content["image"].explode().drop_nulls())):
@@ -212,7 +212,7 @@ def _from_dates(times: pl.Series, where: str) -> tuple[pl.Series, Literal["iso",
 
 def _ratings(column: pl.Series, path: Path) -> pl.Series:
     """The column as float64, null if it is empty."""
-    column = _stripped(_plain(column, path, "a number"))
+    column = stripped(plain_column(column, path, "a number"))
     numbers = column.cast(pl.Float64, strict=False)
     invalid = column.is_not_null() & (numbers.is_null() | numbers.is_nan())
     if invalid.any():
@@ -222,29 +222,9 @@ def _ratings(column: pl.Series, path: Path) -> pl.Series:
     return numbers
 
 
-def _stripped(column: pl.Series) -> pl.Series:
-    """Texts without the white space around them, null where nothing is left; other types as they are."""
-    if column.dtype != pl.String:
-        return column
-    stripped = column.str.strip_chars()
-    return stripped.set(stripped == "", None)
-
-
-def _plain(column: pl.Series, path: Path, wanted: str) -> pl.Series:
-    """The column. Raises InputError if its values are lists, objects or bytes."""
-    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object, pl.Boolean, pl.Time, pl.Duration):
-        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; it should hold {wanted} a row")
-    return column
-
-
-def _text(column: pl.Series, path: Path) -> pl.Series:
-    """Texts, and numbers as texts; null where empty."""
-    return _stripped(_plain(column, path, "one text").cast(pl.String))
-
-
 def _ids(column: pl.Series, path: Path) -> pl.Series:
     """Texts; null where empty."""
-    return _stripped(id_strings(column, path))
+    return stripped(id_strings(column, path))
 
 
 def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
