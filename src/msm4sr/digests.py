@@ -1,4 +1,4 @@
-"""Short hashes of any content, to compare what was with what is."""
+"""Hashes of values, arrays and files, to detect changes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from msm4sr.errors import InputError
 
 
 def json_digest(*values: object) -> str:
-    """A hash of 32 letters of any values that JSON can represent."""
+    """A hash, 32 hexadecimal digits, of any values that JSON can represent."""
     text = json.dumps(values, ensure_ascii=True, sort_keys=True)  # ascii: lone surrogates cannot be encoded otherwise
     return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def array_digest(*parts: bytes | np.ndarray) -> str:
-    """A hash of 24 letters of bytes and arrays; where one part ends and the next begins counts."""
+    """A hash, 24 hexadecimal digits, of bytes and arrays; it depends on the boundaries between them."""
     made = hashlib.blake2b(digest_size=12)
     for part in parts:
         content = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1)

@@ -29,7 +29,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
-MovedData = Annotated[Path | None, typer.Option("--data", help="The prepared folder, if it is no longer in its place.")]
+MovedData = Annotated[Path | None, typer.Option("--data", help="The prepared folder, if it has moved.")]
 Out = Annotated[Path, typer.Option("--out", help="The run folder to create.", show_default=False)]
 Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
 _MODELS = MODELS.names()

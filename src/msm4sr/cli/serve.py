@@ -39,15 +39,15 @@ def serve(
         typer.Option("--api-key-file", help=f"A file with the API key for changes to items. Default: {KEY_VARIABLE}."),
     ] = None,
     without_key: Annotated[
-        bool, typer.Option("--without-key", help="Let everyone who reaches a public --host change items.")
+        bool, typer.Option("--without-key", help="Serve a public --host without an API key: anyone can change items.")
     ] = False,
     allowed_host: Annotated[
         list[str],
         typer.Option(
             "--allowed-host",
             metavar="NAME",
-            help="A name of this service in its callers' addresses, such as shop.example; '*': any. Can be given "
-            "several times. Default: only localhost if --host is a loopback address, else any.",
+            help="A host name that requests may use, such as shop.example, or '*' for any. Can be given several times. "
+            "Default: only localhost if --host is a loopback address, else any.",
         ),
     ] = [],
     proxy: Annotated[
@@ -55,11 +55,11 @@ def serve(
         typer.Option(
             "--proxy",
             metavar="ADDRESS",
-            help="A proxy whose X-Forwarded-Host and -Proto are used; 10.0.0.0/8: a network.",
+            help="Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-Host and -Proto are used.",
         ),
     ] = [],
     root_path: Annotated[
-        str, typer.Option("--root-path", metavar="PATH", help="The path that a proxy serves this at, such as /shop.")
+        str, typer.Option("--root-path", metavar="PATH", help="The path at which a proxy serves this, such as /shop.")
     ] = "",
     index: Annotated[
         Literal["auto", "exact", "approximate"],
@@ -110,7 +110,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         console.print(f"serving {run} at http://{host}:{port}", markup=False)
         serve_here(uvicorn.Config(app, **server))
         return
-    app.state.service.store.close()  # it was opened for one message about wrong input, and to build the index once
+    app.state.service.store.close()  # created only to report wrong input once, and to build the index
     del app
     factory = "msm4sr.serving.workers:app_from_environment"
     config = uvicorn.Config(factory, factory=True, workers=settings.workers, **server)
@@ -126,7 +126,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
 
 
 def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:
-    """The hosts to answer to, or None for any. InputError if everyone on a network could change items."""
+    """The hosts to answer to, or None for any. Raises InputError for a public host if changes need no key."""
     try:
         addresses = {str(address[4][0]) for address in socket.getaddrinfo(host or "::", None)}
     except OSError as error:
@@ -134,7 +134,7 @@ def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] |
     public = not all(ip_address(address.partition("%")[0]).is_loopback for address in addresses)
     if public and changes_are_free:
         reason = f"--host {host} can be reached from other machines, and there is no API key"
-        raise InputError(f"{reason}: pass --api-key-file FILE, or --without-key to let everyone change items")
+        raise InputError(f"{reason}: pass --api-key-file FILE, or --without-key to let anyone change items")
     if "*" in names or (public and not names):
         return None
     bound = f"[{host}]" if ":" in host else host

@@ -1,8 +1,8 @@
 """Export a prepared folder to other programs: RecBole's atomic files, or CSV.
 
-Rows keep their order, so that preparing the export again gives the same tables (but parts of a second are not
-exported). What a format cannot represent is an
-error (an ID with a tab) or replaced and counted (a line break in a text becomes a space).
+Rows keep their order, so that preparing the export again gives the same tables, except for fractions of a second. What
+a format cannot represent is an error (an ID with a tab) or replaced and counted (a line break in a text becomes a
+space).
 """
 
 from __future__ import annotations

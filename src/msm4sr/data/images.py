@@ -1,4 +1,4 @@
-"""What counts as an image: a file whose content, whatever its name, is in one of a few formats, and not too large."""
+"""What counts as an image: content of a supported format and of bounded size, whatever the name of the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BrokenImage(Exception):
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Open an image by its header, without decoding it. Raises BrokenImage if it is none, or too large."""
+    """Open an image by its header, without decoding it. Raises BrokenImage if it is none or too large."""
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:

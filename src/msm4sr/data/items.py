@@ -47,14 +47,14 @@ class Item:
 
 
 def check_characters(text: str) -> str:
-    """`text`, if it can be stored, sent and shown; else ValueError: control characters, half of a surrogate pair."""
+    """Return `text`. Raises ValueError if it has a control character or half of a surrogate pair."""
     if found := _BAD_CHARACTER.search(text):
         raise ValueError(f"character {found.start() + 1} (U+{ord(found[0]):04X}) is not allowed; remove it")
     return text
 
 
 def check_texts(texts: list[str]) -> list[str]:
-    """`texts`, each as `check_characters`, in one search since there may be many."""
+    """`check_characters` for many texts: one search if all are right."""
     if _BAD_CHARACTER.search("".join(texts)):
         for text in texts:
             check_characters(text)
@@ -67,7 +67,7 @@ def check_item(item: Item) -> None:
     if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
         raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
     if item_id in (".", ".."):
-        raise InputError(f"item id {item_id!r}: no path can end with it; give another one")
+        raise InputError(f"item id {item_id!r}: no path can end with it; use another id")
     for name, texts in (("title", [item.title]), ("text", [item.text]), ("categories", item.categories)):
         for text in texts:
             try:

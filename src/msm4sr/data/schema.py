@@ -24,6 +24,7 @@ from typing import Any
 
 import polars as pl
 
+from msm4sr.digests import file_digest
 from msm4sr.errors import InputError, first_line
 from msm4sr.registry import closest
 
@@ -128,9 +129,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
 
 def file_record(path: Path) -> dict[str, Any]:
     """Name, size and sha256 of a file; without its folder, which differs by machine."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def result_record(folder: Path) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def changed_tables(folder: Path) -> list[Path]:
     try:
         tables = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["result"]["tables"]
         return [folder / record["file"] for record in tables if file_record(folder / record["file"]) != record]
-    except (OSError, ValueError, KeyError, TypeError):  # no provenance, or not one of this version
+    except (OSError, InputError, ValueError, KeyError, TypeError):  # no provenance, or not one of this version
         return []
 
 

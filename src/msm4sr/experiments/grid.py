@@ -192,7 +192,7 @@ def cells_of(folder: Path, grid: Grid) -> list[Cell]:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raise InputError for a cell that was run with other settings, or finished on other data, than now."""
+    """Raise InputError for a cell that was run with other settings, or whose data has changed since it finished."""
     hint = "remove that folder or choose another --out"
     datasets: dict[str, Dataset] = {}
     for cell in cells:

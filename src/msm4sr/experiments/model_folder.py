@@ -70,9 +70,8 @@ def read_stored_items(run: Run) -> StoredItems:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         items = StoredItems(*(stored[name] for name in StoredItems._fields))
-        if len({len(items.item_ids), len(items.titles), len(items.interactions)}) > 1 or stored[
-            "checksum"
-        ] != _checksum(file.parent, items):
+        complete = len({len(column) for column in items}) == 1
+        if not complete or stored["checksum"] != _checksum(file.parent, items):
             raise ValueError("it does not belong to model.safetensors")
         return items
     except FileNotFoundError:

@@ -213,7 +213,7 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Let no other process work on a run folder during the block; a folder without a run at its end is removed.
+    """Lock a run folder during the block; at its end, remove the folder if no run was created in it.
 
     Raises:
         InputError: another process works on it.
@@ -226,7 +226,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     finally:
         begun = (folder / "config.yaml").exists()
         if begun and not (folder / "metrics.json").exists():
-            lock.release()
+            lock.release()  # without removing the file, since another process may resume the run
         else:
             unlock(lock)
         if not begun:

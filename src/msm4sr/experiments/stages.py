@@ -61,7 +61,9 @@ def describe_data(dataset: Dataset) -> None:
     for reason, count in dataset.dropped.items():
         logger.info("dropped %s %s", f"{count:,}", reason)
     for file in changed_tables(dataset.folder):
-        logger.warning("%s: not as `msm4sr prepare` wrote it: edited or damaged since (see provenance.json)", file)
+        logger.warning(
+            "%s: edited or damaged since `msm4sr prepare` wrote it; its hash in provenance.json differs", file
+        )
 
 
 def complete_run(run: Run) -> Run:
@@ -116,8 +118,8 @@ def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) ->
     )
 
 
-def _describe_modality(modality: str, features: Mapping[str, Features], scores_some: bool) -> None:
-    """Log how many items have a modality; warn if most lack it, with what is done (`scores_some`: by MSM4SR)."""
+def _describe_modality(modality: str, features: Mapping[str, Features], selects: bool) -> None:
+    """Log how many items have a modality; warn if most lack it. `selects`: the model has the setting `score_with`."""
     rows, n_items = features[modality], len(features[modality].item_ids)
     count = int((rows.lengths > 0).sum())
     if not count:
@@ -126,12 +128,10 @@ def _describe_modality(modality: str, features: Mapping[str, Features], scores_s
     logger.info("%s: %s of %s items, %s vectors", modality, f"{count:,}", f"{n_items:,}", f"{rows.n_rows:,}")
     if count < FEW * n_items:
         others = ",".join(name for name, other in features.items() if name != modality and other.n_rows)
-        instead = " with a learned missing-modality embedding in its place" if scores_some else " without it"
-        hint = f". To score by {others} only: --set model.score_with=[{others}]" if scores_some and others else ""
-        message = (
-            f"{modality}: {n_items - count:,} of {n_items:,} items lack it; they are trained and ranked{instead}{hint}"
-        )
-        logger.warning("%s", message)
+        instead = "with the missing-modality embedding" if selects else "without it"
+        hint = f". To score by {others} only: --set model.score_with=[{others}]" if selects and others else ""
+        lacking = f"{n_items - count:,} of {n_items:,} items lack it"
+        logger.warning("%s: %s; they are trained and ranked %s%s", modality, lacking, instead, hint)
 
 
 def _unchanged_files(run: Run) -> dict[str, Path]:

@@ -103,8 +103,8 @@ class MSM4SR(ContentModel):
     def views(self, hidden: Tensor, modality: str) -> Tensor:
         """What equation 7 compares with z of a modality: [M, ..., D] to [V, ..., D].
 
-        With projections m and the m~ (equation 6) in the order of the modalities, V = M. Without, h of this modality
-        only: each other h is near the z of its own modality.
+        With projections: m and the m~ of equation 6 in the order of the modalities, V = M. Without them: h of this
+        modality only, V = 1, since each other h is trained to be close to z of its own modality.
         """
         if self.projections:
             return self.projections[modality](hidden)  # type: ignore[no-any-return]

@@ -11,7 +11,6 @@ and the order by cosine is the order by inner product (Bachrach et al. 2014).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from contextlib import suppress
@@ -23,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from msm4sr.digests import file_digest
+from msm4sr.digests import array_digest, file_digest
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, write_json
 from msm4sr.strict import Strict
@@ -89,7 +88,7 @@ class ApproximateIndex:
 
         The recall is measured with `queries`, vectors of histories [any, Q].
         """
-        digest = hashlib.blake2b(item_vectors.contiguous().numpy().data, digest_size=16).hexdigest()
+        digest = array_digest(item_vectors.numpy())
         graph = settings.model_dump(exclude={"kind", "approximate_from"})
         built_from = {"dtype": DTYPE, "item_vectors": digest, "settings": graph}
         # An index that is missing, damaged or of another run is built again.

@@ -53,8 +53,8 @@ class Recommendation:
 class Recommendations:
     """Recommended items, best first, and the ids of the history that the catalogue lacks.
 
-    `popular`: they are those with the most training interactions, which are the scores, since no item of the history
-    is known.
+    `popular`: no item of the history is known; the items are those with the most training interactions, which are the
+    scores.
     """
 
     items: list[Recommendation]

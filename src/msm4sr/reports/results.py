@@ -91,7 +91,7 @@ def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
 
 
 def _check_same_data(finished: Sequence[Outcome]) -> None:
-    """Raise InputError if cells whose settings make the same data, or the same features, did not have the same."""
+    """Raise InputError if cells with equal settings of the data or features were run on different data or features."""
     first: dict[tuple[Any, ...], tuple[Outcome, Any]] = {}
     for outcome in finished:
         for sections, kind in (("dataset.",), "data."), (("dataset.", "features.", "precomputed."), "inputs.features."):

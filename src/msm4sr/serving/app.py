@@ -28,7 +28,7 @@ from msm4sr.serving.thumbnails import ThumbnailCache
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0  # between two checks for a newer run
-SWITCH_SECONDS = 0.001  # that the event loop waits for each thread in Python code
+SWITCH_SECONDS = 0.001  # after which a thread that runs Python code lets the event loop continue
 THREADS = 8  # for long requests; more would only wait for the cores, and each keeps memory
 
 

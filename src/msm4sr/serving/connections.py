@@ -1,5 +1,5 @@
-"""Bounds on connections that the application cannot see: their number, and the size and time of what comes before
-and after a request. Everything is bounded in time, so that no caller keeps a connection for longer than it works.
+"""Limits on connections that the application cannot see: their number, the size of heads, and the time for heads,
+bodies and answers, so that no caller can occupy a connection without using it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def max_connections() -> int:
 
 
 class Connection(HttpToolsProtocol):
-    """A connection with bounds. One that is over them is refused with a problem document, or closed."""
+    """A connection with limits. One that exceeds them is refused with a problem document, or closed."""
 
     # Those of this process that have sent no complete request, in the order in which they began to wait.
     waiting: ClassVar[dict[Connection, None]] = {}
@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _allow(self, seconds: float) -> None:
-        """Close the connection after this time, unless it is allowed more before."""
+        """Close the connection after this time, unless `_allow` is called again before."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, self.transport.abort)

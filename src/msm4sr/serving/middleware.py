@@ -17,7 +17,7 @@ from msm4sr.serving.service import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-# Bytes of the bodies that this process holds; beyond, larger bodies are refused.
+# Bytes: beyond MAX_HELD in all bodies of this process, bodies over SMALL are refused.
 MAX_HELD, SMALL = 512 * 2**20, 64 * 2**10
 # On every answer.
 HEADERS = [

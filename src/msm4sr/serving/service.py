@@ -7,8 +7,6 @@ between two requests.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -23,6 +21,7 @@ from typing import Annotated
 from pydantic import Field, IPvAnyNetwork, SecretStr
 
 from msm4sr.data.items import Item
+from msm4sr.digests import json_digest
 from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import IndexSettings
@@ -51,10 +50,10 @@ class ServeSettings(Strict):
     state: Path = Field(description="The folder for added items.")
     api_key: SecretStr | None = Field(None, description="Key required for changes; null: none.")
     hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/@A-Z]+$")], ...] | None = Field(
-        None, description="Names of this service, in lower case, besides the local ones; null: any name."
+        None, description="Host names to answer to, in lower case, besides the local ones; null: any."
     )
     proxies: tuple[IPvAnyNetwork, ...] = Field((), description="Proxies whose X-Forwarded-Host and -Proto are used.")
-    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="The path that a proxy serves it at.")
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="The path at which a proxy serves it.")
     workers: int = Field(1, ge=1, description="Number of processes.")
     index: IndexSettings = Field(IndexSettings(), description="Search for the best items.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Maximum size of a request, in bytes.")
@@ -118,7 +117,7 @@ class Service:
         return served
 
     def _load(self) -> _Served:
-        """The run with the added items, after a trial. Raises InputError, whatever is wrong with the run."""
+        """Load the run and the added items, and try it out. Raises InputError, whatever is wrong with the run."""
         run = self.settings.run
         try:
             check_files(run)
@@ -153,7 +152,7 @@ class Service:
             self.failed_store = str(error)
 
     def _apply(self, served: _Served, changes: Sequence[Change]) -> list[Item]:
-        """Apply changes; the items that were encoded again."""
+        """Apply changes, and return the items that were encoded again."""
         recommender, catalogue = served.recommender, served.recommender.catalogue
         removed, added, again = [], [], []
         for change in changes:
@@ -312,4 +311,4 @@ def encoder_name(recommender: Recommender) -> str:
     record = {"settings": settings, "dims": encoder.dims, "precomputed": precomputed}
     if encoder.settings.visual.kind == "keywords":
         record["folder"] = str(encoder.folder)  # keywords and their map are learned from the catalogue there
-    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return json_digest(record)

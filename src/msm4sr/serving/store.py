@@ -74,7 +74,7 @@ class ItemStore:
             self.file.touch()  # SQLite would make it 0644, whatever the umask is
             self._connection = self._connect()
             self._reading = self._connect()
-            # what is no UTF-8 damages a row, not the query
+            # invalid UTF-8 then damages one row instead of failing the query
             self._reading.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
             self._inode = self.file.stat().st_ino
             with self.transaction():
@@ -237,7 +237,7 @@ class _Row(BaseModel):
 
 
 def _change(columns: dict[str, Any]) -> Change:
-    """The change that a row describes; one with `damage` if it is not as this module writes it."""
+    """The change that a row describes, with `damage` if the row is malformed."""
     try:
         row = _Row.model_validate(columns)
         item = None if row.removed else row.item()

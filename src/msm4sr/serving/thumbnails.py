@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from msm4sr.data.images import BrokenImage
 from msm4sr.features.images import decode_image
-from msm4sr.files import atomic_file, make_folder
+from msm4sr.files import atomic_file
 from msm4sr.reports.pages.thumbnails import small_jpeg
 from msm4sr.serving.service import Service
 
@@ -51,8 +51,6 @@ class ThumbnailCache:
                 thumbnail = small_jpeg(decode_image(data, side), side)
             except BrokenImage:
                 return None
-        with suppress(OSError):  # for example a full disk: it is made again when it is requested again
-            make_folder(self._folder)
-            with atomic_file(file) as path:
-                path.write_bytes(thumbnail)
+        with suppress(OSError), atomic_file(file) as path:  # such as a full disk: the next request makes it again
+            path.write_bytes(thumbnail)
         return thumbnail, f'"{name}"'

@@ -17,11 +17,11 @@ def stage_identity(model: Scorer, dataset: Dataset, settings: StageSettings, see
     """What the weights of a stage depend on besides the settings of the model, and the device.
 
     Returns:
-        Dotted names to values: version of the code, seed, data set, inputs that the model keeps, settings of the stage.
+        Dotted names and values: version of the code, seed, data set, inputs of the model, settings of the stage.
     """
     decisive = settings.model_dump(mode="json", exclude={"checkpoint_every"})
-    return {"code": CODE_VERSION, "seed": seed, **flatten({"data": dataset.identity, "inputs": inputs_identity(model)}),
-            **flatten({settings.stage: decisive})}  # fmt: skip
+    inputs = {"data": dataset.identity, "inputs": inputs_identity(model)}
+    return flatten({"code": CODE_VERSION, "seed": seed, **inputs, settings.stage: decisive})
 
 
 def inputs_identity(model: Scorer) -> dict[str, str]:

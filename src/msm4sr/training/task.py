@@ -36,7 +36,7 @@ class Task(nn.Module):
     Attributes:
         model: the model to train.
         drop: of sequence random drop, see `epoch_batches`.
-        no_pairs: why an epoch has no pair, if it has none.
+        no_pairs: the error message if an epoch has no pair.
         gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
             batch are compared with each other needs it.
     """

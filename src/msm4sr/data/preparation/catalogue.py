@@ -67,7 +67,7 @@ class ImageFolder:
     def _first(
         self, item_id: str, names: Sequence[str], where: str = "the folder of images", counted: bool = True
     ) -> list[Image]:
-        """The first of these files that is an image, links resolved. If there is none, the reason may be counted."""
+        """The first of these files that is an image, links resolved, if any. None is reported if `counted`."""
         reason, example = MISSING, f"item {item_id!r}"
         for name in names:
             path = self._inside(name, where)
@@ -77,7 +77,7 @@ class ImageFolder:
             try:
                 return [(path, file_suffix(path))]
             except BrokenImage as error:
-                # Without what is special to this file, such as its size.
+                # Without the size of this file, so that equal reasons are counted together.
                 reason = f"images that cannot be used: {error.reason.rpartition(': ')[2]}"
                 example = f"item {item_id!r}: {excerpt(name)}"
         self._report.drop(reason, int(counted), example)
@@ -94,7 +94,7 @@ class ImageFolder:
 
 
 def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
-    """For messages: why IDs are not in the catalogue, with an ID of each."""
+    """For messages: how IDs differ from those of the catalogue, with an example of each."""
     alikes: dict[str, Callable[[str], str]] = {
         "leading zeros": lambda name: name.lstrip("0"),
         "upper and lower case": str.casefold,

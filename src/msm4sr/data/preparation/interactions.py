@@ -23,7 +23,7 @@ class Interactions:
     item: Ints  # int32
     order: Ints | None  # int64: time, or position; None: the rows are in order
     rating: Ints | None  # float32
-    per_second: int  # of the numbers in `order`; 0: they are no times
+    per_second: int  # units of `order` in a second; 0: `order` is no time
     user_ids: pl.Series  # the ID of each number
     item_ids: pl.Series
 
@@ -83,7 +83,7 @@ class Interactions:
 
     def write(self, path: Path, report: PrepareReport) -> None:
         """Write the sorted interactions; numbers become IDs a chunk at a time."""
-        user, alike = self.user, not self.per_second
+        user, with_position = self.user, not self.per_second
         columns = {"user_id": pl.Series(user), "item_id": pl.Series(self.item)}
         if self.order is not None and self.per_second:
             finer = bool((self.order % self.per_second).any())
@@ -91,8 +91,8 @@ class Interactions:
             columns["timestamp"] = pl.Series(self.order)
             begin, end = (datetime.fromtimestamp(int(t), UTC) for t in (self.order.min(), self.order.max()))
             report.order += f", from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
-            alike = finer and bool(self.repeated(same_time=True).any())
-        if alike:  # rows that differ only below a second would be duplicates without their position
+            with_position = finer and bool(self.repeated(same_time=True).any())
+        if with_position:  # without it, rows that differ by less than a second would become duplicates
             first = np.flatnonzero(np.diff(user, prepend=-1))
             lengths = np.diff(first, append=len(user))
             columns["position"] = pl.Series((np.arange(len(user)) - np.repeat(first, lengths)).astype(np.int32))

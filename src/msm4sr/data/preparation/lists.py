@@ -1,4 +1,4 @@
-"""Lists in the cells of a table: between separators, or written in the notation of another program."""
+"""Lists in the cells of a table: values between separators, or a list as JSON, Python or numpy writes it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_WRITTEN = 1 << 16  # characters: reading Python's notation takes some hundre
 def split_list(cell: str, separator: str) -> list[str] | None:
     """The values of a cell, without white space around them; None where there is none.
 
-    `['a', 'b']` as Python and numpy write it and `["a", "b"]` (JSON) are lists too. Raises ValueError, with the
-    reason, for what seems to be a list or an object and is no list of texts.
+    `['a', 'b']` (Python, numpy) and `["a", "b"]` (JSON) are lists too. Raises ValueError, with the reason, for a
+    malformed list, a list of other values than texts, or an object.
     """
     cell = cell.strip()
     values = cell.split(separator)
@@ -31,7 +31,7 @@ def split_list(cell: str, separator: str) -> list[str] | None:
 
 
 def _written(cell: str) -> list[str] | None:
-    """The values of a list in brackets; None for a remark in round ones, such as (none)."""
+    """The values of a list in brackets; None for a remark in parentheses, such as (none)."""
     if _SPACED.fullmatch(cell):
         return [first or second for first, second in re.findall(r"""'([^']*)'|"([^"]*)\"""", cell)]
     value: object = None
@@ -44,7 +44,7 @@ def _written(cell: str) -> list[str] | None:
     if isinstance(value, list | tuple):
         if all(isinstance(part, str | int | None) and not isinstance(part, bool) for part in value):
             return [str(part) for part in value if part is not None]
-        raise ValueError("is a list of other things than texts")
+        raise ValueError("is a list with values other than texts")
     if cell[0] == "(":
         return None
     raise ValueError("seems to be a list or an object")

@@ -40,7 +40,7 @@ from msm4sr.data.schema import INTERACTIONS, ITEMS, PROVENANCE, file_record, res
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder, write_json
 
-EXAMPLES = 1000  # IDs that are compared for a message
+EXAMPLES = 1000  # unknown IDs that are compared with the catalogue for a message
 
 
 def prepare(source: Source, out: Path, rules: Rules | None = None) -> PrepareReport:

@@ -104,7 +104,7 @@ def read_blocks(
 
 
 def read_header(path: Path) -> str:
-    """The first line of a text file; an undecodable byte becomes a question mark. Raises InputError for other text."""
+    """The first line of a text file; undecodable bytes become question marks. Raises InputError for UTF-16."""
     first = next((lines[0] for _, lines in _lines(InvalidRows(path, 1.0)) if lines), None) or b""
     header = first.decode("utf-8-sig", "replace").rstrip("\r\n")
     if "\0" in header:

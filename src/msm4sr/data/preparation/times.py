@@ -44,7 +44,7 @@ UNIT_HELP = (
 class Case(NamedTuple):
     """How often something was found, and its first row and value."""
 
-    times: int
+    rows: int
     row: int
     value: int | float
 
@@ -58,7 +58,7 @@ class Times:
         self._count = 0
 
     def add(self, rows: pl.Series, values: Ints) -> None:
-        """Take note of the times in the rows `rows` of the file: int64 or float64, without null."""
+        """Record the times in the rows `rows` of the file: int64 or float64, without null."""
         self._count += len(values)
         unit, numbers = self._report.time_unit, values.astype(np.float64)
         if unit == "auto":
@@ -81,7 +81,7 @@ class Times:
             if count := int(found.sum()):
                 first = int(found.argmax())
                 known = self._cases.get(name, Case(0, int(rows[first]), values[first].item()))
-                self._cases[name] = known._replace(times=known.times + count)
+                self._cases[name] = known._replace(rows=known.rows + count)
 
     def order(self, chunks: list[Ints]) -> tuple[list[Flags], int]:
         """Replace the values by integers that increase with time, and decide the unit.
@@ -109,18 +109,18 @@ class Times:
         if early := self._cases.get("1970"):
             label = f" as {UNITS[unit]}" if unit else ""
             report.notes.append(
-                f"{early.times:,} times are in 1970{label} (first: {self._example(early)}); if that is wrong, "
+                f"{early.rows:,} times are in 1970{label} (first: {self._example(early)}); if that is wrong, "
                 "correct them or pass another --time-unit"
             )
         return kept, per_second
 
     def future(self) -> list[str]:
-        """The note about times in the future. It depends on the clock, so no file may hold it."""
+        """The note about times in the future. It depends on the clock, so it is not written to provenance.json."""
         case = self._cases.get("future")
         if case is None:
             return []
         unit = f" as {UNITS[self._report.time_unit]}" if self._report.time_unit else ""
-        return [f"{case.times:,} times are in the future{unit} (first: {self._example(case)})"]
+        return [f"{case.rows:,} times are in the future{unit} (first: {self._example(case)})"]
 
     def _fitting_unit(self) -> str:
         """The unit of most values. Raises InputError if they are dates or days that are written as numbers."""
@@ -129,16 +129,16 @@ class Times:
             ("days", "seems to be the day number of a spreadsheet", "--time-unit days"),
         ):
             case = self._cases.get(name)
-            if case and 2 * case.times > self._count:
+            if case and 2 * case.rows > self._count:
                 raise self._error(case, f"{what}; pass {remedy}, or the unit that it is in")
-        return max(SCALES, key=lambda name: self._cases[name].times if name in self._cases else 0)
+        return max(SCALES, key=lambda name: self._cases[name].rows if name in self._cases else 0)
 
     def _check(self, written: str) -> None:
         """Count the rows without a possible time as dropped, or raise InputError."""
         report, unit = self._report, self._report.time_unit
         wrong = {name: case for name, case in self._cases.items() if name in ("before 1970", "after the year 9999")}
         others = {name: self._cases[name] for name in SCALES if name in self._cases and name != unit}
-        count = sum(case.times for case in [*wrong.values(), *others.values()])
+        count = sum(case.rows for case in [*wrong.values(), *others.values()])
         if count > report.rules.max_invalid_fraction * report.interactions_read:
             for name, case in wrong.items():
                 expected = f"; expected {UNITS[unit]} (time_unit {written})" if unit else ""
@@ -148,12 +148,12 @@ class Times:
             raise self._error(
                 case,
                 f"seems to be in {UNITS[name]}, but '{self._shown(usual)}' in {self._row_name} {usual.row} in "
-                f"{UNITS[unit]} ({case.times:,} and {usual.times:,} rows); write all in one unit, or pass --time-unit",
+                f"{UNITS[unit]} ({case.rows:,} and {usual.rows:,} rows); write all in one unit, or pass --time-unit",
             )
         for case in wrong.values():
-            report.drop("interactions: impossible dates", case.times, self._example(case, value=False))
+            report.drop("interactions: impossible dates", case.rows, self._example(case, value=False))
         for case in others.values():
-            report.drop("interactions whose time is in another unit", case.times, self._example(case))
+            report.drop("interactions whose time is in another unit", case.rows, self._example(case))
 
     def _example(self, case: Case, value: bool = True) -> str:
         return f"{self._path.name}, {self._row_name} {case.row}" + (f": {self._shown(case)}" if value else "")

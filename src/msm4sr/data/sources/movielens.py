@@ -99,7 +99,7 @@ class MovieLens(Source):
     def _joined(
         self, blocks: Iterator[pl.DataFrame], texts: pl.DataFrame, report: PrepareReport
     ) -> Iterator[pl.DataFrame]:
-        """The movies with their texts; it is reported if they have none."""
+        """The movies with their texts; reports if no movie has one."""
         found, movies = 0, list[str]()
         for block in blocks:
             block = block.join(texts, on="item_id", how="left", maintain_order="left")

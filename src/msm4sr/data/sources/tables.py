@@ -148,7 +148,7 @@ class Tables(Source):
         yield pl.DataFrame(content).filter(ids.is_not_null())
 
     def _compare_separators(self, lists: pl.Series, report: PrepareReport) -> None:
-        """Note that the categories are probably separated otherwise."""
+        """Report if the categories seem to have another separator."""
         if lists.is_empty() or (lists.list.len() > 1).any():
             return
         for mark in ";,":

@@ -6,7 +6,6 @@ item with several rows. A null vector, or no row at all, means that the item lac
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from msm4sr.digests import file_digest, json_digest
+from msm4sr.digests import array_digest, file_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
 from msm4sr.features.settings import store_names
@@ -66,7 +65,7 @@ class PrecomputedExtractor(Extractor):
         return super().extract()
 
     def content_hashes(self, items: range) -> list[str]:
-        return [json_digest(hashlib.blake2b(self._rows[line].tobytes()).hexdigest()) for line in self._lines[items]]
+        return [array_digest(self._rows[line]) for line in self._lines[items]]
 
     def encode(self, items: Sequence[int], advance: Advance) -> Chunk:
         rows = self._rows.take(self._lines[items])

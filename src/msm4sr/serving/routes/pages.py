@@ -6,7 +6,6 @@ security policy allows nothing else.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from msm4sr.digests import array_digest
 from msm4sr.errors import InputError
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.recommender import Recommendation, Recommender
@@ -121,7 +121,7 @@ async def static(name: str, request: Request) -> Response:
 @cache
 def _static(name: str) -> tuple[bytes, str]:
     data = files(STATIC[name][0]).joinpath("templates", name).read_bytes()
-    return data, f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
+    return data, f'"{array_digest(data)}"'
 
 
 @cache
