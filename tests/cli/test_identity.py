@@ -123,7 +123,7 @@ def test_a_table_has_cells_of_one_state_of_the_data(cli: Cli, refused: Callable[
     cell = grid / "cells" / "ring" / "popularity" / "seed-0"
     shutil.rmtree(cell)
     shutil.copytree(older, cell)
-    assert "are of different data: data." in refused("report", grid)
+    assert "were run on different data: data." in refused("report", grid)
 
 
 def test_ranks_that_do_not_belong_to_the_metrics_are_not_tested(

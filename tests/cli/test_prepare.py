@@ -135,7 +135,7 @@ def test_a_log_of_a_header_only(refused_csv: Refused, log: Path) -> None:
     [
         ("{:03}", "'000' and '0' of the catalogue differ by leading zeros; write them alike"),
         ("{}.0", "'0.0' and '0' of the catalogue differ by a final .0"),
-        ("sku-{}", "'sku-0' is not in the catalogue, which has '0'; are they IDs of one kind?"),
+        ("sku-{}", "'sku-0' is not in the catalogue, which has '0'; do both use the same IDs?"),
     ],
 )
 def test_ids_that_do_not_match_are_shown(refused_csv: Refused, log: Path, listed: str, message: str) -> None:

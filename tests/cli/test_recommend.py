@@ -69,7 +69,7 @@ def test_an_empty_history_gets_popular_items_and_the_answer_says_so(
     best = sorted(dataset.item_ids, key=lambda item_id: -counts[item_id])[:3]
     called = cli("recommend", trained.folder, "--history", "", "-k", "3", "--html", tmp_path / "page.html")
     assert called.code == 0, called
-    assert called.out.startswith("an empty history (popular items): the items with the most training interactions")
+    assert called.out.startswith("an empty history: the items with the most training interactions")
     assert re.findall(r"│ \d+ │ (\S+) │.*?│ +(\d+) │", called.out) == [(item, str(counts[item])) for item in best]
     assert "Recommendations for an empty history (popular items)" in (tmp_path / "page.html").read_text()
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2 as httpx
@@ -150,9 +151,22 @@ def start(run: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str]
         return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=environment, text=True), port
 
 
-def wait_for_log(folder: Path, words: str) -> None:
-    while words not in (folder / "log").read_text():
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def wait_for_log(folder: Path, words: str) -> None:
+    wait_until(lambda: words in (folder / "log").read_text())
+
+
+def started_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Two workers and the resource tracker of Python."""
+    supervisor = psutil.Process(process.pid)
+    wait_until(lambda: len(supervisor.children()) == 3)
+    return supervisor.children()
 
 
 def metrics_folders(folder: Path) -> list[Path]:
@@ -162,11 +176,10 @@ def metrics_folders(folder: Path) -> list[Path]:
 def test_workers_end_with_a_supervisor_that_is_killed_while_they_start(run_folder: Path, tmp_path: Path) -> None:
     process, port = start(run_folder, tmp_path, "--workers", "2")
     wait_for_log(tmp_path, "2 processes")
-    while len(workers := psutil.Process(process.pid).children()) < 3:  # and the resource tracker of Python
-        time.sleep(0.05)
+    children = started_processes(process)
     process.kill()
     process.wait()
-    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert not answers(port), "a worker serves without its supervisor"
 
 
@@ -185,9 +198,7 @@ def test_a_worker_that_ends_is_replaced_until_the_service_ends(run_folder: Path,
         folder.mkdir()
         process, _ = start(run_folder, folder, "--workers", "2")
         wait_for_log(folder, "2 processes")
-        while len(workers := psutil.Process(process.pid).children()) < 3:
-            time.sleep(0.05)
-        worker = next(one for one in workers if "spawn_main" in " ".join(one.cmdline()))
+        worker = next(one for one in started_processes(process) if "spawn_main" in " ".join(one.cmdline()))
         worker.kill()
         wait_for_log(folder, f"worker {worker.pid} ended (exit code -9); ")
         assert len(metrics_folders(folder)) == 1
@@ -203,8 +214,7 @@ def test_a_worker_that_ends_is_replaced_until_the_service_ends(run_folder: Path,
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_second_interrupt_ends_the_service_at_once(run_folder: Path, tmp_path: Path, workers: str) -> None:
     process, port = start(run_folder, tmp_path, "--workers", workers)
-    while not answers(port):
-        pass
+    wait_until(lambda: answers(port))
     caller = socket.create_connection(("127.0.0.1", port))
     # this request is in progress until its body has arrived
     caller.sendall(b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")

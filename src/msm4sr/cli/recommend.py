@@ -47,18 +47,17 @@ def recommend(
         who = "this history" if user is None else f"user {user}"
         recommender = load_recommender(folder, IndexSettings(kind="exact"), strict=True, data=data)
         answer = recommender.recommend(history, k, exclude_seen=not include_seen)
-        found, score = answer.items, "{:.0f}" if answer.popular else "{:.3f}"
+        found, column, digits = answer.items, "score", 3
         if answer.popular:
-            who = "an empty history (popular items)"
-            console.print(f"{who}: the items with the most training interactions", markup=False)
+            who, column, digits = "an empty history (popular items)", "interactions", 0
+            console.print("an empty history: the items with the most training interactions", markup=False)
         else:
             shown = [recommender.item(item_id).name for item_id in history[-SHOWN:]]
             latest = f"the latest of {len(history)}" if len(history) > len(shown) else f"all {len(history)}"
             console.print(f"{who}, {latest}: {' · '.join(shown)}", markup=False)
-        counted = "interactions" if answer.popular else "score"
-        table = Table(Column("", justify="right"), "item", "title", Column(counted, justify="right"))
+        table = Table(Column("", justify="right"), "item", "title", Column(column, justify="right"))
         for item in found:
-            table.add_row(str(item.rank), escape(item.item_id), escape(item.title), score.format(item.score))
+            table.add_row(str(item.rank), escape(item.item_id), escape(item.title), f"{item.score:.{digits}f}")
         console.print(table)
         if html is not None:
             _write_page(html, who, recommender, history, found)

@@ -101,7 +101,7 @@ def _check_same_data(finished: Sequence[Outcome]) -> None:
                     then, before = first.setdefault((outcome.data, name, repr(used)), (outcome, value))
                     if before != value:
                         raise InputError(
-                            f"{outcome.folder} and {then.folder} are of different data: {name} is {value} and "
+                            f"{outcome.folder} and {then.folder} were run on different data: {name} is {value} and "
                             f"{before}; remove the older one, and run `msm4sr compare` again"
                         )
 

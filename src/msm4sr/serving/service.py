@@ -117,7 +117,7 @@ class Service:
         return served
 
     def _load(self) -> _Served:
-        """Load the run and the added items, and try it out. Raises InputError, whatever is wrong with the run."""
+        """Load the run and the added items, and try it out. Raises InputError for any problem of the run."""
         run = self.settings.run
         try:
             check_files(run)
@@ -180,7 +180,7 @@ class Service:
         return again
 
     def _stored(self, served: _Served, change: Change) -> Item:
-        """An added item; encoded again if its features are of other encoders. Raises whatever is wrong with it."""
+        """An added item, encoded again if its features are of other encoders. May raise any exception."""
         if change.item is None:
             raise InputError(f"its row in {self.store.file} is damaged ({change.damage}); remove the item")
         if change.encoded_by == served.encoded_by:
@@ -293,7 +293,7 @@ def check_files(run: Path) -> None:
 
 
 def try_out(recommender: Recommender) -> None:
-    """Recommend, compare and explain once. Raises whatever goes wrong, InputError for scores that are not finite."""
+    """Recommend, compare and explain once. Raises InputError for scores that are not finite, or any other exception."""
     item_id = recommender.catalogue.item_id(0)
     found = recommender.recommend([item_id], exclude_seen=False, reasons=True).items
     scores = [one.score for one in (*found, *recommender.similar_items(item_id, by=COLLABORATIVE))]

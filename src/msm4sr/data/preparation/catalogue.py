@@ -106,7 +106,7 @@ def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
         if match := next((name for name in unknown if alike(name) in catalogue), None):
             other = catalogue[alike(match)]
             return f"{excerpt(match)} and {excerpt(other)} of the catalogue differ by {difference}; write them alike"
-    return f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(known[0])}; are they IDs of one kind?"
+    return f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(known[0])}; do both use the same IDs?"
 
 
 class SafeNames:
