@@ -137,10 +137,10 @@ def test_ranks_that_do_not_belong_to_the_metrics_are_not_tested(
     assert f"{file}: does not belong to metrics.json; `msm4sr evaluate " in refused("report", grid)
 
 
-def test_a_table_that_was_edited_after_prepare_is_said(cli: Cli, shop: Path, tmp_path: Path) -> None:
+def test_a_table_that_was_edited_after_prepare_causes_a_warning(cli: Cli, shop: Path, tmp_path: Path) -> None:
     data, options = tmp_path / "data", ("--model", "popularity", "--preset", "seed")
     assert cli("prepare", "parquet", *(shop / f"{name}.parquet" for name in ("interactions", "items")), data).code == 0
-    assert "not as `msm4sr prepare` wrote it" not in cli("run", data, "--out", tmp_path / "one", *options).out
+    assert "edited or damaged since" not in cli("run", data, "--out", tmp_path / "one", *options).out
     without_last(data)
-    said = f"{data / 'interactions.parquet'}: not as `msm4sr prepare` wrote it: edited or damaged since"
+    said = f"{data / 'interactions.parquet'}: edited or damaged since `msm4sr prepare` wrote it"
     assert said in cli("run", data, "--out", tmp_path / "two", *options).out

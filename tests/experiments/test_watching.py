@@ -147,6 +147,6 @@ def test_a_modality_that_most_items_lack_is_warned_of_once_with_what_to_do(
     assert all(said in warning for warning in warnings)
     assert all("items.parquet" not in warning for warning in warnings)  # few can complete thousands of items
     if there == 4:
-        assert "trained and ranked with a learned missing-modality embedding in its place" in warnings[0]
+        assert "trained and ranked with the missing-modality embedding" in warnings[0]
         assert "--set model.score_with=[text]" in warnings[0]
         assert resolve_settings("seed", changes=["model.score_with=[text]"]).model.score_with == ("text",)  # type: ignore
