@@ -85,7 +85,7 @@ def test_weights_settings_and_items_of_a_model_belong_together(refused: Callable
     for wrong in (ids[:-1], [*ids[:-2], ids[-1], ids[-2]]):
         items.write_text(json.dumps(stored | {"item_ids": wrong, "titles": stored["titles"][: len(wrong)]}))
         message = refused("recommend", moved, "--history", ids[0])
-        assert f"{items}: not usable (ValueError('it does not belong to model.safetensors'))" in message
+        assert f"{items}: does not belong to model.safetensors; " in message
     items.write_text(json.dumps(stored))
     settings["config"]["heads"] = 1
     config.write_text(json.dumps(settings))
@@ -98,8 +98,8 @@ def test_data_that_has_moved_is_named_by_an_option(
     before, elsewhere = metrics_of(moved), (tmp_path / "own" / "toyshop").rename(tmp_path / "toyshop")
     message = refused("evaluate", moved)
     assert message.endswith(
-        f"{tmp_path / 'own' / 'toyshop'}: the data of {moved} is no longer there; name its new place with --data, "
-        f"or as `data:` in {moved / 'config.yaml'}"
+        f"{tmp_path / 'own' / 'toyshop'}: the data of {moved} is no longer there; pass its new folder as --data, "
+        f"or change `data:` in {moved / 'config.yaml'}"
     )
     assert cli("evaluate", moved, "--data", elsewhere).code == 0
     assert metrics_of(moved) == before

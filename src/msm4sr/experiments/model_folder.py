@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.digests import json_digest
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model
@@ -66,13 +66,13 @@ def _model_card(result: Mapping[str, Any]) -> str:
 
 def read_stored_items(run: Run) -> StoredItems:
     """The items of the stored model. Raises InputError if they are missing."""
-    file = run.folder / "model" / "items.json"
+    file, remedy = run.folder / "model" / "items.json", f"`msm4sr evaluate {run.folder}` writes it again"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         items = StoredItems(*(stored[name] for name in StoredItems._fields))
         complete = len({len(column) for column in items}) == 1
         if not complete or stored["checksum"] != _checksum(file.parent, items):
-            raise ValueError("it does not belong to model.safetensors")
+            raise InputError(f"{file}: does not belong to model.safetensors; {remedy}")
         return items
     except FileNotFoundError:
         raise InputError(
@@ -80,7 +80,7 @@ def read_stored_items(run: Run) -> StoredItems:
             f"{run.folder}` if every stage is trained"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not usable ({error!r}); `msm4sr evaluate {run.folder}` writes it again") from None
+        raise InputError(f"{file}: damaged ({type(error).__name__}: {first_line(error)}); {remedy}") from None
 
 
 def _checksum(folder: Path, items: StoredItems) -> str:

@@ -43,8 +43,8 @@ def load_run_data(run: Run) -> Dataset:
     """The run's data set; logs its size, and what was dropped and why. Raises InputError if it is not there."""
     if not run.data.is_dir():
         raise InputError(
-            f"{run.data}: the data of {run.folder} is no longer there; name its new place with --data, or as `data:` "
-            f"in {run.folder / 'config.yaml'}"
+            f"{run.data}: the data of {run.folder} is no longer there; pass its new folder as --data, or "
+            f"change `data:` in {run.folder / 'config.yaml'}"
         )
     dataset = load_dataset(run.data, run.settings.dataset)
     describe_data(dataset)

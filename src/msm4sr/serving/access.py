@@ -36,13 +36,13 @@ class Access:
         hosts = headers.getlist("host")
         host = hosts[0].lower() if len(hosts) == 1 else ""
         if self._hosts is not None and not (_without_port(host) in LOCAL_HOSTS or self._is_named(host)):
-            raise Refused(403, f"this service does not answer to the host {host[:200]!r}; start it with --allowed-host")
+            raise Refused(403, f"this service does not answer to the host {host[:200]!r}; --allowed-host NAME adds one")
         origin = headers.get("origin")
         if origin is not None:
             site = origin.lower().partition("://")[2]
             if not site or (site != host and not self._is_named(site)):
-                detail = f"a page of {origin[:200]} may not change items or use this service"
-                raise Refused(403, f"{detail}; if it is the service's own page, start it with --allowed-host")
+                detail = f"pages of {origin[:200]} may not use this service"
+                raise Refused(403, f"{detail}; if that is its own address, start it with --allowed-host NAME")
         if scope["method"] not in SAFE_METHODS and scope["path"].removeprefix(self._root) not in WITHOUT_KEY:
             self._check_key(headers)
 
