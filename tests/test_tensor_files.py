@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msm4sr.digests import array_digest
 from msm4sr.errors import InputError
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors, tensor_digest
 
@@ -54,3 +56,11 @@ def test_a_digest_is_of_the_content() -> None:
     assert tensor_digest(torch.arange(6).reshape(2, 3).t()) == tensor_digest(torch.arange(6).reshape(2, 3).t().clone())
     assert tensor_digest(torch.arange(3)) != tensor_digest(torch.arange(3).int())
     assert tensor_digest(torch.zeros(2)) != tensor_digest(torch.zeros(1), torch.zeros(1))
+
+
+def test_other_content_or_other_parts_have_another_digest() -> None:
+    assert array_digest(b"ab", b"c") == array_digest(b"ab", b"c")
+    assert len({array_digest(b"ab", b"c"), array_digest(b"a", b"bc"), array_digest(b"abc"), array_digest(b"abd")}) == 4
+    assert array_digest(np.arange(3), b"") != array_digest(np.arange(4), b"")
+    assert array_digest(np.arange(6).reshape(2, 3).T) != array_digest(np.arange(6).reshape(2, 3))
+    assert array_digest(np.zeros((0, 3)))

@@ -10,26 +10,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
+from torch import Tensor
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError
+from msm4sr.experiments.model_folder import StoredItems, read_stored_items, write_items
+from msm4sr.experiments.run import open_run
 from msm4sr.serving import service as module
 from msm4sr.serving.service import ServeSettings, Service
+from msm4sr.tensor_files import load_tensors, read_about, save_tensors
 
 
-def change_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+def change_weights(change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    """Change the weights; all checksums are right."""
+
     def breaks(run: Path) -> None:
         file = run / "model" / "model.safetensors"
-        weights = load_file(file)
-        save_file({name: change(v) if v.dtype.kind == "f" else v for name, v in weights.items()}, file)
+        items, about, weights = read_stored_items(open_run(run)), read_about(file), load_tensors(file)
+        save_tensors({name: change(v) if v.is_floating_point() else v for name, v in weights.items()}, file, about)
+        write_items(run / "model", items)
 
     return breaks
 
 
-def change_items(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+def change_items(change: Callable[[StoredItems], StoredItems]) -> Callable[[Path], None]:
+    """Change the items; the checksum is right."""
+    return lambda run: write_items(run / "model", change(read_stored_items(open_run(run))))
+
+
+def change_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def breaks(run: Path) -> None:
         file = run / "model" / "items.json"
         file.write_text(json.dumps(change(json.loads(file.read_text()))))
@@ -53,26 +64,27 @@ def sparse(size: int) -> Callable[[Path], object]:
     return make
 
 
-def without_first(names: dict[str, Any]) -> dict[str, Any]:
-    return {name: values[1:] for name, values in names.items()}
+def without_first(items: StoredItems) -> StoredItems:
+    return StoredItems(*(values[1:] for values in items))
 
 
-def twice(names: dict[str, Any]) -> dict[str, Any]:
-    return names | {"item_ids": names["item_ids"][:1] * len(names["item_ids"])}
+def twice(items: StoredItems) -> StoredItems:
+    return items._replace(item_ids=items.item_ids[:1] * len(items.item_ids))
 
 
-# What breaks a run, and what is said about it.
+# What breaks a run, and words of the message.
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "half precision": (change_weights(lambda values: values.astype(np.float16)), ""),
-    "nan": (change_weights(lambda values: np.full_like(values, np.nan)), "model.safetensors"),
-    "items lack one": (change_items(without_first), "items"),
-    "an id twice": (change_items(twice), "items"),
-    "ids are numbers": (change_items(lambda names: names | {"item_ids": list(range(60))}), "items.json"),
+    "half precision": (change_weights(Tensor.half), "cannot be loaded"),
+    "nan": (change_weights(lambda values: torch.full_like(values, torch.nan)), "not finite"),
+    "edited items": (change_json(lambda names: names | {"item_ids": names["item_ids"][::-1]}), "model.safetensors"),
+    "items lack one": (change_items(without_first), "the list of items 59"),
+    "an id twice": (change_items(twice), "an id twice"),
+    "ids are numbers": (change_items(lambda items: items._replace(item_ids=list(range(60)))), "cannot be loaded"),
     "half a surrogate pair": (
-        change_items(lambda names: names | {"titles": ["\ud800", *names["titles"][1:]]}),
+        change_json(lambda names: names | {"titles": ["\ud800", *names["titles"][1:]]}),
         "cannot be loaded",
     ),
-    "items are a list": (change_items(lambda names: [names]), "items.json"),
+    "items are a list": (change_json(lambda names: [names]), "items.json"),
     "items are nested": (in_place("model/items.json", lambda file: file.write_text("[" * 200_000)), "loaded"),
     "items are a pipe": (in_place("model/items.json", os.mkfifo), "not an ordinary file"),
     "settings are a pipe": (in_place("config.yaml", os.mkfifo), "not an ordinary file"),

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from builders import make_msm4sr, make_sasrec
 
-from msm4sr.digests import array_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
@@ -119,11 +117,3 @@ def test_what_differs_from_the_checkpoint_is_reported(tmp_path: Path) -> None:
         check_identity(file, about, then | {"model.dim": 16}, "start again")
     with pytest.raises(InputError, match="items is not set there and 3 items now"):
         check_identity(file, about, then | {"items": "3 items"}, "start again")
-
-
-def test_another_content_or_another_cut_of_it_has_another_digest() -> None:
-    assert array_digest(b"ab", b"c") == array_digest(b"ab", b"c")
-    assert len({array_digest(b"ab", b"c"), array_digest(b"a", b"bc"), array_digest(b"abc"), array_digest(b"abd")}) == 4
-    assert array_digest(np.arange(3), b"") != array_digest(np.arange(4), b"")
-    assert array_digest(np.arange(6).reshape(2, 3).T) != array_digest(np.arange(6).reshape(2, 3))
-    assert array_digest(np.zeros((0, 3)))
