@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import resource
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
     first = tuning(tmp_path, KNN, 1)
     tune(first)
     fewer = replace(first, search=Search("test", 1, {}, {"model.neighbours": KNN["model.neighbours"]}))
-    for other in (tuning(tmp_path, SASREC, 1), tuning(tmp_path, KNN, 1, cycle_dataset(31, 12)), fewer):
+    titled = cycle_dataset(30, 12)
+    titled = replace(titled, items=titled.items.with_columns(title=titled.items["item_id"].reverse()))
+    datasets = [tuning(tmp_path, KNN, 1, dataset) for dataset in (cycle_dataset(31, 12), titled)]
+    for other in (tuning(tmp_path, SASREC, 1), *datasets, fewer):
         with pytest.raises(InputError, match=r"study: the study has other settings or data: .* there and .* now"):
             tune(other)
 
@@ -135,6 +139,36 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"is not a study: it contains 'thesis\.tex'"):
         check_folder(tmp_path)
+
+
+def test_a_study_whose_trials_are_lost_does_not_start_again(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    check_folder(tmp_path)  # as a process that was killed at its start leaves it
+    (tmp_path / "best.yaml").touch()
+    with pytest.raises(InputError, match=r"contains 'best\.yaml', and study\.db is missing or empty"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda content: b"x" * len(content)])
+def test_a_damaged_database_is_an_error_that_names_it(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    tune(tuning(tmp_path, KNN, 1))
+    database = tmp_path / "study" / "study.db"
+    database.write_bytes(damaged := damage(database.read_bytes()))
+    with pytest.raises(InputError, match=r"study\.db: cannot be used \(.*choose another --out"):
+        tune(tuning(tmp_path, KNN, 2))
+    assert database.read_bytes() == damaged
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_database(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
+    try:
+        with pytest.raises(InputError, match=r"study\.db: cannot be used \(.*with space on its disk"):
+            tune(tuning(tmp_path, KNN, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [file.name for file in (tmp_path / "study").iterdir()] == [".study.lock"]
+    tune(tuning(tmp_path, KNN, 1))
 
 
 # -- test is not used ------------------------------------------------------------------------------------------------

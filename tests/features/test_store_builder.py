@@ -250,6 +250,20 @@ def test_a_damaged_chunk_is_encoded_again(tmp_path: Path) -> None:
     assert files(tmp_path / "v") == files(tmp_path / "undisturbed")
 
 
+def test_chunks_that_have_exchanged_their_names_are_not_joined(tmp_path: Path) -> None:
+    build(tmp_path / "undisturbed", big())
+    build_shard(tmp_path / "v", big(), 1, 1)
+    first, second, *_ = (tmp_path / "v.chunks").glob("*.safetensors")
+    (tmp_path / "other").write_bytes(first.read_bytes())
+    second.replace(first)
+    (tmp_path / "other").replace(second)
+    with pytest.raises(InputError, match="missing: 1"):
+        build(tmp_path / "v", big(), merge=True)
+    build_shard(tmp_path / "v", big(), 1, 1)
+    build(tmp_path / "v", big(), merge=True)
+    assert files(tmp_path / "v") == files(tmp_path / "undisturbed")
+
+
 def test_what_a_kill_left_beside_a_finished_store_is_removed(tmp_path: Path) -> None:
     build(tmp_path / "v", big())
     before = files(tmp_path / "v")

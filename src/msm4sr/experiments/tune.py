@@ -23,12 +23,14 @@ import optuna
 import yaml
 from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.digests import array_digest
 from msm4sr.dotted import differences, flatten, nest, shorten
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, first_line
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
@@ -43,7 +45,7 @@ from msm4sr.training.trainer import Trainer, TrainerOptions
 OBJECTIVE = "ndcg@10"
 DATABASE = "study.db"
 STUDY_LOCK = ".study.lock"
-BEFORE_A_STUDY = {"features", STUDY_LOCK}
+BEFORE_A_STUDY = {"features", STUDY_LOCK, DATABASE, f"{DATABASE}-journal"}
 WAIT = 1.0  # seconds between two checks whether the trials of other processes have ended
 
 
@@ -74,10 +76,14 @@ class Tuning:
 
 def check_folder(folder: Path) -> None:
     """InputError for a folder that is not empty and has no study."""
-    if folder.is_dir() and not (folder / DATABASE).exists():
+    database = folder / DATABASE
+    if folder.is_dir() and not (database.exists() and database.stat().st_size):
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_A_STUDY)
         if foreign:
-            raise InputError(f"{folder}: the folder is not a study: it contains {foreign[0]!r}; choose another --out")
+            raise InputError(
+                f"{folder}: the folder is not a study: it contains {foreign[0]!r}, and {DATABASE} is missing or empty; "
+                f"restore {DATABASE}, or choose another --out"
+            )
 
 
 def tune(tuning: Tuning, report: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
@@ -87,9 +93,15 @@ def tune(tuning: Tuning, report: Callable[[Trial], object] = lambda trial: None)
     each trial of this process when it has ended.
 
     Raises:
-        InputError: the study has another search, other settings or other data.
+        InputError: the study has another search, other settings or other data; its database is damaged, or cannot be
+            written.
     """
     study = _open(tuning)
+    with _usable(tuning.folder / DATABASE):
+        return _run_trials(study, tuning, report)
+
+
+def _run_trials(study: optuna.Study, tuning: Tuning, report: Callable[[Trial], object]) -> list[Trial]:
     distributions = {key: _distribution(parameter) for key, parameter in tuning.search.parameters.items()}
     while True:
         with _claimed(study, tuning, distributions) as trial:
@@ -197,6 +209,23 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
+@contextmanager
+def _usable(database: Path) -> Iterator[None]:
+    """Raise errors of the database as InputError; one that did not exist, or was empty, is removed then."""
+    is_new = not database.exists() or not database.stat().st_size
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        if is_new:
+            database.unlink(missing_ok=True)
+        cause = error.__cause__ or error
+        why = first_line(getattr(cause, "orig", None) or cause)
+        raise InputError(
+            f"{database}: cannot be used ({why}); make it writable, with space on its disk, and rerun the command; if "
+            "it is damaged, restore it or choose another --out"
+        ) from None
+
+
 class _Durable(sqlite3.Connection):
     """A connection whose commits survive a power cut; by default SQLite does not sync the folder of its journal."""
 
@@ -211,12 +240,14 @@ def _open(tuning: Tuning) -> optuna.Study:
     make_folder(tuning.folder)
     features = {name: array_digest(rows.values, rows.offsets) for name, rows in tuning.features.items()}
     identity = {
-        **flatten({"data": tuning.dataset.identity, "features": features}),
+        **flatten(
+            {"data": {**tuning.dataset.identity, "content": tuning.dataset.content_digest}, "features": features}
+        ),
         **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
     }
     database = tuning.folder.absolute() / DATABASE
-    with FileLock(tuning.folder / STUDY_LOCK):
+    with FileLock(tuning.folder / STUDY_LOCK), _usable(database):
         database.touch()  # SQLite would make it 0644, whatever the umask is
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(

@@ -97,17 +97,19 @@ class Chunk:
         from msm4sr.tensor_files import save_tensors
 
         arrays = {"counts": self.counts.astype(np.int64), "vectors": self.vectors.astype(np.float32)}
-        about = {"images": self.images, "missing": self.missing, "backend": self.backend}
+        about = {"name": path.name, "images": self.images, "missing": self.missing, "backend": self.backend}
         save_tensors({name: torch.from_numpy(array) for name, array in arrays.items()}, path, about)
 
     @classmethod
     def load(cls, path: Path) -> Chunk | None:
-        """Read a chunk; None if there is none, or a damaged one."""
+        """Read a chunk; None if there is none, or a damaged or renamed one."""
         from msm4sr.tensor_files import load_tensors, read_about
 
         try:
             arrays, about = load_tensors(path), read_about(path)
         except InputError:
+            return None
+        if about.get("name") != path.name:  # the name hashes what the chunk was made from
             return None
         missing = [(int(item), image, reason) for item, image, reason in about["missing"]]
         return cls(arrays["counts"].numpy(), arrays["vectors"].numpy(), about["images"], missing, about["backend"])
