@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -168,8 +170,29 @@ class Times:
         return InputError(f"{self._path}: {where}: '{self._shown(case)}' {problem}")
 
 
+def as_numbers(times: pl.Series) -> tuple[pl.Series, int]:
+    """The numbers and how many different texts became equal: int64 if all are integers, else float64; null for others.
+
+    Each integer is exact, however it is written: 1600000000000000006, 1600000000000000006.0, 1.6e18.
+    """
+    integers = times.cast(pl.Int64, strict=False)
+    numbers = times.cast(pl.Float64, strict=False)
+    numbers = numbers.set(~numbers.is_finite().fill_null(True), None)
+    if times.dtype != pl.String:
+        return (integers if times.dtype.is_integer() and integers.null_count() == numbers.null_count() else numbers), 0
+    rest = numbers.is_not_null() & integers.is_null()
+    others = numbers.filter(rest)
+    if (numbers.abs() >= 1 << 53).any() and ((others % 1 == 0) & (others.abs() < 1 << 63)).all():
+        integers = integers.scatter(rest.arg_true(), [int(Decimal(text)) for text in times.filter(rest)])
+        rest = rest & False
+    if not rest.any():
+        return integers, 0
+    long = (times.str.len_chars() > 16) & numbers.is_not_null()  # float64 keeps all shorter ones apart
+    return numbers, times.filter(long).n_unique() - numbers.filter(long).n_unique()
+
+
 def from_iso(text: str) -> int | None:
-    """Microseconds since 1970 of an ISO 8601 date or time, or of its digits (`20230131235959`); None for any other."""
+    """Nanoseconds since 1970 of an ISO 8601 date or time, or of its digits (`20230131235959`); None for any other."""
     if text.isdecimal() and len(text) > 8:
         text = f"{text[:8]}T{text[8:]}"
     try:
@@ -177,7 +200,9 @@ def from_iso(text: str) -> int | None:
     except ValueError:
         return None
     elapsed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
-    return (elapsed.days * DAY + elapsed.seconds) * MICROSECONDS + elapsed.microseconds
+    finer = re.search(r"[.,]\d{6}(\d{1,3})", text)  # datetime cuts them
+    microseconds = (elapsed.days * DAY + elapsed.seconds) * MICROSECONDS + elapsed.microseconds
+    return microseconds * 1000 + (int(finer[1].ljust(3, "0")) if finer else 0)
 
 
 def _seconds(values: Ints, unit: str) -> Ints:

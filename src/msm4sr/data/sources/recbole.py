@@ -20,14 +20,14 @@ from pydantic import Field
 from msm4sr.data.preparation.lists import split_list
 from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_header, refuse_duplicates
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
-from msm4sr.data.preparation.times import UNIT_HELP, TimeUnit, from_iso
+from msm4sr.data.preparation.times import UNIT_HELP, TimeUnit, as_numbers, from_iso
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns
 from msm4sr.errors import InputError, excerpt
 
 TITLES = ("title", "movie_title", "item_name", "name")
 TEXTS = ("text", "description")
 CATEGORIES = ("categories", "category", "class", "genre", "genres")
-TYPES = {**ITEM_COLUMNS, **INTERACTION_COLUMNS, "time": pl.Float64(), "position": pl.Int64()}
+TYPES = {**ITEM_COLUMNS, **INTERACTION_COLUMNS, "time": pl.String(), "position": pl.Int64()}
 
 Column = tuple[str | None, Callable[[str], Any]]
 """Its name in the file, if it has one, and the parser of its fields."""
@@ -74,7 +74,21 @@ class RecBole(Source):
             "user_id": (table.find(self.user), _id),
             "item_id": (table.find(self.item), _id),
         }
-        return table.blocks(columns, report, "interactions")
+        return self._timed(table.blocks(columns, report, "interactions"), report)
+
+    def _timed(self, blocks: Iterator[pl.DataFrame], report: PrepareReport) -> Iterator[pl.DataFrame]:
+        """The blocks with their times as numbers; reports how many times became equal."""
+        ties = 0
+        for block in blocks:
+            if "time" in block.columns:
+                numbers, equal = as_numbers(block["time"])
+                if self.time_unit == "iso":  # ns so far
+                    finer, numbers = numbers, numbers // 1000
+                    equal += finer.n_unique() - numbers.n_unique()
+                block, ties = block.with_columns(time=numbers), ties + equal
+            yield block
+        if ties:
+            report.notes.append(f"{report.order}: {ties:,} different times become equal: they have too many digits")
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         if len(self.files) == 1:
@@ -89,12 +103,14 @@ class RecBole(Source):
         }
         return table.blocks(columns, report, "items")
 
-    def _time(self, field: str) -> float:
+    def _time(self, field: str) -> str:
+        """The number as text, so that no digit is lost; nanoseconds for ISO 8601."""
         if self.time_unit != "iso":
-            return _number(field, "times")
+            _number(field, "times")
+            return field.strip()
         if (moment := from_iso(field.strip())) is None:
             raise InvalidRow("times that are no ISO 8601 date")
-        return moment
+        return str(moment)
 
     def _list(self, field: str) -> list[str] | None:
         try:

@@ -26,7 +26,7 @@ from msm4sr.data.items import is_url
 from msm4sr.data.preparation.lists import split_list
 from msm4sr.data.preparation.reading import plain_column, read_table, stripped, text_column
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
-from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit, from_iso
+from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit, as_numbers, from_iso
 from msm4sr.data.schema import id_strings, require_columns
 from msm4sr.errors import InputError, excerpt
 
@@ -105,11 +105,12 @@ class Tables(Source):
         path, unit = self.interactions, self.time_unit
         where = f"{path}: column '{times.name}'"
         plain_column(times, path, "a number, a date or a text")
-        numbers = None if times.dtype.is_temporal() else _numbers(times)
+        numbers, ties = (None, 0) if times.dtype.is_temporal() else as_numbers(times)
         if unit == "auto":  # most values decide, so that one invalid value does not
             unit = "auto" if numbers is not None and 2 * numbers.count() > times.count() else "iso"
         if unit == "iso":
-            numbers, unit = _from_dates(times, where)
+            self._check_offsets(times, block["row"], report)
+            numbers, unit, ties = _from_dates(times, where)
         elif numbers is None:
             raise InputError(f"{where} holds dates ({times.dtype}); set time_unit to iso")
         report.order, report.time_unit = f"column '{self.time}'", unit
@@ -119,7 +120,32 @@ class Tables(Source):
             problem = "no time" if times[first] is None else f"{excerpt(times[first])} is no time"
             problem = f"{where}, data row {block['row'][first]}: {problem}; expected {UNITS[unit]}"
             _invalid(wrong, "interactions whose time cannot be read", problem, block["row"], path, report)
+        if ties:
+            report.notes.append(
+                f"column '{times.name}': {ties:,} different times become equal, since they have too many digits; rows "
+                "of equal times stay in the order of the file"
+            )
         return block.with_columns(time=numbers).filter(~wrong)
+
+    def _check_offsets(self, times: pl.Series, rows: pl.Series, report: PrepareReport) -> None:
+        """Report times without an offset among times with one. Raises InputError unless `time_unit` is iso."""
+        if times.dtype != pl.String:
+            return
+        timed = times.str.contains(r"^\d{4}-?\d\d-?\d\d").fill_null(False)
+        offset = times.str.contains(r"\d[Tt ].*[+-]\d\d(:?\d\d)*$").fill_null(False) & timed
+        zoned = offset & ~times.str.contains(r"[+-]00(:?00)*$")  # an offset of 0 is UTC, as none is
+        naive = timed & ~offset & ~times.str.contains(r"[zZ]$")
+        if not (zoned.any() and naive.any()):
+            return
+        without, having = int(naive.arg_max() or 0), int(zoned.arg_max() or 0)
+        problem = (
+            f"column '{times.name}': {naive.sum():,} times have no offset from UTC (first: data row {rows[without]}: "
+            f"'{times[without]}') and {zoned.sum():,} have one (data row {rows[having]}: '{times[having]}')"
+        )
+        if self.time_unit != "iso":
+            advice = "write all with their offset, or pass --time-unit iso to read the former as UTC"
+            raise InputError(f"{self.interactions}: {problem}; {advice}")
+        report.notes.append(f"{problem}; the former are read as UTC")
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
         return None if self.items is None else self._read_items(self.items, report)
@@ -188,26 +214,26 @@ def _without_id(
         _invalid(missing, reason, problem, pl.Series(range(1, len(missing) + 1)), path, report)
 
 
-def _numbers(times: pl.Series) -> pl.Series:
-    """int64 if all numbers are integers, else float64; null if a value is no number."""
-    numbers, integers = (times.cast(dtype, strict=False) for dtype in (pl.Float64, pl.Int64))
-    integral = (times.dtype == pl.String or times.dtype.is_integer()) and integers.null_count() == numbers.null_count()
-    return integers if integral else numbers
-
-
-def _from_dates(times: pl.Series, where: str) -> tuple[pl.Series, Literal["iso", "ns"]]:
-    """int64, null if a value cannot be read, and their unit: microseconds (iso), or ns if a part needs them."""
+def _from_dates(times: pl.Series, where: str) -> tuple[pl.Series, Literal["iso", "ns"], int]:
+    """int64, null if a value cannot be read; their unit: microseconds (iso), or ns if a part needs them; new ties."""
     if times.dtype in (pl.Date, pl.Datetime):
         if getattr(times.dtype, "time_unit", None) == "ns" and (times.dt.epoch("ns") % 1000 != 0).any():
-            return times.dt.epoch("ns"), "ns"
-        return times.dt.epoch("us"), "iso"
+            return times.dt.epoch("ns"), "ns", 0
+        return times.dt.epoch("us"), "iso", 0
     if times.dtype.is_integer():
         times = times.cast(pl.String)
     if times.dtype != pl.String:
         raise InputError(f"{where} is {times.dtype}; time_unit iso needs dates or texts")
     texts = times.drop_nulls().unique()
     moments = [from_iso(text) for text in texts]
-    return times.replace_strict(texts, moments, default=None, return_dtype=pl.Int64), "iso"
+    known = {moment for moment in moments if moment is not None}
+    unit: Literal["iso", "ns"] = "iso"
+    if any(moment % 1000 for moment in known) and all(abs(moment) < 1 << 63 for moment in known):
+        unit, ties = "ns", 0
+    else:
+        moments = [None if moment is None else moment // 1000 for moment in moments]
+        ties = len(known) - len({moment // 1000 for moment in known})
+    return times.replace_strict(texts, moments, default=None, return_dtype=pl.Int64), unit, ties
 
 
 def _ratings(column: pl.Series, path: Path) -> pl.Series:
