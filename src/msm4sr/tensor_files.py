@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from msm4sr.digests import array_digest
+from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file
 
@@ -37,7 +37,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, 
     text = json.dumps(about)
     try:
         with atomic_file(file) as unfinished:
-            save_file(stored, unfinished, {"about": text, "checksum": _checksum(stored, text)})
+            digests = {"about_checksum": json_digest(text), "checksum": _checksum(stored, text)}
+            save_file(stored, unfinished, {"about": text, **digests})
     except (OSError, SafetensorError) as error:
         kept = "; the earlier one is kept" if file.exists() else ""
         raise InputError(f"{file}: could not be written ({error}){kept}") from None
@@ -49,7 +50,7 @@ def load_tensors(file: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
         metadata = opened.metadata() or {}
         # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("checksum") != _checksum(tensors, metadata.get("about", "")):
+        if metadata.get("checksum") != _checksum(tensors, _about(metadata)):
             raise ValueError("its content does not match its checksum")
         return tensors
 
@@ -57,7 +58,7 @@ def load_tensors(file: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
 def read_about(file: Path, remedy: str = REMEDY) -> dict[str, Any]:
     """The description that `save_tensors` wrote; reads only the header. InputError as in `load_tensors`."""
     with _readable(file, remedy):
-        about: dict[str, Any] = json.loads(_metadata(file).get("about", "{}"))
+        about: dict[str, Any] = json.loads(_about(_metadata(file)))
         return about
 
 
@@ -74,6 +75,13 @@ def _metadata(file: Path) -> dict[str, str]:
         if length > file.stat().st_size:
             raise ValueError("it is not a safetensors file")
         return dict(json.loads(opened.read(length)).get("__metadata__", {}))
+
+
+def _about(metadata: Mapping[str, str]) -> str:
+    text = metadata.get("about", "")
+    if metadata.get("about_checksum", digest := json_digest(text)) != digest:  # files of earlier versions have none
+        raise ValueError("its description does not match its checksum")
+    return text
 
 
 def tensor_digest(*tensors: Tensor) -> str:
@@ -99,5 +107,5 @@ def _readable(file: Path, remedy: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; {remedy}") from None
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{file}: damaged ({error}); {remedy}") from None

@@ -14,6 +14,9 @@ import yaml
 from calling import Cli, Trained, small_items, small_log, write_folder
 from PIL import Image
 
+from msm4sr.features.store import FORMAT
+from msm4sr.files import write_json
+
 Refused = Callable[..., str]
 QUICK = ("--set", "features.visual.kind=pooled", "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1")
 
@@ -178,6 +181,24 @@ def test_the_table_describes_the_features_of_a_run(cli: Cli, photos: Path, tmp_p
             assert said in called.out, said
         assert "vocabulary" not in called.out  # these features have none
         assert "(efficientnet" not in called.out  # a name is no fingerprint
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoder": {}}, {"encoder": "x"}, {"settings": None}, {"items": "6"}, {"missing": []}]
+)
+def test_a_damaged_manifest_is_an_error_that_names_the_store(
+    cli: Cli, refused: Refused, tmp_path: Path, change: dict[str, object]
+) -> None:
+    manifest = {
+        "format": FORMAT, "modality": "text", "kind": "sentences", "encoder": {"name": "x", "fingerprint": "y"},
+        "settings": {}, "items": 6, "items_with_rows": 6, "rows": 6, "dim": 3, "missing": {}, "broken": {},
+    }  # fmt: skip
+    write_json(tmp_path / "text-minilm" / "manifest.json", manifest)
+    assert cli("features", tmp_path).code == 0
+    write_json(tmp_path / "text-minilm" / "manifest.json", manifest | change)
+    message = refused("features", tmp_path)
+    assert f"{tmp_path / 'text-minilm'}: damaged features (" in message
+    assert "delete the folder and extract again" in message
 
 
 def test_the_page_shows_images_keywords_with_scores_and_sentences(

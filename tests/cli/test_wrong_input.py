@@ -189,7 +189,8 @@ def data(tmp_path: Path) -> Path:
         (("--set", "finetune.epochs=-1"), ("finetune.epochs", "greater than or equal to 0", "-1")),
         (("--set", "finetune.select=hits@10"), ("finetune.select", "recall")),
         (("--set", "features.visual.kind=clip"), ("features.visual.kind", "'keywords' or 'pooled'")),
-        (("--seed", "-1"), ("seed", "greater than or equal to 0")),
+        (("--seed", "-1"), ("--seed: seed", "greater than or equal to 0")),
+        (("--seed", "9" * 20), ("--seed: seed", "less than 9223372036854775808")),
     ],
 )
 def test_wrong_options(refused_run: Refused, data: Path, options: tuple[str, ...], said: tuple[str, ...]) -> None:

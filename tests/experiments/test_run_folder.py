@@ -275,7 +275,14 @@ def test_a_model_without_pretraining_skips_that_stage(run: Run) -> None:
     assert run.epochs() == []
 
 
-@pytest.mark.parametrize("line", ['{"stage": "finet', "[]", "5", '{"stage": "finetune"}', "nonsense"])
+DAMAGED = [
+    '{"stage": "finet', "[]", "5", '{"stage": "finetune"}', "nonsense",
+    '{"stage": "finetune", "epoch": 1, "seconds": "y"}', '{"stage": "finetune", "epoch": 1, "seconds": NaN}',
+    '{"stage": "finetune", "epoch": 1, "seconds": 1, "ndcg@10": []}', '{"stage": [], "epoch": 1, "seconds": 1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED)
 def test_a_damaged_line_is_an_error_that_names_it(run: Run, line: str) -> None:
     record = {"stage": "finetune", "epoch": 1, "seconds": 0.5, "loss": 1.0}
     (run.folder / "metrics.jsonl").write_text(json.dumps(record) + "\n" + line + "\n")

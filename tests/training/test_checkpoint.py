@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,15 @@ from builders import make_msm4sr, make_sasrec
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
-from msm4sr.training.checkpoint import check_identity, set_weights, weights_of
+from msm4sr.training.checkpoint import (
+    Checkpoints,
+    TrainingState,
+    check_identity,
+    last_file,
+    read_state,
+    set_weights,
+    weights_of,
+)
 
 
 def test_weights_come_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -117,3 +127,18 @@ def test_what_differs_from_the_checkpoint_is_reported(tmp_path: Path) -> None:
         check_identity(file, about, then | {"model.dim": 16}, "start again")
     with pytest.raises(InputError, match="items is not set there and 3 items now"):
         check_identity(file, about, then | {"items": "3 items"}, "start again")
+
+
+@pytest.mark.parametrize("change", [{"step": None}, {"more": 1}, None], ids=["a key less", "a key more", "no state"])
+def test_a_state_that_is_not_complete_is_refused_and_names_the_command(
+    tmp_path: Path, change: dict[str, object] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", "finetune", {})
+    state = {k: v for k, v in (asdict(TrainingState()) | (change or {})).items() if v is not None or k == "best"}
+    file = last_file(checkpoints.folder, "finetune")
+    save_tensors({}, file, {"identity": {}} if change is None else {"identity": {}, "state": state})
+    said = f"{file}: damaged (no complete state of a training); run `msm4sr finetune {tmp_path / 'run'}` again"
+    with pytest.raises(InputError, match=re.escape(said)):
+        checkpoints.load_last()
+    assert read_state(checkpoints.folder, "finetune") is None  # not needed to use the best epoch
+    assert said in caplog.text

@@ -31,7 +31,7 @@ def features(
         from msm4sr.experiments.run import open_run
         from msm4sr.experiments.stages import load_run_data
         from msm4sr.features.settings import store_names
-        from msm4sr.features.store import find_stores, read_manifest
+        from msm4sr.features.store import find_stores, read_manifest, readable
 
         run = open_run(folder) if (folder / "config.yaml").exists() else None
         place = run.features if run else folder
@@ -42,7 +42,9 @@ def features(
         if not stores:
             raise InputError(f"{place}: no extracted features; create them with `msm4sr extract DATA --out RUN`")
         for store in stores:
-            console.print(_table(store, read_manifest(store) or {}))
+            with readable(store):
+                table = _table(store, read_manifest(store) or {})
+            console.print(table)
         for unfinished in sorted(place.glob("*.chunks")):
             chunks = len(list(unfinished.glob("*.safetensors")))
             console.print(f"{unfinished}: {chunks} chunks of an unfinished extraction", markup=False)

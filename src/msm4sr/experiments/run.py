@@ -15,6 +15,7 @@ report.html           the report of the run
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,10 +87,17 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:  # for example half a line, of a run that was killed
             row = None
-        if not (isinstance(row, dict) and {"stage", "epoch", "seconds"} <= row.keys()):
+        if not (isinstance(row, dict) and {"stage", "epoch", "seconds"} <= row.keys() and _is_epoch(**row)):
             raise InputError(f"{file}, line {number}: not the record of an epoch; delete that line")
         rows.append(row)
     return rows
+
+
+def _is_epoch(stage: object, **values: object) -> bool:
+    """Whether all values of a record but its stage are finite numbers."""
+    return isinstance(stage, str) and all(
+        isinstance(value, int | float) and abs(value) < math.inf for value in values.values()
+    )
 
 
 def plan_run(

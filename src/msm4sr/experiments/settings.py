@@ -43,7 +43,7 @@ def _model_config(settings: Any) -> Any:
 class RunSettings(Strict):
     """All settings that determine the result of a run. `model` is the config of any registered model."""
 
-    seed: int = Field(0, ge=0, description="seed of every random draw")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     dataset: DataSettings = DataSettings()
     features: FeatureSettings = FeatureSettings()
     model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_model_config)] = MSM4SRConfig()
@@ -95,6 +95,7 @@ def resolve_settings(
             put(settings, key, value)
         validated(RunSettings, settings, str(file))  # so that an error names the file and not a later change
     if seed is not None:
+        validated(RunSettings, settings | {"seed": seed}, "--seed")
         settings["seed"] = seed
     return _updated(settings, _parsed(changes, model), "--set")
 

@@ -24,7 +24,7 @@ from msm4sr.features.extractors.keywords import label_tagger
 from msm4sr.features.images import decode_image
 from msm4sr.features.keywords import ClipTagger, ImageTagger, LabelTagger, TextSpaceTagger, scored_words
 from msm4sr.features.settings import FeatureSettings, store_names
-from msm4sr.features.store import load_features, read_manifest
+from msm4sr.features.store import load_features, read_manifest, readable
 from msm4sr.features.store_builder import no_vectors
 from msm4sr.features.text import item_sentences
 from msm4sr.features.text_space import fit_map
@@ -153,4 +153,6 @@ class ContentEncoder:
         if manifest.get("tagger") == LabelTagger.name:
             return label_tagger(self._encoders)
         images, text, words = (load_features(self.folder / names[kind]) for kind in ("images", "text", "vocabulary"))
-        return TextSpaceTagger(words.item_ids, words.values, fit_map(images, text, float(manifest["ridge"])))
+        with readable(self.folder / names["visual"]):
+            ridge = float(manifest["ridge"])
+        return TextSpaceTagger(words.item_ids, words.values, fit_map(images, text, ridge))

@@ -73,7 +73,7 @@ class Features(Ragged):
 
 def load_features(folder: Path) -> Features:
     """Read a store; the vectors stay on disk until they are used. Raises InputError for none, or a damaged one."""
-    with _damage(folder):
+    with readable(folder):
         _check(folder, "vectors.safetensors")
         arrays, _ = map_tensors(folder / "vectors.safetensors")
         return Features(arrays["vectors"], arrays["offsets"], _read(folder, "items.parquet")["item_id"].to_list())
@@ -81,19 +81,19 @@ def load_features(folder: Path) -> Features:
 
 def read_contents(folder: Path) -> list[str]:
     """The hash of each item's content, in row order."""
-    with _damage(folder):
+    with readable(folder):
         return _read(folder, "items.parquet")["content"].to_list()
 
 
 def read_missing(folder: Path) -> pl.DataFrame:
     """Items and images without a vector, and why: columns item, item_id, image, reason."""
-    with _damage(folder):
+    with readable(folder):
         return _read(folder, "missing.parquet").select(*MISSING)
 
 
 def read_rows(folder: Path) -> pl.DataFrame | None:
     """A line per vector: image, and for keywords words and scores. None for a modality whose rows are not images."""
-    with _damage(folder):
+    with readable(folder):
         return _read(folder, "rows.parquet") if (folder / "rows.parquet").exists() else None
 
 
@@ -133,10 +133,11 @@ def find_stores(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _damage(folder: Path) -> Iterator[None]:
+def readable(folder: Path) -> Iterator[None]:
+    """Raise errors of using the content of a store as InputError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, pl.exceptions.PolarsError) as error:
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"{folder}: damaged features ({why}); delete the folder and extract again") from error
 

@@ -39,6 +39,7 @@ from msm4sr.features.store import (
     read_manifest,
     read_missing,
     read_rows,
+    readable,
     recover,
     write_store,
 )
@@ -258,6 +259,8 @@ class StoreBuilder:
             manifest = read_manifest(self.folder)
             if manifest is None:
                 return _Base()
+            with readable(self.folder):
+                backends = list[str](manifest["backends"])
             changed = " and ".join(key for key, value in self.extractor.manifest.items() if manifest.get(key) != value)
             if changed:
                 logger.info("%s: %s changed since this was extracted; extracting again", self.folder, changed)
@@ -271,7 +274,7 @@ class StoreBuilder:
                 Ragged(paths, np.array(features.offsets)),
                 rows is not None,
                 items,
-                manifest["backends"],
+                backends,
                 read_missing(self.folder),
             )
         except InputError as error:

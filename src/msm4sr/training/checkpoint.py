@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
+
+logger = logging.getLogger(__name__)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -65,9 +68,25 @@ def last_file(checkpoints: Path, stage: str) -> Path:
 
 
 def read_state(checkpoints: Path, stage: str) -> TrainingState | None:
-    """The progress of a stage at its last checkpoint; None if there is none."""
+    """The progress of a stage at its last checkpoint; None if there is none, or with a warning if it is damaged."""
     file = last_file(checkpoints, stage)
-    return TrainingState(**read_about(file)["state"]) if file.exists() else None
+    try:
+        return _state_of(file, stage, read_about(file, retrain(checkpoints, stage))) if file.exists() else None
+    except InputError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def retrain(checkpoints: Path, stage: str) -> str:
+    """How to write the checkpoints of a stage again, as the end of a message."""
+    return f"run `msm4sr {stage} {checkpoints.parent}` again"
+
+
+def _state_of(file: Path, stage: str, about: Mapping[str, Any]) -> TrainingState:
+    state = about.get("state")
+    if not isinstance(state, dict) or state.keys() != asdict(TrainingState()).keys():
+        raise InputError(f"{file}: damaged (no complete state of a training); {retrain(file.parent, stage)}")
+    return TrainingState(**state)
 
 
 @dataclass(frozen=True)
@@ -92,18 +111,22 @@ class Checkpoints:
         if not file.exists():
             return None
         about = self._read_own(file)
-        return load_tensors(file), TrainingState(**about["state"])
+        return load_tensors(file, self._remedy), _state_of(file, self.stage, about)
 
     def load_best(self, epoch: int) -> dict[str, Tensor]:
         """The best weights of a resumed training: of `epoch`, or of the interrupted epoch."""
         file = best_file(self.folder, self.stage)
         about = self._read_own(file)
         if about["epoch"] < epoch:
-            raise InputError(f"{file}: from epoch {about['epoch']}, not {epoch}; rerun the stage without --resume")
-        return load_tensors(file)
+            raise InputError(f"{file}: from epoch {about['epoch']}, not {epoch}; {self._remedy}")
+        return load_tensors(file, self._remedy)
+
+    @property
+    def _remedy(self) -> str:
+        return retrain(self.folder, self.stage)
 
     def _read_own(self, file: Path) -> dict[str, Any]:
-        about = read_about(file)
+        about = read_about(file, self._remedy)
         check_identity(file, about, self.identity, "rerun without --resume to start from scratch")
         return about
 
