@@ -12,11 +12,12 @@ import polars as pl
 import yaml
 
 from msm4sr.digests import file_digest
+from msm4sr.dotted import flatten
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.users import SCHEMA
 from msm4sr.experiments.metrics import evaluate_stage
-from msm4sr.experiments.run import begin_run, plan_run
-from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.run import begin_run, plan_run, read_metrics, write_metrics
+from msm4sr.experiments.settings import parse_change, resolve_settings
 from msm4sr.experiments.stages import build_model, load_run_data, train_stage
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=3")
@@ -85,6 +86,7 @@ def write_cell(
         for part in parts
     ]
     pl.concat(tables).select(*SCHEMA).cast(SCHEMA).write_parquet(folder / "users.parquet")
+    _register(grid, row, settings or {})
     config = {"data": f"/data/{data}", "features_folder": "features", "preset": "best", "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | (settings or {"model": {"name": row}})))
     epochs = [{"stage": "finetune", "epoch": e, "loss": 2.0 / e, "seconds": 2.0, "ndcg@10": e / 10} for e in (1, 2, 3)]
@@ -104,10 +106,22 @@ def write_cell(
     metrics |= {"held_out": held_out} if held_out else {}
     versions = {"python": "3.11.9", "torch": "2.13.0"}
     identity = {"users.parquet": file_digest(folder / "users.parquet")}
-    (folder / "metrics.json").write_text(
-        json.dumps(metrics | {"run": about, "versions": versions, "identity": identity})
-    )
+    write_metrics(folder, metrics | {"run": about, "versions": versions, "identity": identity})
     return folder
+
+
+def change_metrics(folder: Path, **changes: Any) -> None:
+    """Replace entries of a cell's metrics.json."""
+    write_metrics(folder, (read_metrics(folder) or {}) | changes)
+
+
+def _register(grid: Path, row: str, settings: Mapping[str, Any]) -> None:
+    """Change the row of grid.yaml to these settings, as far as they are settings."""
+    content = yaml.safe_load((grid / "grid.yaml").read_text())
+    (entry,) = (entry for entry in content["rows"] if entry["name"] == row)
+    known = {key: value for key, value in settings.items() if key in ("model", "dataset", "evaluation", "finetune")}
+    entry["changes"] = entry.get("changes", {}) | {k: v for k, v in flatten(known).items() if k != "model.name"}
+    (grid / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def fail_cell(grid: Path, row: str, reason: str, data: str = "shop", seed: int = 0) -> None:
@@ -127,11 +141,15 @@ def run_grid(
     pl.DataFrame(log, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(
         data / "interactions.parquet"
     )
-    write_grid(folder, rows, ("ring",), seeds, best_against=[rows[-1]])
+    tiny = dict(parse_change(change) for change in TINY)
+    entries = [
+        {"name": r, "label": r.upper(), "model": r, "preset": "seed", "changes": tiny if r == "sasrec" else {}}
+        for r in rows
+    ]
+    write_grid(folder, entries, ("ring",), seeds, best_against=[rows[-1]])
     for row in rows:
         for seed in seeds:
-            changes = TINY if row == "sasrec" else ()
-            settings = resolve_settings("seed", row, changes, seed)
+            settings = resolve_settings("seed", row, TINY if row == "sasrec" else (), seed)
             run = plan_run(data, cell_folder(folder, row, "ring", seed), settings, "seed")
             begin_run(run)
             dataset = load_run_data(run)

@@ -45,7 +45,7 @@ class Trained:
 def metrics_of(run: Path) -> dict[str, Any]:
     """metrics.json without time and memory, in which two equal runs may differ."""
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    del metrics["run"]["training_seconds"], metrics["run"]["peak_memory_mib"]
+    del metrics["run"]["training_seconds"], metrics["run"]["peak_memory_mib"], metrics["checksum"]
     return metrics
 
 

@@ -189,9 +189,10 @@ def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> Non
 
 
 def test_cells_of_other_workers_are_waited_for_and_logged(
-    cli: Cli, grid: Path, ring: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, grid: Path, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = cell(grid, "sasrec", 1)
+    assert cli("run", ring, "--out", tmp_path / "run", "--model", "sasrec", *QUICK, "--seed=1").code == 0
     lock = try_lock(held / ".run.lock")
     assert lock is not None
     slept: list[float] = []
@@ -199,7 +200,7 @@ def test_cells_of_other_workers_are_waited_for_and_logged(
     def the_other_works(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 2:
-            shutil.copytree(cell(grid, "sasrec"), held, dirs_exist_ok=True)
+            shutil.copytree(tmp_path / "run", held, dirs_exist_ok=True)
 
     monkeypatch.setattr("msm4sr.experiments.compare.time.sleep", the_other_works)
     called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1", "--rows=sasrec")

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from calling import QUICK, Cli, metrics_of, small_log, write_folder
 
+from msm4sr.tensor_files import load_tensors, read_about, save_tensors
+
 
 def flip(file: Path) -> None:
     """Change a bit of each of the last 400 bytes."""
@@ -25,6 +27,12 @@ def without_last(data: Path) -> None:
     file = data / "interactions.parquet"
     log = pl.read_parquet(file).sort("user_id", "timestamp", maintain_order=True)
     log.filter(pl.int_range(pl.len()).over("user_id") < pl.len().over("user_id") - 1).write_parquet(file)
+
+
+def swap(one: Path, other: Path) -> None:
+    kept = one.rename(one.with_name("third"))
+    other.rename(one)
+    kept.rename(other)
 
 
 @pytest.fixture
@@ -144,3 +152,59 @@ def test_a_table_that_was_edited_after_prepare_causes_a_warning(cli: Cli, shop: 
     without_last(data)
     said = f"{data / 'interactions.parquet'}: edited or damaged since `msm4sr prepare` wrote it"
     assert said in cli("run", data, "--out", tmp_path / "two", *options).out
+
+
+def test_a_report_is_of_the_cells_that_its_rows_made(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
+    data, grid = write_folder(tmp_path / "ring", small_log(users=20, length=8, items=60)), tmp_path / "grid"
+    rows = ("--rows", "popularity", "--rows", "itemknn", "--seed", "0", "--seed", "1")
+    assert cli("compare", "comparison", "--data", data, "--out", grid, *rows, *QUICK[:-2]).code == 0
+    cells = grid / "cells" / "ring"
+    for one, other, said in (
+        ("popularity", "itemknn", "made with different settings: model."),
+        ("popularity/seed-0", "popularity/seed-1", "made with different settings: seed is 1 there and 0 now"),
+    ):
+        swap(cells / one, cells / other)
+        assert said in refused("report", grid)
+        swap(cells / one, cells / other)
+        assert cli("report", grid).code == 0
+    file = cells / "itemknn" / "seed-1" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["test"]["ndcg@10"] = 0.95
+    file.write_text(json.dumps(metrics))
+    for wrong in (file.read_text(), "[]", '{"identity": null}', "{}"):
+        file.write_text(wrong)
+        assert f"{file}: damaged or edited (" in refused("report", grid)
+
+
+def test_rows_of_a_grid_use_one_file_of_embeddings(refused: Callable[..., str], cli: Cli, tmp_path: Path) -> None:
+    data, grid = write_folder(tmp_path / "ring", small_log(users=20, length=8, items=60)), tmp_path / "grid"
+    file, ids = tmp_path / "text.parquet", [f"i{n}" for n in range(60)]
+    pl.DataFrame({"item_id": ids, "vector": [[float(n % 7), 1.0] for n in range(len(ids))]}).write_parquet(file)
+    options = ("comparison", "--data", data, "--out", grid, "--rows", "sasrecm", "--features", f"text={file}")
+    quick = ("--set", "finetune.epochs=1", "--preset", "seed")
+    assert cli("compare", *options, *quick).code == 0
+    pl.DataFrame({"item_id": ids, "vector": [[float(n % 5), 1.0] for n in range(len(ids))]}).write_parquet(file)
+    message = refused("compare", *options, *quick, "--seed", "0", "--seed", "1")
+    assert "sasrecm/seed-0: made with different settings: precomputed.text.sha256 is " in message
+
+
+def test_fine_tuned_weights_belong_to_their_pre_training(refused: Callable[..., str], moved: Path) -> None:
+    config = moved / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("cmcl_weight: 0.01", "cmcl_weight: 9.0"))
+    assert "pretrain.cmcl_weight is 0.01 there and 9.0 now" in refused("evaluate", moved)
+    config.write_text(text)
+    file = moved / "checkpoints" / "pretrain.safetensors"
+    weights, about = load_tensors(file), read_about(file)
+    save_tensors({name: weight + 1 for name, weight in weights.items()}, file, about)
+    assert "pretrain.weights is " in refused("evaluate", moved)
+
+
+def test_the_model_folder_belongs_to_the_metrics(refused: Callable[..., str], cli: Cli, moved: Path) -> None:
+    options = ("--preset", "seed", "--model", "popularity")
+    data = yaml.safe_load((moved / "config.yaml").read_text())["data"]
+    assert cli("run", data, "--out", moved.parent / "other", *options).code == 0
+    shutil.rmtree(moved / "model")
+    shutil.copytree(moved.parent / "other" / "model", moved / "model")
+    message = refused("recommend", moved, "--history", "toy-0001")
+    assert f"{moved / 'model'}: of another run; `msm4sr evaluate {moved}` writes it again" in message

@@ -15,7 +15,7 @@ from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.experiments.metrics import evaluate_stage
-from msm4sr.experiments.run import Run, begin_run, locked_run, open_run, plan_run
+from msm4sr.experiments.run import Run, begin_run, locked_run, open_run, plan_run, read_metrics
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, load_run_data, restore, restore_last, train_stage
 from msm4sr.models.registry import from_pretrained
@@ -167,7 +167,7 @@ def test_metrics_are_those_of_the_best_epoch(run: Run) -> None:
     result = evaluate_stage(run, dataset, model)
     best = max(run.epochs(), key=lambda row: (row["recall@20"], -row["epoch"]))
     assert {name: best[name] for name in result["validation"]} == result["validation"]
-    assert json.loads(run.metrics_file.read_text()) == result
+    assert read_metrics(run.folder) == result
     assert result["run"]["seed"] == 0
     assert result["run"]["training_seconds"]["pretrain"] == 0
     assert "| recall@10 |" in (run.folder / "model" / "README.md").read_text()

@@ -170,13 +170,13 @@ def test_seen_items_are_not_excluded_again_where_nothing_would_change(tmp_path: 
     assert measure_seen_excluded(measure(read_grid(mixed), METRICS, resamples=50)) is None
 
 
-def test_a_row_with_two_protocols_is_an_error(tmp_path: Path) -> None:
+def test_a_cell_of_another_protocol_than_its_row_is_an_error(tmp_path: Path) -> None:
     folder = write_grid(tmp_path / "grid", ("sasrec",), seeds=(0, 1))
     for seed in (0, 1):
         settings = {"evaluation": {"exclude_seen": seed == 1}}
         write_cell(folder, "sasrec", [1, 2], seed=seed, settings=settings)
-    with pytest.raises(InputError, match=r"row sasrec: evaluation\.exclude_seen is true in some"):
-        measure(read_grid(folder))
+    with pytest.raises(InputError, match=r"seed-0: made with different settings: evaluation\.exclude_seen is False"):
+        read_grid(folder)
 
 
 def test_by_popularity_is_the_mean_over_seeds_of_each_bucket(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grids import SEEN_EXCLUDED, SEEN_INCLUDED, fail_cell, write_cell, write_grid
+from grids import SEEN_EXCLUDED, SEEN_INCLUDED, change_metrics, fail_cell, write_cell, write_grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,18 +234,19 @@ def test_published_results_name_protocol_and_source() -> None:
 
 
 def test_settings_are_split_into_shared_and_per_row(tmp_path: Path) -> None:
-    grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), seeds=(0, 1))
+    ours = {"name": "msm4sr", "model": "msm4sr", "changes": {"pretrain.init_from": "/source-{seed}"}}
+    grid = write_grid(tmp_path / "grid", ("sasrec", ours), seeds=(0, 1))
     for seed in (0, 1):
-        write_cell(grid, "sasrec", [1], seed=seed, settings={"model": {"dim": 8}, "finetune": {"epochs": 3}})
-        rate = {"epochs": 3, "rate": 0.1 if seed else 0.2}
-        write_cell(grid, "msm4sr", [1], seed=seed, settings={"model": {"dim": 8, "experts": 4}, "finetune": rate})
+        epochs, source = {"finetune": {"epochs": 3}}, {"pretrain": {"init_from": f"/source-{seed}"}}
+        write_cell(grid, "sasrec", [1], seed=seed, settings={"model": {"dim": 8}, **epochs})
+        write_cell(grid, "msm4sr", [1], seed=seed, settings={"model": {"dim": 8, "experts": 4}, **epochs, **source})
     shared, own = split_settings(read_grid(grid))
     assert shared == {"finetune.epochs": 3, "model.dim": 8, "preset": "best"}
     assert own["sasrec"] == {}
     assert own["msm4sr"] == {
         "model.experts": 4,
-        "finetune.rate (shop, seed 0)": 0.2,
-        "finetune.rate (shop, seed 1)": 0.1,
+        "pretrain.init_from (shop, seed 0)": "/source-0",
+        "pretrain.init_from (shop, seed 1)": "/source-1",
     }
 
 
@@ -253,6 +254,5 @@ def test_settings_are_split_into_shared_and_per_row(tmp_path: Path) -> None:
 def test_versions_that_differ_between_cells_are_all_named(tmp_path: Path, torch: str) -> None:
     grid = write_grid(tmp_path / "grid")
     write_cell(grid, "sasrec", [1])
-    other = write_cell(grid, "msm4sr", [1]) / "metrics.json"
-    other.write_text(other.read_text().replace("2.13.0", torch))
+    change_metrics(write_cell(grid, "msm4sr", [1]), versions={"python": "3.11.9", "torch": torch})
     assert dict(software_versions(read_grid(grid).all()))["torch"] == list(dict.fromkeys(["2.13.0", torch]))

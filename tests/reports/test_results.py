@@ -62,7 +62,7 @@ def test_a_damaged_grid_is_an_error_that_names_the_file(tmp_path: Path, text: st
 def test_a_metrics_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     (write_cell(grid, "sasrec", [1, 2]) / "metrics.json").write_text('{"validation": {}}')
-    with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a run; `msm4sr evaluate"):
+    with pytest.raises(InputError, match=r"metrics\.json: damaged or edited \(.*; `msm4sr evaluate"):
         read_grid(grid)
 
 

@@ -22,9 +22,10 @@ from filelock import FileLock
 from pydantic import Field
 
 from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.digests import file_digest
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
-from msm4sr.experiments.run import RUN_LOCK, open_run
+from msm4sr.experiments.run import RUN_LOCK, open_run, read_metrics
 from msm4sr.experiments.settings import RunSettings, parse_change, read_yaml, resolve_settings, validated
 from msm4sr.files import make_folder, write_text
 from msm4sr.models.registry import MODELS
@@ -118,7 +119,7 @@ class Cell:
 
     def metrics(self) -> dict[str, Any] | None:
         """The contents of metrics.json; None for a cell that is not finished."""
-        return _read_json(self.folder / "metrics.json")
+        return read_metrics(self.folder)
 
     def failure(self) -> dict[str, Any] | None:
         """The contents of failed.json; None for a cell that has not failed."""
@@ -191,27 +192,39 @@ def cells_of(folder: Path, grid: Grid) -> list[Cell]:
     ]
 
 
+HINT = "remove that folder or choose another --out"
+
+
+def check_settings(cell: Cell) -> None:
+    """Raise InputError for a cell whose run has other settings or precomputed embeddings than its row."""
+    file, files = cell.folder / "config.yaml", cell.row.precomputed_files(cell.data.name, cell.seed)
+    then, now = flatten(read_yaml(file)), flatten(cell.settings.model_dump(mode="json"))
+    now |= {f"precomputed.{name}.sha256": file_digest(file) for name, file in files.items()}
+    if found := differences(then, now, now.keys() & then.keys()):
+        raise InputError(f"{cell.folder}: made with different settings: {shorten(sorted(found))}; {HINT}")
+    stored = (cell.metrics() or {}).get("identity", {}).get("settings")
+    if stored is not None and stored != open_run(cell.folder).settings_digest:
+        raise InputError(f"{file}: edited since the run; restore it, or {HINT}")
+
+
 def check_cells(cells: Sequence[Cell]) -> None:
     """Raise InputError for a cell that was run with other settings, or whose data has changed since it finished."""
-    hint = "remove that folder or choose another --out"
     datasets: dict[str, Dataset] = {}
     for cell in cells:
         if not (cell.folder / "config.yaml").exists() or cell.failed_file.exists():  # a failed cell is replaced
             continue
-        settings = cell.settings
-        then, now = (flatten(s.model_dump(mode="json")) for s in (open_run(cell.folder).settings, settings))
-        if found := differences(then, now):
-            raise InputError(f"{cell.folder}: made with different settings: {shorten(found)}; {hint}")
+        check_settings(cell)
         if (metrics := cell.metrics()) is None:
             continue
-        key = f"{cell.data.folder} {settings.dataset!r}"
-        dataset = datasets[key] if key in datasets else load_dataset(cell.data.folder, settings.dataset)
-        datasets[key], stored = dataset, metrics.get("identity", {})
+        settings = cell.settings.dataset
+        key = f"{cell.data.folder} {settings!r}"
+        dataset = datasets[key] if key in datasets else load_dataset(cell.data.folder, settings)
+        datasets[key], stored = dataset, metrics["identity"]
         same = flatten({"data": dataset.identity | {"content": dataset.content_digest}})
         if "data.content" not in stored:
             del same["data.content"]
         if found := differences(stored, same, same):
-            raise InputError(f"{cell.folder}: {cell.data.folder} has changed since: {shorten(found)}; {hint}")
+            raise InputError(f"{cell.folder}: {cell.data.folder} has changed since: {shorten(found)}; {HINT}")
 
 
 def features_folder(root: Path, cell: Cell) -> Path:

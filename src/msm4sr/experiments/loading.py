@@ -14,7 +14,7 @@ from msm4sr.data.items import Items
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items
-from msm4sr.experiments.run import Run, open_run
+from msm4sr.experiments.run import Run, open_run, read_metrics
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import load_features, read_rows
@@ -25,6 +25,7 @@ from msm4sr.recommend.index import ApproximateIndex, IndexSettings
 from msm4sr.recommend.onnx_export import export_onnx
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import make_queries
+from msm4sr.tensor_files import read_checksum
 
 QUERIES = 500  # histories to measure the recall of an approximate index
 RANDOM_LENGTH = 10  # items of a random history
@@ -49,6 +50,9 @@ def load_recommender(
     run = open_run(Path(folder), data=data)
     model = from_pretrained(run.folder / "model")
     stored = read_stored_items(run)
+    weights = (read_metrics(run.folder) or {}).get("identity", {}).get("model.safetensors")
+    if weights not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
+        raise InputError(f"{run.folder / 'model'}: of another run; `msm4sr evaluate {run.folder}` writes it again")
     items = with_content(run, stored)
     catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
     found = encoder = None

@@ -19,13 +19,14 @@ from msm4sr.evaluation.ranking import Ranks, rank_targets
 from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import save_model
-from msm4sr.experiments.run import Run
+from msm4sr.experiments.run import Run, write_metrics
 from msm4sr.experiments.stages import build_model, complete_catalogue, complete_run, extract_stage
-from msm4sr.files import atomic_file, write_json
+from msm4sr.files import atomic_file
 from msm4sr.models.base import Model
 from msm4sr.models.extend import extend_catalogue
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.ragged import Ragged
+from msm4sr.tensor_files import read_checksum
 from msm4sr.training.identity import CODE_VERSION, inputs_identity
 from msm4sr.training.stages import STAGES, scorer_of
 
@@ -36,7 +37,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
         "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "run",
-        "versions", and "identity" (what the metrics depend on besides settings and weights).
+        "versions", and "identity" (digests of what the metrics depend on).
     """
     settings = run.settings
     device = settings.device.torch_device()
@@ -58,11 +59,16 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     result["versions"] = versions()
     with atomic_file(run.folder / "users.parquet") as file:
         users_table(dataset, ranks).write_parquet(file)
+    run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
+    save_model(run, dataset, model, result)
     content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
     identity = {"code": CODE_VERSION, "data": dataset.identity | content, "inputs": inputs_identity(model)}
-    result["identity"] = flatten(identity) | {"users.parquet": file_digest(run.folder / "users.parquet")}
-    save_model(run, dataset, model, result)
-    write_json(run.metrics_file, result)  # last: a run with this file is complete
+    result["identity"] = flatten(identity) | {
+        "settings": run.settings_digest,
+        "users.parquet": file_digest(run.folder / "users.parquet"),
+        "model.safetensors": read_checksum(run.folder / "model" / "model.safetensors"),
+    }
+    write_metrics(run.folder, result)  # last: a run with this file is complete
     return result
 
 

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 import yaml
 
-from msm4sr.digests import file_digest
+from msm4sr.digests import file_digest, json_digest
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
-from msm4sr.files import make_folder, write_text
+from msm4sr.files import make_folder, write_json, write_text
 from msm4sr.locks import try_lock, unlock
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
@@ -67,6 +67,11 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def settings_digest(self) -> str:
+        """A digest of preset and settings."""
+        return json_digest(self.preset, self.settings.model_dump(mode="json"))
+
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return read_epochs(self.folder)
@@ -74,6 +79,25 @@ class Run:
     def remove_results(self) -> None:
         """Remove what evaluation has written."""
         _remove(self.folder, *RESULTS)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics.json with a checksum."""
+    write_json(folder / "metrics.json", {**metrics, "checksum": json_digest(metrics)})
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """The contents of metrics.json; None for a run that is not complete. InputError if they are not as written."""
+    file = folder / "metrics.json"
+    try:
+        metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if metrics.pop("checksum") != json_digest(metrics):
+            raise ValueError("its content does not match its checksum")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: damaged or edited ({error}); `msm4sr evaluate {folder}` writes it again") from None
+    return metrics
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
@@ -130,7 +154,27 @@ def plan_run(
             )
     elif folder.is_dir() and not {e.name for e in folder.iterdir() if not e.name.startswith(".")} <= {"features"}:
         raise InputError(f"{folder}: the folder is not empty and holds no run; choose another --out")
-    return Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, files)
+    run = Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, files)
+    source = Path(settings.pretrain.init_from or "")
+    if settings.pretrain.init_from and (source / "config.yaml").exists():  # else `start_from` refuses it
+        _check_encoders(run, open_run(source))
+    return run
+
+
+def _check_encoders(run: Run, source: Run) -> None:
+    """Raise InputError if the features of `pretrain.init_from` were made by other encoders."""
+    for modality in ("text", "visual"):
+        ours, theirs = (
+            "precomputed embeddings"
+            if modality in one.precomputed
+            else getattr(one.settings.features, modality).model_dump(mode="json")
+            for one in (run, source)
+        )
+        if ours != theirs:
+            raise InputError(
+                f"pretrain.init_from: the features of {modality} differ: {theirs} in {source.folder}, {ours} here; "
+                "both need the same encoder"
+            )
 
 
 def read_precomputed(files: Mapping[str, Path]) -> dict[str, Precomputed]:

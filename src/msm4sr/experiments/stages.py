@@ -25,7 +25,7 @@ from msm4sr.files import write_text
 from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.progress import NoProgress, Progress
-from msm4sr.tensor_files import load_tensors, read_about
+from msm4sr.tensor_files import load_tensors, read_about, read_checksum
 from msm4sr.training.callbacks import Callback, EpochRecord
 from msm4sr.training.checkpoint import TrainingState, best_file, check_identity, last_file, read_state, set_weights
 from msm4sr.training.identity import stage_identity
@@ -184,19 +184,23 @@ def train_stage(
         evaluation=run.settings.evaluation,
         checkpoints=run.checkpoints,
         resume=resume,
-        identity=run_identity(run),
+        identity=run_identity(run, stage),
     )
     Trainer(task, getattr(run.settings, stage), options, [RunRecorder(run, stage, state), *callbacks]).fit(dataset)
 
 
-def run_identity(run: Run) -> dict[str, Any]:
-    """What the weights depend on besides the settings of their stage."""
-    decisive = run.settings.model_dump(mode="json", include={"dataset", "features", "model"})
-    if run.settings.pretrain.end_to_end:
-        decisive["pretrain"] = run.settings.pretrain.model_dump(mode="json", exclude={"checkpoint_every"})
-    elif run.settings.pretrain.init_from is not None:
-        decisive["pretrain"] = run.settings.pretrain.model_dump(mode="json", include={"init_from"})
-    return flatten(decisive)
+def run_identity(run: Run, stage: str) -> dict[str, Any]:
+    """What the weights of a stage depend on besides its settings: those of the model, and earlier stages."""
+    decisive = flatten(run.settings.model_dump(mode="json", include={"dataset", "features", "model"}))
+    pretrain, earlier = run.settings.pretrain, best_file(run.checkpoints, "pretrain")
+    if stage == "finetune":
+        decisive |= flatten({"pretrain": pretrain.model_dump(mode="json", exclude={"checkpoint_every"})})
+        if earlier.exists():
+            decisive["pretrain.weights"] = read_checksum(earlier)
+    if pretrain.init_from is not None:
+        source = best_file(Path(pretrain.init_from) / "checkpoints", "pretrain")
+        decisive |= {"pretrain.init_from": pretrain.init_from, "pretrain.init_from.weights": read_checksum(source)}
+    return decisive
 
 
 class RunRecorder(Callback):
@@ -250,7 +254,19 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     file, command = best_file(run.checkpoints, stage), f"msm4sr {stage} {run.folder}"
     if not file.exists():
         raise InputError(f"{run.folder}: {stage} has no trained weights yet; run `{command}` first")
-    state = read_state(run.checkpoints, stage)
+    _warn_if_incomplete(run.checkpoints, stage, command)
+    settings: StageSettings = getattr(run.settings, stage)
+    identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
+    check_identity(file, read_about(file), identity, f"run `{command}` again")
+    weights = load_tensors(file, f"run `{command}` again")
+    try:
+        set_weights(model, weights)
+    except InputError as error:
+        raise InputError(f"{file}: {error}; run `{command}` again") from None
+
+
+def _warn_if_incomplete(checkpoints: Path, stage: str, command: str) -> None:
+    state = read_state(checkpoints, stage)
     if state is not None and not state.done:
         logger.warning(
             "%s was interrupted in epoch %d; the weights of epoch %d are used (`%s --resume` completes it)",
@@ -259,14 +275,6 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
             state.best_epoch,
             command,
         )
-    settings: StageSettings = getattr(run.settings, stage)
-    identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run)
-    check_identity(file, read_about(file), identity, f"run `{command}` again")
-    weights = load_tensors(file, f"run `{command}` again")
-    try:
-        set_weights(model, weights)
-    except InputError as error:
-        raise InputError(f"{file}: {error}; run `{command}` again") from None
 
 
 def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = None) -> None:
@@ -291,6 +299,7 @@ def start_from(folder: Path, model: Model) -> None:
     file = best_file(folder / "checkpoints", "pretrain")
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
+    _warn_if_incomplete(folder / "checkpoints", "pretrain", f"msm4sr pretrain {folder}")
     weights = load_tensors(file)
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}

@@ -138,18 +138,12 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES) -> list[Comparison]:
     """Scores and tests of a grid, one comparison per protocol: rows of different protocols are not comparable.
 
-    Without resamples of the paired bootstrap there are no tests. Raises InputError where the cells of one row have
-    different protocols.
+    Without resamples of the paired bootstrap there are no tests.
     """
     protocols: dict[bool, list[Row]] = {}
     for row in results.rows:
         finished = [outcome for data in results.data for outcome in results.finished(data, row.name)]
         excludes = {bool(outcome.settings.get(EXCLUDES, False)) for outcome in finished}
-        if len(excludes) > 1:
-            raise InputError(
-                f"{results.folder / 'cells'}: row {row.name}: {EXCLUDES} is true in some of its cells and false in "
-                "others; run them again with one protocol"
-            )
         for value in excludes or {bool(row.changes.get(EXCLUDES, False))}:
             protocols.setdefault(value, []).append(row)
     several = len(protocols) > 1

@@ -14,7 +14,7 @@ import polars as pl
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
-from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, open_grid
+from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, check_settings, open_grid
 from msm4sr.experiments.run import read_epochs
 from msm4sr.experiments.settings import read_yaml
 from msm4sr.locks import is_locked
@@ -95,7 +95,11 @@ def _check_same_data(finished: Sequence[Outcome]) -> None:
     first: dict[tuple[Any, ...], tuple[Outcome, Any]] = {}
     for outcome in finished:
         for sections, kind in (("dataset.",), "data."), (("dataset.", "features.", "precomputed."), "inputs.features."):
-            used = {key: value for key, value in outcome.settings.items() if key.startswith(sections)}
+            used = {
+                key: value
+                for key, value in outcome.settings.items()
+                if key.startswith(sections) and not key.endswith(".sha256")
+            }
             for name, value in outcome.metrics["identity"].items():
                 if name.startswith(kind):
                     then, before = first.setdefault((outcome.data, name, repr(used)), (outcome, value))
@@ -114,10 +118,7 @@ def _outcome(cell: Cell) -> Outcome:
         return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))
     if metrics is None:
         return outcome
-    if not {"test", "seen_excluded", "run", "identity"} <= metrics.keys():
-        raise InputError(
-            f"{folder / 'metrics.json'}: not the metrics of a run; `msm4sr evaluate {folder}` makes it again"
-        )
+    check_settings(cell)
     config = flatten(read_yaml(folder / "config.yaml"))
     settings = {key: value for key, value in config.items() if key not in ("msm4sr", "data", "features_folder", "seed")}
     return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))
