@@ -41,7 +41,19 @@ CREATE TABLE IF NOT EXISTS images (
     item_id TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (item_id, number)
 );
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+_LATEST = "(SELECT value FROM counters WHERE name = 'change')"
+# Damaged counters continue after the latest plausible change; a row with another number gets a new one.
+_RENUMBER = """
+DELETE FROM counters WHERE typeof(value) != 'integer' OR value NOT BETWEEN 0 AND 1 << 62;
 INSERT OR IGNORE INTO counters VALUES ('change', 0), ('reload', 0);
+UPDATE counters SET value = max(
+    value, (SELECT CAST(coalesce(max(change), 0) AS INTEGER) FROM items WHERE change < 1 << 53)
+) WHERE name = 'change';
+UPDATE items SET change = number FROM (
+    SELECT damaged.rowid AS place, value + row_number() OVER (ORDER BY change) AS number
+    FROM items AS damaged JOIN counters ON name = 'change' WHERE change < 1 OR change > value
+) WHERE items.rowid = place;
 UPDATE counters SET value = (SELECT max(value, coalesce(max(change), 0)) FROM items) WHERE name = 'change';
 """
 TIMEOUT = 30  # seconds that a change waits for another process
@@ -71,20 +83,24 @@ class ItemStore:
         self._lock, self._reading_lock = RLock(), Lock()
         try:
             make_folder(folder)
-            self.file.touch()  # SQLite would make it 0644, whatever the umask is
+            # SQLite would make it 0644, whatever the umask is. Never closed: to close any descriptor of a file removes
+            # all locks of this process on it, SQLite's too, and another process would then delete the log.
+            self._descriptor = os.open(self.file, os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
             self._connection = self._connect()
             self._reading = self._connect()
             # invalid UTF-8 then damages one row instead of failing the query
             self._reading.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-            self._inode = self.file.stat().st_ino
-            with self.transaction():
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
                 (version,) = self._connection.execute("PRAGMA user_version").fetchone()
                 if version > FORMAT:
                     known = f"(format {version}, not {FORMAT})"
                     raise InputError(f"{self.file}: made by a later version of msm4sr {known}")
                 for statement in _SCHEMA.split(";"):
                     self._connection.execute(statement)
+                self._renumber()
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+            self._files = self._identities()
         except (OSError, sqlite3.Error) as error:
             raise self.unusable(error) from None
 
@@ -115,7 +131,8 @@ class ItemStore:
 
     def changes(self, since: int = 0) -> list[Change]:
         """The changes after number `since`, in order; of each item only the latest."""
-        query = f"SELECT {', '.join(_Row.model_fields)} FROM items WHERE change > ? ORDER BY change"
+        columns = ", ".join(_Row.model_fields)
+        query = f"SELECT {columns} FROM items WHERE change > ? AND change <= {_LATEST} ORDER BY change"
         return [_change(dict(zip(_Row.model_fields, row, strict=True))) for row in self._read(query, since)]
 
     def images(self, item_id: str) -> list[bytes]:
@@ -193,13 +210,22 @@ class ItemStore:
             self._check_file()
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
+                self._renumber()
                 yield
+
+    def _renumber(self) -> None:
+        for statement in _RENUMBER.split(";"):
+            self._connection.execute(statement)
+
+    def _identities(self) -> list[tuple[int, int]]:
+        """Of the file, and of the log with the latest changes."""
+        stats = [os.stat(f"{self.file}{suffix}") for suffix in ("", "-wal", "-shm")]
+        return [(stat.st_dev, stat.st_ino) for stat in stats]
 
     def _check_file(self) -> None:
         """Raise DatabaseError if the file was removed or overwritten: SQLite has it in memory and would still write."""
         try:
-            with self.file.open("rb") as file:
-                same = os.fstat(file.fileno()).st_ino == self._inode and file.read(len(MAGIC)) == MAGIC
+            same = self._identities() == self._files and os.pread(self._descriptor, len(MAGIC), 0) == MAGIC
         except OSError:
             same = False
         if not same:
