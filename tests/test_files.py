@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ from builders import wrong_modes
 
 from msm4sr import files
 from msm4sr.errors import InputError
-from msm4sr.files import atomic_file, atomic_folder, write_json, write_text
+from msm4sr.files import atomic_file, atomic_folder, make_folder, remove, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -123,7 +124,7 @@ def test_what_is_added_to_the_folder_in_the_meantime_is_kept(tmp_path: Path) -> 
             out.mkdir()
             (out / "precious").touch()
 
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(InputError, match="out: exists already; name a new or an empty folder"):
         overtaken()
     assert (names(tmp_path), names(out)) == (["out"], ["precious"])
 
@@ -142,3 +143,35 @@ def test_a_folder_under_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made"), atomic_folder(tmp_path / "file" / "out"):
         pass
+
+
+def test_an_error_of_writing_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")  # as `write` raises it, without a name
+    for context in (atomic_file, atomic_folder):
+        with pytest.raises(OSError, match="No space left") as caught, context(tmp_path / "out"):
+            raise full
+        assert caught.value.filename == str(tmp_path / "out")
+        with pytest.raises(OSError, match="Permission") as caught, context(tmp_path / "out") as unfinished:
+            raise PermissionError(errno.EACCES, "Permission denied", str(unfinished / "a"))
+        assert caught.value.filename == str(tmp_path / "out" / "a")
+        with pytest.raises(OSError, match="Permission") as caught, context(tmp_path / "out"):
+            raise PermissionError(errno.EACCES, "Permission denied", "other")
+        assert caught.value.filename == "other"
+        full.filename = None
+
+
+def test_a_link_is_removed_and_what_it_links_to_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    for link in ("link", "dangling"):
+        (tmp_path / link).symlink_to({"link": "folder", "dangling": "nothing"}[link])
+    for name in ("link", "dangling", "not there"):
+        remove(tmp_path / name)
+    assert names(tmp_path) == ["folder"]
+    remove(tmp_path / "folder")
+    assert names(tmp_path) == []
+
+
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nothing")
+    with pytest.raises(InputError, match="dangling: a link to nothing, which is no folder; make it or remove the link"):
+        make_folder(tmp_path / "dangling" / "run")

@@ -31,6 +31,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         sync(unfinished)
         unfinished.replace(path)
         sync(path.parent)
+    except OSError as error:
+        _name(error, unfinished, path)
+        raise
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -44,8 +47,9 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         InputError: `out` exists and is not an empty folder, or cannot be made.
     """
     out = out.resolve()
+    exists = InputError(f"{out}: exists already; name a new or an empty folder")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists already; name a new or an empty folder")
+        raise exists
     unfinished = out.parent / f".{out.name}.{secrets.token_hex(4)}.unfinished"
     try:
         unfinished.mkdir(parents=True)
@@ -58,12 +62,17 @@ def atomic_folder(out: Path) -> Iterator[Path]:
             for name in names:
                 _set_mode(Path(parent, name), mode)
         os.sync()  # in one call: syncing each of many thousand images takes minutes
-        if out.exists():
-            out.rmdir()  # empty; otherwise the rename would lose what was added since
-        unfinished.rename(out)
+        try:
+            if out.exists():
+                out.rmdir()  # empty; otherwise the rename would lose what was added since
+            unfinished.rename(out)
+        except OSError as error:
+            raise (exists if out.exists() else error) from None  # made by another process
         sync(out.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            _name(error, unfinished, out)
         raise
 
 
@@ -81,9 +90,26 @@ def write_json(path: Path, record: Any) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder and its missing parents, and sync the folders that have a new entry."""
     if not folder.is_dir():
+        if folder.is_symlink():
+            raise InputError(f"{folder}: a link to {folder.readlink()}, which is no folder; make it or remove the link")
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it links to), or a folder with its content; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _name(error: OSError, unfinished: Path, path: Path) -> None:
+    """Make an error of writing name the file that was to be written. (That of a full disk names none.)"""
+    error.strerror = error.strerror or str(error)  # that of polars has a text only
+    named = str(path) if error.filename is None else str(error.filename)
+    error.filename = named.replace(str(unfinished), str(path))
 
 
 def _set_mode(path: Path, mode: int) -> None:

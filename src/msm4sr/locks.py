@@ -19,7 +19,7 @@ def try_lock(file: Path) -> FileLock | None:
     except Timeout:
         return None
     except OSError as error:
-        raise InputError(f"{file.parent}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{file.parent}: cannot be written ({error.strerror or error})") from None
     return lock
 
 

@@ -105,6 +105,32 @@ def test_the_old_run_is_removed_when_the_new_one_begins(data: Path, run: Run) ->
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "features"]
 
 
+def test_a_folder_of_the_run_that_is_a_link_is_replaced_and_its_target_kept(
+    data: Path, run: Run, tmp_path: Path
+) -> None:
+    for name in ("checkpoints", "model"):
+        (tmp_path / f"other {name}").mkdir()
+        (tmp_path / f"other {name}" / "precious").touch()
+        (run.folder / name).symlink_to(tmp_path / f"other {name}")
+    run.remove_results()
+    begin_run(plan_run(data, run.folder, run.settings, "seed", overwrite=True))
+    assert [path.name for path in run.folder.iterdir()] == ["config.yaml"]
+    assert len(list(tmp_path.glob("other */precious"))) == 2
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(run: Run) -> None:
+    (run.folder / "metrics.json").touch()
+    for folder in (run.folder, run.checkpoints, run.folder / "model"):
+        folder.mkdir(exist_ok=True)
+        for name in (".model.safetensors.0123.unfinished", ".tmpXyZ123"):
+            (folder / name).touch()
+    (run.checkpoints / "finetune.safetensors").touch()
+    with locked_run(run.folder):
+        pass
+    kept = {"config.yaml", "metrics.json", "finetune.safetensors"}
+    assert {path.name for path in run.folder.rglob("*") if path.is_file()} == kept
+
+
 def test_a_run_can_be_moved(run: Run, tmp_path: Path) -> None:
     run.folder.rename(tmp_path / "elsewhere")
     moved = open_run(tmp_path / "elsewhere")

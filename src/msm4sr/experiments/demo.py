@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import Run, begin_run, plan_run
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, restore, train_stage
+from msm4sr.files import remove
 from msm4sr.models.base import Model
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.callbacks import Callback
@@ -71,7 +71,7 @@ def run_demo(
     if shop.exists():
         if not (out / MARK).exists():
             raise InputError(f"{shop}: the folder already exists and was not made by the demo; choose another --out")
-        shutil.rmtree(shop)
+        remove(shop)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("`msm4sr demo` made this folder and replaces it.\n")
     logger.info("generating %d toys and the interactions of %s users into %s", items, f"{users:,}", shop)

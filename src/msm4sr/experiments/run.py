@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
-from msm4sr.files import make_folder, write_json, write_text
+from msm4sr.files import make_folder, remove, write_json, write_text
 from msm4sr.locks import try_lock, unlock
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
@@ -207,12 +206,12 @@ def begin_run(run: Run) -> None:
     config |= {"precomputed": files} if files else {}
     try:
         make_folder(run.folder)
-        killed = [file.name for file in run.folder.glob(".*.unfinished")]  # of a run that was killed
-        _remove(run.folder, "metrics.jsonl", "logs", "checkpoints", *RESULTS, *killed)
+        _remove_unfinished(run.folder)
+        _remove(run.folder, "metrics.jsonl", "logs", "checkpoints", *RESULTS)
         text = yaml.safe_dump(config | run.settings.model_dump(mode="json"), sort_keys=False)
         write_text(run.folder / "config.yaml", text)
     except OSError as error:
-        raise InputError(f"{run.folder}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{run.folder}: cannot be written ({error.strerror or error})") from None
 
 
 def resume_run(
@@ -237,6 +236,7 @@ def resume_run(
         )
     settings.device.check()
     reset_memory_peak()
+    _remove_unfinished(folder)
     return run
 
 
@@ -274,6 +274,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     if lock is None:
         raise InputError(f"{folder}: another process works on this run; wait until it ends, or choose another --out")
     try:
+        _remove_unfinished(folder)
         yield
     finally:
         begun = (folder / "config.yaml").exists()
@@ -293,8 +294,12 @@ def remove_empty(*folders: Path) -> None:
 
 
 def _remove(folder: Path, *names: str) -> None:
-    for path in (folder / name for name in names):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for name in names:
+        remove(folder / name)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left of the files it was writing, here or in safetensors. The run must be locked."""
+    for place in (folder, folder / "checkpoints", folder / "model"):
+        for left in [*place.glob(".*.unfinished"), *place.glob(".tmp*")]:
+            remove(left)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -118,7 +118,7 @@ def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], ou
             bias = torch.zeros(1) if model.seen_bias is None else model.seen_bias.reshape(1)
         item_vectors = item_vectors.clone()  # may be a view
         tensors = {"embeddings": embeddings.contiguous(), "item_vectors": item_vectors, "seen_item_bias": bias}
-        save_file(tensors, folder / "catalogue.safetensors")
+        (folder / "catalogue.safetensors").write_bytes(save(tensors))
         names = json.dumps({"item_ids": item_ids, "titles": titles}, ensure_ascii=False)
         (folder / "items.json").write_text(names, encoding="utf-8")
         sizes = {"m": embeddings.shape[1], "d": embeddings.shape[2], "q": item_vectors.shape[1]}
