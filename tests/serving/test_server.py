@@ -11,16 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import httpx2 as httpx
 import psutil
 import pytest
+import uvicorn
 from service import Server, free_port, serving
+from uvicorn.supervisors.multiprocess import SIGNALS
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.experiments.loading import load_recommender
+from msm4sr.serving import workers
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +215,75 @@ def test_a_worker_that_ends_is_replaced_until_the_service_ends(run_folder: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_second_interrupt_ends_the_service_at_once(run_folder: Path, tmp_path: Path, workers: str) -> None:
-    process, port = start(run_folder, tmp_path, "--workers", workers)
+def test_a_worker_is_replaced_with_the_last_run_while_a_newer_one_is_broken(run_folder: Path, tmp_path: Path) -> None:
+    link, broken = tmp_path / "current", tmp_path / "broken"
+    link.symlink_to(run_folder)
+    process, port = start(link, tmp_path, "--workers", "2")
+    wait_until(lambda: answers(port))
+    worker = next(one for one in started_processes(process) if "spawn_main" in " ".join(one.cmdline()))
+    shutil.copytree(run_folder, broken)
+    (broken / "model" / "items.json").write_text("")
+    (tmp_path / "next").symlink_to(broken)
+    (tmp_path / "next").replace(link)
+    wait_for_log(tmp_path, "the run was not reloaded")
+    worker.kill()
+    wait_for_log(tmp_path, "the last run that could be loaded is served")
+    assert answers(port)
+    assert (tmp_path / "log").read_text().count("replaces it") == 1
+    process.terminate()
+    assert process.wait() == 0
+
+
+class Ended:
+    """A worker that ends at once."""
+
+    pid, exitcode = 1, 1
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = self
+
+    def start(self) -> None: ...
+
+    def is_alive(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[workers.Supervisor]:
+    monkeypatch.setattr(workers, "Process", Ended)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    supervisor = workers.Supervisor(uvicorn.Config("", workers=1), [], tmp_path / "loaded")
+    supervisor.processes = [Ended()]
+    yield supervisor
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_pauses_between_replacements_become_longer(
+    supervisor: workers.Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor._loaded.symlink_to("run")
+    started = []
+    for second in range(1000, 1300):
+        monkeypatch.setattr(workers.time, "monotonic", lambda now=second: float(now))
+        before = supervisor.processes[0]
+        supervisor.keep_subprocess_alive()
+        if supervisor.processes[0] is not before:
+            started.append(second)
+    assert [late - early for early, late in pairwise(started)] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert not supervisor.failed
+
+
+def test_a_service_whose_workers_never_load_a_run_ends(supervisor: workers.Supervisor) -> None:
+    supervisor.keep_subprocess_alive()
+    assert supervisor.should_exit.is_set()
+    assert supervisor.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_second_interrupt_ends_the_service_at_once(run_folder: Path, tmp_path: Path, number: str) -> None:
+    process, port = start(run_folder, tmp_path, "--workers", number)
     wait_until(lambda: answers(port))
     caller = socket.create_connection(("127.0.0.1", port))
     # this request is in progress until its body has arrived

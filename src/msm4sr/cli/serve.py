@@ -114,15 +114,18 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
     del app
     factory = "msm4sr.serving.workers:app_from_environment"
     config = uvicorn.Config(factory, factory=True, workers=settings.workers, **server)
-    supervisor = Supervisor(config, [config.bind_socket()])
     with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-", ignore_cleanup_errors=True) as folder:
         visible = {"api_key": options["api_key"]}  # the settings hide it
-        record = json.dumps(settings.model_dump(mode="json") | visible)
+        last_run = Path(folder) / "last-run"
+        supervisor = Supervisor(config, [config.bind_socket()], last_run)
+        record = json.dumps(settings.model_dump(mode="json") | visible | {"last_run": str(last_run)})
         os.environ |= {ENVIRONMENT: record, "PROMETHEUS_MULTIPROC_DIR": folder}
         console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
         supervisor.run()
     if supervisor.interrupted:
         raise KeyboardInterrupt
+    if supervisor.failed:
+        raise InputError("no worker could be started; the reasons are above")
 
 
 def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:

@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, Thread
@@ -48,6 +49,10 @@ class ServeSettings(Strict):
 
     run: Path = Field(description="The run folder, or a link to one.")
     state: Path = Field(description="The folder for added items.")
+    last_run: Path | None = Field(
+        None,
+        description="A link to the last run that was loaded: a worker starts with that run if it cannot load `run`.",
+    )
     api_key: SecretStr | None = Field(None, description="Key required for changes; null: none.")
     hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/@A-Z]+$")], ...] | None = Field(
         None, description="Host names to answer to, in lower case, besides the local ones; null: any."
@@ -97,7 +102,13 @@ class Service:
             self._reloads = self.store.counter("reload")
         except sqlite3.Error as error:
             raise self.store.unusable(error) from None
-        self._served = self._load()
+        try:
+            self._served = self._load(settings.run)
+        except InputError as error:
+            if settings.last_run is None or not settings.last_run.exists():
+                raise
+            self._served, self.failed_reload = self._load(settings.last_run.resolve()), str(error)
+            logger.error("%s; the last run that could be loaded is served", error)
 
     @property
     def recommender(self) -> Recommender:
@@ -116,10 +127,10 @@ class Service:
             raise sqlite3.OperationalError(self.failed_store)
         return served
 
-    def _load(self) -> _Served:
-        """Load the run and the added items, and try it out. Raises InputError for any problem of the run."""
-        run = self.settings.run
+    def _load(self, run: Path) -> _Served:
+        """Load a run and the added items, and try it out. Raises InputError for any problem of the run."""
         try:
+            folder = run.resolve()
             check_files(run)
             recommender = load_recommender(run, self.settings.index)
             try_out(recommender)
@@ -131,6 +142,12 @@ class Service:
         self._catch_up(served)
         if self.failed_store:
             raise self.store.unusable(self.failed_store)
+        if self.settings.last_run is not None:
+            with suppress(OSError):  # such as a full disk
+                new = self.settings.last_run.with_name(f"{os.getpid()}.run")
+                new.unlink(missing_ok=True)
+                new.symlink_to(folder)
+                new.replace(self.settings.last_run)
         return served
 
     def _catch_up(self, served: _Served) -> None:
@@ -253,7 +270,7 @@ class Service:
 
         def load() -> None:
             try:
-                loaded.set_result(self._load())
+                loaded.set_result(self._load(self.settings.run))
             except Exception as error:
                 loaded.set_exception(error)
 

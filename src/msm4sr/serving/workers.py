@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from socket import socket
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT = "MSM4SR_SERVE"  # the variable that passes the settings to the workers, as JSON
 GRACE = 10  # seconds for the requests in progress
 INTERRUPTED = 130
+LONGEST_PAUSE = 60.0  # seconds between two replacements of a worker
 # A terminal sends these to all processes; workers leave them to the supervisor.
 OF_THE_TERMINAL = {signal.SIGINT, signal.SIGHUP}
 
@@ -60,12 +62,18 @@ def _interrupt(sig: int, frame: FrameType | None) -> NoReturn:
 
 
 class Supervisor(Multiprocess):
-    """Starts `config.workers` processes and replaces those that end."""
+    """Starts `config.workers` processes and replaces those that end, if a first one has made `loaded`.
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket]) -> None:
+    Workers that end early are replaced after pauses, each twice as long as the one before.
+    """
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], loaded: Path) -> None:
         detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
         super().__init__(config, sockets)
-        self.interrupted = False
+        self.interrupted, self.failed, self._loaded = False, False, loaded
+        self._next: dict[
+            int, tuple[float, float]
+        ] = {}  # place of a worker: earliest replacement, seconds after the last
         signal.signal(signal.SIGINT, self._on_interrupt)
         if detached:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -85,10 +93,19 @@ class Supervisor(Multiprocess):
             super().init_processes()
 
     def keep_subprocess_alive(self) -> None:
-        """Replace the workers that have ended."""
+        """Replace the workers that have ended. If all have and none has loaded a run, the service ends."""
+        now = time.monotonic()
+        if not self._loaded.is_symlink() and not any(worker.process.is_alive() for worker in self.processes):
+            self.failed = True
+            self.should_exit.set()
         for place, worker in enumerate(self.processes):
             if self.should_exit.is_set() or worker.process.is_alive():
                 continue
+            due, pause = self._next.get(place, (0.0, 0.5))
+            if now < due:
+                continue
+            pause = min(2 * pause, LONGEST_PAUSE) if now < due + LONGEST_PAUSE else 1.0
+            self._next[place] = now + pause, pause
             new = Process(self.config, self.sockets)
             with _terminal_blocked():
                 new.start()
