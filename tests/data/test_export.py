@@ -165,7 +165,7 @@ def test_invalid_rows_of_atomic_files_are_counted(tmp_path: Path) -> None:
     assert {drop.reason: drop.example for drop in report.dropped} == {
         "interactions: rows with more or fewer fields than the header": "ml.inter, line 402",
         "interactions: missing user or item IDs": "ml.inter, line 403",
-        "interactions: times that are no number": "ml.inter, line 404",
+        "interactions: times that are no number": "ml.inter, line 404: 'nan'",
         "interactions: impossible dates": "ml.inter, line 405",
     }
 

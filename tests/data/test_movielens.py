@@ -100,7 +100,7 @@ def test_invalid_ratings_are_counted_by_kind(tmp_path: Path, line: str, kind: st
         file.write("8,2,1.0,5\n" * 100 + line + "\n")
     report = prepare(MovieLens(folder=tmp_path), tmp_path / "out")
     assert (f"interactions: {kind}", 1, "ratings.csv, line 105") in [
-        (d.reason, d.count, d.example) for d in report.dropped
+        (d.reason, d.count, d.example.partition(":")[0]) for d in report.dropped
     ]
 
 

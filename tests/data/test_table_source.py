@@ -532,7 +532,7 @@ def test_links_and_absolute_paths_inside_the_folder_are_followed(shop: Path) -> 
 
 
 def test_an_id_never_becomes_a_path(shop: Path) -> None:
-    ids = ["../../evil", "a/b", "..", ".hidden", "A", "a", "x" * 300, "ü", "c:d", "con.", "a-2"]
+    ids = ["../../evil", "a/b", "..", ".hidden", "A", "a", "x" * 200, "ü", "c:d", "con.", "a-2"]
     log = "user_id,item_id,timestamp\nu,a,1\n"
     prepare(shop, log, "item_id,image\n" + "".join(f"{item},a.jpg\n" for item in ids))
     images = {row[0]: row[1] for row in rows(shop, "items")}

@@ -6,7 +6,9 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -95,18 +97,30 @@ class ImageFolder:
 
 def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
     """For messages: how IDs differ from those of the catalogue, with an example of each."""
+    other = f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(known[0])}; do both use the same IDs?"
+    return alike_ids(unknown, known) or other
+
+
+def alike_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """For messages: the IDs that differ from one of the catalogue only in how they are written; "" if none does."""
     alikes: dict[str, Callable[[str], str]] = {
         "leading zeros": lambda name: name.lstrip("0"),
         "upper and lower case": str.casefold,
         "blanks": lambda name: "".join(name.split()),
         "a final .0": lambda name: name.removesuffix(".0"),
+        "invisible characters": lambda name: "".join(sign for sign in name if unicodedata.category(sign) != "Cf"),
+        "their Unicode form": partial(unicodedata.normalize, "NFKC"),
     }
+    rest, found = dict.fromkeys(unknown), list[str]()
     for difference, alike in alikes.items():
-        catalogue = {alike(name): name for name in known}
-        if match := next((name for name in unknown if alike(name) in catalogue), None):
-            other = catalogue[alike(match)]
-            return f"{excerpt(match)} and {excerpt(other)} of the catalogue differ by {difference}; write them alike"
-    return f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(known[0])}; do both use the same IDs?"
+        wanted = {alike(name): name for name in rest}
+        matches = {wanted[key]: name for name in known if (key := alike(name)) in wanted} if rest else {}
+        if matches:
+            (match, other), *more = matches.items()
+            count = f" (and {len(more):,} more)" if more else ""
+            found.append(f"{match!a} and {other!a} of the catalogue differ by {difference}{count}")
+        rest = {name: None for name in rest if name not in matches}
+    return "; ".join(found) + "; write them alike" if found else ""
 
 
 class SafeNames:

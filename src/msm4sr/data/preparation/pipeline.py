@@ -32,7 +32,8 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Ints
-from msm4sr.data.preparation.catalogue import ImageFolder, compare_ids, write_catalogue, write_part
+from msm4sr.data.preparation.catalogue import ImageFolder, alike_ids, compare_ids, write_catalogue, write_part
+from msm4sr.data.preparation.cleaning import Cleaner
 from msm4sr.data.preparation.interactions import Interactions
 from msm4sr.data.preparation.source import PrepareReport, Rules, Source
 from msm4sr.data.preparation.times import Times
@@ -97,18 +98,21 @@ class _Reader:
         self.items: dict[str, int] = {}  # those of the catalogue first
         self.unknown: list[str] = []  # some IDs that the catalogue lacks
         self.times = Times(report, source.files[0], source.unit)
+        self._cleaner = Cleaner(source.unit, report)
 
     def spill_items(self, blocks: Iterator[pl.DataFrame], folder: Path) -> Iterator[Path]:
         """Write the rows of the catalogue, each with its number as `code`, to files."""
         report, path = self._report, self._source.files[-1]
         report.items_read = 0
         for number, block in enumerate(blocks):
+            block = self._cleaner.texts(self._cleaner.ids(block, "items", path), path)
             known = len(self.items)
             code = pl.Series(_numbers(block["item_id"], self.items))
             new = (code >= known) & code.is_first_distinct()
             reason = "items with an ID that an earlier row has"
             block = self._keep(block.with_columns(code=code), new, reason, path, shown="item_id")
             yield write_part(block.drop("row"), folder, number)
+        self._cleaner.check("items", report.items_read, path)
         if not self.items:
             raise InputError(f"{path}: no item with an ID in {report.items_read:,} rows")
 
@@ -118,8 +122,10 @@ class _Reader:
         known_only = bool(catalogue) and report.rules.unknown_items == "drop"
         columns: dict[str, list[Ints]] = {}
         for block in blocks:
+            block = self._cleaner.ids(block, "interactions", path)
             for name, values in self._numbered(block, path, known_only).items():
                 columns.setdefault(name, []).append(values)
+        self._cleaner.check("interactions", report.interactions_read, path)
         report.steps.append({"step": "read", "interactions": report.interactions_read})
         if not self.users:
             raise report.nothing_left(path, f"; {compare_ids(self.unknown, catalogue)}" if self.unknown else "")
@@ -136,6 +142,8 @@ class _Reader:
             report.notes.append(
                 f"most interactions are with items outside the catalogue: {compare_ids(unknown, catalogue)}"
             )
+        elif catalogue and unknown and (alike := alike_ids(unknown, catalogue)):
+            report.notes.append(f"items outside the catalogue: {alike}")
         return Interactions(
             user=joined["user"],
             item=joined["item"],

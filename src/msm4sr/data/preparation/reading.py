@@ -22,7 +22,7 @@ from typing import Any, Literal, TextIO, cast
 
 import polars as pl
 
-from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.preparation.source import Drop, PrepareReport
 from msm4sr.data.schema import UNREADABLE, read_parquet
 from msm4sr.errors import InputError, excerpt, first_line
 
@@ -37,7 +37,14 @@ INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": p
 
 
 class InvalidRow(Exception):
-    """An invalid line. The message is the reason in general terms; rows are counted by it."""
+    """An invalid line. The message is the reason in general terms; rows are counted by it.
+
+    `case` is the value of this row, and what may be meant.
+    """
+
+    def __init__(self, reason: str, case: str = "") -> None:
+        super().__init__(reason)
+        self.case = case
 
 
 class InvalidRows:
@@ -46,17 +53,20 @@ class InvalidRows:
     def __init__(self, path: Path, max_fraction: float) -> None:
         self.path, self.max_fraction = path, max_fraction
         self.rows = 0
-        self.reasons: dict[str, list[int]] = {}
+        self.reasons: dict[str, Drop] = {}
 
-    def add(self, reason: str, line: int) -> None:
+    def add(self, error: InvalidRow, line: int) -> None:
         """Count an invalid row; lines count from 1."""
-        self.reasons.setdefault(reason, [0, line])[0] += 1
+        case = f"line {line}" + (f": {error.case}" if error.case else "")
+        self.reasons.setdefault(str(error), Drop(str(error), 0, case)).count += 1
 
     def check(self) -> None:
         """Raise InputError if more than the allowed fraction is invalid."""
-        invalid = sum(count for count, _ in self.reasons.values())
+        invalid = sum(drop.count for drop in self.reasons.values())
         if invalid > self.max_fraction * self.rows:
-            reasons = "; ".join(f"{count:,} {name} (first: line {row})" for name, (count, row) in self.reasons.items())
+            reasons = "; ".join(
+                f"{drop.count:,} {drop.reason} (first: {drop.example})" for drop in self.reasons.values()
+            )
             raise InputError(
                 f"{self.path}: invalid rows: {invalid:,} of {self.rows:,} ({100 * invalid / self.rows:.3g} %), more "
                 f"than --max-invalid-fraction {self.max_fraction:g} allows: {reasons}. Repair the file or raise the "
@@ -91,7 +101,7 @@ def read_blocks(
                     raise InvalidRow(f"lines over {MAX_LINE >> 20} MiB")
                 rows.append((number, *parse(line)))
             except InvalidRow as error:
-                invalid.add(str(error), number)
+                invalid.add(error, number)
         if len(rows) >= BLOCK:
             yield pl.DataFrame(list(zip(*rows, strict=True)), schema)
             rows = []
@@ -99,8 +109,8 @@ def read_blocks(
     if rows:
         yield pl.DataFrame(list(zip(*rows, strict=True)), schema)
     setattr(report, f"{table}_read", invalid.rows)
-    for reason, (count, line_number) in invalid.reasons.items():
-        report.drop(f"{table}: {reason}", count, f"{path.name}, line {line_number}")
+    for drop in invalid.reasons.values():
+        report.drop(f"{table}: {drop.reason}", drop.count, f"{path.name}, {drop.example}")
 
 
 def read_header(path: Path) -> str:
@@ -134,7 +144,7 @@ def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
                 "again, or use the rows before that line with --max-invalid-fraction 1."
             ) from error
         invalid.rows += 1
-        invalid.add("end of a file that is cut short or damaged", number)
+        invalid.add(InvalidRow("end of a file that is cut short or damaged"), number)
         return
     except OSError as error:
         raise InputError(f"{path}: {'no such file' if not path.exists() else error.strerror or error}") from error
@@ -154,7 +164,9 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
         raise InputError(f"{path}: no such file")
     suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if suffix == ".parquet":
-        return read_parquet(path)
+        table = read_parquet(path)
+        refuse_duplicates(path, table.columns)
+        return _with_plain_names(table)
     if suffix not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
     delimiter = delimiter or DELIMITERS[suffix]
@@ -162,11 +174,16 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
     try:
         table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)
     except UNREADABLE as error:
-        problem = _broken_row(path, delimiter) or f"cannot be read as a text table ({first_line(error)})"
+        problem = _broken_row(path, delimiter) or _bare_cr(path)
+        problem = problem or f"cannot be read as a text table ({first_line(error)})"
         raise InputError(f"{path}: {problem}") from error
     # A row with too few fields is filled with nulls; only a table with nulls in its last column can have one.
     if table.width and table[:, -1].null_count() and (broken := _broken_row(path, delimiter)):
         raise InputError(f"{path}: {broken}")
+    return _with_plain_names(table)
+
+
+def _with_plain_names(table: pl.DataFrame) -> pl.DataFrame:
     return table.rename(lambda name: name.strip() or name)
 
 
@@ -191,11 +208,14 @@ def text_column(column: pl.Series, path: Path) -> pl.Series:
 
 
 def refuse_duplicates(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError if two columns of a file have the same name."""
-    for place, name in enumerate(names):
-        if name and name in names[:place]:
-            first = names.index(name) + 1
-            raise InputError(f"{path}: columns {first} and {place + 1} are both named {excerpt(name)}; rename one")
+    """Raise InputError if two columns of a file have the same name, but for case and blanks."""
+    plain = ["".join(name.split()).casefold() for name in names]
+    for place, name in enumerate(plain):
+        if name and (first := plain.index(name)) < place:
+            both = "" if names[first] == names[place] else f" and {excerpt(names[place])}"
+            raise InputError(
+                f"{path}: columns {first + 1} and {place + 1} are both named {excerpt(names[first])}{both}; rename one"
+            )
 
 
 def _check_header(path: Path, delimiter: str) -> None:
@@ -211,6 +231,8 @@ def _check_header(path: Path, delimiter: str) -> None:
         raise InputError(f"{path}: the header cannot be split into columns: {excerpt(record)}") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {_undecodable(error)}") from error
+    if record.lower().startswith("sep=") or (record.startswith("#") and (len(names) == 1 or " " in names[0])):
+        raise InputError(f"{path}: line 1, {excerpt(record)}, is no header; remove the lines above the header")
     other = next((mark for mark in ";\t|," if mark in record and mark != delimiter), None)
     if len(names) == 1 and other:
         raise InputError(
@@ -240,6 +262,13 @@ def _broken_row(path: Path, delimiter: str) -> str | None:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         return _undecodable(error)
     return None
+
+
+def _bare_cr(path: Path) -> str | None:
+    """The first line that ends in CR alone."""
+    with _text_file(path) as lines:
+        number = next((number for number, line in enumerate(lines, start=1) if line.endswith("\r")), None)
+    return None if number is None else f"line {number}: ends in CR alone; convert all (`tr '\\r' '\\n'`)"
 
 
 def _undecodable(error: Exception) -> str:

@@ -36,6 +36,7 @@ from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, rea
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
 from msm4sr.data.preparation.times import MICROSECONDS, SCALES, NumberUnit
 from msm4sr.data.schema import ITEM_COLUMNS
+from msm4sr.errors import excerpt
 
 EARLIEST, LATEST = 788_918_400, 4_102_444_800  # seconds: Amazon opened in 1995; the year 2100
 MAX_LITERAL = 256 << 10  # bytes of a row in Python's notation: reading it takes some hundred times its size
@@ -85,10 +86,13 @@ def review(line: bytes, unit: NumberUnit = "auto") -> tuple[str, str, int, float
         names, usual = ("user_id", "parent_asin" if row.get("parent_asin") else "asin", "timestamp", "rating"), "ms"
     user, item_id, time, rating = map(row.get, names)
     if type(time) is not int:
-        raise InvalidRow("times that are no integer")
+        raise InvalidRow("times that are no integer", excerpt(time))
     per_second = SCALES[usual if unit == "auto" else unit]
     if not EARLIEST * per_second <= time < LATEST * per_second:
-        raise InvalidRow("impossible dates")
+        fitting = (name for name, scale in SCALES.items() if EARLIEST * scale <= time < LATEST * scale)
+        raise InvalidRow(
+            "impossible dates", ", ".join([str(time), *(f"which fits --time-unit {name}" for name in fitting)])
+        )
     time = time * MICROSECONDS // per_second
     if rating is not None:
         if type(rating) is not float and type(rating) is not int:

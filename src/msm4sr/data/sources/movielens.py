@@ -33,7 +33,7 @@ from msm4sr.data.preparation.reading import (
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.preparation.times import NumberUnit
 from msm4sr.data.schema import ITEM_COLUMNS, id_strings, require_columns
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, excerpt
 
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -116,11 +116,11 @@ def _rating(line: bytes, separator: str) -> tuple[str, str, int, float]:
     try:
         rating, moment = float(value), int(time)
     except ValueError as error:
-        raise InvalidRow("ratings or times that are no number") from error
+        raise InvalidRow("ratings or times that are no number", excerpt(f"{value}, {time}")) from error
     if not 0 <= rating <= 5:
         raise InvalidRow("ratings that are negative or over 5")
     if abs(moment) >= 1 << 63:
-        raise InvalidRow("impossible dates")
+        raise InvalidRow("impossible dates", time[:30])
     return user, item, moment, rating
 
 

@@ -106,10 +106,10 @@ class RecBole(Source):
     def _time(self, field: str) -> str:
         """The number as text, so that no digit is lost; nanoseconds for ISO 8601."""
         if self.time_unit != "iso":
-            _number(field, "times")
+            _number(field, "times", "" if from_iso(field.strip()) is None else ", which fits --time-unit iso")
             return field.strip()
         if (moment := from_iso(field.strip())) is None:
-            raise InvalidRow("times that are no ISO 8601 date")
+            raise InvalidRow("times that are no ISO 8601 date", excerpt(field))
         return str(moment)
 
     def _list(self, field: str) -> list[str] | None:
@@ -178,8 +178,8 @@ def _rating(field: str) -> float | None:
     return value
 
 
-def _number(field: str, what: str) -> float:
+def _number(field: str, what: str, hint: str = "") -> float:
     with suppress(ValueError):
         if math.isfinite(number := float(field)):
             return number
-    raise InvalidRow(f"{what} that are no number")
+    raise InvalidRow(f"{what} that are no number", excerpt(field) + hint)
