@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,15 @@ def test_shards_are_encoded_and_merged_and_a_missing_one_is_named(
     assert "visual: 5 of 6 items" in called.out
     assert "two steps" in refused("extract", photos, "--out", run, *QUICK, "--merge", "--shard", "1/2")
     assert "from 1/16 to 16/16" in refused("extract", photos, "--out", run, *QUICK, "--shard", "3/2")
+    given = ["--preset", "seed", "--model", "sasrec", "--seed", "3", "--set", "model.dim=8", "--features", f"{run} b"]
+    called = cli("extract", photos, "--out", run / "x", *given, "--strict", "--shard", "1/2")
+    assert f"next: msm4sr extract {photos} --out {run}/x --merge {shlex.join(given)} --strict" in called.out
+
+
+def test_a_merge_without_shards_leaves_nothing(refused: Refused, photos: Path, tmp_path: Path) -> None:
+    message = refused("extract", photos, "--out", tmp_path / "run", *QUICK, "--merge")
+    assert "there are no shards here; `msm4sr extract ... --shard 1/N` makes one" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_table_describes_the_features_of_a_run(cli: Cli, photos: Path, tmp_path: Path) -> None:

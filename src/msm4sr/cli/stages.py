@@ -68,6 +68,14 @@ class Request:
 
         return resolve_settings(self.preset, self.model, self.changes, self.seed, self.file)
 
+    def options(self) -> list[str]:
+        """The options that were given, for another command about the same run."""
+        named = {"--preset": self.preset, "--model": self.model, "--settings": self.file, "--seed": self.seed}
+        words = [word for name, value in named.items() if value is not None for word in (name, str(value))]
+        words += [word for change in self.changes for word in ("--set", change)]
+        words += [word for source in self.features for word in ("--features", source)]
+        return words + ["--overwrite"] * self.overwrite + ["--strict"] * self.strict
+
     @property
     def resumes(self) -> bool:
         """Whether there is a run to resume."""
@@ -143,7 +151,7 @@ def extract(
         planned, dataset = _plan(request)
         with progress_bar() as progress:
             extract_run_shard(planned, dataset, only, progress, strict=strict)
-        say_next("extract", data, "--out", out, "--merge")
+        say_next("extract", data, "--out", out, "--merge", *request.options())
 
 
 def pretrain(

@@ -109,7 +109,8 @@ def tune(
                 write_text(target, text)
                 console.print(f"best settings: {target}", markup=False)
         best = save or out / "best.yaml"
-        say_next("run", data, "--model", model, "--preset", preset, "--settings", best, "--out", "RUN")
+        sources = [word for source in features for word in ("--features", source)]
+        say_next("run", data, "--model", model, "--preset", preset, "--settings", best, *sources, "--out", "RUN")
 
 
 def _features(

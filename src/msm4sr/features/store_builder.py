@@ -201,6 +201,8 @@ class StoreBuilder:
         """
         if (found := self._unchanged()) is not None:
             return found
+        if merge and not self.folder.exists() and not self.chunk_folder.exists():
+            raise self._no_shards()  # before a lock file is made
         with locked(self.folder):
             recover(self.folder)
             base = self._open_base()
@@ -353,6 +355,9 @@ class StoreBuilder:
         ids = pl.Series("item_id", [self.extractor.item_ids[item] for item in table["item"]], pl.String)
         return table.with_columns(ids).select(*MISSING)
 
+    def _no_shards(self) -> InputError:
+        return InputError(f"{self.chunk_folder}: there are no shards here; `msm4sr extract ... --shard 1/N` makes one")
+
     def _require_all_shards(self, plans: Sequence[_Plan]) -> None:
         """Raise InputError that names the missing shards, unless all chunks are there."""
         absent = [place for place, plan in enumerate(plans) if plan.file is not None and Chunk.load(plan.file) is None]
@@ -363,9 +368,7 @@ class StoreBuilder:
         if not absent and (not done or any(len(numbers) == count for count, numbers in done.items())):
             return
         if not done:
-            raise InputError(
-                f"{self.chunk_folder}: there are no shards here; `msm4sr extract ... --shard 1/N` makes one"
-            )
+            raise self._no_shards()
         count = max(done, key=lambda count: (len(done[count]) / count, count))
         lacking = sorted((set(range(1, count + 1)) - done[count]) | {place % count + 1 for place in absent})
         stale = [number for number in lacking if number in done[count]]
