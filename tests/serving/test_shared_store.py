@@ -6,6 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from msm4sr.data.items import Item
+from msm4sr.serving import store as module
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings
 from msm4sr.serving.store import ItemStore
@@ -93,3 +96,41 @@ def test_a_damaged_number_of_a_change_stops_no_other(
         found = {name for name in ("n1", "n2", "n3", "n4", "n5") if one.get(f"/items/{name}").status_code == 200}
         assert found == {"n1", "n3", "n4", "n5"}
         assert one.get("/ready").json()["skipped"] == {}
+
+
+def test_changes_that_wait_for_another_process_delay_no_other_request(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 20)
+    changes: list[int] = []
+    with TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path))) as client:
+
+        def change(name: str) -> None:
+            changes.append(client.post("/items", data={"item_id": name, "title": "Red train"}).status_code)
+
+        other = sqlite3.connect(tmp_path / "items.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        threads = [threading.Thread(target=change, args=(f"n{number}",)) for number in range(10)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        assert client.get("/items").status_code == 200
+        assert changes == []
+        other.execute("ROLLBACK")
+        other.close()
+        for thread in threads:
+            thread.join()
+        assert changes == [201] * 10
+
+
+def test_a_store_that_stays_locked_is_not_available(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    client = TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path)))
+    other = sqlite3.connect(tmp_path / "items.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for answer in (client.post("/items", data={"item_id": "n1", "title": "Train"}), client.post("/reload")):
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert "locked" in answer.json()["detail"]
+    other.close()

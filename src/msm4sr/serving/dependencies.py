@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 import orjson
+from anyio.lowlevel import RunVar
 from fastapi import Depends, Path, Request, Response
 
 from msm4sr.serving.problems import Refused
@@ -15,6 +17,8 @@ from msm4sr.serving.schemas import ItemId
 from msm4sr.serving.service import ServeSettings, Service
 
 WAITING = 128  # requests that may wait for a thread
+CHANGES_WAITING = 16  # changes that may wait for the one before
+_one_change: RunVar[anyio.CapacityLimiter] = RunVar("one_change")
 T = TypeVar("T")
 
 
@@ -27,16 +31,22 @@ CurrentService = Annotated[Service, Depends(get_service)]
 ItemPath = Annotated[ItemId, Path(description="The id of the item.")]
 
 
+def _refuse_when_busy(limiter: anyio.CapacityLimiter, waiting: int) -> None:
+    if limiter.statistics().tasks_waiting >= waiting:
+        raise Refused(503, "too many requests are waiting; try again later", {"Retry-After": "2"})
+
+
 async def refuse_when_busy() -> None:
     """Raises Refused if too many requests wait for a thread."""
-    if anyio.to_thread.current_default_thread_limiter().statistics().tasks_waiting >= WAITING:
-        raise Refused(503, "too many requests are waiting; try again later", {"Retry-After": "2"})
+    _refuse_when_busy(anyio.to_thread.current_default_thread_limiter(), WAITING)
 
 
 BOUNDED = [Depends(refuse_when_busy)]
 
 
-async def in_thread(request: Request, work: Callable[[], T]) -> T:
+async def in_thread(
+    request: Request, work: Callable[[], T], limiter: anyio.CapacityLimiter | None = None, waiting: int | None = None
+) -> T:
     """Run long work in a thread, unless the caller has disconnected meanwhile. Raises as `refuse_when_busy`."""
 
     def work_if_wanted() -> T:
@@ -44,8 +54,19 @@ async def in_thread(request: Request, work: Callable[[], T]) -> T:
             raise Refused(503, "the caller has disconnected")
         return work()
 
-    await refuse_when_busy()
-    return await anyio.to_thread.run_sync(work_if_wanted)
+    limiter = limiter or anyio.to_thread.current_default_thread_limiter()
+    _refuse_when_busy(limiter, WAITING if waiting is None else waiting)
+    return await anyio.to_thread.run_sync(work_if_wanted, limiter=limiter)
+
+
+async def change_in_thread(request: Request, work: Callable[[], T]) -> T:
+    """As `in_thread`, one change at a time: while another process has locked the store, other requests have threads."""
+    try:
+        limiter = _one_change.get()
+    except LookupError:  # the first change
+        limiter = anyio.CapacityLimiter(1)
+        _one_change.set(limiter)
+    return await in_thread(request, work, limiter, CHANGES_WAITING)
 
 
 def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: int = 1) -> None:

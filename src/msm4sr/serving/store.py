@@ -56,7 +56,7 @@ UPDATE items SET change = number FROM (
 ) WHERE items.rowid = place;
 UPDATE counters SET value = (SELECT max(value, coalesce(max(change), 0)) FROM items) WHERE name = 'change';
 """
-TIMEOUT = 30  # seconds that a change waits for another process
+TIMEOUT = 5  # seconds that a change waits for another process
 
 
 @dataclass(frozen=True)

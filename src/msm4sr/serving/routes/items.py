@@ -6,7 +6,7 @@ FastAPI runs functions that are not async in threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated
 from urllib.parse import quote
 
@@ -16,7 +16,15 @@ from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.bodies import BoundedRoute
-from msm4sr.serving.dependencies import BOUNDED, CurrentService, ItemPath, as_file, as_json, check_sizes
+from msm4sr.serving.dependencies import (
+    BOUNDED,
+    CurrentService,
+    ItemPath,
+    as_file,
+    as_json,
+    change_in_thread,
+    check_sizes,
+)
 from msm4sr.serving.problems import Refused, described
 from msm4sr.serving.schemas import Category, FoundItems, ItemDetails, ItemId, ItemSummary, SimilarItems, Text
 from msm4sr.serving.service import Service
@@ -43,8 +51,9 @@ def list_items(
 
 
 @router.post("", response_model=ItemDetails, status_code=201, responses=described(401, 409))
-def add_item(
+async def add_item(
     service: CurrentService,
+    request: Request,
     item_id: Annotated[ItemId, Form(examples=["N-1"])],
     title: Annotated[Text, Form(max_length=1000, examples=["Red wooden train"])] = "",
     text: Annotated[Text, Form(examples=["Four carriages, for children from three years."])] = "",
@@ -61,8 +70,12 @@ def add_item(
     names = tuple(name for name in categories if name.strip())
     data = [file.file.read() for file in files]
     item = Item(item_id, title if title.strip() else None, text if text.strip() else None, names, data)
-    service.add([item])
-    return as_json(_details(service, item_id), 201)
+
+    def add() -> ItemDetails:
+        service.add([item])
+        return _details(service, item_id)
+
+    return as_json(await change_in_thread(request, add), 201)
 
 
 @router.get(
@@ -111,9 +124,9 @@ def _details(service: Service, item_id: str) -> ItemDetails:
 
 
 @router.delete("/{item_id:id}", status_code=204, responses=described(401, 404))
-def remove_item(item_id: ItemPath, service: CurrentService) -> Response:
+async def remove_item(item_id: ItemPath, service: CurrentService, request: Request) -> Response:
     """Remove an item from the recommendations."""
-    service.remove(item_id)
+    await change_in_thread(request, partial(service.remove, item_id))
     return Response(status_code=204)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from msm4sr.serving.dependencies import CurrentService, as_json
+from msm4sr.serving.dependencies import CurrentService, as_json, change_in_thread
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import Readiness, Status
 
@@ -14,9 +14,9 @@ router = APIRouter(tags=["service"])
 
 
 @router.post("/reload", status_code=202, response_model=Status, responses=described(401))
-def reload(service: CurrentService) -> Response:
+async def reload(service: CurrentService, request: Request) -> Response:
     """Reload the run in every worker while requests are answered. A changed run is also reloaded without this."""
-    service.store.request_reload()
+    await change_in_thread(request, service.store.request_reload)
     return as_json(Status("the run will be reloaded"), 202)
 
 
