@@ -10,6 +10,7 @@ import pytest
 from amazon_files import dumps, item_2023, review_2023
 from test_times import NOON, history, recbole, tables
 
+from msm4sr.data.preparation.interactions import write_parquet
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.preparation.reading import read_table
 from msm4sr.data.preparation.source import PrepareReport
@@ -159,3 +160,35 @@ def test_refused_times_name_their_value_and_the_unit_that_fits(tmp_path: Path) -
         prepare(source, tmp_path / "out")
     with pytest.raises(InputError, match=r"first: line 2: '2020-01-01', which fits --time-unit iso\)"):
         recbole(tmp_path, ["2020-01-01"])
+
+
+@pytest.mark.parametrize(
+    ("time", "date"),
+    [
+        (637_134_336_000_000_000, "1990-03-11"),  # ticks of .NET
+        (132_223_104_000_000_000, "1974-03-11"),  # FILETIME of Windows
+        (160_000_000_000, "1975-01-26"),  # hundredths of seconds
+    ],
+)
+def test_times_of_another_origin_are_reported_with_their_date(tmp_path: Path, time: int, date: str) -> None:
+    [note] = [note for note in tables(tmp_path, [time, time + 10**10]).notes if "before 1995" in note]
+    assert f"data row 1: {time}, which is {date})" in note
+
+
+@pytest.mark.parametrize(("written", "remedy"), [(20200913, "iso"), (44000, "days")])
+def test_dates_in_a_few_rows_are_refused(tmp_path: Path, written: int, remedy: str) -> None:
+    with pytest.raises(InputError, match=rf"data row 8: '{written}' seems to be .* pass --time-unit {remedy}"):
+        tables(tmp_path, [*range(NOON, NOON + 7), written])
+    tables(tmp_path, [written, *range(7)], time_unit="s")
+
+
+def test_rounded_times_are_reported(tmp_path: Path) -> None:
+    [note] = [note for note in tables(tmp_path, ["1.6e12"] * 4).notes if "order of the file" in note]
+    assert note.startswith("1 of 1 users with several interactions have one time for all of them")
+    (tmp_path / "distinct").mkdir()
+    assert not tables(tmp_path / "distinct", [NOON, NOON, NOON + 1]).notes
+
+
+def test_a_full_disk_is_an_error_that_names_the_file() -> None:
+    with pytest.raises(OSError, match=r"cannot be written .*No space left on device.*/dev/full"):
+        write_parquet(pl.LazyFrame({"a": [1]}), Path("/dev/full"), 1)

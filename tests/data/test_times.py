@@ -97,11 +97,13 @@ def test_dates_written_as_numbers_need_their_unit(
     assert [item for item, _ in prepared(tmp_path)] == ["b", "a"]
 
 
-def test_times_in_1970_and_in_the_future_are_reported(tmp_path: Path) -> None:
+def test_times_before_1995_and_in_the_future_are_reported(tmp_path: Path) -> None:
     later = int((datetime.now(UTC) + timedelta(days=9)).timestamp())
     report = tables(tmp_path, [NOON, 7, later])
-    [early] = [note for note in report.notes if "1970 as" in note]
-    assert early.startswith("1 times are in 1970 as seconds since 1970 (first: log.csv, data row 2: 7)")
+    [early] = [note for note in report.notes if "before 1995" in note]
+    assert early.startswith(
+        "1 times are before 1995 as seconds since 1970 (first: log.csv, data row 2: 7, which is 1970-01-01)"
+    )
     [future] = [note for note in report.notes if "future" in note]
     assert future == f"1 times are in the future as seconds since 1970 (first: log.csv, data row 3: {later})"
     written = json.loads((tmp_path / "out" / "provenance.json").read_text())

@@ -15,10 +15,12 @@ string or list in `title`, `text`, `categories` or `image` becomes null.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,15 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
         return frame if columns is None else frame.select(columns)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what polars cannot write in the block, for example on a full disk, as an OSError that names the file."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise OSError(errno.EIO, f"cannot be written ({first_line(error)})", str(path)) from error
 
 
 def file_record(path: Path) -> dict[str, Any]:

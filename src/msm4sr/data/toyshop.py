@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 import yaml
 
+from msm4sr.data.schema import writing
 from msm4sr.data.toyshop_images import PATTERNS, TOYS, Floats, draw_toy
 from msm4sr.errors import InputError
 
@@ -88,10 +89,12 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
         draw_toy(kinds[i], PATTERNS[pattern[i]], brush).save(out / images[i])
     texts, categories = zip(*(_describe(kinds[i], THEMES[theme[i]], words) for i in range(items)), strict=True)
     columns = {"item_id": item_ids, "title": titles, "text": texts, "categories": categories, "image": images}
-    pl.DataFrame(columns).with_columns(
+    table = pl.DataFrame(columns).with_columns(
         pl.when(pl.Series(has_text)).then(pl.col("title", "text", "categories")),
         pl.when(pl.Series(has_image)).then(pl.col("image")),
-    ).write_parquet(out / "items.parquet")
+    )
+    with writing(out / "items.parquet"):
+        table.write_parquet(out / "items.parquet")
     pattern_step = _step(len(PATTERNS), PATTERN_NEXT, 0.0, PATTERN_ANY)
     theme_step = _step(len(THEMES), THEME_NEXT, THEME_STAY, THEME_ANY)
     by_pattern = pattern_step[pattern[:, None], pattern]  # [items, items]; row: last toy, column: next
@@ -103,7 +106,8 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
         "popularity": np.broadcast_to(popularity, (items, items)),
     }
     histories = _histories(users, scores["both"], popularity, log)
-    _interactions(histories, item_ids, log).write_parquet(out / "interactions.parquet")
+    with writing(out / "interactions.parquet"):
+        _interactions(histories, item_ids, log).write_parquet(out / "interactions.parquet")
     oracle = {name: _oracle_recall(histories, score) for name, score in scores.items()}
     return ToyshopTruth(item_ids, pattern, theme, has_image, has_text, pattern_step, theme_step, oracle)
 

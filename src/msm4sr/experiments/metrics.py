@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows
+from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
@@ -57,7 +58,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     if scorer is not model:
         result["run"]["protocol"] += ", not fine-tuned"
     result["versions"] = versions()
-    with atomic_file(run.folder / "users.parquet") as file:
+    with atomic_file(run.folder / "users.parquet") as file, writing(file):
         users_table(dataset, ranks).write_parquet(file)
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
     save_model(run, dataset, model, result)

@@ -29,6 +29,7 @@ import numpy as np
 import polars as pl
 from filelock import FileLock
 
+from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, make_folder, sync, write_json
@@ -249,7 +250,7 @@ def _by_reason(missing: pl.DataFrame) -> dict[str, int]:
 
 
 def _write_table(table: pl.DataFrame, path: Path) -> None:
-    with atomic_file(path) as unfinished:
+    with atomic_file(path) as unfinished, writing(unfinished):
         table.write_parquet(unfinished, compression="zstd")
 
 

@@ -19,7 +19,7 @@ from msm4sr.data.images import BrokenImage, file_suffix
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.interactions import write_parquet
 from msm4sr.data.preparation.source import PrepareReport
-from msm4sr.data.schema import ITEM_COLUMNS, ITEMS
+from msm4sr.data.schema import ITEM_COLUMNS, ITEMS, writing
 from msm4sr.errors import InputError, excerpt
 
 ITEM_GROUP = 1 << 16  # items of a row group: their texts are long
@@ -151,7 +151,8 @@ class SafeNames:
 def write_part(frame: pl.DataFrame, folder: Path, number: int) -> Path:
     """Write a part of the catalogue, to be read again by `write_catalogue`."""
     path = folder / f"{number:06d}.parquet"
-    frame.write_parquet(path, compression="lz4")
+    with writing(path):
+        frame.write_parquet(path, compression="lz4")
     return path
 
 
@@ -179,7 +180,8 @@ def write_catalogue(
         for name in part.columns[1:]:
             counter = f"with_{name}"
             setattr(report, counter, getattr(report, counter) + part[name].count())
-        part.write_parquet(path, compression="lz4")
+        with writing(path):
+            part.write_parquet(path, compression="lz4")
     write_parquet(pl.scan_parquet(list(parts), glob=False), folder / ITEMS, ITEM_GROUP)
 
 

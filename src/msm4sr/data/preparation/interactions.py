@@ -11,6 +11,7 @@ import polars as pl
 
 from msm4sr.data.dataset import Flags, Ints, k_core
 from msm4sr.data.preparation.source import PrepareReport, Rules
+from msm4sr.data.schema import writing
 
 ROW_GROUP = 1 << 20  # interactions of a row group
 
@@ -81,8 +82,23 @@ class Interactions:
         report.interactions_kept, report.users = counts["interactions"], counts["users"]
         report.steps.append({"step": step, **counts})
 
+    def _note_ties(self, report: PrepareReport) -> None:
+        """Report if the times of most users do not order their interactions."""
+        if self.order is None or not self.per_second:
+            return
+        first = np.flatnonzero(np.diff(self.user, prepend=-1))
+        lengths = np.diff(first, append=len(self.user))
+        equal = np.minimum.reduceat(self.order, first) == np.maximum.reduceat(self.order, first)
+        several = lengths > 1
+        if 2 * (count := int((equal & several).sum())) > several.sum():
+            report.notes.append(
+                f"{count:,} of {several.sum():,} users with several interactions have one time for all of them, so "
+                "their histories are in the order of the file; were the times rounded?"
+            )
+
     def write(self, path: Path, report: PrepareReport) -> None:
         """Write the sorted interactions; numbers become IDs a chunk at a time."""
+        self._note_ties(report)
         user, with_position = self.user, not self.per_second
         columns = {"user_id": pl.Series(user), "item_id": pl.Series(self.item)}
         if self.order is not None and self.per_second:
@@ -107,4 +123,5 @@ class Interactions:
 
 def write_parquet(table: pl.LazyFrame, path: Path, group: int) -> None:
     """Stream a table to disk, in row groups of `group` rows."""
-    table.sink_parquet(path, compression="zstd", row_group_size=group, maintain_order=True, engine="streaming")
+    with writing(path):
+        table.sink_parquet(path, compression="zstd", row_group_size=group, maintain_order=True, engine="streaming")

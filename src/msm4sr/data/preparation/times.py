@@ -19,7 +19,9 @@ from msm4sr.data.schema import END_OF_TIME
 from msm4sr.errors import InputError
 
 MICROSECONDS = 10**6
-YEAR, DAY = 31_536_000, 86_400  # seconds
+DAY = 86_400  # seconds
+USUAL = 788_918_400  # seconds: 1995; earlier times suggest another unit, or another origin
+FEW = 300  # rows
 SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 BOUNDS = (1e11, 1e14, 1e17)  # where the next scale starts: as one scale the year 5138, as the next 1973
 SPREADSHEET_1970 = 25_569  # the day number of 1970-01-01 in spreadsheets
@@ -71,7 +73,7 @@ class Times:
         cases = {
             "before 1970": ~(seconds >= 0),
             "after the year 9999": seconds >= END_OF_TIME,
-            "1970": (seconds >= 0) & (seconds < YEAR),
+            "early": (seconds >= 0) & (seconds < USUAL),
             "future": (seconds > time.time() + DAY) & (seconds < END_OF_TIME),
         }
         if unit == "auto":
@@ -108,11 +110,11 @@ class Times:
                 possible &= (scale == list(SCALES).index(unit)) | (values == 0)
             kept.append(possible)
             chunks[number] = _integers(np.where(possible, values, 0), unit, per_second)
-        if early := self._cases.get("1970"):
+        if early := self._cases.get("early"):
             label = f" as {UNITS[unit]}" if unit else ""
             report.notes.append(
-                f"{early.rows:,} times are in 1970{label} (first: {self._example(early)}); if that is wrong, "
-                "correct them or pass another --time-unit"
+                f"{early.rows:,} times are before 1995{label} (first: {self._example(early)}{self._date(early)}); if "
+                "that is wrong, correct them or pass another --time-unit"
             )
         return kept, per_second
 
@@ -125,13 +127,20 @@ class Times:
         return [f"{case.rows:,} times are in the future{unit} (first: {self._example(case)})"]
 
     def _fitting_unit(self) -> str:
-        """The unit of most values. Raises InputError if they are dates or days that are written as numbers."""
+        """The unit of most values. Raises InputError if they are dates or days that are written as numbers.
+
+        A few among later times are enough, if they are most of the early ones.
+        """
+        early = self._cases.get("early", Case(0, 0, 0)).rows
         for name, what, remedy in (
             ("digits", "seems to be the digits of a date", "--time-unit iso"),
             ("days", "seems to be the day number of a spreadsheet", "--time-unit days"),
         ):
             case = self._cases.get(name)
-            if case and 2 * case.rows > self._count:
+            if case is None:
+                continue
+            few = early < self._count and early / 2 <= case.rows <= 2 * early
+            if 2 * case.rows > self._count or (few and case.rows >= min(FEW, self._count / 100)):
                 raise self._error(case, f"{what}; pass {remedy}, or the unit that it is in")
         return max(SCALES, key=lambda name: self._cases[name].rows if name in self._cases else 0)
 
@@ -164,6 +173,15 @@ class Times:
         if self._report.time_unit in ("", "iso"):
             return str(np.datetime64(int(case.value) // MICROSECONDS, "s")).removesuffix("T00:00:00")
         return f"{case.value:.17g}" if isinstance(case.value, float) else str(case.value)
+
+    def _date(self, case: Case) -> str:
+        """The date of a number."""
+        unit = self._report.time_unit
+        if unit in ("", "iso"):
+            return ""
+        return (
+            f", which is {np.datetime64(int(_seconds(np.array([case.value]), unit)[0]), 's').astype('datetime64[D]')}"
+        )
 
     def _error(self, case: Case, problem: str) -> InputError:
         where = f"{self._report.order}, {self._row_name} {case.row}"
