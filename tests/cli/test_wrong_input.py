@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,31 @@ def test_a_checkpoint_cut_short(refused: Refused, copy_of_run: Path, stage: str,
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     message = refused(stage, copy_of_run)
     assert f"{checkpoint}: damaged (" in message
+    assert message.endswith(f"run `msm4sr {before} {copy_of_run}` again")
+
+
+def test_a_last_checkpoint_cut_short_is_needed_for_resuming_alone(
+    refused: Refused, cli: Cli, copy_of_run: Path
+) -> None:
+    checkpoint = copy_of_run / "checkpoints" / "finetune.last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    again = f"run `msm4sr finetune {copy_of_run}` again"
+    called = cli("evaluate", copy_of_run)
+    assert called.code == 0, called
+    assert f"{checkpoint}: damaged (" in called.out
+    assert f"{again}; the weights of the best epoch are used" in called.out
+    assert refused("finetune", copy_of_run, "--resume").endswith(again)
+
+
+@pytest.mark.parametrize("titles", [[1], [None], None, 5])
+def test_titles_that_are_no_texts(refused: Refused, copy_of_run: Path, titles: Any) -> None:
+    file = copy_of_run / "model" / "items.json"
+    items = json.loads(file.read_text())
+    titles = titles * len(items["titles"]) if isinstance(titles, list) else titles
+    file.write_text(json.dumps(items | {"titles": titles}))
+    message = refused(*arguments("recommend", copy_of_run))
+    assert f"{file}: damaged (" in message
+    assert message.endswith(f"`msm4sr evaluate {copy_of_run}` writes it again")
 
 
 def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> None:

@@ -70,6 +70,8 @@ def read_stored_items(run: Run) -> StoredItems:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         items = StoredItems(*(stored[name] for name in StoredItems._fields))
+        if not all(isinstance(text, str) for text in [*items.item_ids, *items.titles]):
+            raise ValueError("an id or a title is no text")
         complete = len({len(column) for column in items}) == 1
         if not complete or stored["checksum"] != _checksum(file.parent, items):
             raise InputError(f"{file}: does not belong to model.safetensors; {remedy}")

@@ -257,7 +257,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     _warn_if_incomplete(run.checkpoints, stage, command)
     settings: StageSettings = getattr(run.settings, stage)
     identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
-    check_identity(file, read_about(file), identity, f"run `{command}` again")
+    check_identity(file, read_about(file, f"run `{command}` again"), identity, f"run `{command}` again")
     weights = load_tensors(file, f"run `{command}` again")
     try:
         set_weights(model, weights)
@@ -266,7 +266,11 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
 
 
 def _warn_if_incomplete(checkpoints: Path, stage: str, command: str) -> None:
-    state = read_state(checkpoints, stage)
+    try:
+        state = read_state(checkpoints, stage)
+    except InputError as error:  # only resuming needs that file
+        logger.warning("%s; the weights of the best epoch are used", error)
+        return
     if state is not None and not state.done:
         logger.warning(
             "%s was interrupted in epoch %d; the weights of epoch %d are used (`%s --resume` completes it)",
@@ -300,7 +304,7 @@ def start_from(folder: Path, model: Model) -> None:
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
     _warn_if_incomplete(folder / "checkpoints", "pretrain", f"msm4sr pretrain {folder}")
-    weights = load_tensors(file)
+    weights = load_tensors(file, f"run `msm4sr pretrain {folder}` again")
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
     for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
-
-logger = logging.getLogger(__name__)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -68,13 +65,9 @@ def last_file(checkpoints: Path, stage: str) -> Path:
 
 
 def read_state(checkpoints: Path, stage: str) -> TrainingState | None:
-    """The progress of a stage at its last checkpoint; None if there is none, or with a warning if it is damaged."""
+    """The progress of a stage at its last checkpoint; None if there is none. InputError for a damaged one."""
     file = last_file(checkpoints, stage)
-    try:
-        return _state_of(file, stage, read_about(file, retrain(checkpoints, stage))) if file.exists() else None
-    except InputError as error:
-        logger.warning("%s", error)
-        return None
+    return _state_of(file, stage, read_about(file, retrain(checkpoints, stage))) if file.exists() else None
 
 
 def retrain(checkpoints: Path, stage: str) -> str:
