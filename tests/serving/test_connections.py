@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,10 +23,15 @@ Address = tuple[str, int]
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a GET at once, and another request when its body is complete."""
-    while scope["method"] != "GET" and (await receive()).get("more_body"):
-        pass
+    """Answers a GET at once, and another request, when its body is complete, with its hosts and its body."""
     body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
+    if scope["method"] != "GET":
+        message, body = await receive(), b""
+        while message.get("more_body"):
+            body += message["body"]
+            message = await receive()
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        body = b"<%b>" % b" ".join([*hosts, scope["method"].encode(), body + message.get("body", b"")])
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -122,6 +128,37 @@ def test_an_endless_trailer_or_extension_closes_the_connection(
     allow(3600, monkeypatch)
     assert ask(address, CHUNKED, endless) == b""
     assert is_answered(address)
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: %d\r\n\r\n%b", b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("size", [1000, 100, 1])
+def test_an_upgrade_is_ignored_and_its_body_read(
+    address: Address, body: bytes, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(60, monkeypatch)
+    inner = b"DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    last = b"PUT / HTTP/1.1\r\nHost: localhost\r\nConnection: close, upgrade\r\nUpgrade: websocket\r\n\r\n"
+    sent = (head + body % (len(inner), inner)) * 2 + last
+    answer = ask(address, *(sent[start : start + size] for start in range(0, len(sent), size)))
+    assert re.findall(rb"<.*?>", answer, re.DOTALL) == [b"<localhost POST " + inner + b">"] * 2 + [b"<localhost PUT >"]
+
+
+def test_tunnels_are_refused(address: Address) -> None:
+    assert status(ask(address, b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", GET + b"\r\n")) == 400
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_trailers_are_no_headers(address: Address, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(60, monkeypatch)
+    trailers = b"0\r\nHost: evil.example\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+    sent = CHUNKED + b"1\r\na\r\n" + trailers + CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    sent += b"1\r\nb\r\n0\r\nHost: evil.example\r\n\r\n"
+    cut = sent.index(b"evil") if parts == 2 else len(sent)
+    answer = ask(address, sent[:cut], sent[cut:])
+    assert re.findall(rb"<.*?>", answer) == [b"<localhost POST a>", b"<localhost POST b>"]
 
 
 def test_many_requests_at_once_are_refused(address: Address) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from http import HTTPStatus
 from typing import ClassVar
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from msm4sr.serving.problems import problem
@@ -41,7 +42,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._timer: asyncio.TimerHandle | None = None
-        self._complete = False  # whether the request is
+        self._complete = self._in_head = False  # whether the request is, and whether its head is being read
         self._head = 0  # bytes since the request began, or since the latest byte of its body
         self._refusal = HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1"
         self._expect_request(HEAD_SECONDS)
@@ -70,17 +71,35 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except HttpParserUpgrade as end_of_head:
+                data = self._head_without_upgrade() + data[end_of_head.args[0] :]
+                self.parser = HttpRequestParser(self)  # after "Connection: close" the old one reads no more
+            except HttpParserError:
+                self.send_400_response("")
+                return
         if self._head > MAX_HEAD and not self.transport.is_closing():
             self._refuse_head()
             self.send_400_response("")
 
+    def _head_without_upgrade(self) -> bytes:
+        """The latest head without its Upgrade, which is not accepted: the parser takes no body after it."""
+        version = self.parser.get_http_version().encode()
+        lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version), *lines, b"\r\n"])
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._complete = False
+        self._complete, self._in_head = False, True
         self._allow(HEAD_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer is no header (RFC 9110, 6.5.1)
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._refuse_head()
@@ -91,6 +110,11 @@ class Connection(HttpToolsProtocol):
         if size > MAX_HEAD or len(self.url) > MAX_PATH or len(self.pipeline) > MAX_PIPELINED:
             self._refuse_head()
             raise ValueError("too much")
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("no tunnels")
+        self._in_head = False
+        if self.parser.should_upgrade():
+            return  # `data_received` reads this head again
         super().on_headers_complete()
         self._allow(BODY_SECONDS)
 
@@ -99,6 +123,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._head, self._complete = 0, True
         self.waiting.pop(self, None)
