@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from calling import Trained
 
-from msm4sr.cli.serve import hosts_of
+from msm4sr.cli.serve import hosts_of, read_key
 
 Refused = Callable[..., str]
 
@@ -30,6 +30,13 @@ def test_an_empty_key_is_refused(refused: Refused, trained: Trained, tmp_path: P
     assert "the API key is empty" in refused("serve", trained.folder, *state, "--api-key-file", tmp_path / "key")
     assert "not readable" in refused("serve", trained.folder, *state, "--api-key-file", tmp_path / "none")
     assert "MSM4SR_API_KEY" in refused("serve", trained.folder, *state, "--api-key-file", tmp_path / "key")
+    (tmp_path / "key").write_text("two\nlines")
+    assert "has a line break" in refused("serve", trained.folder, *state, "--api-key-file", tmp_path / "key")
+
+
+def test_a_key_of_the_environment_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSM4SR_API_KEY", " key\n")
+    assert read_key(None) == "key"
 
 
 def test_a_port_in_use_is_refused(refused: Refused, trained: Trained, tmp_path: Path) -> None:
@@ -57,12 +64,12 @@ def test_a_public_address_without_a_key_is_refused(
 @pytest.mark.parametrize(
     ("host", "names", "expected"),
     [
-        ("127.0.0.1", [], ["127.0.0.1"]),
-        ("::1", [], ["[::1]"]),
-        ("localhost", ["Shop.Example"], ["localhost", "shop.example"]),
+        ("127.0.0.1", [], []),
+        ("::1", [], []),
+        ("localhost", ["Shop.Example"], ["shop.example"]),
         ("127.0.0.1", ["*"], None),
         ("0.0.0.0", [], None),
-        ("0.0.0.0", ["shop.example"], ["0.0.0.0", "shop.example"]),
+        ("0.0.0.0", ["shop.example"], ["shop.example"]),
     ],
 )
 def test_local_addresses_answer_to_their_names_only(host: str, names: list[str], expected: list[str] | None) -> None:

@@ -47,8 +47,8 @@ def check(
     return 0
 
 
-LOCAL = {"hosts": ["127.0.0.1"]}
-SHOP = {"hosts": ["127.0.0.1", "shop.example", "other.example:8443"]}
+LOCAL: dict[str, Any] = {"hosts": [], "address": "127.0.0.5"}
+SHOP = {"hosts": ["shop.example.", "other.example:8443"]}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,11 @@ SHOP = {"hosts": ["127.0.0.1", "shop.example", "other.example:8443"]}
         (LOCAL, "LOCALHOST:8000", 0),
         (LOCAL, "127.0.0.1:8000", 0),
         (LOCAL, "[::1]:8000", 0),
+        (LOCAL, "127.0.0.5:8000", 0),
+        (LOCAL, "localhost.", 0),
+        (LOCAL, "localhost.:8000", 0),
+        (LOCAL, "localhost..", 403),
+        (LOCAL, "localhost:\u00b2", 403),
         (LOCAL, "evil.example", 403),
         (LOCAL, "evil.example:8000", 403),
         (LOCAL, "localhost.evil.example", 403),
@@ -68,6 +73,7 @@ SHOP = {"hosts": ["127.0.0.1", "shop.example", "other.example:8443"]}
         (LOCAL, None, 403),
         (SHOP, "shop.example", 0),
         (SHOP, "Shop.Example:443", 0),
+        (SHOP, "shop.example.", 0),
         (SHOP, "other.example:8443", 0),
         (SHOP, "other.example", 403),
         (SHOP, "evil.example", 403),
@@ -89,8 +95,9 @@ def test_two_hosts_are_none() -> None:
         "path": "/",
         "headers": [(b"host", b"localhost"), (b"host", b"evil.example")],
     }
-    with pytest.raises(Refused, match="does not answer to the host ''"):
-        Access(ServeSettings.model_validate({"run": "r", "state": "s"} | LOCAL)).check(scope)
+    for settings in (LOCAL, {}):
+        with pytest.raises(Refused, match="one Host and one Origin"):
+            Access(ServeSettings.model_validate({"run": "r", "state": "s"} | settings)).check(scope)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +105,15 @@ def test_two_hosts_are_none() -> None:
     [
         (LOCAL, "localhost:8000", "http://localhost:8000", 0),
         (LOCAL, "localhost:8000", "http://localhost:3000", 403),
+        (LOCAL, "127.0.0.5:8000", "http://127.0.0.5:8000", 0),
+        (LOCAL, "127.0.0.5:8000", "http://127.0.0.5:9999", 403),
+        (LOCAL, "127.0.0.5:8000", "http://127.0.0.5", 403),
+        (LOCAL, "127.0.0.5:8000", "file://127.0.0.5:8000", 403),
+        (LOCAL, "127.0.0.5:8000", "https://127.0.0.5:8000", 403),
+        (LOCAL, "localhost", "http://localhost:80", 0),
+        (LOCAL, "localhost", "https://localhost", 403),
+        (LOCAL, "localhost.:8000", "http://localhost.:8000", 0),
+        (LOCAL, "localhost:8000", "", 403),
         (LOCAL, "localhost:8000", "https://evil.example", 403),
         (LOCAL, "localhost:8000", "https://evil.example/localhost:8000", 403),
         (LOCAL, "localhost:8000", "null", 403),
@@ -105,6 +121,10 @@ def test_two_hosts_are_none() -> None:
         (LOCAL, "evil.example", "http://evil.example", 403),  # DNS rebinding
         (SHOP, "127.0.0.1:8000", "https://shop.example", 0),  # a proxy has rewritten Host
         (SHOP, "127.0.0.1:8000", "https://other.example:8443", 0),
+        (SHOP, "127.0.0.1:8000", "https://shop.example:443", 0),
+        (SHOP, "127.0.0.1:8000", "https://shop.example:9999", 403),
+        (SHOP, "127.0.0.1:8000", "ftp://shop.example", 403),
+        (SHOP, "shop.example:8443", "https://shop.example:8443", 0),  # a proxy has kept Host
         (SHOP, "127.0.0.1:8000", "https://evil.example", 403),
         ({}, "any.example", "https://any.example", 0),
         ({}, "any.example", "https://evil.example", 403),
@@ -158,6 +178,8 @@ def server(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ("Host: localhost\r\nX-API-Key: wrong", 401),
         ("Host: evil.example\r\nX-API-Key: a secret", 403),
         ("Host: localhost\r\nX-API-Key: a secret\r\nOrigin: https://evil.example", 403),
+        ("Host: 127.0.0.1:8000\r\nX-API-Key: a secret\r\nOrigin: http://127.0.0.1:9999", 403),
+        ("Host: localhost\r\nX-API-Key: a secret\r\nOrigin: http://localhost\r\nOrigin: https://evil.example", 400),
         (
             "Host: localhost\r\nX-API-Key: a secret\r\nContent-Type: multipart/form-data; boundary=x; charset=punycode",
             415,

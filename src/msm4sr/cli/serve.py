@@ -70,7 +70,8 @@ def serve(
     with handle_errors("stopped"):
         use_one_arena()
         options: dict[str, Any] = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}
-        options |= {"api_key": _read_key(api_key_file), "proxies": proxy, "root_path": root_path.rstrip("/")}
+        options |= {"api_key": read_key(api_key_file), "proxies": proxy, "root_path": root_path.rstrip("/")}
+        options["address"] = f"[{host}]" if ":" in host else host
         options["hosts"] = hosts_of(host, allowed_host, options["api_key"] is None and not without_key)
         _serve(options, host, port)
 
@@ -129,7 +130,10 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
 
 
 def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:
-    """The hosts to answer to, or None for any. Raises InputError for a public host if changes need no key."""
+    """The hosts to answer to besides the local ones, or None for any.
+
+    Raises InputError for a public host if changes need no key.
+    """
     try:
         addresses = {str(address[4][0]) for address in socket.getaddrinfo(host or "::", None)}
     except OSError as error:
@@ -140,8 +144,7 @@ def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] |
         raise InputError(f"{reason}: pass --api-key-file FILE, or --without-key to let anyone change items")
     if "*" in names or (public and not names):
         return None
-    bound = f"[{host}]" if ":" in host else host
-    return [name.lower() for name in (bound, *names)]
+    return [name.lower() for name in names]
 
 
 def _check_port(host: str, port: int) -> None:
@@ -154,8 +157,10 @@ def _check_port(host: str, port: int) -> None:
         raise
 
 
-def _read_key(file: Path | None) -> str | None:
+def read_key(file: Path | None) -> str | None:
+    """The API key in this file, else in the environment. Raises InputError for one that no request can have."""
     key = os.environ.get(KEY_VARIABLE)
+    key = None if key is None else key.strip()
     if file is not None:
         try:
             key = file.read_text(encoding="utf-8").strip()
@@ -163,6 +168,8 @@ def _read_key(file: Path | None) -> str | None:
             raise InputError(f"--api-key-file {file}: not readable ({error})") from None
     if key is not None and not key:
         raise InputError(f"the API key is empty; write one into the file (or {KEY_VARIABLE}), or omit the option")
+    if key is not None and not key.isprintable():
+        raise InputError("the API key has a line break or another character that no header can have; use one line")
     return key
 
 

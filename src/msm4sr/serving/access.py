@@ -12,6 +12,7 @@ from msm4sr.serving.problems import Refused
 from msm4sr.serving.service import ServeSettings
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+DEFAULT_PORTS = {"http": "80", "https": "443"}  # of the schemes that pages of an allowed site can have
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Every other request that is not safe needs the key, also those of routes to come.
 WITHOUT_KEY = frozenset({"/recommend", "/recommend/batch", "/explain", "/page/recommend"})
@@ -25,7 +26,9 @@ class Access:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        self._hosts, self._proxies, self._root = settings.hosts, settings.proxies, settings.root_path
+        self._proxies, self._root = settings.proxies, settings.root_path
+        self._local = LOCAL_HOSTS if settings.address is None else LOCAL_HOSTS | {settings.address.lower()}
+        self._hosts = None if settings.hosts is None else {_name_and_port(host) for host in settings.hosts}
         self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
 
     def check(self, scope: Scope) -> None:
@@ -33,21 +36,23 @@ class Access:
         if self._is_proxy(scope):
             _forward(scope)
         headers = Headers(scope=scope)
-        hosts = headers.getlist("host")
-        host = hosts[0].lower() if len(hosts) == 1 else ""
-        if self._hosts is not None and not (_without_port(host) in LOCAL_HOSTS or self._is_named(host)):
-            raise Refused(403, f"this service does not answer to the host {host[:200]!r}; --allowed-host NAME adds one")
-        origin = headers.get("origin")
-        if origin is not None:
-            site = origin.lower().partition("://")[2]
-            if not site or (site != host and not self._is_named(site)):
-                detail = f"pages of {origin[:200]} may not use this service"
-                raise Refused(403, f"{detail}; if that is its own address, start it with --allowed-host NAME")
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) > 1 or len(origins) > 1:
+            raise Refused(400, "a request may have one Host and one Origin")
+        host = _name_and_port("".join(hosts))
+        named = self._hosts is None or bool({host, (host[0], "")} & self._hosts)
+        if not named and host[0] not in self._local:
+            detail = f"this service does not answer to the host {hosts[0][:200] if hosts else ''!r}"
+            raise Refused(403, f"{detail}; start it with --allowed-host")
+        if origins:
+            scheme, _, site = origins[0].lower().partition("://")
+            # A proxy for a named host may have another scheme, but on this machine that is another program.
+            own = {host} if named or scheme == scope["scheme"] else set()
+            if not site or not _is_one_of(scheme, site, own | (self._hosts or set())):
+                detail = f"a page of {origins[0][:200]} may not change items or use this service"
+                raise Refused(403, f"{detail}; if it is the service's own page, start it with --allowed-host")
         if scope["method"] not in SAFE_METHODS and scope["path"].removeprefix(self._root) not in WITHOUT_KEY:
             self._check_key(headers)
-
-    def _is_named(self, host: str) -> bool:
-        return self._hosts is not None and (host in self._hosts or _without_port(host) in self._hosts)
 
     def _is_proxy(self, scope: Scope) -> bool:
         if not self._proxies or scope.get("client") is None:
@@ -67,9 +72,19 @@ class Access:
             raise Refused(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def _without_port(host: str) -> str:
-    name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+def _name_and_port(host: str) -> tuple[str, str]:
+    """The name of a host in lower case, without a final dot, and its port or ""."""
+    name, _, port = host.lower().rpartition(":")
+    if not (name and port.isdecimal()):
+        name, port = host.lower(), ""
+    return name.removesuffix("."), port
+
+
+def _is_one_of(scheme: str, site: str, allowed: set[tuple[str, str]]) -> bool:
+    """Whether the host of an Origin is allowed, with its port."""
+    default = DEFAULT_PORTS.get(scheme)
+    name, port = _name_and_port(site)
+    return default is not None and (name, port or default) in {(one, other or default) for one, other in allowed}
 
 
 def _forward(scope: Scope) -> None:

@@ -57,6 +57,7 @@ class ServeSettings(Strict):
     hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/@A-Z]+$")], ...] | None = Field(
         None, description="Host names to answer to, in lower case, besides the local ones; null: any."
     )
+    address: str | None = Field(None, description="The address to listen on, a host that requests may name.")
     proxies: tuple[IPvAnyNetwork, ...] = Field((), description="Proxies whose X-Forwarded-Host and -Proto are used.")
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="The path at which a proxy serves it.")
     workers: int = Field(1, ge=1, description="Number of processes.")
