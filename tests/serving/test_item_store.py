@@ -39,6 +39,9 @@ DAMAGE: dict[str, tuple[str, object, str]] = {
     "control": ("text", "a\x07", "text: character 2 (U+0007)"),
     "images": ("images", -1, "images"),
     "many": ("images", "many", "images"),
+    "missing": ("images", 3, "3 of its 3 images are missing"),
+    "long title": ("title", "x" * 1001, "title: 1,001 characters; give at most 1,000"),
+    "sentence": ("words", json.dumps({"sentences": ["x" * 1_000_001], "keywords": []}), "sentences"),
     "removed": ("removed", "x", "removed"),
 }
 
@@ -91,6 +94,33 @@ def test_a_damaged_row_costs_its_item_only_and_can_be_removed(
         assert client.delete(f"/items/{name}").status_code == 404
     assert client.get("/ready").json()["skipped"] == {}
     assert client.post("/items", data={"item_id": "nan", "title": "Blue train"}).status_code == 201
+
+
+def test_rows_whose_id_no_request_can_name_are_dropped_at_the_start(tmp_path: Path) -> None:
+    ids = {"null": "NULL", "empty": "''", "control": "'a' || char(10)", "utf-8": "CAST(x'ff' AS TEXT)", "blob": "x'61'"}
+    ids |= {"dots": "'..'", "long": f"'{'x' * 201}'"}
+    store = ItemStore(tmp_path)
+    store.add([Item(name, images=[b"x"], features=ZEROS) for name in (*ids, "good")], "", [False] * (len(ids) + 1))
+    store.close()
+    edit(tmp_path, *((f"UPDATE items SET item_id = {damaged} WHERE item_id = ?", (i,)) for i, damaged in ids.items()))
+    store = ItemStore(tmp_path)
+    assert [change.item_id for change in store.changes()] == ["good"]
+    with sqlite3.connect(store.file) as connection:
+        assert connection.execute("SELECT item_id FROM images").fetchall() == [("good",)]
+    connection.close()
+
+
+@pytest.mark.parametrize("data", [7, "abc", b"abc", None])
+def test_a_damaged_image_is_not_shown(run_folder: Path, toyshop: Path, tmp_path: Path, data: object) -> None:
+    client = TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path)))
+    image = next(toyshop.glob("images/*")).read_bytes()
+    assert client.post("/items", data={"item_id": "n1"}, files={"images": image}).status_code == 201
+    change = ("UPDATE images SET data = ?", (data,)) if data else ("DELETE FROM images", ())
+    edit(tmp_path, change)
+    assert client.get("/items/n1/image").status_code == 404
+    client = TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path)))
+    assert client.get("/items/n1/image").status_code == 404
+    assert ("n1" in client.get("/ready").json()["skipped"]) == (data != b"abc")
 
 
 def damage_header(file: Path) -> None:

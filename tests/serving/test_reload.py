@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from msm4sr.data.dataset import load_dataset
+from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items, write_items
 from msm4sr.experiments.run import open_run
@@ -136,6 +138,22 @@ def test_a_broken_run_does_not_replace_a_good_one(
     assert service.failed_reload == ""
     with pytest.raises(InputError):
         Service(ServeSettings(run=run, state=tmp_path / "state"))
+
+
+def test_a_run_of_which_no_item_would_be_left_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    service = Service(ServeSettings(run=run_folder, state=tmp_path))
+    ids = service.recommender.catalogue.items.item_ids
+    service.add([Item("n1", "Red train")])
+    for item_id in ids:
+        service.remove(item_id)
+    with sqlite3.connect(tmp_path / "items.sqlite") as connection:  # what another run would find
+        connection.execute("UPDATE items SET features = NULL WHERE item_id = 'n1'")
+    connection.close()
+    service.store.request_reload()
+    assert not service.reload_if_changed()
+    assert "no item is left to recommend" in service.failed_reload
+    assert "'n1': its row" in service.failed_reload
+    assert service.recommender.catalogue.n_items == 1
 
 
 def test_a_run_that_is_not_loaded_in_time_is_given_up(

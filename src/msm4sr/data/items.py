@@ -12,7 +12,8 @@ import polars as pl
 
 from msm4sr.errors import InputError
 
-LONGEST_ID, LONGEST_CATEGORY = 200, 200  # characters
+# Characters, and categories, of an item to add.
+LONGEST_ID, LONGEST_CATEGORY, LONGEST_TITLE, LONGEST_TEXT, MOST_CATEGORIES = 200, 200, 1000, 1_000_000, 50
 _BAD_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -62,14 +63,22 @@ def check_texts(texts: list[str]) -> list[str]:
 
 
 def check_item(item: Item) -> None:
-    """Raise InputError if the id or a text of an item to add is malformed."""
+    """Raise InputError if the id or a text of an item to add is malformed or too long."""
     item_id = item.item_id
     if not item_id.strip() or len(item_id) > LONGEST_ID or not item_id.isprintable():
         raise InputError(f"item id {item_id[:LONGEST_ID]!r}: give 1 to {LONGEST_ID} printable characters")
     if item_id in (".", ".."):
         raise InputError(f"item id {item_id!r}: no path can end with it; use another id")
-    for name, texts in (("title", [item.title]), ("text", [item.text]), ("categories", item.categories)):
+    if len(item.categories) > MOST_CATEGORIES:
+        raise InputError(f"item {item_id!r}: {len(item.categories):,} categories; give at most {MOST_CATEGORIES}")
+    for name, texts, longest in (
+        ("title", [item.title], LONGEST_TITLE),
+        ("text", [item.text], LONGEST_TEXT),
+        ("categories", item.categories, LONGEST_CATEGORY),
+    ):
         for text in texts:
+            if len(text or "") > longest:
+                raise InputError(f"item {item_id!r}, {name}: {len(text or ''):,} characters; give at most {longest:,}")
             try:
                 check_characters(text or "")
             except ValueError as error:

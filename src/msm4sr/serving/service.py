@@ -21,7 +21,7 @@ from typing import Annotated
 
 from pydantic import Field, IPvAnyNetwork, SecretStr
 
-from msm4sr.data.items import Item
+from msm4sr.data.items import LONGEST_TEXT, Item
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.loading import load_recommender
@@ -29,7 +29,7 @@ from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import COLLABORATIVE
 from msm4sr.serving.metrics import Metrics
-from msm4sr.serving.store import Change, ItemStore
+from msm4sr.serving.store import MOST_IMAGES, Change, ItemStore
 from msm4sr.strict import Strict
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,10 @@ class ServeSettings(Strict):
     workers: int = Field(1, ge=1, description="Number of processes.")
     index: IndexSettings = Field(IndexSettings(), description="Search for the best items.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Maximum size of a request, in bytes.")
-    max_images: int = Field(8, ge=1, description="Maximum number of images of a new item.")
-    max_text: int = Field(20_000, ge=1, description="Maximum length of a new item's text, in characters.")
+    max_images: int = Field(8, ge=1, le=MOST_IMAGES, description="Maximum number of images of a new item.")
+    max_text: int = Field(
+        20_000, ge=1, le=LONGEST_TEXT, description="Maximum length of a new item's text, in characters."
+    )
     max_k: int = Field(200, ge=1, description="Maximum length of a list.")
     max_history: int = Field(2_000, ge=1, description="Maximum length of a history in a request.")
     max_batch: int = Field(256, ge=1, description="Maximum number of histories in a request.")
@@ -143,6 +145,13 @@ class Service:
         self._catch_up(served)
         if self.failed_store:
             raise self.store.unusable(self.failed_store)
+        if recommender.catalogue.n_items == 0:
+            why = "; ".join(f"{item_id!r}: {reason}" for item_id, reason in list(served.skipped.items())[:3])
+            raise InputError(
+                f"{run}: no item is left to recommend: {self.settings.state} has removed all items of the run"
+                + (f", and added ones are skipped ({why})" if why else "")
+                + "; choose another run, or another --state"
+            )
         if self.settings.last_run is not None:
             with suppress(OSError):  # such as a full disk
                 new = self.settings.last_run.with_name(f"{os.getpid()}.run")

@@ -8,6 +8,7 @@ reads the changes since the last one that it knows.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, RLock
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, Json, StrictStr, ValidationError
 from safetensors.numpy import load, save
 
-from msm4sr.data.items import Item, check_item
+from msm4sr.data.items import LONGEST_TEXT, LONGEST_TITLE, Item, check_item
 from msm4sr.errors import InputError, first_line
 from msm4sr.files import make_folder
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
+
+logger = logging.getLogger(__name__)
 
 FILE = "items.sqlite"
 FORMAT = 1
@@ -56,6 +59,9 @@ UPDATE items SET change = number FROM (
 ) WHERE items.rowid = place;
 UPDATE counters SET value = (SELECT max(value, coalesce(max(change), 0)) FROM items) WHERE name = 'change';
 """
+_IS_IMAGE = "typeof(data) = 'blob'"
+_STORED = f"(SELECT count(*) FROM images WHERE images.item_id = items.item_id AND {_IS_IMAGE})"
+MOST_IMAGES = 1000  # of an item
 TIMEOUT = 5  # seconds that a change waits for another process
 
 
@@ -98,6 +104,7 @@ class ItemStore:
                     raise InputError(f"{self.file}: made by a later version of msm4sr {known}")
                 for statement in _SCHEMA.split(";"):
                     self._connection.execute(statement)
+                self._drop_without_id()
                 self._renumber()
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
             self._files = self._identities()
@@ -131,17 +138,19 @@ class ItemStore:
 
     def changes(self, since: int = 0) -> list[Change]:
         """The changes after number `since`, in order; of each item only the latest."""
-        columns = ", ".join(_Row.model_fields)
+        columns = ", ".join([*_COLUMNS, _STORED])
         query = f"SELECT {columns} FROM items WHERE change > ? AND change <= {_LATEST} ORDER BY change"
         return [_change(dict(zip(_Row.model_fields, row, strict=True))) for row in self._read(query, since)]
 
     def images(self, item_id: str) -> list[bytes]:
         """The image files that were uploaded for an item."""
-        return [data for (data,) in self._read("SELECT data FROM images WHERE item_id = ? ORDER BY number", item_id)]
+        query = f"SELECT data FROM images WHERE item_id = ? AND {_IS_IMAGE} ORDER BY number"
+        return [data for (data,) in self._read(query, item_id)]
 
     def image(self, item_id: str, number: int) -> tuple[bytes, int] | None:
         """One of them, and the number of the change that added it; None if there is none."""
-        query = "SELECT data, change FROM images JOIN items USING (item_id) WHERE item_id = ? AND number = ?"
+        wanted = f"item_id = ? AND number = ? AND {_IS_IMAGE}"
+        query = f"SELECT data, change FROM images JOIN items USING (item_id) WHERE {wanted}"
         return next(iter(self._read(query, item_id, number)), None)
 
     def _read(self, query: str, *values: str | int) -> list[Any]:
@@ -213,6 +222,14 @@ class ItemStore:
                 self._renumber()
                 yield
 
+    def _drop_without_id(self) -> None:
+        """Delete the rows whose id is none, since no request can name them, and the images that belong to no row."""
+        self._connection.create_function("is_id", 1, _is_id, deterministic=True)
+        damaged = "typeof(item_id) != 'text' OR NOT is_id(CAST(item_id AS BLOB))"
+        if dropped := self._connection.execute(f"DELETE FROM items WHERE {damaged}").rowcount:
+            logger.warning("%s: %d damaged rows without a valid item id were removed", self.file, dropped)
+        self._connection.execute("DELETE FROM images WHERE item_id NOT IN (SELECT item_id FROM items)")
+
     def _renumber(self) -> None:
         for statement in _RENUMBER.split(";"):
             self._connection.execute(statement)
@@ -232,9 +249,20 @@ class ItemStore:
             raise sqlite3.DatabaseError(f"{self.file} was removed or overwritten; restart the service")
 
 
+def _is_id(data: bytes | None) -> bool:
+    try:
+        check_item(Item((data or b"").decode()))
+    except (InputError, UnicodeDecodeError):
+        return False
+    return True
+
+
+_Sentence = Annotated[str, Field(max_length=LONGEST_TEXT)]
+
+
 class _Words(BaseModel):
-    sentences: list[str]
-    keywords: list[list[str]]
+    sentences: list[_Sentence] = Field(max_length=LONGEST_TEXT)
+    keywords: list[list[Annotated[str, Field(max_length=LONGEST_TITLE)]]] = Field(max_length=MOST_IMAGES)
 
 
 class _Row(BaseModel):
@@ -248,18 +276,24 @@ class _Row(BaseModel):
     title: StrictStr | None
     text: StrictStr | None
     categories: Json[list[str]] | None
-    images: int | None = Field(ge=0, le=10_000)
+    images: int | None = Field(ge=0, le=MOST_IMAGES)
     features: bytes | None
     words: Json[_Words] | None
+    stored: int  # images
 
     def item(self) -> Item:
         if self.features is None or self.words is None or self.images is None or self.categories is None:
             raise ValueError("content is missing")
+        if self.images > self.stored:
+            raise ValueError(f"{self.images - self.stored} of its {self.images} images are missing")
         names, arrays = tuple(map(str, range(self.images))), load(self.features)
         content = (self.title, self.text, tuple(self.categories), names, arrays)
         item = Item(self.item_id, *content, self.words.sentences, self.words.keywords)
         check_item(item)
         return item
+
+
+_COLUMNS = [name for name in _Row.model_fields if name != "stored"]
 
 
 def _change(columns: dict[str, Any]) -> Change:

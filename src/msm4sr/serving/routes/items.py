@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
-from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
+from msm4sr.data.items import LONGEST_ID, LONGEST_TITLE, MOST_CATEGORIES, Item, Items, is_url
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.bodies import BoundedRoute
@@ -55,9 +55,9 @@ async def add_item(
     service: CurrentService,
     request: Request,
     item_id: Annotated[ItemId, Form(examples=["N-1"])],
-    title: Annotated[Text, Form(max_length=1000, examples=["Red wooden train"])] = "",
+    title: Annotated[Text, Form(max_length=LONGEST_TITLE, examples=["Red wooden train"])] = "",
     text: Annotated[Text, Form(examples=["Four carriages, for children from three years."])] = "",
-    categories: Annotated[list[Category], Form(max_length=50)] = [],
+    categories: Annotated[list[Category], Form(max_length=MOST_CATEGORIES)] = [],
     images: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
 ) -> Response:
     """Add an item. From the next request on, it is recommended by its content, without training."""
