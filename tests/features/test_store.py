@@ -89,6 +89,17 @@ def test_writing_again_replaces_everything_and_leaves_nothing_behind(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "nothing"])
+def test_a_link_in_place_of_a_store_is_replaced_and_its_target_kept(tmp_path: Path, target: str) -> None:
+    (tmp_path / "features").mkdir()
+    write(tmp_path / "elsewhere", ROWS)
+    (tmp_path / "features" / "text").symlink_to(tmp_path / target)
+    write(tmp_path / "features" / "text")
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["text"]
+    assert read_rows(tmp_path / "features" / "text") is None
+    assert read_rows(tmp_path / "elsewhere") is not None
+
+
 def test_a_new_store_is_on_disk_before_the_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, synced = tmp_path / "text", []
     write(folder, settings=1)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +31,7 @@ from filelock import FileLock
 from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.errors import InputError
-from msm4sr.files import atomic_file, make_folder, sync, write_json
+from msm4sr.files import atomic_file, make_folder, remove, sync, write_json
 from msm4sr.locks import try_lock
 from msm4sr.ragged import Ragged
 
@@ -178,7 +177,7 @@ def write_store(
     """
     make_folder(folder.parent)
     new, old = _beside(folder)
-    shutil.rmtree(new, ignore_errors=True)
+    discard(new)
     new.mkdir()
     try:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(tables.counts, dtype=np.int64)])
@@ -201,14 +200,14 @@ def write_store(
             "broken": _by_reason(tables.missing.filter(pl.col("image").is_not_null())),
         }
         write_json(new / "manifest.json", record)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        discard(old)
+        if os.path.lexists(folder):  # also a link to nothing
             os.replace(folder, old)
         os.replace(new, folder)  # a kill just before this line leaves the old store beside: `recover` restores it
         sync(folder.parent)  # before the old store, and the chunks that the new one is made of, are removed
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        discard(new)
 
 
 def recover(folder: Path) -> None:
@@ -217,7 +216,13 @@ def recover(folder: Path) -> None:
     if old.exists() and not folder.exists():
         os.replace(old, folder)
     for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
+        discard(left)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder or a link, as far as that is possible."""
+    with suppress(OSError):
+        remove(path)
 
 
 def cut_short(folder: Path) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from msm4sr.features.store import (
     Features,
     StoreTables,
     cut_short,
+    discard,
     find_current,
     is_current,
     load_features,
@@ -218,7 +218,7 @@ class StoreBuilder:
                     self._require_all_shards(plans)
                 self._join(base, plans, record)
                 logger.info("%s extracted, kept in %s", self.folder.name, self.folder)
-            shutil.rmtree(self.chunk_folder, ignore_errors=True)
+            discard(self.chunk_folder)
         return load_features(self.folder) if found is None else found
 
     def build_shard(self, shard: Shard) -> None:
