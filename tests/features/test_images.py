@@ -228,6 +228,33 @@ def test_a_jpeg_of_a_million_scans_is_refused_before_decoding(tmp_path: Path) ->
     assert "scans" in reason(tmp_path, "a.jpg")
 
 
+def chunk(content: bytes) -> bytes:
+    """A chunk of a PNG, from its type and data."""
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("PNG", chunk(b"tEXta\0b")),
+        ("PNG", chunk(b"abCd")),
+        ("JPEG", b"\xff\xfe\0\2"),
+        ("JPEG", b"\xff"),
+        ("GIF", b"!\xfe\1a\0"),
+    ],
+    ids=["texts", "unknown chunks", "comments", "fill bytes", "comments of a GIF"],
+)
+def test_an_image_of_many_parts_is_refused(tmp_path: Path, kind: str, part: bytes) -> None:
+    buffer = io.BytesIO()
+    noise(20, 10).save(buffer, kind)
+    data = buffer.getvalue()
+    start = {"PNG": 33, "JPEG": 2, "GIF": 13 + 3 * (2 << (data[10] & 7))}[kind]
+    (tmp_path / "few").write_bytes(data[:start] + part * 100 + data[start:])
+    assert load_image(tmp_path, "few").size == (20, 10)
+    (tmp_path / "many").write_bytes(data[:start] + part * 400_000 + data[start:])
+    assert "too many chunks or segments" in reason(tmp_path, "many")
+
+
 BOMBS = """
 import io, sys
 from pathlib import Path

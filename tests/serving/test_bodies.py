@@ -15,6 +15,7 @@ from msm4sr.serving.bodies import parse_form
 from msm4sr.serving.service import ServeSettings
 
 JSON, FORM, MULTIPART = "application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"
+LONG = "x" * 100_000
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,17 @@ def test_a_form_over_the_bounds_is_refused(
 )
 def test_json_over_the_bounds_is_refused(client: TestClient, body: bytes, status: int, words: list[str]) -> None:
     assert_problem(client.post("/recommend", content=body, headers={"Content-Type": JSON}), status, *words)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{LONG: 1}, {"history": [LONG]}, {"history": LONG}, {"history": [], "k": LONG}, {"history": [{LONG: LONG}]}],
+    ids=["name", "item", "history", "number", "object"],
+)
+def test_a_refusal_quotes_only_a_part_of_a_long_value(client: TestClient, body: object) -> None:
+    answer = client.post("/recommend", json=body)
+    assert answer.status_code in (200, 422)
+    assert len(answer.content) < 2000
 
 
 def test_json_is_utf_8(client: TestClient) -> None:

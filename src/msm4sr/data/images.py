@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from PIL import Image, UnidentifiedImageError
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
+# Pillow reads a file part by part (chunks of a PNG, segments of a JPEG), so that one of millions of parts would keep it
+# busy for seconds. An image of 50 megapixels has tens of thousands.
+MAX_READS = 300_000
 # Formats whose decoders are Pillow's own. EPS and the like would start other programs.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 FORMATS = tuple(_SUFFIXES)
@@ -28,10 +31,28 @@ class BrokenImage(Exception):
         self.reason = reason
 
 
+class _BoundedFile:
+    """A file that is read at most `MAX_READS` times."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._reads = file, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise BrokenImage(f"more than {MAX_READS:,} reads: too many chunks or segments")
+        return self._file.read(size)
+
+
 def open_image(file: BinaryIO) -> Image.Image:
     """Open an image by its header, without decoding it. Raises BrokenImage if it is none or too large."""
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(cast(BinaryIO, _BoundedFile(file)), formats=FORMATS)
+    except BrokenImage:
+        raise
     except UnidentifiedImageError as error:
         raise BrokenImage(f"not an image of a format that can be read ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 
 MEDIA_TYPE = "application/problem+json"
@@ -74,9 +74,13 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 def describe_errors(errors: Sequence[Any]) -> str:
     """The errors that pydantic found, field by field."""
     return "; ".join(
-        f"{'.'.join(map(str, error['loc'][1:])) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
+        f"{_place(error['loc'][1:]) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
         for error in errors[:MAX_ERRORS]
     )
+
+
+def _place(location: Sequence[int | str]) -> str:
+    return ".".join(str(part) if len(str(part)) <= 60 else excerpt(part) for part in location)
 
 
 def _advice(request: Request, error: HTTPException) -> str:
