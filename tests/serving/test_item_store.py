@@ -123,6 +123,22 @@ def test_a_damaged_image_is_not_shown(run_folder: Path, toyshop: Path, tmp_path:
     assert ("n1" in client.get("/ready").json()["skipped"]) == (data != b"abc")
 
 
+def test_the_thumbnails_of_an_item_are_removed_with_it(run_folder: Path, toyshop: Path, tmp_path: Path) -> None:
+    client = TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path)))
+    images = [("images", file.read_bytes()) for file in sorted(toyshop.glob("images/*"))[:2]]
+    for name in ("n1", "n2"):
+        assert client.post("/items", data={"item_id": name}, files=images).status_code == 201
+        for number, side in ((0, 240), (1, 640)):
+            assert client.get(f"/items/{name}/image?number={number}&side={side}").status_code == 200
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    items = service.recommender.catalogue.items
+    shown = next(i for i in items.item_ids if client.get(f"/items/{i}/image").status_code == 200)
+    assert len(list(tmp_path.glob("thumbnails/*"))) == 5
+    for name, left in (("n1", 3), (shown, 2), ("n2", 0)):
+        assert client.delete(f"/items/{name}").status_code == 204
+        assert len(list(tmp_path.glob("thumbnails/*"))) == left
+
+
 def damage_header(file: Path) -> None:
     file.write_bytes(b"garbage!" * 1000)
 

@@ -33,6 +33,7 @@ def change_weights(change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]
         items, about, weights = read_stored_items(open_run(run)), read_about(file), load_tensors(file)
         save_tensors({name: change(v) if v.is_floating_point() else v for name, v in weights.items()}, file, about)
         write_items(run / "model", items)
+        (run / "metrics.json").unlink()  # they are of other weights
 
     return breaks
 
@@ -81,7 +82,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "edited items": (change_json(lambda names: names | {"item_ids": names["item_ids"][::-1]}), "model.safetensors"),
     "items lack one": (change_items(without_first), "the list of items 59"),
     "an id twice": (change_items(twice), "an id twice"),
-    "ids are numbers": (change_items(lambda items: items._replace(item_ids=list(range(60)))), "cannot be loaded"),
+    "ids are numbers": (change_items(lambda items: items._replace(item_ids=list(range(60)))), "an id or a title is no text"),
     "half a surrogate pair": (
         change_json(lambda names: names | {"titles": ["\ud800", *names["titles"][1:]]}),
         "cannot be loaded",

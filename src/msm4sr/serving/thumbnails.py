@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 from msm4sr.data.images import BrokenImage
 from msm4sr.features.images import decode_image
@@ -27,30 +28,46 @@ class ThumbnailCache:
 
     def get(self, item_id: str, number: int, side: int) -> tuple[bytes, str] | None:
         """A JPEG of an image of an item, of about `side` pixels, and its ETag; None without one that can be read."""
+        if (found := self._source(item_id, number)) is None:
+            return None
+        source, stored = found
         side = min(SIDES, key=lambda one: abs(one - side))
-        recommender = self._service.recommender
-        catalogue = recommender.catalogue
-        row = catalogue.row(item_id)
-        if row is None or number >= len(catalogue.item(row).images):
-            return None
-        stored = None
-        if not catalogue.is_added(row):
-            source = f"{recommender.folder}/{catalogue.items.images[row][number]}"
-        elif (stored := self._service.store.image(item_id, number)) is not None:
-            source = f"added {item_id} {number} {stored[1]}"
-        else:
-            return None
-        name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
-        file = self._folder / f"{name}.jpg"
+        file = self._file(source, side)
+        tag = f'"{file.stem}"'
         with suppress(OSError):
             if (kept := file.read_bytes()).startswith(JPEG[0]) and kept.endswith(JPEG[1]):
-                return kept, f'"{name}"'
+                return kept, tag
         with self._decoding:
             try:
-                data = recommender.read_image(item_id, number) if stored is None else stored[0]
+                data = self._service.recommender.read_image(item_id, number) if stored is None else stored
                 thumbnail = small_jpeg(decode_image(data, side), side)
             except BrokenImage:
                 return None
         with suppress(OSError), atomic_file(file) as path:  # such as a full disk: the next request makes it again
             path.write_bytes(thumbnail)
-        return thumbnail, f'"{name}"'
+        return thumbnail, tag
+
+    def files(self, item_id: str) -> list[Path]:
+        """Where the thumbnails of an item are, if they were made."""
+        recommender = self._service.recommender
+        row = recommender.catalogue.row(item_id)
+        numbers = range(0 if row is None else len(recommender.catalogue.item(row).images))
+        sources = [found[0] for number in numbers if (found := self._source(item_id, number)) is not None]
+        return [self._file(source, side) for source in sources for side in SIDES]
+
+    def _file(self, source: str, side: int) -> Path:
+        name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
+        return self._folder / f"{name}.jpg"
+
+    def _source(self, item_id: str, number: int) -> tuple[str, bytes | None] | None:
+        """What names an image of an item, and its bytes if it was uploaded; None without such an image."""
+        recommender = self._service.recommender
+        catalogue = recommender.catalogue
+        row = catalogue.row(item_id)
+        if row is None or number >= len(catalogue.item(row).images):
+            return None
+        if not catalogue.is_added(row):
+            return f"{recommender.folder}/{catalogue.items.images[row][number]}", None
+        if (stored := self._service.store.image(item_id, number)) is None:
+            return None
+        return f"added {item_id} {number} {stored[1]}", stored[0]

@@ -6,7 +6,8 @@ FastAPI runs functions that are not async in threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from contextlib import suppress
+from functools import lru_cache
 from typing import Annotated
 from urllib.parse import quote
 
@@ -126,7 +127,16 @@ def _details(service: Service, item_id: str) -> ItemDetails:
 @router.delete("/{item_id:id}", status_code=204, responses=described(401, 404))
 async def remove_item(item_id: ItemPath, service: CurrentService, request: Request) -> Response:
     """Remove an item from the recommendations."""
-    await change_in_thread(request, partial(service.remove, item_id))
+    thumbnails: ThumbnailCache = request.app.state.thumbnails
+
+    def remove() -> None:
+        files = thumbnails.files(item_id)
+        service.remove(item_id)
+        for file in files:
+            with suppress(OSError):
+                file.unlink()
+
+    await change_in_thread(request, remove)
     return Response(status_code=204)
 
 
