@@ -133,7 +133,7 @@ def test_a_log_of_a_header_only(refused_csv: Refused, log: Path) -> None:
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        ("{:03}", "'000' and '0' of the catalogue differ by leading zeros; write them alike"),
+        ("{:03}", "'000' and '0' of the catalogue differ by leading zeros (and 3 more); write them alike"),
         ("{}.0", "'0.0' and '0' of the catalogue differ by a final .0"),
         ("sku-{}", "'sku-0' is not in the catalogue, which has '0'; do both use the same IDs?"),
     ],

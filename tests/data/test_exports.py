@@ -192,3 +192,38 @@ def test_rounded_times_are_reported(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_that_names_the_file() -> None:
     with pytest.raises(OSError, match=r"cannot be written .*No space left on device.*/dev/full"):
         write_parquet(pl.LazyFrame({"a": [1]}), Path("/dev/full"), 1)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['a red toy', 'nice']",
+        '["a red toy", "nice"]',
+        "array(['a red toy', 'nice'], dtype=object)",
+        "['a red toy' 'nice']",
+    ],
+)
+def test_lists_that_are_written_as_texts_are_read(tmp_path: Path, cell: str) -> None:
+    table = pl.DataFrame({"item_id": ["a"], "title": [cell], "text": [cell], "categories": [cell]})
+    expected = [("a", "a red toy nice", "a red toy\nnice", ["a red toy", "nice"])]
+    shop(tmp_path, ["a"], table.write_csv())
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet").drop("image", strict=False).rows() == expected
+    table.with_columns(categories=pl.concat_list("categories")).write_parquet(tmp_path / "items.parquet")
+    source = Tables(interactions=tmp_path / "log.csv", items=tmp_path / "items.parquet")
+    prepare(source, tmp_path / "other")
+    assert pl.read_parquet(tmp_path / "other" / "items.parquet").drop("image", strict=False).rows() == expected
+
+
+def test_texts_in_brackets_are_texts(tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {"item_id": ["a", "b"], "title": ["[Live] at home", "['broken"], "text": ["['a'] and b", "[]"]}
+    )
+    shop(tmp_path, ["a", "b"], table.write_csv())
+    rows = pl.read_parquet(tmp_path / "out" / "items.parquet").select("item_id", "title", "text").rows()
+    assert rows == [("a", "[Live] at home", "['a'] and b"), ("b", "['broken", None)]
+
+
+def test_lists_in_texts_of_recbole_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\na\t['red', 'toy']\n")
+    recbole(tmp_path, [NOON])
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet")["title"].to_list() == ["red toy"]

@@ -9,7 +9,9 @@ from contextlib import suppress
 
 # numpy prints a list without commas, which Python would read as one text.
 _SPACED = re.compile(r"""\[\s*(?:'[^']*'|"[^"]*")(?:\s+(?:'[^']*'|"[^"]*"))+\s*\]""")
+_ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.S)
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
+LISTED = re.compile(r"\s*(?:array\()?\[\s*(?:['\"]|\]\s*$)")
 MAX_WRITTEN = 1 << 16  # characters: reading Python's notation takes some hundred times its size
 
 
@@ -20,6 +22,8 @@ def split_list(cell: str, separator: str) -> list[str] | None:
     malformed list, a list of other values than texts, or an object.
     """
     cell = cell.strip()
+    if array := _ARRAY.fullmatch(cell):
+        cell = array[1]
     values = cell.split(separator)
     opening, closing = cell[:1], _BRACKETS.get(cell[:1])
     # One pair of brackets around all, not `[a] | [b]`; or a list that is cut short.
@@ -28,6 +32,16 @@ def split_list(cell: str, separator: str) -> list[str] | None:
         written = _written(cell)
         values = values if written is None else written
     return [value.strip() for value in values if value.strip()] or None
+
+
+def written_list(cell: str) -> list[str]:
+    """The texts of a list, as Python, numpy or JSON writes it; the cell itself if it is none."""
+    if not LISTED.match(cell):
+        return [cell]
+    try:
+        return split_list(cell, "\n") or []
+    except ValueError:
+        return [cell]
 
 
 def _written(cell: str) -> list[str] | None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TextIO, cast
 
 import polars as pl
 
+from msm4sr.data.preparation.lists import LISTED, written_list
 from msm4sr.data.preparation.source import Drop, PrepareReport
 from msm4sr.data.schema import UNREADABLE, read_parquet
 from msm4sr.errors import InputError, excerpt, first_line
@@ -202,9 +203,15 @@ def plain_column(column: pl.Series, path: Path, wanted: str) -> pl.Series:
     return column
 
 
-def text_column(column: pl.Series, path: Path) -> pl.Series:
-    """Texts, and numbers as texts; null where empty."""
-    return stripped(plain_column(column, path, "one text").cast(pl.String))
+def text_column(column: pl.Series, path: Path, separator: str = "\n") -> pl.Series:
+    """Texts, and numbers as texts; the texts of a list that is written as a text are joined; null where empty."""
+    texts = stripped(plain_column(column, path, "one text").cast(pl.String))
+    listed = texts.str.contains(LISTED.pattern).fill_null(False)
+    if listed.any():
+        texts = stripped(
+            texts.scatter(listed.arg_true(), [separator.join(written_list(text)) for text in texts.filter(listed)])
+        )
+    return texts
 
 
 def refuse_duplicates(path: Path, names: Sequence[str]) -> None:

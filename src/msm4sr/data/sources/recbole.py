@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.lists import split_list
+from msm4sr.data.preparation.lists import split_list, written_list
 from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_header, refuse_duplicates
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.preparation.times import UNIT_HELP, TimeUnit, as_numbers, from_iso
@@ -96,8 +96,8 @@ class RecBole(Source):
         table = _Table(self.files[1])
         columns = {
             "item_id": (table.find(self.item), _id),
-            "title": (table.find(self.title, TITLES), lambda field: field.strip() or None),
-            "text": (table.find(self.text, TEXTS), lambda field: field.strip() or None),
+            "title": (table.find(self.title, TITLES), lambda field: _text(field, " ")),
+            "text": (table.find(self.text, TEXTS), lambda field: _text(field, "\n")),
             "categories": (table.find(self.categories, CATEGORIES), self._list),
             "image": (table.find(self.image, ("image",)), self._list),
         }
@@ -162,6 +162,10 @@ def _id(field: str) -> str:
     if not (name := field.strip()):
         raise InvalidRow("missing user or item IDs")
     return name
+
+
+def _text(field: str, separator: str) -> str | None:
+    return separator.join(written_list(field)).strip() or None
 
 
 def _position(field: str) -> int:

@@ -23,7 +23,7 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.lists import split_list
+from msm4sr.data.preparation.lists import LISTED, split_list, written_list
 from msm4sr.data.preparation.reading import plain_column, read_table, stripped, text_column
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
 from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit, as_numbers, from_iso
@@ -161,7 +161,9 @@ class Tables(Source):
             if not (columns := self._content(name, path, table, report)):
                 continue
             if name in ("title", "text"):
-                parts = pl.DataFrame([text_column(column, path) for column in columns])
+                parts = pl.DataFrame(
+                    [text_column(column, path, " " if name == "title" else "\n") for column in columns]
+                )
                 content[name] = stripped(parts.select(pl.concat_str("*", separator="\n", ignore_nulls=True))[:, 0])
             else:
                 content[name] = _list(columns[0], path, self.separator)
@@ -264,6 +266,9 @@ def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
         )
     if inner is not dtype:
         parts = column.cast(pl.List(pl.String))
+        if parts.explode().str.contains(LISTED.pattern).any():  # lists that are written as texts
+            cells = [[name for part in cell or () for name in written_list(part or "")] for cell in parts.to_list()]
+            parts = pl.Series(parts.name, cells, parts.dtype)
         stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
         return stripped.to_frame("list").select(pl.when(pl.col("list").list.len() > 0).then("list")).to_series()
     lists: list[list[str] | None] = []
