@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
+from pathlib import Path
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    values,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
+logger = logging.getLogger(__name__)
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+RESERVED = 256 * 1024  # bytes of each file of a worker
 BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
 
@@ -17,6 +31,8 @@ class Metrics:
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self) -> None:
+        if FOLDER in os.environ:
+            _reserve(Path(os.environ[FOLDER]))
         registry = self._registry = CollectorRegistry()
         labels = ("route", "method", "status")
         self.requests = Counter("msm4sr_requests", "Requests answered", labels, registry=registry)
@@ -36,8 +52,26 @@ class Metrics:
 
     def text(self) -> bytes:
         """All counters in the text format of Prometheus."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if FOLDER not in os.environ:
             return generate_latest(self._registry)
         workers = CollectorRegistry()
         MultiProcessCollector(workers)  # type: ignore[no-untyped-call]
         return generate_latest(workers)
+
+
+def _reserve(folder: Path) -> None:
+    """Write the files of this process at their full size, or count in memory alone if there is no space.
+
+    prometheus_client maps sparse files, and writing to them on a full disk would kill the process.
+    """
+    files = [folder / f"{kind}_{os.getpid()}.db" for kind in ("counter", "histogram", "gauge_mostrecent")]
+    missing = [file for file in files if not file.exists()]
+    try:
+        for file in missing:
+            file.write_bytes(bytes(RESERVED))
+    except OSError as error:
+        logger.warning("/metrics has only the worker that answers: no space in %s (%s)", folder, error.strerror)
+        for file in missing:
+            file.unlink(missing_ok=True)
+        del os.environ[FOLDER]
+        values.ValueClass = values.MutexValue
