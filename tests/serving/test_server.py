@@ -57,7 +57,7 @@ def test_answered_changes_survive_a_kill(run_folder: Path, ids: list[str], tmp_p
         assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
 
 
-def test_slow_callers_do_not_delay_others(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
+def test_slow_callers_delay_no_others_and_head_is_get(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
     with serving(run_folder, tmp_path / "state") as server:
         host, port = server.url.removeprefix("http://").split(":")
         callers = [socket.create_connection((host, int(port))) for _ in range(20)]
@@ -69,6 +69,11 @@ def test_slow_callers_do_not_delay_others(run_folder: Path, ids: list[str], tmp_
         for one in (*callers, garbage):
             one.close()
         assert server.client.post("/recommend", json={"history": ids[:2]}).status_code == 200
+        for path in ("/", "/items", f"/items/{ids[0]}", "/health", "/none"):
+            full, head = server.client.get(path), server.client.head(path)
+            assert (head.status_code, head.headers["content-length"]) == (full.status_code, str(len(full.content)))
+            assert head.content == b""
+        assert server.client.head("/recommend").status_code == 405
 
 
 @pytest.mark.slow

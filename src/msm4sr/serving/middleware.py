@@ -65,6 +65,7 @@ class _Exchange:
 
     def __init__(self, limits: RequestLimits, scope: Scope, receive: Receive, send: Send) -> None:
         self._limits, self._scope, self._receive, self._send = limits, scope, receive, send
+        self._method = scope["method"]
         self._deadline = time.monotonic() + limits.settings.seconds
         headers = dict(scope["headers"])
         is_form = headers.get(b"content-type", b"").lower().startswith(MULTIPART)
@@ -78,6 +79,8 @@ class _Exchange:
     async def run(self) -> None:
         try:
             self._limits.access.check(self._scope)
+            if self._method == "HEAD":  # answered as GET, and sent without the body
+                self._scope["method"] = "GET"
             await self._limits.app(self._scope, self.receive, self.send)
         except Refused as error:
             self.refused = error
@@ -94,6 +97,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if self.refused is not None and not self.status:
             return  # the answer of a route to an incomplete body
+        self._scope["method"] = self._method
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", []), *HEADERS]
