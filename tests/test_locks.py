@@ -18,7 +18,7 @@ import pytest
 from msm4sr.errors import InputError
 from msm4sr.experiments import compare
 from msm4sr.experiments.grid import Cell, Data, Row
-from msm4sr.files import write_json
+from msm4sr.experiments.run import write_metrics
 from msm4sr.locks import is_locked, try_lock, unlock
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -80,7 +80,7 @@ def pretend(cell: Cell, *arguments: Any, **options: Any) -> None:
     busy.write_text(str(os.getpid()))
     time.sleep(random.uniform(0.02, 0.1))
     busy.unlink()
-    write_json(cell.folder / "metrics.json", {"test": dict.fromkeys(compare.SHOWN, 0.0)})
+    write_metrics(cell.folder, {"test": dict.fromkeys(compare.SHOWN, 0.0)})
 
 
 def work(cells: Sequence[Cell]) -> None:

@@ -68,8 +68,9 @@ class Run:
 
     @property
     def settings_digest(self) -> str:
-        """A digest of preset and settings."""
-        return json_digest(self.preset, self.settings.model_dump(mode="json"))
+        """A digest of preset and settings, without the seconds between checkpoints."""
+        seconds = {stage: {"checkpoint_every"} for stage in ("pretrain", "finetune")}
+        return json_digest(self.preset, self.settings.model_dump(mode="json", exclude=seconds))
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
