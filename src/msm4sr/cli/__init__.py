@@ -66,6 +66,8 @@ def main() -> None:
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about what several processes need
-    # Before torch loads OpenMP: a thread that spins while it waits takes the processor from the thread it waits for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch loads OpenMP (docs/performance.md): a thread that spins for long keeps others from the processor, and
+    # waking one that sleeps at once is slow.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     app()
