@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file, written atomically, with a description and a checksum in its header."""
+"""Tensors in a safetensors file, written atomically; its header has a description, and a checksum of each."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, 
     text = json.dumps(about)
     try:
         with atomic_file(file) as unfinished:
-            digests = {"about_checksum": json_digest(text), "checksum": _checksum(stored, text)}
-            save_file(stored, unfinished, {"about": text, **digests})
+            checksums = {"about_checksum": json_digest(text), "checksum": _checksum(stored)}
+            save_file(stored, unfinished, {"about": text, **checksums})
     except (OSError, SafetensorError) as error:
         kept = "; the earlier one is kept" if file.exists() else ""
         raise InputError(f"{file}: could not be written ({error}){kept}") from None
@@ -48,9 +48,10 @@ def load_tensors(file: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
     """Read what `save_tensors` wrote. InputError, which ends with `remedy`, for a missing or damaged file."""
     with _readable(file, remedy), safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
+        _about(metadata)
         # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("checksum") != _checksum(tensors, _about(metadata)):
+        if metadata.get("checksum") != _checksum(tensors):
             raise ValueError("its content does not match its checksum")
         return tensors
 
@@ -78,8 +79,9 @@ def _metadata(file: Path) -> dict[str, str]:
 
 
 def _about(metadata: Mapping[str, str]) -> str:
+    """The description, verified."""
     text = metadata.get("about", "")
-    if metadata.get("about_checksum", digest := json_digest(text)) != digest:  # files of earlier versions have none
+    if metadata.get("about_checksum") != json_digest(text):
         raise ValueError("its description does not match its checksum")
     return text
 
@@ -94,10 +96,10 @@ def _bytes(flat: Tensor) -> np.ndarray:
     return plain.view(torch.uint8).numpy()  # a single element may have a stride that cannot be viewed
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
     names = sorted(tensors)
     layout = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in names]
-    return array_digest("\n".join([about, *layout]).encode(), tensor_digest(*(tensors[n] for n in names)).encode())
+    return json_digest(layout, tensor_digest(*(tensors[name] for name in names)))
 
 
 @contextmanager

@@ -185,7 +185,7 @@ def test_rows_of_a_grid_use_one_file_of_embeddings(refused: Callable[..., str], 
     assert cli("compare", *options, *quick).code == 0
     pl.DataFrame({"item_id": ids, "vector": [[float(n % 5), 1.0] for n in range(len(ids))]}).write_parquet(file)
     message = refused("compare", *options, *quick, "--seed", "0", "--seed", "1")
-    assert "sasrecm/seed-0: made with different settings: precomputed.text.sha256 is " in message
+    assert "sasrecm/seed-0: made with other embeddings: --features text is " in message
 
 
 def test_fine_tuned_weights_belong_to_their_pre_training(refused: Callable[..., str], moved: Path) -> None:

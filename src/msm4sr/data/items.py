@@ -14,7 +14,9 @@ from msm4sr.errors import InputError
 
 # Characters, and categories, of an item to add.
 LONGEST_ID, LONGEST_CATEGORY, LONGEST_TITLE, LONGEST_TEXT, MOST_CATEGORIES = 200, 200, 1000, 1_000_000, 50
-_BAD_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters except tabs and line ends, for a character set of a regular expression.
+CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+_BAD_CHARACTER = re.compile(rf"[{CONTROL}\ud800-\udfff]")
 
 
 def is_url(image: str) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from os.path import abspath
 from pathlib import Path
@@ -21,7 +22,7 @@ import yaml
 from filelock import FileLock
 from pydantic import Field
 
-from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.data.dataset import load_dataset
 from msm4sr.digests import file_digest
 from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
@@ -195,31 +196,32 @@ def cells_of(folder: Path, grid: Grid) -> list[Cell]:
 HINT = "remove that folder or choose another --out"
 
 
-def check_settings(cell: Cell) -> None:
-    """Raise InputError for a cell whose run has other settings or precomputed embeddings than its row."""
-    file, files = cell.folder / "config.yaml", cell.row.precomputed_files(cell.data.name, cell.seed)
+def check_settings(cell: Cell, metrics: Mapping[str, Any] | None) -> None:
+    """Raise InputError for a cell whose run has other settings than its row, or than when it wrote these `metrics`."""
+    file = cell.folder / "config.yaml"
     then, now = flatten(read_yaml(file)), flatten(cell.settings.model_dump(mode="json"))
-    now |= {f"precomputed.{name}.sha256": file_digest(file) for name, file in files.items()}
     if found := differences(then, now, now.keys() & then.keys()):
         raise InputError(f"{cell.folder}: made with different settings: {shorten(sorted(found))}; {HINT}")
-    stored = (cell.metrics() or {}).get("identity", {}).get("settings")
+    stored = None if metrics is None else metrics["identity"].get("settings")
     if stored is not None and stored != open_run(cell.folder).settings_digest:
         raise InputError(f"{file}: edited since the run; restore it, or {HINT}")
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raise InputError for a cell that was run with other settings, or whose data has changed since it finished."""
-    datasets: dict[str, Dataset] = {}
+    """Raise InputError for a cell of other settings or embeddings than its row, or of data that has changed since."""
+    digest, load = cache(file_digest), cache(load_dataset)  # several cells have the same
     for cell in cells:
         if not (cell.folder / "config.yaml").exists() or cell.failed_file.exists():  # a failed cell is replaced
             continue
-        check_settings(cell)
-        if (metrics := cell.metrics()) is None:
+        metrics = cell.metrics()
+        check_settings(cell, metrics)
+        now = {name: digest(file) for name, file in cell.row.precomputed_files(cell.data.name, cell.seed).items()}
+        then = {name: found.sha256 for name, found in open_run(cell.folder).precomputed.items()}
+        if found := differences(then, now):
+            raise InputError(f"{cell.folder}: made with other embeddings: --features {shorten(found)}; {HINT}")
+        if metrics is None:
             continue
-        settings = cell.settings.dataset
-        key = f"{cell.data.folder} {settings!r}"
-        dataset = datasets[key] if key in datasets else load_dataset(cell.data.folder, settings)
-        datasets[key], stored = dataset, metrics["identity"]
+        dataset, stored = load(cell.data.folder, cell.settings.dataset), metrics["identity"]
         same = flatten({"data": dataset.identity | {"content": dataset.content_digest}})
         if "data.content" not in stored:
             del same["data.content"]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError
 
+from msm4sr.data.items import CONTROL
 from msm4sr.errors import InputError, first_line
 from msm4sr.features.backends import FrozenModel, choose_device, move, quiet_loading
 from msm4sr.registry import Registry
@@ -21,8 +22,8 @@ from msm4sr.registry import Registry
 # pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
 # 0.4 s), and ten sentences rarely need more.
 MAX_CHARACTERS = 4_000
-# Control characters except line ends, lone surrogates, non-characters: encoders and files refuse them.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# Control characters, lone surrogates, non-characters: encoders and files refuse them.
+_UNPRINTABLE = re.compile(rf"[{CONTROL}\ud800-\udfff\ufffe\uffff]")
 
 
 def item_sentences(

@@ -118,7 +118,7 @@ def _outcome(cell: Cell) -> Outcome:
         return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))
     if metrics is None:
         return outcome
-    check_settings(cell)
+    check_settings(cell, metrics)
     config = flatten(read_yaml(folder / "config.yaml"))
     settings = {key: value for key, value in config.items() if key not in ("msm4sr", "data", "features_folder", "seed")}
     return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
-from msm4sr.data.items import LONGEST_ID
+from msm4sr.data.items import CONTROL, LONGEST_ID
 from msm4sr.data.preparation.source import Drop, PrepareReport
 from msm4sr.errors import InputError, excerpt
 
-CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"  # as `check_characters` refuses
+IN_TEXTS = f"[{CONTROL}]"
 NOT_IN_IDS = r"[\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"  # line breaks and tabs too
 MISSING_VALUES = ("nan", "NaN", "NaT", "<NA>", "None", "NULL", "null")  # what programs export for an empty cell
 
@@ -40,13 +40,13 @@ class Cleaner:
         for column in [name for name in ("title", "text", "categories") if name in block.columns]:
             lists, value = column == "categories", pl.element() if column == "categories" else pl.col(column)
             wrong = {
-                f"values of {column} have control characters, which become blanks": value.str.contains(CONTROL),
+                f"values of {column} have control characters, which become blanks": value.str.contains(IN_TEXTS),
                 f"values of {column} are 'nan', 'NULL' or alike, and count as empty": value.is_in(MISSING_VALUES),
             }
             for what, condition in wrong.items():
                 found = pl.col(column).list.eval(condition).list.any() if lists else condition
                 self._count(block, block.select(found).to_series().fill_null(False), what, path, block[column])
-            cleaned = value.str.replace_all(CONTROL, " ").str.strip_chars()
+            cleaned = value.str.replace_all(IN_TEXTS, " ").str.strip_chars()
             empty = (cleaned == "") | cleaned.is_in(MISSING_VALUES)
             if lists:
                 kept = pl.col(column).list.eval(cleaned.filter(~empty))
