@@ -71,9 +71,8 @@ class Supervisor(Multiprocess):
         detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
         super().__init__(config, sockets)
         self.interrupted, self.failed, self._loaded = False, False, loaded
-        self._next: dict[
-            int, tuple[float, float]
-        ] = {}  # place of a worker: earliest replacement, seconds after the last
+        # For the place of a worker: the earliest time of its next replacement, and the pause before it.
+        self._next: dict[int, tuple[float, float]] = {}
         signal.signal(signal.SIGINT, self._on_interrupt)
         if detached:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
