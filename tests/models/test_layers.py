@@ -63,7 +63,7 @@ def make_pooling() -> AttentionPooling:
 
 def make_item_encoder(dropout: float = 0.0) -> ItemEncoder:
     torch.manual_seed(2)
-    encoder = ItemEncoder(5, 4, experts=3, dropout=dropout)
+    encoder = ItemEncoder(AttentionPooling(5, 4), MixtureOfExperts(5, 4, experts=3, dropout=dropout))
     enlarge(encoder)
     return encoder
 
@@ -403,6 +403,6 @@ def test_a_common_offset_does_not_change_a_whitened_model() -> None:
     encoded = []
     for shift in (0.0, 100.0):
         torch.manual_seed(0)
-        encoder = ItemEncoder(5, 8, 2, 0.0, whitening=Whitening(rows + shift))
+        encoder = ItemEncoder(AttentionPooling(5, 8), MixtureOfExperts(5, 8, 2, 0.0, whitening=Whitening(rows + shift)))
         encoded.append(encoder(rows + shift, lengths).detach())
     torch.testing.assert_close(encoded[0], encoded[1], rtol=1e-3, atol=1e-3)

@@ -123,20 +123,12 @@ class MixtureOfExperts(nn.Module):
 class ItemEncoder(nn.Module):
     """Attention pooling, then experts; an item without the modality has a learned missing-modality embedding."""
 
-    def __init__(
-        self,
-        dim_in: int,
-        dim: int,
-        experts: int,
-        dropout: float,
-        bias: bool = False,
-        whitening: Whitening | None = None,
-    ) -> None:
+    def __init__(self, pooling: AttentionPooling, experts: MixtureOfExperts) -> None:
         super().__init__()
-        self.pooling = AttentionPooling(dim_in, dim)
-        self.experts = MixtureOfExperts(dim_in, dim, experts, dropout, bias, whitening)
-        # the length of a content vector: a mean of `experts` independent normalised vectors
-        self.missing = nn.Parameter(torch.randn(dim) / experts**0.5)
+        self.pooling, self.experts = pooling, experts
+        count, dim = experts.shape
+        # the length of a content vector: a mean of `count` independent normalised vectors
+        self.missing = nn.Parameter(torch.randn(dim) / count**0.5)
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Rows [R, D_in], `lengths` [N] of them per item (0: missing), to content vectors [N, D]."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import ContentModel, FactorizedScorer, Inputs, Scorer
-from msm4sr.models.item_encoder import ItemEncoder, Whitening
+from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts, Whitening
 from msm4sr.models.layers import ItemFeatures, initialise, take
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
@@ -82,9 +82,11 @@ class MSM4SR(ContentModel):
         self.features = nn.ModuleDict({a: ItemFeatures(rows) for a, rows in features.items()})
         self.encoders = nn.ModuleDict()
         for a, rows in features.items():
-            sizes = (rows.values.shape[1], config.dim, config.experts)
-            whitening = Whitening(rows.values) if config.whiten else None
-            self.encoders[a] = ItemEncoder(*sizes, dropout, config.expert_bias, whitening)
+            dim_in, whitening = rows.values.shape[1], Whitening(rows.values) if config.whiten else None
+            self.encoders[a] = ItemEncoder(
+                AttentionPooling(dim_in, config.dim),
+                MixtureOfExperts(dim_in, config.dim, config.experts, dropout, config.expert_bias, whitening),
+            )
         self.transformer = CausalTransformer(config)
         projected = () if config.projections == "none" else self.modalities
         self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in projected})  # W_t, W_v
