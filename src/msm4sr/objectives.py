@@ -111,9 +111,8 @@ def next_item_cross_entropy(
 ) -> Tensor:
     """Softmax over the catalogue: -mean log y(next item).
 
-    Or over a sample: `log_weights` is -log q, with the expected number q of an item's occurrences in the sample; it is
-    -inf for an item that is present only as a next item. The denominator is then unbiased (the log-q correction of
-    sampled softmax, Bengio and Senecal 2008). A pair's own next item always counts once.
+    Or over candidates: `log_weights` is the logarithm of how many items of the catalogue each represents, such as
+    1 / q for one that is drawn with probability q (the log-q correction of sampled softmax, Bengio and Senecal 2008).
 
     The [P, N] matrix of scores exists only a chunk of pairs at a time, in cache, where it is turned into the gradient.
 
@@ -121,7 +120,7 @@ def next_item_cross_entropy(
         prefixes: a vector for each prefix [P, Q].
         items: item vectors [N, Q].
         target: int64 [P], the next item's row.
-        log_weights: [N]; None: `items` is the complete catalogue.
+        log_weights: [N], 0 for each next item; None: `items` is the complete catalogue.
         seen: the seen items of the prefixes, as rows of `items`.
 
     Reference: MSM4SR, arXiv 2303.11879, equations 12 and 13.
@@ -155,9 +154,7 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             if seen is not None and counts is not None and bias is not None:
                 scores.scatter_add_(1, seen[chunk], counts[chunk] * bias.detach().to(scores.dtype))
             if log_weights is not None:
-                own = scores.gather(1, wanted)
                 scores += log_weights
-                scores.scatter_(1, wanted, own)
             scores -= scores.amax(dim=1, keepdim=True)
             total -= scores.gather(1, wanted).sum()
             scores.exp_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.stages import finetune, pretrain
 from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
-from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss
+from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss, stratified_log_weights
 from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
@@ -129,6 +130,20 @@ def test_the_sampled_loss_approaches_the_full_one_with_more_samples() -> None:
         errors.append(np.mean([abs(sampled_finetune_loss(model, batch, s, 200).item() - full) for s in samples]))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     assert errors[3] < 1e-5
+
+
+def test_the_denominator_over_candidates_is_the_full_one_in_expectation() -> None:
+    """Over all draws of which some are outside of the batch: items 1 and 3 of 6 are its own."""
+    scores, own = torch.randn(6, generator=generator()).double().exp(), [1, 3]
+    denominators = []
+    for draws in itertools.product(range(6), repeat=3):
+        if set(draws) <= set(own):
+            continue
+        needed, place = torch.unique(torch.tensor([*own, *draws]), return_inverse=True)
+        weights = stratified_log_weights(place[:2], place[2:], len(needed), 6).double().exp()
+        assert weights[place[:2]].tolist() == [1, 1]
+        denominators.append((scores[needed] * weights).sum())
+    torch.testing.assert_close(torch.stack(denominators).mean(), scores.sum(), rtol=1e-6, atol=0)
 
 
 def test_only_items_that_the_step_needs_are_encoded() -> None:

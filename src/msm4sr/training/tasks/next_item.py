@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -44,21 +43,23 @@ def finetune_loss(model: FactorizedScorer, batch: Batch, generator: torch.Genera
 
 
 def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
-    """`finetune_loss` with the denominator of the softmax estimated from a uniform sample of distinct items.
+    """`finetune_loss` over some candidates: only they are encoded, so that the cost is independent of the catalogue.
 
-    Only the sample, the items of the histories and the next items are encoded.
+    The items of the batch are encoded for its histories and next items anyway, and count as in the full softmax. The
+    rest of the catalogue is estimated from the draws of `sample` that fall on it: a stratified sample, by which the
+    denominator is unbiased, and exact for the items of the batch, which tend to be popular.
 
     Args:
         model: one with `loss` "softmax".
         batch: histories and next items.
-        sample: int64 [S]; with S = `n_items` the result is the full loss.
+        sample: int64 [S], uniform draws from the catalogue; if they are all of its items, the result is the full loss.
         n_items: N.
     """
     items = batch.targets[batch.mask]
-    needed, place = torch.unique(torch.cat([sample, items, batch.items.flatten()]), return_inverse=True)
-    drawn, target, histories = place.split([len(sample), len(items), batch.items.numel()])
-    log_weights = sample.new_full((len(needed),), -torch.inf, dtype=torch.float32)
-    log_weights[drawn] = math.log(n_items / len(sample))
+    own = torch.cat([items, batch.items.flatten()])
+    needed, place = torch.unique(torch.cat([own, sample]), return_inverse=True)  # [C], C candidates
+    target, histories, drawn = place.split([len(items), batch.items.numel(), len(sample)])
+    log_weights = stratified_log_weights(place[: len(own)], drawn, len(needed), n_items)
     renumbered = replace(batch, items=histories.view_as(batch.items))
     embeddings = model.encode_some_items(needed)
     prefixes = model.encode_histories(renumbered.items, embeddings)[batch.mask]
@@ -66,6 +67,22 @@ def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor,
     seen = _seen_items(model, renumbered)
     loss = next_item_cross_entropy(prefixes, item_vectors, target, log_weights, seen)
     return _with_auxiliary(loss, model, prefixes, items, take(embeddings, target))
+
+
+def stratified_log_weights(own: Tensor, drawn: Tensor, candidates: int, n_items: int) -> Tensor:
+    """The logarithm of how many items of the catalogue each of C candidates represents: [C].
+
+    Args:
+        own: int64, the candidates that are items of the batch: each represents itself.
+        drawn: int64 [S], the candidate of each draw. The draws outside of the batch represent the rest of the
+            catalogue, each draw the same share.
+        candidates: C.
+        n_items: N.
+    """
+    is_own = torch.zeros(candidates, dtype=torch.bool, device=own.device).index_fill_(0, own, True)
+    draws = torch.bincount(drawn, minlength=candidates).masked_fill(is_own, 0).float()
+    share = (n_items - is_own.sum()) / draws.sum().clamp(min=1)
+    return torch.where(is_own, 0, (draws * share).log())
 
 
 def _seen_items(model: FactorizedScorer, batch: Batch) -> SeenItems | None:
@@ -105,5 +122,5 @@ class NextItemTask(Task):
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         if self.samples is None:
             return finetune_loss(self.model, batch, generator)
-        sample = torch.randperm(self.n_items, generator=generator, device=batch.items.device)[: self.samples]
+        sample = torch.randint(self.n_items, (self.samples,), generator=generator, device=batch.items.device)
         return sampled_finetune_loss(self.model, batch, sample, self.n_items)
