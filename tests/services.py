@@ -64,7 +64,7 @@ def make_recommender(name: str = "msm4sr", index: ApproximateIndex | None = None
     model = make_model(name, every_input(), **changes).eval()
     encoder = None
     if isinstance(model, ContentModel):
-        encoder = HashingEncoder({a: model.content_rows(a).values.shape[1] for a in model.content_modalities})
+        encoder = HashingEncoder(model.encoder_dims)
     return Recommender(model, make_catalogue(model), encoder, index=index)
 
 

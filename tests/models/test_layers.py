@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-import scipy.linalg
 import torch
-import torch.nn.functional as F
 from builders import enlarge, make_rows
 from torch import Tensor
 
-from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts, Whitening
+from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
 from msm4sr.models.layers import Dropout, ItemFeatures, initialise, take
 from msm4sr.models.transformer import CausalAttention, CausalTransformer, TransformerConfig
 
@@ -355,54 +352,3 @@ def test_last_is_forward_at_the_last_position(layers: int) -> None:
     x, lengths = torch.randn(4, 6, 8), torch.tensor([1, 6, 3, 2])
     expected = transformer(x)[torch.arange(4), lengths - 1]
     torch.testing.assert_close(transformer.last(x, lengths), expected, atol=1e-6, rtol=1e-5)
-
-
-# Whitening
-
-
-def crowded_rows(n: int = 400, dim: int = 5) -> Tensor:
-    """Rows with a large common part, and far more variance in some directions than in others."""
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(n, dim, generator=draw) @ torch.diag(torch.tensor([3.0, 1.0, 0.3, 0.1, 0.0])) + 20
-
-
-def whitened(rows: Tensor) -> Tensor:
-    return F.linear(rows, *Whitening(rows).fold(torch.eye(rows.shape[1])))
-
-
-def test_whitening_is_the_inverse_root_of_the_regularised_covariance() -> None:
-    rows = crowded_rows()
-    white = whitened(rows).double()
-    covariance = np.cov(rows.numpy(), rowvar=False, bias=True)
-    shrunk = covariance + np.trace(covariance) / 5 * np.eye(5)
-    expected = (rows.numpy() - rows.numpy().mean(0)) @ np.linalg.inv(scipy.linalg.sqrtm(shrunk))
-    np.testing.assert_allclose(white.numpy(), expected, atol=1e-4)
-    sizes = np.linalg.eigvalsh(np.cov(white.numpy(), rowvar=False, bias=True))
-    was = np.linalg.eigvalsh(covariance)
-    np.testing.assert_allclose(sizes, was / (was + was.mean()), atol=1e-4)
-
-
-def test_equal_rows_are_whitened_to_zero() -> None:
-    for rows in (torch.ones(3, 4), torch.zeros(0, 4)):
-        torch.testing.assert_close(whitened(rows), torch.zeros_like(rows), atol=1e-3, rtol=0)
-
-
-def test_the_bias_of_the_experts_comes_after_whitening() -> None:
-    rows = crowded_rows(30)
-    torch.manual_seed(0)
-    moe = MixtureOfExperts(5, 4, experts=3, dropout=0.0, bias=True, whitening=Whitening(rows))
-    enlarge(moe)
-    encoded = moe(rows)
-    moe.whitening = None
-    with torch.no_grad():
-        torch.testing.assert_close(encoded, expert_mixture_slowly(whitened(rows), moe), rtol=1e-3, atol=1e-3)
-
-
-def test_a_common_offset_does_not_change_a_whitened_model() -> None:
-    rows, lengths = crowded_rows(30), torch.tensor([2, 0, 1, 3] * 5)
-    encoded = []
-    for shift in (0.0, 100.0):
-        torch.manual_seed(0)
-        encoder = ItemEncoder(AttentionPooling(5, 8), MixtureOfExperts(5, 8, 2, 0.0, whitening=Whitening(rows + shift)))
-        encoded.append(encoder(rows + shift, lengths).detach())
-    torch.testing.assert_close(encoded[0], encoded[1], rtol=1e-3, atol=1e-3)

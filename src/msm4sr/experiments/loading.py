@@ -62,8 +62,7 @@ def load_recommender(
             vectors = torch.stack([query.vector for query in queries if query.vector is not None])
         found = ApproximateIndex.open(run.folder / "model", catalogue.tensors.item_vectors, vectors, index)
     if has_content(model):
-        dims = {name: model.content_rows(name).values.shape[1] for name in model.content_modalities}
-        encoder = ContentEncoder(run.features, run.settings.features, dims, run.precomputed)
+        encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed)
     return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.files import write_json
 from msm4sr.models.layers import ItemCategories, ItemFeatures
+from msm4sr.models.whitening import Whitened, Whitening
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
@@ -207,11 +208,17 @@ class Model(Scorer):
         def rows(module: str, values: str = "values") -> Ragged:
             return Ragged(state[f"{module}.{values}"], state[f"{module}.offsets"])
 
+        def item_features(module: str) -> Ragged:
+            mean, matrix = (state.get(f"{module}.whitening.{name}") for name in ("mean", "matrix"))
+            if mean is None or matrix is None:
+                return rows(module)
+            return Whitened(state[f"{module}.values"], state[f"{module}.offsets"], Whitening(mean, matrix))
+
         return Inputs(
             sizes["n_items"],
             sizes["n_users"],
             histories=rows("graph", "items") if "graph.items" in state else empty_rows(0),
-            features={name: rows(f"features.{name}") for name in sizes.get("modalities", ())},
+            features={name: item_features(f"features.{name}") for name in sizes.get("modalities", ())},
             categories=rows("categories") if "n_categories" in sizes else None,
             n_categories=sizes.get("n_categories", 0),
         )
@@ -274,24 +281,39 @@ class ContentModel(FactorizedModel):
     """The M modalities whose content is scored, in the order of `score_parts`."""
 
     def content_rows(self, modality: str) -> Ragged:
-        """The frozen encoder's embeddings of all items in one modality: [R, D_in], N rows."""
+        """What `encode_part` reads of all items in one modality: [R, k], N rows."""
+        return self._features_of(modality).rows
+
+    def prepare_rows(self, modality: str, embeddings: Tensor) -> Tensor:
+        """What `encode_part` reads of other items: the frozen encoder's embeddings [R, D_in] to [R, k]."""
+        return self._features_of(modality).prepare(embeddings)
+
+    @property
+    def encoder_dims(self) -> dict[str, int]:
+        """D_in of each content modality, the dimension of the frozen encoder's embeddings."""
+        return {a: self._features_of(a).source_dim for a in self.content_modalities}
+
+    def _features_of(self, modality: str) -> ItemFeatures:
         features = self.features[modality]
         assert isinstance(features, ItemFeatures)
-        return features.rows
+        return features
 
     def encode_new_items(self, features: Mapping[str, Ragged]) -> Tensor:
         """The item embeddings of n items outside of the catalogue: [n, M + 1, D], the content and last 0 for the ID.
 
         `features` has the encoder's embeddings in each content modality: [R, D_in], n rows.
         """
-        content = [self.encode_part(a, features[a])[0] for a in self.content_modalities]
+        rows = {
+            a: Ragged(self.prepare_rows(a, features[a].values), features[a].offsets) for a in self.content_modalities
+        }
+        content = [self.encode_part(a, rows[a])[0] for a in self.content_modalities]
         return torch.stack([*content, torch.zeros_like(content[0])], dim=1)
 
     @abstractmethod
     def encode_part(self, modality: str, rows: Ragged) -> tuple[Tensor, Tensor]:
-        """The content of n items in one modality: [n, D], from the encoder's embeddings [R, D_in], n rows.
+        """The content of n items in one modality: [n, D], from rows [R, k] as of `content_rows` or `prepare_rows`.
 
-        The second result is the weight of each embedding [R]; those of an item sum to 1.
+        The second result is the weight of each row [R]; those of an item sum to 1.
         """
 
     @abstractmethod

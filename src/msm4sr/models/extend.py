@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from msm4sr.models.base import Model
-from msm4sr.models.layers import ItemMeans
+from msm4sr.models.layers import ItemMeans, update_features
 
 
 def extend_catalogue(model: Model, extended: Model, known: Tensor) -> None:
@@ -27,3 +27,4 @@ def extend_catalogue(model: Model, extended: Model, known: Tensor) -> None:
     for name, module in extended.named_modules():
         if isinstance(module, ItemMeans):
             module.measure_as(means[name])
+    update_features(extended)

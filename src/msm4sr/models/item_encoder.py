@@ -51,54 +51,16 @@ class AttentionPooling(nn.Module):
         return F.linear(rows, weight, self.outer(self.inner.bias)).squeeze(1)
 
 
-class Whitening(nn.Module):
-    """(x - mean) (C + c I)^(-1/2), with the mean and covariance C of the catalogue's rows, c the mean of C's diagonal.
-
-    It removes what all frozen embeddings (`rows` [R, D_in], read in chunks) have in common, and gives rare directions
-    the weight of common ones. c keeps directions with almost no variance small.
-
-    Reference: whitening of frozen text embeddings for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
-    """
-
-    mean: Tensor
-    matrix: Tensor
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        chunks = torch.split(rows, 1 << 16)
-        mean = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / max(1, len(rows))
-        centred = (chunk.double() - mean for chunk in chunks)
-        covariance = torch.stack([chunk.T @ chunk for chunk in centred]).sum(dim=0) / max(1, len(rows))
-        sizes, directions = torch.linalg.eigh(covariance)
-        shrunk = sizes.clamp(min=0) + sizes.mean().clamp(min=1e-6)
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("matrix", (directions * shrunk.rsqrt() @ directions.T).float())
-
-    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight [D_out, D_in] and bias [D_out] that give for x what `weight` gives for the whitened x."""
-        folded = weight @ self.matrix  # the matrix is symmetric
-        return folded, -folded @ self.mean
-
-
 class MixtureOfExperts(nn.Module):
-    """From the encoder's space to the model's (equations 4 and 5); with `whitening`, e is whitened first.
+    """From the encoder's space to the model's (equations 4 and 5).
 
     E_k(e) = LayerNorm(Dropout(e W_k)), g = softmax(e W3), z = sum_k g_k E_k(e). One product computes all experts.
     With `bias`, as released, it is e W_k + b_k.
     """
 
-    def __init__(
-        self,
-        dim_in: int,
-        dim: int,
-        experts: int,
-        dropout: float,
-        bias: bool = False,
-        whitening: Whitening | None = None,
-    ) -> None:
+    def __init__(self, dim_in: int, dim: int, experts: int, dropout: float, bias: bool = False) -> None:
         super().__init__()
         self.shape = (experts, dim)
-        self.whitening = whitening
         self.weight = nn.Linear(dim_in, experts * dim, bias)  # W_1 ... W_K side by side, and b_1 ... b_K
         self.gate = nn.Linear(dim_in, experts, bias=False)  # W3
         self.scale = nn.Parameter(torch.ones(experts, dim))
@@ -107,17 +69,10 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[N, D_in] to [N, D]."""
-        experts = self.dropout(self._read(pooled, self.weight)).unflatten(1, self.shape)  # [N, K, D]
+        experts = self.dropout(self.weight(pooled)).unflatten(1, self.shape)  # [N, K, D]
         experts = F.layer_norm(experts, self.shape[1:]) * self.scale + self.shift
-        gates = self._read(pooled, self.gate).softmax(dim=1)  # [N, K]
+        gates = self.gate(pooled).softmax(dim=1)  # [N, K]
         return torch.einsum("nk,nkd->nd", gates, experts)
-
-    def _read(self, pooled: Tensor, linear: nn.Linear) -> Tensor:
-        """[N, D_in] to [N, D_out]. Whitening the weights is cheaper than whitening a catalogue of items."""
-        if self.whitening is None:
-            return linear(pooled)  # type: ignore[no-any-return]
-        weight, shift = self.whitening.fold(linear.weight)
-        return F.linear(pooled, weight, shift if linear.bias is None else shift + linear.bias)
 
 
 class ItemEncoder(nn.Module):

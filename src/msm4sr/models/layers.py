@@ -28,8 +28,25 @@ class ItemFeatures(nn.Module):
 
     @property
     def rows(self) -> Ragged:
-        """Of all items."""
+        """Of all items, as the model reads them."""
         return Ragged(self.values, self.offsets)
+
+    @property
+    def source(self) -> Tensor:
+        """The frozen encoder's embeddings that `rows` are computed from [R, D_in]."""
+        return self.values
+
+    @property
+    def source_dim(self) -> int:
+        """D_in."""
+        return self.values.shape[1]
+
+    def prepare(self, rows: Tensor) -> Tensor:
+        """The frozen encoder's embeddings of other items [R, D_in], as the model reads them."""
+        return rows
+
+    def update(self) -> None:
+        """Compute `rows` again after parameters of this module have changed."""
 
     def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The rows [R, D_in] of `items` [N] (None: of all), and the number of rows of each item [N]."""
@@ -105,6 +122,13 @@ class ItemCategories(ItemFeatures):
     def sums(self, embedding: Tensor) -> Tensor:
         """The sum of each item's category embeddings: [A, D] to [N, D], zeros for an item without categories."""
         return F.embedding_bag(self.values, embedding, self.offsets[:-1], mode="sum")
+
+
+def update_features(model: nn.Module) -> None:
+    """Compute item features again whose parameters have changed."""
+    for module in model.modules():
+        if isinstance(module, ItemFeatures):
+            module.update()
 
 
 def fill_missing(present: Tensor, lengths: Tensor, missing: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.models.base import ContentModel, FactorizedScorer, Inputs, Scorer
-from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts, Whitening
+from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
 from msm4sr.models.layers import ItemFeatures, initialise, take
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
+from msm4sr.models.whitening import WhitenedFeatures, whiten
 from msm4sr.ragged import Ragged
 
 
@@ -38,7 +39,11 @@ class MSM4SRConfig(TransformerConfig):
     expert_bias: bool = Field(
         False, description="a bias in each expert of equation 5: false as printed, true as released"
     )
-    whiten: bool = Field(False, description="whiten the experts' input, by the embeddings of the catalogue")
+    whiten: int = Field(
+        0,
+        ge=0,
+        description="keep so many principal components of the whitened embeddings of each modality; 0: the embeddings",
+    )
     temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="in equation 12; cosine is divided by tau")
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
@@ -79,13 +84,13 @@ class MSM4SR(ContentModel):
         if unknown := set(config.score_with) - set(features):
             raise InputError(f"model.score_with: no modality {sorted(unknown)}; there are {sorted(features)}")
         dropout = config.dropout if config.expert_dropout is None else config.expert_dropout
-        self.features = nn.ModuleDict({a: ItemFeatures(rows) for a, rows in features.items()})
-        self.encoders = nn.ModuleDict()
+        self.features, self.encoders = nn.ModuleDict(), nn.ModuleDict()
         for a, rows in features.items():
-            dim_in, whitening = rows.values.shape[1], Whitening(rows.values) if config.whiten else None
+            self.features[a] = WhitenedFeatures(whiten(rows, config.whiten)) if config.whiten else ItemFeatures(rows)
+            dim_in = int(self.content_rows(a).values.shape[1])
             self.encoders[a] = ItemEncoder(
                 AttentionPooling(dim_in, config.dim),
-                MixtureOfExperts(dim_in, config.dim, config.experts, dropout, config.expert_bias, whitening),
+                MixtureOfExperts(dim_in, config.dim, config.experts, dropout, config.expert_bias),
             )
         self.transformer = CausalTransformer(config)
         projected = () if config.projections == "none" else self.modalities

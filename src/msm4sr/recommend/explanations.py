@@ -145,7 +145,7 @@ def sentence_weights(
 ) -> list[Sentence]:
     """The sentences of an item and their weights, after a history with `vector` [Q].
 
-    `features` [sentences, D_in] are those of the sentences. Without its only sentence, the item has the
+    `features` [sentences, k] are those of the sentences. Without its only sentence, the item has the
     missing-modality embedding.
     """
     n = len(texts)

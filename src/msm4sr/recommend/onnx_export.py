@@ -91,6 +91,7 @@ class NewItemEncoder(nn.Module):
         """Equations 3 to 5: [n, D]."""
         encoder = self.model.get_submodule(f"encoders.{modality}")
         assert isinstance(encoder, ItemEncoder)
+        rows = self.model.prepare_rows(modality, rows)
         ends = lengths.cumsum(0).unsqueeze(1)  # [n, 1]
         slot = torch.arange(rows.shape[0], device=rows.device)
         own = (slot >= ends - lengths.unsqueeze(1)) & (slot < ends)  # [n, R]
@@ -147,7 +148,7 @@ def write_graphs(model: FactorizedModel, folder: Path) -> str:
     _export(HistoryEncoder(model), examples, folder / "histories.onnx", shapes, **names)
     if not has_content(model):
         return ""
-    dims = {modality: model.content_rows(modality).values.shape[1] for modality in model.content_modalities}
+    dims = model.encoder_dims
     features = (torch.tensor([[3, 1]] * len(dims)), *(torch.zeros(4, dim) for dim in dims.values()))
     shapes = {"lengths": {1: Dim("items")}, "rows": tuple({0: Dim(f"{modality}_rows")} for modality in dims)}
     names = {"input_names": ["lengths", *dims], "output_names": ["embeddings", "item_vectors"]}

@@ -297,10 +297,11 @@ class Recommender:
             return []
         item, chosen = catalogue.item(row), self.encoder.settings.text
         if catalogue.is_added(row):
-            texts, features = item.sentences, torch.from_numpy(item.features["text"])
+            texts = item.sentences
+            features = self.model.prepare_rows("text", torch.from_numpy(item.features["text"]))
         else:
             texts = item_sentences(item.title, item.text, chosen.max_sentences, chosen.max_characters)
-            features = self.model.content_rows("text")[row]
+            features = self.model.content_rows("text")[row].float()
         same = 0 < len(texts) == len(features)
         return sentence_weights(self.model, catalogue, vector, row, texts, features) if same else []
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
+from msm4sr.models.layers import update_features
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trainable weights (without the frozen features), on the CPU."""
+    """A copy of the parameters (without the frozen features), on the CPU."""
     return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
 
 
@@ -28,6 +29,7 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
+    update_features(model)
 
 
 @dataclass

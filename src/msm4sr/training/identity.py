@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from msm4sr.data.dataset import Dataset
 from msm4sr.dotted import flatten
 from msm4sr.models.base import Scorer
+from msm4sr.models.layers import ItemFeatures
 from msm4sr.tensor_files import tensor_digest
 from msm4sr.training.settings import StageSettings
 
-CODE_VERSION = 1  # raised when a change of the code changes weights or metrics of the same settings and data
+CODE_VERSION = 2  # raised when a change of the code changes weights or metrics of the same settings and data
 
 
 def stage_identity(model: Scorer, dataset: Dataset, settings: StageSettings, seed: int) -> dict[str, Any]:
@@ -25,11 +28,14 @@ def stage_identity(model: Scorer, dataset: Dataset, settings: StageSettings, see
 
 
 def inputs_identity(model: Scorer) -> dict[str, str]:
-    """A digest of each input that a model keeps, such as "features.text" or "graph"."""
+    """A digest of each input that a model keeps, such as "features.text" or "graph".
+
+    Of whitened features it is that of the embeddings, since last bits of a product differ between machines.
+    """
     trained = dict(model.named_parameters())
-    kept: dict[str, list[Any]] = {}
+    sources = {f"{name}.values": m.source for name, m in model.named_modules() if isinstance(m, ItemFeatures)}
+    kept: dict[str, list[Tensor]] = {}
     for name, tensor in model.state_dict().items():
-        # whitening is computed from the features, and its last bits differ between machines
-        if name not in trained and ".whitening." not in name:
-            kept.setdefault(name.rpartition(".")[0] or name, []).append(tensor)
+        if name not in trained:
+            kept.setdefault(name.rpartition(".")[0] or name, []).append(sources.get(name, tensor))
     return {name: tensor_digest(*tensors) for name, tensors in kept.items()}
