@@ -119,9 +119,10 @@ class ItemCategories(ItemFeatures):
         labels = torch.zeros(len(items), self.n_categories, device=items.device)
         return labels.index_put((row, numbers), labels.new_ones(()))
 
-    def sums(self, embedding: Tensor) -> Tensor:
-        """The sum of each item's category embeddings: [A, D] to [N, D], zeros for an item without categories."""
-        return F.embedding_bag(self.values, embedding, self.offsets[:-1], mode="sum")
+    def sums(self, embedding: Tensor, items: Tensor | None = None) -> Tensor:
+        """The sum of the category embeddings [A, D] of each of `items` [N] (None: of all): [N, D], of none zeros."""
+        numbers, lengths = self(items)
+        return F.embedding_bag(numbers, embedding, lengths.cumsum(0) - lengths, mode="sum")
 
 
 def update_features(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -37,12 +37,14 @@ class Task(nn.Module):
         model: the model to train.
         drop: of sequence random drop, see `epoch_batches`.
         no_pairs: the error message if an epoch has no pair.
+        sparse_tables: embedding tables of which a step reads few rows, and the optimiser changes no others.
         gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
             batch are compared with each other needs it.
     """
 
     gather: Gather
     drop: float = 0.0
+    sparse_tables: Sequence[nn.Embedding] = ()
     no_pairs: ClassVar[str] = "no user has two training items, so there is no pair to train on"
 
     def __init__(self, model: Scorer) -> None:

@@ -23,6 +23,7 @@ from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, Trainin
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
 from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, share
 from msm4sr.training.identity import stage_identity
+from msm4sr.training.optimizer import Adam, clip_gradients
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task, TrainingBatch
 
@@ -144,9 +145,9 @@ class Trainer:
         self.fabric = fabric = options.device.connect()
         task.to(fabric.device)
         trained = [p for p in task.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(
-            trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        for table in task.sparse_tables:
+            table.sparse = fabric.world_size == 1
+        self._optimizer = Adam(trained, settings.learning_rate, settings.weight_decay)
         self._rate = schedule_factor(settings.schedule, epochs * steps_per_epoch)
         self._forward, self._wrapped_optimizer = fabric.setup(task, self._optimizer)
         self._generator = torch.Generator(fabric.device)
@@ -228,12 +229,7 @@ class Trainer:
         loss = shared_loss(self.fabric, self._forward, self.task, batch, self._generator)
         self._wrapped_optimizer.zero_grad()
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(
-            self._forward,
-            self._wrapped_optimizer,
-            max_norm=self.settings.max_gradient_norm,
-            error_if_nonfinite=False,  # checking would wait for the device; `_report` checks the loss
-        )
+        clip_gradients(self.task.parameters(), self.settings.max_gradient_norm)
         self._wrapped_optimizer.step()
         return loss.detach()
 

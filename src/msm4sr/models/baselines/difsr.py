@@ -99,9 +99,15 @@ class DIFSR(FactorizedModel):
 
     def encode_items(self) -> Tensor:
         """ID embeddings and sums of category embeddings, concatenated: [N, 1, D + D_a]."""
-        vectors = self.item_embedding.weight
+        return self._encode(self.item_embedding.weight)
+
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, 1, D + D_a]."""
+        return self._encode(self.item_embedding(items), items)
+
+    def _encode(self, vectors: Tensor, items: Tensor | None = None) -> Tensor:
         if self.categories.n_categories:
-            vectors = torch.cat([vectors, self.categories.sums(self.category_embedding.weight)], dim=1)
+            vectors = torch.cat([vectors, self.categories.sums(self.category_embedding.weight, items)], dim=1)
         return vectors.unsqueeze(1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:

@@ -87,22 +87,24 @@ class MVRNN(FactorizedModel):
 
     def encode_items(self) -> Tensor:
         """x and m, after corruption in training: [N, 2, D]. Without features x: [N, 1, D]."""
-        latent = self.item_embedding.weight
+        return self._encode(self.item_embedding.weight)
+
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, 2, D] or [n, 1, D]."""
+        return self._encode(self.item_embedding(items), items)
+
+    def _encode(self, latent: Tensor, items: Tensor | None = None) -> Tensor:
         if not self.features:
             return latent.unsqueeze(1)
-        return torch.stack([latent, self.encode_content()], dim=1)
-
-    def encode_content(self) -> Tensor:
-        """m: [N, D]."""
-        content = torch.zeros_like(self.item_embedding.weight)
+        content = torch.zeros_like(latent)  # m
         for modality, features in self.features.items():
-            vectors, lengths = features()
+            vectors, lengths = features(items)
             projected = vectors @ self.weight(modality).T
             if self.training:
                 kept = torch.rand(len(projected), 1, device=projected.device) >= self.config.corruption
                 projected = projected * kept
             content = content.index_add(0, lengths.nonzero().squeeze(1), projected.to(content.dtype))
-        return content
+        return torch.stack([latent, content], dim=1)
 
     def weight(self, modality: str) -> Tensor:
         """W of a modality: [D, D_in]."""

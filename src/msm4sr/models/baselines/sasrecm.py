@@ -65,11 +65,13 @@ class SASRecM(IDTransformer):
 
     def encode_items(self) -> Tensor:
         """v: [N, 1, D]."""
-        vectors = self.item_embedding.weight
-        for modality, content in self.content.items():
-            vectors = vectors + content(*self.features[modality]())
-        return vectors.unsqueeze(1)
+        return self._encode(self.item_embedding.weight)
 
     def encode_some_items(self, items: Tensor) -> Tensor:
         """[n, 1, D]."""
-        return self.encode_items()[items]
+        return self._encode(self.item_embedding(items), items)
+
+    def _encode(self, vectors: Tensor, items: Tensor | None = None) -> Tensor:
+        for modality, content in self.content.items():
+            vectors = vectors + content(*self.features[modality](items))
+        return vectors.unsqueeze(1)

@@ -89,6 +89,10 @@ class SINE(FactorizedModel):
         """[N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, 1, D]."""
+        return self.item_embedding(items).unsqueeze(1)  # type: ignore[no-any-return]
+
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """v: [B, L, D]."""
         ends = torch.arange(histories.shape[1], device=histories.device).expand_as(histories)

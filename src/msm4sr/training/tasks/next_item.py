@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
@@ -116,6 +116,9 @@ class NextItemTask(Task):
         super().__init__(model)
         self.n_items = model.n_items
         self.samples = settings.samples_of(model.n_items) if model.loss == "softmax" else None
+        if self.samples is not None:
+            tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+            self.sparse_tables = [table for table in tables if table.num_embeddings == model.n_items]
         if model.seen_bias is not None and model.loss != "softmax":
             raise InputError(f"model.seen_item_bias needs a softmax, but model.loss is {model.loss}; change either")
 

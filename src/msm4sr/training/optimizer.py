@@ -1,0 +1,68 @@
+"""Adam, for dense weights and for embedding tables of which a step reads few rows; and gradient clipping for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Adam(torch.optim.Adam):
+    """Adam (Kingma and Ba 2015). Of a table with a sparse gradient only the rows of the step change.
+
+    So a step costs the same for a catalogue of any size. A row's moments decay when it is read again, by as many steps
+    as have passed; in between it does not move (dense Adam would go on moving it by its old moments).
+    """
+
+    def __init__(self, weights: Iterable[Tensor], learning_rate: float, weight_decay: float) -> None:
+        super().__init__(weights, learning_rate, weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; a sparse gradient must be coalesced."""
+        sparse = []
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None and table.grad.is_sparse:
+                    sparse.append((group, table, table.grad))
+                    table.grad = None
+        super().step()
+        for group, table, gradient in sparse:
+            self._update_rows(group, table, gradient)
+            table.grad = gradient
+
+    def _update_rows(self, group: dict[str, Any], table: Tensor, gradient: Tensor) -> None:
+        """The rows [n] of a table [N, D] that have a gradient."""
+        state = self.state[table]
+        if not state:
+            state["step"] = torch.zeros((), device=table.device)
+            state["read"] = torch.zeros(len(table), device=table.device)  # [N], the step in which a row was last read
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        state["step"] += 1
+        rows, step, (beta1, beta2) = gradient.indices()[0], state["step"], group["betas"]
+        passed = (step - state["read"][rows]).unsqueeze(1)  # [n, 1]
+        values = gradient.values() + group["weight_decay"] * table[rows]
+        mean = state["exp_avg"][rows] * beta1**passed + (1 - beta1) * values
+        square = state["exp_avg_sq"][rows] * beta2**passed + (1 - beta2) * values.square()
+        size = (square / (1 - beta2**step)).sqrt_().add_(group["eps"]) * (1 - beta1**step)
+        table.index_add_(0, rows, mean / size, alpha=-group["lr"])
+        state["read"][rows] = step
+        state["exp_avg"].index_copy_(0, rows, mean)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+
+
+def clip_gradients(weights: Iterable[Tensor], max_norm: float) -> None:
+    """Scale all gradients down so that their common norm is at most `max_norm`; sparse ones are coalesced."""
+    gradients = []
+    for weight in weights:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.coalesce()
+            gradients.append(weight.grad.values())
+        elif weight.grad is not None:
+            gradients.append(weight.grad)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)
