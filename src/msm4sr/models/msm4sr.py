@@ -13,6 +13,7 @@ Shape letters: N items, M modalities, D embedding dimension, B histories, L posi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,6 +29,8 @@ from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
 from msm4sr.models.whitening import WhitenedFeatures, whiten
 from msm4sr.ragged import Ragged
+
+ITEMS_AT_ONCE = 1 << 15
 
 
 class MSM4SRConfig(TransformerConfig):
@@ -121,7 +124,9 @@ class MSM4SR(ContentModel):
         return ContentMatcher(self)
 
     def encode_items(self) -> Tensor:
-        """F of the modalities that are scored, and last E: [N, M + 1, D]."""
+        """F of the modalities that are scored, and last E: [N, M + 1, D]; without gradients in chunks."""
+        if not torch.is_grad_enabled():
+            return encode_in_chunks(self.encode_some_items, self.item_embedding.weight)
         content = [self.encode_content(a) for a in self.content_modalities]
         return torch.stack([*content, self.item_embedding.weight], dim=1)
 
@@ -191,6 +196,22 @@ class MSM4SR(ContentModel):
         return kept.flatten(1)
 
 
+def encode_in_chunks(encode: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    """The embeddings of all N rows of `table`, from an encoder of some items [n] to [n, M, D]: [N, M, D].
+
+    In one piece the experts' outputs of a million items would need gigabytes.
+    """
+    chunks = torch.split(torch.arange(len(table), device=table.device), ITEMS_AT_ONCE)
+    first = encode(chunks[0])
+    if len(chunks) == 1:
+        return first
+    result = first.new_empty(len(table), *first.shape[1:])
+    result[: len(first)] = first
+    for items in chunks[1:]:
+        result[items] = encode(items)
+    return result
+
+
 class ContentMatcher(FactorizedScorer):
     """The pre-trained model as a recommender without IDs: the score is the sum over modalities and views of cos(m, z).
 
@@ -204,7 +225,11 @@ class ContentMatcher(FactorizedScorer):
 
     def encode_items(self) -> Tensor:
         """z: [N, M, D]."""
-        return torch.stack([self.model.encode_content(a) for a in self.model.modalities], dim=1)
+        return encode_in_chunks(self.encode_some_items, self.model.item_embedding.weight)
+
+    def encode_some_items(self, items: Tensor) -> Tensor:
+        """[n, M, D]."""
+        return torch.stack([self.model.encode_content(a, items) for a in self.model.modalities], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """The sum of the normalised views in each modality's space: [B, L, M * D]."""
