@@ -26,6 +26,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | 
 
     Every position attends to the `visible` positions, bool [B, L]; None: causal attention.
     """
+    if q.device.type == "cpu":
+        q, k, v = q.float(), k.float(), v.float()  # the fused kernels of CPUs are slower in bfloat16
     scale, mask = v.shape[-1] ** -0.5, None if visible is None else visible[:, None, None, :]  # [B, 1, 1, L]
     if not (dropout.training and dropout.p > 0 and q.device.type == "cpu"):
         p = dropout.p if dropout.training else 0.0
