@@ -8,7 +8,6 @@ dimension, Q dimension of scoring vectors. f(a, b) = exp(cos(a, b) / temperature
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,10 +36,11 @@ def next_item_prediction(
 
     Reference: MSM4SR, arXiv 2303.11879, equation 7: InfoNCE with in-batch negatives.
     """
-    f = reduce(torch.add, (exp_cosine(view, items, temperature) for view in views))  # [P, C]
-    positive = f.gather(1, target.unsqueeze(1)).squeeze(1)  # [P]
-    weights = counts.to(f.dtype)
-    total = f @ weights - positive * (weights[target] - 1)  # a pair's own next item counts once
+    view, item = F.normalize(torch.cat(tuple(views)), dim=1), F.normalize(items, dim=1)  # [V P, D], [C, D]
+    positive = exp_cosine(view, F.embedding(target.repeat(len(views)), item), temperature)
+    total, _ = exp_cosine_sums(view, item, temperature, weights=counts)
+    positive, total = (sums.view(len(views), -1).sum(dim=0) for sums in (positive, total))  # over the views: [P]
+    total = total - positive * (counts[target] - 1)  # a pair's own next item counts once
     return (total.log() - positive.log()).mean()
 
 
@@ -71,31 +71,70 @@ def cross_modality_contrast(
     Reference: MSM4SR, arXiv 2303.11879, equation 9.
     """
     every_row = rows == slice(None)
-    others = (next_item[rows].unsqueeze(1) != next_item.unsqueeze(0)).to(own.dtype)  # [R, P]
-    f = exp_cosine(own[rows], other, temperature)  # [R, P]
-    positive = f.diagonal(rows.indices(len(own))[0])  # [R]
-    across = f * others
-    own_to_other = across.sum(1)  # [R]: sum_j' f(m_j, m~_j')
-    other_to_own = across.sum(0) if every_row else (exp_cosine(other[rows], own, temperature) * others).sum(1)
+    same = next_item[rows].unsqueeze(1) == next_item.unsqueeze(0)  # [R, P]
+    own, other = F.normalize(own, dim=1), F.normalize(other, dim=1)
+    positive = exp_cosine(own[rows], other[rows], temperature)  # [R]
+    own_to_other, other_to_own = exp_cosine_sums(own[rows], other, temperature, excluded=same)
+    if not every_row:
+        other_to_own, _ = exp_cosine_sums(other[rows], own, temperature, excluded=same)
     if negatives == "cross":
         rest = [own_to_other + other_to_own]  # the same in both directions
     else:
         rest = [
-            sums + (exp_cosine(view[rows], view, temperature) * others).sum(1)
+            sums + exp_cosine_sums(view[rows], view, temperature, excluded=same)[0]
             for view, sums in ((own, own_to_other), (other, other_to_own))
         ]
     return torch.stack([(positive + negative).log() - positive.log() for negative in rest]).mean()
 
 
 def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """f(a_i, b_j) / exp(1 / temperature): [A, D] and [B, D] to [A, B].
+    """f(a_i, b_i) / exp(1 / temperature), for unit vectors [A, D] and [A, D]: [A].
 
     The losses are logarithms of ratios of such values, so the common factor cancels; it keeps the largest value at 1.
     Low temperatures, for which float32 cannot represent the smallest value, give float64.
     """
-    cosine = F.normalize(a, dim=1) @ (F.normalize(b, dim=1) / temperature).T
-    dtype = torch.promote_types(cosine.dtype, torch.float32 if temperature > 0.025 else torch.float64)
-    return cosine.to(dtype).sub_(1 / temperature).exp_()  # in place, to allocate one matrix
+    return (((a * b).sum(dim=1).to(_dtype(a, temperature)) - 1) / temperature).exp()
+
+
+def exp_cosine_sums(
+    a: Tensor, b: Tensor, temperature: float, weights: Tensor | None = None, excluded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of f(a_i, b_j) / exp(1 / temperature) over j and over i, for unit vectors [A, D] and [B, D]: [A] and [B].
+
+    Args:
+        a, b: the vectors.
+        temperature: tau.
+        weights: of each b_j in the sum over j [B]; None: 1.
+        excluded: bool [A, B], the pairs that are left out; None: none.
+    """
+    return _ExpCosineSums.apply(a, b, temperature, weights, excluded)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ExpCosineSums(torch.autograd.Function):
+    """One matrix [A, B] is kept for the gradient, and passed over a few times only: it is larger than the caches."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, temperature: float, weights: Tensor | None, excluded: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        f = (a @ (b / temperature).T).to(_dtype(a, temperature)).sub_(1 / temperature).exp_()
+        if excluded is not None:
+            f.masked_fill_(excluded, 0)
+        weights = f.new_ones(len(b)) if weights is None else weights.to(f.dtype)
+        ctx.save_for_backward(a, b, f, weights)
+        ctx.temperature = temperature
+        return f @ weights, f.sum(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, f, weights = ctx.saved_tensors
+        to_rows, to_columns = gradients
+        to_cosine = torch.addcmul(to_columns, to_rows.unsqueeze(1), weights).mul_(f).div_(ctx.temperature).to(a.dtype)
+        return to_cosine @ b, to_cosine.T @ a, None, None, None
+
+
+def _dtype(vectors: Tensor, temperature: float) -> torch.dtype:
+    return torch.promote_types(vectors.dtype, torch.float32 if temperature > 0.025 else torch.float64)
 
 
 class SeenItems(NamedTuple):
