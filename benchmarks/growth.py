@@ -1,54 +1,39 @@
-"""Speed and memory of both stages by the length of histories, the size of the catalogue and the number of users.
+"""Speed and memory of both stages by the size of the catalogue, the length of histories and the number of users.
 
-    python benchmarks/growth.py           # a table (Markdown) and docs/images/growth.png, under 10 minutes on 2 cores
-    python benchmarks/growth.py --quick   # two small sizes of each: a smoke test
+    python benchmarks/growth.py                          # a table (Markdown) and docs/images/growth.png
+    python benchmarks/growth.py --before CHECKOUT        # the sizes of the catalogue only, also with another version
+    python benchmarks/growth.py --quick                  # two small sizes of each: a smoke test
 
-Items, features and histories are generated from a seed: 384-d features of two modalities, one to three rows of text
-(mean 2) and one image per item; item popularity falls with its rank. Settings are those of a preset;
-`finetune.candidates: auto` samples the items over 100,000 (`--set finetune.candidates=all` uses all of them, which at
-300,000 needs some 8 GB). Each cell runs in a separate process, so that its peak memory is its own.
+Catalogues are generated (`generate.py`): 384-d and 256-d embeddings, mapped from a file as those of a feature store.
+Each cell runs in a separate process, so that its peak memory is its own. With `--before`, the folder of a checkout of
+an earlier commit, both versions run every cell in turn, `--rounds` times; the table has the median of each.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import median
+from typing import Annotated
 
-import numpy as np
-import polars as pl
 import torch
 import typer
-from common import (
-    Changes,
-    Plot,
-    Preset,
-    Threads,
-    describe,
-    describe_preset,
-    memory_now,
-    memory_peak,
-    new_figure,
-    reset_memory_peak,
-    save_figure,
-)
-from steps import Limit, Stage, run_steps
+from common import Changes, Plot, Preset, Threads, describe, describe_preset, new_figure, save_figure
+from steps import Stage
 
 from msm4sr.cli.console import handle_errors
-from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.settings import resolve_settings
-from msm4sr.models.base import Inputs, as_tensors
-from msm4sr.models.msm4sr import MSM4SRConfig
-from msm4sr.models.registry import build
-from msm4sr.ragged import Ragged
 
-WIDTH = 384
+HERE = Path(__file__).resolve().parent
 STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
-LABELS = {"history": "max_history", "items": "items of the catalogue", "users": "users"}
+LABELS = {"items": "items of the catalogue", "history": "max_history", "users": "users"}
+SIZES = (3_000, 30_000, 300_000, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -56,7 +41,7 @@ class Cell:
     """One size of everything."""
 
     stage: Stage
-    history: int = 50
+    history: int = 200
     """`max_history` of the model."""
     items: int = 3_000
     users: int = 3_000
@@ -66,83 +51,44 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for a cell."""
+    """What `growth_cell.measure` returns for a cell."""
 
     steps: int
     pairs_per_second: float
     first_step: float
-    """Seconds of the first step: with set-up, and the cutting and shuffling of the epoch's windows."""
     peak: float
-    """Peak memory of the process while training, MiB."""
-    above_features: float
-    """The peak without data, features and weights, MiB."""
+    above: float
 
 
-def generate_dataset(cell: Cell, seed: int = 0) -> Dataset:
-    """Histories of two thirds to four thirds of `length` items, at least three."""
-    rng = np.random.default_rng([seed, 0])
-    lengths = np.maximum(3, rng.integers(2 * cell.length // 3, 4 * cell.length // 3 + 1, cell.users))
-    popularity = 1 / (np.arange(cell.items) + 20.0)
-    values = rng.choice(cell.items, lengths.sum(), p=popularity / popularity.sum()).astype(np.int32)
-    ids = [str(item) for item in range(cell.items)]
-    return Dataset(
-        folder=Path("generated"),
-        user_ids=[str(user) for user in range(cell.users)],
-        item_ids=ids,
-        histories=Ragged(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64)),
-        items=pl.DataFrame({"item_id": ids}),
-        dropped={},
-    )
+@dataclass(frozen=True)
+class Options:
+    """Of all cells."""
+
+    preset: str
+    changes: list[str]
+    threads: int
+    steps: int
+    seconds: float
+    cache: str
 
 
-def generate_features(items: int, seed: int = 0) -> dict[str, Ragged]:
-    """One to three rows of text and one image per item."""
-    rng = np.random.default_rng([seed, 1])
-    counts = {"text": rng.integers(1, 4, items), "visual": np.ones(items, dtype=np.int64)}
-    return {
-        name: as_tensors(
-            Ragged(
-                rng.standard_normal((count.sum(), WIDTH), dtype=np.float32),
-                np.concatenate([[0], count.cumsum()]).astype(np.int64),
-            )
-        )
-        for name, count in counts.items()
-    }
-
-
-def measure(cell: Cell, preset: str, changes: Sequence[str], threads: int, steps: int, seconds: float) -> Result:
-    """Run a cell in this process."""
-    torch.set_num_threads(threads)
-    settings = resolve_settings(
-        preset, changes=["device.accelerator=cpu", *changes, f"model.max_history={cell.history}"]
-    )
-    assert isinstance(settings.model, MSM4SRConfig)
-    dataset, features = generate_dataset(cell), generate_features(cell.items)
-    model = build(settings.model, Inputs(cell.items, features=features)).train()
-    del features
-    loaded = memory_now()
-    reset_memory_peak()
-    done = run_steps(cell.stage, model, dataset, settings, Limit(steps, seconds=seconds))
-    timed = done[max(1, len(done) // 5) :]  # without the warm-up
-    speed = sum(step.pairs for step in timed) / sum(step.cost for step in timed)
-    return Result(len(timed), speed, done[0].cost, memory_peak(), memory_peak() - loaded)
-
-
-def in_own_process(cell: Cell, *arguments: Any) -> Result | None:
-    """`measure` in a new process; None if it died, most likely for lack of memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(measure, cell, *arguments).result()
-        except BrokenProcessPool:
-            return None
+def run_cell(cell: Cell, options: Options, source: Path) -> Result | None:
+    """Measure a cell with the package in `source`; None if its process died, most likely for lack of memory."""
+    command = [sys.executable, str(HERE / "growth_cell.py"), json.dumps(asdict(cell) | asdict(options))]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(source)}, capture_output=True, text=True)
+    if done.returncode < 0:
+        return None
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def cells(quick: bool) -> Iterator[tuple[str, Cell]]:
     """The name of the varied size, and a cell."""
     usual = Cell("pretrain")
     series = {
+        "items": [replace(usual, items=n) for n in SIZES],
         "history": [replace(usual, history=n, length=300) for n in (25, 50, 100, 200)],
-        "items": [replace(usual, items=n) for n in (3_000, 30_000, 300_000)],
         "users": [replace(usual, users=n) for n in (1_000, 10_000, 100_000)],
     }
     if quick:
@@ -154,38 +100,78 @@ def cells(quick: bool) -> Iterator[tuple[str, Cell]]:
 
 
 def main(
-    preset: Preset = "seed",
+    preset: Preset = "best",
     changes: Changes = [],
     out: Plot = Path("docs/images/growth.png"),
+    before: Annotated[Path | None, typer.Option(help="A checkout of another commit, to compare with.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --before: how often both run a cell, in turn.")] = 2,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a cell, at most.")] = 60,
     seconds: Annotated[float, typer.Option(min=0, help="Seconds of a cell's steps; at least two steps run.")] = 10,
     threads: Threads = 2,
     quick: Annotated[bool, typer.Option("--quick", help="Two small sizes of each.")] = False,
 ) -> None:
-    with handle_errors():
+    with handle_errors(), tempfile.TemporaryDirectory() as cache:
         resolve_settings(preset, changes=changes)  # report wrong settings before anything runs
         torch.set_num_threads(threads)
         print(f"{describe_preset(preset, changes)}; {describe()}\n")
-        print(
-            "| what grows | stage | max_history | items | users | speed | first step, s | peak memory, MiB "
-            "| of it above features and weights, MiB | steps |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-        )
-        results = []
-        for name, cell in cells(quick):
-            result = in_own_process(cell, preset, changes, threads, steps, seconds)
-            results.append((name, cell, result))
-            print(row(name, cell, result), flush=True)
-        plot(results, out)
+        options = Options(preset, changes, threads, steps, seconds, cache)
+        if before is None:
+            measure_all(options, quick, out)
+        else:
+            compare(before, options, rounds, quick)
+
+
+def measure_all(options: Options, quick: bool, out: Path) -> None:
+    """A row for each cell, and the plot."""
+    print(
+        "| what grows | stage | max_history | items | users | speed | first step, s | peak memory, MiB "
+        "| of it above features and weights, MiB | steps |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    results = []
+    for name, cell in cells(quick):
+        result = run_cell(cell, options, HERE.parent / "src")
+        results.append((name, cell, result))
+        print(row(name, cell, result), flush=True)
+    plot(results, out)
 
 
 def row(name: str, cell: Cell, result: Result | None) -> str:
-    sizes = f"| {name} | {cell.stage} | {cell.history} | {cell.items} | {cell.users} |"
+    sizes = f"| {name} | {cell.stage} | {cell.history} | {cell.items:,} | {cell.users:,} |"
     if result is None:
         return f"{sizes} out of memory | | | | |"
     return (
-        f"{sizes} {result.pairs_per_second:.0f} pairs/s | {result.first_step:.2f} | {result.peak:.0f} "
-        f"| {result.above_features:.0f} | {result.steps} |"
+        f"{sizes} {result.pairs_per_second:,.0f} pairs/s | {result.first_step:.2f} | {result.peak:,.0f} "
+        f"| {result.above:,.0f} | {result.steps} |"
     )
+
+
+def compare(before: Path, options: Options, rounds: int, quick: bool) -> None:
+    """A row for each size of the catalogue: speed and peak memory of both versions."""
+    sources = {"before": before.absolute() / "src", "after": HERE.parent / "src"}
+    print(
+        "| stage | items | before, pairs/s | after, pairs/s | ratio | peak before, MiB | peak after, MiB |\n"
+        "|---|--:|--:|--:|--:|--:|--:|"
+    )
+    for name, cell in cells(quick):
+        if name != "items":
+            continue
+        results: dict[str, list[Result]] = {which: [] for which in sources}
+        for _ in range(rounds):
+            for which, source in sources.items():
+                if (result := run_cell(cell, options, source)) is not None:
+                    results[which].append(result)
+        print(compared(cell, results), flush=True)
+
+
+def compared(cell: Cell, results: dict[str, list[Result]]) -> str:
+    """The medians of each version."""
+    columns = [f"{cell.stage}", f"{cell.items:,}"]
+    speed = {name: median(one.pairs_per_second for one in each) for name, each in results.items() if each}
+    peak = {name: max(one.peak for one in each) for name, each in results.items() if each}
+    columns += [f"{speed[name]:,.0f}" if name in speed else "out of memory" for name in results]
+    columns.append(f"{speed['after'] / speed['before']:.2f}" if len(speed) == 2 else "")
+    columns += [f"{peak[name]:,.0f}" if name in peak else "" for name in results]
+    return f"| {' | '.join(columns)} |"
 
 
 def plot(results: Sequence[tuple[str, Cell, Result | None]], file: Path) -> None:
@@ -199,7 +185,7 @@ def plot(results: Sequence[tuple[str, Cell, Result | None]], file: Path) -> None
             line = [(getattr(c, name), r) for n, c, r in results if (n, c.stage) == (name, stage) and r]
             sizes = [size for size, _ in line]
             panels[0, column].plot(sizes, [r.pairs_per_second for _, r in line], "o-", label=stage)
-            panels[1, column].plot(sizes, [r.above_features for _, r in line], "o-", label=stage)
+            panels[1, column].plot(sizes, [r.above for _, r in line], "o-", label=stage)
         ticks = sorted({getattr(c, name) for n, c, _ in results if n == name})
         panels[1, column].set(xscale="log", xlabel=label)
         panels[1, column].set_xticks(ticks, [f"{tick:,}" for tick in ticks])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -108,12 +109,16 @@ def test_both_kinds_of_batches_have_the_same_loss_and_gradients(stage: str) -> N
 # Sampled candidates
 
 
+def uniform(n_items: int) -> Tensor:
+    return torch.full((n_items,), 1 / n_items)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_sample_of_all_items_has_the_loss_and_the_gradients_of_all_items(name: str) -> None:
     model, batch = MAKERS[name](), one_batch(random_sequences(10, N_ITEMS, longest=7), "all")
     full, gradients = losses_and_gradients(model, finetune_loss(model, batch))
     shuffled = torch.randperm(N_ITEMS, generator=generator())
-    loss, sampled = losses_and_gradients(model, sampled_finetune_loss(model, batch, shuffled, N_ITEMS))
+    loss, sampled = losses_and_gradients(model, sampled_finetune_loss(model, batch, shuffled, uniform(N_ITEMS)))
     assert loss == pytest.approx(full, rel=1e-5)
     assert gradients.keys() == sampled.keys()
     for weight, gradient in gradients.items():
@@ -127,23 +132,26 @@ def test_the_sampled_loss_approaches_the_full_one_with_more_samples() -> None:
     errors = []
     for size in (10, 40, 160, 200):
         samples = (torch.randperm(200, generator=draw)[:size] for _ in range(40))
-        errors.append(np.mean([abs(sampled_finetune_loss(model, batch, s, 200).item() - full) for s in samples]))
+        losses = [sampled_finetune_loss(model, batch, sample, uniform(200)).item() for sample in samples]
+        errors.append(np.mean(np.abs(np.array(losses) - full)))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     assert errors[3] < 1e-5
 
 
-def test_the_denominator_over_candidates_is_the_full_one_in_expectation() -> None:
+@pytest.mark.parametrize("probabilities", [[1 / 6] * 6, [0.3, 0.05, 0.2, 0.15, 0.1, 0.2]])
+def test_the_denominator_over_candidates_is_the_full_one_in_expectation(probabilities: list[float]) -> None:
     """Over all draws of which some are outside of the batch: items 1 and 3 of 6 are its own."""
-    scores, own = torch.randn(6, generator=generator()).double().exp(), [1, 3]
-    denominators = []
+    scores, own, every = torch.randn(6, generator=generator()).double().exp(), [1, 3], torch.tensor(probabilities)
+    mean, total = 0.0, 0.0
     for draws in itertools.product(range(6), repeat=3):
         if set(draws) <= set(own):
             continue
+        chance = math.prod(probabilities[item] for item in draws)
         needed, place = torch.unique(torch.tensor([*own, *draws]), return_inverse=True)
-        weights = stratified_log_weights(place[:2], place[2:], len(needed), 6).double().exp()
+        weights = stratified_log_weights(place[:2], place[2:], every[needed]).double().exp()
         assert weights[place[:2]].tolist() == [1, 1]
-        denominators.append((scores[needed] * weights).sum())
-    torch.testing.assert_close(torch.stack(denominators).mean(), scores.sum(), rtol=1e-6, atol=0)
+        mean, total = mean + chance * float((scores[needed] * weights).sum()), total + chance
+    assert mean / total == pytest.approx(float(scores.sum()), rel=1e-5)
 
 
 def test_only_items_that_the_step_needs_are_encoded() -> None:
@@ -151,15 +159,15 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
     asked: list[list[int]] = []
     encode = model.encode_content
     model.encode_content = lambda a, items=None: asked.append(items.tolist()) or encode(a, items)  # type: ignore
-    sampled_finetune_loss(model, batch, torch.tensor([7, 3]), 50)
+    sampled_finetune_loss(model, batch, torch.tensor([7, 3]), uniform(50))
     assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
 
 
-def test_candidates_are_sampled_by_option_or_over_a_hundred_thousand_items() -> None:
-    assert FinetuneSettings().samples_of(100_000) is None
-    assert FinetuneSettings().samples_of(100_001) == 8192
+def test_candidates_are_sampled_by_option_or_over_three_thousand_items() -> None:
+    assert FinetuneSettings().samples_of(3000) is None
+    assert FinetuneSettings().samples_of(3001) == 1024
     assert FinetuneSettings(candidates="all").samples_of(10**6) is None
-    assert FinetuneSettings(candidates="sampled", samples=50).samples_of(30) == 30
+    assert FinetuneSettings(candidates="sampled", samples=50).samples_of(30) == 50
 
 
 def test_sasrec_learns_a_cycle_from_samples() -> None:

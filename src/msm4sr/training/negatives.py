@@ -8,6 +8,19 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 
 
+class ItemSampler:
+    """Draws items of the catalogue, independently and repeatedly, by their relative `weights` [N]."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.probabilities = weights / weights.sum()  # [N]
+        self._cumulative = self.probabilities.double().cumsum(0)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """int64 [count]."""
+        draws = torch.rand(count, generator=generator, device=self._cumulative.device, dtype=torch.float64)
+        return torch.searchsorted(self._cumulative, draws * self._cumulative[-1], right=True)
+
+
 def absent_items(batch: Batch, n_items: int, generator: torch.Generator | None = None) -> Tensor:
     """For every slot, an item that is neither an item nor a target of its row: int64 [B, L].
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from msm4sr.strict import Strict
 
-SAMPLE_OVER = 100_000  # items; for a smaller catalogue the full softmax costs less than sampling loses in accuracy
+SAMPLE_OVER = 3000  # items; a smaller catalogue is hardly larger than the items of a batch and the samples
 
 
 class StageSettings(Strict):
@@ -71,11 +71,16 @@ class FinetuneSettings(StageSettings):
     stage: ClassVar[str] = "finetune"
 
     candidates: Literal["auto", "all", "sampled"] = Field(
-        "auto", description="items of the softmax: the full catalogue or a sample; auto: a sample over 100,000 items"
+        "auto",
+        description="items of the softmax: the full catalogue, or those of the batch and a sample of the others; auto: "
+        "sampled over 3,000 items",
     )
-    samples: int = Field(8192, ge=1, description="items drawn per step when candidates are sampled")
+    samples: int = Field(1024, ge=1, description="items drawn per step when candidates are sampled")
+    draw: Literal["uniform", "popularity"] = Field(
+        "uniform", description="sampled items: all equally likely, or by the root of their training interactions"
+    )
 
     def samples_of(self, n_items: int) -> int | None:
         """How many items to draw from a catalogue of `n_items`; None: all items are candidates."""
         sampled = self.candidates == "sampled" or (self.candidates == "auto" and n_items > SAMPLE_OVER)
-        return min(self.samples, n_items) if sampled else None
+        return self.samples if sampled else None

@@ -74,6 +74,7 @@ class EndToEndTask(NextItemTask):
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[DoubleBatch]:
         """All pairs once, complete and after sequence random drop."""
+        self.prepare_sampler(histories)
         seed = int(rng.integers(2**62))
         complete, kept = (
             epoch_batches(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,10 @@ from msm4sr.objectives import (
     next_item_cross_entropy,
     sampled_binary_cross_entropy,
 )
-from msm4sr.training.negatives import absent_items
-from msm4sr.training.settings import FinetuneSettings
-from msm4sr.training.task import TASKS, Task
+from msm4sr.ragged import Ragged
+from msm4sr.training.negatives import ItemSampler, absent_items
+from msm4sr.training.settings import FinetuneSettings, StageSettings
+from msm4sr.training.task import TASKS, Task, TrainingBatch
 
 PAIRWISE = {"bce": sampled_binary_cross_entropy, "bpr": bayesian_personalised_ranking}
 
@@ -42,7 +45,7 @@ def finetune_loss(model: FactorizedScorer, batch: Batch, generator: torch.Genera
     return _with_auxiliary(loss, model, prefixes, targets, take(embeddings, targets))
 
 
-def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor, n_items: int) -> Tensor:
+def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor, probabilities: Tensor) -> Tensor:
     """`finetune_loss` over some candidates: only they are encoded, so that the cost is independent of the catalogue.
 
     The items of the batch are encoded for its histories and next items anyway, and count as in the full softmax. The
@@ -52,14 +55,16 @@ def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor,
     Args:
         model: one with `loss` "softmax".
         batch: histories and next items.
-        sample: int64 [S], uniform draws from the catalogue; if they are all of its items, the result is the full loss.
-        n_items: N.
+        sample: int64 [S], independent draws from the catalogue, by any distribution.
+        probabilities: [N], that of each item in a draw; they sum to 1.
+
+    Reference: the log-q correction of Yi et al. 2019 (RecSys), for the part that is drawn.
     """
     items = batch.targets[batch.mask]
     own = torch.cat([items, batch.items.flatten()])
     needed, place = torch.unique(torch.cat([own, sample]), return_inverse=True)  # [C], C candidates
     target, histories, drawn = place.split([len(items), batch.items.numel(), len(sample)])
-    log_weights = stratified_log_weights(place[: len(own)], drawn, len(needed), n_items)
+    log_weights = stratified_log_weights(place[: len(own)], drawn, probabilities[needed])
     renumbered = replace(batch, items=histories.view_as(batch.items))
     embeddings = model.encode_some_items(needed)
     prefixes = model.encode_histories(renumbered.items, embeddings)[batch.mask]
@@ -69,20 +74,20 @@ def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor,
     return _with_auxiliary(loss, model, prefixes, items, take(embeddings, target))
 
 
-def stratified_log_weights(own: Tensor, drawn: Tensor, candidates: int, n_items: int) -> Tensor:
+def stratified_log_weights(own: Tensor, drawn: Tensor, probabilities: Tensor) -> Tensor:
     """The logarithm of how many items of the catalogue each of C candidates represents: [C].
 
     Args:
         own: int64, the candidates that are items of the batch: each represents itself.
         drawn: int64 [S], the candidate of each draw. The draws outside of the batch represent the rest of the
-            catalogue, each draw the same share.
-        candidates: C.
-        n_items: N.
+            catalogue, each by the inverse of its probability among them.
+        probabilities: [C], of each candidate in a draw.
     """
-    is_own = torch.zeros(candidates, dtype=torch.bool, device=own.device).index_fill_(0, own, True)
-    draws = torch.bincount(drawn, minlength=candidates).masked_fill(is_own, 0).float()
-    share = (n_items - is_own.sum()) / draws.sum().clamp(min=1)
-    return torch.where(is_own, 0, (draws * share).log())
+    is_own = torch.zeros(len(probabilities), dtype=torch.bool, device=own.device).index_fill_(0, own, True)
+    draws = torch.bincount(drawn, minlength=len(is_own)).masked_fill(is_own, 0).float()
+    rest = 1 - (probabilities * is_own).sum()  # the probability of a draw outside of the batch
+    expected = draws.sum().clamp(min=1) * probabilities / rest
+    return torch.where(is_own, 0, (draws / expected).log())
 
 
 def _seen_items(model: FactorizedScorer, batch: Batch) -> SeenItems | None:
@@ -111,10 +116,11 @@ class NextItemTask(Task):
     """
 
     model: FactorizedModel
+    sampler: ItemSampler
 
     def __init__(self, model: FactorizedModel, settings: FinetuneSettings) -> None:
         super().__init__(model)
-        self.n_items = model.n_items
+        self.draw = settings.draw
         self.samples = settings.samples_of(model.n_items) if model.loss == "softmax" else None
         if self.samples is not None:
             tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -125,5 +131,18 @@ class NextItemTask(Task):
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         if self.samples is None:
             return finetune_loss(self.model, batch, generator)
-        sample = torch.randint(self.n_items, (self.samples,), generator=generator, device=batch.items.device)
-        return sampled_finetune_loss(self.model, batch, sample, self.n_items)
+        sample = self.sampler.draw(self.samples, generator)
+        return sampled_finetune_loss(self.model, batch, sample, self.sampler.probabilities)
+
+    def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[TrainingBatch]:
+        self.prepare_sampler(histories)
+        return super().batches(histories, settings, rng)
+
+    def prepare_sampler(self, histories: Ragged) -> None:
+        """Decide by the training interactions how candidates are drawn, if they are."""
+        if self.samples is None:
+            return
+        counts = np.bincount(histories.values, minlength=self.model.n_items)
+        weights = np.sqrt(counts + 1) if self.draw == "popularity" else np.ones(len(counts))
+        device = next(self.parameters()).device
+        self.sampler = ItemSampler(torch.from_numpy(weights).to(device, torch.float32))
