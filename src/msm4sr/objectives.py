@@ -105,7 +105,7 @@ def exp_cosine_sums(
         a, b: the vectors.
         temperature: tau.
         weights: of each b_j in the sum over j [B]; None: 1.
-        excluded: bool [A, B], the pairs that are left out; None: none.
+        excluded: bool [A, B], pairs that do not count; None: all count.
     """
     return _ExpCosineSums.apply(a, b, temperature, weights, excluded)  # type: ignore[no-any-return, no-untyped-call]
 

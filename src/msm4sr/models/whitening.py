@@ -22,8 +22,8 @@ class Whitening(nn.Module):
     """z = (x - mean) V_k / sqrt(lambda_k + c): V_k [D_in, k] the directions of largest variance lambda_k.
 
     It removes what all embeddings of an encoder have in common, gives rare directions the weight of common ones, and
-    leaves out the weakest, which carry little: the item encoder is cheaper and learns the same or more. c, the mean
-    variance of a direction, keeps directions with almost no variance small.
+    drops the weakest, which carry little: the item encoder is cheaper and learns the same or more. c, the mean variance
+    of a direction, keeps directions with almost no variance small.
 
     Reference: whitening of frozen text embeddings for sequential recommendation, Zhang et al. 2024, arXiv 2402.10602.
     """

@@ -13,7 +13,7 @@ class Adam(torch.optim.Adam):
     """Adam (Kingma and Ba 2015). Of a table with a sparse gradient only the rows of the step change.
 
     So a step costs the same for a catalogue of any size. A row's moments decay when it is read again, by as many steps
-    as have passed; in between it does not move (dense Adam would go on moving it by its old moments).
+    as have passed; in between it does not move (dense Adam moves it by its old moments).
     """
 
     def __init__(self, weights: Iterable[Tensor], learning_rate: float, weight_decay: float) -> None:
