@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated
@@ -24,6 +26,7 @@ from msm4sr.cli.recommend import recommend
 from msm4sr.cli.serve import serve
 from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
 from msm4sr.cli.tune import tune
+from msm4sr.threads import spin_briefly, use_free_cores
 
 app = typer.Typer(
     help="Sequential recommendation from interactions, texts and images.",
@@ -31,12 +34,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of a process among those that train together
 log = logging.getLogger("msm4sr")
 log.addHandler(ConsoleHandler())
 log.setLevel(logging.INFO)
-commands = run, extract, pretrain, finetune, evaluate, tune, compare, report, recommend, serve, features, demo, doctor
+
+
+def _on_free_cores(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that first chooses its threads, and prints the choice."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: object, **options: object) -> None:
+        choice = use_free_cores()
+        if choice is not None and all(os.environ.get(name, "0") == "0" for name in RANKS):
+            console.print(str(choice), markup=False)
+        command(*arguments, **options)
+
+    return wrapped
+
+
+training: tuple[Callable[..., None], ...] = run, extract, pretrain, finetune, evaluate, tune, compare, demo
+commands: tuple[Callable[..., None], ...] = *training[:-1], report, recommend, serve, features, demo, doctor
 for command in commands:
-    app.command()(command)
+    app.command()(_on_free_cores(command) if command in training else command)
 app.command("fetch-images")(fetch_images)
 app.add_typer(prepare, name="prepare")
 app.add_typer(data, name="data")
@@ -51,11 +71,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """The options of `msm4sr` itself."""
+    if context.invoked_subcommand not in {command.__name__ for command in (*training, doctor)}:
+        spin_briefly()
 
 
 def main() -> None:
@@ -66,8 +89,4 @@ def main() -> None:
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about what several processes need
-    # Before torch loads OpenMP (docs/performance.md): a thread that spins for long keeps others from the processor, and
-    # waking one that sleeps at once is slow.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     app()

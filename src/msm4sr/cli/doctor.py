@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from msm4sr.cli.console import console, handle_errors
+from msm4sr.threads import count_of, use_free_cores
 
 EXTRAS = {  # to the command that needs it
     "serve": "msm4sr serve",
@@ -70,15 +70,15 @@ def check_packages() -> Iterator[Check]:
 
 def check_devices() -> Iterator[Check]:
     """The devices that training and encoders can use."""
+    threads = use_free_cores()  # before torch is imported
     import torch
 
     from msm4sr.experiments.machine import processor
     from msm4sr.features.backends import native_bf16
 
     bf16 = ", computes in bf16" if native_bf16(torch.device("cpu")) else ""
-    threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
-    limited = os.environ.get("OMP_NUM_THREADS")
-    yield Check("cpu", "ok", f"{processor()}, {threads}{f' (OMP_NUM_THREADS={limited})' if limited else ''}{bf16}")
+    shown = threads or count_of(torch.get_num_threads(), "thread")
+    yield Check("cpu", "ok", f"{processor()}, {shown}{bf16}")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     if gpus or torch.backends.mps.is_available():
         yield Check("gpu", "ok", ", ".join(gpus) or "Apple MPS")

@@ -15,8 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Event
@@ -32,6 +31,7 @@ from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import write_json
 from msm4sr.locks import try_lock, unlock
 from msm4sr.progress import NoProgress, Progress
+from msm4sr.threads import shared_cores
 from msm4sr.training.callbacks import Callback
 from msm4sr.training.stages import STAGES
 
@@ -177,7 +177,7 @@ def file_time(folder: Path) -> float:
 
 
 def run_in_processes(cells: Sequence[Cell], options: CompareOptions, jobs: int) -> int:
-    """`run_cells` in `jobs` processes, which share the cores unless OMP_NUM_THREADS is set.
+    """`run_cells` in `jobs` processes, which share the free cores unless the user set OMP_NUM_THREADS.
 
     Returns:
         The number of processes that died for another reason than a failed cell, such as a lack of memory.
@@ -189,7 +189,7 @@ def run_in_processes(cells: Sequence[Cell], options: CompareOptions, jobs: int) 
     workers = [context.Process(target=_worker, args=(list(cells), options, stop)) for _ in range(jobs)]
     # A worker inherits that Ctrl-C is ignored: it could arrive during its imports. `stop` interrupts it in its turn.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with _threads(max(1, (os.cpu_count() or 1) // max(1, jobs))):
+    with shared_cores(max(1, jobs)):
         for worker in workers:
             worker.start()
     signal.signal(signal.SIGINT, handler)
@@ -206,19 +206,6 @@ def run_in_processes(cells: Sequence[Cell], options: CompareOptions, jobs: int) 
     if any(worker.exitcode == INTERRUPTED for worker in workers):
         raise KeyboardInterrupt
     return sum(worker.exitcode != 0 for worker in workers)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Processes that are started here use this many threads, unless OMP_NUM_THREADS is set."""
-    if "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
 
 
 def _worker(cells: list[Cell], options: CompareOptions, stop: Event) -> None:

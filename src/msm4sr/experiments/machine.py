@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from msm4sr.threads import count_of
+
 SOURCE = Path(__file__).resolve().parents[3]  # the root of a checkout; unrelated to an installed package
 
 
@@ -37,8 +39,7 @@ def hardware(device: torch.device) -> str:
     """The processor and the threads in use, or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor()}, {count_of(torch.get_num_threads(), 'thread')}"
 
 
 def processor() -> str:

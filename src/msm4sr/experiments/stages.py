@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
@@ -26,6 +27,7 @@ from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.tensor_files import load_tensors, read_about, read_checksum
+from msm4sr.threads import count_of, usable_cores, were_chosen
 from msm4sr.training.callbacks import Callback, EpochRecord
 from msm4sr.training.checkpoint import TrainingState, best_file, check_identity, last_file, read_state, set_weights
 from msm4sr.training.identity import stage_identity
@@ -178,6 +180,8 @@ def train_stage(
         logger.info("%s: already complete, %d epochs", stage, state.epoch - 1)
     elif state is not None:
         logger.info("%s: resuming in epoch %d, after step %d", stage, state.epoch, state.step)
+    if state is not None and were_chosen():
+        _use_threads(state.threads)
     options = TrainerOptions(
         seed=run.settings.seed,
         device=run.settings.device,
@@ -187,6 +191,13 @@ def train_stage(
         identity=run_identity(run, stage),
     )
     Trainer(task, getattr(run.settings, stage), options, [RunRecorder(run, stage, state), *callbacks]).fit(dataset)
+
+
+def _use_threads(threads: int) -> None:
+    """Use as many threads as the interrupted training did, if this machine has as many cores."""
+    if threads != torch.get_num_threads() and 0 < threads <= len(usable_cores()):
+        logger.info("using %s as before, so that results are bit-identical", count_of(threads, "thread"))
+        torch.set_num_threads(threads)
 
 
 def run_identity(run: Run, stage: str) -> dict[str, Any]:

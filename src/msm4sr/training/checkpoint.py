@@ -45,6 +45,7 @@ class TrainingState:
     best_epoch: int = 0
     waited: int = 0  # validations since the best
     done: bool = False  # the training is complete
+    threads: int = 0  # of this process, which change the last bits of sums; 0: unknown
     rows: list[dict[str, Any]] = field(default_factory=list)  # `EpochRecord.as_row` of each completed epoch
 
     def count_step(self, pairs: int) -> None:
@@ -79,6 +80,8 @@ def retrain(checkpoints: Path, stage: str) -> str:
 
 def _state_of(file: Path, stage: str, about: Mapping[str, Any]) -> TrainingState:
     state = about.get("state")
+    if isinstance(state, dict):
+        state = {"threads": 0} | state  # older checkpoints lack it
     if not isinstance(state, dict) or state.keys() != asdict(TrainingState()).keys():
         raise InputError(f"{file}: damaged (no complete state of a training); {retrain(file.parent, stage)}")
     return TrainingState(**state)

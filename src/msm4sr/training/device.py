@@ -18,6 +18,7 @@ from torch import Tensor
 
 from msm4sr.errors import InputError
 from msm4sr.strict import Strict
+from msm4sr.threads import shared_cores
 
 Gather = Callable[[Tensor], tuple[Tensor, slice]]
 """Maps rows [n, ...] of this process to the rows of all processes, concatenated, and the slice of its own.
@@ -58,7 +59,13 @@ class Device(Strict):
         Lightning Fabric starts them with the command of this process, so they reach this call by the same code.
         """
         fabric = self.fabric()
-        fabric.launch()
+        if self.devices == 1 or dist.is_initialized():
+            fabric.launch()
+            return fabric
+        with shared_cores(self.devices) as threads:
+            fabric.launch()
+        if threads is not None:
+            torch.set_num_threads(threads)
         return fabric
 
     def check(self) -> None:

@@ -208,6 +208,7 @@ class Trainer:
         for number, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": moment.detach().cpu().clone() for name, moment in moments.items()}
         tensors |= {f"generators/{name}": states[name] for name in states}
+        self.state.threads = torch.get_num_threads()
         self._checkpoints.save_last(tensors | {"loss_sum": self._loss_sum.detach().cpu().clone()}, self.state)
 
     @contextmanager
