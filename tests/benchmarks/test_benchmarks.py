@@ -129,6 +129,14 @@ def test_growth_fills_its_table_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow  # 24 processes
+def test_speed_on_a_shared_machine_is_a_row_for_each_load_and_stage() -> None:
+    done = run_script("shared_machine.py", "--steps", 2, "--rounds", 1, "--items", 40)
+    assert done.code == 0, done.error
+    row = r"^\| [012] \| \w+ \|(?: [1-9]\d* \(.*\) \|){4} \d+ threads? \(.*\) \|$"
+    assert len(re.findall(row, done.out, re.M)) == 6
+
+
 @pytest.mark.slow  # an environment of 2 GB, unless it is there
 def test_both_libraries_train_on_the_same_pairs_and_have_the_same_ranks(shop: Path, tmp_path: Path) -> None:
     environment = ROOT / ".venv-recbole"

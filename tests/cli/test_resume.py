@@ -143,6 +143,34 @@ def test_a_complete_stage_is_not_trained_again(cli: Cli, interrupted: Path, undi
 
 
 @pytest.mark.parametrize(
+    ("recorded", "chosen", "used"),
+    [(2, "1", 2), (3, "1", 1), (0, "1", 1), (2, None, 1)],
+    ids=["as before", "on fewer cores", "of an older version", "chosen by the user"],
+)
+def test_a_training_is_resumed_on_as_many_threads(
+    cli: Cli, interrupted: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, chosen: str | None, used: int
+) -> None:
+    file, threads = last_file(interrupted / "checkpoints", "pretrain"), torch.get_num_threads()
+    about = read_about(file)
+    assert about["state"]["threads"] == threads
+    about["state"]["threads"] = recorded
+    save_tensors(load_tensors(file), file, about)
+    monkeypatch.setenv("MSM4SR_FREE_CORES", "1")
+    if chosen is None:
+        monkeypatch.delenv("MSM4SR_FREE_CORES")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("msm4sr.experiments.stages.usable_cores", lambda: [[0], [1]])
+    torch.set_num_threads(1)
+    try:
+        called = cli("pretrain", interrupted, "--resume")
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(threads)
+    assert called.code == 0, called
+    assert called.out.count("using 2 threads as before, so that results are bit-identical") == used - 1
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         (["--set=finetune.epochs=5"], "finetune.epochs is 4 there and 5 now"),

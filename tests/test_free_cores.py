@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from msm4sr import threads
 from msm4sr.threads import Choice, busy_cores, choose, cpu_quota, shared_cores, usable_cores
+from msm4sr.training.checkpoint import read_state
 
 NAMES = (threads.THREADS, threads.POLICY, threads.SPINS, threads.CHOSEN, *threads.LAUNCHERS)
 LOOP = "import os; first = os.getppid()\nwhile os.getppid() == first: sum(range(10**5))"  # ends with this process
@@ -220,6 +222,47 @@ def test_commands_that_do_not_train_let_threads_spin_briefly(tmp_path: Path) -> 
     out, err = command("recommend", tmp_path / "nowhere", "--user", "u1")
     assert out == ""
     assert reported(err, "GOMP_SPINCOUNT") == "3000"
+
+
+CELLS = "rows: [{name: sasrec, model: sasrec}]"
+FEW = ("--set=finetune.epochs=1", "--set=finetune.batch_pairs=16", "--set=model.dim=8")
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """User u interacts with the items u, u + 1, u + 2, ...; no texts, no images."""
+    folder = tmp_path_factory.mktemp("data") / "ring"
+    folder.mkdir()
+    rows = [{"user_id": f"u{u}", "item_id": f"i{(u + t) % 30}", "timestamp": t} for u in range(20) for t in range(8)]
+    pl.DataFrame(rows).write_parquet(folder / "interactions.parquet")
+    return folder
+
+
+def share_of_two(out: str) -> int:
+    """The threads of each of two processes: half of the free cores, each printed once."""
+    (chosen,) = re.findall(r"^(\d+) threads? \(\d+ of \d+ cores free", out, re.M)
+    (each,) = re.findall(r"^2 processes, (\d+) threads? each$", out, re.M)
+    assert int(each) == max(1, int(chosen) // 2)
+    return int(each)
+
+
+def test_processes_that_train_together_share_the_free_cores(ring: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    out, err = command("run", ring, "--out", run, "--model=sasrec", *FEW, "--devices=2")
+    assert (run / "report.html").exists(), err
+    state = read_state(run / "checkpoints", "finetune")
+    assert state is not None
+    assert state.threads == share_of_two(out)
+
+
+def test_processes_of_a_grid_share_the_free_cores(ring: Path, tmp_path: Path) -> None:
+    config, grid = tmp_path / "one.yaml", tmp_path / "grid"
+    config.write_text(CELLS)
+    seeds = ("--seed=0", "--seed=1")
+    out, err = command("compare", config, "--data", ring, "--out", grid, *FEW, *seeds, "--jobs=2")
+    cells = [grid / "cells" / "ring" / "sasrec" / f"seed-{seed}" for seed in (0, 1)]
+    states = [read_state(cell / "checkpoints", "finetune") for cell in cells]
+    assert [state.threads for state in states if state is not None] == [share_of_two(out)] * 2, err
 
 
 @pytest.mark.usefixtures("nothing_chosen")
