@@ -12,8 +12,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from msm4sr import threads
+from msm4sr.cli import app
 from msm4sr.threads import Choice, busy_cores, choose, cpu_quota, shared_cores, usable_cores
 from msm4sr.training.checkpoint import read_state
 
@@ -208,6 +210,15 @@ def test_a_run_does_what_the_user_chose(tmp_path: Path, chosen: dict[str, str], 
     out, err = command("run", tmp_path / "nowhere", "--out", tmp_path / "run", OMP_NUM_THREADS="3", **chosen)
     assert out == line
     assert (reported(err, "OMP_NUM_THREADS"), reported(err, "GOMP_SPINCOUNT")) == ("3", spins)
+
+
+def test_ctrl_c_during_the_measurement_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("msm4sr.cli.use_free_cores", interrupt)
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path)])
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")
 
 
 @pytest.mark.parametrize("rank", ["LOCAL_RANK", "SLURM_PROCID"])

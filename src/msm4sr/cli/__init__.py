@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from msm4sr.cli.compare import compare, report
-from msm4sr.cli.console import ConsoleHandler, console
+from msm4sr.cli.console import ConsoleHandler, console, handle_errors
 from msm4sr.cli.data import data, fetch_images
 from msm4sr.cli.demo import demo
 from msm4sr.cli.doctor import doctor
@@ -45,7 +45,8 @@ def _on_free_cores(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*arguments: object, **options: object) -> None:
-        choice = use_free_cores()
+        with handle_errors():
+            choice = use_free_cores()
         if choice is not None and all(os.environ.get(name, "0") == "0" for name in RANKS):
             console.print(str(choice), markup=False)
         command(*arguments, **options)
