@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -97,6 +98,7 @@ def run_steps(
     limit: Limit,
     clock: Callable[[], float] = time.perf_counter,
     listen: Callable[[nn.Module], None] = lambda task: None,
+    checkpoints: Path | None = None,
 ) -> list[Step]:
     """Train `model` for some steps. Ignore the first ones: they warm up, and the first includes the set-up.
 
@@ -108,6 +110,7 @@ def run_steps(
         limit: when to stop.
         clock: read at the end of each step.
         listen: receives the task, whose call is the forward pass, before training.
+        checkpoints: a folder for the checkpoint that ends the training; None: none is written.
     """
     brief = {"epochs": 1, "max_steps": 0}
     settings = settings.model_copy(update={stage: getattr(settings, stage).model_copy(update=brief)})
@@ -117,7 +120,8 @@ def run_steps(
     listen(task)
     marks = [clock()]
     hook = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
-    trainer = BriefTrainer(task, getattr(settings, stage), TrainerOptions(settings.seed, settings.device))
+    options = TrainerOptions(settings.seed, settings.device, checkpoints=checkpoints)
+    trainer = BriefTrainer(task, getattr(settings, stage), options)
     trainer.limit, trainer.used = limit, []
     try:
         trainer.fit(dataset)
