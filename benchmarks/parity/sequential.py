@@ -154,8 +154,7 @@ def as_recbole(name: Name, settings: RunSettings, pretrain_epochs: int) -> dict[
 
 def scores_of(model: FactorizedModel, targets: Targets) -> np.ndarray:
     """[users, items]."""
-    histories = [targets.histories[user] for user in range(len(targets.targets))]
-    items, lengths = pad_histories(histories, model.max_history)
+    items, lengths = pad_histories(targets.histories, model.max_history)
     with torch.inference_mode():
         catalogue = model.eval().encode_items()
         return model.score(items, lengths, catalogue, model.scoring_vectors(catalogue)).numpy()

@@ -234,7 +234,7 @@ def test_drop_loses_first_and_last_items_as_often_as_others() -> None:
 
 
 def test_the_latest_items_of_a_history_are_padded_on_the_right() -> None:
-    items, lengths = pad_histories([np.array([1, 2, 3, 4]), np.array([5]), np.array([6, 7])], max_history=3)
+    items, lengths = pad_histories(ragged([[1, 2, 3, 4], [5], [6, 7]]), max_history=3)
     assert items.tolist() == [[2, 3, 4], [5, 0, 0], [6, 7, 0]]
     assert lengths.tolist() == [3, 1, 2]
     assert items.dtype == torch.int64

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from builders import make_dataset, make_msm4sr, make_popularity, make_sasrec, ragged, random_sequences
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from msm4sr.data.dataset import Targets, test_targets, validation_targets
@@ -15,7 +17,7 @@ from msm4sr.evaluation import ranking
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets, ranks_of
-from msm4sr.models.base import FactorizedScorer
+from msm4sr.models.base import FactorizedScorer, Scorer
 
 N_ITEMS = 12
 DATASET = make_dataset(random_sequences(30, N_ITEMS, longest=11), N_ITEMS)
@@ -62,6 +64,26 @@ class Scores(FactorizedScorer):
 
     def scoring_vectors(self, catalogue: Tensor) -> Tensor:
         return catalogue.squeeze(1)
+
+
+class Table(Scorer):
+    """A model with a row of scores for each user."""
+
+    max_history = 5
+
+    def __init__(self, table: list[list[float]]) -> None:
+        super().__init__()
+        self.table = torch.tensor(table)
+        self.ranks_seen_items = True
+
+    def encode_items(self) -> Tensor:
+        return self.table.new_zeros(self.table.shape[1], 1, 1)
+
+    def score(
+        self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None
+    ) -> Tensor:
+        assert users is not None
+        return self.table[users]
 
 
 def included(model: Any, targets: Targets) -> Ranks:
@@ -117,17 +139,63 @@ def test_ranks_are_those_of_a_loop_over_users(make: Any, part: Any, exclude_seen
     assert both[other].tolist() == ranks_slowly(model, targets, not exclude_seen)
 
 
-def test_chunks_of_users_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "largest"),
+    [
+        ({"SCORES_IN_CACHE": 1, "USERS_AT_ONCE": 1}, 1),
+        ({"SCORES_IN_CACHE": 7 * N_ITEMS, "USERS_AT_ONCE": 1}, 7),
+        ({"SCORES_IN_CACHE": 7 * N_ITEMS, "USERS_AT_ONCE": 9}, 9),
+        ({"TOKENS_AT_ONCE": 20}, 20 // 6),
+    ],
+)
+def test_chunks_are_limited_and_do_not_change_ranks(
+    sizes: dict[str, int], largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, targets = make_sasrec().eval(), test_targets(DATASET)
     at_once = included(model, targets)
-    for name, value in (("SCORES_AT_ONCE", 1), ("SCORES_AT_ONCE", 7 * N_ITEMS), ("TOKENS_AT_ONCE", 20)):
-        with monkeypatch.context() as patch:
-            patch.setattr(ranking, name, value)
-            progress: list[float] = []
-            chunked = rank_targets(model, targets, advance=progress.append)["seen_included"]
-            assert len(progress) > 1
-            assert sum(progress) == DATASET.n_users
-            assert chunked.tolist() == at_once.tolist()
+    for name, value in sizes.items():
+        monkeypatch.setattr(ranking, name, value)
+    progress: list[float] = []
+    chunked = rank_targets(model, targets, advance=progress.append)["seen_included"]
+    assert max(progress) == largest
+    assert sum(progress) == DATASET.n_users
+    assert chunked.tolist() == at_once.tolist()
+
+
+@given(st.data())
+def test_ranks_are_those_of_sorted_lists_whatever_ties_and_seen_items(data: st.DataObject) -> None:
+    n_items, n_users = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 6))
+    item, scores = st.integers(0, n_items - 1), st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, np.inf])
+    table = data.draw(
+        st.lists(st.lists(scores, min_size=n_items, max_size=n_items), min_size=n_users, max_size=n_users)
+    )
+    histories = data.draw(st.lists(st.lists(item, min_size=1, max_size=12), min_size=n_users, max_size=n_users))
+    targets = data.draw(st.lists(item, min_size=n_users, max_size=n_users))
+    among = data.draw(st.none() | st.sets(item).map(lambda items: np.isin(np.arange(n_items), [*items, *targets])))
+    model = Table(table)
+    model.ranks_seen_items = data.draw(st.booleans())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "SCORES_IN_CACHE", data.draw(st.sampled_from([1, 2 * n_items, 1 << 21])))
+        patch.setattr(ranking, "USERS_AT_ONCE", data.draw(st.sampled_from([1, 4])))
+        found = rank_targets(
+            model, Targets(ragged(histories), np.array(targets)), ("seen_included", "seen_excluded"), among=among
+        )
+    for protocol, ranks in found.items():
+        exclude = protocol == "seen_excluded" or not model.ranks_seen_items
+        for rank, row, history, target in zip(ranks, table, histories, targets, strict=True):
+            last = {*(history if exclude else ()), *(() if among is None else np.flatnonzero(~among))}
+            assert rank == rank_slowly([-np.inf if i in last else score for i, score in enumerate(row)], target)
+
+
+@given(st.data())
+def test_a_score_that_is_not_a_number_is_found_in_any_place(data: st.DataObject) -> None:
+    n_items, n_users = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 6))
+    scores = torch.full((n_users, n_items), data.draw(st.sampled_from([-torch.inf, 0.0, torch.inf])))
+    scores[data.draw(st.integers(0, n_users - 1)), data.draw(st.integers(0, n_items - 1))] = torch.nan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "SCORES_IN_CACHE", data.draw(st.sampled_from([1, 2 * n_users, 1 << 21])))
+        with pytest.raises(FloatingPointError, match="not a number"):
+            ranks_of(scores, torch.zeros(n_users, dtype=torch.int64))
 
 
 def test_an_item_of_the_history_ranks_last_when_histories_are_excluded() -> None:

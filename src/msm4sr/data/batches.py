@@ -144,15 +144,15 @@ def latest_items(histories: Iterable[Row], max_history: int) -> list[Row]:
     return [history[-max_history:] for history in histories]
 
 
-def pad_histories(histories: list[np.ndarray], max_history: int) -> tuple[Tensor, Tensor]:
+def pad_histories(histories: Ragged, max_history: int) -> tuple[Tensor, Tensor]:
     """The latest `max_history` items of each history, as a model reads them.
 
     Returns:
         Items int64 [B, L], padded on the right with 0, and lengths int64 [B].
     """
-    latest = latest_items(histories, max_history)
-    lengths = np.array([len(h) for h in latest], dtype=np.int64)
-    items = np.zeros((len(latest), max(1, lengths.max(initial=1))), dtype=np.int64)
-    for row, history in zip(items, latest, strict=True):
-        row[: len(history)] = history
+    lengths = np.minimum(histories.lengths, max_history)
+    slot = np.arange(lengths.max(initial=1))
+    read = slot < lengths[:, None]  # [B, L]
+    items = np.zeros(read.shape, dtype=np.int64)
+    items[read] = histories.values[((histories.offsets[1:] - lengths)[:, None] + slot)[read]]
     return torch.from_numpy(items), torch.from_numpy(lengths)

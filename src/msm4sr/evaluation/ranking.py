@@ -14,8 +14,11 @@ from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Targets
 from msm4sr.models.base import Scorer
 from msm4sr.progress import Advance
+from msm4sr.ragged import Ragged
 
-SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32: scores of a chunk of users times all items
+SCORES_IN_CACHE = 1 << 21  # 8 MiB of float32: on a CPU, larger chunks wait for memory
+SCORES_AT_ONCE = 1 << 24  # elsewhere, 64 MiB; float32 counts exactly up to this number
+USERS_AT_ONCE = 32  # at least: products of fewer rows read the item vectors for little work
 TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
 
 Ranks = npt.NDArray[np.float64]
@@ -35,7 +38,8 @@ def rank_targets(
 ) -> dict[Protocol, Ranks]:
     """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items, by each protocol.
 
-    All protocols use the same scores. Users are ranked in chunks, so that memory does not depend on users times items.
+    All protocols use the same scores. Users are ranked in chunks, so that memory does not depend on users times items:
+    a chunk has `scores_at_once` scores, or those of `USERS_AT_ONCE` users if that is more.
 
     Args:
         model: put into evaluation mode by the caller. If it never ranks seen items, both protocols exclude them.
@@ -53,10 +57,11 @@ def rank_targets(
     ranks: dict[Protocol, Ranks] = {protocol: np.empty(n_users) for protocol in protocols}
     lengths = np.minimum(np.diff(targets.histories.offsets), model.max_history)
     by_length = np.argsort(lengths, kind="stable")
-    chunk = max(1, min(SCORES_AT_ONCE // len(item_vectors), TOKENS_AT_ONCE // max(1, int(lengths.max()))))
+    chunk = max(USERS_AT_ONCE, scores_at_once(device) // len(item_vectors))
+    chunk = max(1, min(chunk, TOKENS_AT_ONCE // max(1, int(lengths.max()))))
     for start in range(0, n_users, chunk):
         users = by_length[start : start + chunk]
-        histories = [targets.histories[int(u)] for u in users]
+        histories = targets.histories.take(users)
         items, length = (part.to(device) for part in pad_histories(histories, model.max_history))
         trained = torch.from_numpy(users if targets.users is None else targets.users[users]).to(device)
         scores = model.score(items, length, embeddings, item_vectors, trained).float()
@@ -71,22 +76,32 @@ def rank_targets(
     return ranks
 
 
-def _exclude_seen(scores: Tensor, histories: Sequence[npt.NDArray[np.int32]]) -> None:
+def _exclude_seen(scores: Tensor, histories: Ragged) -> None:
     """Rank the items of each row's history last: scores [B, N] are changed."""
-    row = torch.repeat_interleave(torch.arange(len(histories)), torch.tensor([len(history) for history in histories]))
-    seen = torch.from_numpy(np.concatenate(histories).astype(np.int64))
+    row, seen = torch.from_numpy(histories.row_numbers), torch.from_numpy(histories.values.astype(np.int64))
     scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
 
 
+def scores_at_once(device: torch.device) -> int:
+    """The number of scores that are computed and compared at a time."""
+    return SCORES_IN_CACHE if device.type == "cpu" else SCORES_AT_ONCE
+
+
 def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
-    """The rank of one item per row: scores [B, N], targets int64 [B] to float64 [B]; ties rank at their mean.
+    """The rank of one item per row: scores float32 [B, N], targets int64 [B] to float64 [B]; ties rank at their mean.
+
+    The mean of the first and the last place of the ties: 1 + the items that score higher, and the items that score at
+    least as high.
 
     Raises:
         FloatingPointError: a score is not a number; it would otherwise rank as the best.
     """
-    if scores.isnan().any():
-        raise FloatingPointError("a score is not a number: the training has diverged; try a lower learning rate")
     own = scores.gather(1, targets.unsqueeze(1))
-    better = (scores > own).sum(dim=1)
-    equal = (scores == own).sum(dim=1)  # itself included
-    return better.cpu().double() + (equal.cpu().double() + 1) / 2  # some devices have no float64
+    places = torch.ones_like(targets)
+    for block in torch.split(scores, max(1, scores_at_once(scores.device) // len(scores)), dim=1):
+        if block.amax().isnan():
+            raise FloatingPointError("a score is not a number: the training has diverged; try a lower learning rate")
+        flags = torch.empty_like(block)  # of the type of the scores: counted several times as fast as bool
+        for compare in (torch.gt, torch.ge):
+            places += compare(block, own, out=flags).sum(dim=1).long()
+    return places.cpu().double() / 2  # some devices have no float64

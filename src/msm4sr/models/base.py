@@ -135,9 +135,9 @@ class FactorizedScorer(Scorer):
         if self.seen_bias is None:
             return scores
         read = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)  # [B, L]
-        seen = torch.zeros_like(scores, dtype=torch.bool)
-        seen.scatter_(1, torch.where(read, histories, histories[:, :1]), True)
-        return scores + seen * self.seen_bias
+        seen = torch.zeros_like(scores, dtype=self.seen_bias.dtype)
+        seen.scatter_(1, torch.where(read, histories, histories[:, :1]), 1)
+        return torch.addcmul(scores, seen, self.seen_bias)
 
     def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
         """A weighted term that fine-tuning adds to the loss of a batch; None: no term.

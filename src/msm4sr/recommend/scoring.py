@@ -18,6 +18,7 @@ from msm4sr.data.batches import latest_items, pad_histories
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
+from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import ApproximateIndex, top_k
 
@@ -74,7 +75,7 @@ def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequenc
 def _encode(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]]) -> Tensor:
     # Equal items are one row of the gathered embeddings: some models count distinct rows.
     place: dict[int, int] = {}
-    places = [np.array([place.setdefault(row, len(place)) for row in history]) for history in read]
+    places = Ragged.from_rows(([place.setdefault(row, len(place)) for row in history] for history in read), np.int64)
     padded, length = pad_histories(places, model.max_history)  # [B, L]
     return model.encode_last(padded, length, catalogue.gather("embeddings", torch.tensor(list(place))))
 
