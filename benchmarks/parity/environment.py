@@ -16,7 +16,6 @@ from msm4sr.errors import InputError
 Environment = Annotated[Path, typer.Option("--environment", help="The virtual environment of RecBole.")]
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-RUNNER = Path(__file__).with_name("run_recbole.py")
 
 
 def ensure_environment(folder: Path) -> Path:
@@ -38,17 +37,20 @@ def ensure_environment(folder: Path) -> Path:
     return python
 
 
-def run_recbole(python: Path, job: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
-    """Run a job of run_recbole.py on the data exported into `folder`, and return data.json, which describes its data.
+def run_recbole(
+    python: Path, job: dict[str, Any], folder: Path, threads: int, script: str = "run_recbole.py"
+) -> dict[str, Any]:
+    """Run a job of a script of this folder on the data exported into `folder`, and return the data.json that it writes.
 
-    Results are written into `folder`. This package is not on RecBole's path.
+    Other results are written into `folder`. This package is not on RecBole's path.
     """
     options = {"out": str(folder), "threads": threads, "config": job["config"] | {"data_path": str(folder)}}
     (folder / "job.json").write_text(json.dumps(job | options))
     keep = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": str(threads)}
-    command = [str(python.absolute()), "-W", "ignore", str(RUNNER), str(folder / "job.json")]
+    runner = Path(__file__).with_name(script)
+    command = [str(python.absolute()), "-W", "ignore", str(runner), str(folder / "job.json")]
     done = subprocess.run(command, env=keep, cwd=folder, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise RuntimeError(f"{RUNNER.name} exited with code {done.returncode}")
+        raise RuntimeError(f"{script} exited with code {done.returncode}")
     about: dict[str, Any] = json.loads((folder / "data.json").read_text())
     return about

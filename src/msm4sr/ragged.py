@@ -61,7 +61,7 @@ class Ragged:
 
     def take(self, rows: npt.NDArray[Any]) -> Ragged:
         """The rows of these numbers, in this order: int [any] (numpy only)."""
-        lengths = self.lengths[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]  # not of all rows: `rows` may be few of many
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return Ragged.from_lengths(self.values[np.repeat(self.offsets[rows], lengths) + within], lengths)
 

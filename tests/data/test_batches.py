@@ -238,3 +238,13 @@ def test_the_latest_items_of_a_history_are_padded_on_the_right() -> None:
     assert items.tolist() == [[2, 3, 4], [5, 0, 0], [6, 7, 0]]
     assert lengths.tolist() == [3, 1, 2]
     assert items.dtype == torch.int64
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=7), min_size=1, max_size=6), st.integers(1, 8), st.data())
+def test_any_rows_are_padded(histories: list[list[int]], max_history: int, data: st.DataObject) -> None:
+    rows = data.draw(st.none() | st.lists(st.integers(0, len(histories) - 1), min_size=1, max_size=8))
+    wanted = [histories[row][-max_history:] for row in (range(len(histories)) if rows is None else rows)]
+    items, lengths = pad_histories(ragged(histories), max_history, None if rows is None else np.array(rows))
+    assert lengths.tolist() == [len(history) for history in wanted]
+    longest = max(1, *(len(history) for history in wanted))
+    assert items.tolist() == [history + [0] * (longest - len(history)) for history in wanted]

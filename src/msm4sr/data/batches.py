@@ -144,15 +144,22 @@ def latest_items(histories: Iterable[Row], max_history: int) -> list[Row]:
     return [history[-max_history:] for history in histories]
 
 
-def pad_histories(histories: Ragged, max_history: int) -> tuple[Tensor, Tensor]:
+def pad_histories(histories: Ragged, max_history: int, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
     """The latest `max_history` items of each history, as a model reads them.
+
+    Args:
+        histories: item numbers, oldest first.
+        max_history: the longest row.
+        rows: the histories wanted, int [B]; None: all.
 
     Returns:
         Items int64 [B, L], padded on the right with 0, and lengths int64 [B].
     """
-    lengths = np.minimum(histories.lengths, max_history)
+    rows = np.arange(len(histories)) if rows is None else rows
+    end = histories.offsets[rows + 1]
+    lengths = np.minimum(end - histories.offsets[rows], max_history)
     slot = np.arange(lengths.max(initial=1))
     read = slot < lengths[:, None]  # [B, L]
     items = np.zeros(read.shape, dtype=np.int64)
-    items[read] = histories.values[((histories.offsets[1:] - lengths)[:, None] + slot)[read]]
+    items[read] = histories.values[((end - lengths)[:, None] + slot)[read]]
     return torch.from_numpy(items), torch.from_numpy(lengths)

@@ -61,8 +61,7 @@ def rank_targets(
     chunk = max(1, min(chunk, TOKENS_AT_ONCE // max(1, int(lengths.max()))))
     for start in range(0, n_users, chunk):
         users = by_length[start : start + chunk]
-        histories = targets.histories.take(users)
-        items, length = (part.to(device) for part in pad_histories(histories, model.max_history))
+        items, length = (part.to(device) for part in pad_histories(targets.histories, model.max_history, users))
         trained = torch.from_numpy(users if targets.users is None else targets.users[users]).to(device)
         scores = model.score(items, length, embeddings, item_vectors, trained).float()
         target = torch.from_numpy(targets.targets[users]).to(scores.device)
@@ -70,7 +69,7 @@ def rank_targets(
             scores[:, torch.from_numpy(~among).to(scores.device)] = -torch.inf
         for protocol in sorted(ranks, reverse=True):  # "seen_included" first: excluding changes the scores
             if protocol == "seen_excluded" or not model.ranks_seen_items:
-                _exclude_seen(scores, histories)
+                _exclude_seen(scores, targets.histories.take(users))
             ranks[protocol][users] = ranks_of(scores, target).numpy()
         advance(len(users))
     return ranks
