@@ -163,9 +163,9 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
     assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
 
 
-def test_candidates_are_sampled_by_option_or_over_three_thousand_items() -> None:
-    assert FinetuneSettings().samples_of(3000) is None
-    assert FinetuneSettings().samples_of(3001) == 1024
+def test_candidates_are_sampled_by_option_or_over_two_thousand_items() -> None:
+    assert FinetuneSettings().samples_of(2000) is None
+    assert FinetuneSettings().samples_of(2001) == 1024
     assert FinetuneSettings(candidates="all").samples_of(10**6) is None
     assert FinetuneSettings(candidates="sampled", samples=50).samples_of(30) == 50
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from msm4sr.strict import Strict
 
-SAMPLE_OVER = 3000  # items; a smaller catalogue is hardly larger than the items of a batch and the samples
+SAMPLE_OVER = 2000  # items; a smaller catalogue is hardly larger than the items of a batch and the samples
 
 
 class StageSettings(Strict):
@@ -73,7 +73,7 @@ class FinetuneSettings(StageSettings):
     candidates: Literal["auto", "all", "sampled"] = Field(
         "auto",
         description="items of the softmax: the full catalogue, or those of the batch and a sample of the others; auto: "
-        "sampled over 3,000 items",
+        "sampled over 2,000 items",
     )
     samples: int = Field(1024, ge=1, description="items drawn per step when candidates are sampled")
     draw: Literal["uniform", "popularity"] = Field(
