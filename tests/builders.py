@@ -10,19 +10,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset, training_histories
-from msm4sr.models.base import Inputs, Model, as_tensors
+from msm4sr.models.base import FactorizedModel, Inputs, Model, as_tensors
 from msm4sr.models.baselines.dualgnn import DualGNN, DualGNNConfig
 from msm4sr.models.baselines.grcn import GRCN, GRCNConfig
 from msm4sr.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from msm4sr.models.baselines.lightgcn import LightGCN, LightGCNConfig
 from msm4sr.models.baselines.popularity import Popularity, PopularityConfig
+from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.models.baselines.sasrec import SASRec, SASRecConfig
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.models.registry import MODELS, build
 from msm4sr.ragged import Ragged
+from msm4sr.training.settings import PretrainSettings
+from msm4sr.training.tasks import multimodal_contrastive, mutual_information, next_item
+from msm4sr.training.tasks.multimodal_contrastive import PretrainStep
+from msm4sr.training.tasks.mutual_information import MaskedWindows
+from msm4sr.training.tasks.next_item import FinetuneStep
 
 TINY: dict[str, Any] = {"dim": 8, "layers": 2, "heads": 2, "inner_dim": 16, "max_history": 6}
 CALM: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -208,6 +215,27 @@ def make_batch(sequences: Sequence[Sequence[int]]) -> Batch:
         targets[row, :pairs] = torch.tensor(sequence[1:])
         mask[row, :pairs] = True
     return Batch(items, targets, mask)
+
+
+def finetune_loss(model: FactorizedModel, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    """The fine-tuning loss of a batch over all items."""
+    return next_item.finetune_loss(model, FinetuneStep.over_all(model, batch, model.n_items, generator))
+
+
+def sampled_finetune_loss(model: FactorizedModel, batch: Batch, sample: Tensor, probabilities: Tensor) -> Tensor:
+    """The fine-tuning loss of a batch over the items of the batch and of a sample."""
+    return next_item.finetune_loss(model, FinetuneStep.over_sample(model, batch, sample, probabilities))
+
+
+def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator) -> Tensor:
+    """The pre-training loss of a batch."""
+    step = PretrainStep.of(model, [batch], 0, settings.mixup, generator)
+    return multimodal_contrastive.pretrain_loss(model, step, settings)
+
+
+def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The pre-training loss of a batch."""
+    return mutual_information.s3rec_loss(model, MaskedWindows.draw(model, batch, generator))
 
 
 def generator(seed: int = 0) -> torch.Generator:

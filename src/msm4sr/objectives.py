@@ -3,6 +3,9 @@ same effect at every batch size.
 
 Shape letters: P pairs (prefix, next item) of the batch, C distinct next items among them, N items, D embedding
 dimension, Q dimension of scoring vectors. f(a, b) = exp(cos(a, b) / temperature).
+
+Tensors of a static shape have padding among the P pairs: `weights` [P] is 1 for each pair and 0 for padding, which then
+has no loss and is no negative. None: there is no padding.
 """
 
 from __future__ import annotations
@@ -15,10 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCORES_AT_ONCE = 1 << 20  # 4 MiB of float32: a chunk of the softmax that stays in cache
+SCORES_AT_ONCE_ON_GPU = 1 << 26  # 256 MiB: there, a chunk costs the launch of its kernels
+
+
+def mean_over_pairs(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of `losses` [..., P] over the pairs."""
+    if weights is None:
+        return losses.mean()
+    rows = losses.numel() // losses.shape[-1]
+    return torch.where(weights > 0, losses, 0).sum() / (rows * weights.sum())
 
 
 def next_item_prediction(
-    views: Sequence[Tensor], items: Tensor, target: Tensor, counts: Tensor, temperature: float
+    views: Sequence[Tensor],
+    items: Tensor,
+    target: Tensor,
+    counts: Tensor,
+    temperature: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """L_NIP in one modality: the content of the next item scores over that of the other pairs' next items.
 
@@ -33,15 +50,16 @@ def next_item_prediction(
         target: int64 [P], each pair's next item as a row of `items`.
         counts: [C], the number of pairs with this next item.
         temperature: tau.
+        weights: [P], see the module.
 
     Reference: MSM4SR, arXiv 2303.11879, equation 7: InfoNCE with in-batch negatives.
     """
     view, item = F.normalize(torch.cat(tuple(views)), dim=1), F.normalize(items, dim=1)  # [V P, D], [C, D]
     positive = exp_cosine(view, F.embedding(target.repeat(len(views)), item), temperature)
-    total, _ = exp_cosine_sums(view, item, temperature, weights=counts)
+    total, _ = exp_cosine_sums(view, item, temperature, Masks(columns=counts))
     positive, total = (sums.view(len(views), -1).sum(dim=0) for sums in (positive, total))  # over the views: [P]
     total = total - positive * (counts[target] - 1)  # a pair's own next item counts once
-    return (total.log() - positive.log()).mean()
+    return mean_over_pairs(total.log() - positive.log(), weights)
 
 
 def cross_modality_contrast(
@@ -51,6 +69,7 @@ def cross_modality_contrast(
     temperature: float,
     negatives: Literal["cross", "within"] = "cross",
     rows: slice = slice(None),
+    weights: Tensor | None = None,
 ) -> Tensor:
     """L_CMCL in one modality: two views of the same history, through two modalities, match.
 
@@ -67,24 +86,27 @@ def cross_modality_contrast(
         temperature: tau.
         negatives: `cross` or `within`.
         rows: the pairs j of the mean (those of one process); the sums over j' run over all pairs.
+        weights: [P], see the module.
 
     Reference: MSM4SR, arXiv 2303.11879, equation 9.
     """
     every_row = rows == slice(None)
     same = next_item[rows].unsqueeze(1) == next_item.unsqueeze(0)  # [R, P]
+    masks = Masks(None if weights is None else weights[rows], weights, same)
     own, other = F.normalize(own, dim=1), F.normalize(other, dim=1)
     positive = exp_cosine(own[rows], other[rows], temperature)  # [R]
-    own_to_other, other_to_own = exp_cosine_sums(own[rows], other, temperature, excluded=same)
+    own_to_other, other_to_own = exp_cosine_sums(own[rows], other, temperature, masks)
     if not every_row:
-        other_to_own, _ = exp_cosine_sums(other[rows], own, temperature, excluded=same)
+        other_to_own, _ = exp_cosine_sums(other[rows], own, temperature, masks)
     if negatives == "cross":
         rest = [own_to_other + other_to_own]  # the same in both directions
     else:
         rest = [
-            sums + exp_cosine_sums(view[rows], view, temperature, excluded=same)[0]
+            sums + exp_cosine_sums(view[rows], view, temperature, masks)[0]
             for view, sums in ((own, own_to_other), (other, other_to_own))
         ]
-    return torch.stack([(positive + negative).log() - positive.log() for negative in rest]).mean()
+    losses = torch.stack([(positive + negative).log() - positive.log() for negative in rest])
+    return mean_over_pairs(losses, masks.rows)
 
 
 def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -96,18 +118,20 @@ def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return (((a * b).sum(dim=1).to(_dtype(a, temperature)) - 1) / temperature).exp()
 
 
-def exp_cosine_sums(
-    a: Tensor, b: Tensor, temperature: float, weights: Tensor | None = None, excluded: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sums of f(a_i, b_j) / exp(1 / temperature) over j and over i, for unit vectors [A, D] and [B, D]: [A] and [B].
+class Masks(NamedTuple):
+    """What counts in sums over a matrix [A, B]."""
 
-    Args:
-        a, b: the vectors.
-        temperature: tau.
-        weights: of each b_j in the sum over j [B]; None: 1.
-        excluded: bool [A, B], pairs that do not count; None: all count.
-    """
-    return _ExpCosineSums.apply(a, b, temperature, weights, excluded)  # type: ignore[no-any-return, no-untyped-call]
+    rows: Tensor | None = None  # [A], the weight of each row in the sum over rows; None: 1
+    columns: Tensor | None = None  # [B], the weight of each column in the sum over columns; None: 1
+    excluded: Tensor | None = None  # bool [A, B], what does not count; None: all counts
+
+
+ALL_COUNT = Masks()
+
+
+def exp_cosine_sums(a: Tensor, b: Tensor, temperature: float, masks: Masks = ALL_COUNT) -> tuple[Tensor, Tensor]:
+    """Sums of f(a_i, b_j) / exp(1 / temperature) over j and over i, for unit vectors [A, D] and [B, D]: [A] and [B]."""
+    return _ExpCosineSums.apply(a, b, temperature, *masks)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ExpCosineSums(torch.autograd.Function):
@@ -115,22 +139,31 @@ class _ExpCosineSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, temperature: float, weights: Tensor | None, excluded: Tensor | None
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        temperature: float,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        excluded: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         f = (a @ (b / temperature).T).to(_dtype(a, temperature)).sub_(1 / temperature).exp_()
         if excluded is not None:
             f.masked_fill_(excluded, 0)
-        weights = f.new_ones(len(b)) if weights is None else weights.to(f.dtype)
-        ctx.save_for_backward(a, b, f, weights)
+        columns = f.new_ones(len(b)) if columns is None else columns.to(f.dtype)
+        rows = None if rows is None else rows.to(f.dtype)
+        ctx.save_for_backward(a, b, f, rows, columns)
         ctx.temperature = temperature
-        return f @ weights, f.sum(dim=0)
+        return f @ columns, f.sum(dim=0) if rows is None else rows @ f
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, f, weights = ctx.saved_tensors
+        a, b, f, rows, columns = ctx.saved_tensors
         to_rows, to_columns = gradients
-        to_cosine = torch.addcmul(to_columns, to_rows.unsqueeze(1), weights).mul_(f).div_(ctx.temperature).to(a.dtype)
-        return to_cosine @ b, to_cosine.T @ a, None, None, None
+        if rows is not None:
+            to_columns = to_columns * rows.unsqueeze(1)
+        to_cosine = torch.addcmul(to_columns, to_rows.unsqueeze(1), columns).mul_(f).div_(ctx.temperature).to(a.dtype)
+        return to_cosine @ b, to_cosine.T @ a, None, None, None, None
 
 
 def _dtype(vectors: Tensor, temperature: float) -> torch.dtype:
@@ -146,7 +179,12 @@ class SeenItems(NamedTuple):
 
 
 def next_item_cross_entropy(
-    prefixes: Tensor, items: Tensor, target: Tensor, log_weights: Tensor | None = None, seen: SeenItems | None = None
+    prefixes: Tensor,
+    items: Tensor,
+    target: Tensor,
+    log_weights: Tensor | None = None,
+    seen: SeenItems | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Softmax over the catalogue: -mean log y(next item).
 
@@ -161,10 +199,14 @@ def next_item_cross_entropy(
         target: int64 [P], the next item's row.
         log_weights: [N], 0 for each next item; None: `items` is the complete catalogue.
         seen: the seen items of the prefixes, as rows of `items`.
+        weights: [P], see the module.
 
     Reference: MSM4SR, arXiv 2303.11879, equations 12 and 13.
     """
-    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights, *(seen or (None, None, None)))  # type: ignore[no-any-return, no-untyped-call]
+    if weights is not None:
+        weights = weights * (len(weights) / weights.sum())
+    of_seen = seen or (None, None, None)
+    return _SoftmaxOverCatalogue.apply(prefixes, items, target, log_weights, weights, *of_seen)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SoftmaxOverCatalogue(torch.autograd.Function):
@@ -177,12 +219,13 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
         items: Tensor,
         target: Tensor,
         log_weights: Tensor | None,
+        weights: Tensor | None,
         seen: Tensor | None,
         counts: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor:
         prefixes, items = prefixes.detach(), items.detach()
-        pairs = max(1, SCORES_AT_ONCE // len(items))
+        pairs = max(1, (SCORES_AT_ONCE_ON_GPU if items.is_cuda else SCORES_AT_ONCE) // len(items))
         # at least float32, even if autocast computes the products in bfloat16
         total = prefixes.new_zeros((), dtype=torch.promote_types(prefixes.dtype, torch.float32))
         to_prefixes, to_items, to_bias = torch.empty_like(prefixes), torch.zeros_like(items), total.clone()
@@ -195,12 +238,16 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
             if log_weights is not None:
                 scores += log_weights
             scores -= scores.amax(dim=1, keepdim=True)
-            total -= scores.gather(1, wanted).sum()
+            score_of_wanted = scores.gather(1, wanted)
             scores.exp_()
             normaliser = scores.sum(dim=1, keepdim=True)
-            total += normaliser.log().sum()
+            losses = normaliser.log() - score_of_wanted
             scores /= normaliser  # y
             scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=scores.dtype))  # dL/dscores
+            if weights is not None:
+                weight = weights[chunk].unsqueeze(1)
+                losses, scores = losses * weight, scores * weight
+            total += losses.sum()
             if seen is not None and counts is not None:
                 to_bias += (scores.gather(1, seen[chunk]) * counts[chunk]).sum()
             to_prefixes[chunk] = scores @ items  # not in place: autocast ignores in-place products
@@ -213,25 +260,25 @@ class _SoftmaxOverCatalogue(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_prefixes, to_items, to_bias = ctx.saved_tensors
         scale = gradients[0] / ctx.pairs
-        of_bias = to_bias * scale if ctx.needs_input_grad[6] else None
-        return to_prefixes * scale, to_items * scale, None, None, None, None, of_bias
+        of_bias = to_bias * scale if ctx.needs_input_grad[7] else None
+        return to_prefixes * scale, to_items * scale, None, None, None, None, None, of_bias
 
 
-def sampled_binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
+def sampled_binary_cross_entropy(positive: Tensor, negative: Tensor, weights: Tensor | None = None) -> Tensor:
     """The loss of SASRec's authors (Kang and McAuley 2018, section III.E) classifies one positive and one negative.
 
     -mean [log sigmoid(s_i) + log(1 - sigmoid(s_j))], with the scores s_i [P] of the next items and s_j [P] of items
     that are not in the history.
     """
-    return (F.softplus(-positive) + F.softplus(negative)).mean()
+    return mean_over_pairs(F.softplus(-positive) + F.softplus(negative), weights)
 
 
-def bayesian_personalised_ranking(positive: Tensor, negative: Tensor) -> Tensor:
+def bayesian_personalised_ranking(positive: Tensor, negative: Tensor, weights: Tensor | None = None) -> Tensor:
     """BPR: a user's seen items score over unseen ones (Rendle et al. 2009, arXiv 1205.2618).
 
     -mean log sigmoid(s_ui - s_uj), with the scores s_ui [P] of seen items and s_uj [P] of unseen ones of the same user.
     """
-    return F.softplus(negative - positive).mean()
+    return mean_over_pairs(F.softplus(negative - positive), weights)
 
 
 def squared_length(vectors: Sequence[Tensor]) -> Tensor:

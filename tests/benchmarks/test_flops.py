@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from builders import generator, make_msm4sr, make_sasrec, ragged, random_sequences
+from builders import finetune_loss, generator, make_msm4sr, make_sasrec, pretrain_loss, ragged, random_sequences
 from flops import finetune_by_hand, flop_counter, pretrain_by_hand, product
 from torch import Tensor
 
@@ -17,8 +17,6 @@ from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.models.transformer import CausalAttention
 from msm4sr.objectives import next_item_cross_entropy
 from msm4sr.training.settings import PretrainSettings
-from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
-from msm4sr.training.tasks.next_item import finetune_loss
 
 N_ITEMS = 40
 SETTINGS = {"dim": 16, "inner_dim": 32, "max_history": 9}

@@ -19,11 +19,15 @@ from builders import (
     as_ragged,
     cycle_dataset,
     every_input,
+    finetune_loss,
     generator,
     make_batch,
     make_dataset,
     make_model,
+    pretrain_loss,
     ragged,
+    s3rec_loss,
+    sampled_finetune_loss,
     tiny_config,
     training_inputs,
 )
@@ -41,7 +45,6 @@ from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings
 from msm4sr.training.stages import finetune
 from msm4sr.training.tasks.bpr import bpr_loss, pair_batches
-from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss
 from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
@@ -161,14 +164,11 @@ def test_gradients_reach_every_trainable_weight(name: str) -> None:
 
 def pretraining_of_msm4sr(model: Any) -> Tensor:
     from msm4sr.training.settings import PretrainSettings
-    from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
 
     return pretrain_loss(model, make_batch(SEQUENCES), PretrainSettings(), generator())
 
 
 def pretraining_of_s3rec(model: Any) -> Tensor:
-    from msm4sr.training.tasks.mutual_information import s3rec_loss
-
     return s3rec_loss(model, make_batch(SEQUENCES), generator())
 
 
@@ -177,8 +177,9 @@ def test_a_sample_of_all_items_in_another_order_gives_the_loss_of_all_items(name
     """The model must read an item's row among the encoded items, and not its number."""
     model = make_model(name).eval()
     batch, shuffled = make_batch(SEQUENCES), torch.randperm(N_ITEMS, generator=generator(1))
-    torch.testing.assert_close(sampled_finetune_loss(model, batch, shuffled, N_ITEMS), finetune_loss(model, batch))
-    some = sampled_finetune_loss(model, batch, torch.tensor([2, 7, 10]), N_ITEMS)
+    uniform = torch.full((N_ITEMS,), 1 / N_ITEMS)
+    torch.testing.assert_close(sampled_finetune_loss(model, batch, shuffled, uniform), finetune_loss(model, batch))
+    some = sampled_finetune_loss(model, batch, torch.tensor([2, 7, 10]), uniform)
     assert some.isfinite()
 
 

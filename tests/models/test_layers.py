@@ -10,6 +10,7 @@ from builders import enlarge, make_rows
 from torch import Tensor
 
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
+from msm4sr.models.items import Segments
 from msm4sr.models.layers import Dropout, ItemFeatures, initialise, take
 from msm4sr.models.transformer import CausalAttention, CausalTransformer, TransformerConfig
 
@@ -152,22 +153,25 @@ def test_attention_pooling_is_equation_3() -> None:
     pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     with torch.no_grad():
         torch.testing.assert_close(
-            pooling(rows, torch.tensor(LENGTHS)), pooled_slowly(rows, LENGTHS, pooling), rtol=1e-5, atol=1e-6
+            pooling(rows, Segments.of(torch.tensor(LENGTHS))),
+            pooled_slowly(rows, LENGTHS, pooling),
+            rtol=1e-5,
+            atol=1e-6,
         )
 
 
 def test_an_item_is_pooled_from_its_own_rows_only() -> None:
     pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
-    together = pooling(rows, torch.tensor(LENGTHS))
+    together = pooling(rows, Segments.of(torch.tensor(LENGTHS)))
     for item, own in enumerate(rows.split(LENGTHS)):
-        alone = pooling(own, torch.tensor([len(own)]))[0]
+        alone = pooling(own, Segments.of(torch.tensor([len(own)])))[0]
         torch.testing.assert_close(together[item], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
     pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     rows.requires_grad_()
-    pooling(rows, torch.tensor(LENGTHS))[2].sum().backward()
+    pooling(rows, Segments.of(torch.tensor(LENGTHS)))[2].sum().backward()
     assert rows.grad is not None
     assert rows.grad.abs().sum(dim=1).bool().tolist() == [False] * 3 + [True] * 4 + [False] * 3
 
@@ -175,7 +179,7 @@ def test_the_gradient_of_an_item_reaches_its_own_rows_only() -> None:
 def test_the_attention_weights_of_an_item_sum_to_one() -> None:
     pooling, rows = make_pooling(), make_rows(LENGTHS, 5).values
     rows[:, 0] = 1.0
-    torch.testing.assert_close(pooling(rows, torch.tensor(LENGTHS))[:, 0], torch.ones(4))
+    torch.testing.assert_close(pooling(rows, Segments.of(torch.tensor(LENGTHS)))[:, 0], torch.ones(4))
 
 
 def test_pooling_gradients_are_those_of_a_padded_softmax() -> None:
@@ -184,7 +188,7 @@ def test_pooling_gradients_are_those_of_a_padded_softmax() -> None:
     rows = make_rows(LENGTHS, 5).values.double()
     goal = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     names = dict(pooling.named_parameters())
-    ours = torch.autograd.grad((pooling(rows, torch.tensor(LENGTHS)) * goal).sum(), list(names.values()))
+    ours = torch.autograd.grad((pooling(rows, Segments.of(torch.tensor(LENGTHS))) * goal).sum(), list(names.values()))
     pooled = []
     for own in rows.split(LENGTHS):
         inner = own @ pooling.inner.weight.T + pooling.inner.bias
@@ -229,7 +233,7 @@ def test_an_item_without_the_modality_has_the_missing_modality_embedding() -> No
     encoder, lengths = make_item_encoder(), [2, 0, 4, 0, 1]
     rows = make_rows(lengths, 5).values
     with torch.no_grad():
-        encoded = encoder(rows, torch.tensor(lengths))
+        encoded = encoder(rows, Segments.of(torch.tensor(lengths)))
         pooled = pooled_slowly(rows, [2, 4, 1], encoder.pooling)
         torch.testing.assert_close(
             encoded[[0, 2, 4]], expert_mixture_slowly(pooled, encoder.experts), rtol=1e-4, atol=1e-5
@@ -240,7 +244,7 @@ def test_an_item_without_the_modality_has_the_missing_modality_embedding() -> No
 
 def test_a_catalogue_without_the_modality_has_the_missing_modality_embedding_everywhere() -> None:
     encoder = make_item_encoder()
-    encoded = encoder(torch.zeros(0, 5), torch.zeros(3, dtype=torch.int64))
+    encoded = encoder(torch.zeros(0, 5), Segments.of(torch.zeros(3, dtype=torch.int64)))
     assert torch.equal(encoded, encoder.missing.expand(3, -1))
     encoded.sum().backward()
     assert encoder.missing.grad is not None
@@ -250,7 +254,7 @@ def test_a_catalogue_without_the_modality_has_the_missing_modality_embedding_eve
 def test_the_missing_modality_embedding_gets_the_gradients_of_the_missing_items_only() -> None:
     encoder, lengths = make_item_encoder(), [2, 0, 4, 0, 1]
     weight = torch.arange(5.0)[:, None].expand(5, 4)
-    (encoder(make_rows(lengths, 5).values, torch.tensor(lengths)) * weight).sum().backward()
+    (encoder(make_rows(lengths, 5).values, Segments.of(torch.tensor(lengths))) * weight).sum().backward()
     assert encoder.missing.grad is not None
     torch.testing.assert_close(encoder.missing.grad, torch.full((4,), 1.0 + 3.0))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from builders import enlarge, generator, make_batch, make_features, make_msm4sr, make_rows
+from builders import enlarge, finetune_loss, generator, make_batch, make_features, make_msm4sr, make_rows, pretrain_loss
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -22,8 +23,7 @@ from msm4sr.models.base import Inputs
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
 from msm4sr.ragged import Ragged
 from msm4sr.training.settings import PretrainSettings
-from msm4sr.training.tasks.multimodal_contrastive import mix_up, pretrain_loss
-from msm4sr.training.tasks.next_item import finetune_loss
+from msm4sr.training.tasks.multimodal_contrastive import Mixup, mix_up
 
 N_ITEMS = 12
 HISTORIES = [[1, 5, 0, 7, 2], [3, 4, 11, 7], [6, 8, 9, 10, 2], [0, 1]]  # 2 and 7 are a next item more than once
@@ -264,10 +264,15 @@ def tagged(modalities: int, rows: int = 40, length: int = 50) -> Tensor:
     return torch.stack(places, dim=-1).float()
 
 
+def mixed_up(inputs: Tensor, rho: float) -> Tensor:
+    draws = Mixup.draw(len(inputs), inputs.shape[1:3], 0.5, generator())
+    return mix_up(inputs, replace(draws, rho=torch.tensor([rho])))
+
+
 @pytest.mark.parametrize("modalities", [1, 2, 3, 4])
 def test_mixup_loses_and_doubles_nothing(modalities: int) -> None:
     inputs = tagged(modalities)
-    mixed = mix_up(inputs, 0.5, generator())
+    mixed = mixed_up(inputs, 0.5)
     # at each place, the modalities are a permutation of themselves; row and position stay
     assert torch.equal(mixed[..., 0].sort(dim=0).values, inputs[..., 0])
     assert torch.equal(mixed[..., 1:], inputs[..., 1:])
@@ -276,21 +281,21 @@ def test_mixup_loses_and_doubles_nothing(modalities: int) -> None:
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 def test_mixup_with_probability_zero_changes_nothing(modalities: int) -> None:
     inputs = tagged(modalities)
-    assert torch.equal(mix_up(inputs, 0.0, generator()), inputs)
+    assert torch.equal(mixed_up(inputs, 0.0), inputs)
 
 
 @pytest.mark.parametrize("modalities", [2, 3])
 @pytest.mark.parametrize("rho", [0.1, 0.5])
 def test_mixup_swaps_a_position_with_its_probability_in_all_modalities_at_once(modalities: int, rho: float) -> None:
     inputs = tagged(modalities)
-    moved = mix_up(inputs, rho, generator())[..., 0] != inputs[..., 0]  # [M, B, L]
+    moved = mixed_up(inputs, rho)[..., 0] != inputs[..., 0]  # [M, B, L]
     assert torch.equal(moved.any(dim=0), moved.all(dim=0))
     assert moved[0].float().mean().item() == pytest.approx(rho, abs=0.04)
     assert moved[0].float().mean(dim=0).std() > 0  # drawn for each position, not once for a batch
 
 
 def test_three_modalities_exchange_in_both_directions() -> None:
-    mixed = mix_up(tagged(3), 0.5, generator())
+    mixed = mixed_up(tagged(3), 0.5)
     sources = mixed[0, ..., 0]
     share_1, share_2 = (float((sources == m).float().mean()) for m in (1, 2))
     assert share_1 == pytest.approx(0.25, abs=0.04)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import generator, make_batch, make_dataset, make_model, random_sequences
+from builders import (
+    finetune_loss,
+    generator,
+    make_batch,
+    make_dataset,
+    make_model,
+    random_sequences,
+    sampled_finetune_loss,
+)
 from torch import Tensor
 
 from msm4sr.errors import InputError
@@ -22,7 +30,6 @@ from msm4sr.training.checkpoint import best_file, weights_of
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings
 from msm4sr.training.stages import finetune
-from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss
 from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")

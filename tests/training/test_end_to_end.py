@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from builders import generator, make_dataset, make_model, make_msm4sr, ragged, random_sequences
+from builders import (
+    finetune_loss,
+    generator,
+    make_dataset,
+    make_model,
+    make_msm4sr,
+    pretrain_loss,
+    ragged,
+    random_sequences,
+)
 
 from msm4sr.errors import InputError
 from msm4sr.training.checkpoint import weights_of
@@ -15,8 +24,6 @@ from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.stages import task_for
 from msm4sr.training.tasks.end_to_end import DoubleBatch, EndToEndTask
-from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
-from msm4sr.training.tasks.next_item import finetune_loss
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
 N_ITEMS = 12
@@ -43,7 +50,7 @@ def test_the_loss_is_the_sum_of_both() -> None:
     task = task_for(model, "finetune", TOGETHER)
     assert task is not None
     for batch in the_batches():
-        loss = task(batch, generator())
+        loss = task(task.prepare([batch], 0, generator()))
         both = finetune_loss(model, batch.complete) + pretrain_loss(model, batch.kept, TOGETHER.pretrain, generator())
         torch.testing.assert_close(loss, both)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from two_processes import CASES, SEQUENCES, main
 
 from msm4sr.tensor_files import load_tensors
-from msm4sr.training.device import gather_own, share
+from msm4sr.training.device import shares
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -51,18 +51,13 @@ def test_processes_with_a_part_of_the_batch_each_get_the_loss_and_gradients_of_o
 def test_the_shares_of_a_batch_are_the_batch() -> None:
     batch = make_batch(SEQUENCES)
     for processes in (1, 2, 3, 5):
-        parts = [share(batch, rank, processes) for rank in range(processes)]
+        parts = shares(batch, processes)
+        assert len(parts) == processes
         joined = [torch.cat([getattr(part, name) for part in parts]) for name in ("items", "targets", "mask")]
         assert all(torch.equal(a, b) for a, b in zip(joined, (batch.items, batch.targets, batch.mask), strict=True))
-        assert all(len(part.items) for part in parts if part is not None)
+        assert all(len(part.items) for part in parts)
 
 
 def test_a_batch_of_fewer_rows_than_processes_is_not_shared() -> None:
-    assert share(make_batch(SEQUENCES[:2]), 0, 3) is None
-
-
-def test_a_single_process_gathers_its_own_rows() -> None:
-    rows = torch.arange(6).view(3, 2)
-    everything, mine = gather_own(rows)
-    assert torch.equal(everything, rows)
-    assert torch.equal(everything[mine], rows)
+    batch = make_batch(SEQUENCES[:2])
+    assert shares(batch, 3) == [batch]

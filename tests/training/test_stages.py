@@ -12,14 +12,17 @@ import pytest
 import torch
 from builders import (
     cycle_dataset,
+    finetune_loss,
     generator,
     make_batch,
     make_dataset,
     make_msm4sr,
     make_popularity,
     make_sasrec,
+    pretrain_loss,
     ragged,
     random_sequences,
+    sampled_finetune_loss,
 )
 from torch import Tensor
 
@@ -35,8 +38,7 @@ from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.stages import finetune, pretrain
-from msm4sr.training.tasks.multimodal_contrastive import pretrain_loss
-from msm4sr.training.tasks.next_item import finetune_loss, sampled_finetune_loss, stratified_log_weights
+from msm4sr.training.tasks.next_item import stratified_log_weights
 from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
@@ -158,7 +160,7 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
     model, batch = make_msm4sr(n_items=50), make_batch([[1, 2, 3], [4, 2]])
     asked: list[list[int]] = []
     encode = model.encode_content
-    model.encode_content = lambda a, items=None: asked.append(items.tolist()) or encode(a, items)  # type: ignore
+    model.encode_content = lambda a, items=None: asked.append(items.numbers.tolist()) or encode(a, items)  # type: ignore
     sampled_finetune_loss(model, batch, torch.tensor([7, 3]), uniform(50))
     assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
 

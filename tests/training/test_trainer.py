@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -41,11 +41,11 @@ class Number(nn.Module):
         self.fail_at: tuple[int, BaseException | float] | None = None
         self.seen: list[float] = []
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def forward(self, draw: Tensor) -> Tensor:
         self.seen.append(float(self.weight.detach()))
         loss = (self.dropout(torch.ones(8)) * self.slope * self.weight).mean()
         if self.noise:
-            loss = loss * torch.rand((), generator=generator)
+            loss = loss * draw
         if self.fail_at and len(self.seen) == self.fail_at[0]:
             if isinstance(self.fail_at[1], BaseException):
                 raise self.fail_at[1]
@@ -60,8 +60,11 @@ class NumberTask(Task):
         super().__init__(model)  # type: ignore[arg-type]
         self.steps, self.announced = steps, steps if announced is None else announced
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self.model(batch, generator)  # type: ignore[no-any-return]
+    def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> Tensor:
+        return torch.rand((), generator=generator)
+
+    def forward(self, step: Tensor) -> Tensor:
+        return self.model(step)  # type: ignore[no-any-return]
 
     def batches(self, *arguments: Any) -> Iterator[Batch]:
         return iter([ONE_PAIR] * self.steps)

@@ -37,9 +37,6 @@ class Batch:
     targets: Tensor
     mask: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.items.to(device), self.targets.to(device), self.mask.to(device))
-
 
 @dataclass(frozen=True)
 class Windows:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.files import write_json
+from msm4sr.models.items import Items
 from msm4sr.models.layers import ItemCategories, ItemFeatures
 from msm4sr.models.whitening import Whitened, Whitening
 from msm4sr.ragged import Ragged
@@ -103,6 +104,9 @@ class Scorer(nn.Module):
 class FactorizedScorer(Scorer):
     """A scorer whose scores are inner products, `encode_last(...) @ scoring_vectors(...).T`, plus `seen_bias`."""
 
+    can_pad: ClassVar[bool] = False
+    """Whether fine-tuning may pad pairs and items, so that its step can be compiled: `encode_some_items` reads only
+    what `locate` found, and there is no auxiliary loss."""
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
     """How fine-tuning compares the next item: with all items, or with one negative (see `msm4sr.objectives`)."""
 
@@ -111,9 +115,13 @@ class FactorizedScorer(Scorer):
         """The number that is added to the scores of the items of the history; None: no such bias."""
         return None
 
-    def encode_some_items(self, items: Tensor) -> Tensor:
-        """The item embeddings of `items` [n]: [n, M, D]. Override it where that is cheaper than all items."""
-        return self.encode_items()[items]
+    def locate(self, items: Tensor) -> Items:
+        """What `encode_some_items` needs to know of `items` [n], distinct and ascending; on the host."""
+        return Items(items)
+
+    def encode_some_items(self, items: Items) -> Tensor:
+        """The item embeddings of n items: [n, M, D]. Override it where that is cheaper than all items."""
+        return self.encode_items()[items.numbers]
 
     @abstractmethod
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The item encoder of MSM4SR: attention pooling and a mixture of experts (equations 3 to 5).
 
-Shape letters: N items, R feature rows (sentences or images) of those items, D_in encoder dimension, K experts,
-D embedding dimension of the model.
+Shape letters: N items, N' of them have the modality, R feature rows (sentences or images) of those items, D_in encoder
+dimension, K experts, D embedding dimension of the model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msm4sr.models.layers import Dropout, fill_missing
+from msm4sr.models.items import Segments
+from msm4sr.models.layers import Dropout, scatter
 
 
 class AttentionPooling(nn.Module):
@@ -26,23 +27,20 @@ class AttentionPooling(nn.Module):
         self.inner = nn.Linear(dim, hidden)  # W1, b1
         self.outer = nn.Linear(hidden, 1)  # W2, b2
 
-    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Rows [R, D_in], `lengths` [N] (all >= 1) of them per item, to [N, D_in]."""
-        if len(rows) == len(lengths):
+    def forward(self, rows: Tensor, segments: Segments) -> Tensor:
+        """Rows [R, D_in] of the N' items that have any, to [N', D_in]."""
+        if segments.starts is None:
             return rows  # one row per item: alpha is 1
-        order, starts = torch.arange(len(rows), device=rows.device), lengths.cumsum(0) - lengths
-        weights = self.weights(rows, lengths).to(rows.dtype)
-        return F.embedding_bag(order, rows, starts, mode="sum", per_sample_weights=weights)
+        order, weights = torch.arange(len(rows), device=rows.device), self.weights(rows, segments).to(rows.dtype)
+        return F.embedding_bag(order, rows, segments.starts, mode="sum", per_sample_weights=weights)
 
-    def weights(self, rows: Tensor, lengths: Tensor) -> Tensor:
+    def weights(self, rows: Tensor, segments: Segments) -> Tensor:
         """alpha of each row: [R]."""
-        if len(rows) == 0:
-            return rows.new_zeros(0)
-        scores, ends = self.scores(rows), lengths.cumsum(0)
-        item = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)  # [R]
-        slot = torch.arange(len(rows), device=rows.device) - (ends - lengths)[item]  # [R]
-        table = scores.new_full((len(lengths), int(lengths.max())), -torch.inf).index_put((item, slot), scores)
-        alpha: Tensor = table.softmax(dim=1)[item, slot]
+        if segments.item is None or segments.slot is None or segments.starts is None:
+            return rows.new_ones(len(rows))
+        scores, place = self.scores(rows), (segments.item, segments.slot)
+        table = scores.new_full((len(segments.starts), segments.longest), -torch.inf).index_put(place, scores)
+        alpha: Tensor = table.softmax(dim=1)[place]
         return alpha
 
     def scores(self, rows: Tensor) -> Tensor:
@@ -85,9 +83,9 @@ class ItemEncoder(nn.Module):
         # the length of a content vector: a mean of `count` independent normalised vectors
         self.missing = nn.Parameter(torch.randn(dim) / count**0.5)
 
-    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Rows [R, D_in], `lengths` [N] of them per item (0: missing), to content vectors [N, D]."""
-        present = lengths[lengths > 0]
-        if len(present) == 0:
-            return self.missing.expand(len(lengths), -1)
-        return fill_missing(self.experts(self.pooling(rows, present)), lengths, self.missing)
+    def forward(self, rows: Tensor, segments: Segments) -> Tensor:
+        """Rows [R, D_in] of N items, of which some may have none, to content vectors [N, D]."""
+        if len(rows) == 0:
+            return self.missing.expand(segments.items, -1)
+        content: Tensor = self.experts(self.pooling(rows, segments))
+        return content if segments.present is None else scatter(content, segments.present, segments.items, self.missing)

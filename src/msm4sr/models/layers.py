@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msm4sr.models.items import FeatureRows, Segments
 from msm4sr.ragged import Ragged
 
 
@@ -20,11 +21,22 @@ class ItemFeatures(nn.Module):
 
     values: Tensor
     offsets: Tensor
+    _present: Tensor | None
+    _item: Tensor | None
+    _slot: Tensor | None
+    _starts: Tensor | None
 
     def __init__(self, rows: Ragged) -> None:
         super().__init__()
         self.register_buffer("values", rows.values)
         self.register_buffer("offsets", rows.offsets)
+        self._host_offsets: Tensor | None = None
+        lengths = rows.offsets.diff()
+        self._may_lack, self._may_have_several = bool((lengths == 0).any()), bool((lengths > 1).any())
+        segments = Segments.of(lengths, self._may_lack, self._may_have_several)
+        self._longest = segments.longest
+        for name in ("present", "item", "slot", "starts"):  # buffers, so that they follow the features to a device
+            self.register_buffer(f"_{name}", getattr(segments, name), persistent=False)
 
     @property
     def rows(self) -> Ragged:
@@ -52,10 +64,29 @@ class ItemFeatures(nn.Module):
         """The rows [R, D_in] of `items` [N] (None: of all), and the number of rows of each item [N]."""
         if items is None:
             return self.values, self.offsets.diff()
-        first, lengths = self.offsets[items], self.offsets[items + 1] - self.offsets[items]
-        shift = first - (lengths.cumsum(0) - lengths)  # from a row of the result to a row of the table
-        rows = torch.repeat_interleave(shift, lengths) + torch.arange(int(lengths.sum()), device=first.device)
+        rows, lengths = rows_of(self.offsets, items)
         return self.values[rows], lengths
+
+    def locate(self, items: Tensor) -> FeatureRows:
+        """Where the rows of `items` [N] are, for `read`; on the host, whatever the device of the features."""
+        if self._host_offsets is None:
+            self._host_offsets = self.offsets.cpu()
+        rows, lengths = rows_of(self._host_offsets, items)
+        return FeatureRows(rows, Segments.of(lengths, self._may_lack, self._may_have_several))
+
+    def read(self, where: FeatureRows | None = None) -> tuple[Tensor, Segments]:
+        """The rows [R, D_in] of some items (None: of all), and which row belongs to which item."""
+        if where is None:
+            buffers = self._present, self._item, self._slot, self._starts
+            return self.values, Segments(len(self.offsets) - 1, *buffers, self._longest)
+        return self.values[where.rows], where.segments
+
+
+def rows_of(offsets: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of the rows of `items` [N] in a ragged table: [R], and how many each item has: [N]."""
+    first, lengths = offsets[items], offsets[items + 1] - offsets[items]
+    shift = first - (lengths.cumsum(0) - lengths)  # from a row of the result to a row of the table
+    return torch.repeat_interleave(shift, lengths) + torch.arange(int(lengths.sum()), device=first.device), lengths
 
 
 class Dropout(nn.Module):
@@ -134,8 +165,12 @@ def update_features(model: nn.Module) -> None:
 
 def fill_missing(present: Tensor, lengths: Tensor, missing: Tensor) -> Tensor:
     """`present` [n, D] for the items with rows (`lengths` [N] > 0) and `missing` [D] for the others: [N, D]."""
-    vectors = missing.to(present.dtype).expand(len(lengths), -1)
-    return vectors.index_copy(0, lengths.nonzero().squeeze(1), present)
+    return scatter(present, lengths.nonzero().squeeze(1), len(lengths), missing)
+
+
+def scatter(vectors: Tensor, places: Tensor, size: int, other: Tensor) -> Tensor:
+    """`vectors` [n, D] at `places` [n], and `other` [D] elsewhere: [size, D]."""
+    return other.to(vectors.dtype).expand(size, -1).index_copy(0, places, vectors)
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ Shape letters: N items, M modalities, D embedding dimension, B histories, L posi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.models.base import ContentModel, FactorizedScorer, Inputs, Scorer
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
+from msm4sr.models.items import Items, Segments, to_device
 from msm4sr.models.layers import ItemFeatures, initialise, take
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
@@ -69,6 +69,7 @@ class MSM4SR(ContentModel):
 
     Config = MSM4SRConfig
     label = "MSM4SR"
+    can_pad = True
     tasks = {"pretrain": "multimodal_contrastive", "finetune": "next_item"}
     search = {
         **SEARCH,
@@ -101,10 +102,13 @@ class MSM4SR(ContentModel):
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
         self.apply(initialise)
 
-    def encode_content(self, modality: str, items: Tensor | None = None) -> Tensor:
-        """z of `items` [N] (None: of all) in one modality: [N, D] (equations 3 to 5)."""
-        rows, lengths = self.features[modality](items)
-        return self.encoders[modality](rows, lengths)  # type: ignore[no-any-return]
+    def locate(self, items: Tensor) -> Items:
+        return Items(items, {a: self._features_of(a).locate(items) for a in self.modalities})
+
+    def encode_content(self, modality: str, items: Items | None = None) -> Tensor:
+        """z of some items (None: of all) in one modality: [N, D] (equations 3 to 5)."""
+        rows, segments = self._features_of(modality).read(None if items is None else items.features[modality])
+        return self.encoders[modality](rows, segments)  # type: ignore[no-any-return]
 
     def encode_sequences(self, inputs: Tensor) -> Tensor:
         """The Transformer on all modalities in one call: [M, B, L, D] to [M, B, L, D]."""
@@ -126,14 +130,14 @@ class MSM4SR(ContentModel):
     def encode_items(self) -> Tensor:
         """F of the modalities that are scored, and last E: [N, M + 1, D]; without gradients in chunks."""
         if not torch.is_grad_enabled():
-            return encode_in_chunks(self.encode_some_items, self.item_embedding.weight)
+            return encode_in_chunks(self, self.item_embedding.weight)
         content = [self.encode_content(a) for a in self.content_modalities]
         return torch.stack([*content, self.item_embedding.weight], dim=1)
 
-    def encode_some_items(self, items: Tensor) -> Tensor:
+    def encode_some_items(self, items: Items) -> Tensor:
         """[n, M + 1, D]."""
         content = [self.encode_content(a, items) for a in self.content_modalities]
-        return torch.stack([*content, self.item_embedding(items)], dim=1)
+        return torch.stack([*content, self.item_embedding(items.numbers)], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Rows of `embeddings` [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
@@ -174,8 +178,8 @@ class MSM4SR(ContentModel):
         """z [n, D], and alpha of equation 3 [R]."""
         encoder, lengths = self.encoders[modality], rows.lengths
         assert isinstance(encoder, ItemEncoder)
-        weights = encoder.pooling.weights(rows.values, lengths[lengths > 0])
-        return encoder(rows.values, lengths), weights
+        segments = Segments.of(lengths, several=bool((lengths > 1).any()))
+        return encoder(rows.values, segments), encoder.pooling.weights(rows.values, segments)
 
     def score_parts(self, prefix: Tensor, embeddings: Tensor) -> Tensor:
         """h^a F^a of each modality, and h^t E + h^v E (with cosine, each divided by |F^a + E|): [n, M + 1]."""
@@ -196,19 +200,23 @@ class MSM4SR(ContentModel):
         return kept.flatten(1)
 
 
-def encode_in_chunks(encode: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
-    """The embeddings of all N rows of `table`, from an encoder of some items [n] to [n, M, D]: [N, M, D].
+def encode_in_chunks(scorer: FactorizedScorer, table: Tensor) -> Tensor:
+    """The embeddings of all N items, that is rows of `table`: [N, M, D].
 
     In one piece the experts' outputs of a million items would need gigabytes.
     """
-    chunks = torch.split(torch.arange(len(table), device=table.device), ITEMS_AT_ONCE)
+
+    def encode(items: Tensor) -> Tensor:
+        return scorer.encode_some_items(to_device(scorer.locate(items), table.device))
+
+    chunks = torch.split(torch.arange(len(table)), ITEMS_AT_ONCE)
     first = encode(chunks[0])
     if len(chunks) == 1:
         return first
     result = first.new_empty(len(table), *first.shape[1:])
     result[: len(first)] = first
     for items in chunks[1:]:
-        result[items] = encode(items)
+        result[items[0] : items[-1] + 1] = encode(items)
     return result
 
 
@@ -225,9 +233,12 @@ class ContentMatcher(FactorizedScorer):
 
     def encode_items(self) -> Tensor:
         """z: [N, M, D]."""
-        return encode_in_chunks(self.encode_some_items, self.model.item_embedding.weight)
+        return encode_in_chunks(self, self.model.item_embedding.weight)
 
-    def encode_some_items(self, items: Tensor) -> Tensor:
+    def locate(self, items: Tensor) -> Items:
+        return self.model.locate(items)
+
+    def encode_some_items(self, items: Items) -> Tensor:
         """[n, M, D]."""
         return torch.stack([self.model.encode_content(a, items) for a in self.model.modalities], dim=1)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msm4sr.models.items import FeatureRows, Segments
 from msm4sr.models.layers import ItemFeatures
 from msm4sr.ragged import Ragged
 
@@ -98,6 +99,10 @@ class WhitenedFeatures(ItemFeatures):
     def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows, lengths = super().forward(items)
         return rows.to(self.whitening.matrix.dtype), lengths
+
+    def read(self, where: FeatureRows | None = None) -> tuple[Tensor, Segments]:
+        rows, segments = super().read(where)
+        return rows.to(self.whitening.matrix.dtype), segments
 
     def prepare(self, rows: Tensor) -> Tensor:
         return self.whitening(rows)  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
@@ -20,8 +20,8 @@ from msm4sr.errors import InputError
 from msm4sr.strict import Strict
 from msm4sr.threads import shared_cores
 
-Gather = Callable[[Tensor], tuple[Tensor, slice]]
-"""Maps rows [n, ...] of this process to the rows of all processes, concatenated, and the slice of its own.
+Gather = Callable[[Tensor, Sequence[int]], Tensor]
+"""Maps rows [n, ...] of this process, and the number of rows of each process, to the rows of all, concatenated.
 Gradients flow back to the process that a row came from."""
 
 AnyBatch = TypeVar("AnyBatch")
@@ -95,23 +95,18 @@ class Device(Strict):
         )
 
 
-def gather_own(rows: Tensor) -> tuple[Tensor, slice]:
+def gather_own(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """The gather of a single process."""
-    return rows, slice(None)
+    return rows
 
 
 def gather_with(fabric: Fabric) -> Gather:
     """The gather of these processes; their numbers of rows may differ."""
-    if fabric.world_size == 1:
-        return gather_own
 
-    def gather(rows: Tensor) -> tuple[Tensor, slice]:
-        counts = all_gather(fabric, torch.tensor(len(rows), device=rows.device)).tolist()
+    def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
         padding = (0, 0) * (rows.dim() - 1) + (0, max(counts) - len(rows))
         everything = all_gather(fabric, F.pad(rows, padding))  # [processes, longest, ...]
-        start = sum(counts[: fabric.global_rank])
-        joined = torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
-        return joined, slice(start, start + len(rows))
+        return torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
 
     return gather
 
@@ -123,17 +118,17 @@ def all_gather(fabric: Fabric, tensor: Tensor) -> Tensor:
     return fabric.all_gather(tensor, sync_grads=True)  # type: ignore[return-value]
 
 
-def share(batch: AnyBatch, rank: int, processes: int) -> AnyBatch | None:
-    """This process's rows of a batch (a dataclass of tensors with rows first); None if there are too few rows.
+def shares(batch: AnyBatch, processes: int) -> list[AnyBatch]:
+    """Each process's rows of a batch (a dataclass of tensors with rows first); the batch alone if it has too few rows.
 
-    The shares are contiguous: concatenated over the processes they are the batch.
+    The shares are contiguous: concatenated they are the batch.
     """
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}  # type: ignore[arg-type]
     rows = min(len(tensor) for tensor in tensors.values())
-    if rows < processes:
-        return None
-    mine = slice(rows * rank // processes, rows * (rank + 1) // processes)
-    return type(batch)(**{name: tensor[mine] for name, tensor in tensors.items()})
+    if processes == 1 or rows < processes:
+        return [batch]
+    parts = (slice(rows * rank // processes, rows * (rank + 1) // processes) for rank in range(processes))
+    return [type(batch)(**{name: tensor[part] for name, tensor in tensors.items()}) for part in parts]
 
 
 def rank_here() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Adam(torch.optim.Adam):
@@ -51,6 +51,13 @@ class Adam(torch.optim.Adam):
         state["read"][rows] = step
         state["exp_avg"].index_copy_(0, rows, mean)
         state["exp_avg_sq"].index_copy_(0, rows, square)
+
+
+def mark_coalesced(tables: Iterable[nn.Embedding]) -> None:
+    """Declare that sparse gradients have each row once, in ascending order. Finding out would wait for a GPU."""
+    for table in tables:
+        if table.weight.grad is not None and table.weight.grad.is_sparse:
+            table.weight.grad._coalesced_(True)
 
 
 def clip_gradients(weights: Iterable[Tensor], max_norm: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ class TrainingBatch(Protocol):
     def mask(self) -> Tensor:
         """Bool, True where there is a pair of the loss; the loss is a mean over them."""
 
-    def to(self, device: torch.device) -> Self: ...
-
 
 class Task(nn.Module):
     """The loss of a batch, the batches of an epoch, and the scorer that validation ranks with.
@@ -37,12 +35,17 @@ class Task(nn.Module):
         model: the model to train.
         drop: of sequence random drop, see `epoch_batches`.
         no_pairs: the error message if an epoch has no pair.
-        sparse_tables: embedding tables of which a step reads few rows, and the optimiser changes no others.
+        sparse_tables: embedding tables of which a step reads few rows, in one call that has each row once, in ascending
+            order; the optimiser changes no others.
         gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
             batch are compared with each other needs it.
+        can_pad: whether `prepare` can pad what it makes, so that `forward` can be compiled.
+        pads: whether it does; the trainer sets it.
     """
 
     gather: Gather
+    can_pad: bool = False
+    pads: bool = False
     drop: float = 0.0
     sparse_tables: Sequence[nn.Embedding] = ()
     no_pairs: ClassVar[str] = "no user has two training items, so there is no pair to train on"
@@ -52,9 +55,22 @@ class Task(nn.Module):
         self.model = model
         self.gather = gather_own
 
+    def prepare(self, parts: Sequence[Any], rank: int, generator: torch.Generator) -> Any:
+        """What `forward` reads: dataclasses, mappings and tensors. By default: the rows of this process.
+
+        It runs on the host, before the step. What needs the sizes of a batch or random numbers belongs here: on a GPU,
+        `forward` should never wait for the device.
+
+        Args:
+            parts: the rows of each process; together they are the batch.
+            rank: the number of this process's part.
+            generator: for random draws.
+        """
+        return parts[rank]
+
     @abstractmethod
-    def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
-        """The loss of a batch, a mean over its pairs; `generator` is for the random draws of the loss."""
+    def forward(self, step: Any) -> Tensor:
+        """The loss, a mean over the pairs of this process; `step` is from `prepare`, on the device of the model."""
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[TrainingBatch]:
         """The batches of one epoch. By default: all pairs (prefix, next item) of the histories once."""

@@ -19,11 +19,12 @@ from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.models.items import to_device
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
-from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, share
+from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, shares
 from msm4sr.training.identity import stage_identity
-from msm4sr.training.optimizer import Adam, clip_gradients
+from msm4sr.training.optimizer import Adam, clip_gradients, mark_coalesced
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task, TrainingBatch
 
@@ -150,7 +151,7 @@ class Trainer:
         self._optimizer = Adam(trained, settings.learning_rate, settings.weight_decay)
         self._rate = schedule_factor(settings.schedule, epochs * steps_per_epoch)
         self._forward, self._wrapped_optimizer = fabric.setup(task, self._optimizer)
-        self._generator = torch.Generator(fabric.device)
+        self._generator = torch.Generator()
         self._loss_sum = torch.zeros((), device=fabric.device)  # over the pairs of the epoch
         self._generator_states: dict[str, Tensor] = {}  # when a training resumes inside an epoch
         self.state, self._best_weights = TrainingState(), weights_of(self.model)
@@ -230,6 +231,7 @@ class Trainer:
         loss = shared_loss(self.fabric, self._forward, self.task, batch, self._generator)
         self._wrapped_optimizer.zero_grad()
         self.fabric.backward(loss)
+        mark_coalesced(self.task.sparse_tables)
         clip_gradients(self.task.parameters(), self.settings.max_gradient_norm)
         self._wrapped_optimizer.step()
         return loss.detach()
@@ -300,25 +302,18 @@ class Trainer:
 
 
 def shared_loss(
-    fabric: Fabric,
-    forward: Callable[[Any, torch.Generator], Tensor],
-    task: Task,
-    batch: TrainingBatch,
-    generator: torch.Generator,
+    fabric: Fabric, forward: Callable[[Any], Tensor], task: Task, batch: TrainingBatch, generator: torch.Generator
 ) -> Tensor:
     """This process's share of the loss of a batch; the mean of the shares over processes is the mean over all pairs.
 
     The same holds for the gradients, which DDP averages. `forward` is the task as Fabric has wrapped it.
     """
-    mine = share(batch, fabric.global_rank, fabric.world_size)
-    if mine is None:  # fewer rows than processes: each process computes all of them
-        task.gather = gather_own
-        return forward(batch.to(fabric.device), generator)
-    task.gather = gather_with(fabric)
-    loss = forward(mine.to(fabric.device), generator)
-    if fabric.world_size == 1:
-        return loss
-    return loss * (int(mine.mask.sum()) * fabric.world_size / int(batch.mask.sum()))
+    parts = shares(batch, fabric.world_size)
+    alone = len(parts) == 1  # with fewer rows than processes, each process computes all of them
+    rank = 0 if alone else fabric.global_rank
+    task.gather = gather_own if alone else gather_with(fabric)
+    loss = forward(to_device(task.prepare(parts, rank, generator), fabric.device))
+    return loss if alone else loss * (int(parts[rank].mask.sum()) * len(parts) / int(batch.mask.sum()))
 
 
 def epoch_seed(seed: int, epoch: int, process: int) -> int:

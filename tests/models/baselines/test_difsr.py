@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from builders import CATEGORIES, N_ITEMS, every_input, make_batch, make_model
+from builders import CATEGORIES, N_ITEMS, every_input, finetune_loss, make_batch, make_model
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs, empty_rows
 from msm4sr.models.baselines.difsr import DIFSR, DecoupledAttention, DIFSRConfig
-from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORY = [1, 5, 0, 7, 2]  # 5 and 0 have categories, 2 has none
 

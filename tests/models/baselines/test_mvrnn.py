@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import N_ITEMS, every_input, make_batch, make_model, random_sequences
+from builders import N_ITEMS, every_input, finetune_loss, make_batch, make_model, random_sequences
 from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.mvrnn import MVRNN
 from msm4sr.ragged import Ragged
-from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORIES = [[1, 5, 0, 7], [3, 4, 11, 7]]
 

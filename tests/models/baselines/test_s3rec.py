@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CATEGORIES, N_ITEMS, cycle_dataset, every_input, generator, make_batch, make_model, tiny_config
+from builders import (
+    CATEGORIES,
+    N_ITEMS,
+    cycle_dataset,
+    every_input,
+    finetune_loss,
+    generator,
+    make_batch,
+    make_model,
+    s3rec_loss,
+    tiny_config,
+)
 from torch import Tensor
 
 from msm4sr.errors import InputError
@@ -26,10 +37,8 @@ from msm4sr.training.tasks.mutual_information import (
     complete_windows,
     draw_segments,
     masked_items,
-    s3rec_loss,
     segment_of,
 )
-from msm4sr.training.tasks.next_item import finetune_loss
 from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")

@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from builders import generator, make_batch, make_sasrec
+from builders import finetune_loss, generator, make_batch, make_sasrec
 from pydantic import ValidationError
 
 from msm4sr.models.baselines.sasrec import SASRecConfig
 from msm4sr.training.negatives import absent_items, draw_absent
-from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORIES = torch.tensor([[1, 5, 0, 7], [3, 4, 11, 7], [2, 2, 2, 9]])
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_batch, make_model
+from builders import finetune_loss, make_batch, make_model
 from torch import Tensor
 
 from msm4sr.models.baselines.sine import SINE
-from msm4sr.training.tasks.next_item import finetune_loss
 
 HISTORY = [1, 5, 0, 7]
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs
+from msm4sr.models.items import Items
 from msm4sr.models.layers import initialise, take
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
@@ -46,9 +47,9 @@ class IDTransformer(FactorizedModel):
         """[N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
-    def encode_some_items(self, items: Tensor) -> Tensor:
+    def encode_some_items(self, items: Items) -> Tensor:
         """[n, 1, D]."""
-        return self.item_embedding(items).unsqueeze(1)  # type: ignore[no-any-return]
+        return self.item_embedding(items.numbers).unsqueeze(1)  # type: ignore[no-any-return]
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """[B, L, D]."""
@@ -69,6 +70,7 @@ class SASRec(IDTransformer):
 
     Config = SASRecConfig
     label = "SASRec"
+    can_pad = True
     search = {**SEARCH, "model.layers": {"kind": "int", "low": 1, "high": 3}}
 
     def __init__(self, config: SASRecConfig, inputs: Inputs) -> None:

@@ -35,6 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
+from msm4sr.models.items import Items
 from msm4sr.models.layers import initialise, take
 from msm4sr.models.registry import register_model
 
@@ -89,9 +90,9 @@ class SINE(FactorizedModel):
         """[N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
-    def encode_some_items(self, items: Tensor) -> Tensor:
+    def encode_some_items(self, items: Items) -> Tensor:
         """[n, 1, D]."""
-        return self.item_embedding(items).unsqueeze(1)  # type: ignore[no-any-return]
+        return self.item_embedding(items.numbers).unsqueeze(1)  # type: ignore[no-any-return]
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """v: [B, L, D]."""

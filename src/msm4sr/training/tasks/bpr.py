@@ -30,9 +30,6 @@ class PairBatch:
         """Every row is a pair of the loss."""
         return torch.ones_like(self.users, dtype=torch.bool)
 
-    def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(self.users.to(device), self.seen.to(device), self.unseen.to(device))
-
 
 def pair_batches(histories: Ragged, n_items: int, batch_pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
     """All interactions of `histories` once, in random order, in batches of `batch_pairs`.
@@ -84,8 +81,8 @@ class BPRTask(Task):
     def __init__(self, model: GraphModel, settings: StageSettings) -> None:
         super().__init__(model)
 
-    def forward(self, batch: PairBatch, generator: torch.Generator) -> Tensor:
-        return bpr_loss(self.model, batch)
+    def forward(self, step: PairBatch) -> Tensor:
+        return bpr_loss(self.model, step)
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[PairBatch]:
         return pair_batches(histories, self.model.n_items, settings.batch_pairs, rng)

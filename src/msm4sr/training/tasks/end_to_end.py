@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.ragged import Ragged
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings, StageSettings
-from msm4sr.training.tasks.multimodal_contrastive import MultimodalContrastiveTask, pretrain_loss
-from msm4sr.training.tasks.next_item import NextItemTask
+from msm4sr.training.tasks.multimodal_contrastive import MultimodalContrastiveTask, PretrainStep, pretrain_loss
+from msm4sr.training.tasks.next_item import FinetuneStep, NextItemTask
 
 
 @dataclass  # not frozen: Lightning Fabric cannot convert frozen dataclasses in mixed precision
@@ -46,8 +46,13 @@ class DoubleBatch:
     def of(cls, complete: Batch, kept: Batch) -> DoubleBatch:
         return cls(complete.items, complete.targets, complete.mask, kept.items, kept.targets, kept.mask)
 
-    def to(self, device: torch.device) -> DoubleBatch:
-        return DoubleBatch.of(self.complete.to(device), self.kept.to(device))
+
+@dataclass  # not frozen, as `DoubleBatch`
+class EndToEndStep:
+    """What a step of both losses reads."""
+
+    finetuning: FinetuneStep
+    pretraining: PretrainStep
 
 
 class EndToEndTask(NextItemTask):
@@ -68,9 +73,15 @@ class EndToEndTask(NextItemTask):
         MultimodalContrastiveTask(model, pretraining)  # checks the settings
         self.pretraining = pretraining
 
-    def forward(self, batch: DoubleBatch, generator: torch.Generator) -> Tensor:  # type: ignore[override]
-        pretraining = pretrain_loss(self.model, batch.kept, self.pretraining, generator, self.gather)
-        return super().forward(batch.complete, generator) + pretraining
+    def prepare(self, parts: Sequence[DoubleBatch], rank: int, generator: torch.Generator) -> EndToEndStep:
+        kept, settings = [part.kept for part in parts], self.pretraining
+        pretraining = PretrainStep.of(self.model, kept, rank, settings.mixup, generator)
+        pretraining = pretraining.pad(self.model.max_history) if self.pads else pretraining
+        return EndToEndStep(super().prepare([part.complete for part in parts], rank, generator), pretraining)
+
+    def forward(self, step: EndToEndStep) -> Tensor:
+        pretraining = pretrain_loss(self.model, step.pretraining, self.pretraining, self.gather)
+        return super().forward(step.finetuning) + pretraining
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[DoubleBatch]:
         """All pairs once, complete and after sequence random drop."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import Scorer
+from msm4sr.models.items import Items, pad_end, pad_slots, padded_size, padded_slots
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
@@ -20,70 +23,159 @@ from msm4sr.training.task import TASKS, Task
 logger = logging.getLogger(__name__)
 
 
-def mix_up(inputs: Tensor, rho: float, generator: torch.Generator) -> Tensor:
-    """Complementary mixup: at each position, with probability `rho`, the modalities exchange their vectors.
+@dataclass  # not frozen: Lightning Fabric cannot convert frozen dataclasses in mixed precision
+class Mixup:
+    """The draws of complementary mixup."""
+
+    rho: Tensor
+    """[1], the probability that the modalities of a position exchange their vectors."""
+    draws: Tensor
+    """[B, L], uniform in [0, 1)."""
+    turn: Tensor | None
+    """int64 [B, L], by how many places more than two modalities rotate; None: two swap."""
+
+    @classmethod
+    def draw(cls, modalities: int, shape: Sequence[int], limit: float, generator: torch.Generator) -> Mixup:
+        """With rho from U(0, `limit`), for positions of a `shape` [B, L]."""
+        rho, draws = limit * torch.rand(1, generator=generator), torch.rand(*shape, generator=generator)
+        return cls(rho, draws, torch.randint(1, modalities, shape, generator=generator) if modalities > 2 else None)
+
+
+def mix_up(inputs: Tensor, mixup: Mixup) -> Tensor:
+    """Complementary mixup: at each position, with probability rho, the modalities exchange their vectors.
 
     Two modalities swap; more than two rotate by a random number of places, so that no vector is lost or repeated.
     Inputs and result [M, B, L, D].
     """
-    modalities, rows, length = inputs.shape[:3]
-    swapped = torch.rand(rows, length, generator=generator, device=inputs.device) < rho
+    modalities = len(inputs)
     if modalities == 1:
         return inputs
-    if modalities == 2:
+    swapped = mixup.draws < mixup.rho
+    if mixup.turn is None:
         return torch.where(swapped[..., None], inputs.flip(0), inputs)
-    turn = torch.randint(1, modalities, (rows, length), generator=generator, device=inputs.device) * swapped
+    turn = mixup.turn * swapped
     source = (torch.arange(modalities, device=inputs.device)[:, None, None] + turn) % modalities  # [M, B, L]
     return inputs.gather(0, source.unsqueeze(-1).expand_as(inputs))
 
 
-def pretrain_loss(
-    model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator, gather: Gather = gather_own
-) -> Tensor:
+@dataclass  # not frozen, as `Mixup`
+class PretrainStep:
+    """What a step of pre-training reads. P pairs, C distinct next items: of all processes; p, c: of this one."""
+
+    items: Items
+    """The n items of this process's rows, histories and next items."""
+    histories: Tensor
+    """int64 [B, L], as places among `items`."""
+    mixup: Mixup
+    pairs: Tensor
+    """int64 [p], positions of the pairs in the flattened histories."""
+    own_next: Tensor
+    """int64 [c], the distinct next items of this process, as places among `items`."""
+    next_items: Tensor
+    """int64 [P]."""
+    columns: Tensor | None
+    """int64 [C], where the distinct next items are among `own_next` of all processes; None: there is one process."""
+    target: Tensor
+    """int64 [p], each pair's next item, as a column."""
+    counts: Tensor
+    """int64 [C], how many pairs have this next item."""
+    n_pairs: list[int]
+    """p of each process."""
+    n_next: list[int]
+    """c of each process."""
+    mine: slice
+    """The pairs of this process among those of all."""
+    weights: Tensor | None = None
+    """[P], see `msm4sr.objectives`."""
+
+    @classmethod
+    def of(
+        cls, model: MSM4SR, parts: Sequence[Batch], rank: int, mixup: float, generator: torch.Generator
+    ) -> PretrainStep:
+        """The step of a process whose rows are `parts[rank]` of a batch; `mixup` limits rho."""
+        mine, next_items = parts[rank], [part.targets[part.mask] for part in parts]
+        draws = Mixup.draw(len(model.modalities), mine.items.shape, mixup, generator)
+        numbers, place = torch.unique(torch.cat([mine.items.flatten(), next_items[rank]]), return_inverse=True)
+        every, n_pairs = torch.cat(next_items), [len(items) for items in next_items]
+        columns, target, counts = torch.unique(every, return_inverse=True, return_counts=True)
+        distinct = [columns] if len(parts) == 1 else [torch.unique(items) for items in next_items]
+        start = sum(n_pairs[:rank])
+        own = slice(None) if len(parts) == 1 else slice(start, start + n_pairs[rank])
+        return cls(
+            items=model.locate(numbers),
+            histories=place[: mine.items.numel()].view_as(mine.items),
+            mixup=draws,
+            pairs=mine.mask.flatten().nonzero().squeeze(1),
+            own_next=torch.searchsorted(numbers, distinct[rank]),
+            next_items=every,
+            columns=None if len(parts) == 1 else _first(torch.cat(distinct), columns),
+            target=target[own],
+            counts=counts,
+            n_pairs=n_pairs,
+            n_next=[len(items) for items in distinct],
+            mine=own,
+        )
+
+    def pad(self, max_history: int) -> PretrainStep:
+        """The same step of a single process, with one of a few shapes."""
+        (n_pairs,), (n_next,) = self.n_pairs, self.n_next
+        shape, pairs = padded_slots(self.histories, self.pairs, max_history)
+        size, columns = len(pairs), padded_size(n_next)
+        turn = None if self.mixup.turn is None else pad_slots(self.mixup.turn, shape)
+        return replace(
+            self,
+            items=self.items.pad(),
+            histories=pad_slots(self.histories, shape),
+            mixup=Mixup(self.mixup.rho, pad_slots(self.mixup.draws, shape), turn),
+            pairs=pairs,
+            own_next=pad_end(self.own_next, columns),
+            next_items=pad_end(self.next_items, size),
+            target=pad_end(self.target, size),
+            counts=pad_end(self.counts, columns),
+            n_pairs=[size],
+            n_next=[columns],
+            weights=pad_end(torch.ones(n_pairs), size),
+        )
+
+
+def pretrain_loss(model: MSM4SR, step: PretrainStep, settings: PretrainSettings, gather: Gather = gather_own) -> Tensor:
     """L = sum over modalities of NIP + lambda CMCL (equation 11), a mean over the pairs of this process.
 
     Each distinct item of the batch is encoded once. With a single modality only NIP remains.
 
     Args:
         model: to train.
-        batch: histories after sequence random drop, and next items.
+        step: histories after sequence random drop, and next items.
         settings: weights of the losses, negatives, mixup.
-        generator: draws rho and the positions that are mixed.
         gather: collects the pairs of all processes, which are negatives of each other.
     """
-    own_next = batch.targets[batch.mask]
-    items, place = torch.unique(torch.cat([batch.items.flatten(), own_next]), return_inverse=True)
-    content = torch.stack([model.encode_content(a, items) for a in model.modalities], dim=1)  # [n, M, D]
-    inputs = take(content, place[: batch.items.numel()].view_as(batch.items)).permute(2, 0, 1, 3)  # [M, B, L, D]
-    rho = settings.mixup * float(gather(torch.rand(1, generator=generator, device=inputs.device))[0][0])
-    hidden = model.encode_sequences(mix_up(inputs, rho, generator))[:, batch.mask]  # [M, P of its own, D]
+    content = torch.stack([model.encode_content(a, step.items) for a in model.modalities], dim=1)  # [n, M, D]
+    inputs = take(content, step.histories).permute(2, 0, 1, 3)  # [M, B, L, D]
+    rho = gather(step.mixup.rho, [1] * len(step.n_pairs))[:1]  # the same in all processes
+    encoded = model.encode_sequences(mix_up(inputs, replace(step.mixup, rho=rho)))
+    modalities = torch.arange(len(encoded), device=encoded.device).unsqueeze(1)
+    own = take(encoded.flatten(0, 2), modalities * step.histories.numel() + step.pairs)  # [M, p, D]
+    hidden = gather(own.transpose(0, 1), step.n_pairs).transpose(0, 1)  # [M, P, D]
+    next_content = gather(take(content, step.own_next), step.n_next)
+    if step.columns is not None:
+        next_content = take(next_content, step.columns)  # [C, M, D]
 
-    # From here on: the pairs of all processes; `mine` are those of this process.
-    every_hidden, mine = gather(hidden.transpose(0, 1))
-    hidden = every_hidden.transpose(0, 1)  # [M, P, D]
-    next_item, _ = gather(own_next)  # [P]
-    columns, target, counts = torch.unique(next_item, return_inverse=True, return_counts=True)  # [C], [P], [C]
-    distinct = place[batch.items.numel() :].unique()
-    known, _ = gather(items[distinct])  # each process's distinct next items; several may have the same
-    next_content = take(gather(take(content, distinct))[0], _first(known, columns))  # [C, M, D]
-
-    loss = hidden.new_zeros(())
+    loss, mine, temperature = hidden.new_zeros(()), step.mine, model.config.temperature
     for i, modality in enumerate(model.modalities):
         views = list(model.views(hidden, modality))  # [P, D] each: the history through every modality, or this one
-        own = views.pop(min(i, len(views) - 1))
+        first = views.pop(min(i, len(views) - 1))
         if settings.nip_weight:
-            loss = loss + settings.nip_weight * next_item_prediction(
-                [view[mine] for view in (own, *views)],
-                next_content[:, i],
-                target[mine],
-                counts,
-                model.config.temperature,
-            )
+            of_mine = [view[mine] for view in (first, *views)]
+            weights = None if step.weights is None else step.weights[mine]
+            nip = next_item_prediction(of_mine, next_content[:, i], step.target, step.counts, temperature, weights)
+            loss = loss + settings.nip_weight * nip
         # without projections two modalities have one contrast, not one in the space of each
         others = views if model.projections else list(hidden[i + 1 :])
         if settings.cmcl_weight and others:
             contrasts = [
-                cross_modality_contrast(own, other, next_item, model.config.temperature, settings.negatives, mine)
+                cross_modality_contrast(
+                    first, other, step.next_items, temperature, settings.negatives, mine, step.weights
+                )
                 for other in others
             ]
             loss = loss + settings.cmcl_weight * torch.stack(contrasts).sum() / (len(model.modalities) - 1)
@@ -92,7 +184,7 @@ def pretrain_loss(
 
 def _first(known: Tensor, wanted: Tensor) -> Tensor:
     """The first position in `known` of each of `wanted` [C] (distinct, ascending; all are in `known`)."""
-    place = torch.arange(len(known), device=known.device)
+    place = torch.arange(len(known))
     column = torch.searchsorted(wanted, known)
     return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)
 
@@ -106,6 +198,7 @@ class MultimodalContrastiveTask(Task):
     """
 
     model: MSM4SR
+    can_pad = True
 
     def __init__(self, model: MSM4SR, settings: PretrainSettings) -> None:
         super().__init__(model)
@@ -118,8 +211,12 @@ class MultimodalContrastiveTask(Task):
             logger.info("pre-training on %s only: no mixup, no contrast between modalities", model.modalities[0])
         self.settings, self.drop = settings, settings.drop
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return pretrain_loss(self.model, batch, self.settings, generator, self.gather)
+    def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> PretrainStep:
+        step = PretrainStep.of(self.model, parts, rank, self.settings.mixup, generator)
+        return step.pad(self.model.max_history) if self.pads else step
+
+    def forward(self, step: PretrainStep) -> Tensor:
+        return pretrain_loss(self.model, step, self.settings, self.gather)
 
     @property
     def scorer(self) -> Scorer:

@@ -6,7 +6,7 @@ Shape letters: B histories of the batch, L positions, P positions in all, A attr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,21 +71,37 @@ def draw_segments(histories: CompleteWindows, generator: torch.Generator) -> tup
     return inside, pool[place]
 
 
-def s3rec_loss(model: S3Rec, batch: Batch, generator: torch.Generator) -> Tensor:
-    """w1 L_AAP + w2 L_MIP + w3 L_MAP + w4 L_SP, each summed as in the authors' code, divided by the positions."""
-    histories, config = complete_windows(batch), model.config
-    items, real = histories.items, histories.real
-    draw = torch.rand(items.shape, generator=generator, device=items.device)
-    masked = real & (draw < config.mask_probability)
-    inside, negative = draw_segments(histories, generator)
-    outside = real & ~inside
+@dataclass  # not frozen: Lightning Fabric cannot convert frozen dataclasses in mixed precision
+class MaskedWindows:
+    """`CompleteWindows` with all that is drawn: [B, L] each."""
 
-    rows = torch.cat([items, items, items, negative])  # four inputs per history, encoded in one call
+    items: Tensor
+    real: Tensor
+    masked: Tensor  # bool, the masked items
+    inside: Tensor  # bool, the segments
+    negative: Tensor  # int64, the negative segments
+    absent: Tensor  # int64, the negatives of masked items
+
+    @classmethod
+    def draw(cls, model: S3Rec, batch: Batch, generator: torch.Generator) -> MaskedWindows:
+        histories = complete_windows(batch)
+        items, real = histories.items, histories.real
+        draw = torch.rand(items.shape, generator=generator)
+        masked = real & (draw < model.config.mask_probability)
+        inside, negative = draw_segments(histories, generator)
+        return cls(items, real, masked, inside, negative, draw_absent(items, real, model.n_items, generator))
+
+
+def s3rec_loss(model: S3Rec, step: MaskedWindows) -> Tensor:
+    """w1 L_AAP + w2 L_MIP + w3 L_MAP + w4 L_SP, each summed as in the authors' code, divided by the positions."""
+    config, items, real, masked = model.config, step.items, step.real, step.masked
+    inside, outside = step.inside, real & ~step.inside
+
+    rows = torch.cat([items, items, items, step.negative])  # four inputs per history, encoded in one call
     hidden = model.encode_bidirectional(rows, torch.cat([masked, inside, outside, outside]), real.repeat(4, 1))
     sequence, context, segment, other = hidden.chunk(4)  # [B, L, D] each
 
-    absent = draw_absent(items, real, model.n_items, generator)
-    loss = config.mip_weight * masked_items(model, sequence[masked], items[masked], absent[masked])
+    loss = config.mip_weight * masked_items(model, sequence[masked], items[masked], step.absent[masked])
     loss = loss + config.sp_weight * segment_of(model, *(last(x, real) for x in (context, segment, other)))
     if model.categories.n_categories:
         loss = loss + config.aap_weight * attributes(model, "aap", sequence[real & ~masked], items[real & ~masked])
@@ -134,8 +150,11 @@ class MutualInformationTask(Task):
         if not model.categories.n_categories:
             logger.info("no item has a category: pre-training without associated and masked attributes")
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return s3rec_loss(self.model, batch, generator)
+    def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> MaskedWindows:
+        return MaskedWindows.draw(self.model, parts[rank], generator)
+
+    def forward(self, step: MaskedWindows) -> Tensor:
+        return s3rec_loss(self.model, step)
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[Batch]:
         """All histories once; the last target is read too, so inputs are one shorter than the model's histories."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, FactorizedScorer
+from msm4sr.models.items import Items, pad_end, pad_slots, padded_slots
 from msm4sr.models.layers import take
 from msm4sr.objectives import (
     SeenItems,
@@ -27,51 +29,108 @@ from msm4sr.training.task import TASKS, Task, TrainingBatch
 PAIRWISE = {"bce": sampled_binary_cross_entropy, "bpr": bayesian_personalised_ranking}
 
 
-def finetune_loss(model: FactorizedScorer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-    """The loss of the batch's next items, and the model's auxiliary loss; the catalogue is encoded once.
+@dataclass  # not frozen: Lightning Fabric cannot convert frozen dataclasses in mixed precision
+class FinetuneStep:
+    """What a step of fine-tuning reads. Embeddings are those of the candidates, or of all items."""
+
+    histories: Tensor
+    """int64 [B, L], as rows of the embeddings."""
+    pairs: Tensor
+    """int64 [P], positions of the pairs in the flattened histories."""
+    targets: Tensor
+    """int64 [P], the next items."""
+    target_rows: Tensor
+    """int64 [P], the next items as rows of the embeddings."""
+    absent: Tensor | None = None
+    """int64 [P], an item that is not in the history, for losses that compare two."""
+    candidates: Items | None = None
+    """The C items of a sampled softmax; None: all items."""
+    log_weights: Tensor | None = None
+    """[C], the logarithm of how many items each candidate represents."""
+    weights: Tensor | None = None
+    """[P], see `msm4sr.objectives`."""
+
+    @classmethod
+    def over_all(
+        cls, model: FactorizedScorer, batch: Batch, n_items: int, generator: torch.Generator | None
+    ) -> FinetuneStep:
+        """All items are candidates, and `generator` draws absent ones."""
+        pairs, targets = _pairs(batch), batch.targets[batch.mask]
+        absent = None if model.loss == "softmax" else absent_items(batch, n_items, generator)[batch.mask]
+        return cls(batch.items, pairs, targets, targets, absent)
+
+    @classmethod
+    def over_sample(cls, model: FactorizedScorer, batch: Batch, sample: Tensor, probabilities: Tensor) -> FinetuneStep:
+        """Some items are candidates, for a loss and a cost that are independent of the size of the catalogue.
+
+        The items of the batch are encoded for its histories and next items anyway, and count as in the full softmax.
+        The rest of the catalogue is estimated from the draws of `sample` that fall on it: a stratified sample, by which
+        the denominator is unbiased, and exact for the items of the batch, which tend to be popular.
+
+        Args:
+            model: one with `loss` "softmax".
+            batch: histories and next items.
+            sample: int64 [S], independent draws from the catalogue, by any distribution.
+            probabilities: [N], that of each item in a draw; they sum to 1.
+
+        Reference: the log-q correction of Yi et al. 2019 (RecSys), for the part that is drawn.
+        """
+        targets = batch.targets[batch.mask]
+        own = torch.cat([targets, batch.items.flatten()])
+        needed, place = torch.unique(torch.cat([own, sample]), return_inverse=True)
+        target_rows, histories, drawn = place.split([len(targets), batch.items.numel(), len(sample)])
+        return cls(
+            histories=histories.view_as(batch.items),
+            pairs=_pairs(batch),
+            targets=targets,
+            target_rows=target_rows,
+            candidates=model.locate(needed),
+            log_weights=stratified_log_weights(place[: len(own)], drawn, probabilities[needed]),
+        )
+
+    def pad(self, max_history: int) -> FinetuneStep:
+        """The same step with one of a few shapes; candidates that are padding represent no item."""
+        shape, pairs = padded_slots(self.histories, self.pairs, max_history)
+        size, candidates = len(pairs), None if self.candidates is None else self.candidates.pad()
+        log_weights = self.log_weights
+        if candidates is not None and log_weights is not None:
+            log_weights = pad_end(log_weights, len(candidates.numbers), -torch.inf)
+        return FinetuneStep(
+            histories=pad_slots(self.histories, shape),
+            pairs=pairs,
+            targets=pad_end(self.targets, size),
+            target_rows=pad_end(self.target_rows, size),
+            absent=None if self.absent is None else pad_end(self.absent, size),
+            candidates=candidates,
+            log_weights=log_weights,
+            weights=pad_end(torch.ones(len(self.pairs)), size),
+        )
+
+
+def finetune_loss(model: FactorizedScorer, step: FinetuneStep) -> Tensor:
+    """The loss of the batch's next items, and the model's auxiliary loss; each candidate is encoded once.
 
     By default the mean negative log-likelihood of equation 13. A model with `loss` "bce" or "bpr" compares each next
-    item with one absent item, which `generator` draws.
+    item with one absent item.
     """
-    embeddings, targets = model.encode_items(), batch.targets[batch.mask]
-    prefixes = model.encode_histories(batch.items, embeddings)[batch.mask]  # [P, Q]
-    item_vectors = model.scoring_vectors(embeddings)  # [N, Q]
-    if model.loss == "softmax":
-        loss = next_item_cross_entropy(prefixes, item_vectors, targets, seen=_seen_items(model, batch))
+    embeddings = model.encode_items() if step.candidates is None else model.encode_some_items(step.candidates)
+    prefixes = take(model.encode_histories(step.histories, embeddings).flatten(0, 1), step.pairs)  # [P, Q]
+    item_vectors = model.scoring_vectors(embeddings)  # [C, Q]
+    if step.absent is None:
+        seen = _seen_items(model, step)
+        loss = next_item_cross_entropy(prefixes, item_vectors, step.target_rows, step.log_weights, seen, step.weights)
     else:
-        absent = absent_items(batch, len(item_vectors), generator)[batch.mask]
-        scores = [(prefixes * take(item_vectors, items)).sum(dim=1) for items in (targets, absent)]
-        loss = PAIRWISE[model.loss](*scores)
-    return _with_auxiliary(loss, model, prefixes, targets, take(embeddings, targets))
+        positive, negative = (
+            (prefixes * take(item_vectors, items)).sum(dim=1) for items in (step.targets, step.absent)
+        )
+        loss = PAIRWISE[model.loss](positive, negative, step.weights)
+    auxiliary = model.auxiliary_loss(prefixes, step.targets, take(embeddings, step.target_rows))
+    return loss if auxiliary is None else loss + auxiliary
 
 
-def sampled_finetune_loss(model: FactorizedScorer, batch: Batch, sample: Tensor, probabilities: Tensor) -> Tensor:
-    """`finetune_loss` over some candidates: only they are encoded, so that the cost is independent of the catalogue.
-
-    The items of the batch are encoded for its histories and next items anyway, and count as in the full softmax. The
-    rest of the catalogue is estimated from the draws of `sample` that fall on it: a stratified sample, by which the
-    denominator is unbiased, and exact for the items of the batch, which tend to be popular.
-
-    Args:
-        model: one with `loss` "softmax".
-        batch: histories and next items.
-        sample: int64 [S], independent draws from the catalogue, by any distribution.
-        probabilities: [N], that of each item in a draw; they sum to 1.
-
-    Reference: the log-q correction of Yi et al. 2019 (RecSys), for the part that is drawn.
-    """
-    items = batch.targets[batch.mask]
-    own = torch.cat([items, batch.items.flatten()])
-    needed, place = torch.unique(torch.cat([own, sample]), return_inverse=True)  # [C], C candidates
-    target, histories, drawn = place.split([len(items), batch.items.numel(), len(sample)])
-    log_weights = stratified_log_weights(place[: len(own)], drawn, probabilities[needed])
-    renumbered = replace(batch, items=histories.view_as(batch.items))
-    embeddings = model.encode_some_items(needed)
-    prefixes = model.encode_histories(renumbered.items, embeddings)[batch.mask]
-    item_vectors = model.scoring_vectors(embeddings)
-    seen = _seen_items(model, renumbered)
-    loss = next_item_cross_entropy(prefixes, item_vectors, target, log_weights, seen)
-    return _with_auxiliary(loss, model, prefixes, items, take(embeddings, target))
+def _pairs(batch: Batch) -> Tensor:
+    """int64 [P], positions of the pairs in the flattened batch."""
+    return batch.mask.flatten().nonzero().squeeze(1)
 
 
 def stratified_log_weights(own: Tensor, drawn: Tensor, probabilities: Tensor) -> Tensor:
@@ -90,26 +149,20 @@ def stratified_log_weights(own: Tensor, drawn: Tensor, probabilities: Tensor) ->
     return torch.where(is_own, 0, (draws / expected).log())
 
 
-def _seen_items(model: FactorizedScorer, batch: Batch) -> SeenItems | None:
+def _seen_items(model: FactorizedScorer, step: FinetuneStep) -> SeenItems | None:
     """The items of each pair's prefix, for a model with a seen-item bias."""
     if model.seen_bias is None:
         return None
-    row, last = batch.mask.nonzero(as_tuple=True)  # [P] each
-    slot = torch.arange(batch.items.shape[1], device=row.device)
-    repeated = (batch.items.unsqueeze(2) == batch.items.unsqueeze(1)).tril(-1).any(dim=2)  # [B, L]: occurs earlier
-    return SeenItems(batch.items[row], (slot <= last.unsqueeze(1)) & ~repeated[row], model.seen_bias)
-
-
-def _with_auxiliary(
-    loss: Tensor, model: FactorizedScorer, prefixes: Tensor, items: Tensor, embeddings: Tensor
-) -> Tensor:
-    auxiliary = model.auxiliary_loss(prefixes, items, embeddings)
-    return loss if auxiliary is None else loss + auxiliary
+    items, width = step.histories, step.histories.shape[1]
+    row, last = step.pairs // width, step.pairs % width  # [P] each
+    slot = torch.arange(width, device=row.device)
+    repeated = (items.unsqueeze(2) == items.unsqueeze(1)).tril(-1).any(dim=2)  # [B, L]: occurs earlier
+    return SeenItems(items[row], (slot <= last.unsqueeze(1)) & ~repeated[row], model.seen_bias)
 
 
 @TASKS.register("next_item")
 class NextItemTask(Task):
-    """Minimises `finetune_loss` or, over a sample of a large catalogue, `sampled_finetune_loss`.
+    """Minimises `finetune_loss` over all items or, in a large catalogue, over a sample.
 
     Raises:
         InputError: a seen-item bias without a softmax.
@@ -120,7 +173,7 @@ class NextItemTask(Task):
 
     def __init__(self, model: FactorizedModel, settings: FinetuneSettings) -> None:
         super().__init__(model)
-        self.draw = settings.draw
+        self.draw, self.can_pad = settings.draw, model.can_pad
         self.samples = settings.samples_of(model.n_items) if model.loss == "softmax" else None
         if self.samples is not None:
             tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -128,11 +181,16 @@ class NextItemTask(Task):
         if model.seen_bias is not None and model.loss != "softmax":
             raise InputError(f"model.seen_item_bias needs a softmax, but model.loss is {model.loss}; change either")
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def prepare(self, parts: Sequence[Any], rank: int, generator: torch.Generator) -> Any:
         if self.samples is None:
-            return finetune_loss(self.model, batch, generator)
-        sample = self.sampler.draw(self.samples, generator)
-        return sampled_finetune_loss(self.model, batch, sample, self.sampler.probabilities)
+            step = FinetuneStep.over_all(self.model, parts[rank], self.model.n_items, generator)
+        else:
+            sample = self.sampler.draw(self.samples, generator)
+            step = FinetuneStep.over_sample(self.model, parts[rank], sample, self.sampler.probabilities)
+        return step.pad(self.model.max_history) if self.pads else step
+
+    def forward(self, step: Any) -> Tensor:
+        return finetune_loss(self.model, step)
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[TrainingBatch]:
         self.prepare_sampler(histories)
@@ -144,5 +202,4 @@ class NextItemTask(Task):
             return
         counts = np.bincount(histories.values, minlength=self.model.n_items)
         weights = np.sqrt(counts + 1) if self.draw == "popularity" else np.ones(len(counts))
-        device = next(self.parameters()).device
-        self.sampler = ItemSampler(torch.from_numpy(weights).to(device, torch.float32))
+        self.sampler = ItemSampler(torch.from_numpy(weights).float())
