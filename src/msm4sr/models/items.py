@@ -30,15 +30,21 @@ def pad_end(values: Tensor, size: int, value: float = 0) -> Tensor:
     return F.pad(values, (0, size - len(values)), value=value)
 
 
-def padded_slots(histories: Tensor, pairs: Tensor, max_history: int) -> tuple[tuple[int, int], Tensor]:
-    """The padded shape of `histories` [B, L], and the positions of `pairs` [P] in it, padded with position 0.
+@dataclass(frozen=True)
+class Limits:
+    """The largest sizes of a batch, which padding need not exceed."""
 
-    Pairs are the larger part of the work, and their number changes little: they are padded by an eighth at most.
-    """
-    rows, width = histories.shape
-    shape = padded_size(rows), min(padded_size(width), max_history)
-    unit = max(1, padded_size(len(pairs)) // 16)
-    return shape, pad_end(pairs // width * shape[1] + pairs % width, -(-len(pairs) // unit) * unit)
+    pairs: int
+    history: int
+
+    def pad_slots(self, histories: Tensor, pairs: Tensor) -> tuple[tuple[int, int], Tensor]:
+        """The padded shape of `histories` [B, L], and the positions of `pairs` [P] in it, padded with position 0.
+
+        The number of pairs changes little, so it is always the largest.
+        """
+        rows, width = histories.shape
+        shape = padded_size(rows), min(padded_size(width), self.history)
+        return shape, pad_end(pairs // width * shape[1] + pairs % width, self.pairs)
 
 
 def pad_slots(values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.models.base import ContentModel, FactorizedScorer, Inputs, Scorer
+from msm4sr.models.base import SEEN_BIAS_SCALE, ContentModel, FactorizedScorer, Inputs, Scorer
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
 from msm4sr.models.items import Items, Segments, to_device
 from msm4sr.models.layers import ItemFeatures, initialise, take
@@ -164,8 +164,10 @@ class MSM4SR(ContentModel):
     @property
     def seen_bias(self) -> Tensor | None:
         """With cosine similarity divided by tau, as the cosines are."""
-        bias = super().seen_bias
-        return bias if bias is None or self.config.similarity == "dot" else bias / self.config.temperature
+        if self.seen_item_bias is None:
+            return None
+        bias = SEEN_BIAS_SCALE * self.seen_item_bias
+        return bias if self.config.similarity == "dot" else bias / self.config.temperature
 
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[F^t + E; F^v + E]: [N, M * D]."""

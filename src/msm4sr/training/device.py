@@ -35,6 +35,9 @@ class Device(Strict):
     devices: int = Field(1, ge=1, description="processes on this machine, each with a device (or a share of the CPU)")
     num_nodes: int = Field(1, ge=1, description="machines; start the command on each, or use torchrun, SLURM, ...")
     strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp for several processes")
+    compile: bool = Field(
+        False, description="compile the training step (torch.compile, for GPUs): MSM4SR and SASRec in one process"
+    )
 
     @property
     def processes(self) -> int:
@@ -73,6 +76,8 @@ class Device(Strict):
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(self.accelerator, True):
             raise InputError(f"device.accelerator: no {self.accelerator} device found; use auto")
+        if self.compile and self.processes > 1:
+            raise InputError("device.compile: only a single process can compile its steps; use false")
         if self.torch_device().type == "cuda" and self.devices > torch.cuda.device_count():
             raise InputError(
                 f"device.devices: {self.devices} processes need a GPU each, but only {torch.cuda.device_count()} found"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from msm4sr.data.batches import count_batches, epoch_batches
 from msm4sr.models.base import Scorer
+from msm4sr.models.items import Limits
 from msm4sr.ragged import Ragged
 from msm4sr.registry import Registry
 from msm4sr.training.device import Gather, gather_own
@@ -40,12 +41,12 @@ class Task(nn.Module):
         gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
             batch are compared with each other needs it.
         can_pad: whether `prepare` can pad what it makes, so that `forward` can be compiled.
-        pads: whether it does; the trainer sets it.
+        limits: if not None, `prepare` pads a batch within these limits; the trainer sets them.
     """
 
     gather: Gather
     can_pad: bool = False
-    pads: bool = False
+    limits: Limits | None = None
     drop: float = 0.0
     sparse_tables: Sequence[nn.Embedding] = ()
     no_pairs: ClassVar[str] = "no user has two training items, so there is no pair to train on"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.models.items import to_device
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
+from msm4sr.training.compilation import compiling, limits_of
 from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, shares
 from msm4sr.training.identity import stage_identity
 from msm4sr.training.optimizer import Adam, clip_gradients, mark_coalesced
@@ -146,11 +147,14 @@ class Trainer:
         self.fabric = fabric = options.device.connect()
         task.to(fabric.device)
         trained = [p for p in task.parameters() if p.requires_grad]
+        task.limits = limits_of(task, settings) if options.device.compile else None
         for table in task.sparse_tables:
-            table.sparse = fabric.world_size == 1
+            table.sparse = fabric.world_size == 1 and task.limits is None
         self._optimizer = Adam(trained, settings.learning_rate, settings.weight_decay)
         self._rate = schedule_factor(settings.schedule, epochs * steps_per_epoch)
         self._forward, self._wrapped_optimizer = fabric.setup(task, self._optimizer)
+        if task.limits is not None:
+            task.compile(dynamic=False)
         self._generator = torch.Generator()
         self._loss_sum = torch.zeros((), device=fabric.device)  # over the pairs of the epoch
         self._generator_states: dict[str, Tensor] = {}  # when a training resumes inside an epoch
@@ -168,6 +172,7 @@ class Trainer:
         return {
             **stage_identity(self.model, self._dataset, self.settings, self.options.seed),
             **flatten({"evaluation": evaluation, "device": {"precision": precision}}),
+            **({"device.compile": True} if self.task.limits else {}),
             **self.options.identity,
             "device": self.fabric.device.type,
             "processes": self.fabric.world_size,
@@ -228,9 +233,10 @@ class Trainer:
         """One step of the optimiser; the loss of this process."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._rate(self.state.steps)
-        loss = shared_loss(self.fabric, self._forward, self.task, batch, self._generator)
-        self._wrapped_optimizer.zero_grad()
-        self.fabric.backward(loss)
+        with compiling() if self.task.limits else nullcontext():
+            loss = shared_loss(self.fabric, self._forward, self.task, batch, self._generator)
+            self._wrapped_optimizer.zero_grad()
+            self.fabric.backward(loss)
         mark_coalesced(self.task.sparse_tables)
         clip_gradients(self.task.parameters(), self.settings.max_gradient_norm)
         self._wrapped_optimizer.step()

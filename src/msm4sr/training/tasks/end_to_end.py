@@ -76,7 +76,7 @@ class EndToEndTask(NextItemTask):
     def prepare(self, parts: Sequence[DoubleBatch], rank: int, generator: torch.Generator) -> EndToEndStep:
         kept, settings = [part.kept for part in parts], self.pretraining
         pretraining = PretrainStep.of(self.model, kept, rank, settings.mixup, generator)
-        pretraining = pretraining.pad(self.model.max_history) if self.pads else pretraining
+        pretraining = pretraining if self.limits is None else pretraining.pad(self.limits)
         return EndToEndStep(super().prepare([part.complete for part in parts], rank, generator), pretraining)
 
     def forward(self, step: EndToEndStep) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import Scorer
-from msm4sr.models.items import Items, pad_end, pad_slots, padded_size, padded_slots
+from msm4sr.models.items import Items, Limits, pad_end, pad_slots, padded_size
 from msm4sr.models.layers import take
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
@@ -116,10 +116,10 @@ class PretrainStep:
             mine=own,
         )
 
-    def pad(self, max_history: int) -> PretrainStep:
+    def pad(self, limits: Limits) -> PretrainStep:
         """The same step of a single process, with one of a few shapes."""
         (n_pairs,), (n_next,) = self.n_pairs, self.n_next
-        shape, pairs = padded_slots(self.histories, self.pairs, max_history)
+        shape, pairs = limits.pad_slots(self.histories, self.pairs)
         size, columns = len(pairs), padded_size(n_next)
         turn = None if self.mixup.turn is None else pad_slots(self.mixup.turn, shape)
         return replace(
@@ -213,7 +213,7 @@ class MultimodalContrastiveTask(Task):
 
     def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> PretrainStep:
         step = PretrainStep.of(self.model, parts, rank, self.settings.mixup, generator)
-        return step.pad(self.model.max_history) if self.pads else step
+        return step if self.limits is None else step.pad(self.limits)
 
     def forward(self, step: PretrainStep) -> Tensor:
         return pretrain_loss(self.model, step, self.settings, self.gather)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, FactorizedScorer
-from msm4sr.models.items import Items, pad_end, pad_slots, padded_slots
+from msm4sr.models.items import Items, Limits, pad_end, pad_slots
 from msm4sr.models.layers import take
 from msm4sr.objectives import (
     SeenItems,
@@ -88,9 +88,9 @@ class FinetuneStep:
             log_weights=stratified_log_weights(place[: len(own)], drawn, probabilities[needed]),
         )
 
-    def pad(self, max_history: int) -> FinetuneStep:
+    def pad(self, limits: Limits) -> FinetuneStep:
         """The same step with one of a few shapes; candidates that are padding represent no item."""
-        shape, pairs = padded_slots(self.histories, self.pairs, max_history)
+        shape, pairs = limits.pad_slots(self.histories, self.pairs)
         size, candidates = len(pairs), None if self.candidates is None else self.candidates.pad()
         log_weights = self.log_weights
         if candidates is not None and log_weights is not None:
@@ -187,7 +187,7 @@ class NextItemTask(Task):
         else:
             sample = self.sampler.draw(self.samples, generator)
             step = FinetuneStep.over_sample(self.model, parts[rank], sample, self.sampler.probabilities)
-        return step.pad(self.model.max_history) if self.pads else step
+        return step if self.limits is None else step.pad(self.limits)
 
     def forward(self, step: Any) -> Tensor:
         return finetune_loss(self.model, step)
