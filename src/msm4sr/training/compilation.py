@@ -36,5 +36,5 @@ def compiling() -> Iterator[None]:
         with config.patch(recompile_limit=SHAPES):
             yield
     except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split("\n")[:2])
         raise InputError(f"device.compile: cannot compile the training step ({reason}); use false") from error
