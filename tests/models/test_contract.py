@@ -45,6 +45,7 @@ from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings
 from msm4sr.training.stages import finetune
 from msm4sr.training.tasks.bpr import bpr_loss, pair_batches
+from msm4sr.training.tasks.next_item import NextItemTask
 from msm4sr.training.trainer import TrainerOptions
 
 CPU = Device(accelerator="cpu")
@@ -181,6 +182,21 @@ def test_a_sample_of_all_items_in_another_order_gives_the_loss_of_all_items(name
     torch.testing.assert_close(sampled_finetune_loss(model, batch, shuffled, uniform), finetune_loss(model, batch))
     some = sampled_finetune_loss(model, batch, torch.tensor([2, 7, 10]), uniform)
     assert some.isfinite()
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_a_sampled_step_reads_each_row_of_an_item_table_once_in_ascending_order(name: str) -> None:
+    """The optimiser relies on it: it does not sort the rows of a sparse gradient."""
+    task = NextItemTask(make_model(name), FinetuneSettings(candidates="sampled", samples=5))  # type: ignore[arg-type]
+    for table in task.sparse_tables:
+        table.sparse = True
+    uniform = torch.full((N_ITEMS,), 1 / N_ITEMS)
+    sampled_finetune_loss(task.model, make_batch(SEQUENCES), torch.tensor([11, 3, 11]), uniform).backward()
+    gradients = [table.weight.grad for table in task.sparse_tables]
+    assert gradients
+    for gradient in gradients:
+        rows = gradient._indices()[0].tolist()  # type: ignore[union-attr]
+        assert rows == sorted({item for history in SEQUENCES for item in history} | {0, 3, 11})
 
 
 PRETRAINING = {"msm4sr": pretraining_of_msm4sr, "s3rec": pretraining_of_s3rec}
