@@ -17,6 +17,7 @@ from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
+from msm4sr.models.items import Segments
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexSettings
@@ -201,7 +202,9 @@ def test_a_new_item_is_scored_by_its_content_alone() -> None:
     recommender.add_items([new_item("n0", image=b"one")])
     encoded = recommender.catalogue.added[0]
     z = [
-        model.encoders[a](torch.from_numpy(encoded.features[a]), torch.tensor([len(encoded.features[a])]))[0]
+        model.encoders[a](torch.from_numpy(encoded.features[a]), Segments.of(torch.tensor([len(encoded.features[a])])))[
+            0
+        ]
         for a in ("text", "visual")
     ]
     keys = torch.cat(z).detach()
