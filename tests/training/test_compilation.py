@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial, partialmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from msm4sr.data.batches import epoch_batches
 from msm4sr.data.dataset import training_histories
 from msm4sr.errors import InputError
 from msm4sr.models.items import Limits, map_tensors
-from msm4sr.training.callbacks import EpochRecord
+from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord
+from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.compilation import limits_of
 from msm4sr.training.device import Device
 from msm4sr.training.optimizer import Adam, clip_gradients, mark_coalesced
@@ -194,6 +197,18 @@ def test_a_compiled_step_has_the_loss_and_the_gradients_of_the_step(name: str) -
     assert_same(loss_and_gradients(task, prepared(task, LIMITS)), expected)
 
 
+@pytest.mark.parametrize("settings", [PRETRAINING, SAMPLED])
+def test_a_compiled_step_draws_its_dropout(settings: Any) -> None:
+    task = of_msm4sr(settings, dropout=0.5, attention_dropout=0.5).train()
+    step, losses = prepared(task, LIMITS), []
+    torch._dynamo.reset()
+    task.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        losses.append(float(task(step).detach()))
+    assert losses[0] == losses[2] != losses[1]
+
+
 def trained(compile: bool, monkeypatch: pytest.MonkeyPatch, backend: Any = "aot_eager") -> list[EpochRecord]:
     """Fine-tuning without dropout, compiled by a quick backend."""
     torch._dynamo.reset()
@@ -207,6 +222,34 @@ def test_a_compiled_training_has_the_losses_of_an_eager_one(monkeypatch: pytest.
     eager, compiled = (trained(on, monkeypatch) for on in (False, True))
     assert [r.loss for r in compiled] == pytest.approx([r.loss for r in eager], rel=1e-4)
     assert compiled[-1].loss < compiled[0].loss
+
+
+class Interrupt(Callback):
+    """Ctrl-C at the second report of the loss; a checkpoint follows the first."""
+
+    def __init__(self) -> None:
+        self.reports = 0
+
+    def on_step(self, record: StepRecord) -> None:
+        self.reports += 1
+        if self.reports == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_compiled_training_resumes_bit_identically(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Task, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    settings = SAMPLED.model_copy(update={"epochs": 1, "batch_pairs": 5, "checkpoint_every": 0.0})
+    weights = []
+    for name in ("undisturbed", "resumed"):
+        model = make_sasrec(N_ITEMS, dropout=0.3, attention_dropout=0.3)
+        options = TrainerOptions(device=Device(accelerator="cpu", compile=True), checkpoints=tmp_path / name)
+        torch._dynamo.reset()
+        if name == "resumed":
+            with pytest.raises(KeyboardInterrupt):
+                finetune(model, DATASET, settings, options, [Interrupt()])
+        finetune(model, DATASET, settings, replace(options, resume=True))
+        weights.append(weights_of(model))
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
 def test_a_step_that_cannot_be_compiled_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
