@@ -31,6 +31,7 @@ from msm4sr.cli.console import handle_errors
 from msm4sr.experiments.settings import resolve_settings
 
 HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent / "src"
 STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
 LABELS = {"items": "items of the catalogue", "history": "max_history", "users": "users"}
 SIZES = (3_000, 30_000, 300_000, 1_000_000)
@@ -67,6 +68,7 @@ class Options:
     preset: str
     changes: list[str]
     threads: int
+    """0: those of the environment."""
     steps: int
     seconds: float
     cache: str
@@ -129,7 +131,7 @@ def measure_all(options: Options, quick: bool, out: Path) -> None:
     )
     results = []
     for name, cell in cells(quick):
-        result = run_cell(cell, options, HERE.parent / "src")
+        result = run_cell(cell, options, SOURCE)
         results.append((name, cell, result))
         print(row(name, cell, result), flush=True)
     plot(results, out)
@@ -147,7 +149,7 @@ def row(name: str, cell: Cell, result: Result | None) -> str:
 
 def compare(before: Path, options: Options, rounds: int, quick: bool) -> None:
     """A row for each size of the catalogue: speed and peak memory of both versions."""
-    sources = {"before": before.absolute() / "src", "after": HERE.parent / "src"}
+    sources = {"before": before.absolute() / "src", "after": SOURCE}
     print(
         "| stage | items | before, pairs/s | after, pairs/s | ratio | peak before, MiB | peak after, MiB |\n"
         "|---|--:|--:|--:|--:|--:|--:|"

@@ -51,7 +51,8 @@ def map_features(items: int, cache: Path) -> dict[str, Ragged]:
 
 def measure(cell: Mapping[str, Any]) -> dict[str, float]:
     """Steps, pairs per second, seconds of the first step, and peak memory in MiB, in all and above the model's."""
-    torch.set_num_threads(cell["threads"])
+    if cell["threads"]:
+        torch.set_num_threads(cell["threads"])
     changes = ["device.accelerator=cpu", *cell["changes"], f"model.max_history={cell['history']}"]
     settings = resolve_settings(cell["preset"], changes=changes)
     dataset = generate_dataset(cell["items"], cell["users"], cell["length"])

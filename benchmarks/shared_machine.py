@@ -11,22 +11,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
 from statistics import median
 from typing import Annotated
 
 import typer
 from common import Changes, Preset, describe, describe_preset
-from growth import Cell, generate_dataset, generate_features
-from steps import Limit, Stage, run_steps
+from growth import SOURCE, Cell, Options, run_cell
+from steps import Stage
 
 from msm4sr.cli.console import handle_errors
 from msm4sr.experiments.settings import resolve_settings
-from msm4sr.models.base import Inputs
-from msm4sr.models.registry import build
 from msm4sr.threads import CHOSEN, POLICY, SPINS, THREADS, busy_cores, choose, cpu_quota, usable_cores
 
 LOOPS = 0, 1, 2
@@ -46,7 +43,8 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each variant.")] = 3,
     items: Annotated[int, typer.Option(min=10, help="Items and users of the generated data.")] = 3000,
 ) -> None:
-    with handle_errors():
+    with handle_errors(), tempfile.TemporaryDirectory() as cache:
+        options = Options(preset, changes, threads=0, steps=steps, seconds=1e9, cache=cache)
         resolve_settings(preset, changes=changes)  # report wrong settings before anything runs
         print(f"{describe_preset(preset, changes)}; {describe()}; {steps} steps, median (range) of {rounds}\n")
         print("pairs/s:\n")
@@ -55,10 +53,10 @@ def main(
         for loops in LOOPS:
             with endless_loops(loops):
                 for stage in STAGES:
-                    print(row(loops, Cell(stage, items=items, users=items), preset, changes, steps, rounds), flush=True)
+                    print(row(loops, Cell(stage, items=items, users=items), options, rounds), flush=True)
 
 
-def row(loops: int, cell: Cell, preset: str, changes: Sequence[str], steps: int, rounds: int) -> str:
+def row(loops: int, cell: Cell, options: Options, rounds: int) -> str:
     speeds: dict[str, list[float]] = {name: [] for name in (*VARIANTS, "msm4sr")}
     chosen: list[str] = []
     for _ in range(rounds):
@@ -66,33 +64,23 @@ def row(loops: int, cell: Cell, preset: str, changes: Sequence[str], steps: int,
         choice = choose(len(cores), cpu_quota(), busy_cores(cores), {})
         chosen += [str(choice)] if str(choice) not in chosen else []
         for name, variables in (VARIANTS | {"msm4sr": choice.variables}).items():
-            speeds[name].append(in_own_process(variables, cell, preset, changes, steps))
+            speeds[name].append(measure(variables, cell, options))
     shown = [f"{median(each):.0f} ({min(each):.0f} to {max(each):.0f})" for each in speeds.values()]
     return f"| {loops} | {cell.stage} | {' | '.join(shown)} | {', '.join(chosen)} |"
 
 
-def in_own_process(variables: dict[str, str], *arguments: object) -> float:
-    """`measure` in a process with these variables, and none of the others that OpenMP reads."""
+def measure(variables: dict[str, str], cell: Cell, options: Options) -> float:
+    """Pairs per second in a process with these variables, and none of the others that OpenMP reads."""
     before = dict(os.environ)
     for name in (THREADS, POLICY, SPINS, CHOSEN):
         os.environ.pop(name, None)
     os.environ |= variables
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(measure, *arguments).result()
+        result = run_cell(cell, options, SOURCE)
     finally:
         os.environ.clear()
         os.environ |= before
-
-
-def measure(cell: Cell, preset: str, changes: Sequence[str], steps: int) -> float:
-    """Pairs per second on generated data."""
-    settings = resolve_settings(preset, changes=["device.accelerator=cpu", *changes])
-    dataset = generate_dataset(cell)
-    model = build(settings.model, Inputs(cell.items, features=generate_features(cell.items))).train()
-    done = run_steps(cell.stage, model, dataset, settings, Limit(steps))
-    timed = done[max(1, len(done) // 5) :]
-    return sum(step.pairs for step in timed) / sum(step.cost for step in timed)
+    return result.pairs_per_second if result else 0.0
 
 
 @contextmanager
