@@ -10,8 +10,8 @@ from builders import enlarge, make_rows
 from torch import Tensor
 
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
-from msm4sr.models.items import Segments
 from msm4sr.models.layers import Dropout, ItemFeatures, initialise, take
+from msm4sr.models.located_items import Segments
 from msm4sr.models.transformer import CausalAttention, CausalTransformer, TransformerConfig
 
 LENGTHS = [2, 1, 4, 3]
@@ -226,7 +226,7 @@ def test_dropout_of_the_experts_comes_before_their_normalisation() -> None:
     assert not torch.allclose(dropped, moe.eval()(pooled))
 
 
-# Items without the modality
+# LocatedItems without the modality
 
 
 def test_an_item_without_the_modality_has_the_missing_modality_embedding() -> None:

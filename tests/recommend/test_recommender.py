@@ -17,7 +17,7 @@ from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
-from msm4sr.models.items import Segments
+from msm4sr.models.located_items import Segments
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexSettings

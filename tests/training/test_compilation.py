@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msm4sr.data.batches import epoch_batches
 from msm4sr.data.dataset import training_histories
 from msm4sr.errors import InputError
-from msm4sr.models.items import Limits, map_tensors
+from msm4sr.models.located_items import Limits, map_tensors
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord
 from msm4sr.training.checkpoint import weights_of
 from msm4sr.training.compilation import limits_of

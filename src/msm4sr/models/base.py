@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.files import write_json
-from msm4sr.models.items import Items
 from msm4sr.models.layers import ItemCategories, ItemFeatures
+from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.whitening import Whitened, Whitening
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
@@ -115,11 +115,11 @@ class FactorizedScorer(Scorer):
         """The number that is added to the scores of the items of the history; None: no such bias."""
         return None
 
-    def locate(self, items: Tensor) -> Items:
+    def locate(self, items: Tensor) -> LocatedItems:
         """What `encode_some_items` needs to know of `items` [n], distinct and ascending; on the host."""
-        return Items(items)
+        return LocatedItems(items)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """The item embeddings of n items: [n, M, D]. Override it where that is cheaper than all items."""
         return self.encode_items()[items.numbers]
 

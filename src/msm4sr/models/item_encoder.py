@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msm4sr.models.items import Segments
 from msm4sr.models.layers import Dropout, scatter
+from msm4sr.models.located_items import Segments
 
 
 class AttentionPooling(nn.Module):

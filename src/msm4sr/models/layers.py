@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msm4sr.models.items import FeatureRows, Segments
+from msm4sr.models.located_items import FeatureRows, Segments
 from msm4sr.ragged import Ragged
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.models.base import SEEN_BIAS_SCALE, ContentModel, FactorizedScorer, Inputs, Scorer
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
-from msm4sr.models.items import Items, Segments, to_device
 from msm4sr.models.layers import ItemFeatures, initialise, take
+from msm4sr.models.located_items import LocatedItems, Segments, to_device
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
 from msm4sr.models.whitening import WhitenedFeatures, whiten
@@ -102,10 +102,10 @@ class MSM4SR(ContentModel):
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
         self.apply(initialise)
 
-    def locate(self, items: Tensor) -> Items:
-        return Items(items, {a: self._features_of(a).locate(items) for a in self.modalities})
+    def locate(self, items: Tensor) -> LocatedItems:
+        return LocatedItems(items, {a: self._features_of(a).locate(items) for a in self.modalities})
 
-    def encode_content(self, modality: str, items: Items | None = None) -> Tensor:
+    def encode_content(self, modality: str, items: LocatedItems | None = None) -> Tensor:
         """z of some items (None: of all) in one modality: [N, D] (equations 3 to 5)."""
         rows, segments = self._features_of(modality).read(None if items is None else items.features[modality])
         return self.encoders[modality](rows, segments)  # type: ignore[no-any-return]
@@ -134,7 +134,7 @@ class MSM4SR(ContentModel):
         content = [self.encode_content(a) for a in self.content_modalities]
         return torch.stack([*content, self.item_embedding.weight], dim=1)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, M + 1, D]."""
         content = [self.encode_content(a, items) for a in self.content_modalities]
         return torch.stack([*content, self.item_embedding(items.numbers)], dim=1)
@@ -237,10 +237,10 @@ class ContentMatcher(FactorizedScorer):
         """z: [N, M, D]."""
         return encode_in_chunks(self, self.model.item_embedding.weight)
 
-    def locate(self, items: Tensor) -> Items:
+    def locate(self, items: Tensor) -> LocatedItems:
         return self.model.locate(items)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, M, D]."""
         return torch.stack([self.model.encode_content(a, items) for a in self.model.modalities], dim=1)
 

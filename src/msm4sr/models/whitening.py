@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msm4sr.models.items import FeatureRows, Segments
 from msm4sr.models.layers import ItemFeatures
+from msm4sr.models.located_items import FeatureRows, Segments
 from msm4sr.ragged import Ragged
 
 CHUNK = 1 << 15  # rows that are converted at once

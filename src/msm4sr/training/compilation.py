@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from msm4sr.errors import InputError
-from msm4sr.models.items import Limits
+from msm4sr.models.located_items import Limits
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import Task
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class Adam(torch.optim.Adam):
     """Adam (Kingma and Ba 2015). Of a table with a sparse gradient only the rows of the step change.
 
-    So a step costs the same for a catalogue of any size. A row's moments decay when it is read again, by as many steps
-    as have passed; in between it does not move (dense Adam moves it by its old moments).
+    So a step costs the same for a catalogue of any size. When a row is read again, its moments decay by the steps since
+    it was read. Dense Adam also moves a row, by its old moments, in the steps until it is read again. Here the row
+    moves that far at once, assuming as many steps as before: the sum of (beta1 / sqrt(beta2))^j over these steps j.
     """
 
     def __init__(self, weights: Iterable[Tensor], learning_rate: float, weight_decay: float) -> None:
@@ -47,7 +48,9 @@ class Adam(torch.optim.Adam):
         mean = state["exp_avg"][rows] * beta1**passed + (1 - beta1) * values
         square = state["exp_avg_sq"][rows] * beta2**passed + (1 - beta2) * values.square()
         size = (square / (1 - beta2**step)).sqrt_().add_(group["eps"]) * (1 - beta1**step)
-        table.index_add_(0, rows, mean / size, alpha=-group["lr"])
+        ratio = beta1 / beta2**0.5  # of two successive moves by old moments
+        far = (1 - ratio**passed) / (1 - ratio)
+        table.index_add_(0, rows, far * mean / size, alpha=-group["lr"])
         state["read"][rows] = step
         state["exp_avg"].index_copy_(0, rows, mean)
         state["exp_avg_sq"].index_copy_(0, rows, square)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from msm4sr.data.batches import count_batches, epoch_batches
 from msm4sr.models.base import Scorer
-from msm4sr.models.items import Limits
+from msm4sr.models.located_items import Limits
 from msm4sr.ragged import Ragged
 from msm4sr.registry import Registry
 from msm4sr.training.device import Gather, gather_own

@@ -19,7 +19,7 @@ from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
-from msm4sr.models.items import to_device
+from msm4sr.models.located_items import to_device
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
 from msm4sr.training.compilation import compiling, limits_of

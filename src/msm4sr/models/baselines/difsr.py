@@ -29,8 +29,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs
-from msm4sr.models.items import Items
 from msm4sr.models.layers import Dropout, initialise, take
+from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, TransformerConfig, TransformerLayer, attend
 
@@ -102,7 +102,7 @@ class DIFSR(FactorizedModel):
         """ID embeddings and sums of category embeddings, concatenated: [N, 1, D + D_a]."""
         return self._encode(self.item_embedding.weight)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D + D_a]."""
         return self._encode(self.item_embedding(items.numbers), items.numbers)
 

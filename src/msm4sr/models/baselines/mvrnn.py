@@ -36,8 +36,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
-from msm4sr.models.items import Items
 from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
+from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH
 
@@ -90,7 +90,7 @@ class MVRNN(FactorizedModel):
         """x and m, after corruption in training: [N, 2, D]. Without features x: [N, 1, D]."""
         return self._encode(self.item_embedding.weight)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 2, D] or [n, 1, D]."""
         return self._encode(self.item_embedding(items.numbers), items.numbers)
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import Inputs
 from msm4sr.models.baselines.sasrec import IDTransformer, IDTransformerConfig
-from msm4sr.models.items import Items
 from msm4sr.models.layers import ItemMeans, fill_missing, initialise
+from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer
 
@@ -68,7 +68,7 @@ class SASRecM(IDTransformer):
         """v: [N, 1, D]."""
         return self._encode(self.item_embedding.weight)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D]."""
         return self._encode(self.item_embedding(items.numbers), items.numbers)
 

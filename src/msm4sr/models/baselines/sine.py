@@ -35,8 +35,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
-from msm4sr.models.items import Items
 from msm4sr.models.layers import initialise, take
+from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
 
 
@@ -90,7 +90,7 @@ class SINE(FactorizedModel):
         """[N, 1, D]."""
         return self.item_embedding.weight.unsqueeze(1)
 
-    def encode_some_items(self, items: Items) -> Tensor:
+    def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D]."""
         return self.item_embedding(items.numbers).unsqueeze(1)  # type: ignore[no-any-return]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import Scorer
-from msm4sr.models.items import Items, Limits, pad_end, pad_slots, padded_size
 from msm4sr.models.layers import take
+from msm4sr.models.located_items import Limits, LocatedItems, pad_end, pad_slots, padded_size
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.objectives import cross_modality_contrast, next_item_prediction
 from msm4sr.training.device import Gather, gather_own
@@ -62,7 +62,7 @@ def mix_up(inputs: Tensor, mixup: Mixup) -> Tensor:
 class PretrainStep:
     """What a step of pre-training reads. P pairs, C distinct next items: of all processes; p, c: of this one."""
 
-    items: Items
+    items: LocatedItems
     """The n items of this process's rows, histories and next items."""
     histories: Tensor
     """int64 [B, L], as places among `items`."""

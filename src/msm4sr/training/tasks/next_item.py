@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, FactorizedScorer
-from msm4sr.models.items import Items, Limits, pad_end, pad_slots
 from msm4sr.models.layers import take
+from msm4sr.models.located_items import Limits, LocatedItems, pad_end, pad_slots
 from msm4sr.objectives import (
     SeenItems,
     bayesian_personalised_ranking,
@@ -43,7 +43,7 @@ class FinetuneStep:
     """int64 [P], the next items as rows of the embeddings."""
     absent: Tensor | None = None
     """int64 [P], an item that is not in the history, for losses that compare two."""
-    candidates: Items | None = None
+    candidates: LocatedItems | None = None
     """The C items of a sampled softmax; None: all items."""
     log_weights: Tensor | None = None
     """[C], the logarithm of how many items each candidate represents."""

@@ -10,8 +10,8 @@ from builders import make_rows
 from torch import Tensor, nn
 
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
-from msm4sr.models.items import Items, Limits, Segments, map_tensors, pad_slots, padded_size, to_device
 from msm4sr.models.layers import ItemFeatures
+from msm4sr.models.located_items import Limits, LocatedItems, Segments, map_tensors, pad_slots, padded_size, to_device
 
 CATALOGUES = {
     "none, one or several rows": [2, 0, 4, 1, 0, 3, 1],
@@ -35,7 +35,7 @@ def make_encoder() -> ItemEncoder:
 def test_some_items_are_encoded_as_they_are_among_all(name: str, padded: bool) -> None:
     features, encoder = ItemFeatures(make_rows(CATALOGUES[name], 5)), make_encoder()
     chosen = torch.tensor([0, 1, 2, 5])
-    items = Items(chosen, {"text": features.locate(chosen)})
+    items = LocatedItems(chosen, {"text": features.locate(chosen)})
     where = (items.pad() if padded else items).features["text"]
     some = encoder(*features.read(where))
     assert len(some) == (8 if padded else 4)
@@ -47,7 +47,7 @@ def test_some_items_are_encoded_as_they_are_among_all(name: str, padded: bool) -
 def test_padding_changes_no_gradient(name: str) -> None:
     features, encoder = ItemFeatures(make_rows(CATALOGUES[name], 5)), make_encoder()
     chosen = torch.tensor([0, 1, 2, 5])
-    items = Items(chosen, {"text": features.locate(chosen)})
+    items = LocatedItems(chosen, {"text": features.locate(chosen)})
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
     found = []
     for each in (items, items.pad()):
@@ -94,14 +94,14 @@ def test_pairs_keep_their_slots_when_histories_are_padded() -> None:
 
 @dataclass
 class Nested:
-    parts: dict[str, Items]
+    parts: dict[str, LocatedItems]
     absent: Tensor | None
     count: int
 
 
 def test_all_tensors_of_a_nested_value_are_moved() -> None:
     features = ItemFeatures(make_rows([2, 0, 3], 5))
-    items = Items(torch.tensor([0, 2]), {"text": features.locate(torch.tensor([0, 2]))})
+    items = LocatedItems(torch.tensor([0, 2]), {"text": features.locate(torch.tensor([0, 2]))})
     moved = to_device(Nested({"a": items}, None, 3), torch.device("meta"))
     devices: list[str] = []
     map_tensors(moved, lambda tensor: devices.append(tensor.device.type) or tensor)  # type: ignore[func-returns-value]

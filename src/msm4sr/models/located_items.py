@@ -122,7 +122,7 @@ class FeatureRows:
 
 
 @dataclass
-class Items:
+class LocatedItems:
     """Some items of the catalogue, and where a model finds their features."""
 
     numbers: Tensor
@@ -130,10 +130,10 @@ class Items:
     features: Mapping[str, FeatureRows] = field(default_factory=dict)
     """By modality; empty for models that need none."""
 
-    def pad(self) -> Items:
+    def pad(self) -> LocatedItems:
         """The same items, and at least one more."""
         size = padded_size(len(self.numbers) + 1)
-        return Items(pad_end(self.numbers, size), {a: rows.pad(size) for a, rows in self.features.items()})
+        return LocatedItems(pad_end(self.numbers, size), {a: rows.pad(size) for a, rows in self.features.items()})
 
 
 def map_tensors(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
