@@ -167,9 +167,7 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
 
 def test_candidates_are_sampled_by_option_or_over_two_thousand_items() -> None:
     assert FinetuneSettings().samples_of(2000) is None
-    assert FinetuneSettings().samples_of(2001) == 1024
-    assert FinetuneSettings().samples_of(16_000) == 2000
-    assert FinetuneSettings().samples_of(10**6) == 4096
+    assert FinetuneSettings().samples_of(2001) == 1536
     assert FinetuneSettings(candidates="all").samples_of(10**6) is None
     assert FinetuneSettings(candidates="sampled", samples=50).samples_of(30) == 50
 

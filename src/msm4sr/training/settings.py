@@ -75,17 +75,9 @@ class FinetuneSettings(StageSettings):
         description="items of the softmax: the full catalogue, or those of the batch and a sample of the others; auto: "
         "sampled over 2,000 items",
     )
-    samples: int = Field(
-        0,
-        ge=0,
-        description="items drawn per step when candidates are sampled; 0: an eighth of the catalogue, from 1,024 to "
-        "4,096",
-    )
-    draw: Literal["uniform", "popularity"] = Field(
-        "uniform", description="sampled items: all equally likely, or by the root of their training interactions"
-    )
+    samples: int = Field(1536, ge=1, description="items drawn per step when candidates are sampled")
 
     def samples_of(self, n_items: int) -> int | None:
         """How many items to draw from a catalogue of `n_items`; None: all items are candidates."""
         sampled = self.candidates == "sampled" or (self.candidates == "auto" and n_items > SAMPLE_OVER)
-        return (self.samples or min(max(n_items // 8, 1024), 4096)) if sampled else None
+        return self.samples if sampled else None

@@ -173,7 +173,7 @@ class NextItemTask(Task):
 
     def __init__(self, model: FactorizedModel, settings: FinetuneSettings) -> None:
         super().__init__(model)
-        self.draw, self.can_pad = settings.draw, model.can_pad
+        self.can_pad = model.can_pad
         self.samples = settings.samples_of(model.n_items) if model.loss == "softmax" else None
         if self.samples is not None:
             tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -201,5 +201,4 @@ class NextItemTask(Task):
         if self.samples is None:
             return
         counts = np.bincount(histories.values, minlength=self.model.n_items)
-        weights = np.sqrt(counts + 1) if self.draw == "popularity" else np.ones(len(counts))
-        self.sampler = ItemSampler(torch.from_numpy(weights).float())
+        self.sampler = ItemSampler(torch.from_numpy(np.sqrt(counts + 1)).float())
