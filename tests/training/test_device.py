@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from msm4sr.errors import InputError
 from msm4sr.training.device import Device
@@ -25,6 +26,7 @@ def test_processes_are_counted_on_all_machines() -> None:
 def test_the_first_process_is_the_one_with_rank_0_on_node_0(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(accelerator="cpu", devices=2, num_nodes=2)
     assert device.is_first
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning keeps the rank; it is restored after the test
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not device.is_first
     monkeypatch.setenv("LOCAL_RANK", "0")
