@@ -53,6 +53,10 @@ class Whitening(nn.Module):
         """[R, D_in] to [R, k]."""
         return F.linear(rows, self.matrix.T, -self.mean @ self.matrix)
 
+    def as_tensor(self) -> Tensor:
+        """A copy of mean and matrix: [D_in, 1 + k]."""
+        return torch.cat([self.mean.unsqueeze(1), self.matrix], dim=1).detach()
+
     def compress(self, rows: Tensor) -> Tensor:
         """As `forward`, chunk by chunk and without gradients, as float16."""
         like = self.matrix
@@ -86,7 +90,7 @@ class WhitenedFeatures(ItemFeatures):
     def __init__(self, rows: Whitened) -> None:
         super().__init__(rows)
         self.whitening = rows.whitening
-        self._embeddings, self._applied = rows.embeddings, rows.whitening.matrix.detach().clone()
+        self._embeddings, self._applied = rows.embeddings, self.whitening.as_tensor()
 
     @property
     def source(self) -> Tensor:
@@ -95,10 +99,6 @@ class WhitenedFeatures(ItemFeatures):
     @property
     def source_dim(self) -> int:
         return len(self.whitening.mean)
-
-    def forward(self, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        rows, lengths = super().forward(items)
-        return rows.to(self.whitening.matrix.dtype), lengths
 
     def read(self, where: FeatureRows | None = None) -> tuple[Tensor, Segments]:
         rows, segments = super().read(where)
@@ -109,6 +109,6 @@ class WhitenedFeatures(ItemFeatures):
 
     def update(self) -> None:
         """Whiten again if `whitening` was replaced by that of other items."""
-        if self._embeddings is not None and not torch.equal(self._applied, self.whitening.matrix):
+        if self._embeddings is not None and not torch.equal(self._applied, self.whitening.as_tensor()):
             self.values = self.whitening.compress(self._embeddings)
-            self._applied = self.whitening.matrix.detach().clone()
+            self._applied = self.whitening.as_tensor()

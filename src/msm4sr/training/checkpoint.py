@@ -80,8 +80,6 @@ def retrain(checkpoints: Path, stage: str) -> str:
 
 def _state_of(file: Path, stage: str, about: Mapping[str, Any]) -> TrainingState:
     state = about.get("state")
-    if isinstance(state, dict):
-        state = {"threads": 0} | state  # older checkpoints lack it
     if not isinstance(state, dict) or state.keys() != asdict(TrainingState()).keys():
         raise InputError(f"{file}: damaged (no complete state of a training); {retrain(file.parent, stage)}")
     return TrainingState(**state)
