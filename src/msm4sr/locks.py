@@ -10,12 +10,12 @@ from msm4sr.errors import InputError
 from msm4sr.files import make_folder
 
 
-def try_lock(file: Path) -> FileLock | None:
-    """Lock a file, made with its folder if it is missing; None while another process holds the lock."""
+def try_lock(file: Path, seconds: float = 0) -> FileLock | None:
+    """Lock a file, made with its folder if it is missing; None if another process holds it, also after `seconds`."""
     lock = FileLock(file)
     try:
         make_folder(file.parent)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except Timeout:
         return None
     except OSError as error:

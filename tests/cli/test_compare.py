@@ -188,25 +188,13 @@ def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> Non
         time.sleep(0.005)
 
 
-def test_cells_of_other_workers_are_waited_for_and_logged(
-    cli: Cli, grid: Path, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = cell(grid, "sasrec", 1)
-    assert cli("run", ring, "--out", tmp_path / "run", "--model", "sasrec", *QUICK, "--seed=1").code == 0
-    lock = try_lock(held / ".run.lock")
+def test_a_grid_is_run_by_one_process(refused: Callable[..., str], grid: Path, ring: Path, config: Path) -> None:
+    lock = try_lock(grid / ".compare.lock")
     assert lock is not None
-    slept: list[float] = []
-
-    def the_other_works(seconds: float) -> None:
-        slept.append(seconds)
-        if len(slept) == 2:
-            shutil.copytree(tmp_path / "run", held, dirs_exist_ok=True)
-
-    monkeypatch.setattr("msm4sr.experiments.compare.time.sleep", the_other_works)
-    called = cli("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1", "--rows=sasrec")
-    assert called.code == 0
-    assert called.out.count("other workers run the remaining cells (1); waiting") == 1
-    assert len(slept) == 2
+    answer = refused("compare", config, "--data", ring, "--out", grid, *QUICK, "--seed=1")
+    assert (
+        "another process runs this grid; wait until it ends. To run cells side by side, use --jobs or --ray" in answer
+    )
     lock.release()
 
 

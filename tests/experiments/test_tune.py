@@ -22,6 +22,7 @@ from msm4sr.experiments import tune as module
 from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search
 from msm4sr.experiments.settings import resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
+from msm4sr.experiments.study_storage import SQLITE, open_storage
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
 from msm4sr.ragged import Ragged
 from msm4sr.training.callbacks import EpochRecord
@@ -69,20 +70,12 @@ def test_the_first_trial_has_the_defaults_and_the_best_is_not_below_it(tmp_path:
     assert best_of(trials, tmp_path).value == max(values) >= (seen[0].value or 0.0) > 0
 
 
-def test_the_study_follows_the_umask_and_its_commits_survive_a_power_cut(
-    tmp_path: Path, umask: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storages: list[Any] = []
-
-    class Recorded(optuna.storages.RDBStorage):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            storages.append(self)
-
-    monkeypatch.setattr(optuna.storages, "RDBStorage", Recorded)
+def test_the_study_follows_the_umask_and_its_commits_survive_a_power_cut(tmp_path: Path, umask: None) -> None:
     tune(tuning(tmp_path, KNN, 1))
     assert not wrong_modes(tmp_path)
-    with storages[0].engine.connect() as connection:
+    storage = open_storage(SQLITE, tmp_path / "study")
+    assert isinstance(storage, optuna.storages.RDBStorage)
+    with storage.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 3  # EXTRA
 
 

@@ -10,7 +10,19 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from msm4sr.cli.console import Changes, TrainingProgress, console, errors, handle_errors, progress_bar, say_next
+from msm4sr.cli.console import (
+    Changes,
+    Cpus,
+    Gpus,
+    Jobs,
+    RayAddress,
+    chosen_executor,
+    console,
+    errors,
+    handle_errors,
+    progress_bar,
+    say_next,
+)
 from msm4sr.cli.stages import feature_sources
 from msm4sr.errors import InputError
 
@@ -47,7 +59,6 @@ Features = Annotated[
         show_default="GRID/features",
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Number of cells to run in parallel.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")]
 
 
@@ -62,42 +73,48 @@ def compare(
     settings: SettingsFolder = None,
     features: Features = [],
     jobs: Jobs = 1,
+    ray: RayAddress = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     retry_failed: RetryFailed = False,
 ) -> None:
     """Run a grid of systems on data sets with several seeds, one run folder per cell, and print its table.
 
-    Rerun the command to continue an interrupted grid, or with more rows, seeds and data to extend it. Several machines
-    that share the folders can run it at the same time.
+    Rerun the command to continue an interrupted grid, or with more rows, seeds and data to extend it.
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
-        from msm4sr.experiments.compare import CompareOptions, file_time, run_cells, run_in_processes
+        from msm4sr.cluster import check_local_path
+        from msm4sr.experiments.compare import locked_grid, run_cells
         from msm4sr.experiments.grid import GridRequest, cells_of, check_cells, enter_grid, plan_grid
         from msm4sr.reports.results import read_grid
 
+        check_local_path("--out", out)
         for folder in data:
+            check_local_path("--data", folder)
             if not folder.is_dir():
                 raise InputError(f"--data {folder}: no such folder")
         kept, precomputed = feature_sources(features)
         asked = plan_grid(GridRequest(config, data, seeds, rows, changes, preset, settings, precomputed))
         enter_grid(out, asked)
         cells = cells_of(out.absolute(), asked)
-        check_cells(cells)
-        options = CompareOptions((kept or out / "features").absolute(), file_time(out) if retry_failed else 0.0)
-        died = 0
-        if jobs > 1:
-            died = run_in_processes(cells, options, jobs)
-        else:
-            with progress_bar() as progress:
-                run_cells(cells, options, progress, [TrainingProgress(progress, lines=False)])
+        folder = (kept or out / "features").absolute()
+        read = [entry.folder for entry in asked.data]
+        with (
+            locked_grid(out),
+            chosen_executor(jobs, ray, cpus, gpus, read, out) as executor,
+            progress_bar() as progress,
+        ):
+            check_cells(cells)
+            lost = run_cells(cells, folder, executor, progress, retry_failed=retry_failed)
         _print_tables(read_grid(out.absolute(), asked))
         failed = [cell for cell in cells if cell.failure()]
         if failed:
             noun = "cell" if len(cells) == 1 else "cells"
             errors.print(f"{len(failed)} of {len(cells)} {noun} failed; rerun with --retry-failed to try again")
-        if died:
-            errors.print(f"{died} of {jobs} processes died; rerun the command to continue their cells")
+        if lost:
+            errors.print(f"{lost} of {len(cells)} cells were lost with their processes; rerun the command to continue")
         say_next("report", out)
-        if failed or died:
+        if failed or lost:
             raise typer.Exit(1)
 
 

@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from msm4sr.cluster import Resources, connected
 from msm4sr.errors import InputError
+from msm4sr.executors import Executor, LocalExecutor
+from msm4sr.files import make_folder
 from msm4sr.models.registry import MODELS  # imports no torch
-from msm4sr.progress import Advance
-from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
+from msm4sr.progress import Update
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
@@ -61,6 +63,19 @@ Devices = Annotated[
     typer.Option("--devices", min=1, help="Processes to train with, each on its own device.", show_default="1"),
 ]
 Strategy = Annotated[str | None, typer.Option("--strategy", help="auto or ddp: how several processes train together.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="How many to run side by side on this machine, one process each.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Run on a Ray cluster: HOST:PORT of its head, auto, or local for a new one here.",
+    ),
+]
+Cpus = Annotated[int, typer.Option("--cpus", min=1, help="With --ray: CPUs of each worker.")]
+Gpus = Annotated[float, typer.Option("--gpus", min=0, help="With --ray: GPUs of each worker; a fraction shares one.")]
 Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard, mlflow or wandb, under RUN/logs.")]
 
 
@@ -107,6 +122,21 @@ def _first_process_only() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def chosen_executor(
+    jobs: int, address: str | None, cpus: int, gpus: float, data: Sequence[Path], out: Path
+) -> Iterator[Executor]:
+    """The executor that the options --jobs, --ray, --cpus and --gpus ask for; `out` is made if it is missing."""
+    if address is None:
+        yield LocalExecutor(jobs)
+        return
+    if jobs > 1:
+        raise InputError("--jobs is for this machine; with --ray as many run side by side as fit on the cluster")
+    make_folder(out)
+    with connected(address, Resources(cpus, gpus), data, out) as executor:
+        yield executor
+
+
 def say_next(*words: str | Path) -> None:
     """Print the next command, ready to be copied."""
     console.print("next: msm4sr", shlex.join(str(word) for word in words), markup=False)
@@ -116,21 +146,21 @@ class ProgressBars(Progress):
     """Progress bars, for the commands and for the libraries (`msm4sr.progress.Progress`)."""
 
     @contextmanager
-    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+    def task(self, title: str, total: float | None = None, unit: str = "", done: float = 0) -> Iterator[Update]:
         """See `msm4sr.progress.Progress.task`."""
-        row = self.add_task(title, total=total, status="")
-        start, done = time.monotonic(), 0.0
+        row = self.add_task(escape(title), total=total, completed=int(done), status="")
+        start, here = time.monotonic(), 0.0
 
-        def advance(more: float) -> None:
-            nonlocal done
-            done += more
-            speed = done / max(time.monotonic() - start, 1e-9)
-            self.update(row, advance=more, status=f"{speed:.0f} {unit}/s" if unit else "")
+        def update(done: float, status: str = "", title: str = "") -> None:
+            nonlocal here
+            here += done
+            speed = f"{here / max(time.monotonic() - start, 1e-9):.0f} {unit}/s" if unit else ""
+            self.update(row, advance=done, status=status or speed, description=escape(title) or None)
 
         try:
-            yield advance
+            yield update
         finally:
-            self.update(row, total=total or 1, completed=total or 1)
+            self.remove_task(row)
 
 
 def progress_bar() -> ProgressBars:
@@ -153,46 +183,3 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         console.print(Text(record.getMessage(), style=style or ""))
-
-
-class TrainingProgress(Callback):
-    """A bar over all steps with the current loss and speed, and (with `lines`) a line per epoch."""
-
-    def __init__(self, progress: Progress, lines: bool = True) -> None:
-        self._progress, self._lines = progress, lines
-        self._task: TaskID | None = None
-        self._plan = TrainingPlan("", 0, 0)
-
-    def on_start(self, plan: TrainingPlan) -> None:
-        self._plan = plan
-        total = plan.epochs * plan.steps_per_epoch
-        self._task = self._progress.add_task(plan.stage, total=total, completed=plan.steps_done, status="")
-
-    def on_step(self, record: StepRecord) -> None:
-        self._update(record, record.steps)
-
-    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
-        self._update(record, record.epoch * self._plan.steps_per_epoch)
-        if not self._lines:
-            return
-        metrics = " ".join(
-            f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation
-        )
-        self._progress.console.print(
-            f"{record.stage} {record.epoch:>3}/{self._plan.epochs}  loss {record.loss:.4f}  "
-            f"{record.pairs_per_second:.0f} pairs/s  {metrics}{'  [green]best so far[/green]' if improved else ''}"
-        )
-
-    def on_end(self, error: BaseException | None) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-
-    def _update(self, record: StepRecord | EpochRecord, steps: int) -> None:
-        assert self._task is not None
-        self._progress.update(
-            self._task,
-            completed=steps,
-            description=f"{record.stage} {record.epoch}/{self._plan.epochs}",
-            status=f"loss {record.loss:.3f}  {record.pairs_per_second:.0f} pairs/s",
-        )

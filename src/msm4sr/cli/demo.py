@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from msm4sr.cli.console import TrainingProgress, console, handle_errors, progress_bar
+from msm4sr.cli.console import console, handle_errors, progress_bar
 
 if TYPE_CHECKING:
     from msm4sr.experiments.demo import Demo
@@ -25,6 +25,7 @@ def demo(
     """Train and compare on a generated toy shop: popularity, texts only, images only, and both."""
     from msm4sr.experiments.demo import run_demo
     from msm4sr.reports.run_report import write_run_report
+    from msm4sr.training.callbacks import TrainingProgress
 
     with handle_errors(f"interrupted; finished work is kept in {out}"):
         with progress_bar() as progress:

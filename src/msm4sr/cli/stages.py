@@ -14,28 +14,32 @@ from rich.table import Column, Table
 
 from msm4sr.cli.console import (
     Changes,
+    Cpus,
     Data,
     Devices,
     FeatureSources,
+    Gpus,
     Log,
     ModelName,
     MovedData,
     Out,
     Overwrite,
     Preset,
+    RayAddress,
     Resume,
     RunFolder,
     Seed,
     SettingsFile,
     Strategy,
     Strict,
-    TrainingProgress,
+    chosen_executor,
     console,
     handle_errors,
     progress_bar,
     say_next,
 )
 from msm4sr.errors import InputError
+from msm4sr.executors import Executor, LocalExecutor
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
@@ -132,6 +136,9 @@ def extract(
         typer.Option("--shard", metavar="NUMBER/COUNT", help="Encode only this shard of the items, e.g. 3/16."),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards; all of them must be complete.")] = False,
+    ray: RayAddress = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
 ) -> None:
     """The first stage: create the run folder, encode texts and images. Next: pretrain RUN."""
     with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
@@ -142,10 +149,15 @@ def extract(
         only = None if shard is None else Shard.parse(shard)
         if only is not None and merge:
             raise InputError("--shard and --merge are two steps: run each shard first, then --merge without --shard")
+        if only is not None and ray is not None:
+            raise InputError("--shard is for machines without Ray; use --ray alone")
         request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict)
         if only is None:
             with locked_run(out):
-                _begin(*_plan(request), strict, merge)
+                planned, dataset = _plan(request)
+                files = [data, *(found.file for found in planned.precomputed.values())]
+                with chosen_executor(1, ray, cpus, gpus, files, out) as executor:
+                    _begin(planned, dataset, strict, merge, executor)
             say_next("pretrain", out)
             return
         planned, dataset = _plan(request)
@@ -283,11 +295,13 @@ def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
     return (folders[0] if folders else None), precomputed
 
 
-def _begin(planned: Run, dataset: Dataset, strict: bool, merge: bool = False) -> Model:
+def _begin(
+    planned: Run, dataset: Dataset, strict: bool, merge: bool = False, executor: Executor = LocalExecutor()
+) -> Model:
     """Extract the features, then write config.yaml, so that every run has its features."""
     from msm4sr.experiments.run import begin_run
 
-    network = _extract(planned, dataset, strict, merge)
+    network = _extract(planned, dataset, strict, merge, executor)
     begin_run(planned)
     return network
 
@@ -304,18 +318,21 @@ def _load(run: Run) -> tuple[Dataset, Model]:
     return dataset, _extract(run, dataset)
 
 
-def _extract(run: Run, dataset: Dataset, strict: bool = False, merge: bool = False) -> Model:
+def _extract(
+    run: Run, dataset: Dataset, strict: bool = False, merge: bool = False, executor: Executor = LocalExecutor()
+) -> Model:
     """A new model over extracted features."""
     from msm4sr.experiments.stages import build_model, extract_stage
 
     with progress_bar() as progress:
-        features = extract_stage(run, dataset, progress, strict=strict, merge=merge)
+        features = extract_stage(run, dataset, progress, strict=strict, merge=merge, executor=executor)
     return build_model(run.settings, dataset, features)
 
 
 def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:
     from msm4sr.experiments.loggers import LoggerCallback, make_logger
     from msm4sr.experiments.stages import train_stage
+    from msm4sr.training.callbacks import TrainingProgress
 
     with progress_bar() as progress:
         callbacks: list[Callback] = [TrainingProgress(progress)]

@@ -13,12 +13,17 @@ from rich.table import Column, Table
 
 from msm4sr.cli.console import (
     Changes,
+    Cpus,
     Data,
     FeatureSources,
+    Gpus,
+    Jobs,
     ModelName,
     Preset,
+    RayAddress,
     Seed,
     SettingsFile,
+    chosen_executor,
     console,
     handle_errors,
     progress_bar,
@@ -30,7 +35,7 @@ from msm4sr.errors import InputError
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.settings import RunSettings
-    from msm4sr.experiments.tune import Trial
+    from msm4sr.experiments.tune import Trial, Tuning
     from msm4sr.features.store import Features
 
 SHOWN = 10  # trials in the table
@@ -45,6 +50,15 @@ SearchSpace = Annotated[
 ]
 Trials = Annotated[
     int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="from the budget")
+]
+Storage = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        metavar="sqlite | journal | postgresql://...",
+        help="Where trials are stored: SQLite or a journal in the study's folder (for workers on other machines), or "
+        "PostgreSQL.",
+    ),
 ]
 Save = Annotated[
     Path | None,
@@ -64,24 +78,33 @@ def tune(
     seed: Seed = None,
     features: FeatureSources = [],
     save: Save = None,
+    storage: Storage = "sqlite",
+    jobs: Jobs = 1,
+    ray: RayAddress = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
 ) -> None:
     """Search for the settings of a model with the best validation ndcg@10. The test items are never ranked.
 
-    Rerun the command to continue an interrupted study, or start it several times to run trials in parallel.
+    Rerun the command to continue an interrupted study.
     """
     with handle_errors(f"interrupted; finished trials are kept in {out}. Rerun the command to continue."):
         if find_spec("optuna") is None:
             raise InputError("tuning needs optuna: pip install 'msm4sr[tune]'")
         import optuna
 
+        from msm4sr.cluster import check_local_path
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments.search import check_defaults, load_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
         from msm4sr.experiments.stages import describe_data
+        from msm4sr.experiments.study_storage import check_storage
         from msm4sr.experiments.tune import Tuning, best_text, check_folder
         from msm4sr.experiments.tune import tune as run_trials
         from msm4sr.files import write_text
 
+        check_local_path("--out", out)
+        check_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = load_search(search, model)
         settings = resolve_settings(preset, model, seed=seed, file=file)
@@ -90,20 +113,18 @@ def tune(
         check_defaults(space, settings)
         settings.device.check()
         if settings.device.processes > 1:
-            raise InputError("device.devices: a trial runs on one device; start the command several times instead")
-        check_folder(out)
+            raise InputError("device.devices: a trial runs on one device; use --jobs or --ray to run several")
+        check_folder(out, storage)
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset)
         rows = _features(out, dataset, settings, preset, features)
-        tuning = Tuning(out, space, settings, trials or space.trials, dataset, rows)
-        ended = run_trials(tuning, _print_trial)
+        tuning = Tuning(out.absolute(), space, settings, trials or space.trials, dataset, rows, storage)
+        with chosen_executor(jobs, ray, cpus, gpus, [data], out) as executor, progress_bar() as progress:
+            ended = run_trials(tuning, _print_trial, executor, progress)
         _print_table(ended)
-        words = ["msm4sr", "tune", f"DATA/{dataset.folder.resolve().name}", "--model", model]
-        words += ["--search", space.name, "--trials", str(tuning.trials), "--preset", preset]
-        words += [] if file is None else ["--settings", file.name]
-        words += [word for change in changes for word in ("--set", change)]
-        words += ["--seed", str(settings.seed), "--out", "STUDY"]
-        text = best_text(tuning, ended, preset, shlex.join(words))
+        options = [] if file is None else ["--settings", file.name]
+        options += [word for change in changes for word in ("--set", change)]
+        text = best_text(tuning, ended, preset, _command(tuning, preset, options))
         for target in (out / "best.yaml", save):
             if target is not None:
                 write_text(target, text)
@@ -111,6 +132,13 @@ def tune(
         best = save or out / "best.yaml"
         sources = [word for source in features for word in ("--features", source)]
         say_next("run", data, "--model", model, "--preset", preset, "--settings", best, *sources, "--out", "RUN")
+
+
+def _command(tuning: Tuning, preset: str, options: list[str]) -> str:
+    """The command that ran the study, without the places of data and study."""
+    words = ["msm4sr", "tune", f"DATA/{tuning.dataset.folder.resolve().name}", "--model", tuning.settings.model.name]
+    words += ["--search", tuning.search.name, "--trials", str(tuning.trials), "--preset", preset, *options]
+    return shlex.join([*words, "--seed", str(tuning.settings.seed), "--out", "STUDY"])
 
 
 def _features(

@@ -265,13 +265,13 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
 
 
 @contextmanager
-def locked_run(folder: Path) -> Iterator[None]:
+def locked_run(folder: Path, seconds: float = 0) -> Iterator[None]:
     """Lock a run folder during the block; at its end, remove the folder if no run was created in it.
 
     Raises:
-        InputError: another process works on it.
+        InputError: another process works on it, and still does after `seconds`.
     """
-    lock = try_lock(folder / RUN_LOCK)
+    lock = try_lock(folder / RUN_LOCK, seconds)
     if lock is None:
         raise InputError(f"{folder}: another process works on this run; wait until it ends, or choose another --out")
     try:

@@ -17,6 +17,7 @@ from msm4sr.data.schema import changed_tables
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
+from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
 from msm4sr.features.extract import Extraction
@@ -80,7 +81,13 @@ def complete_catalogue(run: Run, dataset: Dataset) -> Dataset:
 
 
 def extract_stage(
-    run: Run, dataset: Dataset, progress: Progress = NoProgress(), *, strict: bool = False, merge: bool = False
+    run: Run,
+    dataset: Dataset,
+    progress: Progress = NoProgress(),
+    *,
+    strict: bool = False,
+    merge: bool = False,
+    executor: Executor = LocalExecutor(),
 ) -> dict[str, Features]:
     """Extract the features of all items, or read stored ones; empty for a model that uses none.
 
@@ -88,7 +95,7 @@ def extract_stage(
     """
     if not MODELS[run.settings.model.name].uses_features:
         return {}
-    features = _extraction(run, dataset, progress, strict).extract(merge)
+    features = replace(_extraction(run, dataset, progress, strict), executor=executor).extract(merge)
     if run.settings.dataset.hold_out_items:
         features = {modality: rows.of(dataset.item_ids) for modality, rows in features.items()}
     for modality in features:

@@ -5,48 +5,51 @@ from the values of the finished ones. A trial that is behind the median of the o
 is pruned. The value of a trial is `ndcg@10` on validation, whatever the other settings; test is not ranked. No weights
 are kept, only a row in the database.
 
-Each running trial is locked by a file, which the operating system unlocks when the process ends. A trial that is
-marked as running but not locked was interrupted: it is repeated with the same values, and not counted.
+One process, which holds the lock of the study, decides the trials and runs them by an executor. A trial that is marked
+as running when it starts was interrupted: it is repeated with the same values, and not counted.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
-from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.digests import array_digest
 from msm4sr.dotted import differences, flatten, nest, shorten
-from msm4sr.errors import InputError, first_line
+from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.executors import Executor, LocalExecutor, Lost
 from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
+from msm4sr.experiments.study_storage import (
+    DATABASE,
+    JOURNAL_FILE,
+    SQLITE,
+    open_storage,
+    study_file,
+    study_name,
+    usable,
+)
 from msm4sr.features.store import Features
 from msm4sr.files import make_folder
-from msm4sr.locks import try_lock, unlock
-from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan
+from msm4sr.locks import try_lock
+from msm4sr.progress import NoProgress, Progress
+from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan, TrainingProgress
 from msm4sr.training.stages import STAGES, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
 OBJECTIVE = "ndcg@10"
-DATABASE = "study.db"
 STUDY_LOCK = ".study.lock"
-BEFORE_A_STUDY = {"features", STUDY_LOCK, DATABASE, f"{DATABASE}-journal"}
-WAIT = 1.0  # seconds between two checks whether the trials of other processes have ended
+BEFORE_A_STUDY = {"features", STUDY_LOCK, DATABASE, f"{DATABASE}-journal", JOURNAL_FILE}
 
 
 @dataclass(frozen=True)
@@ -72,51 +75,113 @@ class Tuning:
     trials: int  # how many to run
     dataset: Dataset
     features: Mapping[str, Features]  # of the items, the same for all trials
+    storage: str = SQLITE
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, storage: str = SQLITE) -> None:
     """InputError for a folder that is not empty and has no study."""
-    database = folder / DATABASE
-    if folder.is_dir() and not (database.exists() and database.stat().st_size):
+    file = study_file(storage, folder)
+    if file is not None and folder.is_dir() and not (file.exists() and file.stat().st_size):
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_A_STUDY)
         if foreign:
             raise InputError(
-                f"{folder}: the folder is not a study: it contains {foreign[0]!r}, and {DATABASE} is missing or empty; "
-                f"restore {DATABASE}, or choose another --out"
+                f"{folder}: the folder is not a study: it contains {foreign[0]!r}, and {file.name} is missing or "
+                f"empty; restore {file.name}, or choose another --out"
             )
 
 
-def tune(tuning: Tuning, report: Callable[[Trial], object] = lambda trial: None) -> list[Trial]:
-    """Run the remaining trials, and return all, best first.
+def tune(
+    tuning: Tuning,
+    report: Callable[[Trial], object] = lambda trial: None,
+    executor: Executor = LocalExecutor(),
+    progress: Progress = NoProgress(),
+) -> list[Trial]:
+    """Run the remaining trials, and return all, best first. `report` is called with each trial that has ended.
 
-    Several processes of one machine can tune at once. Each returns when all trials have ended; `report` is called with
-    each trial of this process when it has ended.
+    With an executor that runs several trials at once, the search knows fewer values when it chooses the next ones.
 
     Raises:
-        InputError: the study has another search, other settings or other data; its database is damaged, or cannot be
-            written.
+        InputError: another process runs the study; it has another search, other settings or other data; its storage is
+            damaged, or cannot be written.
     """
-    study = _open(tuning)
-    with _usable(tuning.folder / DATABASE):
-        return _run_trials(study, tuning, report)
+    make_folder(tuning.folder)
+    lock = try_lock(tuning.folder / STUDY_LOCK)
+    if lock is None:
+        raise InputError(
+            f"{tuning.folder}: another process runs this study; wait until it ends. To run trials side by side, use "
+            "--jobs or --ray"
+        )
+    try:
+        with usable(tuning.storage, tuning.folder):
+            study = _open(tuning)
+            _retry_interrupted(study)
+            for task, result in executor.run(TrialRunner(tuning), _next_trials(study, tuning), progress):
+                _end(study, task, result)
+                report(next(ended for ended in _ended(study, tuning) if ended.number == task.number))
+            return _ended(study, tuning)
+    finally:
+        lock.release()
 
 
-def _run_trials(study: optuna.Study, tuning: Tuning, report: Callable[[Trial], object]) -> list[Trial]:
+@dataclass(frozen=True)
+class TrialTask:
+    """A trial that is to be run."""
+
+    number: int
+    id: int  # in the storage
+    values: Mapping[str, Any]
+    is_default: bool
+
+    def __str__(self) -> str:
+        return f"trial {self.number}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: TrialState
+    value: float | None = None
+    reason: str = ""
+
+
+def _next_trials(study: optuna.Study, tuning: Tuning) -> Iterator[TrialTask]:
+    """The trials that are still to be run, each proposed when it can start."""
     distributions = {key: _distribution(parameter) for key, parameter in tuning.search.parameters.items()}
     while True:
-        with _claimed(study, tuning, distributions) as trial:
-            if trial is None:
-                break
-            finish = study.tell  # vocabulary: allow (optuna's name)
-            try:
-                finish(trial, _value(trial, tuning))
-            except optuna.TrialPruned:
-                finish(trial, state=TrialState.PRUNED)
-            except (InputError, FloatingPointError) as error:
-                trial.set_user_attr("reason", str(error))
-                finish(trial, state=TrialState.FAIL)
-        report(next(ended for ended in _ended(study, tuning) if ended.number == trial.number))
-    return _ended(study, tuning)
+        begun = sum(trial.state != TrialState.WAITING for trial in _counted(study))
+        if begun >= tuning.trials:
+            return
+        # A seed per trial: after an interruption the next trials are the same as without it.
+        seed = tuning.settings.seed * 1_000_003 + begun
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed % 2**32)
+        trial = study.ask(distributions)
+        yield TrialTask(trial.number, trial._trial_id, trial.params, "default" in trial.user_attrs)
+
+
+def _end(study: optuna.Study, task: TrialTask, result: Outcome | Lost) -> None:
+    """Write the result of a trial into the study."""
+    if isinstance(result, Lost):
+        result = Outcome(TrialState.FAIL, reason=result.reason)
+    if result.reason:
+        study._storage.set_trial_user_attr(task.id, "reason", result.reason)
+    study.tell(task.number, result.value, result.state)  # vocabulary: allow (optuna's name)
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """The task of a worker: train with the values of a trial, and evaluate on validation."""
+
+    tuning: Tuning
+
+    def __call__(self, task: TrialTask, progress: Progress) -> Outcome:
+        trial = optuna.Trial(load_study(self.tuning), task.id)
+        try:
+            return Outcome(TrialState.COMPLETE, _value(trial, task, self.tuning, progress))
+        except optuna.TrialPruned:
+            return Outcome(TrialState.PRUNED)
+        except (InputError, FloatingPointError) as error:
+            return Outcome(TrialState.FAIL, reason=str(error))
 
 
 def trial_settings(tuning: Tuning, values: Mapping[str, Any]) -> RunSettings:
@@ -161,17 +226,19 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
     return "".join(f"# {line}\n" for line in head) + body
 
 
-def _value(trial: optuna.Trial, tuning: Tuning) -> float:
+def _value(trial: optuna.Trial, task: TrialTask, tuning: Tuning, progress: Progress) -> float:
     """Train with the values of the trial, and validate the weights of the best epoch."""
-    is_default = "default" in trial.user_attrs
-    settings = trial_settings(tuning, {} if is_default else _rounded(trial.params))
+    settings = trial_settings(tuning, {} if task.is_default else _rounded(task.values))
     model = build_model(settings, tuning.dataset, tuning.features)
     for stage in STAGES:
-        task = task_for(model, stage, settings)
-        if task is not None:
+        training = task_for(model, stage, settings)
+        if training is not None:
             options = TrainerOptions(settings.seed, settings.device, settings.evaluation)
-            pruning = Pruning(trial, may_prune=not is_default)
-            Trainer(task, getattr(settings, stage), options, [pruning]).fit(tuning.dataset)
+            callbacks = [
+                Pruning(trial, may_prune=not task.is_default),
+                TrainingProgress(progress, str(task), lines=False),
+            ]
+            Trainer(training, getattr(settings, stage), options, callbacks).fit(tuning.dataset)
     model.to(settings.device.torch_device())
     return evaluate(model, tuning.dataset, "validation", settings.evaluation)[OBJECTIVE]
 
@@ -209,35 +276,20 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
-@contextmanager
-def _usable(database: Path) -> Iterator[None]:
-    """Raise errors of the database as InputError; one that did not exist, or was empty, is removed then."""
-    is_new = not database.exists() or not database.stat().st_size
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError) as error:
-        if is_new:
-            database.unlink(missing_ok=True)
-        cause = error.__cause__ or error
-        why = first_line(getattr(cause, "orig", None) or cause)
-        raise InputError(
-            f"{database}: cannot be used ({why}); make it writable, with space on its disk, and rerun the command; if "
-            "it is damaged, restore it or choose another --out"
-        ) from None
-
-
-class _Durable(sqlite3.Connection):
-    """A connection whose commits survive a power cut; by default SQLite does not sync the folder of its journal."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.execute("PRAGMA synchronous = EXTRA")
+def load_study(tuning: Tuning) -> optuna.Study:
+    """The study of the folder, made if it is missing."""
+    return optuna.create_study(
+        storage=open_storage(tuning.storage, tuning.folder),
+        study_name=study_name(tuning.storage, tuning.folder),
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=2),
+        load_if_exists=True,
+    )
 
 
 def _open(tuning: Tuning) -> optuna.Study:
-    """The study of the folder, made if it is missing, with the defaults as its first trial."""
+    """The study, with the defaults as its first trial. InputError for one of other settings or data."""
     defaults = check_defaults(tuning.search, tuning.settings)
-    make_folder(tuning.folder)
     features = {name: array_digest(rows.values, rows.offsets) for name, rows in tuning.features.items()}
     identity = {
         **flatten(
@@ -246,75 +298,27 @@ def _open(tuning: Tuning) -> optuna.Study:
         **flatten({"settings": tuning.settings.model_dump(mode="json")}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
     }
-    database = tuning.folder.absolute() / DATABASE
-    with FileLock(tuning.folder / STUDY_LOCK), _usable(database):
-        database.touch()  # SQLite would make it 0644, whatever the umask is
-        study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(
-                f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": 60, "factory": _Durable}}
-            ),
-            study_name="study",
-            direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=2),
-            load_if_exists=True,
+    study = load_study(tuning)
+    if "identity" not in study.user_attrs:
+        study.set_user_attr("identity", identity)
+    if found := differences(study.user_attrs["identity"], identity, identity):
+        raise InputError(
+            f"{tuning.folder}: the study has other settings or data: {shorten(found)}; use the options it was started "
+            "with, or choose another --out"
         )
-        if "identity" not in study.user_attrs:
-            study.set_user_attr("identity", identity)
-        if found := differences(study.user_attrs["identity"], identity, identity):
-            raise InputError(
-                f"{tuning.folder}: the study has other settings or data: {shorten(found)}; use the options it was "
-                "started with, or choose another --out"
-            )
-        if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(defaults, user_attrs={"default": True})
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(defaults, user_attrs={"default": True})
     return study
 
 
-@contextmanager
-def _claimed(
-    study: optuna.Study, tuning: Tuning, distributions: dict[str, BaseDistribution]
-) -> Iterator[optuna.Trial | None]:
-    """The next trial, locked while the block runs; None when all have ended (waits for other processes)."""
-    while True:
-        with FileLock(tuning.folder / STUDY_LOCK):
-            _retry_interrupted(study, tuning.folder)
-            counted = [trial for trial in _counted(study) if trial.state != TrialState.WAITING]
-            if len(counted) < tuning.trials:
-                # A seed per trial: after an interruption the next trials are the same as without it.
-                seed = tuning.settings.seed * 1_000_003 + len(counted)
-                study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed % 2**32)
-                trial = study.ask(distributions)
-                lock = try_lock(_lock_file(tuning.folder, trial.number))
-                assert lock is not None  # the study is locked, and the trial is new
-                break
-            if not any(trial.state == TrialState.RUNNING for trial in counted):
-                yield None
-                return
-        time.sleep(WAIT)
-    try:
-        yield trial
-    finally:
-        unlock(lock)
-
-
-def _lock_file(folder: Path, trial: int) -> Path:
-    """Locked while a process runs the trial."""
-    return folder / f".trial-{trial}.lock"
-
-
-def _retry_interrupted(study: optuna.Study, folder: Path) -> None:
-    """Queue each trial again whose process has ended. The study must be locked."""
+def _retry_interrupted(study: optuna.Study) -> None:
+    """Queue each trial again that an earlier process left running."""
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
-        if trial.state != TrialState.RUNNING:
-            continue
-        lock = try_lock(_lock_file(folder, trial.number))
-        if lock is None:
-            continue
-        if trial.number not in _retried(trials):  # otherwise it was interrupted between these two lines
-            study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": trial.number})
-        study.tell(trial.number, state=TrialState.FAIL)  # vocabulary: allow (optuna's name)
-        unlock(lock)
+        if trial.state == TrialState.RUNNING:
+            if trial.number not in _retried(trials):  # otherwise it was interrupted between these two lines
+                study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": trial.number})
+            study.tell(trial.number, state=TrialState.FAIL)  # vocabulary: allow (optuna's name)
 
 
 def _retried(trials: Sequence[FrozenTrial]) -> set[int]:

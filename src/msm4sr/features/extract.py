@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from msm4sr.errors import InputError
+from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Chunk, Shard, StoreBuilder
@@ -17,6 +20,7 @@ from msm4sr.features.text import SentenceEncoder, find_sentence_encoder
 from msm4sr.features.visual import ImageEncoder, WordEncoder, find_image_encoder
 from msm4sr.files import make_folder
 from msm4sr.progress import Advance, NoProgress, Progress
+from msm4sr.ragged import Ragged
 from msm4sr.registry import Registry
 
 if TYPE_CHECKING:
@@ -95,6 +99,7 @@ class Extraction:
             or for a further modality. Such a modality reads neither texts nor images.
         device: where the encoders run: "cpu", "cuda", ...; "auto" uses a GPU if there is one.
         strict: an image that cannot be used is an error.
+        executor: where items are encoded and images tagged.
     """
 
     dataset: Dataset
@@ -104,6 +109,14 @@ class Extraction:
     device: str = "auto"
     strict: bool = False
     progress: Progress = field(default_factory=NoProgress)
+    executor: Executor = LocalExecutor()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker, which loads its own encoders and needs no histories."""
+        state = {part.name: getattr(self, part.name) for part in fields(self)}
+        none = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        dataset = replace(self.dataset, histories=none, user_ids=[])
+        return state | {"dataset": dataset, "progress": NoProgress(), "executor": LocalExecutor()}
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -159,7 +172,7 @@ class Extractor(ABC):
 
     def extract(self, merge: bool = False) -> Features:
         """The features of all items, from their store; what is new or changed is encoded first; see `StoreBuilder`."""
-        return StoreBuilder(self, self.job.progress).build(merge)
+        return StoreBuilder(self, self.job.progress, self.job.executor).build(merge)
 
     def extract_shard(self, shard: Shard) -> None:
         StoreBuilder(self, self.job.progress).build_shard(shard)

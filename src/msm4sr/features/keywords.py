@@ -13,14 +13,17 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from msm4sr.errors import InputError
+from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.features.text_space import RidgeMap
 from msm4sr.features.visual import WordEncoder, unit
+from msm4sr.progress import Advance
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -79,23 +82,42 @@ class ImageTagger(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Tagging:
+    """Finds the `n` best words of images in a worker (`Executor.stream`); ties are in the order of the vocabulary."""
+
+    tagger: ImageTagger
+    images: np.ndarray  # float32 [all images, dim]
+    n: int
+
+    def __call__(self, rows: range, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
+        """Word numbers int64 [rows, n] and scores float32 [rows, n] of these images, best first."""
+        scores = self.tagger.rank(self.images[rows.start : rows.stop])  # [rows, words]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.n]
+        advance(len(rows))
+        return order, np.take_along_axis(scores, order, axis=1)
+
+
 def scored_words(
-    tagger: ImageTagger, images: np.ndarray, n: int = 15, block: int = 1024
+    tagger: ImageTagger,
+    images: np.ndarray,
+    n: int = 15,
+    block: int = 1024,
+    executor: Executor = LocalExecutor(),
+    advance: Advance = lambda done: None,
 ) -> tuple[list[list[str]], np.ndarray]:
-    """The `n` best words of each image, in order of score (ties in the order of the vocabulary), and their scores.
+    """The `n` best words of each image, in order of score, and their scores.
 
     `images` is float32 [images, dim], scored `block` images at a time; the scores are float32 [images, n], with fewer
     columns for a smaller vocabulary.
     """
     n = min(n, len(tagger.vocabulary))
-    chosen: list[list[str]] = []
-    best = np.zeros((len(images), n), np.float32)
-    for start in range(0, len(images), block):
-        scores = tagger.rank(images[start : start + block])  # [block, words]
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
-        best[start : start + block] = np.take_along_axis(scores, order, axis=1)
-        chosen += [[tagger.vocabulary[word] for word in row] for row in order]
-    return chosen, best
+    chosen, best = np.zeros((len(images), n), np.int64), np.zeros((len(images), n), np.float32)
+    blocks = [range(start, min(start + block, len(images))) for start in range(0, len(images), block)]
+    for rows, (order, scores) in executor.stream(Tagging(tagger, images, n), blocks, advance):
+        chosen[rows.start : rows.stop] = order
+        best[rows.start : rows.stop] = scores
+    return [[tagger.vocabulary[word] for word in row] for row in chosen], best
 
 
 class TextSpaceTagger:

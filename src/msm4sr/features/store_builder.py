@@ -23,6 +23,7 @@ import polars as pl
 
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
+from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.features.store import (
     FORMAT,
     MISSING,
@@ -187,11 +188,17 @@ class _Plan:
 class StoreBuilder:
     """Builds or updates the feature store of an extractor."""
 
-    def __init__(self, extractor: Extractor, progress: Progress = NoProgress()) -> None:
-        self.extractor, self.progress, self.folder = extractor, progress, extractor.folder
+    def __init__(
+        self, extractor: Extractor, progress: Progress = NoProgress(), executor: Executor = LocalExecutor()
+    ) -> None:
+        self.extractor, self.progress, self.executor = extractor, progress, executor
+        self.folder = extractor.folder
         self.chunk_folder = self.folder.with_name(f"{self.folder.name}.chunks")
         self._ranges = chunk_ranges(len(extractor.item_ids))
         self._hashes: dict[range, list[str]] = {}
+
+    def __reduce__(self) -> tuple[type[StoreBuilder], tuple[Extractor]]:
+        return StoreBuilder, (self.extractor,)  # in a worker
 
     def build(self, merge: bool = False) -> Features:
         """The store as it is if nothing has changed, else updated.
@@ -285,19 +292,18 @@ class StoreBuilder:
 
     def _encode(self, ranges: Sequence[range], base: _Base, merge: bool = False) -> list[_Plan]:
         """Hash each chunk and encode what is new in it; with `merge` nothing is encoded."""
-        plans: list[_Plan] = []
-        try:
-            with self.progress.task(self.extractor.title, sum(map(len, ranges)), "items") as advance:
-                for items in ranges:
-                    plan = self._plan(items, base)
-                    if not merge:
-                        self._encode_chunk(plan, advance)
-                    plans.append(plan)
-        except KeyboardInterrupt:
-            done, n = f"{len(plans):,}", f"{len(ranges):,}"
-            logger.info("%s: %s of %s chunks are finished and kept", self.folder.name, done, n)
-            raise
-        return plans
+        if not merge:
+            done = 0
+            try:
+                with self.progress.task(self.extractor.title, sum(map(len, ranges)), "items") as advance:
+                    for items, contents in self.executor.stream(ChunkEncoder(self, base), ranges, advance):
+                        self._hashes[items] = contents
+                        done += 1
+            except KeyboardInterrupt:
+                name, n = self.folder.name, f"{len(ranges):,}"
+                logger.info("%s: %s of %s chunks are finished and kept", name, f"{done:,}", n)
+                raise
+        return [self._plan(items, base) for items in ranges]
 
     def _plan(self, items: range, base: _Base) -> _Plan:
         contents = self._hash(items)
@@ -306,7 +312,9 @@ class StoreBuilder:
         name = json_digest(FORMAT, dict(self.extractor.manifest), new)
         return _Plan(items, contents, source, self.chunk_folder / f"{name}.safetensors" if new else None)
 
-    def _encode_chunk(self, plan: _Plan, advance: Advance) -> None:
+    def encode_chunk(self, items: range, base: _Base, advance: Advance) -> list[str]:
+        """Hash a chunk and encode what is new in it; the hashes of its items."""
+        plan = self._plan(items, base)
         todo = plan.todo
         chunk = None if plan.file is None else Chunk.load(plan.file)
         advance(len(plan.items) if chunk else len(plan.items) - len(todo))
@@ -315,6 +323,7 @@ class StoreBuilder:
                 chunk = self.extractor.encode(todo, advance)
                 chunk.save(plan.file)
             self.extractor.check(chunk, todo)
+        return plan.contents
 
     def _join(self, base: _Base, plans: Sequence[_Plan], record: Mapping[str, Any]) -> None:
         """First the tables of all chunks, then their vectors, with one chunk in memory at a time."""
@@ -377,3 +386,14 @@ class StoreBuilder:
             f"{self.chunk_folder}: of {count} shards these are missing: {', '.join(map(str, lacking))}{why}; "
             f"`msm4sr extract ... --shard {lacking[0]}/{count}` makes the first of them"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkEncoder:
+    """Encodes chunks in a worker (`Executor.stream`)."""
+
+    builder: StoreBuilder
+    base: _Base
+
+    def __call__(self, items: range, advance: Advance) -> list[str]:
+        return self.builder.encode_chunk(items, self.base, advance)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from msm4sr.progress import Progress, Update
+
 if TYPE_CHECKING:  # the command line imports this module, and must not import torch to print its help
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,53 @@ class Callback:
 
     def on_end(self, error: BaseException | None) -> None:
         """The training has ended; `error` is the exception that ended it, None after a success."""
+
+
+class TrainingProgress(Callback):
+    """A bar over all steps with the current loss and speed, and (with `lines`) a line of the log per epoch.
+
+    `title` is shown before the stage and the epoch.
+    """
+
+    def __init__(self, progress: Progress, title: str = "", lines: bool = True) -> None:
+        self._progress, self._title, self._lines = progress, title, lines
+        self._bar = ExitStack()
+        self._update: Update
+        self._plan = TrainingPlan("", 0, 0)
+        self._steps = 0
+
+    def on_start(self, plan: TrainingPlan) -> None:
+        self._plan, self._steps = plan, plan.steps_done
+        total = plan.epochs * plan.steps_per_epoch
+        title = f"{self._title} {plan.stage}".strip()
+        self._update = self._bar.enter_context(self._progress.task(title, total, done=plan.steps_done))
+
+    def on_step(self, record: StepRecord) -> None:
+        self._show(record, record.steps)
+
+    def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
+        self._show(record, record.epoch * self._plan.steps_per_epoch)
+        if not self._lines:
+            return
+        metrics = " ".join(
+            f"{name} {record.validation[name]:.4f}" for name in ("recall@10", "ndcg@10") if record.validation
+        )
+        logger.info(
+            "%s %3d/%d  loss %.4f  %.0f pairs/s  %s%s",
+            record.stage,
+            record.epoch,
+            self._plan.epochs,
+            record.loss,
+            record.pairs_per_second,
+            metrics,
+            "  best so far" if improved else "",
+        )
+
+    def on_end(self, error: BaseException | None) -> None:
+        self._bar.close()
+
+    def _show(self, record: StepRecord | EpochRecord, steps: int) -> None:
+        title = f"{self._title} {record.stage} {record.epoch}/{self._plan.epochs}".strip()
+        status = f"loss {record.loss:.3f}  {record.pairs_per_second:.0f} pairs/s"
+        self._update(steps - self._steps, status, title)
+        self._steps = steps

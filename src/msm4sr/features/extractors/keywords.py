@@ -88,9 +88,11 @@ class KeywordExtractor(Extractor):
         """The words of each image and their scores, float32 [images, N]; `extra` records how they were found."""
         if not images.n_rows:
             return [], np.zeros((0, self.settings.num_keywords), np.float32)
-        with self.job.progress.task("tagging images"):
+        with self.job.progress.task("learning to tag images"):
             tagger, vectors = self._find_tagger(images, text)
-            found = scored_words(tagger, vectors, self.settings.num_keywords)
+        with self.job.progress.task("tagging images", len(vectors), "images") as advance:
+            number, executor = self.settings.num_keywords, self.job.executor
+            found = scored_words(tagger, vectors, number, executor=executor, advance=advance)
         self.extra |= {"tagger": tagger.name, "vocabulary_words": list(tagger.vocabulary)}
         return found
 
