@@ -24,6 +24,7 @@ from msm4sr.cli.console import (
     say_next,
 )
 from msm4sr.cli.stages import feature_sources
+from msm4sr.cluster import check_local_path
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ def compare(
     Rerun the command to continue an interrupted grid, or with more rows, seeds and data to extend it.
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
-        from msm4sr.cluster import check_local_path
         from msm4sr.experiments.compare import locked_grid, run_cells
         from msm4sr.experiments.grid import GridRequest, cells_of, check_cells, enter_grid, plan_grid
         from msm4sr.reports.results import read_grid

@@ -38,6 +38,7 @@ from msm4sr.cli.console import (
     progress_bar,
     say_next,
 )
+from msm4sr.cluster import check_local_path
 from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
 
@@ -65,6 +66,10 @@ class Request:
     overwrite: bool
     strict: bool
     resume: bool = False
+
+    def __post_init__(self) -> None:
+        check_local_path("DATA", self.data)
+        check_local_path("--out", self.out)
 
     def settings(self) -> RunSettings:
         """The settings, resolved. Raises InputError."""

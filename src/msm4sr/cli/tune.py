@@ -30,6 +30,7 @@ from msm4sr.cli.console import (
     say_next,
 )
 from msm4sr.cli.stages import feature_sources
+from msm4sr.cluster import check_local_path
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
@@ -93,7 +94,6 @@ def tune(
             raise InputError("tuning needs optuna: pip install 'msm4sr[tune]'")
         import optuna
 
-        from msm4sr.cluster import check_local_path
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments.search import check_defaults, load_search
         from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
