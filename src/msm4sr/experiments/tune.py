@@ -43,6 +43,7 @@ from msm4sr.features.store import Features
 from msm4sr.files import make_folder
 from msm4sr.locks import try_lock
 from msm4sr.progress import NoProgress, Progress
+from msm4sr.threads import count_of
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan, TrainingProgress
 from msm4sr.training.stages import STAGES, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
@@ -103,6 +104,7 @@ def tune(
     Raises:
         InputError: another process runs the study; it has another search, other settings or other data; its storage is
             damaged, or cannot be written.
+        ChildProcessError: processes of trials died again and again; these trials are run again the next time.
     """
     make_folder(tuning.folder)
     lock = try_lock(tuning.folder / STUDY_LOCK)
@@ -115,9 +117,16 @@ def tune(
         with usable(tuning.storage, tuning.folder):
             study = _open(tuning)
             _retry_interrupted(study)
+            lost: list[Lost] = []
             for task, result in executor.run(TrialRunner(tuning), _next_trials(study, tuning), progress):
-                _end(study, task, result)
-                report(next(ended for ended in _ended(study, tuning) if ended.number == task.number))
+                if isinstance(result, Lost):
+                    lost.append(result)
+                else:
+                    _end(study, task, result)
+                    report(next(ended for ended in _ended(study, tuning) if ended.number == task.number))
+            if lost:
+                number = count_of(len(lost), "trial")
+                raise ChildProcessError(f"{number} lost ({lost[0].reason}); rerun the command to run them again")
             return _ended(study, tuning)
     finally:
         lock.release()
@@ -159,10 +168,8 @@ def _next_trials(study: optuna.Study, tuning: Tuning) -> Iterator[TrialTask]:
         yield TrialTask(trial.number, trial._trial_id, trial.params, "default" in trial.user_attrs)
 
 
-def _end(study: optuna.Study, task: TrialTask, result: Outcome | Lost) -> None:
+def _end(study: optuna.Study, task: TrialTask, result: Outcome) -> None:
     """Write the result of a trial into the study."""
-    if isinstance(result, Lost):
-        result = Outcome(TrialState.FAIL, reason=result.reason)
     if result.reason:
         study._storage.set_trial_user_attr(task.id, "reason", result.reason)
     study.tell(task.number, result.value, result.state)  # vocabulary: allow (optuna's name)
