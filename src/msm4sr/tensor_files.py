@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,49 +13,105 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file
 
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+NO_CHECKSUM = "0" * 32  # as long as the one that replaces it
+Part = Callable[[str, Tensor], Tensor]
+"""From the name and the value of a stored tensor to what is needed of it."""
 REMEDY = "rerun the command that writes it"
 
 
-def save_tensors(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, Any] = {}) -> None:
-    """Write `tensors`, and `about` as JSON in the header, to `file`.
+class Blocks(ABC):
+    """A tensor that is written in blocks of rows, so that it need not be in memory."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type of its elements."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Its complete shape."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Tensor]:
+        """All rows in their order."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor | Blocks], file: Path, about: Mapping[str, Any] = {}) -> None:
+    """Write `tensors`, and `about` as JSON in the header, to `file`. It takes the memory of the largest block.
 
     Raises:
         InputError: the file cannot be written; an earlier `file` is kept.
     """
-    # Cloned: safetensors refuses tensors that share memory, such as two modalities with the same features.
-    shared: set[int] = set()
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        stored[name] = plain.clone() if plain.data_ptr() in shared else plain
-        shared.add(plain.data_ptr())
     text = json.dumps(about)
+    checksums = {"about_checksum": json_digest(text), "checksum": NO_CHECKSUM}
     try:
         with atomic_file(file) as unfinished:
-            checksums = {"about_checksum": json_digest(text), "checksum": _checksum(stored)}
-            save_file(stored, unfinished, {"about": text, **checksums})
+            with unfinished.open("wb") as opened:
+                opened.write(_header(tensors, {"about": text, **checksums}))
+                for name in in_file_order(tensors):
+                    value = tensors[name]
+                    for block in [value] if isinstance(value, Tensor) else value.blocks():
+                        opened.write(_bytes(block.detach().cpu().contiguous().reshape(-1)).data)
+            with safe_open(unfinished, framework="pt") as written:
+                checksums["checksum"] = _checksum({name: written.get_tensor(name) for name in tensors})
+            with unfinished.open("r+b") as opened:
+                opened.write(_header(tensors, {"about": text, **checksums}))
     except (OSError, SafetensorError) as error:
         kept = "; the earlier one is kept" if file.exists() else ""
         raise InputError(f"{file}: could not be written ({error}){kept}") from None
 
 
-def load_tensors(file: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote. InputError, which ends with `remedy`, for a missing or damaged file."""
+def in_file_order(tensors: Mapping[str, Tensor | Blocks]) -> list[str]:
+    """Names in the order of `save_tensors`, in which every tensor is aligned to its type."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def _header(tensors: Mapping[str, Tensor | Blocks], metadata: Mapping[str, str]) -> bytes:
+    """The start of a safetensors file, up to the first tensor."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in in_file_order(tensors):
+        value = tensors[name]
+        start, end = end, end + math.prod(value.shape) * value.dtype.itemsize
+        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def load_tensors(file: Path, remedy: str = REMEDY, part: Part | None = None) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote, of each tensor a `part` only if there is one.
+
+    Raises:
+        InputError: the file is missing or damaged; the message ends with `remedy`.
+    """
     with _readable(file, remedy), safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
         _about(metadata)
-        # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
-        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("checksum") != _checksum(tensors):
+        mapped = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        if metadata.get("checksum") != _checksum(mapped):
             raise ValueError("its content does not match its checksum")
-        return tensors
+        # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
+        return {name: (part(name, tensor) if part else tensor).clone() for name, tensor in mapped.items()}
 
 
 def read_about(file: Path, remedy: str = REMEDY) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from msm4sr.threads import shared_cores
 
 Gather = Callable[[Tensor, Sequence[int]], Tensor]
 """Maps rows [n, ...] of this process, and the number of rows of each process, to the rows of all, concatenated.
-Gradients flow back to the process that a row came from."""
+Gradients flow back to the process that a row came from. With a single number, every process has all rows."""
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -109,6 +109,8 @@ def gather_with(fabric: Fabric) -> Gather:
     """The gather of these processes; their numbers of rows may differ."""
 
     def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+        if len(counts) == 1:
+            return rows
         padding = (0, 0) * (rows.dim() - 1) + (0, max(counts) - len(rows))
         everything = all_gather(fabric, F.pad(rows, padding))  # [processes, longest, ...]
         return torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
@@ -134,6 +136,12 @@ def shares(batch: AnyBatch, processes: int) -> list[AnyBatch]:
         return [batch]
     parts = (slice(rows * rank // processes, rows * (rank + 1) // processes) for rank in range(processes))
     return [type(batch)(**{name: tensor[part] for name, tensor in tensors.items()}) for part in parts]
+
+
+def join(parts: Sequence[AnyBatch]) -> AnyBatch:
+    """The batch that `shares` has divided."""
+    names = [field.name for field in fields(parts[0])]  # type: ignore[arg-type]
+    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def rank_here() -> int:
@@ -167,9 +175,11 @@ def generator_states(fabric: Fabric, generator: torch.Generator) -> dict[str, Te
 
 
 def set_generator_states(fabric: Fabric, generator: torch.Generator, states: dict[str, Tensor]) -> None:
-    """Restore this process's generators from `generator_states`."""
+    """Restore this process's generators from `generator_states`, of another number of processes `generator` alone."""
+    generator.set_state(states["task"][0].clone())  # the same in all processes
+    if len(states["cpu"]) != fabric.world_size:
+        return
     own: dict[str, Any] = {name: state[fabric.global_rank].clone() for name, state in states.items()}
     torch.set_rng_state(own["cpu"])
-    generator.set_state(own["task"])
     if "cuda" in own:
         torch.cuda.set_rng_state(own["cuda"], fabric.device)
