@@ -1,10 +1,10 @@
 """Run by `test_sharding.py`: train models whose ID embeddings several processes divide.
 
-    python sharded_training.py PROCESSES FOLDER [STOP [SIGNAL]]
+    python sharded_training.py PROCESSES FOLDER CASE,CASE [STOP]
 
-For each case FOLDER/CASE receives `checkpoints` and, by the first process, `steps.json`: the loss of every step, and the
-rows of the table that each process trained. A training whose checkpoints are there is resumed. With STOP, every process
-ends itself after so many steps in all, right after a checkpoint.
+FOLDER/CASE receives `checkpoints` and, by the first process, `steps.json`: the loss of every step, and the rows of the
+table that each process trained. A training whose checkpoints are there is resumed. With STOP, every process ends itself
+by SIGKILL after so many steps in all, right after a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,31 +34,23 @@ from msm4sr.training.trainer import Trainer, TrainerOptions
 
 N_ITEMS = 203  # not a multiple of the numbers of processes
 DATASET = make_dataset(random_sequences(60, N_ITEMS, 12), N_ITEMS)
-COMMON: dict[str, Any] = {"epochs": 3, "batch_pairs": 40, "weight_decay": 0.01, "max_gradient_norm": 0.5}
+COMMON: dict[str, Any] = {"epochs": 2, "batch_pairs": 40, "weight_decay": 0.01, "max_gradient_norm": 0.5}
 FINETUNING = FinetuneSettings(candidates="sampled", samples=30, learning_rate=3e-3, **COMMON)
 PRETRAINING = PretrainSettings(learning_rate=3e-3, **COMMON)
 
 
-class Stages:
-    """The settings of both stages."""
-
-    def __init__(self, **pretraining: Any) -> None:
-        self.pretrain, self.finetune = PRETRAINING.model_copy(update=pretraining), FINETUNING
+STAGES = SimpleNamespace(pretrain=PRETRAINING, finetune=FINETUNING)
 
 
 def case(name: str) -> tuple[FactorizedModel, StageSettings, Task]:
     """A new model, and its task in a stage."""
-    stages = Stages(end_to_end=name == "end_to_end")
     model: FactorizedModel = make_msm4sr(N_ITEMS)
     if name in ("sasrec", "dropout"):
         model = make_sasrec(N_ITEMS, dropout=0.3 if name == "dropout" else 0.0)
-    settings: StageSettings = stages.pretrain if name == "pretraining" else stages.finetune
-    task = task_for(model, settings.stage, stages)
+    settings: StageSettings = PRETRAINING if name == "pretraining" else FINETUNING
+    task = task_for(model, settings.stage, STAGES)
     assert task is not None
     return model, settings, task
-
-
-CASES = ("sasrec", "msm4sr", "pretraining", "end_to_end", "dropout")
 
 
 class Observed(Trainer):
@@ -77,8 +70,8 @@ class Observed(Trainer):
         return loss
 
 
-def main(processes: int, folder: Path, stop: int = 0) -> None:
-    for name in CASES:
+def main(processes: int, folder: Path, cases: str, stop: int = 0) -> None:
+    for name in cases.split(","):
         model, settings, task = case(name)
         checkpoints = folder / name / "checkpoints"
         device = Device(accelerator="cpu", devices=processes)
@@ -99,4 +92,4 @@ def main(processes: int, folder: Path, stop: int = 0) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:]))

@@ -21,7 +21,7 @@ from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
-from msm4sr.models.item_table import Shard, own_rows
+from msm4sr.models.item_table import Shard, item_tables, own_rows
 from msm4sr.models.located_items import to_device
 from msm4sr.tensor_files import Blocks
 from msm4sr.threads import count_of
@@ -162,8 +162,8 @@ class Trainer:
         task.to(fabric.device)
         trained = [p for p in task.parameters() if p.requires_grad]
         task.limits = limits_of(task, settings) if options.device.compile else None
-        for table in task.sparse_tables:
-            table.sparse = task.limits is None
+        for table in item_tables(task).values():
+            table.sparse = table in task.sparse_tables and task.limits is None
         self._optimizer = Adam(trained, settings.learning_rate, settings.weight_decay)
         self._rate = schedule_factor(settings.schedule, epochs * steps_per_epoch)
         self._forward, self._wrapped_optimizer = fabric.setup(task, self._optimizer)
