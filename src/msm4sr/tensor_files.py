@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from msm4sr.digests import array_digest, json_digest
+from msm4sr.digests import array_digest, chunked_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file
 
@@ -31,6 +31,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+CHUNK = 1 << 24  # bytes that are read at a time
 NO_CHECKSUM = "0" * 32  # as long as the one that replaces it
 Part = Callable[[str, Tensor], Tensor]
 """From the name and the value of a stored tensor to what is needed of it."""
@@ -62,19 +63,18 @@ def save_tensors(tensors: Mapping[str, Tensor | Blocks], file: Path, about: Mapp
         InputError: the file cannot be written; an earlier `file` is kept.
     """
     text = json.dumps(about)
-    checksums = {"about_checksum": json_digest(text), "checksum": NO_CHECKSUM}
+    metadata = {"about": text, "about_checksum": json_digest(text), "checksum": NO_CHECKSUM}
     try:
-        with atomic_file(file) as unfinished:
-            with unfinished.open("wb") as opened:
-                opened.write(_header(tensors, {"about": text, **checksums}))
-                for name in in_file_order(tensors):
-                    value = tensors[name]
-                    for block in [value] if isinstance(value, Tensor) else value.blocks():
-                        opened.write(_bytes(block.detach().cpu().contiguous().reshape(-1)).data)
-            with safe_open(unfinished, framework="pt") as written:
-                checksums["checksum"] = _checksum({name: written.get_tensor(name) for name in tensors})
-            with unfinished.open("r+b") as opened:
-                opened.write(_header(tensors, {"about": text, **checksums}))
+        with atomic_file(file) as unfinished, unfinished.open("w+b") as opened:
+            opened.write(_header(tensors, metadata))
+            starts = {}
+            for name in in_file_order(tensors):
+                value, starts[name] = tensors[name], opened.tell()
+                for block in [value] if isinstance(value, Tensor) else value.blocks():
+                    opened.write(_bytes(block.detach().cpu().contiguous().reshape(-1)).data)
+            metadata["checksum"] = _checksum(tensors, lambda name, size: _read(opened, starts[name], size))
+            opened.seek(0)
+            opened.write(_header(tensors, metadata))
     except (OSError, SafetensorError) as error:
         kept = "; the earlier one is kept" if file.exists() else ""
         raise InputError(f"{file}: could not be written ({error}){kept}") from None
@@ -91,7 +91,7 @@ def _header(tensors: Mapping[str, Tensor | Blocks], metadata: Mapping[str, str])
     end = 0
     for name in in_file_order(tensors):
         value = tensors[name]
-        start, end = end, end + math.prod(value.shape) * value.dtype.itemsize
+        start, end = end, end + _size(value)
         header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode("ascii")
     text += b" " * (-len(text) % 8)
@@ -108,7 +108,7 @@ def load_tensors(file: Path, remedy: str = REMEDY, part: Part | None = None) -> 
         metadata = opened.metadata() or {}
         _about(metadata)
         mapped = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("checksum") != _checksum(mapped):
+        if metadata.get("checksum") != _checksum(mapped, lambda name, _: [_bytes(mapped[name].reshape(-1)).data]):
             raise ValueError("its content does not match its checksum")
         # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
         return {name: (part(name, tensor) if part else tensor).clone() for name, tensor in mapped.items()}
@@ -154,10 +154,26 @@ def _bytes(flat: Tensor) -> np.ndarray:
     return plain.view(torch.uint8).numpy()  # a single element may have a stride that cannot be viewed
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def _checksum(
+    tensors: Mapping[str, Tensor | Blocks], content: Callable[[str, int], Iterable[bytes | memoryview]]
+) -> str:
+    """A hash of the types, shapes and contents of tensors; `content` reads one, by its name and its number of bytes."""
     names = sorted(tensors)
     layout = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in names]
-    return json_digest(layout, tensor_digest(*(tensors[name] for name in names)))
+    sizes = [_size(tensors[name]) for name in names]
+    return json_digest(layout, chunked_digest((size, content(n, size)) for n, size in zip(names, sizes, strict=True)))
+
+
+def _size(tensor: Tensor | Blocks) -> int:
+    """Bytes."""
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _read(opened: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    """Bytes of a file, a chunk at a time."""
+    opened.seek(start)
+    for done in range(0, size, CHUNK):
+        yield opened.read(min(CHUNK, size - done))
 
 
 @contextmanager

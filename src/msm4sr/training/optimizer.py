@@ -42,7 +42,7 @@ class Adam(torch.optim.Adam):
             state["step"] = torch.zeros((), device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         if "read" not in state:  # [N], the step in which a row was last read; dense gradients read all rows
-            state["read"] = torch.full((len(table),), float(state["step"]), device=table.device)
+            state["read"] = state["step"].repeat(len(table))
         state["step"] += 1
         rows, step, (beta1, beta2) = gradient.indices()[0], state["step"], group["betas"]
         passed = (step - state["read"][rows]).unsqueeze(1)  # [n, 1]
