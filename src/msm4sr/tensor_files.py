@@ -33,8 +33,6 @@ DTYPES = {
 }
 CHUNK = 1 << 24  # bytes that are read at a time
 NO_CHECKSUM = "0" * 32  # as long as the one that replaces it
-Part = Callable[[str, Tensor], Tensor]
-"""From the name and the value of a stored tensor to what is needed of it."""
 REMEDY = "rerun the command that writes it"
 
 
@@ -98,20 +96,21 @@ def _header(tensors: Mapping[str, Tensor | Blocks], metadata: Mapping[str, str])
     return len(text).to_bytes(8, "little") + text
 
 
-def load_tensors(file: Path, remedy: str = REMEDY, part: Part | None = None) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote, of each tensor a `part` only if there is one.
+def load_tensors(file: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote. InputError, which ends with `remedy`, for a missing or damaged file."""
+    # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
+    return {name: tensor.clone() for name, tensor in mapped_tensors(file, remedy).items()}
 
-    Raises:
-        InputError: the file is missing or damaged; the message ends with `remedy`.
-    """
+
+def mapped_tensors(file: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
+    """`load_tensors` without a copy: what is read comes from the file. Copy what is needed, and keep nothing else."""
     with _readable(file, remedy), safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
         _about(metadata)
         mapped = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
         if metadata.get("checksum") != _checksum(mapped, lambda name, _: [_bytes(mapped[name].reshape(-1)).data]):
             raise ValueError("its content does not match its checksum")
-        # Cloned: safetensors maps tensors with another alignment than torch, and products differ in the last bit.
-        return {name: (part(name, tensor) if part else tensor).clone() for name, tensor in mapped.items()}
+        return mapped
 
 
 def read_about(file: Path, remedy: str = REMEDY) -> dict[str, Any]:

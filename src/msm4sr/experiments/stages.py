@@ -24,10 +24,9 @@ from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Shard
 from msm4sr.files import write_text
 from msm4sr.models.base import Inputs, Model, as_tensors
-from msm4sr.models.item_table import own_rows
 from msm4sr.models.registry import MODELS, build
 from msm4sr.progress import NoProgress, Progress
-from msm4sr.tensor_files import load_tensors, read_about, read_checksum
+from msm4sr.tensor_files import mapped_tensors, read_about, read_checksum
 from msm4sr.threads import count_of, usable_cores, were_chosen
 from msm4sr.training.callbacks import Callback, EpochRecord
 from msm4sr.training.checkpoint import TrainingState, best_file, check_identity, last_file, read_state, set_weights
@@ -278,7 +277,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     settings: StageSettings = getattr(run.settings, stage)
     identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
     check_identity(file, read_about(file, f"run `{command}` again"), identity, f"run `{command}` again")
-    weights = load_tensors(file, f"run `{command}` again", own_rows(model))
+    weights = mapped_tensors(file, f"run `{command}` again")
     try:
         set_weights(model, weights)
     except InputError as error:
@@ -324,7 +323,7 @@ def start_from(folder: Path, model: Model) -> None:
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
     _warn_if_incomplete(folder / "checkpoints", "pretrain", f"msm4sr pretrain {folder}")
-    weights = load_tensors(file, f"run `msm4sr pretrain {folder}` again")
+    weights = mapped_tensors(file, f"run `msm4sr pretrain {folder}` again")
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
     for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msm4sr.tensor_files import Part
-
 ROWS_AT_ONCE = 1 << 16
 """Rows that are drawn, sent or written at a time."""
 
@@ -109,9 +107,3 @@ def item_tables(model: nn.Module) -> dict[str, ItemTable]:
 def shard_of(model: nn.Module) -> Shard:
     """Which rows of its tables a model has in this process."""
     return next((table.shard for table in item_tables(model).values()), Shard())
-
-
-def own_rows(model: nn.Module) -> Part:
-    """From the name and the value of a weight of the complete model to what this process has of it."""
-    tables = item_tables(model)
-    return lambda name, value: tables[name].shard.rows(value) if name in tables else value

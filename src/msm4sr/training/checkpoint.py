@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
+from msm4sr.models.item_table import item_tables
 from msm4sr.models.layers import update_features
-from msm4sr.tensor_files import Blocks, Part, load_tensors, read_about, save_tensors
+from msm4sr.tensor_files import Blocks, mapped_tensors, read_about, save_tensors
 from msm4sr.training.sharding import join_in
 
 
@@ -23,8 +24,13 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into `model`. InputError when names or shapes differ."""
+    """Copy `weights` into `model`. InputError when names or shapes differ.
+
+    Of a table it takes the rows that this process has, from all rows or from those alone.
+    """
     own = dict(model.named_parameters())
+    tables = {name: table for name, table in item_tables(model).items() if len(weights.get(name, ())) == table.n_items}
+    weights = {**weights, **{name: table.shard.rows(weights[name]) for name, table in tables.items()}}
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         raise InputError("the checkpoint belongs to another model: settings, data or features have changed")
     with torch.no_grad():
@@ -115,25 +121,21 @@ class Checkpoints:
         else:
             join_in(tensors)
 
-    def load_last(self, part: Part | None = None) -> tuple[dict[str, Tensor], TrainingState] | None:
-        """What `save_last` wrote, of each tensor a `part`; None if there is nothing.
-
-        Raises:
-            InputError: the checkpoint is damaged, or of another training.
-        """
+    def load_last(self) -> tuple[dict[str, Tensor], TrainingState] | None:
+        """What `save_last` wrote, mapped; None if there is nothing. InputError for another training's checkpoint."""
         file = last_file(self.folder, self.stage)
         if not file.exists():
             return None
         about = self._read_own(file)
-        return load_tensors(file, self._remedy, part), _state_of(file, self.stage, about)
+        return mapped_tensors(file, self._remedy), _state_of(file, self.stage, about)
 
-    def load_best(self, epoch: int, part: Part | None = None) -> dict[str, Tensor]:
-        """The best weights: of `epoch` or, in a resumed training, of the interrupted epoch; of each tensor a `part`."""
+    def load_best(self, epoch: int) -> dict[str, Tensor]:
+        """The best weights, mapped: of `epoch` or, in a resumed training, of the interrupted epoch."""
         file = best_file(self.folder, self.stage)
         about = self._read_own(file)
         if about["epoch"] < epoch:
             raise InputError(f"{file}: from epoch {about['epoch']}, not {epoch}; {self._remedy}")
-        return load_tensors(file, self._remedy, part)
+        return mapped_tensors(file, self._remedy)
 
     @property
     def _remedy(self) -> str:

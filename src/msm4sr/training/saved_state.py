@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from msm4sr.models.item_table import ItemTable, item_tables, own_rows
-from msm4sr.tensor_files import Blocks, Part
+from msm4sr.models.item_table import ItemTable, item_tables
+from msm4sr.tensor_files import Blocks
 from msm4sr.training.checkpoint import set_weights
 from msm4sr.training.sharding import rows_of
 
@@ -27,34 +29,22 @@ def stored_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return stored
 
 
-def part_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Part:
-    """From the name and the value of a stored tensor to what this process has of it."""
-    own_weights, tables = own_rows(model), _tables_by_number(model, optimizer)
-
-    def part(name: str, value: Tensor) -> Tensor:
-        kind, _, rest = name.partition("/")
-        if kind == "weights":
-            return own_weights(rest, value)
-        number = int(rest.partition("/")[0]) if kind == "optimizer" else None
-        return tables[number].shard.rows(value) if number in tables and value.dim() else value
-
-    return part
-
-
-def load_stored(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore weights and optimiser from `weights/...` and `optimizer/...`, which are removed from `tensors`."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name in list(tensors):
-        kind, _, rest = name.partition("/")
-        if kind == "weights":
-            weights[rest] = tensors.pop(name)
-        elif kind == "optimizer":
-            number, _, moment = rest.partition("/")
-            moments.setdefault(int(number), {})[moment] = tensors.pop(name)
-    set_weights(model, weights)
+def load_stored(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore weights and optimiser from stored tensors under `weights/` and `optimizer/`."""
+    set_weights(model, below("weights", tensors))
+    tables, moments = _tables_by_number(model, optimizer), dict[int, dict[str, Tensor]]()
+    for name, moment in below("optimizer", tensors).items():
+        number, _, kind = name.partition("/")
+        table = tables.get(int(number)) if moment.dim() else None
+        moments.setdefault(int(number), {})[kind] = (table.shard.rows(moment) if table else moment).clone()
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def below(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `folder/`, without it."""
+    start = f"{folder}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _tables_by_number(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, ItemTable]:

@@ -21,7 +21,7 @@ from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
-from msm4sr.models.item_table import Shard, item_tables, own_rows
+from msm4sr.models.item_table import Shard, item_tables
 from msm4sr.models.located_items import to_device
 from msm4sr.tensor_files import Blocks
 from msm4sr.threads import count_of
@@ -31,7 +31,7 @@ from msm4sr.training.compilation import compiling, limits_of
 from msm4sr.training.device import Device, all_gather, gather_with, generator_states, set_generator_states, shares
 from msm4sr.training.identity import stage_identity
 from msm4sr.training.optimizer import Adam, clip_gradients, mark_coalesced
-from msm4sr.training.saved_state import load_stored, part_of, stored_moments, stored_weights
+from msm4sr.training.saved_state import below, load_stored, stored_moments, stored_weights
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.sharding import complete_tables, split_tables, unite_tables
 from msm4sr.training.task import Task, TrainingBatch
@@ -197,14 +197,14 @@ class Trainer:
 
     def _resume(self, checkpoints: Checkpoints) -> None:
         """Continue from the last checkpoint, if there is one."""
-        found = checkpoints.load_last(part_of(self.task, self._optimizer))
+        found = checkpoints.load_last()
         if found is None:
             return
         tensors, self.state = found
         load_stored(self.task, self._optimizer, tensors)
-        processes, sums = self.fabric.world_size, tensors.pop("loss_sum").reshape(-1)  # of each process
+        processes, sums = self.fabric.world_size, tensors["loss_sum"].reshape(-1)  # of each process
         self._loss_sum.copy_(sums[self.fabric.global_rank] if len(sums) == processes else sums.mean())
-        self._generator_states = {name.removeprefix("generators/"): tensor for name, tensor in tensors.items()}
+        self._generator_states = below("generators", tensors)
         if self.state.processes != processes:
             logger.info(
                 "%s: resuming with %s instead of %d; results are not bit-identical to a training without this change",
@@ -233,7 +233,7 @@ class Trainer:
         if self._checkpoints is None:
             set_weights(self.model, self._best_weights)
         elif self.state.best_epoch:
-            set_weights(self.model, self._checkpoints.load_best(self.state.best_epoch, own_rows(self.model)))
+            set_weights(self.model, self._checkpoints.load_best(self.state.best_epoch))
         unite_tables(self.model)
 
     @contextmanager
