@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS_AT_ONCE = 1 << 16
-"""Rows that are drawn, sent or written at a time."""
+ROWS_AT_ONCE = 1 << 12
+"""Rows that are drawn, sent or written at a time. (Larger blocks would stay in the heap of glibc.)"""
 
 
 @dataclass(frozen=True)

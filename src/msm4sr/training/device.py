@@ -106,23 +106,28 @@ def gather_own(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def gather_with(fabric: Fabric) -> Gather:
-    """The gather of these processes; their numbers of rows may differ."""
+    """The gather of these processes; their numbers of rows may differ. All of them must make it.
+
+    It has a process group of its own: DDP sums gradients as soon as they are there, and if a process does not use some
+    of its weights, this is not at the same point between two gathers as in the others.
+    """
+    group = dist.new_group() if fabric.world_size > 1 else None
 
     def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
         if len(counts) == 1:
             return rows
         padding = (0, 0) * (rows.dim() - 1) + (0, max(counts) - len(rows))
-        everything = all_gather(fabric, F.pad(rows, padding))  # [processes, longest, ...]
+        everything = all_gather(fabric, F.pad(rows, padding), group)  # [processes, longest, ...]
         return torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
 
     return gather
 
 
-def all_gather(fabric: Fabric, tensor: Tensor) -> Tensor:
+def all_gather(fabric: Fabric, tensor: Tensor, group: Any = None) -> Tensor:
     """Tensors of one shape from all processes: [...] to [processes, ...]. Gradients flow back."""
     if fabric.world_size == 1:
         return tensor.unsqueeze(0)
-    return fabric.all_gather(tensor, sync_grads=True)  # type: ignore[return-value]
+    return fabric.all_gather(tensor, group, sync_grads=True)  # type: ignore[return-value]
 
 
 def shares(batch: AnyBatch, processes: int) -> list[AnyBatch]:

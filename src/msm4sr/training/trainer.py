@@ -166,6 +166,7 @@ class Trainer:
             table.sparse = table in task.sparse_tables and task.limits is None
         self._optimizer = Adam(trained, settings.learning_rate, settings.weight_decay)
         self._rate = schedule_factor(settings.schedule, epochs * steps_per_epoch)
+        task.gather = gather_with(fabric)
         self._forward, self._wrapped_optimizer = fabric.setup(task, self._optimizer)
         if task.limits is not None:
             task.compile(dynamic=False)
@@ -342,7 +343,6 @@ def shared_loss(
     parts = shares(batch, fabric.world_size)
     alone = len(parts) == 1  # with fewer rows than processes, each process computes all of them
     rank = 0 if alone else fabric.global_rank
-    task.gather = gather_with(fabric)
     loss = forward(to_device(task.prepare(parts, rank, generator), fabric.device))
     return loss if alone else loss * (int(parts[rank].mask.sum()) * len(parts) / int(batch.mask.sum()))
 
