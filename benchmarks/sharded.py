@@ -4,8 +4,8 @@
 
 SASRec without dropout on generated histories (`generate.py`), with 64-d embeddings. Each row is a training by as many
 processes on this machine: some steps, then the end of an epoch, which collects all rows in the first process as
-validation does, and writes both checkpoints. Memory is the most that each process has allocated, without pages of mapped
-files; the first process comes first.
+validation does, and writes both checkpoints. Memory is the most that each process has allocated (mapped files do not
+count); the first process comes first.
 """
 
 from __future__ import annotations

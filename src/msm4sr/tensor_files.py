@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,10 +65,10 @@ def save_tensors(tensors: Mapping[str, Tensor | Blocks], file: Path, about: Mapp
     metadata = {"about": text, "about_checksum": json_digest(text), "checksum": NO_CHECKSUM}
     try:
         with atomic_file(file) as unfinished, unfinished.open("w+b") as opened:
-            opened.write(_header(tensors, metadata))
-            starts = {}
-            for name in in_file_order(tensors):
-                value, starts[name] = tensors[name], opened.tell()
+            start = opened.write(_header(tensors, metadata))
+            starts = {name: start + place for name, (place, _) in _places(tensors).items()}
+            for name in starts:
+                value = tensors[name]
                 for block in [value] if isinstance(value, Tensor) else value.blocks():
                     opened.write(_bytes(block.detach().cpu().contiguous().reshape(-1)).data)
             metadata["checksum"] = _checksum(tensors, lambda name, size: _read(opened, starts[name], size))
@@ -83,14 +84,19 @@ def in_file_order(tensors: Mapping[str, Tensor | Blocks]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
+def _places(tensors: Mapping[str, Tensor | Blocks]) -> dict[str, tuple[int, int]]:
+    """The first byte and the end of each tensor behind the header, in the order of the file."""
+    names = in_file_order(tensors)
+    ends = list(accumulate(_size(tensors[name]) for name in names))
+    return dict(zip(names, zip([0, *ends], ends, strict=False), strict=True))
+
+
 def _header(tensors: Mapping[str, Tensor | Blocks], metadata: Mapping[str, str]) -> bytes:
     """The start of a safetensors file, up to the first tensor."""
     header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name in in_file_order(tensors):
+    for name, place in _places(tensors).items():
         value = tensors[name]
-        start, end = end, end + _size(value)
-        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": place}
     text = json.dumps(header).encode("ascii")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
