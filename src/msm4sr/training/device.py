@@ -12,19 +12,43 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import Field
 from torch import Tensor
 
 from msm4sr.errors import InputError
 from msm4sr.strict import Strict
-from msm4sr.threads import shared_cores
+from msm4sr.threads import count_of, shared_cores
 
 Gather = Callable[[Tensor, Sequence[int]], Tensor]
 """Maps rows [n, ...] of this process, and the number of rows of each process, to the rows of all, concatenated.
 Gradients flow back to the process that a row came from. With a single number, every process has all rows."""
 
 AnyBatch = TypeVar("AnyBatch")
+
+
+class ConnectedEnvironment(LightningEnvironment):
+    """Processes that are connected already, by whatever started them: this package, torchrun, SLURM or Ray Train."""
+
+    creates_processes_externally = True
+
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def global_rank(self) -> int:
+        return dist.get_rank()
+
+    def local_rank(self) -> int:
+        return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+
+    def set_world_size(self, size: int) -> None:
+        if size != (there := dist.get_world_size()):
+            started = count_of(there, "process", "processes")
+            raise InputError(f"device.devices x device.num_nodes is {size}, but {started} started; make them equal")
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is known."""
 
 
 class Device(Strict):
@@ -53,6 +77,8 @@ class Device(Strict):
         """Whether this process prepares data, prints and writes; known before `connect`."""
         if self.processes == 1:
             return True
+        if dist.is_initialized():
+            return dist.get_rank() == 0
         fabric = self.fabric()
         return fabric.local_rank == 0 and fabric.node_rank == 0
 
@@ -97,6 +123,7 @@ class Device(Strict):
             num_nodes=self.num_nodes,
             precision=self.precision,
             strategy=strategy,
+            plugins=[ConnectedEnvironment()] if dist.is_initialized() else [],
         )
 
 
