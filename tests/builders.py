@@ -219,12 +219,12 @@ def make_batch(sequences: Sequence[Sequence[int]]) -> Batch:
 
 def finetune_loss(model: FactorizedModel, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
     """The fine-tuning loss of a batch over all items."""
-    return next_item.finetune_loss(model, FinetuneStep.over_all(model, batch, model.n_items, generator))
+    return next_item.finetune_loss(model, FinetuneStep.over_all(model, [batch], 0, model.n_items, generator))
 
 
 def sampled_finetune_loss(model: FactorizedModel, batch: Batch, sample: Tensor, probabilities: Tensor) -> Tensor:
     """The fine-tuning loss of a batch over the items of the batch and of a sample."""
-    return next_item.finetune_loss(model, FinetuneStep.over_sample(model, batch, sample, probabilities))
+    return next_item.finetune_loss(model, FinetuneStep.over_sample(model, [batch], 0, sample, probabilities))
 
 
 def pretrain_loss(model: MSM4SR, batch: Batch, settings: PretrainSettings, generator: torch.Generator) -> Tensor:

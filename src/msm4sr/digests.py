@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,17 @@ def json_digest(*values: object) -> str:
 
 def array_digest(*parts: bytes | np.ndarray) -> str:
     """A hash, 24 hexadecimal digits, of bytes and arrays; it depends on the boundaries between them."""
+    plain = (np.frombuffer(p, np.uint8) if isinstance(p, bytes) else np.ascontiguousarray(p).reshape(-1) for p in parts)
+    return chunked_digest((part.nbytes, [part.view(np.uint8).data]) for part in plain)
+
+
+def chunked_digest(parts: Iterable[tuple[int, Iterable[bytes | memoryview]]]) -> str:
+    """`array_digest` of parts that are not in memory: the number of bytes of each, and the bytes in chunks."""
     made = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        content = np.frombuffer(part, np.uint8) if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1)
-        made.update(content.nbytes.to_bytes(8, "little"))
-        made.update(content.view(np.uint8).data)
+    for size, chunks in parts:
+        made.update(size.to_bytes(8, "little"))
+        for chunk in chunks:
+            made.update(chunk)
     return made.hexdigest()
 
 

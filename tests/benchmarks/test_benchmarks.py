@@ -121,6 +121,16 @@ def test_training_reports_a_stage(shop: Path) -> None:
     assert len(re.findall(r"^\| `", done.out, re.M)) == 10
 
 
+def test_processes_that_divide_a_catalogue_are_compared() -> None:
+    done = run_script("sharded.py", "--items", 3000, "--users", 50, "--steps", 4, "--processes", 1, "--processes", 2)
+    assert done.code == 0, done.error
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()[-2:]]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert all(float(row[1].split()[0].replace(",", "")) > 0 for row in rows)
+    assert [len(row[3].split()) for row in rows] == [1, 2]
+    assert 0 < float(rows[1][-1]) < 1e-5
+
+
 @pytest.mark.slow  # a process a cell
 def test_growth_fills_its_table_and_draws(tmp_path: Path) -> None:
     done = run_script("growth.py", "--quick", "--steps", 3, "--threads", 1, "--out", tmp_path / "growth.png")

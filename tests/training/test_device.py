@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from msm4sr.errors import InputError
@@ -16,6 +19,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     Device(devices=1).check()
     with pytest.raises(InputError, match=r"device\.devices: 2 processes need a GPU each, but only 1 found"):
         Device(devices=2).check()
+
+
+def test_settings_for_another_number_of_processes_than_a_launcher_started_are_refused(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        with pytest.raises(InputError, match=r"device\.devices x device\.num_nodes is 2, but 1 process"):
+            Device(accelerator="cpu", devices=2).connect()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_processes_are_counted_on_all_machines() -> None:

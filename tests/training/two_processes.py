@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from builders import generator, make_batch, make_msm4sr, make_sasrec
 
 from msm4sr.tensor_files import save_tensors
-from msm4sr.training.device import Device
+from msm4sr.training.device import Device, gather_with
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.task import Task
 from msm4sr.training.tasks.multimodal_contrastive import MultimodalContrastiveTask
@@ -36,11 +36,13 @@ CASES: dict[str, tuple[Task, list[list[int]]]] = {
     "pretrain": (pretraining(), SEQUENCES),
     "pretrain within": (pretraining(negatives="within"), SEQUENCES),
     "pretrain without projections": (pretraining(projections="none", negatives="within"), SEQUENCES),
-    "pretrain three modalities": (pretraining(("text", "visual", "audio")), SEQUENCES),
+    "pretrain with mixup": (pretraining(mixup=0.5), SEQUENCES),
+    "pretrain three modalities": (pretraining(("text", "visual", "audio"), mixup=0.5), SEQUENCES),
     "pretrain contrast alone": (pretraining(nip_weight=0.0), SEQUENCES),
     "pretrain fewer rows than processes": (pretraining(), SEQUENCES[:1]),
     "finetune": (NextItemTask(make_msm4sr(), FinetuneSettings()), SEQUENCES),
     "finetune sasrec": (NextItemTask(make_sasrec(), FinetuneSettings()), SEQUENCES),
+    "finetune one negative": (NextItemTask(make_sasrec(loss="bce"), FinetuneSettings()), SEQUENCES),
     "finetune fewer rows than processes": (NextItemTask(make_sasrec(), FinetuneSettings()), SEQUENCES[:1]),
 }
 
@@ -50,6 +52,7 @@ def main(processes: int, file: Path) -> None:
     results: dict[str, Tensor] = {}
     for name, (task, sequences) in CASES.items():
         task.train()
+        task.gather = gather_with(fabric)
         forward = fabric.setup_module(task)
         part = shared_loss(fabric, forward, task, make_batch(sequences), generator())
         fabric.backward(part)

@@ -233,12 +233,13 @@ def evaluate(folder: RunFolder, data: MovedData = None) -> None:
 
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process; the first one prepares what the others read."""
-    from msm4sr.experiments.run import open_run
+    from msm4sr.experiments.run import open_run, with_processes_of
 
-    device = request.settings().device
+    settings = request.settings()
+    device = settings.device
     with _first_process_first(device):
         if not device.is_first:
-            started = open_run(request.out)
+            started = with_processes_of(open_run(request.out), settings)
             return started, *_load(started)
         planned, dataset = _plan(request)
         begin = _extract if request.resumes else _begin

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from msm4sr.files import make_folder, remove, write_json, write_text
 from msm4sr.locks import try_lock, unlock
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
+PROCESSES = ("device.devices", "device.num_nodes", "device.strategy")  # may change when a run is resumed
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
 
 
@@ -222,7 +223,11 @@ def resume_run(
     features: Path | None = None,
     precomputed: Mapping[str, Path] | None = None,
 ) -> Run:
-    """Open the run in `folder` to resume it. Raises InputError if its data or settings differ."""
+    """Open the run in `folder` to resume it, with any number of processes.
+
+    Raises:
+        InputError: its data or other settings differ.
+    """
     run = open_run(folder)
     now = flatten(settings.model_dump(mode="json")) | {"data": str(data.absolute())}
     then = flatten(run.settings.model_dump(mode="json")) | {"data": str(run.data)}
@@ -230,7 +235,7 @@ def resume_run(
         now, then = now | {"--features": str(features.absolute())}, then | {"--features": str(run.features)}
     now |= {f"--features {name}": file_digest(file) for name, file in (precomputed or {}).items()}
     then |= {f"--features {name}": found.sha256 for name, found in run.precomputed.items()}
-    if found := differences(then, now):
+    if found := differences(then, now, [key for key in {**now, **then} if key not in PROCESSES]):
         raise InputError(
             f"{folder}: cannot resume this run: {shorten(found)}; give the options it was started with, or start "
             "from scratch with --overwrite"
@@ -238,7 +243,12 @@ def resume_run(
     settings.device.check()
     reset_memory_peak()
     _remove_unfinished(folder)
-    return run
+    return with_processes_of(run, settings)
+
+
+def with_processes_of(run: Run, settings: RunSettings) -> Run:
+    """The run with the processes that other settings ask for."""
+    return replace(run, settings=run.settings.model_copy(update={"device": settings.device}))
 
 
 def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None) -> Run:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
 from msm4sr.data.schema import changed_tables
@@ -27,12 +26,13 @@ from msm4sr.files import write_text
 from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.progress import NoProgress, Progress
-from msm4sr.tensor_files import load_tensors, read_about, read_checksum
+from msm4sr.tensor_files import mapped_tensors, read_about, read_checksum
 from msm4sr.threads import count_of, usable_cores, were_chosen
 from msm4sr.training.callbacks import Callback, EpochRecord
 from msm4sr.training.checkpoint import TrainingState, best_file, check_identity, last_file, read_state, set_weights
 from msm4sr.training.identity import stage_identity
 from msm4sr.training.settings import StageSettings
+from msm4sr.training.sharding import shard_here
 from msm4sr.training.stages import STAGES, can_transfer, has_stage, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
@@ -164,6 +164,7 @@ def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, 
         features=feature_tensors(features),
         categories=as_tensors(categories),
         n_categories=len(names),
+        shard=shard_here(),
     )
     model = build(settings.model, inputs, settings.seed)
     if settings.pretrain.init_from is not None:
@@ -236,7 +237,7 @@ class RunRecorder(Callback):
         resumes = state is not None and state.best_epoch > 0
         self._writes = resumes or not best_file(run.checkpoints, stage).exists()
 
-    def on_best(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+    def on_best(self, record: EpochRecord) -> None:
         later = STAGES[STAGES.index(self._stage) + 1 :]
         self._run.remove_results()
         for file in [path_of(self._run.checkpoints, stage) for stage in later for path_of in (best_file, last_file)]:
@@ -276,7 +277,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     settings: StageSettings = getattr(run.settings, stage)
     identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
     check_identity(file, read_about(file, f"run `{command}` again"), identity, f"run `{command}` again")
-    weights = load_tensors(file, f"run `{command}` again")
+    weights = mapped_tensors(file, f"run `{command}` again")
     try:
         set_weights(model, weights)
     except InputError as error:
@@ -322,7 +323,7 @@ def start_from(folder: Path, model: Model) -> None:
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
     _warn_if_incomplete(folder / "checkpoints", "pretrain", f"msm4sr pretrain {folder}")
-    weights = load_tensors(file, f"run `msm4sr pretrain {folder}` again")
+    weights = mapped_tensors(file, f"run `msm4sr pretrain {folder}` again")
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
     for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:

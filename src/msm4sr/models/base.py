@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from msm4sr.errors import InputError
 from msm4sr.files import write_json
+from msm4sr.models.item_table import Shard
 from msm4sr.models.layers import ItemCategories, ItemFeatures
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.whitening import Whitened, Whitening
@@ -55,6 +56,8 @@ class Inputs:
     categories: Ragged | None = None
     """The category numbers of each item, int64, N rows, some of them empty; None: no item has any."""
     n_categories: int = 0
+    shard: Shard = field(default_factory=Shard)
+    """Which rows of the ID embeddings this process has."""
 
     def present_features(self, needed_by: str = "") -> dict[str, Ragged]:
         """The features of the modalities that at least one item has.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.located_items import FeatureRows, Segments
 from msm4sr.ragged import Ragged
 
@@ -184,7 +185,9 @@ def take(table: Tensor, rows: Tensor) -> Tensor:
 
 def initialise(module: nn.Module) -> None:
     """Weights from N(0, 0.02) and biases of 0, as in the code of MSM4SR and SASRec: `model.apply(initialise)`."""
-    if isinstance(module, nn.Linear | nn.Embedding):
+    if isinstance(module, ItemTable):
+        module.draw(0.02)
+    elif isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.models.base import SEEN_BIAS_SCALE, ContentModel, FactorizedScorer, Inputs, Scorer
 from msm4sr.models.item_encoder import AttentionPooling, ItemEncoder, MixtureOfExperts
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import ItemFeatures, initialise, take
 from msm4sr.models.located_items import LocatedItems, Segments, to_device
 from msm4sr.models.registry import register_model
@@ -99,7 +100,7 @@ class MSM4SR(ContentModel):
         self.transformer = CausalTransformer(config)
         projected = () if config.projections == "none" else self.modalities
         self.projections = nn.ModuleDict({a: nn.Linear(config.dim, config.dim) for a in projected})  # W_t, W_v
-        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
+        self.item_embedding = ItemTable(inputs.n_items, config.dim, inputs.shard)  # E
         self.apply(initialise)
 
     def locate(self, items: Tensor) -> LocatedItems:
@@ -130,9 +131,9 @@ class MSM4SR(ContentModel):
     def encode_items(self) -> Tensor:
         """F of the modalities that are scored, and last E: [N, M + 1, D]; without gradients in chunks."""
         if not torch.is_grad_enabled():
-            return encode_in_chunks(self, self.item_embedding.weight)
+            return encode_in_chunks(self, self)
         content = [self.encode_content(a) for a in self.content_modalities]
-        return torch.stack([*content, self.item_embedding.weight], dim=1)
+        return torch.stack([*content, self.item_embedding.table()], dim=1)
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, M + 1, D]."""
@@ -202,20 +203,20 @@ class MSM4SR(ContentModel):
         return kept.flatten(1)
 
 
-def encode_in_chunks(scorer: FactorizedScorer, table: Tensor) -> Tensor:
-    """The embeddings of all N items, that is rows of `table`: [N, M, D].
+def encode_in_chunks(scorer: FactorizedScorer, model: MSM4SR) -> Tensor:
+    """The embeddings of all N items of `model` by its `scorer`: [N, M, D].
 
     In one piece the experts' outputs of a million items would need gigabytes.
     """
 
     def encode(items: Tensor) -> Tensor:
-        return scorer.encode_some_items(to_device(scorer.locate(items), table.device))
+        return scorer.encode_some_items(to_device(scorer.locate(items), model.item_embedding.weight.device))
 
-    chunks = torch.split(torch.arange(len(table)), ITEMS_AT_ONCE)
+    chunks = torch.split(torch.arange(model.n_items), ITEMS_AT_ONCE)
     first = encode(chunks[0])
     if len(chunks) == 1:
         return first
-    result = first.new_empty(len(table), *first.shape[1:])
+    result = first.new_empty(model.n_items, *first.shape[1:])
     result[: len(first)] = first
     for items in chunks[1:]:
         result[items[0] : items[-1] + 1] = encode(items)
@@ -235,7 +236,7 @@ class ContentMatcher(FactorizedScorer):
 
     def encode_items(self) -> Tensor:
         """z: [N, M, D]."""
-        return encode_in_chunks(self, self.model.item_embedding.weight)
+        return encode_in_chunks(self, self.model)
 
     def locate(self, items: Tensor) -> LocatedItems:
         return self.model.locate(items)

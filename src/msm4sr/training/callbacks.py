@@ -6,12 +6,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from msm4sr.progress import Progress, Update
-
-if TYPE_CHECKING:  # the command line imports this module, and must not import torch to print its help
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +71,8 @@ class Callback:
     def on_step(self, record: StepRecord) -> None:
         """More steps are done."""
 
-    def on_best(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
-        """Validation has improved; `weights` are about to replace those of the best epoch so far."""
+    def on_best(self, record: EpochRecord) -> None:
+        """Validation has improved; the current weights are about to replace those of the best epoch so far."""
 
     def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
         """An epoch is complete; `improved`: its validation is the best so far."""

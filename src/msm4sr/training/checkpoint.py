@@ -12,18 +12,25 @@ from torch import Tensor, nn
 
 from msm4sr.dotted import differences, shorten
 from msm4sr.errors import InputError
+from msm4sr.models.item_table import item_tables
 from msm4sr.models.layers import update_features
-from msm4sr.tensor_files import load_tensors, read_about, save_tensors
+from msm4sr.tensor_files import Blocks, mapped_tensors, read_about, save_tensors
+from msm4sr.training.sharding import join_in
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters (without the frozen features), on the CPU."""
+    """A copy of the parameters that this process has (without the frozen features), on the CPU."""
     return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
 
 
 def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into `model`. InputError when names or shapes differ."""
+    """Copy `weights` into `model`. InputError when names or shapes differ.
+
+    Of a table it takes the rows that this process has, from all rows or from those alone.
+    """
     own = dict(model.named_parameters())
+    tables = {name: table for name, table in item_tables(model).items() if len(weights.get(name, ())) == table.n_items}
+    weights = {**weights, **{name: table.shard.rows(weights[name]) for name, table in tables.items()}}
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         raise InputError("the checkpoint belongs to another model: settings, data or features have changed")
     with torch.no_grad():
@@ -46,6 +53,7 @@ class TrainingState:
     waited: int = 0  # validations since the best
     done: bool = False  # the training is complete
     threads: int = 0  # of this process, which change the last bits of sums; 0: unknown
+    processes: int = 1  # that trained together
     rows: list[dict[str, Any]] = field(default_factory=list)  # `EpochRecord.as_row` of each completed epoch
 
     def count_step(self, pairs: int) -> None:
@@ -80,6 +88,8 @@ def retrain(checkpoints: Path, stage: str) -> str:
 
 def _state_of(file: Path, stage: str, about: Mapping[str, Any]) -> TrainingState:
     state = about.get("state")
+    if isinstance(state, dict):
+        state = {"processes": about.get("identity", {}).get("processes", 1)} | state  # of earlier versions
     if not isinstance(state, dict) or state.keys() != asdict(TrainingState()).keys():
         raise InputError(f"{file}: damaged (no complete state of a training); {retrain(file.parent, stage)}")
     return TrainingState(**state)
@@ -87,35 +97,45 @@ def _state_of(file: Path, stage: str, about: Mapping[str, Any]) -> TrainingState
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The two checkpoints of a stage: `STAGE.safetensors` (the best epoch) and `STAGE.last.safetensors` (to resume)."""
+    """The two checkpoints of a stage: `STAGE.safetensors` (the best epoch) and `STAGE.last.safetensors` (to resume).
+
+    The files are the same for any number of processes. All processes must save together.
+    """
 
     folder: Path
     stage: str
     identity: Mapping[str, Any]  # what the weights depend on; checkpoints of anything else are refused
+    writes: bool = True  # in the first process; the others send it their rows
 
-    def save_best(self, weights: Mapping[str, Tensor], epoch: int) -> None:
+    def save_best(self, weights: Mapping[str, Tensor | Blocks], epoch: int) -> None:
         """Keep the weights of the best epoch so far."""
-        save_tensors(weights, best_file(self.folder, self.stage), {"identity": self.identity, "epoch": epoch})
+        self._save(weights, best_file(self.folder, self.stage), {"epoch": epoch})
 
-    def save_last(self, tensors: Mapping[str, Tensor], state: TrainingState) -> None:
+    def save_last(self, tensors: Mapping[str, Tensor | Blocks], state: TrainingState) -> None:
         """Keep everything that resuming needs."""
-        save_tensors(tensors, last_file(self.folder, self.stage), {"identity": self.identity, "state": asdict(state)})
+        self._save(tensors, last_file(self.folder, self.stage), {"state": asdict(state)})
+
+    def _save(self, tensors: Mapping[str, Tensor | Blocks], file: Path, about: Mapping[str, Any]) -> None:
+        if self.writes:
+            save_tensors(tensors, file, {"identity": self.identity, **about})
+        else:
+            join_in(tensors)
 
     def load_last(self) -> tuple[dict[str, Tensor], TrainingState] | None:
-        """What `save_last` wrote; None if there is nothing. InputError for another training's checkpoint."""
+        """What `save_last` wrote, mapped; None if there is nothing. InputError for another training's checkpoint."""
         file = last_file(self.folder, self.stage)
         if not file.exists():
             return None
         about = self._read_own(file)
-        return load_tensors(file, self._remedy), _state_of(file, self.stage, about)
+        return mapped_tensors(file, self._remedy), _state_of(file, self.stage, about)
 
     def load_best(self, epoch: int) -> dict[str, Tensor]:
-        """The best weights of a resumed training: of `epoch`, or of the interrupted epoch."""
+        """The best weights, mapped: of `epoch` or, in a resumed training, of the interrupted epoch."""
         file = best_file(self.folder, self.stage)
         about = self._read_own(file)
         if about["epoch"] < epoch:
             raise InputError(f"{file}: from epoch {about['epoch']}, not {epoch}; {self._remedy}")
-        return load_tensors(file, self._remedy)
+        return mapped_tensors(file, self._remedy)
 
     @property
     def _remedy(self) -> str:

@@ -12,19 +12,43 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from pydantic import Field
 from torch import Tensor
 
 from msm4sr.errors import InputError
 from msm4sr.strict import Strict
-from msm4sr.threads import shared_cores
+from msm4sr.threads import count_of, shared_cores
 
 Gather = Callable[[Tensor, Sequence[int]], Tensor]
 """Maps rows [n, ...] of this process, and the number of rows of each process, to the rows of all, concatenated.
-Gradients flow back to the process that a row came from."""
+Gradients flow back to the process that a row came from. With a single number, every process has all rows."""
 
 AnyBatch = TypeVar("AnyBatch")
+
+
+class ConnectedEnvironment(LightningEnvironment):
+    """Processes that are connected already, by whatever started them: this package, torchrun, SLURM or Ray Train."""
+
+    creates_processes_externally = True
+
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def global_rank(self) -> int:
+        return dist.get_rank()
+
+    def local_rank(self) -> int:
+        return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+
+    def set_world_size(self, size: int) -> None:
+        if size != (there := dist.get_world_size()):
+            started = count_of(there, "process", "processes")
+            raise InputError(f"device.devices x device.num_nodes is {size}, but {started} started; make them equal")
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is known."""
 
 
 class Device(Strict):
@@ -53,6 +77,8 @@ class Device(Strict):
         """Whether this process prepares data, prints and writes; known before `connect`."""
         if self.processes == 1:
             return True
+        if dist.is_initialized():
+            return dist.get_rank() == 0
         fabric = self.fabric()
         return fabric.local_rank == 0 and fabric.node_rank == 0
 
@@ -97,6 +123,7 @@ class Device(Strict):
             num_nodes=self.num_nodes,
             precision=self.precision,
             strategy=strategy,
+            plugins=[ConnectedEnvironment()] if dist.is_initialized() else [],
         )
 
 
@@ -106,21 +133,28 @@ def gather_own(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def gather_with(fabric: Fabric) -> Gather:
-    """The gather of these processes; their numbers of rows may differ."""
+    """The gather of these processes; their numbers of rows may differ. All of them must make it.
+
+    It has a process group of its own: DDP sums gradients as soon as they are there, and if a process does not use some
+    of its weights, this is not at the same point between two gathers as in the others.
+    """
+    group = dist.new_group() if fabric.world_size > 1 else None
 
     def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+        if len(counts) == 1:
+            return rows
         padding = (0, 0) * (rows.dim() - 1) + (0, max(counts) - len(rows))
-        everything = all_gather(fabric, F.pad(rows, padding))  # [processes, longest, ...]
+        everything = all_gather(fabric, F.pad(rows, padding), group)  # [processes, longest, ...]
         return torch.cat([part[:count] for part, count in zip(everything, counts, strict=True)])
 
     return gather
 
 
-def all_gather(fabric: Fabric, tensor: Tensor) -> Tensor:
+def all_gather(fabric: Fabric, tensor: Tensor, group: Any = None) -> Tensor:
     """Tensors of one shape from all processes: [...] to [processes, ...]. Gradients flow back."""
     if fabric.world_size == 1:
         return tensor.unsqueeze(0)
-    return fabric.all_gather(tensor, sync_grads=True)  # type: ignore[return-value]
+    return fabric.all_gather(tensor, group, sync_grads=True)  # type: ignore[return-value]
 
 
 def shares(batch: AnyBatch, processes: int) -> list[AnyBatch]:
@@ -134,6 +168,12 @@ def shares(batch: AnyBatch, processes: int) -> list[AnyBatch]:
         return [batch]
     parts = (slice(rows * rank // processes, rows * (rank + 1) // processes) for rank in range(processes))
     return [type(batch)(**{name: tensor[part] for name, tensor in tensors.items()}) for part in parts]
+
+
+def join(parts: Sequence[AnyBatch]) -> AnyBatch:
+    """The batch that `shares` has divided."""
+    names = [field.name for field in fields(parts[0])]  # type: ignore[arg-type]
+    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def rank_here() -> int:
@@ -167,9 +207,11 @@ def generator_states(fabric: Fabric, generator: torch.Generator) -> dict[str, Te
 
 
 def set_generator_states(fabric: Fabric, generator: torch.Generator, states: dict[str, Tensor]) -> None:
-    """Restore this process's generators from `generator_states`."""
+    """Restore this process's generators from `generator_states`, of another number of processes `generator` alone."""
+    generator.set_state(states["task"][0].clone())  # the same in all processes
+    if len(states["cpu"]) != fabric.world_size:
+        return
     own: dict[str, Any] = {name: state[fabric.global_rank].clone() for name, state in states.items()}
     torch.set_rng_state(own["cpu"])
-    generator.set_state(own["task"])
     if "cuda" in own:
         torch.cuda.set_rng_state(own["cuda"], fabric.device)

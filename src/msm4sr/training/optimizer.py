@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -39,8 +40,9 @@ class Adam(torch.optim.Adam):
         state = self.state[table]
         if not state:
             state["step"] = torch.zeros((), device=table.device)
-            state["read"] = torch.zeros(len(table), device=table.device)  # [N], the step in which a row was last read
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        if "read" not in state:  # [N], the step in which a row was last read; dense gradients read all rows
+            state["read"] = state["step"].repeat(len(table))
         state["step"] += 1
         rows, step, (beta1, beta2) = gradient.indices()[0], state["step"], group["betas"]
         passed = (step - state["read"][rows]).unsqueeze(1)  # [n, 1]
@@ -63,16 +65,27 @@ def mark_coalesced(tables: Iterable[nn.Embedding]) -> None:
             table.weight.grad._coalesced_(True)
 
 
-def clip_gradients(weights: Iterable[Tensor], max_norm: float) -> None:
-    """Scale all gradients down so that their common norm is at most `max_norm`; sparse ones are coalesced."""
-    gradients = []
+def clip_gradients(weights: Iterable[Tensor], max_norm: float, split: Iterable[Tensor] = ()) -> None:
+    """Scale all gradients down so that their common norm is at most `max_norm`; sparse ones are coalesced.
+
+    Args:
+        weights: with gradients, which are the same in every process unless they are
+        split: those of `weights` of which each process has some rows.
+    """
+    elsewhere = {id(weight) for weight in split}
+    gradients: list[Tensor] = []
+    parts: list[Tensor] = []
     for weight in weights:
         if weight.grad is not None and weight.grad.is_sparse:
             weight.grad = weight.grad.coalesce()
-            gradients.append(weight.grad.values())
-        elif weight.grad is not None:
-            gradients.append(weight.grad)
+        if weight.grad is not None:
+            values = weight.grad.values() if weight.grad.is_sparse else weight.grad
+            (parts if id(weight) in elsewhere else gradients).append(values)
     norm = torch.nn.utils.get_total_norm(gradients)
+    if elsewhere:
+        square = torch.nn.utils.get_total_norm(parts).to(norm.device).square()
+        dist.all_reduce(square)
+        norm = (norm.square() + square).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
+    for gradient in gradients + parts:
         gradient.mul_(factor)

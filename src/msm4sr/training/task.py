@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from msm4sr.data.batches import count_batches, epoch_batches
 from msm4sr.models.base import Scorer
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.located_items import Limits
 from msm4sr.ragged import Ragged
 from msm4sr.registry import Registry
@@ -36,9 +37,9 @@ class Task(nn.Module):
         model: the model to train.
         drop: of sequence random drop, see `epoch_batches`.
         no_pairs: the error message if an epoch has no pair.
-        sparse_tables: embedding tables of which a step reads few rows, in one call that has each row once, in ascending
-            order; the optimiser changes no others.
-        gather: collects the rows of all processes; the trainer sets it before each batch. A loss in which pairs of a
+        sparse_tables: ID embeddings of which a step reads few rows, in one call that has each row once, in ascending
+            order, or none; the optimiser changes no others, and several processes divide the table among themselves.
+        gather: collects the rows of all processes; the trainer sets it. A loss in which pairs of a
             batch are compared with each other needs it.
         can_pad: whether `prepare` can pad what it makes, so that `forward` can be compiled.
         limits: if not None, `prepare` pads a batch within these limits; the trainer sets them.
@@ -48,7 +49,7 @@ class Task(nn.Module):
     can_pad: bool = False
     limits: Limits | None = None
     drop: float = 0.0
-    sparse_tables: Sequence[nn.Embedding] = ()
+    sparse_tables: Sequence[ItemTable] = ()
     no_pairs: ClassVar[str] = "no user has two training items, so there is no pair to train on"
 
     def __init__(self, model: Scorer) -> None:
@@ -65,7 +66,7 @@ class Task(nn.Module):
         Args:
             parts: the rows of each process; together they are the batch.
             rank: the number of this process's part.
-            generator: for random draws.
+            generator: for random draws. It is in the same state in every process: draw for all parts, and take one.
         """
         return parts[rank]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,20 +15,28 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
+from msm4sr.models.item_table import Shard, item_tables
 from msm4sr.models.located_items import to_device
+from msm4sr.tensor_files import Blocks
+from msm4sr.threads import count_of
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
 from msm4sr.training.compilation import compiling, limits_of
-from msm4sr.training.device import Device, gather_own, gather_with, generator_states, set_generator_states, shares
+from msm4sr.training.device import Device, all_gather, gather_with, generator_states, set_generator_states, shares
 from msm4sr.training.identity import stage_identity
 from msm4sr.training.optimizer import Adam, clip_gradients, mark_coalesced
+from msm4sr.training.saved_state import below, load_stored, stored_moments, stored_weights
 from msm4sr.training.settings import StageSettings
+from msm4sr.training.sharding import complete_tables, split_tables, unite_tables
 from msm4sr.training.task import Task, TrainingBatch
+
+logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 10  # steps between two reports of the loss: on a GPU each report waits for the device
 
@@ -43,7 +52,7 @@ class TrainerOptions:
         evaluation: how validation ranks.
         checkpoints: a folder for the best weights and for the state to resume from; None: nothing is written.
         resume: continue from the last checkpoint, if there is one; weights and records are bit-identical to those of
-            a training without interruption.
+            a training without interruption, unless the number of processes has changed.
         identity: what the result depends on besides stage settings, seed and data (such as the model's settings), as
             JSON; a checkpoint with another identity is refused.
     """
@@ -60,6 +69,8 @@ class Trainer:
     """Trains the model of a task until validation no longer improves, and leaves the best weights in it.
 
         Trainer(task_for(model, "finetune", settings), settings.finetune).fit(dataset)
+
+    Several processes divide the ID embeddings; afterwards the first one has the complete model.
 
     Args:
         task: the loss and the batches.
@@ -91,7 +102,7 @@ class Trainer:
         Raises:
             InputError: there is nothing to train on; a checkpoint cannot be written, or belongs to another training.
             FloatingPointError: the loss is not finite.
-            KeyboardInterrupt: after loading the best weights so far into the model.
+            KeyboardInterrupt: the model of a single process then has the best weights so far.
         """
         self._set_up(dataset)
         state, error = self.state, None
@@ -124,7 +135,8 @@ class Trainer:
             error = raised
             raise
         finally:
-            set_weights(self.model, self._best_weights)
+            if error is None or self.fabric.world_size == 1:  # other processes may have ended
+                self._keep_best()
             self.model.eval()
             self._call("on_end", error)
         return [EpochRecord.from_row(row) for row in state.rows]
@@ -145,23 +157,30 @@ class Trainer:
         steps_per_epoch = task.count_batches(self._histories, settings)
         epochs = settings.epochs_within(steps_per_epoch)
         self.fabric = fabric = options.device.connect()
+        split = split_tables(task, Shard(fabric.global_rank, fabric.world_size))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, split)  # type: ignore[no-untyped-call]
         task.to(fabric.device)
         trained = [p for p in task.parameters() if p.requires_grad]
         task.limits = limits_of(task, settings) if options.device.compile else None
-        for table in task.sparse_tables:
-            table.sparse = fabric.world_size == 1 and task.limits is None
+        for table in item_tables(task).values():
+            table.sparse = table in task.sparse_tables and task.limits is None
         self._optimizer = Adam(trained, settings.learning_rate, settings.weight_decay)
         self._rate = schedule_factor(settings.schedule, epochs * steps_per_epoch)
+        task.gather = gather_with(fabric)
         self._forward, self._wrapped_optimizer = fabric.setup(task, self._optimizer)
         if task.limits is not None:
             task.compile(dynamic=False)
         self._generator = torch.Generator()
         self._loss_sum = torch.zeros((), device=fabric.device)  # over the pairs of the epoch
         self._generator_states: dict[str, Tensor] = {}  # when a training resumes inside an epoch
-        self.state, self._best_weights = TrainingState(), weights_of(self.model)
+        self.state = TrainingState(processes=fabric.world_size)
         self._checkpoints: Checkpoints | None = None
-        if options.checkpoints is not None:
-            self._checkpoints = Checkpoints(options.checkpoints, settings.stage, self._identity())
+        if options.checkpoints is None:
+            self._best_weights = weights_of(self.model)
+        else:
+            self._checkpoints = Checkpoints(
+                options.checkpoints, settings.stage, self._identity(), writes=fabric.is_global_zero
+            )
             if options.resume:
                 self._resume(self._checkpoints)
         self.plan = TrainingPlan(settings.stage, epochs, steps_per_epoch, self.state.steps)
@@ -175,7 +194,6 @@ class Trainer:
             **({"device.compile": True} if self.task.limits else {}),
             **self.options.identity,
             "device": self.fabric.device.type,
-            "processes": self.fabric.world_size,
         }
 
     def _resume(self, checkpoints: Checkpoints) -> None:
@@ -184,46 +202,50 @@ class Trainer:
         if found is None:
             return
         tensors, self.state = found
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "generators": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            if part == "loss_sum":
-                self._loss_sum.copy_(tensor)
-            else:
-                parts[part][rest] = tensor
-        set_weights(self.task, parts["weights"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            number, _, kind = name.partition("/")
-            moments.setdefault(int(number), {})[kind] = tensor
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._generator_states = parts["generators"]
-        if self.state.best_epoch:
-            self._best_weights = checkpoints.load_best(self.state.best_epoch)
+        load_stored(self.task, self._optimizer, tensors)
+        processes, sums = self.fabric.world_size, tensors["loss_sum"].reshape(-1)  # of each process
+        self._loss_sum.copy_(sums[self.fabric.global_rank] if len(sums) == processes else sums.mean())
+        self._generator_states = below("generators", tensors)
+        if self.state.processes != processes:
+            logger.info(
+                "%s: resuming with %s instead of %d; results are not bit-identical to a training without this change",
+                self.settings.stage,
+                count_of(processes, "process", "processes"),
+                self.state.processes,
+            )
+            self.state.processes = processes
 
     def _save_last(self) -> None:
         """Write the state to resume from. Every process must call it."""
         if self._checkpoints is None:
             return
-        # Between two epochs no generator state is needed: each epoch seeds the generators.
-        states = generator_states(self.fabric, self._generator) if self.state.step else {}
-        if not self.fabric.is_global_zero:
-            return
-        tensors = {f"weights/{name}": weight for name, weight in weights_of(self.task).items()}
-        for number, moments in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{number}/{name}": moment.detach().cpu().clone() for name, moment in moments.items()}
-        tensors |= {f"generators/{name}": states[name] for name in states}
+        tensors: dict[str, Tensor | Blocks] = {"loss_sum": all_gather(self.fabric, self._loss_sum)}
+        tensors |= {f"weights/{name}": weight for name, weight in stored_weights(self.task).items()}
+        moments = stored_moments(self.task, self._optimizer)
+        tensors |= {f"optimizer/{name}": moment for name, moment in moments.items()}
+        if self.state.step:  # between two epochs no generator state is needed: each epoch seeds the generators
+            states = generator_states(self.fabric, self._generator)
+            tensors |= {f"generators/{name}": state for name, state in states.items()}
         self.state.threads = torch.get_num_threads()
-        self._checkpoints.save_last(tensors | {"loss_sum": self._loss_sum.detach().cpu().clone()}, self.state)
+        self._checkpoints.save_last(tensors, self.state)
+
+    def _keep_best(self) -> None:
+        """Leave the best weights in the model. If they are on disk, the latest ones remain until there are any."""
+        if self._checkpoints is None:
+            set_weights(self.model, self._best_weights)
+        elif self.state.best_epoch:
+            set_weights(self.model, self._checkpoints.load_best(self.state.best_epoch))
+        unite_tables(self.model)
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Seed all generators for the current epoch, or restore them inside it; the caller's state is kept."""
-        seed = epoch_seed(self.options.seed, self.state.epoch, self.fabric.global_rank)
+        seed, epoch, rank = self.options.seed, self.state.epoch, self.fabric.global_rank
         with torch.random.fork_rng(devices=[] if self.fabric.device.type == "cpu" else None):
-            torch.manual_seed(seed)
-            self._generator.manual_seed(seed + 1)
+            # Steps have been done only if a training resumes. Its states then replace these, if they are of as many
+            # processes.
+            torch.manual_seed(epoch_seed(seed, epoch, rank, self.state.step))
+            self._generator.manual_seed(epoch_seed(seed, epoch) + 1)
             if self._generator_states:
                 set_generator_states(self.fabric, self._generator, self._generator_states)
                 self._generator_states = {}
@@ -237,8 +259,10 @@ class Trainer:
             loss = shared_loss(self.fabric, self._forward, self.task, batch, self._generator)
             self._wrapped_optimizer.zero_grad()
             self.fabric.backward(loss)
-        mark_coalesced(self.task.sparse_tables)
-        clip_gradients(self.task.parameters(), self.settings.max_gradient_norm)
+        tables = self.task.sparse_tables
+        mark_coalesced(tables)
+        split = [table.weight for table in tables if table.shard.count > 1]
+        clip_gradients(self.task.parameters(), self.settings.max_gradient_norm, split)
         self._wrapped_optimizer.step()
         return loss.detach()
 
@@ -263,7 +287,8 @@ class Trainer:
         loss = self._finite(self._mean(self._loss_sum)[0] / state.pairs)
         validation: dict[str, float] = {}
         if epoch % self.settings.validate_every == 0 or epoch == self.plan.epochs:
-            validation = self.fabric.broadcast(self.validate() if self.fabric.is_global_zero else {})
+            with complete_tables(self.task):
+                validation = self.fabric.broadcast(self.validate() if self.fabric.is_global_zero else {})
         seconds, speed = round(state.seconds, 3), round(state.pairs / state.seconds, 1)
         return EpochRecord(self.plan.stage, epoch, loss, seconds, speed, validation)
 
@@ -275,11 +300,12 @@ class Trainer:
         if state.best is not None and value <= state.best:
             state.waited += 1
             return False
-        self._best_weights = weights_of(self.model)
+        self._call("on_best", record)
+        if self._checkpoints is None:
+            self._best_weights = weights_of(self.model)
+        else:
+            self._checkpoints.save_best(stored_weights(self.model), record.epoch)
         state.best, state.best_epoch, state.waited = value, record.epoch, 0
-        self._call("on_best", self._best_weights, record)
-        if self._checkpoints is not None and self.fabric.is_global_zero:
-            self._checkpoints.save_best(self._best_weights, record.epoch)
         return True
 
     def _call(self, hook: Literal["on_start", "on_step", "on_best", "on_epoch_end", "on_end"], *given: Any) -> None:
@@ -317,14 +343,13 @@ def shared_loss(
     parts = shares(batch, fabric.world_size)
     alone = len(parts) == 1  # with fewer rows than processes, each process computes all of them
     rank = 0 if alone else fabric.global_rank
-    task.gather = gather_own if alone else gather_with(fabric)
     loss = forward(to_device(task.prepare(parts, rank, generator), fabric.device))
     return loss if alone else loss * (int(parts[rank].mask.sum()) * len(parts) / int(batch.mask.sum()))
 
 
-def epoch_seed(seed: int, epoch: int, process: int) -> int:
-    """The seed of an epoch in a process."""
-    return ((seed * 1_000_003 + epoch) * 2 + process * 2**40) % 2**62
+def epoch_seed(seed: int, epoch: int, process: int = 0, step: int = 0) -> int:
+    """The seed of an epoch in a process; after some of its steps, if another number of processes continues it."""
+    return ((seed * 1_000_003 + epoch) * 2 + process * 2**40 + step * 2**50) % 2**62
 
 
 def schedule_factor(name: Literal["constant", "cosine"], total: int) -> Callable[[int], float]:

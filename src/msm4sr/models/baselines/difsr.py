@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import Dropout, initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
@@ -87,7 +88,7 @@ class DIFSR(FactorizedModel):
     def __init__(self, config: DIFSRConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         attribute_dim = config.attribute_dim if inputs.n_categories else 0
-        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # E
+        self.item_embedding = ItemTable(inputs.n_items, config.dim, inputs.shard)  # E
         self.position = nn.Embedding(config.max_history, config.dim)  # P
         if inputs.n_categories:
             self.category_embedding = nn.Embedding(inputs.n_categories, attribute_dim)  # A is the sum of these
@@ -100,7 +101,7 @@ class DIFSR(FactorizedModel):
 
     def encode_items(self) -> Tensor:
         """ID embeddings and sums of category embeddings, concatenated: [N, 1, D + D_a]."""
-        return self._encode(self.item_embedding.weight)
+        return self._encode(self.item_embedding.table())
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D + D_a]."""

@@ -36,6 +36,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
@@ -72,7 +73,7 @@ class MVRNN(FactorizedModel):
 
     def __init__(self, config: MVRNNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # x
+        self.item_embedding = ItemTable(inputs.n_items, config.dim, inputs.shard)  # x
         present = dict(sorted(inputs.present_features().items()))
         self.features = nn.ModuleDict({a: ItemMeans(rows) for a, rows in present.items()})  # f
         self.apply(initialise)
@@ -88,7 +89,7 @@ class MVRNN(FactorizedModel):
 
     def encode_items(self) -> Tensor:
         """x and m, after corruption in training: [N, 2, D]. Without features x: [N, 1, D]."""
-        return self._encode(self.item_embedding.weight)
+        return self._encode(self.item_embedding.table())
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 2, D] or [n, 1, D]."""

@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from msm4sr.models.base import FactorizedModel, Inputs
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
@@ -41,11 +42,11 @@ class IDTransformer(FactorizedModel):
 
     def __init__(self, config: IDTransformerConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)  # e
+        self.item_embedding = ItemTable(inputs.n_items, config.dim, inputs.shard)  # e
 
     def encode_items(self) -> Tensor:
         """[N, 1, D]."""
-        return self.item_embedding.weight.unsqueeze(1)
+        return self.item_embedding.table().unsqueeze(1)
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D]."""

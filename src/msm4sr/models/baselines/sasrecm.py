@@ -66,7 +66,7 @@ class SASRecM(IDTransformer):
 
     def encode_items(self) -> Tensor:
         """v: [N, 1, D]."""
-        return self._encode(self.item_embedding.weight)
+        return self._encode(self.item_embedding.table())
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D]."""

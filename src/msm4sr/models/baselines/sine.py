@@ -35,6 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
+from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
@@ -70,7 +71,7 @@ class SINE(FactorizedModel):
         super().__init__(config, inputs)
         self.interests = min(config.interests, config.prototypes)  # K
         dim = config.dim
-        self.item_embedding = nn.Embedding(inputs.n_items, dim)  # x
+        self.item_embedding = ItemTable(inputs.n_items, dim, inputs.shard)  # x
         self.prototypes = nn.Embedding(config.prototypes, dim)  # C
         if config.recency:
             self.recency = nn.Embedding(config.max_history, self.interests + 2)
@@ -84,11 +85,11 @@ class SINE(FactorizedModel):
         if config.recency:
             nn.init.zeros_(self.recency.weight)
         nn.init.xavier_normal_(self.prototypes.weight)
-        nn.init.xavier_normal_(self.item_embedding.weight)
+        self.item_embedding.draw((2 / (inputs.n_items + dim)) ** 0.5)  # as nn.init.xavier_normal_
 
     def encode_items(self) -> Tensor:
         """[N, 1, D]."""
-        return self.item_embedding.weight.unsqueeze(1)
+        return self.item_embedding.table().unsqueeze(1)
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, 1, D]."""

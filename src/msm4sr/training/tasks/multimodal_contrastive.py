@@ -40,6 +40,11 @@ class Mixup:
         rho, draws = limit * torch.rand(1, generator=generator), torch.rand(*shape, generator=generator)
         return cls(rho, draws, torch.randint(1, modalities, shape, generator=generator) if modalities > 2 else None)
 
+    def rows(self, start: int, count: int) -> Mixup:
+        """Those of `count` of the B rows."""
+        part = slice(start, start + count)
+        return Mixup(self.rho, self.draws[part], None if self.turn is None else self.turn[part])
+
 
 def mix_up(inputs: Tensor, mixup: Mixup) -> Tensor:
     """Complementary mixup: at each position, with probability rho, the modalities exchange their vectors.
@@ -94,7 +99,9 @@ class PretrainStep:
     ) -> PretrainStep:
         """The step of a process whose rows are `parts[rank]` of a batch; `mixup` limits rho."""
         mine, next_items = parts[rank], [part.targets[part.mask] for part in parts]
-        draws = Mixup.draw(len(model.modalities), mine.items.shape, mixup, generator)
+        rows = [len(part.items) for part in parts]
+        draws = Mixup.draw(len(model.modalities), (sum(rows), mine.items.shape[1]), mixup, generator)
+        draws = draws.rows(sum(rows[:rank]), len(mine.items))
         numbers, place = torch.unique(torch.cat([mine.items.flatten(), next_items[rank]]), return_inverse=True)
         every, n_pairs = torch.cat(next_items), [len(items) for items in next_items]
         columns, target, counts = torch.unique(every, return_inverse=True, return_counts=True)
@@ -151,8 +158,7 @@ def pretrain_loss(model: MSM4SR, step: PretrainStep, settings: PretrainSettings,
     """
     content = torch.stack([model.encode_content(a, step.items) for a in model.modalities], dim=1)  # [n, M, D]
     inputs = take(content, step.histories).permute(2, 0, 1, 3)  # [M, B, L, D]
-    rho = gather(step.mixup.rho, [1] * len(step.n_pairs))[:1]  # the same in all processes
-    encoded = model.encode_sequences(mix_up(inputs, replace(step.mixup, rho=rho)))
+    encoded = model.encode_sequences(mix_up(inputs, step.mixup))
     modalities = torch.arange(len(encoded), device=encoded.device).unsqueeze(1)
     own = take(encoded.flatten(0, 2), modalities * step.histories.numel() + step.pairs)  # [M, p, D]
     hidden = gather(own.transpose(0, 1), step.n_pairs).transpose(0, 1)  # [M, P, D]
@@ -210,6 +216,7 @@ class MultimodalContrastiveTask(Task):
         if len(model.modalities) == 1:
             logger.info("pre-training on %s only: no mixup, no contrast between modalities", model.modalities[0])
         self.settings, self.drop = settings, settings.drop
+        self.sparse_tables = [model.item_embedding]  # pre-training reads none of its rows
 
     def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> PretrainStep:
         step = PretrainStep.of(self.model, parts, rank, self.settings.mixup, generator)

@@ -20,6 +20,7 @@ from msm4sr.models.base import Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
 from msm4sr.objectives import attribute_mutual_information, contrastive_mutual_information
 from msm4sr.ragged import Ragged
+from msm4sr.training.device import join, shares
 from msm4sr.training.negatives import draw_absent
 from msm4sr.training.settings import StageSettings
 from msm4sr.training.task import TASKS, Task
@@ -151,7 +152,7 @@ class MutualInformationTask(Task):
             logger.info("no item has a category: pre-training without associated and masked attributes")
 
     def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> MaskedWindows:
-        return MaskedWindows.draw(self.model, parts[rank], generator)
+        return shares(MaskedWindows.draw(self.model, join(parts), generator), len(parts))[rank]
 
     def forward(self, step: MaskedWindows) -> Tensor:
         return s3rec_loss(self.model, step)

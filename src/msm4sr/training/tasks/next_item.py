@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, FactorizedScorer
+from msm4sr.models.item_table import item_tables, shard_of
 from msm4sr.models.layers import take
 from msm4sr.models.located_items import Limits, LocatedItems, pad_end, pad_slots
 from msm4sr.objectives import (
@@ -22,6 +23,7 @@ from msm4sr.objectives import (
     sampled_binary_cross_entropy,
 )
 from msm4sr.ragged import Ragged
+from msm4sr.training.device import Gather, gather_own, join
 from msm4sr.training.negatives import ItemSampler, absent_items
 from msm4sr.training.settings import FinetuneSettings, StageSettings
 from msm4sr.training.task import TASKS, Task, TrainingBatch
@@ -44,7 +46,9 @@ class FinetuneStep:
     absent: Tensor | None = None
     """int64 [P], an item that is not in the history, for losses that compare two."""
     candidates: LocatedItems | None = None
-    """The C items of a sampled softmax; None: all items."""
+    """Of the C items of a sampled softmax, those that this process encodes; None: all items."""
+    counts: list[int] = field(default_factory=list)
+    """How many candidates each process encodes; a single number: every process encodes all."""
     log_weights: Tensor | None = None
     """[C], the logarithm of how many items each candidate represents."""
     weights: Tensor | None = None
@@ -52,40 +56,59 @@ class FinetuneStep:
 
     @classmethod
     def over_all(
-        cls, model: FactorizedScorer, batch: Batch, n_items: int, generator: torch.Generator | None
+        cls,
+        model: FactorizedScorer,
+        parts: Sequence[Batch],
+        rank: int,
+        n_items: int,
+        generator: torch.Generator | None = None,
     ) -> FinetuneStep:
-        """All items are candidates, and `generator` draws absent ones."""
-        pairs, targets = _pairs(batch), batch.targets[batch.mask]
-        absent = None if model.loss == "softmax" else absent_items(batch, n_items, generator)[batch.mask]
-        return cls(batch.items, pairs, targets, targets, absent)
+        """All items are candidates, and `generator` draws absent ones; the rows are `parts[rank]` of a batch."""
+        batch, absent = parts[rank], None
+        if model.loss != "softmax":
+            start = sum(len(part.items) for part in parts[:rank])
+            drawn = absent_items(join(parts), n_items, generator)
+            absent = drawn[start : start + len(batch.items)][batch.mask]
+        targets = batch.targets[batch.mask]
+        return cls(batch.items, _pairs(batch), targets, targets, absent)
 
     @classmethod
-    def over_sample(cls, model: FactorizedScorer, batch: Batch, sample: Tensor, probabilities: Tensor) -> FinetuneStep:
+    def over_sample(
+        cls, model: FactorizedScorer, parts: Sequence[Batch], rank: int, sample: Tensor, probabilities: Tensor
+    ) -> FinetuneStep:
         """Some items are candidates, for a loss and a cost that are independent of the size of the catalogue.
 
         The items of the batch are encoded for its histories and next items anyway, and count as in the full softmax.
         The rest of the catalogue is estimated from the draws of `sample` that fall on it: a stratified sample, by which
         the denominator is unbiased, and exact for the items of the batch, which tend to be popular.
 
+        All processes have the same candidates, and each encodes those whose ID embeddings it has.
+
         Args:
             model: one with `loss` "softmax".
-            batch: histories and next items.
+            parts: histories and next items, of each process.
+            rank: the number of this process's part.
             sample: int64 [S], independent draws from the catalogue, by any distribution.
             probabilities: [N], that of each item in a draw; they sum to 1.
 
         Reference: the log-q correction of Yi et al. 2019 (RecSys), for the part that is drawn.
         """
+        batch, shard = parts[rank], shard_of(model)
         targets = batch.targets[batch.mask]
-        own = torch.cat([targets, batch.items.flatten()])
-        needed, place = torch.unique(torch.cat([own, sample]), return_inverse=True)
-        target_rows, histories, drawn = place.split([len(targets), batch.items.numel(), len(sample)])
+        others = [part for part in parts if part is not batch]
+        read = [targets, batch.items.flatten()]
+        read += [items for part in others for items in (part.targets[part.mask], part.items.flatten())]
+        needed, counts, place = shard.group(torch.cat([*read, sample]))
+        target_rows, histories = place[: len(targets)], place[len(targets) :][: batch.items.numel()]
+        own, drawn = place[: -len(sample)], place[-len(sample) :]
         return cls(
             histories=histories.view_as(batch.items),
             pairs=_pairs(batch),
             targets=targets,
             target_rows=target_rows,
-            candidates=model.locate(needed),
-            log_weights=stratified_log_weights(place[: len(own)], drawn, probabilities[needed]),
+            candidates=model.locate(torch.split(needed, counts)[shard.rank]),
+            counts=counts,
+            log_weights=stratified_log_weights(own, drawn, probabilities[needed]),
         )
 
     def pad(self, limits: Limits) -> FinetuneStep:
@@ -102,18 +125,22 @@ class FinetuneStep:
             target_rows=pad_end(self.target_rows, size),
             absent=None if self.absent is None else pad_end(self.absent, size),
             candidates=candidates,
+            counts=self.counts,
             log_weights=log_weights,
             weights=pad_end(torch.ones(len(self.pairs)), size),
         )
 
 
-def finetune_loss(model: FactorizedScorer, step: FinetuneStep) -> Tensor:
+def finetune_loss(model: FactorizedScorer, step: FinetuneStep, gather: Gather = gather_own) -> Tensor:
     """The loss of the batch's next items, and the model's auxiliary loss; each candidate is encoded once.
 
     By default the mean negative log-likelihood of equation 13. A model with `loss` "bce" or "bpr" compares each next
-    item with one absent item.
+    item with one absent item. `gather` collects the embeddings of the candidates.
     """
-    embeddings = model.encode_items() if step.candidates is None else model.encode_some_items(step.candidates)
+    if step.candidates is None:
+        embeddings = model.encode_items()
+    else:
+        embeddings = gather(model.encode_some_items(step.candidates), step.counts)  # [C, M, D]
     prefixes = take(model.encode_histories(step.histories, embeddings).flatten(0, 1), step.pairs)  # [P, Q]
     item_vectors = model.scoring_vectors(embeddings)  # [C, Q]
     if step.absent is None:
@@ -176,21 +203,20 @@ class NextItemTask(Task):
         self.can_pad = model.can_pad
         self.samples = settings.samples_of(model.n_items) if model.loss == "softmax" else None
         if self.samples is not None:
-            tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-            self.sparse_tables = [table for table in tables if table.num_embeddings == model.n_items]
+            self.sparse_tables = list(item_tables(model).values())
         if model.seen_bias is not None and model.loss != "softmax":
             raise InputError(f"model.seen_item_bias needs a softmax, but model.loss is {model.loss}; change either")
 
     def prepare(self, parts: Sequence[Any], rank: int, generator: torch.Generator) -> Any:
         if self.samples is None:
-            step = FinetuneStep.over_all(self.model, parts[rank], self.model.n_items, generator)
+            step = FinetuneStep.over_all(self.model, parts, rank, self.model.n_items, generator)
         else:
             sample = self.sampler.draw(self.samples, generator)
-            step = FinetuneStep.over_sample(self.model, parts[rank], sample, self.sampler.probabilities)
+            step = FinetuneStep.over_sample(self.model, parts, rank, sample, self.sampler.probabilities)
         return step if self.limits is None else step.pad(self.limits)
 
     def forward(self, step: Any) -> Tensor:
-        return finetune_loss(self.model, step)
+        return finetune_loss(self.model, step, self.gather)
 
     def batches(self, histories: Ragged, settings: StageSettings, rng: np.random.Generator) -> Iterator[TrainingBatch]:
         self.prepare_sampler(histories)
