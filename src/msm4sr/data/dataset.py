@@ -23,6 +23,7 @@ Last item = test, the one before = validation, the rest = training.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -231,24 +232,27 @@ def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
 
 
 def k_core(
-    user: Ints, item: Ints, n_users: int, n_items: int, user_core: int, item_core: int
-) -> tuple[Flags, Flags, Flags]:
+    pairs: Callable[[], Iterable[tuple[Ints, Ints]]], n_users: int, n_items: int, user_core: int, item_core: int
+) -> tuple[Flags, Flags]:
     """Drop users and items with fewer than `user_core` or `item_core` interactions until all that remain have enough.
 
-    `user` and `item` are the numbers of the user and the item of each interaction; repeats count.
+    `pairs` gives chunks of the numbers of the user and the item of each interaction, anew at each call; repeats count.
 
     Returns:
-        Which users, items and interactions remain: bool [n_users], [n_items], [interactions].
+        Which users and items remain: bool [n_users], [n_items].
     """
-    kept = np.ones(len(user), dtype=bool)
-    while True:
-        keep_user = np.bincount(user, minlength=n_users) >= user_core
-        keep_item = np.bincount(item, minlength=n_items) >= item_core
-        stay = keep_user[user] & keep_item[item]
-        if stay.all():
-            return keep_user, keep_item, kept
-        kept[kept] = stay
-        user, item = user[stay], item[stay]
+    keep_user, keep_item, changed = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool), True
+    while changed:
+        of_user, of_item = np.zeros(n_users, dtype=np.uint32), np.zeros(n_items, dtype=np.uint32)
+        for user, item in pairs():
+            stay = keep_user[user] & keep_item[item]
+            np.add.at(of_user, user[stay], 1)
+            np.add.at(of_item, item[stay], 1)
+        changed = False
+        for keep, count, core in ((keep_user, of_user, user_core), (keep_item, of_item, item_core)):
+            changed |= bool((keep & (count < core)).any())
+            keep &= count >= core
+    return keep_user, keep_item
 
 
 class _Remaining:
@@ -279,7 +283,7 @@ class _Remaining:
         changed = True
         while changed:
             sizes = len(self.keep_user), len(self.keep_item)
-            users, items, _ = k_core(self.user, self.item, *sizes, user_core, item_core)
+            users, items = k_core(lambda: [(self.user, self.item)], *sizes, user_core, item_core)
             self.drop("k-core", ~users, ~items)
             changed = self.drop_short_histories()
 
