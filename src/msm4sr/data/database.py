@@ -99,9 +99,13 @@ class Database:
         except duckdb.Error as error:
             text = str(error)
             if "No space left" in text or "max_temp_directory_size" in text or "File too large" in text:
-                raise OSError(errno.ENOSPC, f"the disk is full ({first_line(error)})", str(self.folder.parent)) from error
+                raise OSError(
+                    errno.ENOSPC, f"the disk is full ({first_line(error)})", str(self.folder.parent)
+                ) from error
             if isinstance(error, duckdb.OutOfMemoryException):
-                raise InputError(f"--memory: {self._memory >> 20:,} MiB are too little for this data; give more") from error
+                raise InputError(
+                    f"--memory: {self._memory >> 20:,} MiB are too little for this data; give more"
+                ) from error
             if isinstance(error, duckdb.IOException):
                 raise OSError(errno.EIO, first_line(error), str(self.folder.parent)) from error
             raise

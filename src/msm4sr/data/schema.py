@@ -19,7 +19,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,16 @@ def id_strings(column: pl.Series, path: Path) -> pl.Series:
     return column.cast(pl.String)
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Some columns of a Parquet file in this order, or all. Raises InputError if it cannot be read."""
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, rows: tuple[int, int | None] = (0, None)
+) -> pl.DataFrame:
+    """Some columns of a Parquet file in this order, or all; `rows`: the first, and how many (None: to the end).
+
+    Raises InputError if the file cannot be read.
+    """
     try:
-        frame = pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
-        return frame if columns is None else frame.select(columns)
+        table = pl.scan_parquet(path, glob=False, hive_partitioning=False).slice(*rows)
+        return (table if columns is None else table.select(columns)).collect()
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 

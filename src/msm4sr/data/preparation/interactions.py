@@ -59,7 +59,9 @@ class Interactions:
         place = "moment::HUGEINT * (1::HUGEINT << 40) + row"
         rating = f", arg_max_null(rating, {place}) AS rating" if self._with_rating else ""
         grouped = f"SELECT user_code, item_code, max({place}) AS place{rating} FROM {self.table} GROUP BY user_code, item_code"
-        columns = "user_code, item_code, (place >> 40)::BIGINT AS moment, (place & ((1::HUGEINT << 40) - 1))::BIGINT AS row"
+        columns = (
+            "user_code, item_code, (place >> 40)::BIGINT AS moment, (place & ((1::HUGEINT << 40) - 1))::BIGINT AS row"
+        )
         return f"SELECT {columns}{', rating' if self._with_rating else ''} FROM ({grouped})"
 
     def _pairs(self) -> Iterator[tuple[Ints, Ints]]:

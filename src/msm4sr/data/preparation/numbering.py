@@ -13,7 +13,7 @@ from msm4sr.data.dataset import Flags
 from msm4sr.data.preparation.catalogue import alike_ids, compare_ids, write_part
 from msm4sr.data.preparation.cleaning import Cleaner
 from msm4sr.data.preparation.interactions import Interactions
-from msm4sr.data.preparation.source import PrepareReport, Source, TableName
+from msm4sr.data.preparation.source import PrepareReport, Source
 from msm4sr.data.preparation.times import Times
 from msm4sr.errors import InputError
 
@@ -101,7 +101,9 @@ class Numbering:
                     (pl.lit(None) if time is None else pl.col(time)).cast(COLUMNS[name]).alias(name)
                     for name, time in times.items()
                 )
-            block = block.select("row", "user_id", "item_id", *(pl.col(n).cast(t) for n, t in COLUMNS.items() if n in block))
+            block = block.select(
+                "row", "user_id", "item_id", *(pl.col(n).cast(t) for n, t in COLUMNS.items() if n in block)
+            )
             if len(block):
                 yield write_part(block, self._database.folder, number, "interactions")
                 number += 1
@@ -158,7 +160,9 @@ class Numbering:
         report, known = self._report, _ItemIds(self._database, self.catalogue_rows)
         lacking = report.interactions_read - self._database.count(f"usable WHERE item_code < {self.catalogue_rows}")
         if 2 * lacking > report.interactions_read:
-            report.notes.append(f"most interactions are with items outside the catalogue: {compare_ids(unknown, known)}")
+            report.notes.append(
+                f"most interactions are with items outside the catalogue: {compare_ids(unknown, known)}"
+            )
         elif alike := alike_ids(unknown, known):
             report.notes.append(f"items outside the catalogue: {alike}")
 

@@ -1,31 +1,23 @@
-"""How files are read: `read_blocks` parses a text line by line, `read_table` reads a complete table.
+"""Text files that are parsed line by line (see `tables` for tables).
 
 Lines may be gzipped; invalid ones are counted by reason, in bounded memory. A file that is cut short or damaged inside
 its gzip stream counts as completely invalid, because the number of missing rows is unknown. The rows before the damage
 are used only if `max_invalid_fraction` is 1.
-
-The suffix of a table decides how it is read: `.csv` (comma), `.tsv` and `.txt` (tab), each with `.gz` too, and
-`.parquet`. Text files are UTF-8 with a header. A **broken row** (more or fewer fields than the header, quotation marks
-that do not pair) is an error that names the line, because everything after it may have shifted.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
-import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal
 
 import polars as pl
 
-from msm4sr.data.preparation.lists import LISTED, written_list
 from msm4sr.data.preparation.source import Drop, PrepareReport
-from msm4sr.data.schema import UNREADABLE, read_parquet
-from msm4sr.errors import InputError, excerpt, first_line
+from msm4sr.errors import InputError
 
 CHUNK = 1 << 20  # bytes that are read at a time
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
@@ -129,7 +121,7 @@ def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
     """The number of the first line and the lines of one chunk after the other; None for a line over `MAX_LINE`."""
     path, number, rest, skipping = invalid.path, 1, b"", False
     try:
-        for chunk in _chunks(path):
+        for chunk in read_chunks(path):
             *ended, rest = (chunk if skipping else rest + chunk).split(b"\n")
             lines: list[bytes | None] = [line if len(line) <= MAX_LINE else None for line in ended]
             if skipping and lines:
@@ -153,153 +145,8 @@ def _lines(invalid: InvalidRows) -> Iterator[tuple[int, list[bytes | None]]]:
         yield number, [None if skipping else rest]
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file, decompressed if it is gzipped."""
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"  # gzip, by content: browsers unpack a download and keep its name
         yield from iter(partial((gzip.GzipFile(fileobj=raw) if packed else raw).read1, CHUNK), b"")
-
-
-def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
-    """Read a table; every value of a text file is a string, so that an ID keeps its leading zeros."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-    if suffix == ".parquet":
-        table = read_parquet(path)
-        refuse_duplicates(path, table.columns)
-        return _with_plain_names(table)
-    if suffix not in DELIMITERS:
-        raise InputError(f"{path}: unknown kind of file; expected .csv, .tsv, .txt (also with .gz) or .parquet")
-    delimiter = delimiter or DELIMITERS[suffix]
-    _check_header(path, delimiter)
-    try:
-        table = pl.read_csv(path, separator=delimiter, infer_schema=False, glob=False)
-    except UNREADABLE as error:
-        problem = _broken_row(path, delimiter) or _bare_cr(path)
-        problem = problem or f"cannot be read as a text table ({first_line(error)})"
-        raise InputError(f"{path}: {problem}") from error
-    # A row with too few fields is filled with nulls; only a table with nulls in its last column can have one.
-    if table.width and table[:, -1].null_count() and (broken := _broken_row(path, delimiter)):
-        raise InputError(f"{path}: {broken}")
-    return _with_plain_names(table)
-
-
-def _with_plain_names(table: pl.DataFrame) -> pl.DataFrame:
-    return table.rename(lambda name: name.strip() or name)
-
-
-def stripped(column: pl.Series) -> pl.Series:
-    """Texts without the white space around them, null where nothing is left; other types as they are."""
-    if column.dtype != pl.String:
-        return column
-    stripped = column.str.strip_chars()
-    return stripped.set(stripped == "", None)
-
-
-def plain_column(column: pl.Series, path: Path, wanted: str) -> pl.Series:
-    """The column. Raises InputError if its values are lists, objects or bytes."""
-    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object, pl.Boolean, pl.Time, pl.Duration):
-        raise InputError(f"{path}: column '{column.name}' is {column.dtype}; it should hold {wanted} a row")
-    return column
-
-
-def text_column(column: pl.Series, path: Path, separator: str = "\n") -> pl.Series:
-    """Texts, and numbers as texts; the texts of a list that is written as a text are joined; null where empty."""
-    texts = stripped(plain_column(column, path, "one text").cast(pl.String))
-    listed = texts.str.contains(LISTED.pattern).fill_null(False)
-    if listed.any():
-        texts = stripped(
-            texts.scatter(listed.arg_true(), [separator.join(written_list(text)) for text in texts.filter(listed)])
-        )
-    return texts
-
-
-def refuse_duplicates(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError if two columns of a file have the same name, but for case and blanks."""
-    plain = ["".join(name.split()).casefold() for name in names]
-    for place, name in enumerate(plain):
-        if name and (first := plain.index(name)) < place:
-            both = "" if names[first] == names[place] else f" and {excerpt(names[place])}"
-            raise InputError(
-                f"{path}: columns {first + 1} and {place + 1} are both named {excerpt(names[first])}{both}; rename one"
-            )
-
-
-def _check_header(path: Path, delimiter: str) -> None:
-    """Raise InputError if two columns have the same name, or the lines are not split into columns."""
-    try:
-        with _text_file(path) as file:
-            start = file.read(CHUNK)
-            if "\r" in start and "\n" not in start:
-                raise InputError(f"{path}: {CR_ONLY}")
-        record = next((record for _, record in _records(path) if record), "")
-        names = [name.strip() for name in next(csv.reader([record], delimiter=delimiter), [])]
-    except csv.Error as error:
-        raise InputError(f"{path}: the header cannot be split into columns: {excerpt(record)}") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {_undecodable(error)}") from error
-    if record.lower().startswith("sep=") or (record.startswith("#") and (len(names) == 1 or " " in names[0])):
-        raise InputError(f"{path}: line 1, {excerpt(record)}, is no header; remove the lines above the header")
-    other = next((mark for mark in ";\t|," if mark in record and mark != delimiter), None)
-    if len(names) == 1 and other:
-        raise InputError(
-            f"{path}: the header is one column, {excerpt(record)}; if {other!r} separates the columns, pass "
-            f"--delimiter {other!r} (for both tables; convert one if they differ)"
-        )
-    refuse_duplicates(path, names)
-
-
-def _broken_row(path: Path, delimiter: str) -> str | None:
-    """The first line of a text file that is not a valid row, and why; None if all are valid."""
-    apart = re.escape(delimiter)
-    proper = re.compile(rf'(?:(?:"(?:[^"]|"")*"|[^"{apart}]*)(?:{apart}|$))*')
-    header: list[str] | None = None
-    try:
-        for line, record in _records(path):
-            if not record:
-                continue
-            if record.count('"') % 2:
-                return f"line {line}: a quotation mark opens and none closes"
-            if not proper.fullmatch(record):
-                return f'line {line}: a quotation mark inside a value; quote the value and write "" for it'
-            fields = next(csv.reader([record], delimiter=delimiter))
-            header = header or fields
-            if len(fields) != len(header):
-                return f"line {line}: {len(fields)} fields where the header has {len(header)}"
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        return _undecodable(error)
-    return None
-
-
-def _bare_cr(path: Path) -> str | None:
-    """The first line that ends in CR alone."""
-    with _text_file(path) as lines:
-        number = next((number for number, line in enumerate(lines, start=1) if line.endswith("\r")), None)
-    return None if number is None else f"line {number}: ends in CR alone; convert all (`tr '\\r' '\\n'`)"
-
-
-def _undecodable(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return NO_UTF8
-    return f"cannot be read ({first_line(error)})"
-
-
-def _text_file(path: Path) -> TextIO:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    opened = gzip.open if packed else open
-    return cast(TextIO, opened(path, "rt", encoding="utf-8-sig", newline=""))
-
-
-def _records(path: Path) -> Iterator[tuple[int, str]]:
-    """Rows of a text file with the number of their first line; quoted line breaks stay within their row."""
-    with _text_file(path) as lines:
-        start, parts, quotes = 1, list[str](), 0
-        for number, line in enumerate(lines, start=1):
-            parts.append(line)
-            quotes += line.count('"')
-            if quotes % 2 == 0:
-                yield start, "".join(parts).rstrip("\r\n")
-                start, parts, quotes = number + 1, [], 0
-        if parts:
-            yield start, "".join(parts).rstrip("\r\n")
