@@ -14,8 +14,8 @@ import polars as pl
 
 from msm4sr.errors import InputError, first_line
 
-CHUNK = 1 << 20  # rows that are copied out of a table at a time
-LEAST_MEMORY = 256 << 20  # bytes: Python, DuckDB and polars alone need half of it
+CHUNK = 1 << 18  # rows that are copied out of a table at a time
+LEAST_MEMORY = 400 * 10**6  # bytes: Python, DuckDB and polars alone need half of it
 RESERVE = 48 << 20  # bytes that DuckDB allocates outside its limit
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -27,7 +27,7 @@ def parse_memory(written: str) -> int:
         raise InputError(f"--memory: {written!r} is no size; write it like 4GB or 500MB")
     size = int(float(match[1]) * UNITS[(match[2] or "").lower()])
     if size < LEAST_MEMORY:
-        raise InputError(f"--memory: {written} is too little; give at least {LEAST_MEMORY >> 20} MiB")
+        raise InputError(f"--memory: {written} is too little; give at least {LEAST_MEMORY // 10**6} MB")
     return size
 
 
