@@ -8,8 +8,9 @@ are used only if `max_invalid_fraction` is 1.
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from msm4sr.data.preparation.source import Drop, PrepareReport, TableName
 from msm4sr.errors import InputError
 
 CHUNK = 1 << 18  # bytes that are read at a time
-TEXT = 4 << 20  # bytes that are parsed at a time
+TEXT = 3 << 20  # bytes that are parsed at a time
 FEW_LINES = 32  # that are parsed line by line if one is invalid
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
 BLOCK = 50_000  # rows of a block
@@ -31,7 +32,7 @@ NO_UTF8 = "is not UTF-8 text; convert it first (for example `iconv -f latin1 -t 
 CR_ONLY = "the lines end in CR alone; convert it first (`tr '\\r' '\\n'`)"
 INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": pl.Int64(), "rating": pl.Float32()}
 
-Lines = tuple[int, list[bytes | None]]  # the number of the first line; None for a line that is too long
+Text = tuple[int, bytes | None]  # the number of the first line, and complete lines; None: one that is too long
 
 
 class InvalidRow(Exception):
@@ -52,11 +53,15 @@ class InvalidRows:
         self.path, self.max_fraction = path, max_fraction
         self.rows = 0
         self.reasons: dict[str, Drop] = {}
+        self._first: dict[str, int] = {}  # the line of the example of each reason
 
     def add(self, error: InvalidRow, line: int) -> None:
         """Count an invalid row; lines count from 1."""
-        case = f"line {line}" + (f": {error.case}" if error.case else "")
-        self.reasons.setdefault(str(error), Drop(str(error), 0, case)).count += 1
+        drop = self.reasons.setdefault(str(error), Drop(str(error), 0, ""))
+        drop.count += 1
+        if line <= self._first.setdefault(str(error), line):
+            self._first[str(error)] = line
+            drop.example = f"line {line}" + (f": {error.case}" if error.case else "")
 
     def check(self) -> None:
         """Raise InputError if more than the allowed fraction is invalid."""
@@ -95,21 +100,15 @@ def read_blocks(
     invalid = InvalidRows(path, report.rules.max_invalid_fraction)
     parser = _Parser(parse, columns, native, invalid)
     found, rows = list[pl.DataFrame](), 0
-    for first, lines in _ahead(_lines(invalid)):
-        numbered = [
-            (number, line)
-            for number, line in enumerate(lines, first)
-            if (line is None or line.strip()) and not (header and number == 1)
-        ]
-        invalid.rows += len(numbered)
-        for frame in parser.frames(numbered):
+    for first, text in _ahead(_texts(invalid)):
+        for frame in parser.frames(first, text, header and first == 1):
             found, rows = [*found, frame], rows + len(frame)
         if rows >= BLOCK:
-            yield pl.concat(found)
+            yield pl.concat(found).sort("row")
             found, rows = [], 0
     invalid.check()
     if rows:
-        yield pl.concat(found)
+        yield pl.concat(found).sort("row")
     setattr(report, f"{table}_read", invalid.rows)
     for drop in invalid.reasons.values():
         report.drop(f"{table}: {drop.reason}", drop.count, f"{path.name}, {drop.example}")
@@ -128,20 +127,41 @@ class _Parser:
         self._parse, self._native, self._invalid = parse, native, invalid
         self._schema = {"row": pl.Int64(), **columns}
 
-    def frames(self, lines: list[tuple[int, bytes | None]]) -> Iterator[pl.DataFrame]:
-        """The valid rows of numbered lines; None is a line that is too long."""
-        if self._native and lines:
-            texts = [line for _, line in lines if line is not None]
-            table = self._native(b"\n".join(texts), len(texts)) if len(texts) == len(lines) else None
+    def frames(self, first: int, text: bytes | None, header: bool) -> Iterator[pl.DataFrame]:
+        """The valid rows of some lines (None: one that is too long), of which the first is a header or not."""
+        count = 0 if text is None else text.count(b"\n") + (not text.endswith(b"\n"))
+        if self._native and text and text.count(b"}\n") == text.count(b"\n") and not header:
+            table = self._native(text, count)  # None if a line is blank, too
             if table is not None:
-                numbers = pl.Series("row", [number for number, _ in lines], pl.Int64)
-                yield table.select(numbers, *(name for name in self._schema if name != "row"))
+                self._invalid.rows += count
+                yield self._numbered(table, pl.int_range(first, first + count, dtype=pl.Int64, eager=True))
                 return
-            if len(lines) > FEW_LINES:
-                middle = len(lines) // 2
-                yield from self.frames(lines[:middle])
-                yield from self.frames(lines[middle:])
-                return
+        lines = [None] if text is None else text.removesuffix(b"\n").split(b"\n")
+        numbered = [
+            (number, line)
+            for number, line in enumerate(lines, first)
+            if (line is None or line.strip()) and not (header and number == first)
+        ]
+        self._invalid.rows += len(numbered)
+        if self._native:  # a line that is cut short is the usual case
+            complete = [(number, line) for number, line in numbered if line and line.rstrip().endswith(b"}")]
+            yield from self._halves(complete)
+            numbered = [(number, line) for number, line in numbered if not line or not line.rstrip().endswith(b"}")]
+        yield from self._one_by_one(numbered)
+
+    def _halves(self, lines: list[tuple[int, bytes]]) -> Iterator[pl.DataFrame]:
+        """Parse lines natively, by halves as long as one of them is refused."""
+        table = self._native(b"\n".join(line for _, line in lines), len(lines)) if self._native and lines else None
+        if table is not None:
+            yield self._numbered(table, pl.Series([number for number, _ in lines], dtype=pl.Int64))
+        elif len(lines) > FEW_LINES:
+            middle = len(lines) // 2
+            yield from self._halves(lines[:middle])
+            yield from self._halves(lines[middle:])
+        else:
+            yield from self._one_by_one(lines)
+
+    def _one_by_one(self, lines: Sequence[tuple[int, bytes | None]]) -> Iterator[pl.DataFrame]:
         rows = list[tuple[Any, ...]]()
         for number, line in lines:
             try:
@@ -153,8 +173,11 @@ class _Parser:
         if rows:
             yield pl.DataFrame(list(zip(*rows, strict=True)), self._schema)
 
+    def _numbered(self, table: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
+        return table.with_columns(row=rows).select(list(self._schema))
 
-def _ahead(chunks: Iterator[Lines]) -> Iterator[Lines]:
+
+def _ahead(chunks: Iterator[Text]) -> Iterator[Text]:
     """The chunks, each read (and decompressed) while the one before is parsed."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, chunks, None)
@@ -165,8 +188,8 @@ def _ahead(chunks: Iterator[Lines]) -> Iterator[Lines]:
 
 def read_header(path: Path) -> str:
     """The first line of a text file; undecodable bytes become question marks. Raises InputError for UTF-16."""
-    first = next((lines[0] for _, lines in _lines(InvalidRows(path, 1.0)) if lines), None) or b""
-    header = first.decode("utf-8-sig", "replace").rstrip("\r\n")
+    text = next((text for _, text in _texts(InvalidRows(path, 1.0))), None) or b""
+    header = text.partition(b"\n")[0].decode("utf-8-sig", "replace").rstrip("\r\n")
     if "\0" in header:
         raise InputError(f"{path}: {NO_UTF8}")
     if "\r" in header:
@@ -174,19 +197,25 @@ def read_header(path: Path) -> str:
     return header
 
 
-def _lines(invalid: InvalidRows) -> Iterator[Lines]:
-    """The number of the first line and the lines of one chunk after the other; None for a line over `MAX_LINE`."""
+def _texts(invalid: InvalidRows) -> Iterator[Text]:
+    """The lines of a file, many together."""
     path, number, rest, skipping = invalid.path, 1, b"", False
     try:
         for chunk in _joined(read_chunks(path)):
-            *ended, rest = (chunk if skipping else rest + chunk).split(b"\n")
-            lines: list[bytes | None] = [line if len(line) <= MAX_LINE else None for line in ended]
-            if skipping and lines:
-                lines[0], skipping = None, False
+            if skipping:
+                _, ended, chunk = chunk.partition(b"\n")
+                if not ended:
+                    continue
+                yield number, None
+                number, skipping = number + 1, False
+            text = rest + chunk
+            end = text.rfind(b"\n") + 1
+            text, rest = text[:end], text[end:]
+            for part in [text] if len(text) <= MAX_LINE else re.findall(rb"[^\n]*\n", text):
+                yield number, part if len(part) <= MAX_LINE + 1 else None
+                number += part.count(b"\n")
             if len(rest) > MAX_LINE:
                 rest, skipping = b"", True
-            yield number, lines
-            number += len(lines)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         if invalid.max_fraction < 1:
             raise InputError(
@@ -199,7 +228,7 @@ def _lines(invalid: InvalidRows) -> Iterator[Lines]:
     except OSError as error:
         raise InputError(f"{path}: {'no such file' if not path.exists() else error.strerror or error}") from error
     if skipping or rest:
-        yield number, [None if skipping else rest]
+        yield number, None if skipping else rest
 
 
 def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -136,7 +136,7 @@ class Tables(Source):
             numbers = columns["time"]
             none = ~wrong & (numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False))
             if none.any():
-                value = stripped(written)[first := int(none.arg_max() or 0)]
+                value = stripped(written)[int(none.arg_max() or 0)]
                 problem = "no time" if value is None else f"{excerpt(value)} is no time"
                 problem = f"column '{times.name}', {{place}}: {problem}; expected {UNITS[times.unit]}"
                 checks.add(none, "interactions whose time cannot be read", problem, block)
