@@ -104,11 +104,11 @@ def read_blocks(
         for frame in parser.frames(first, text, header and first == 1):
             found, rows = [*found, frame], rows + len(frame)
         if rows >= BLOCK:
-            yield pl.concat(found).sort("row")
+            yield _in_order(found)
             found, rows = [], 0
     invalid.check()
     if rows:
-        yield pl.concat(found).sort("row")
+        yield _in_order(found)
     setattr(report, f"{table}_read", invalid.rows)
     for drop in invalid.reasons.values():
         report.drop(f"{table}: {drop.reason}", drop.count, f"{path.name}, {drop.example}")
@@ -130,7 +130,7 @@ class _Parser:
     def frames(self, first: int, text: bytes | None, header: bool) -> Iterator[pl.DataFrame]:
         """The valid rows of some lines (None: one that is too long), of which the first is a header or not."""
         count = 0 if text is None else text.count(b"\n") + (not text.endswith(b"\n"))
-        if self._native and text and text.count(b"}\n") == text.count(b"\n") and not header:
+        if self._native and text and not header:
             table = self._native(text, count)  # None if a line is blank, too
             if table is not None:
                 self._invalid.rows += count
@@ -175,6 +175,11 @@ class _Parser:
 
     def _numbered(self, table: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
         return table.with_columns(row=rows).select(list(self._schema))
+
+
+def _in_order(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    block = pl.concat(frames)
+    return block if block["row"].is_sorted() else block.sort("row")
 
 
 def _ahead(chunks: Iterator[Text]) -> Iterator[Text]:

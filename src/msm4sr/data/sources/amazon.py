@@ -46,6 +46,7 @@ MAX_NESTING = 8  # lists in lists
 OLD_NAMES = ("reviewerID", "asin", "unixReviewTime", "overall")  # until 2018
 NEW_NAMES = ("user_id", "parent_asin", "timestamp", "rating")
 PLAIN_ID = r"^[A-Za-z0-9][!-~]*$"
+NO_NUMBER = r"^(?:[A-Z]|0[0-9])[!-~]*$"  # and plain; an ID as most are
 
 # Each attempt ends where the next one would start, so that no text takes more than linear time.
 INVISIBLE = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->", re.I | re.S)
@@ -121,11 +122,10 @@ def native_reviews(lines: bytes, count: int, unit: NumberUnit = "auto") -> pl.Da
     times, ratings, ids = pl.col(time), pl.col(rating), pl.col(user, item_id)
     [valid] = table.select(
         pl.all_horizontal(
-            ids.str.contains(PLAIN_ID).all(),
-            (ids.str.len_chars() < 64).all(),
+            pl.col(user, item_id, time).is_not_null().all(),
+            (ids.str.len_bytes() < 64).all(),
             (times.is_between(EARLIEST * per_second, LATEST * per_second, closed="left")).all(),
             (ratings.is_null() | ratings.is_between(0, 1000)).all(),
-            *(pl.col(name).is_not_null().all() for name in (user, item_id, time)),
         )
     ).to_series()
     if len(table) != count or not valid or not _are_texts(table, lines, (user, item_id)):
@@ -136,10 +136,12 @@ def native_reviews(lines: bytes, count: int, unit: NumberUnit = "auto") -> pl.Da
 
 
 def _are_texts(table: pl.DataFrame, lines: bytes, names: Sequence[str]) -> bool:
-    """Whether all IDs were written as texts: polars reads the number 12 as "12"."""
-    suspects = [name for name in names if table[name].str.contains(r"^(?:[1-9]|0$|0\.|true$|false$)").any()]
+    """Whether all IDs are plain, and were written as texts: polars reads the number 12 as "12"."""
+    suspects = [name for name in names if not table[name].str.contains(NO_NUMBER).all()]
     if not suspects:
         return True
+    if not all(table[name].str.contains(PLAIN_ID).all() for name in suspects):
+        return False
     numbers = pl.read_ndjson(io.BytesIO(lines), schema=dict.fromkeys(suspects, pl.Float64()), ignore_errors=True)
     truths = pl.read_ndjson(io.BytesIO(lines), schema=dict.fromkeys(suspects, pl.Boolean()), ignore_errors=True)
     return all(part.null_count().row(0) == (len(table),) * len(suspects) for part in (numbers, truths))
