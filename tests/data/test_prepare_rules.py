@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_images import tiny_image
 
-from msm4sr.data.dataset import k_core
+from msm4sr.data.remaining import k_core
 from msm4sr.data.preparation import pipeline
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.preparation.source import Rules

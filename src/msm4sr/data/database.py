@@ -111,10 +111,11 @@ class Database:
             raise
 
 
-def parquet_files(paths: Sequence[Path]) -> str:
-    """The SQL of a table in Parquet files."""
+def parquet_files(paths: Sequence[Path], file_row_number: bool = False) -> str:
+    """The SQL of a table in Parquet files; with the column `file_row_number`, from 0 on, if wanted."""
     names = (quoted(re.sub(r"([*?\[])", r"[\1]", str(path))) for path in paths)  # they are patterns to DuckDB
-    return f"read_parquet([{', '.join(names)}])"
+    numbered = ", file_row_number = true" if file_row_number else ""
+    return f"read_parquet([{', '.join(names)}], hive_partitioning = false{numbered})"
 
 
 def quoted(text: str) -> str:

@@ -14,10 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 import polars as pl
 
-from msm4sr.data.dataset import Flags
 from msm4sr.data.images import BrokenImage, file_suffix
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.source import PrepareReport, TableName
+from msm4sr.data.remaining import Flags
 from msm4sr.data.schema import ITEM_COLUMNS, ITEMS, writing
 from msm4sr.errors import InputError, excerpt
 

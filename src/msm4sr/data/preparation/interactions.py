@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.database import Database, parquet_files, quoted
-from msm4sr.data.dataset import Flags, Ints, k_core
 from msm4sr.data.preparation.source import PrepareReport, Rules
+from msm4sr.data.remaining import Flags, Ints, k_core
 from msm4sr.data.schema import writing
 
 ROW_GROUP = 1 << 20  # interactions of a row group

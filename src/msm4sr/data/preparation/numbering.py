@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.database import CHUNK, Database, parquet_files
-from msm4sr.data.dataset import Flags
 from msm4sr.data.preparation.catalogue import alike_ids, compare_ids, write_part
 from msm4sr.data.preparation.cleaning import Cleaner
 from msm4sr.data.preparation.interactions import Interactions
 from msm4sr.data.preparation.source import PrepareReport, Source
 from msm4sr.data.preparation.times import Times
+from msm4sr.data.remaining import Flags
 from msm4sr.errors import InputError
 
 EXAMPLES = 1000  # unknown IDs that are compared with the catalogue for a message

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Flags, Ints
 from msm4sr.data.preparation.source import Place, PrepareReport
+from msm4sr.data.remaining import Flags, Ints
 from msm4sr.data.schema import END_OF_TIME
 from msm4sr.errors import InputError
 
