@@ -12,8 +12,8 @@ from test_times import NOON, history, recbole, tables
 
 from msm4sr.data.preparation.catalogue import write_parquet
 from msm4sr.data.preparation.pipeline import prepare
-from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.sources.amazon import Amazon
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError

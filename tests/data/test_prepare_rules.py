@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_images import tiny_image
 
-from msm4sr.data.remaining import k_core
 from msm4sr.data.preparation import pipeline
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.preparation.source import Rules
+from msm4sr.data.remaining import k_core
 from msm4sr.data.sources.amazon import Amazon
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError

@@ -96,7 +96,8 @@ class ImageFolder:
 
 def compare_ids(unknown: Sequence[str], known: Iterable[str]) -> str:
     """For messages: how IDs differ from those of the catalogue, with an example of each."""
-    other = f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(next(iter(known)))}; do both use the same IDs?"
+    has = excerpt(next(iter(known)))
+    other = f"{excerpt(unknown[0])} is not in the catalogue, which has {has}; do both use the same IDs?"
     return alike_ids(unknown, known) or other
 
 

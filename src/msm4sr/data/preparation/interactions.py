@@ -22,8 +22,8 @@ class Interactions:
 
     Args:
         database: has the tables `users` (`user_code`, `user_id`) and `items` (`item_code`, `item_id`).
-        table: `row` (place in the files), `user_code`, `item_code`, `moment` (a time, or a position; the same for all: the rows
-            are in order), and `rating` if there are ratings.
+        table: `row` (place in the files), `user_code`, `item_code`, `moment` (a time, or a position; the same for all:
+            the rows are in order), and `rating` if there are ratings.
         per_second: units of `moment` in a second; 0: it is no time.
         n_users, n_items: one more than the largest number of a user and of an item.
     """
@@ -41,7 +41,8 @@ class Interactions:
         rating = ", arg_min_null(rating, row) AS rating" if self._with_rating else ""
         if self._per_second:
             reason = "interactions that repeat another, time included"
-            first = f"SELECT user_code, item_code, moment, min(row) AS row{rating} FROM {self.table} GROUP BY user_code, item_code, moment"
+            key = "user_code, item_code, moment"
+            first = f"SELECT {key}, min(row) AS row{rating} FROM {self.table} GROUP BY {key}"
             self._keep("exact duplicates", reason, first, report)
         if rules.repeats == "last":
             reason = "interactions that the same user repeated later"
@@ -58,7 +59,8 @@ class Interactions:
         """The latest interaction of each user with each item: one number orders by moment, then by row."""
         place = "moment::HUGEINT * (1::HUGEINT << 40) + row"
         rating = f", arg_max_null(rating, {place}) AS rating" if self._with_rating else ""
-        grouped = f"SELECT user_code, item_code, max({place}) AS place{rating} FROM {self.table} GROUP BY user_code, item_code"
+        key = "user_code, item_code"
+        grouped = f"SELECT {key}, max({place}) AS place{rating} FROM {self.table} GROUP BY {key}"
         columns = (
             "user_code, item_code, (place >> 40)::BIGINT AS moment, (place & ((1::HUGEINT << 40) - 1))::BIGINT AS row"
         )

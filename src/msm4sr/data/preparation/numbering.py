@@ -50,7 +50,8 @@ class Numbering:
         run(f"CREATE TABLE items AS SELECT item_id, min(code)::INTEGER AS item_code FROM {listed} GROUP BY item_id")
         if repeated := self.catalogue_rows - self._database.count("items"):
             [(row, item_id)] = run(
-                f"SELECT row, item_id FROM {listed} JOIN items USING (item_id) WHERE code > item_code ORDER BY code LIMIT 1"
+                f"SELECT row, item_id FROM {listed} JOIN items USING (item_id) WHERE code > item_code "
+                "ORDER BY code LIMIT 1"
             )
             reason = "items with an ID that an earlier row has"
             report.drop(reason, repeated, f"{self._source.place('items', row)}: {item_id!r}")
@@ -95,8 +96,10 @@ class Numbering:
         for block in blocks:
             block = self._rated(self._cleaner.ids(block, "interactions"))
             if "time" in block.columns:
-                whole = block["time"].dtype.is_integer()
-                times = {"time_int": "time", "time_float": None} if whole else {"time_int": None, "time_float": "time"}
+                integers = block["time"].dtype.is_integer()
+                times = (
+                    {"time_int": "time", "time_float": None} if integers else {"time_int": None, "time_float": "time"}
+                )
                 block = block.with_columns(
                     (pl.lit(None) if time is None else pl.col(time)).cast(COLUMNS[name]).alias(name)
                     for name, time in times.items()
@@ -197,10 +200,6 @@ class _ItemIds:
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, self._rows, CHUNK):
-            yield from (
-                item_id
-                for (item_id,) in self._database.run(
-                    f"SELECT item_id FROM items WHERE item_code >= {start} AND item_code < {min(start + CHUNK, self._rows)} "
-                    "ORDER BY item_code"
-                )
-            )
+            places = f"item_code >= {start} AND item_code < {min(start + CHUNK, self._rows)}"
+            for (item_id,) in self._database.run(f"SELECT item_id FROM items WHERE {places} ORDER BY item_code"):
+                yield item_id

@@ -145,10 +145,10 @@ class Source(Strict):
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         """Read the interactions in blocks; invalid rows are counted in `report`.
 
-        Blocks have the columns `row` int64 (place in the file, or in all files: ascending, see `place`), `user_id`, `item_id` str (not null, not empty), and
-        if the format has them `rating` float and `time` int64 (microseconds since 1970; in another unit, or as
-        float64, if `report.time_unit` says so) or `position` int64 (in the history of the user). With neither `time`
-        nor `position` the rows of a user are in order.
+        Blocks have the columns `row` int64 (place in the file, or in all files: ascending, see `place`), `user_id`,
+        `item_id` str (not null, not empty), and if the format has them `rating` float and `time` int64 (microseconds
+        since 1970; in another unit, or as float64, if `report.time_unit` says so) or `position` int64 (in the history
+        of the user). With neither `time` nor `position` the rows of a user are in order.
         """
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:

@@ -19,14 +19,14 @@ FINER = r"[.,]\d{6}\d{0,2}[1-9]"  # than a microsecond
 class Found(NamedTuple):
     """How many times were found, and the first of them."""
 
-    count: int = 0
+    rows: int = 0
     example: str = ""
 
     def plus(self, found: pl.Series, times: pl.Series, block: Block) -> Found:
         if not found.any():
             return self
         first = int(found.arg_max() or 0)
-        return Found(self.count + int(found.sum()), self.example or f"{block.place(first)}: '{times[first]}'")
+        return Found(self.rows + int(found.sum()), self.example or f"{block.place(first)}: '{times[first]}'")
 
 
 class TimeColumn:
@@ -110,11 +110,11 @@ class TimeColumn:
 
     def _check_offsets(self, naive: Found, zoned: Found, report: PrepareReport) -> None:
         """Report times without an offset among times with one. Raises InputError unless `time_unit` is iso."""
-        if not (zoned.count and naive.count):
+        if not (zoned.rows and naive.rows):
             return
         problem = (
-            f"column '{self.name}': {naive.count:,} times have no offset from UTC (first: {naive.example}) and "
-            f"{zoned.count:,} have one ({zoned.example})"
+            f"column '{self.name}': {naive.rows:,} times have no offset from UTC (first: {naive.example}) and "
+            f"{zoned.rows:,} have one ({zoned.example})"
         )
         if self._written != "iso":
             advice = "write all with their offset, or pass --time-unit iso to read the former as UTC"

@@ -201,7 +201,7 @@ class _InvalidRows:
 
     def __init__(self, table: TableName, report: PrepareReport) -> None:
         self._table, self.report = table, report
-        self._problems: dict[str, list[str]] = {}  # of each reason, the first case
+        self._problems: dict[str, str] = {}  # of each reason, the first case
         self._counts: Counter[str] = Counter()
 
     def add(self, wrong: pl.Series, reason: str, problem: str, block: Block) -> None:
@@ -229,7 +229,7 @@ class _InvalidRows:
 
 
 class _Separators:
-    """Looks for categories that have another separator."""
+    """Detects categories that have another separator."""
 
     def __init__(self, separator: str) -> None:
         self._separator, self._lists, self._several = separator, 0, False
@@ -275,8 +275,8 @@ def _list(column: pl.Series, block: Block, separator: str) -> pl.Series:
     inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
     if not (inner.is_integer() or inner in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
         raise InputError(
-            f"{block.path}: column '{column.name}' is {dtype}; it should hold a text or a list of texts a row. Write the "
-            "names only, without lists in lists, objects or other numbers"
+            f"{block.path}: column '{column.name}' is {dtype}; it should hold a text or a list of texts a row. Write "
+            "the names only, without lists in lists, objects or other numbers"
         )
     if inner is not dtype:
         parts = column.cast(pl.List(pl.String))
@@ -291,7 +291,7 @@ def _list(column: pl.Series, block: Block, separator: str) -> pl.Series:
             lists.append(None if cell is None else split_list(cell, separator))
         except ValueError as error:
             raise InputError(
-                f"{block.path}: column '{column.name}', data row {row}: {excerpt(cell)} {error}; separate the values by "
-                f"{separator!r}, or write a list as JSON"
+                f"{block.path}: column '{column.name}', data row {row}: {excerpt(cell)} {error}; separate the values "
+                f"by {separator!r}, or write a list as JSON"
             ) from None
     return pl.Series(lists, dtype=pl.List(pl.String))
