@@ -94,8 +94,10 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except duckdb.InterruptException:
-            raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            if "interrupted" in str(error):  # how DuckDB reports Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
         except duckdb.Error as error:
             text = str(error)
             if "No space left" in text or "max_temp_directory_size" in text or "File too large" in text:

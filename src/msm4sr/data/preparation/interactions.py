@@ -21,7 +21,7 @@ class Interactions:
     """The interactions that are kept so far.
 
     Args:
-        database: has the tables `users` (`user_code`, `user_id`) and `items` (`item_code`, `item_id`).
+        database: has the tables `numbered` (dropped once it is no longer needed), `users` (`user_code`, `user_id`) and `items` (`item_code`, `item_id`).
         table: `row` (place in the files), `user_code`, `item_code`, `moment` (a time, or a position; the same for all:
             the rows are in order), and `rating` if there are ratings.
         per_second: units of `moment` in a second; 0: it is no time.
@@ -89,8 +89,7 @@ class Interactions:
     def _store(self, query: str) -> None:
         old, self.table = self.table, "kept_2" if self.table == "kept_1" else "kept_1"
         self._database.run(f"CREATE TABLE {self.table} AS {query}")
-        if old.startswith("kept"):
-            self._database.run(f"DROP TABLE {old}")
+        self._database.run(f"DROP TABLE {old}" if old.startswith("kept") else f"DROP VIEW {old}; DROP TABLE numbered")
 
     def _record(self, step: str, report: PrepareReport) -> None:
         self.count, *others = self._database.row(

@@ -81,6 +81,8 @@ class Numbering:
             f"CREATE TABLE numbered AS SELECT row, user_code, item_code{others and ', '}{others} "
             f"FROM {raw} JOIN items USING (item_id) JOIN users USING (user_id)"
         )
+        for part in parts:
+            part.unlink()
         per_second, moment, possible = 0, "position" if "position" in columns else "0::BIGINT", "true"
         if "time_int" in columns:
             per_second, moment, possible = self._decide_times()

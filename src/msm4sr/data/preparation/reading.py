@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from msm4sr.data.preparation.source import Drop, PrepareReport, TableName
@@ -129,10 +130,12 @@ class _Parser:
 
     def frames(self, first: int, text: bytes | None, header: bool) -> Iterator[pl.DataFrame]:
         """The valid rows of some lines (None: one that is too long), of which the first is a header or not."""
-        count = 0 if text is None else text.count(b"\n") + (not text.endswith(b"\n"))
         if self._native and text and not header:
-            table = self._native(text, count)  # None if a line is blank, too
-            if table is not None:
+            signs = np.frombuffer(text, dtype=np.uint8)
+            ends = np.flatnonzero(signs == ord("\n"))
+            count = len(ends) + (not text.endswith(b"\n"))
+            complete = (signs[ends - 1] == ord("}")).all()  # no line is cut short, the usual fault, or blank
+            if complete and (table := self._native(text, count)) is not None:
                 self._invalid.rows += count
                 yield self._numbered(table, pl.int_range(first, first + count, dtype=pl.Int64, eager=True))
                 return
@@ -143,7 +146,7 @@ class _Parser:
             if (line is None or line.strip()) and not (header and number == first)
         ]
         self._invalid.rows += len(numbered)
-        if self._native:  # a line that is cut short is the usual case
+        if self._native:
             complete = [(number, line) for number, line in numbered if line and line.rstrip().endswith(b"}")]
             yield from self._halves(complete)
             numbered = [(number, line) for number, line in numbered if not line or not line.rstrip().endswith(b"}")]
