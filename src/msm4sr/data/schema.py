@@ -240,8 +240,8 @@ def _order(column: pl.Series, path: Path, start: int = 0) -> pl.Series:
         raise InputError(f"{path}: column '{name}', {found}; it should be 0 or more ({ORDER_COLUMNS[name]})")
     if name == "timestamp" and (row := _first_row(integers >= END_OF_TIME)) is not None:
         raise InputError(
-            f"{path}: column '{name}', row {start + row + 1}: {column[row]} is after the year 9999; it should be seconds, "
-            "not milliseconds or another unit"
+            f"{path}: column '{name}', row {start + row + 1}: {column[row]} is after the year 9999; it should be "
+            "seconds, not milliseconds or another unit"
         )
     return integers
 

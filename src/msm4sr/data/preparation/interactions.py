@@ -21,7 +21,8 @@ class Interactions:
     """The interactions that are kept so far.
 
     Args:
-        database: has the tables `numbered` (dropped once it is no longer needed), `users` (`user_code`, `user_id`) and `items` (`item_code`, `item_id`).
+        database: has the tables `numbered` (dropped when it is no longer needed), `users` (`user_code`, `user_id`) and
+            `items` (`item_code`, `item_id`).
         table: `row` (place in the files), `user_code`, `item_code`, `moment` (a time, or a position; the same for all:
             the rows are in order), and `rating` if there are ratings.
         per_second: units of `moment` in a second; 0: it is no time.
