@@ -235,7 +235,7 @@ def _targets(dataset: Dataset, place: int) -> Targets:
     """The last (1) or second last (2) item of each user, and the history before it."""
     histories = dataset.histories
     target = histories.offsets[1:] - place
-    if place < len(dataset.prefixes):
+    if dataset.prefixes and dataset.prefixes[0] is histories:  # not if others were put in their place
         earlier = dataset.prefixes[place]
     else:
         earlier = histories.keep(np.arange(len(histories.values)) < np.repeat(target, histories.lengths))

@@ -31,6 +31,7 @@ from msm4sr.ragged import Ragged
 
 FOLDER = ".histories"
 VERSION = 1  # of the files
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, pl.exceptions.PolarsError)  # not there, or damaged
 PREFIXES = (0, 1, 2)  # histories without their last items, for training, validation and test
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def load_histories(folder: Path, items: pl.DataFrame, rules: HistoryRules) -> Hi
     tables = [path for path in (folder / INTERACTIONS, folder / ITEMS) if path.exists()]
     source = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
     stored = folder / FOLDER / json_digest(VERSION, source, vars(rules))[:16]
-    with suppress(OSError, ValueError, KeyError, pl.exceptions.PolarsError):  # not there, or damaged
+    with suppress(*UNREADABLE):
         return _open(stored, mapped=True)
     try:
         stored.parent.mkdir(exist_ok=True)
@@ -115,13 +116,13 @@ def _publish(unfinished: Path, stored: Path) -> None:
     except OSError:  # another process has made it meanwhile, or it is damaged
         try:
             _open(stored, mapped=True)
-        except (OSError, ValueError, KeyError, pl.exceptions.PolarsError):
+        except UNREADABLE:
             shutil.rmtree(stored)
             unfinished.rename(stored)
     sync(stored.parent)
     source = json.loads((stored / "record.json").read_text(encoding="utf-8"))["source"]
     for other in stored.parent.iterdir():
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(*UNREADABLE):
             if json.loads((other / "record.json").read_text(encoding="utf-8"))["source"] != source:
                 shutil.rmtree(other)
 
