@@ -10,10 +10,10 @@ import pytest
 from amazon_files import dumps, item_2023, review_2023
 from test_times import NOON, history, recbole, tables
 
-from msm4sr.data.preparation.interactions import write_parquet
+from msm4sr.data.preparation.catalogue import write_parquet
 from msm4sr.data.preparation.pipeline import prepare
-from msm4sr.data.preparation.reading import read_table
 from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.sources.amazon import Amazon
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_images import tiny_image
 
-from msm4sr.data.dataset import k_core
 from msm4sr.data.preparation import pipeline
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.preparation.source import Rules
+from msm4sr.data.remaining import k_core
 from msm4sr.data.sources.amazon import Amazon
 from msm4sr.data.sources.tables import Tables
 from msm4sr.errors import InputError
@@ -90,10 +90,11 @@ def test_the_rules_do_what_a_slow_reference_does(
 def test_the_core_is_what_remains_when_nothing_more_falls_out(log: list[Event], user_core: int, item_core: int) -> None:
     user = np.array(["uvwx".index(u) for u, _, _ in log])
     item = np.array(["abcd".index(i) for _, i, _ in log])
-    keep_user, keep_item, kept = k_core(user, item, 4, 4, user_core, item_core)
+    chunks = [(user[rows], item[rows]) for rows in (slice(3), slice(3, None))]
+    keep_user, keep_item = k_core(lambda: chunks, 4, 4, user_core, item_core)
+    kept = keep_user[user] & keep_item[item]
     numbered = [(u, i, row) for row, (u, i, _) in enumerate(log)]
     assert [row for *_, row in slow_core(numbered, user_core, item_core)] == np.flatnonzero(kept).tolist()
-    assert (kept == (keep_user[user] & keep_item[item])).all()
 
 
 def test_items_under_the_core_leave_the_catalogue(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ import sys
 from pathlib import Path
 from msm4sr.data.preparation import catalogue, interactions, pipeline, reading, source
 from msm4sr.data.sources import amazon
-interactions.ROW_GROUP, catalogue.ITEM_GROUP, reading.BLOCK = 1000, 16, 300
+interactions.ROW_GROUP, catalogue.ITEM_GROUP, reading.BLOCK = 2048, 16, 300
 data = amazon.Amazon(reviews=sys.argv[1], meta=sys.argv[2])
 pipeline.prepare(data, Path(sys.argv[3]), source.Rules(**source.LIKE_PAPER))
 """

@@ -25,6 +25,15 @@ INTERRUPTED = "interrupted; nothing was written"
 Settings = TypeVar("Settings", bound=BaseModel)
 Out = Annotated[Path, typer.Argument(help="The folder to create.", metavar="OUT", show_default=False)]
 PAPER = "The paper's rules: --user-core 5 --repeats last --unseen-items drop."
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory to use, such as 4GB, whatever the size of the data.",
+        show_default="half of the free memory",
+    ),
+]
 LikePaper = Annotated[bool, typer.Option("--like-paper", help=PAPER, rich_help_panel="Rules")]
 
 
@@ -63,6 +72,7 @@ def source_command(name: str, source: type[Source]) -> Any:
         *(_from_field(name, field) for name, field in fields if field.is_required()),
         _parameter("out", Out),
         *(_from_field(name, field) for name, field in fields if not field.is_required()),
+        _parameter("memory", Memory, None),
         _parameter("like_paper", LikePaper, False),
         *(_from_field(name, field, source.rules) for name, field in type(source.rules).model_fields.items()),
     ]
@@ -74,8 +84,11 @@ def source_command(name: str, source: type[Source]) -> Any:
     return typer.main.get_command(app)
 
 
-def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_paper: bool, **options: Any) -> None:
+def prepare_source(
+    source: type[Source], ctx: typer.Context, out: Path, memory: str | None, like_paper: bool, **options: Any
+) -> None:
     """Run the command of a source."""
+    from msm4sr.data.database import parse_memory
     from msm4sr.data.preparation.pipeline import prepare
     from msm4sr.data.preparation.source import LIKE_PAPER
 
@@ -84,7 +97,8 @@ def prepare_source(source: type[Source], ctx: typer.Context, out: Path, like_pap
     rules = source.rules.model_dump() | (dict(LIKE_PAPER) if like_paper else {})
     with handle_errors(INTERRUPTED):
         chosen = _validate(type(source.rules), rules | {name: given.pop(name) for name in rules if name in given})
-        report = prepare(_validate(source, given), out, chosen)
+        limit = None if memory is None else parse_memory(memory)
+        report = prepare(_validate(source, given), out, chosen, limit)
         for line in report.lines():
             console.print(escape(line))
         if report.with_urls:

@@ -25,23 +25,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.schema import INTERACTIONS, ITEMS, read_interactions, read_items
+from msm4sr.data.histories import HistoryRules, load_histories
+from msm4sr.data.remaining import Flags, Ints, Remaining, pairs_of
+from msm4sr.data.schema import read_items
 from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
-
-MIN_HISTORY = 3  # one item each to train on, to validate and to test
-Ints = npt.NDArray[Any]
-Flags = npt.NDArray[np.bool_]
 
 
 class DataSettings(Strict):
@@ -71,6 +69,7 @@ class Dataset:
     histories: Ragged  # the item numbers (int32) of each user, oldest first
     items: pl.DataFrame  # row i describes item i: item_id, title, text, categories, image (see `read_items`)
     dropped: dict[str, int]  # reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0
+    prefixes: tuple[Ragged, ...] = ()  # the histories without their last 0, 1, 2 items, if they are stored
     trained_on: Flags | None = None  # bool [users]: whose interactions are trained on; None: those of all users
 
     @property
@@ -118,35 +117,19 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
     nothing is left.
     """
     folder = Path(folder)
-    interactions, items = read_interactions(folder), read_items(folder)
-    dropped: Counter[str] = Counter()
-
-    item, known = _rows_of(interactions["item_id"], items["item_id"])
-    unknown = dropped["interactions: unknown items"] = int((~known).sum())
-    if unknown and settings.unknown_items == "error":
-        row = int(np.argmin(known))
-        raise InputError(
-            f"{folder / INTERACTIONS}: column 'item_id', row {row + 1}: item {interactions['item_id'][row]!r} "
-            f"is not in {ITEMS} ({unknown} such rows); add the item, or set unknown_items: drop"
-        )
-    user_ids = interactions["user_id"].unique(maintain_order=True)
-    user, _ = _rows_of(interactions["user_id"], user_ids)
-
-    numbered = pl.DataFrame({"user": user, "item": item, "order": interactions["order"]}).filter(pl.Series(known))
-    distinct = numbered.unique(maintain_order=True, keep="first")
-    dropped["interactions: exact duplicates"] = len(numbered) - len(distinct)
-    user, item, order = (distinct[name].to_numpy() for name in ("user", "item", "order"))
-    by_time = np.lexsort((order, user))  # stable: ties keep the file's order
-
-    left = _Remaining(user[by_time], item[by_time], len(user_ids), len(items), dropped)
-    left.apply_cores(settings.user_core, settings.item_core)
-    if not len(left.user):
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items() if count)
-        raise InputError(
-            f"{folder}: nothing left of {len(interactions)} interactions ({reasons}); a user needs at least "
-            f"{MIN_HISTORY}, and user_core is {settings.user_core}, item_core {settings.item_core}"
-        )
-    dataset = left.dataset(folder, user_ids, items)
+    items = read_items(folder)
+    rules = HistoryRules(settings.unknown_items, settings.user_core, settings.item_core)
+    stored = load_histories(folder, items, rules)
+    items = items.filter(pl.Series(stored.kept_items))
+    dataset = Dataset(
+        folder=folder,
+        user_ids=stored.user_ids,
+        item_ids=items["item_id"].to_list(),
+        histories=stored.prefixes[0],
+        items=items,
+        dropped=stored.dropped,
+        prefixes=stored.prefixes,
+    )
     if settings.hold_out_items:
         dataset = without_items(dataset, _draw(settings.hold_out_items, dataset.n_items, settings.hold_out_seed, 0))
     if settings.hold_out_users:
@@ -165,7 +148,10 @@ def training_histories(dataset: Dataset) -> Ragged:
 
 def training_counts(dataset: Dataset) -> np.ndarray:
     """The number of training interactions of each item: int64 [items]."""
-    return np.bincount(training_histories(dataset).values, minlength=dataset.n_items)
+    counts = np.zeros(dataset.n_items, dtype=np.int64)
+    for _, items in pairs_of(training_histories(dataset)):
+        np.add.at(counts, items, 1)
+    return counts
 
 
 def validation_targets(dataset: Dataset) -> Targets:
@@ -188,17 +174,24 @@ def without_items(dataset: Dataset, items: Flags) -> Dataset:
     They are removed with their interactions, then the users with fewer than 3 interactions. Raises InputError if
     nothing is left.
     """
-    histories = dataset.histories
-    dropped = Counter(dataset.dropped)
-    left = _Remaining(histories.row_numbers, histories.values, dataset.n_users, dataset.n_items, dropped)
+    histories, dropped = dataset.histories, Counter(dataset.dropped)
+    left = Remaining(lambda: pairs_of(histories), dataset.n_users, dataset.n_items, dropped)
     left.drop("held out", items=items)
     left.drop_short_histories()
-    if not len(left.user):
+    if not left.keep_user.any():
         raise InputError(
             f"{dataset.folder}: nothing left of {dataset.n_interactions:,} interactions without the "
             f"{items.sum():,} items that are held out; lower hold_out_items"
         )
-    return left.dataset(dataset.folder, pl.Series(dataset.user_ids, dtype=pl.String), dataset.items)
+    kept = dataset.items.filter(pl.Series(left.keep_item))
+    return Dataset(
+        folder=dataset.folder,
+        user_ids=list(compress(dataset.user_ids, left.keep_user)),
+        item_ids=kept["item_id"].to_list(),
+        histories=left.histories(),
+        items=kept,
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
 
 
 def item_rows(full: Dataset, dataset: Dataset) -> Ints:
@@ -230,73 +223,6 @@ def item_categories(dataset: Dataset) -> tuple[Ragged, list[str]]:
     return Ragged.from_rows(([number[name] for name in row] for row in rows), np.int32), names
 
 
-def k_core(
-    user: Ints, item: Ints, n_users: int, n_items: int, user_core: int, item_core: int
-) -> tuple[Flags, Flags, Flags]:
-    """Drop users and items with fewer than `user_core` or `item_core` interactions until all that remain have enough.
-
-    `user` and `item` are the numbers of the user and the item of each interaction; repeats count.
-
-    Returns:
-        Which users, items and interactions remain: bool [n_users], [n_items], [interactions].
-    """
-    kept = np.ones(len(user), dtype=bool)
-    while True:
-        keep_user = np.bincount(user, minlength=n_users) >= user_core
-        keep_item = np.bincount(item, minlength=n_items) >= item_core
-        stay = keep_user[user] & keep_item[item]
-        if stay.all():
-            return keep_user, keep_item, kept
-        kept[kept] = stay
-        user, item = user[stay], item[stay]
-
-
-class _Remaining:
-    """Numbered interactions, sorted by user and time, and flags of the users and items that the rules keep."""
-
-    def __init__(self, user: Ints, item: Ints, n_users: int, n_items: int, dropped: Counter[str]) -> None:
-        self.user, self.item, self.dropped = user, item, dropped
-        self.keep_user, self.keep_item = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
-
-    def drop(self, reason: str, users: Flags | bool = False, items: Flags | bool = False) -> None:
-        """Drop these users and items with their interactions."""
-        users, items = self.keep_user & users, self.keep_item & items
-        self.keep_user &= ~users
-        self.keep_item &= ~items
-        gone = users[self.user] | items[self.item]
-        self.user, self.item = self.user[~gone], self.item[~gone]
-        for name, flags in (("users", users), ("items", items), ("interactions", gone)):
-            self.dropped[f"{name}: {reason}"] += int(flags.sum())
-
-    def drop_short_histories(self) -> bool:
-        """Rule 5. Returns whether there was any."""
-        short = self.keep_user & (np.bincount(self.user, minlength=len(self.keep_user)) < MIN_HISTORY)
-        self.drop(f"fewer than {MIN_HISTORY} interactions", users=short)
-        return bool(short.any())
-
-    def apply_cores(self, user_core: int, item_core: int) -> None:
-        """Rules 4 and 5, until both hold."""
-        changed = True
-        while changed:
-            sizes = len(self.keep_user), len(self.keep_item)
-            users, items, _ = k_core(self.user, self.item, *sizes, user_core, item_core)
-            self.drop("k-core", ~users, ~items)
-            changed = self.drop_short_histories()
-
-    def dataset(self, folder: Path, user_ids: pl.Series, items: pl.DataFrame) -> Dataset:
-        """The users and items that remain, numbered from 0 in their order."""
-        items = items.filter(pl.Series(self.keep_item))
-        lengths = np.bincount(self.user, minlength=len(self.keep_user))[self.keep_user]
-        return Dataset(
-            folder=folder,
-            user_ids=user_ids.filter(pl.Series(self.keep_user)).to_list(),
-            item_ids=items["item_id"].to_list(),
-            histories=Ragged.from_lengths((np.cumsum(self.keep_item) - 1)[self.item].astype(np.int32), lengths),
-            items=items,
-            dropped={reason: count for reason, count in self.dropped.items() if count},
-        )
-
-
 def _draw(fraction: float, count: int, seed: int, number: int) -> Flags:
     """A random fraction of `count`, at least one: bool [count]. Draws of different numbers are independent."""
     order = np.random.default_rng([seed, number]).permutation(count)
@@ -309,7 +235,10 @@ def _targets(dataset: Dataset, place: int) -> Targets:
     """The last (1) or second last (2) item of each user, and the history before it."""
     histories = dataset.histories
     target = histories.offsets[1:] - place
-    earlier = histories.keep(np.arange(len(histories.values)) < np.repeat(target, histories.lengths))
+    if dataset.prefixes and dataset.prefixes[0] is histories:  # not if others were put in their place
+        earlier = dataset.prefixes[place]
+    else:
+        earlier = histories.keep(np.arange(len(histories.values)) < np.repeat(target, histories.lengths))
     return Targets(earlier, histories.values[target].astype(np.int64))
 
 

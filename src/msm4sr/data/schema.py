@@ -19,7 +19,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ ITEM_COLUMNS: dict[str, pl.DataType] = {
     "image": pl.List(pl.String()),
 }
 ORDER_COLUMNS = {"timestamp": "int64, seconds since 1970", "position": "int32, 0, 1, 2 ... within the user"}
+BLOCK = 1 << 18  # interactions that are checked at a time
 END_OF_TIME = 253_402_300_800  # seconds: the year 10000
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # what polars raises for a damaged file
 
@@ -53,16 +54,31 @@ def read_interactions(folder: Path) -> pl.DataFrame:
     """
     path, schema, order = _open_interactions(folder)
     both = order == "timestamp" and schema.get("position", pl.Null()).is_integer()
-    frame = read_parquet(path, ["user_id", "item_id", *(ORDER_COLUMNS if both else [order])])
-    if frame.is_empty():
-        raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
-    ids = [_ids(frame[column], path) for column in ("user_id", "item_id")]
-    if both:
-        columns = pl.DataFrame([_order(frame[name], path) for name in ORDER_COLUMNS])
-        return pl.DataFrame(
-            [*ids, columns.select(pl.struct("*").rank("dense").cast(pl.Int64)).to_series().alias("order")]
-        )
-    return pl.DataFrame([*ids, _order(frame[order], path).rename("order")])
+    names = list(ORDER_COLUMNS) if both else [order]
+    frame = pl.concat(_checked_blocks(path, names))
+    rank = pl.struct(names).rank("dense") if both else pl.col(order)
+    return frame.select("user_id", "item_id", rank.cast(pl.Int64).alias("order"))
+
+
+def check_interactions(folder: Path) -> list[str]:
+    """The columns that order the interactions, the most important first. Raises InputError as `read_interactions`."""
+    path, schema, order = _open_interactions(folder)
+    both = order == "timestamp" and schema.get("position", pl.Null()).is_integer()
+    names = list(ORDER_COLUMNS) if both else [order]
+    for _ in _checked_blocks(path, names):
+        pass
+    return names
+
+
+def _checked_blocks(path: Path, order: list[str]) -> Iterator[pl.DataFrame]:
+    """The rows of the interactions in blocks: IDs as strings, the columns of the order as int64."""
+    start = 0
+    while len(frame := read_parquet(path, ["user_id", "item_id", *order], (start, BLOCK))) or not start:
+        if frame.is_empty():
+            raise InputError(f"{path}: no rows; at least one user with 3 interactions is needed")
+        ids = [_ids(frame[column], path, start) for column in ("user_id", "item_id")]
+        yield pl.DataFrame([*ids, *(_order(frame[name], path, start) for name in order)])
+        start += len(frame)
 
 
 def scan_interactions(folder: Path) -> pl.LazyFrame:
@@ -120,11 +136,16 @@ def id_strings(column: pl.Series, path: Path) -> pl.Series:
     return column.cast(pl.String)
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Some columns of a Parquet file in this order, or all. Raises InputError if it cannot be read."""
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, rows: tuple[int, int | None] = (0, None)
+) -> pl.DataFrame:
+    """Some columns of a Parquet file in this order, or all; `rows`: the first, and how many (None: to the end).
+
+    Raises InputError if the file cannot be read.
+    """
     try:
-        frame = pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
-        return frame if columns is None else frame.select(columns)
+        table = pl.scan_parquet(path, glob=False, hive_partitioning=False).slice(*rows)
+        return (table if columns is None else table.select(columns)).collect()
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -198,29 +219,29 @@ def _first_row(mask: pl.Series) -> int | None:
     return mask.arg_max() if mask.any() else None
 
 
-def _ids(column: pl.Series, path: Path) -> pl.Series:
-    """The column as strings; no ID may be null or empty."""
+def _ids(column: pl.Series, path: Path, start: int = 0) -> pl.Series:
+    """The column, from row `start` on, as strings; no ID may be null or empty."""
     ids = id_strings(column, path)
     for wrong, problem in ((ids.is_null(), "null"), (ids == "", "empty")):
         if (row := _first_row(wrong)) is not None:
-            raise InputError(f"{path}: column '{column.name}', row {row + 1}: {problem}; every row needs an ID")
+            raise InputError(f"{path}: column '{column.name}', row {start + row + 1}: {problem}; every row needs an ID")
     return ids
 
 
-def _order(column: pl.Series, path: Path) -> pl.Series:
-    """The column as int64; it must hold integers of 0 or more."""
+def _order(column: pl.Series, path: Path, start: int = 0) -> pl.Series:
+    """The column, from row `start` on, as int64; it must hold integers of 0 or more."""
     name, dtype = column.name, column.dtype
     if not (dtype.is_integer() or dtype == pl.Null):
         why = _why_not_integers(column)
         raise InputError(f"{path}: column '{name}' is {dtype}; it should be {ORDER_COLUMNS[name]}{why}")
     integers = column.cast(pl.Int64, strict=False)  # null for an unsigned number beyond int64
     if (row := _first_row(integers.is_null() | (integers < 0))) is not None:
-        found = f"row {row + 1}: {'null' if column[row] is None else column[row]}"
+        found = f"row {start + row + 1}: {'null' if column[row] is None else column[row]}"
         raise InputError(f"{path}: column '{name}', {found}; it should be 0 or more ({ORDER_COLUMNS[name]})")
     if name == "timestamp" and (row := _first_row(integers >= END_OF_TIME)) is not None:
         raise InputError(
-            f"{path}: column '{name}', row {row + 1}: {column[row]} is after the year 9999; it should be seconds, not "
-            "milliseconds or another unit"
+            f"{path}: column '{name}', row {start + row + 1}: {column[row]} is after the year 9999; it should be "
+            "seconds, not milliseconds or another unit"
         )
     return integers
 

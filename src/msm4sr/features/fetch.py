@@ -34,8 +34,7 @@ from yarl import URL
 
 from msm4sr.data.images import BrokenImage, image_suffix
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames
-from msm4sr.data.preparation.interactions import write_parquet
+from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames, write_parquet
 from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, result_record
 from msm4sr.errors import InputError
 from msm4sr.features.images import decode_image

@@ -7,18 +7,17 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import polars as pl
 
-from msm4sr.data.dataset import Flags
 from msm4sr.data.images import BrokenImage, file_suffix
 from msm4sr.data.items import is_url
-from msm4sr.data.preparation.interactions import write_parquet
-from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.preparation.source import PrepareReport, TableName
+from msm4sr.data.remaining import Flags
 from msm4sr.data.schema import ITEM_COLUMNS, ITEMS, writing
 from msm4sr.errors import InputError, excerpt
 
@@ -95,13 +94,14 @@ class ImageFolder:
         return path if os.path.isfile(path) else None
 
 
-def compare_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
+def compare_ids(unknown: Sequence[str], known: Iterable[str]) -> str:
     """For messages: how IDs differ from those of the catalogue, with an example of each."""
-    other = f"{excerpt(unknown[0])} is not in the catalogue, which has {excerpt(known[0])}; do both use the same IDs?"
+    has = excerpt(next(iter(known)))
+    other = f"{excerpt(unknown[0])} is not in the catalogue, which has {has}; do both use the same IDs?"
     return alike_ids(unknown, known) or other
 
 
-def alike_ids(unknown: Sequence[str], known: Sequence[str]) -> str:
+def alike_ids(unknown: Sequence[str], known: Iterable[str]) -> str:
     """For messages: the IDs that differ from one of the catalogue only in how they are written; "" if none does."""
     alikes: dict[str, Callable[[str], str]] = {
         "leading zeros": lambda name: name.lstrip("0"),
@@ -148,9 +148,9 @@ class SafeNames:
         self._used.add(name.lower())
 
 
-def write_part(frame: pl.DataFrame, folder: Path, number: int) -> Path:
-    """Write a part of the catalogue, to be read again by `write_catalogue`."""
-    path = folder / f"{number:06d}.parquet"
+def write_part(frame: pl.DataFrame, folder: Path, number: int, table: TableName = "items") -> Path:
+    """Write a part of a table, to be read again."""
+    path = folder / f"{table}-{number:06d}.parquet"
     with writing(path):
         frame.write_parquet(path, compression="lz4")
     return path
@@ -183,6 +183,12 @@ def write_catalogue(
         with writing(path):
             part.write_parquet(path, compression="lz4")
     write_parquet(pl.scan_parquet(list(parts), glob=False), folder / ITEMS, ITEM_GROUP)
+
+
+def write_parquet(table: pl.LazyFrame, path: Path, group: int) -> None:
+    """Stream a table to disk, in row groups of `group` rows."""
+    with writing(path):
+        table.sink_parquet(path, compression="zstd", row_group_size=group, maintain_order=True, engine="streaming")
 
 
 def _copy(image: Image, folder: Path, item_id: str, number: int, names: SafeNames) -> str:

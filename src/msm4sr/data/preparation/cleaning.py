@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from msm4sr.data.items import CONTROL, LONGEST_ID
-from msm4sr.data.preparation.source import Drop, PrepareReport
+from msm4sr.data.preparation.source import Drop, PrepareReport, Source, TableName
 from msm4sr.errors import InputError, excerpt
 
 IN_TEXTS = f"[{CONTROL}]"
@@ -18,24 +18,24 @@ MISSING_VALUES = ("nan", "NaN", "NaT", "<NA>", "None", "NULL", "null")  # what p
 class Cleaner:
     """Cleans the blocks of a source, and counts what it finds."""
 
-    def __init__(self, unit: str, report: PrepareReport) -> None:
-        self._unit, self._report = unit, report
+    def __init__(self, source: Source, report: PrepareReport) -> None:
+        self._source, self._report = source, report
         self._found: dict[str, Drop] = {}
 
-    def ids(self, block: pl.DataFrame, table: str, path: Path) -> pl.DataFrame:
+    def ids(self, block: pl.DataFrame, table: TableName) -> pl.DataFrame:
         """The rows whose IDs the service accepts."""
         for column in ("user_id", "item_id"):
             if column in block.columns:
                 ids, name = block[column], column.replace("_id", " ID")
-                self._count(block, ids.is_in(MISSING_VALUES), f"{table} have {name}s like 'nan' or 'NULL'", path, ids)
+                self._count(block, ids.is_in(MISSING_VALUES), f"{table} have {name}s like 'nan' or 'NULL'", table, ids)
                 malformed = ids.str.contains(NOT_IN_IDS) | (ids.str.len_chars() > LONGEST_ID)
                 if malformed.any():
-                    example = self._example(block, malformed, path, ids)
+                    example = self._example(block, malformed, table, ids)
                     self._report.drop(self._malformed(table, name), int(malformed.sum()), example)
                     block = block.filter(~malformed)
         return block
 
-    def texts(self, block: pl.DataFrame, path: Path) -> pl.DataFrame:
+    def texts(self, block: pl.DataFrame) -> pl.DataFrame:
         """The block with blanks for control characters, and null for what means a missing value."""
         for column in [name for name in ("title", "text", "categories") if name in block.columns]:
             lists, value = column == "categories", pl.element() if column == "categories" else pl.col(column)
@@ -45,7 +45,7 @@ class Cleaner:
             }
             for what, condition in wrong.items():
                 found = pl.col(column).list.eval(condition).list.any() if lists else condition
-                self._count(block, block.select(found).to_series().fill_null(False), what, path, block[column])
+                self._count(block, block.select(found).to_series().fill_null(False), what, "items", block[column])
             cleaned = value.str.replace_all(IN_TEXTS, " ").str.strip_chars()
             empty = (cleaned == "") | cleaned.is_in(MISSING_VALUES)
             if lists:
@@ -71,12 +71,12 @@ class Cleaner:
     def _malformed(table: str, name: str) -> str:
         return f"{table} whose {name} has a control character or over {LONGEST_ID} characters"
 
-    def _count(self, block: pl.DataFrame, found: pl.Series, what: str, path: Path, values: pl.Series) -> None:
+    def _count(self, block: pl.DataFrame, found: pl.Series, what: str, table: TableName, values: pl.Series) -> None:
         if found.any():
-            case = self._found.setdefault(what, Drop(what, 0, self._example(block, found, path, values)))
+            case = self._found.setdefault(what, Drop(what, 0, self._example(block, found, table, values)))
             case.count += int(found.sum())
 
-    def _example(self, block: pl.DataFrame, found: pl.Series, path: Path, values: pl.Series) -> str:
+    def _example(self, block: pl.DataFrame, found: pl.Series, table: TableName, values: pl.Series) -> str:
         first = int(found.arg_max() or 0)
         value = values[first].to_list() if values.dtype == pl.List else values[first]
-        return f"{path.name}, {self._unit} {block['row'][first]}: {excerpt(value)}"
+        return f"{self._source.place(table, block['row'][first])}: {excerpt(value)}"

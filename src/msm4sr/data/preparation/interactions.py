@@ -1,127 +1,144 @@
-"""Numbered interactions: the rules on them, their order, and their table."""
+"""Numbered interactions in a database: the rules on them, their order, and their file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Flags, Ints, k_core
+from msm4sr.data.database import Database, parquet_files, quoted
 from msm4sr.data.preparation.source import PrepareReport, Rules
+from msm4sr.data.remaining import Flags, Ints, k_core
 from msm4sr.data.schema import writing
 
 ROW_GROUP = 1 << 20  # interactions of a row group
 
 
-@dataclass
 class Interactions:
-    """Numbered interactions, one column each, in the order of the file until they are sorted."""
+    """The interactions that are kept so far.
 
-    user: Ints  # int32
-    item: Ints  # int32
-    order: Ints | None  # int64: time, or position; None: the rows are in order
-    rating: Ints | None  # float32
-    per_second: int  # units of `order` in a second; 0: `order` is no time
-    user_ids: pl.Series  # the ID of each number
-    item_ids: pl.Series
+    Args:
+        database: has the tables `numbered` (dropped when it is no longer needed), `users` (`user_code`, `user_id`) and
+            `items` (`item_code`, `item_id`).
+        table: `row` (place in the files), `user_code`, `item_code`, `moment` (a time, or a position; the same for all:
+            the rows are in order), and `rating` if there are ratings.
+        per_second: units of `moment` in a second; 0: it is no time.
+        n_users, n_items: one more than the largest number of a user and of an item.
+    """
 
-    def keep(self, rows: Ints) -> None:
-        """Keep only these rows (flags, or places in their new order), one column at a time: memory is the limit."""
-        self.user, self.item = self.user[rows], self.item[rows]
-        self.order = None if self.order is None else self.order[rows]
-        self.rating = None if self.rating is None else self.rating[rows]
-
-    def sort(self) -> None:
-        """Sort by user, then time or position; ties keep the order of the file."""
-        self.keep(np.lexsort((self.user,) if self.order is None else (self.order, self.user)))
-
-    def repeated(self, same_time: bool) -> Flags:
-        """Rows with another of the same user and item: at the same time and earlier in the file (`same_time`), else at
-        a later time, or later in the file.
-        """
-        order = np.lexsort((self.item, self.user) if self.order is None else (self.order, self.item, self.user))
-        same = np.ones(max(len(order) - 1, 0), dtype=bool)
-        for column in (self.user, self.item, *([self.order] if same_time and self.order is not None else [])):
-            values = column[order]
-            same &= values[1:] == values[:-1]
-        repeated = np.zeros(len(order), dtype=bool)
-        repeated[order[1:] if same_time else order[:-1]] = same
-        return repeated
+    def __init__(
+        self, database: Database, table: str, per_second: int, n_users: int, n_items: int, with_rating: bool
+    ) -> None:
+        self._database, self.table, self._per_second = database, table, per_second
+        self._sizes, self._with_rating = (n_users, n_items), with_rating
+        self.count = 0
 
     def apply(self, rules: Rules, report: PrepareReport) -> None:
         """Drop duplicates, repeats and what is outside the cores; each step is counted in `report`."""
         self._record("usable rows", report)
-        if self.per_second:
+        rating = ", arg_min_null(rating, row) AS rating" if self._with_rating else ""
+        if self._per_second:
             reason = "interactions that repeat another, time included"
-            self._drop("exact duplicates", reason, self.repeated(same_time=True), report)
+            key = "user_code, item_code, moment"
+            first = f"SELECT {key}, min(row) AS row{rating} FROM {self.table} GROUP BY {key}"
+            self._keep("exact duplicates", reason, first, report)
         if rules.repeats == "last":
             reason = "interactions that the same user repeated later"
-            self._drop("repeats collapsed", reason, self.repeated(same_time=False), report)
+            self._keep("repeats collapsed", reason, self._latest(), report)
+        if not self.table.startswith("kept"):
+            self._store(f"SELECT * FROM {self.table}")  # what follows reads it several times
         if rules.user_core or rules.item_core:
             cores = ((rules.user_core, "user"), (rules.item_core, "item"))
             step = " and ".join(f"at least {core} of each {whose}" for core, whose in cores if core)
-            sizes = len(self.user_ids), len(self.item_ids)
-            kept = k_core(self.user, self.item, *sizes, rules.user_core, rules.item_core)[2]
-            self._drop(step, "interactions outside the core", ~kept, report)
+            flags = k_core(self._pairs, *self._sizes, rules.user_core, rules.item_core)
+            self._keep(step, "interactions outside the core", self._within(*flags), report)
 
-    def _drop(self, step: str, reason: str, dropped: Flags, report: PrepareReport) -> None:
-        report.drop(reason, int(dropped.sum()), f"step '{step}'")
-        if dropped.any():
-            self.keep(~dropped)
+    def _latest(self) -> str:
+        """The latest interaction of each user with each item: one number orders by moment, then by row."""
+        place = "moment::HUGEINT * (1::HUGEINT << 40) + row"
+        rating = f", arg_max_null(rating, {place}) AS rating" if self._with_rating else ""
+        key = "user_code, item_code"
+        grouped = f"SELECT {key}, max({place}) AS place{rating} FROM {self.table} GROUP BY {key}"
+        columns = (
+            "user_code, item_code, (place >> 40)::BIGINT AS moment, (place & ((1::HUGEINT << 40) - 1))::BIGINT AS row"
+        )
+        return f"SELECT {columns}{', rating' if self._with_rating else ''} FROM ({grouped})"
+
+    def _pairs(self) -> Iterator[tuple[Ints, Ints]]:
+        for chunk in self._database.chunks(self.table, "user_code, item_code"):
+            yield chunk["user_code"].to_numpy(), chunk["item_code"].to_numpy()
+
+    def _within(self, users: Flags, items: Flags) -> str:
+        """The interactions of these users with these items."""
+        conditions = []
+        for name, flags in (("user_code", users), ("item_code", items)):
+            path = self._database.folder / f"core_{name}.parquet"
+            with writing(path):
+                pl.DataFrame({name: np.flatnonzero(flags).astype(np.int32)}).write_parquet(path)
+            conditions.append(f"{name} IN (FROM {parquet_files([path])})")
+        return f"SELECT * FROM {self.table} WHERE {' AND '.join(conditions)}"
+
+    def _keep(self, step: str, reason: str, query: str, report: PrepareReport) -> None:
+        before = self.count
+        self._store(query)
         self._record(step, report)
+        report.drop(reason, before - self.count, f"step '{step}'")
+
+    def _store(self, query: str) -> None:
+        old, self.table = self.table, "kept_2" if self.table == "kept_1" else "kept_1"
+        self._database.run(f"CREATE TABLE {self.table} AS {query}")
+        self._database.run(f"DROP TABLE {old}" if old.startswith("kept") else f"DROP VIEW {old}; DROP TABLE numbered")
 
     def _record(self, step: str, report: PrepareReport) -> None:
-        counts = {"interactions": len(self.user)}
-        for name, numbers, ids in (("users", self.user, self.user_ids), ("items", self.item, self.item_ids)):
-            seen = np.zeros(len(ids), dtype=bool)
-            seen[numbers] = True
-            counts[name] = int(seen.sum())
-        report.interactions_kept, report.users = counts["interactions"], counts["users"]
-        report.steps.append({"step": step, **counts})
+        self.count, *others = self._database.row(
+            f"SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT user_code FROM {self.table})), "
+            f"(SELECT count(*) FROM (SELECT DISTINCT item_code FROM {self.table})) FROM {self.table}"
+        )
+        report.interactions_kept, report.users = self.count, others[0]
+        report.steps.append({"step": step, "interactions": self.count, "users": others[0], "items": others[1]})
+
+    def write(self, path: Path, report: PrepareReport) -> None:
+        """Write the interactions, sorted by user, then moment; ties keep the order of the files."""
+        run, per_second = self._database.row, self._per_second
+        columns, with_position = ["user_id", "item_id"], not per_second
+        if per_second:
+            self._note_ties(report)
+            earliest, latest, finer = run(
+                f"SELECT min(moment), max(moment), bool_or(moment % {per_second} != 0) FROM {self.table}"
+            )
+            begin, end = (datetime.fromtimestamp(moment // per_second, UTC) for moment in (earliest, latest))
+            report.order += f", from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
+            columns.append(f"moment // {per_second} AS timestamp")
+            # Without a position, rows that differ by less than a second would become duplicates.
+            seconds = f"SELECT DISTINCT user_code, item_code, moment // {per_second} FROM {self.table}"
+            with_position = finer and self._database.count(f"({seconds})") < self.count
+        if with_position:
+            window = "PARTITION BY user_code ORDER BY moment, row"
+            columns.append(f"(row_number() OVER ({window}) - 1)::INTEGER AS position")
+        if self._with_rating:
+            columns.append("rating")
+        joined = f"{self.table} JOIN users USING (user_code) JOIN items USING (item_code)"
+        self._database.run(
+            f"COPY (SELECT {', '.join(columns)} FROM {joined} ORDER BY user_code, moment, row) TO {quoted(str(path))} "
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})"
+        )
 
     def _note_ties(self, report: PrepareReport) -> None:
         """Report if the times of most users do not order their interactions."""
-        if self.order is None or not self.per_second:
-            return
-        first = np.flatnonzero(np.diff(self.user, prepend=-1))
-        lengths = np.diff(first, append=len(self.user))
-        equal = np.minimum.reduceat(self.order, first) == np.maximum.reduceat(self.order, first)
-        several = lengths > 1
-        if 2 * (count := int((equal & several).sum())) > several.sum():
+        users = f"SELECT min(moment) = max(moment) AS equal FROM {self.table} GROUP BY user_code HAVING count(*) > 1"
+        several, equal = self._database.row(f"SELECT count(*), coalesce(count_if(equal), 0) FROM ({users})")
+        if 2 * equal > several:
             report.notes.append(
-                f"{count:,} of {several.sum():,} users with several interactions have one time for all of them, so "
+                f"{equal:,} of {several:,} users with several interactions have one time for all of them, so "
                 "their histories are in the order of the file; were the times rounded?"
             )
 
-    def write(self, path: Path, report: PrepareReport) -> None:
-        """Write the sorted interactions; numbers become IDs a chunk at a time."""
-        self._note_ties(report)
-        user, with_position = self.user, not self.per_second
-        columns = {"user_id": pl.Series(user), "item_id": pl.Series(self.item)}
-        if self.order is not None and self.per_second:
-            finer = bool((self.order % self.per_second).any())
-            self.order //= self.per_second
-            columns["timestamp"] = pl.Series(self.order)
-            begin, end = (datetime.fromtimestamp(int(t), UTC) for t in (self.order.min(), self.order.max()))
-            report.order += f", from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
-            with_position = finer and bool(self.repeated(same_time=True).any())
-        if with_position:  # without it, rows that differ by less than a second would become duplicates
-            first = np.flatnonzero(np.diff(user, prepend=-1))
-            lengths = np.diff(first, append=len(user))
-            columns["position"] = pl.Series((np.arange(len(user)) - np.repeat(first, lengths)).astype(np.int32))
-        if self.rating is not None:
-            columns["rating"] = pl.Series(self.rating).fill_nan(None)
-        named = [
-            pl.col(column).map_batches(ids.gather, return_dtype=pl.String, is_elementwise=True)
-            for column, ids in (("user_id", self.user_ids), ("item_id", self.item_ids))
-        ]
-        write_parquet(pl.DataFrame(columns).lazy().with_columns(named), path, ROW_GROUP)
-
-
-def write_parquet(table: pl.LazyFrame, path: Path, group: int) -> None:
-    """Stream a table to disk, in row groups of `group` rows."""
-    with writing(path):
-        table.sink_parquet(path, compression="zstd", row_group_size=group, maintain_order=True, engine="streaming")
+    def seen_items(self) -> Flags:
+        """Which items have an interaction: bool [n_items]."""
+        seen = np.zeros(self._sizes[1], dtype=bool)
+        for _, items in self._pairs():
+            seen[items] = True
+        return seen

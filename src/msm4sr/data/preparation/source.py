@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import polars as pl
 from pydantic import Field
@@ -14,6 +14,8 @@ from pydantic import Field
 from msm4sr.errors import InputError
 from msm4sr.registry import Registry
 from msm4sr.strict import Strict
+
+TableName = Literal["interactions", "items"]
 
 
 class Rules(Strict):
@@ -44,6 +46,17 @@ class Drop:
     reason: str
     count: int
     example: str
+
+
+class Place(NamedTuple):
+    """Where a row was read, for messages."""
+
+    file: Path
+    unit: str  # what `number` counts
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file.name}, {self.unit} {self.number}"
 
 
 @dataclass
@@ -124,14 +137,18 @@ class Source(Strict):
     def files(self) -> list[Path]:
         """The files that are read; the first has the interactions, the last the items."""
 
+    def place(self, table: TableName, row: int) -> Place:
+        """Where a `row` of the blocks was read."""
+        return Place(self.files[0 if table == "interactions" else -1], self.unit, row)
+
     @abstractmethod
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         """Read the interactions in blocks; invalid rows are counted in `report`.
 
-        Blocks have the columns `row` int64 (place in the file), `user_id`, `item_id` str (not null, not empty), and
-        if the format has them `rating` float and `time` int64 (microseconds since 1970; in another unit, or as
-        float64, if `report.time_unit` says so) or `position` int64 (in the history of the user). With neither `time`
-        nor `position` the rows of a user are in order.
+        Blocks have the columns `row` int64 (place in the file, or in all files: ascending, see `place`), `user_id`,
+        `item_id` str (not null, not empty), and if the format has them `rating` float and `time` int64 (microseconds
+        since 1970; in another unit, or as float64, if `report.time_unit` says so) or `position` int64 (in the history
+        of the user). With neither `time` nor `position` the rows of a user are in order.
         """
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:

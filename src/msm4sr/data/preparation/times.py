@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Flags, Ints
-from msm4sr.data.preparation.source import PrepareReport
+from msm4sr.data.preparation.source import Place, PrepareReport
+from msm4sr.data.remaining import Flags, Ints
 from msm4sr.data.schema import END_OF_TIME
 from msm4sr.errors import InputError
 
@@ -54,15 +53,15 @@ class Case(NamedTuple):
 
 
 class Times:
-    """The times of all blocks, as the source gives them, until their unit is known (`PrepareReport.time_unit`)."""
+    """Decides the unit of the times (`PrepareReport.time_unit`); `place` names the file and the line of a row."""
 
-    def __init__(self, report: PrepareReport, path: Path, row_name: str) -> None:
-        self._report, self._path, self._row_name = report, path, row_name
+    def __init__(self, report: PrepareReport, place: Callable[[int], Place]) -> None:
+        self._report, self._place = report, place
         self._cases: dict[str, Case] = {}
         self._count = 0
 
-    def add(self, rows: pl.Series, values: Ints) -> None:
-        """Record the times in the rows `rows` of the file: int64 or float64, without null."""
+    def add(self, rows: Ints, values: Ints) -> None:
+        """Record the times (int64 or float64) of these rows; rows can come in any order."""
         self._count += len(values)
         unit, numbers = self._report.time_unit, values.astype(np.float64)
         if unit == "auto":
@@ -82,16 +81,20 @@ class Times:
             cases |= {"digits": _digits_of_a_date(numbers)}
             cases |= {"days": (numbers >= SPREADSHEET_DAYS[0]) & (numbers <= SPREADSHEET_DAYS[1])}
         for name, found in cases.items():
-            if count := int(found.sum()):
-                first = int(found.argmax())
-                known = self._cases.get(name, Case(0, int(rows[first]), values[first].item()))
-                self._cases[name] = known._replace(rows=known.rows + count)
+            places = np.flatnonzero(found)
+            if len(places):
+                first = places[rows[places].argmin()]
+                new = Case(0, int(rows[first]), values[first].item())
+                known = self._cases.get(name, new)
+                earlier = min(known, new, key=lambda case: case.row)
+                self._cases[name] = earlier._replace(rows=known.rows + len(places))
 
-    def order(self, chunks: list[Ints]) -> tuple[list[Flags], int]:
-        """Replace the values by integers that increase with time, and decide the unit.
+    def decide(self) -> tuple[int, str, str]:
+        """Decide the unit, after all times were added.
 
-        Returns the rows of each chunk that have a possible time, and how many of the integers make a second. Raises
-        InputError if more rows than `max_invalid_fraction` allows have none.
+        Returns how many units of a moment (see below) make a second; and two expressions of SQL over the columns
+        `time_int` and `time_float`, of which one is null: an integer that increases with time, the moment, and whether
+        the time is possible. Raises InputError if more rows than `max_invalid_fraction` allows have no possible time.
         """
         report = self._report
         written = report.time_unit
@@ -100,23 +103,28 @@ class Times:
         self._check(written)
         unit = report.time_unit
         report.order += f" ({unit})" if unit else ""
-        per_second = SCALES["ns"] if unit == "ns" else MICROSECONDS
-        kept = []
-        for number, values in enumerate(chunks):
-            seconds = _seconds(values, unit)
-            possible = (seconds >= 0) & (seconds < END_OF_TIME)
-            if written == "auto":
-                scale = np.searchsorted(BOUNDS, values, side="right")
-                possible &= (scale == list(SCALES).index(unit)) | (values == 0)
-            kept.append(possible)
-            chunks[number] = _integers(np.where(possible, values, 0), unit, per_second)
         if early := self._cases.get("early"):
             label = f" as {UNITS[unit]}" if unit else ""
             report.notes.append(
                 f"{early.rows:,} times are before 1995{label} (first: {self._example(early)}{self._date(early)}); if "
                 "that is wrong, correct them or pass another --time-unit"
             )
-        return kept, per_second
+        per_second = SCALES["ns"] if unit == "ns" else MICROSECONDS
+        value = "coalesce(time_int::DOUBLE, time_float)"
+        if unit == "days":
+            seconds = f"(({value} - {SPREADSHEET_1970}) * {DAY})"
+            moment = f"({seconds} * {per_second})::BIGINT"  # rounds halves to even
+        else:
+            scale = SCALES.get(unit, MICROSECONDS)
+            seconds, factor = f"({value} / {scale})", per_second // scale
+            moment = f"coalesce(time_int * {factor}, (time_float * {factor})::BIGINT)"
+        possible = f"({seconds} >= 0 AND {seconds} < {END_OF_TIME})"
+        if written == "auto":
+            place = list(SCALES).index(unit)
+            low, high = ((0.0, *BOUNDS)[place], (*BOUNDS, float("inf"))[place])
+            fits = f"{value} >= {low:.0f}" + (f" AND {value} < {high:.0f}" if place < len(BOUNDS) else "")
+            possible += f" AND ({fits} OR {value} = 0)"
+        return per_second, moment, possible
 
     def future(self) -> list[str]:
         """The note about times in the future. It depends on the clock, so it is not written to provenance.json."""
@@ -158,7 +166,7 @@ class Times:
             usual = self._cases[unit]
             raise self._error(
                 case,
-                f"seems to be in {UNITS[name]}, but '{self._shown(usual)}' in {self._row_name} {usual.row} in "
+                f"seems to be in {UNITS[name]}, but '{self._shown(usual)}' in {self._beside(case, usual)} in "
                 f"{UNITS[unit]} ({case.rows:,} and {usual.rows:,} rows); write all in one unit, or pass --time-unit",
             )
         for case in wrong.values():
@@ -166,8 +174,13 @@ class Times:
         for case in others.values():
             report.drop("interactions whose time is in another unit", case.rows, self._example(case))
 
+    def _beside(self, case: Case, other: Case) -> str:
+        """Where the other case is, for a message that names the place of the first."""
+        place, beside = self._place(case.row), self._place(other.row)
+        return f"{beside.unit} {beside.number}" if place.file == beside.file else str(beside)
+
     def _example(self, case: Case, value: bool = True) -> str:
-        return f"{self._path.name}, {self._row_name} {case.row}" + (f": {self._shown(case)}" if value else "")
+        return f"{self._place(case.row)}" + (f": {self._shown(case)}" if value else "")
 
     def _shown(self, case: Case) -> str:
         if self._report.time_unit in ("", "iso"):
@@ -184,8 +197,9 @@ class Times:
         )
 
     def _error(self, case: Case, problem: str) -> InputError:
-        where = f"{self._report.order}, {self._row_name} {case.row}"
-        return InputError(f"{self._path}: {where}: '{self._shown(case)}' {problem}")
+        place = self._place(case.row)
+        where = f"{self._report.order}, {place.unit} {place.number}"
+        return InputError(f"{place.file}: {where}: '{self._shown(case)}' {problem}")
 
 
 def as_numbers(times: pl.Series) -> tuple[pl.Series, int]:
@@ -229,14 +243,6 @@ def _seconds(values: Ints, unit: str) -> Ints:
         values = (values - SPREADSHEET_1970) * DAY
     seconds: Ints = values / (1 if unit == "days" else SCALES.get(unit, MICROSECONDS))
     return seconds
-
-
-def _integers(values: Ints, unit: str, per_second: int) -> Ints:
-    """Int64 in units of `1 / per_second`."""
-    if unit == "days":
-        values, unit = _seconds(values, unit), "s"
-    scaled: Ints = values * (per_second // SCALES.get(unit, MICROSECONDS))
-    return scaled if scaled.dtype.kind == "i" else np.rint(scaled).astype(np.int64)
 
 
 def _digits_of_a_date(values: Ints) -> Flags:

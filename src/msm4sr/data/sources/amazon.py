@@ -17,10 +17,11 @@ an impossible date, a negative rating, or half a surrogate pair in a text that i
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from html import unescape
@@ -42,6 +43,10 @@ EARLIEST, LATEST = 788_918_400, 4_102_444_800  # seconds: Amazon opened in 1995;
 MAX_LITERAL = 256 << 10  # bytes of a row in Python's notation: reading it takes some hundred times its size
 MAX_TEXT = 50_000  # characters that are read of one text, markup included
 MAX_NESTING = 8  # lists in lists
+OLD_NAMES = ("reviewerID", "asin", "unixReviewTime", "overall")  # until 2018
+NEW_NAMES = ("user_id", "parent_asin", "timestamp", "rating")
+PLAIN_ID = r"^[A-Za-z0-9][!-~]*$"
+NO_NUMBER = r"^(?:[A-Z]|0[0-9])[!-~]*$"  # and plain; an ID as most are
 
 # Each attempt ends where the next one would start, so that no text takes more than linear time.
 INVISIBLE = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->", re.I | re.S)
@@ -71,7 +76,8 @@ class Amazon(Source):
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         report.order, parse = "the time of the review", partial(review, unit=self.time_unit)
-        return read_blocks(self.reviews, parse, INTERACTION_COLUMNS, report, "interactions")
+        native = partial(native_reviews, unit=self.time_unit)
+        return read_blocks(self.reviews, parse, INTERACTION_COLUMNS, report, "interactions", native=native)
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
         return read_blocks(self.meta, partial(item, max_images=self.max_images), ITEM_COLUMNS, report, "items")
@@ -80,11 +86,10 @@ class Amazon(Source):
 def review(line: bytes, unit: NumberUnit = "auto") -> tuple[str, str, int, float | None]:
     """User, item, time in microseconds, rating (or None) of a review. Raises InvalidRow."""
     row = json_row(line)
-    if "reviewerID" in row:
-        names, usual = ("reviewerID", "asin", "unixReviewTime", "overall"), "s"
-    else:
-        names, usual = ("user_id", "parent_asin" if row.get("parent_asin") else "asin", "timestamp", "rating"), "ms"
+    names, usual = (OLD_NAMES, "s") if "reviewerID" in row else (NEW_NAMES, "ms")
     user, item_id, time, rating = map(row.get, names)
+    if usual == "ms" and not item_id:
+        item_id = row.get("asin")
     if type(time) is not int:
         raise InvalidRow("times that are no integer", excerpt(time))
     per_second = SCALES[usual if unit == "auto" else unit]
@@ -102,6 +107,44 @@ def review(line: bytes, unit: NumberUnit = "auto") -> tuple[str, str, int, float
         if not rating <= 1000:  # NaN too, and what float32 cannot hold
             raise InvalidRow("impossible ratings")
     return _id(user, "user"), _id(item_id, "item"), time, rating
+
+
+def native_reviews(lines: bytes, count: int, unit: NumberUnit = "auto") -> pl.DataFrame | None:
+    """The reviews of many lines as `review` parses each; None unless all are surely valid, with plain IDs."""
+    old = b'"reviewerID"' in lines
+    user, item_id, time, rating = OLD_NAMES if old else NEW_NAMES
+    names = {user: pl.String(), item_id: pl.String(), time: pl.Int64(), rating: pl.Float64()}
+    try:
+        table = pl.read_ndjson(io.BytesIO(lines), schema=names)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return None
+    per_second = SCALES["s" if old else "ms"] if unit == "auto" else SCALES[unit]
+    times, ratings, ids = pl.col(time), pl.col(rating), pl.col(user, item_id)
+    [valid] = table.select(
+        pl.all_horizontal(
+            pl.col(user, item_id, time).is_not_null().all(),
+            (ids.str.len_bytes() < 64).all(),
+            (times.is_between(EARLIEST * per_second, LATEST * per_second, closed="left")).all(),
+            (ratings.is_null() | ratings.is_between(0, 1000)).all(),
+        )
+    ).to_series()
+    if len(table) != count or not valid or not _are_texts(table, lines, (user, item_id)):
+        return None
+    return table.select(
+        user_id=user, item_id=item_id, time=times * MICROSECONDS // per_second, rating=ratings.cast(pl.Float32)
+    )
+
+
+def _are_texts(table: pl.DataFrame, lines: bytes, names: Sequence[str]) -> bool:
+    """Whether all IDs are plain, and were written as texts: polars reads the number 12 as "12"."""
+    suspects = [name for name in names if not table[name].str.contains(NO_NUMBER).all()]
+    if not suspects:
+        return True
+    if not all(table[name].str.contains(PLAIN_ID).all() for name in suspects):
+        return False
+    numbers = pl.read_ndjson(io.BytesIO(lines), schema=dict.fromkeys(suspects, pl.Float64()), ignore_errors=True)
+    truths = pl.read_ndjson(io.BytesIO(lines), schema=dict.fromkeys(suspects, pl.Boolean()), ignore_errors=True)
+    return all(part.null_count().row(0) == (len(table),) * len(suspects) for part in (numbers, truths))
 
 
 def item(line: bytes, max_images: int) -> tuple[str, str | None, str | None, list[str] | None, list[str] | None]:

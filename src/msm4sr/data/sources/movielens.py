@@ -22,15 +22,10 @@ import polars as pl
 from pydantic import Field
 
 from msm4sr.data.preparation.catalogue import compare_ids
-from msm4sr.data.preparation.reading import (
-    INTERACTION_COLUMNS,
-    InvalidRow,
-    read_blocks,
-    read_table,
-    stripped,
-    text_column,
-)
+from msm4sr.data.preparation.columns import stripped, text_column
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
+from msm4sr.data.preparation.table_files import read_table
 from msm4sr.data.preparation.times import NumberUnit
 from msm4sr.data.schema import ITEM_COLUMNS, id_strings, require_columns
 from msm4sr.errors import InputError, excerpt

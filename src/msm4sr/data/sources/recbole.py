@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
+from msm4sr.data.preparation.columns import refuse_duplicates
 from msm4sr.data.preparation.lists import split_list, written_list
-from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_header, refuse_duplicates
+from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_header
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.preparation.times import UNIT_HELP, TimeUnit, as_numbers, from_iso
 from msm4sr.data.schema import ITEM_COLUMNS, require_columns

@@ -1,4 +1,4 @@
-"""Tables (CSV, TSV, Parquet; see `table_files`) and a folder of images.
+"""Tables (CSV, TSV, Parquet; see `preparation.table_files`) and a folder of images.
 
 White space around a value is removed; an empty value is null. What is an error (then nothing is written), and what is
 dropped and counted:
@@ -15,18 +15,22 @@ In messages, data rows count from 1, the header not included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import polars as pl
 from pydantic import Field, field_validator
 
 from msm4sr.data.items import is_url
+from msm4sr.data.preparation.columns import plain_column, stripped, text_column
 from msm4sr.data.preparation.lists import LISTED, split_list, written_list
-from msm4sr.data.preparation.reading import plain_column, read_table, stripped, text_column
-from msm4sr.data.preparation.source import SOURCES, PrepareReport, Rules, Source
-from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit, as_numbers, from_iso
+from msm4sr.data.preparation.source import SOURCES, Place, PrepareReport, Rules, Source, TableName
+from msm4sr.data.preparation.table_files import Block, TableFiles
+from msm4sr.data.preparation.time_columns import TimeColumn
+from msm4sr.data.preparation.times import UNIT_HELP, UNITS, TimeUnit
 from msm4sr.data.schema import id_strings, require_columns
 from msm4sr.errors import InputError, excerpt
 
@@ -44,8 +48,8 @@ class Tables(Source):
     rules: ClassVar[Rules] = Rules(unknown_items="drop", max_invalid_fraction=0)
     unit: ClassVar[str] = "data row"
 
-    interactions: Path = Field(description="The interactions.")
-    items: Path | None = Field(description="The items.")  # None: those of the interactions
+    interactions: Path = Field(description="The interactions: a file, a folder of files, or a glob.")
+    items: Path | None = Field(description="The items, likewise.")  # None: those of the interactions
     user: str = Field("user_id", description="User column of the interactions.")
     item: str = Field("item_id", description="Item column of the interactions.")
     time: str | None = Field("timestamp", description="Time column of the interactions; '' if the rows are in order.")
@@ -75,178 +79,188 @@ class Tables(Source):
 
     @property
     def files(self) -> list[Path]:
-        return [self.interactions, *([] if self.items is None else [self.items])]
+        return [path for table in self._tables.values() for path in table.paths]
+
+    @cached_property
+    def _tables(self) -> dict[TableName, TableFiles]:
+        paths: dict[TableName, Path | None] = {"interactions": self.interactions, "items": self.items}
+        return {name: TableFiles(path, self.delimiter) for name, path in paths.items() if path is not None}
+
+    def place(self, table: TableName, row: int) -> Place:
+        return self._tables[table].place(row)
 
     def read_interactions(self, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        path, lowest = self.interactions, report.rules.min_rating
+        files, lowest = self._tables["interactions"], report.rules.min_rating
         if "rating" in self.model_fields_set and lowest is None:
             raise InputError("rating is used only with min_rating (--min-rating), which is not set")
-        table = read_table(path, self.delimiter)
-        report.interactions_read = len(table)
-        require_columns(path, (self.user, self.item, *([] if lowest is None else [self.rating])), table.columns)
-        if self.time is not None:
-            advice = "; if there is no time and the rows are in time order, set time to nothing (--time '')"
-            require_columns(path, [self.time], table.columns, advice)
-        if table.is_empty():
-            raise InputError(f"{path}: no rows, only a header")
-        columns = {"user_id": _ids(table[self.user], path), "item_id": _ids(table[self.item], path)}
-        if lowest is not None:
-            columns["rating"] = _ratings(table[self.rating], path)
-        user, item = columns["user_id"].is_null(), columns["item_id"].is_null()
-        _without_id(user, "interactions without a user ID", self.user, table, path, report)
-        _without_id(~user & item, "interactions without an item ID", self.item, table, path, report)
-        kept = (~user & ~item).arg_true()
-        block = pl.DataFrame({"row": range(1, len(table) + 1), **columns})[kept]
+        columns = [self.user, self.item, *([] if lowest is None else [self.rating])]
+        for path in files.paths:
+            names = files.columns(path)
+            require_columns(path, columns, names)
+            if self.time is not None:
+                advice = "; if there is no time and the rows are in time order, set time to nothing (--time '')"
+                require_columns(path, [self.time], names, advice)
         report.order = "the order of the rows in the file (no time column)"
-        yield block if self.time is None else self._timed(block, stripped(table[self.time][kept]), report)
-
-    def _timed(self, block: pl.DataFrame, times: pl.Series, report: PrepareReport) -> pl.DataFrame:
-        """The rows whose time can be read, with `time` in `report.time_unit`; the others are counted."""
-        path, unit = self.interactions, self.time_unit
-        where = f"{path}: column '{times.name}'"
-        plain_column(times, path, "a number, a date or a text")
-        numbers, ties = (None, 0) if times.dtype.is_temporal() else as_numbers(times)
-        if unit == "auto":  # most values decide, so that one invalid value does not
-            unit = "auto" if numbers is not None and 2 * numbers.count() > times.count() else "iso"
-        if unit == "iso":
-            self._check_offsets(times, block["row"], report)
-            numbers, unit, ties = _from_dates(times, where)
-        elif numbers is None:
-            raise InputError(f"{where} holds dates ({times.dtype}); set time_unit to iso")
-        report.order, report.time_unit = f"column '{self.time}'", unit
-        wrong = numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False)
-        if wrong.any():
-            first = int(wrong.arg_max() or 0)
-            problem = "no time" if times[first] is None else f"{excerpt(times[first])} is no time"
-            problem = f"{where}, data row {block['row'][first]}: {problem}; expected {UNITS[unit]}"
-            _invalid(wrong, "interactions whose time cannot be read", problem, block["row"], path, report)
+        times = None if self.time is None else TimeColumn(files, self.time, self.time_unit)
+        if times is not None:
+            times.decide(report)
+            report.order, report.time_unit, columns = f"column '{self.time}'", times.unit, [*columns, times.name]
+        checks, ties = _InvalidRows("interactions", report), 0
+        for block in files.blocks(columns):
+            report.interactions_read += len(block.table)
+            rows, equal = self._interactions(block, times, checks)
+            ties += equal
+            yield rows
+        if not report.interactions_read:
+            raise InputError(f"{self.interactions}: no rows, only a header")
+        checks.check(report.interactions_read)
         if ties:
             report.notes.append(
-                f"column '{times.name}': {ties:,} different times become equal, since they have too many digits; rows "
+                f"column '{self.time}': {ties:,} different times become equal, since they have too many digits; rows "
                 "of equal times stay in the order of the file"
             )
-        return block.with_columns(time=numbers).filter(~wrong)
 
-    def _check_offsets(self, times: pl.Series, rows: pl.Series, report: PrepareReport) -> None:
-        """Report times without an offset among times with one. Raises InputError unless `time_unit` is iso."""
-        if times.dtype != pl.String:
-            return
-        timed = times.str.contains(r"^\d{4}-?\d\d-?\d\d").fill_null(False)
-        offset = times.str.contains(r"\d[Tt ].*[+-]\d\d(:?\d\d)*$").fill_null(False) & timed
-        zoned = offset & ~times.str.contains(r"[+-]00(:?00)*$")  # an offset of 0 is UTC, as none is
-        naive = timed & ~offset & ~times.str.contains(r"[zZ]$")
-        if not (zoned.any() and naive.any()):
-            return
-        without, having = int(naive.arg_max() or 0), int(zoned.arg_max() or 0)
-        problem = (
-            f"column '{times.name}': {naive.sum():,} times have no offset from UTC (first: data row {rows[without]}: "
-            f"'{times[without]}') and {zoned.sum():,} have one (data row {rows[having]}: '{times[having]}')"
-        )
-        if self.time_unit != "iso":
-            advice = "write all with their offset, or pass --time-unit iso to read the former as UTC"
-            raise InputError(f"{self.interactions}: {problem}; {advice}")
-        report.notes.append(f"{problem}; the former are read as UTC")
+    def _interactions(self, block: Block, times: TimeColumn | None, checks: _InvalidRows) -> tuple[pl.DataFrame, int]:
+        """The valid rows of a block, and how many of their times became equal."""
+        table, path = block.table, block.path
+        columns = {"user_id": _ids(table[self.user], path), "item_id": _ids(table[self.item], path)}
+        if checks.report.rules.min_rating is not None:
+            columns["rating"] = _ratings(table[self.rating], block)
+        user, item = columns["user_id"].is_null(), columns["item_id"].is_null()
+        checks.without_id(user, "interactions without a user ID", self.user, block)
+        checks.without_id(~user & item, "interactions without an item ID", self.item, block)
+        wrong, ties = user | item, 0
+        if times is not None:
+            written = table[times.name].set(wrong, None)
+            columns["time"], ties = times.numbers(written)
+            numbers = columns["time"]
+            none = ~wrong & (numbers.is_null() | (numbers.is_nan() if numbers.dtype.is_float() else False))
+            if none.any():
+                value = stripped(written)[int(none.arg_max() or 0)]
+                problem = "no time" if value is None else f"{excerpt(value)} is no time"
+                problem = f"column '{times.name}', {{place}}: {problem}; expected {UNITS[times.unit]}"
+                checks.add(none, "interactions whose time cannot be read", problem, block)
+            wrong |= none
+        return pl.DataFrame([block.rows, *(v.alias(n) for n, v in columns.items())]).filter(~wrong), ties
 
     def read_items(self, report: PrepareReport) -> Iterator[pl.DataFrame] | None:
-        return None if self.items is None else self._read_items(self.items, report)
+        return None if self.items is None else self._read_items(self._tables["items"], report)
 
-    def _read_items(self, path: Path, report: PrepareReport) -> Iterator[pl.DataFrame]:
-        table = read_table(path, self.delimiter)
-        report.items_read = len(table)
-        require_columns(path, [self.item_id], table.columns)
-        ids = _ids(table[self.item_id], path)
-        _without_id(ids.is_null(), "items without an ID", self.item_id, table, path, report)
-        content = {"row": pl.Series(range(1, len(table) + 1)), "item_id": ids}
-        for name in ("title", "text", "categories", "image"):
-            if not (columns := self._content(name, path, table, report)):
-                continue
-            if name in ("title", "text"):
-                parts = pl.DataFrame(
-                    [text_column(column, path, " " if name == "title" else "\n") for column in columns]
-                )
-                content[name] = stripped(parts.select(pl.concat_str("*", separator="\n", ignore_nulls=True))[:, 0])
-            else:
-                content[name] = _list(columns[0], path, self.separator)
-        if self.images is None and "image" in content and not any(map(is_url, content["image"].explode().drop_nulls())):
+    def _read_items(self, files: TableFiles, report: PrepareReport) -> Iterator[pl.DataFrame]:
+        content = {name: self._content(name, files, report) for name in ("title", "text", "categories", "image")}
+        columns = [column for names in content.values() for column in names]
+        for path in files.paths:
+            require_columns(path, [self.item_id, *columns], files.columns(path))
+        checks, urls, separators = _InvalidRows("items", report), False, _Separators(self.separator)
+        report.items_read = 0
+        for block in files.blocks([self.item_id, *columns]):
+            report.items_read += len(block.table)
+            rows = self._items(block, content, checks)
+            if "image" in rows.columns:
+                urls = urls or any(map(is_url, rows["image"].explode().drop_nulls()))
+            if "categories" in rows.columns:
+                separators.add(rows["categories"].drop_nulls())
+            yield rows
+        checks.check(report.items_read)
+        if self.images is None and content["image"] and not urls:
             if "image" in self.model_fields_set:
                 raise InputError(f"column '{self.image}' holds images: name their folder (--images)")
             report.notes.append(f"column '{self.image}' is not used: no folder of images was named (--images)")
-        if "categories" in content:
-            self._compare_separators(content["categories"].drop_nulls(), report)
-        yield pl.DataFrame(content).filter(ids.is_not_null())
+        report.notes += separators.notes(self.categories)
 
-    def _compare_separators(self, lists: pl.Series, report: PrepareReport) -> None:
-        """Report if the categories seem to have another separator."""
-        if lists.is_empty() or (lists.list.len() > 1).any():
-            return
-        for mark in ";,":
-            if mark != self.separator and 2 * lists.list.first().str.contains(mark, literal=True).sum() > len(lists):
-                report.notes.append(
-                    f"column '{self.categories}' contains no {self.separator!r}, but {mark!r} in most rows; if that "
-                    f"separates categories, pass --separator '{mark}'"
-                )
+    def _items(self, block: Block, content: Mapping[str, Sequence[str]], checks: _InvalidRows) -> pl.DataFrame:
+        table, path = block.table, block.path
+        ids = _ids(table[self.item_id], path)
+        checks.without_id(ids.is_null(), "items without an ID", self.item_id, block)
+        columns = {"row": block.rows, "item_id": ids}
+        for name, names in content.items():
+            if names and name in ("title", "text"):
+                separator = " " if name == "title" else "\n"
+                parts = pl.DataFrame([text_column(table[column], path, separator) for column in names])
+                columns[name] = stripped(parts.select(pl.concat_str("*", separator="\n", ignore_nulls=True))[:, 0])
+            elif names:
+                columns[name] = _list(table[names[0]], block, self.separator)
+        return pl.DataFrame(columns).filter(ids.is_not_null())
 
-    def _content(self, name: str, path: Path, table: pl.DataFrame, report: PrepareReport) -> list[pl.Series]:
+    def _content(self, name: str, files: TableFiles, report: PrepareReport) -> list[str]:
         """The existing columns for `title`, `text`, ...; a column that the user named must exist."""
         chosen = getattr(self, name) or ()
-        columns = [chosen] if isinstance(chosen, str) else chosen
+        columns = [chosen] if isinstance(chosen, str) else list(chosen)
+        path = files.paths[0]
+        existing = files.columns(path)
         if name in self.model_fields_set:
-            require_columns(path, columns, table.columns)
+            require_columns(path, columns, existing)
         for column in columns:
-            if column not in table.columns:
+            if column not in existing:
                 report.notes.append(f"{path.name} has no column '{column}': items have no {name} from it")
-        return [table[column] for column in columns if column in table.columns]
+        return [column for column in columns if column in existing]
 
 
-def _invalid(wrong: pl.Series, reason: str, problem: str, rows: pl.Series, path: Path, report: PrepareReport) -> None:
-    """Count invalid rows. Raises InputError if they are more than the allowed fraction."""
-    count, read = int(wrong.sum()), report.interactions_read if reason.startswith("interactions") else report.items_read
-    if count > report.rules.max_invalid_fraction * (read or 0):
-        raise InputError(f"{problem}; correct it, or drop such rows ({count:,}) with --max-invalid-fraction")
-    report.drop(reason, count, f"{path.name}, data row {rows[wrong.arg_max() or 0]}" if count else "")
+class _InvalidRows:
+    """Counts invalid rows of a table by reason. More than the allowed fraction are an error."""
+
+    def __init__(self, table: TableName, report: PrepareReport) -> None:
+        self._table, self.report = table, report
+        self._problems: dict[str, str] = {}  # of each reason, the first case
+        self._counts: Counter[str] = Counter()
+
+    def add(self, wrong: pl.Series, reason: str, problem: str, block: Block) -> None:
+        """Count rows of a block; `{place}` in `problem` becomes the first of them."""
+        first, count = int(wrong.arg_max() or 0), int(wrong.sum())
+        if count:
+            place = f"data row {block.before_in_file + first + 1}"
+            self._problems.setdefault(reason, f"{block.path}: {problem.replace('{place}', place)}")
+            self._counts[reason] += count
+            self.report.drop(reason, count, f"{block.path.name}, {place}")
+            if not self.report.rules.max_invalid_fraction:
+                self.check(0)
+
+    def without_id(self, missing: pl.Series, reason: str, column: str, block: Block) -> None:
+        """Count rows without an ID; blank lines are not invalid."""
+        if missing.any():
+            self.add(missing & ~block.blank(), reason, f"column '{column}', {{place}}: no ID", block)
+
+    def check(self, read: int) -> None:
+        """Raise InputError if one reason has more than the allowed fraction of the rows that were read."""
+        for reason, count in self._counts.items():
+            if count > self.report.rules.max_invalid_fraction * read:
+                advice = f"correct it, or drop such rows ({count:,}) with --max-invalid-fraction"
+                raise InputError(f"{self._problems[reason]}; {advice}")
 
 
-def _without_id(
-    missing: pl.Series, reason: str, column: str, table: pl.DataFrame, path: Path, report: PrepareReport
-) -> None:
-    """Rows without an ID are invalid (see `_invalid`); blank lines are not."""
-    if missing.any():
-        missing &= ~table.select(pl.all_horizontal(pl.all().is_null())).to_series()
-        problem = f"{path}: column '{column}', data row {(missing.arg_max() or 0) + 1}: no ID"
-        _invalid(missing, reason, problem, pl.Series(range(1, len(missing) + 1)), path, report)
+class _Separators:
+    """Detects categories that have another separator."""
+
+    def __init__(self, separator: str) -> None:
+        self._separator, self._lists, self._several = separator, 0, False
+        self._with_mark: Counter[str] = Counter()
+
+    def add(self, lists: pl.Series) -> None:
+        """Count lists of a block."""
+        self._lists += len(lists)
+        self._several = self._several or bool((lists.list.len() > 1).any())
+        for mark in ";,":
+            self._with_mark[mark] += int(lists.list.first().str.contains(mark, literal=True).sum())
+
+    def notes(self, column: str | None) -> list[str]:
+        """For the report, if most lists have one value, with another mark in it."""
+        return [
+            f"column '{column}' contains no {self._separator!r}, but {mark!r} in most rows; if that separates "
+            f"categories, pass --separator '{mark}'"
+            for mark in ";,"
+            if not self._several and mark != self._separator and 2 * self._with_mark[mark] > self._lists
+        ]
 
 
-def _from_dates(times: pl.Series, where: str) -> tuple[pl.Series, Literal["iso", "ns"], int]:
-    """int64, null if a value cannot be read; their unit: microseconds (iso), or ns if a part needs them; new ties."""
-    if times.dtype in (pl.Date, pl.Datetime):
-        if getattr(times.dtype, "time_unit", None) == "ns" and (times.dt.epoch("ns") % 1000 != 0).any():
-            return times.dt.epoch("ns"), "ns", 0
-        return times.dt.epoch("us"), "iso", 0
-    if times.dtype.is_integer():
-        times = times.cast(pl.String)
-    if times.dtype != pl.String:
-        raise InputError(f"{where} is {times.dtype}; time_unit iso needs dates or texts")
-    texts = times.drop_nulls().unique()
-    moments = [from_iso(text) for text in texts]
-    known = {moment for moment in moments if moment is not None}
-    unit: Literal["iso", "ns"] = "iso"
-    if any(moment % 1000 for moment in known) and all(abs(moment) < 1 << 63 for moment in known):
-        unit, ties = "ns", 0
-    else:
-        moments = [None if moment is None else moment // 1000 for moment in moments]
-        ties = len(known) - len({moment // 1000 for moment in known})
-    return times.replace_strict(texts, moments, default=None, return_dtype=pl.Int64), unit, ties
-
-
-def _ratings(column: pl.Series, path: Path) -> pl.Series:
+def _ratings(column: pl.Series, block: Block) -> pl.Series:
     """The column as float64, null if it is empty."""
-    column = stripped(plain_column(column, path, "a number"))
+    column = stripped(plain_column(column, block.path, "a number"))
     numbers = column.cast(pl.Float64, strict=False)
     invalid = column.is_not_null() & (numbers.is_null() | numbers.is_nan())
     if invalid.any():
         row = int(invalid.arg_max() or 0)
-        found = f"column '{column.name}', data row {row + 1}: {column[row]!r}"
-        raise InputError(f"{path}: {found} is no number, so no rating")
+        found = f"column '{column.name}', data row {block.before_in_file + row + 1}: {column[row]!r}"
+        raise InputError(f"{block.path}: {found} is no number, so no rating")
     return numbers
 
 
@@ -255,14 +269,14 @@ def _ids(column: pl.Series, path: Path) -> pl.Series:
     return stripped(id_strings(column, path))
 
 
-def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
+def _list(column: pl.Series, block: Block, separator: str) -> pl.Series:
     """Lists of texts: a list column, or the parts of a cell (see `split_list`); null where empty."""
     dtype = column.dtype
     inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
     if not (inner.is_integer() or inner in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
         raise InputError(
-            f"{path}: column '{column.name}' is {dtype}; it should hold a text or a list of texts a row. Write the "
-            "names only, without lists in lists, objects or other numbers"
+            f"{block.path}: column '{column.name}' is {dtype}; it should hold a text or a list of texts a row. Write "
+            "the names only, without lists in lists, objects or other numbers"
         )
     if inner is not dtype:
         parts = column.cast(pl.List(pl.String))
@@ -272,12 +286,12 @@ def _list(column: pl.Series, path: Path, separator: str) -> pl.Series:
         stripped = parts.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
         return stripped.to_frame("list").select(pl.when(pl.col("list").list.len() > 0).then("list")).to_series()
     lists: list[list[str] | None] = []
-    for row, cell in enumerate(column.cast(pl.String), start=1):
+    for row, cell in enumerate(column.cast(pl.String), start=block.before_in_file + 1):
         try:
             lists.append(None if cell is None else split_list(cell, separator))
         except ValueError as error:
             raise InputError(
-                f"{path}: column '{column.name}', data row {row}: {excerpt(cell)} {error}; separate the values by "
-                f"{separator!r}, or write a list as JSON"
+                f"{block.path}: column '{column.name}', data row {row}: {excerpt(cell)} {error}; separate the values "
+                f"by {separator!r}, or write a list as JSON"
             ) from None
     return pl.Series(lists, dtype=pl.List(pl.String))
