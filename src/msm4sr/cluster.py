@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 import re
 import secrets
 import socket
@@ -340,7 +339,7 @@ class RayExecutor:
             num_gpus=self.resources.gpus or None,
         )
         for row in results.iter_rows():
-            result = pickle.loads(row["result"])
+            result = row["result"].value
             if isinstance(result, Exception):
                 raise result
             task = tasks[row["place"]]
@@ -363,7 +362,14 @@ class _Actor:
             result: Any = self._function(self._tasks[place], lambda done: None)
         except InputError as error:
             result = error  # to be raised by the first process, without Ray's traceback
-        return {"place": batch["place"], "result": np.array([pickle.dumps(result)], object)}
+        return {"place": batch["place"], "result": np.array([_Held(result)], object)}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A result that Ray Data passes on as it is; it would convert a list or an array."""
+
+    value: Any
 
 
 def _work(function: Callable[[Any, Progress], Any], task: Any, post: Post, site: Worksite) -> Any:

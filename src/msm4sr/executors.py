@@ -28,7 +28,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Items = TypeVar("Items", bound=Sized)
 Message = tuple[str, tuple[Any, ...]]
-"""What a worker reports: "begin", "update" or "end" of a progress bar, or "log", with arguments."""
+"""What a worker reports: "begin", "update" or "end" of a progress bar, "log" or "error", with arguments."""
 
 RETRIES = 3  # of a task whose process, or machine, was lost
 EVERY = 0.25  # seconds between two updates of one progress bar
@@ -132,6 +132,7 @@ class Bars:
     progress: Progress
     _open: dict[tuple[object, int], tuple[AbstractContextManager[Update], Update]] = field(default_factory=dict)
     _logged: set[str] = field(default_factory=set)
+    errors: list[Exception] = field(default_factory=list)  # that workers have reported
 
     def show(self, worker: object, message: Message) -> None:
         """Show a message of `worker`, any key that identifies it."""
@@ -141,6 +142,8 @@ class Bars:
             if text not in self._logged:
                 self._logged.add(text)
                 logger.log(level, "%s", text)
+        elif kind == "error":
+            self.errors.append(values[0])
         elif kind == "begin":
             bar, *rest = values
             context = self.progress.task(*rest)

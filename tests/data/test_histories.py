@@ -74,6 +74,22 @@ def test_histories_are_what_a_slow_reference_gives(
         assert test_targets(dataset).histories[row].tolist() == history[:-1].tolist()
 
 
+def test_the_order_of_a_log_with_many_blocks_is_kept(tmp_path: Path) -> None:
+    """DuckDB reads and writes 122,880 rows at a time, in parallel and in any order unless it is asked for one."""
+    rng, rows = np.random.default_rng(0), 500_000
+    users, items, times = rng.integers(0, 1_000, rows), rng.integers(0, 5, rows), rng.permutation(rows)
+    table = {"user_id": [f"u{n}" for n in users], "item_id": [f"{'edcba'[n]}" for n in items], "timestamp": times}
+    pl.DataFrame(table).write_parquet(tmp_path / "interactions.parquet")
+    pl.DataFrame({"item_id": list("edcba")}).write_parquet(tmp_path / "items.parquet")
+    order = np.argsort(times)
+    dataset = load_dataset(tmp_path)
+    for user in (0, 500, 999):
+        expected = items[order][users[order] == user]
+        row = dataset.user_ids.index(f"u{user}")
+        np.testing.assert_array_equal(dataset.histories[row], expected)
+        np.testing.assert_array_equal(training_histories(dataset)[row], expected[:-2])
+
+
 def test_histories_and_splits_are_mapped_files(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path / "data", LOG))
     for rows in (dataset.histories, training_histories(dataset), test_targets(dataset).histories):

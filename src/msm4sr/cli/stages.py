@@ -106,6 +106,9 @@ def run(
     devices: Devices = None,
     strategy: Strategy = None,
     log: Log = None,
+    ray: RayAddress = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
     with handle_errors(
@@ -117,12 +120,34 @@ def run(
         check_logger(log)
         changes = [*changes, *_device_changes(devices, strategy)]
         request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
+        if ray is not None:
+            _run_on_ray(request, ray, cpus, gpus, log)
+            return
         with _locked(out, request.settings().device):
             started, dataset, network = _start(request)
             for stage in ("pretrain", "finetune"):
                 _train(started, stage, dataset, network, resume, log)
             if started.settings.device.is_first:
                 _evaluate(started, dataset, network)
+
+
+def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str | None) -> None:
+    """All stages: extraction and training on the cluster, evaluation here."""
+    from msm4sr.cluster import RayExecutor
+    from msm4sr.experiments.ray_training import train_on_ray
+    from msm4sr.experiments.run import locked_run
+    from msm4sr.experiments.stages import restore_last
+
+    files = [request.data, *feature_sources(request.features)[1].values()]
+    with locked_run(request.out), chosen_executor(1, address, cpus, gpus, files, request.out) as executor:
+        assert isinstance(executor, RayExecutor)
+        started, dataset = _plan(request)
+        begin = _extract if request.resumes else _begin
+        network = begin(started, dataset, request.strict, executor=executor)
+        with progress_bar() as progress:
+            train_on_ray(started, executor, log, progress)
+        restore_last(started, dataset, network)
+        _evaluate(started, dataset, network)
 
 
 def extract(

@@ -35,6 +35,7 @@ from msm4sr.errors import InputError
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
+    from msm4sr.experiments.search import Search
     from msm4sr.experiments.settings import RunSettings
     from msm4sr.experiments.tune import Trial, Tuning
     from msm4sr.features.store import Features
@@ -95,8 +96,7 @@ def tune(
         import optuna
 
         from msm4sr.data.dataset import load_dataset
-        from msm4sr.experiments.search import check_defaults, load_search
-        from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
+        from msm4sr.experiments.search import load_search
         from msm4sr.experiments.stages import describe_data
         from msm4sr.experiments.study_storage import check_storage
         from msm4sr.experiments.tune import Tuning, best_text, check_folder
@@ -107,13 +107,7 @@ def tune(
         check_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = load_search(search, model)
-        settings = resolve_settings(preset, model, seed=seed, file=file)
-        settings = with_values(settings, space.budget, f"the budget of search {space.name}")
-        settings = change_settings(settings, changes)
-        check_defaults(space, settings)
-        settings.device.check()
-        if settings.device.processes > 1:
-            raise InputError("device.devices: a trial runs on one device; use --jobs or --ray to run several")
+        settings = _settings(space, model, preset, file, changes, seed)
         check_folder(out, storage)
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset)
@@ -132,6 +126,23 @@ def tune(
         best = save or out / "best.yaml"
         sources = [word for source in features for word in ("--features", source)]
         say_next("run", data, "--model", model, "--preset", preset, "--settings", best, *sources, "--out", "RUN")
+
+
+def _settings(
+    space: Search, model: str, preset: str, file: Path | None, changes: list[str], seed: int | None
+) -> RunSettings:
+    """The settings of the first trial, checked."""
+    from msm4sr.experiments.search import check_defaults
+    from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
+
+    settings = resolve_settings(preset, model, seed=seed, file=file)
+    settings = with_values(settings, space.budget, f"the budget of search {space.name}")
+    settings = change_settings(settings, changes)
+    check_defaults(space, settings)
+    settings.device.check()
+    if settings.device.processes > 1:
+        raise InputError("device.devices: a trial runs on one device; use --jobs or --ray to run several")
+    return settings
 
 
 def _command(tuning: Tuning, preset: str, options: list[str]) -> str:

@@ -88,7 +88,8 @@ class Database:
         for start in range(0, self.count(table), CHUNK):
             with self._errors():
                 where = f"rowid >= {start} AND rowid < {start + CHUNK}"
-                yield pl.DataFrame(self._connection.sql(f"SELECT {columns} FROM {table} WHERE {where}"))
+                rows = self._connection.sql(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid")
+                yield pl.DataFrame(rows)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
