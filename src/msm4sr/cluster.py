@@ -70,7 +70,8 @@ class Worksite:
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Worksite:
         """This machine's: the package, and these files or the files in these folders."""
-        listed = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        given = [path.absolute() for path in paths]
+        listed = [file for path in given for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
         return cls(package_digest(), tuple((str(file), file.stat().st_size) for file in listed if file.is_file()))
 
     def check(self) -> None:
@@ -160,11 +161,11 @@ def _connect(address: str) -> None:
     elif address not in (LOCAL, AUTO):
         raise InputError(f"--ray {address}: give HOST:PORT, auto, or local")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES as it is
+    logging.getLogger("ray").setLevel(logging.ERROR)
     own: dict[str, Any] = {}
     if address == LOCAL:
         own = {"num_cpus": len(usable_cores()), "include_dashboard": False}
         os.environ.setdefault("RAY_worker_niceness", "0")  # as our own processes; Ray's 15 starves on a shared machine
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -145,6 +145,24 @@ def test_a_grid_has_the_results_of_this_machine(
     assert not list((tmp_path / "there").glob(".ray-*"))
 
 
+def test_a_run_in_two_processes_has_the_results_of_one(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
+    command = ("run", ring, "--model=sasrec", *QUICK, "--set=model.dropout=0", "--out")
+    assert cli(*command, tmp_path / "here").code == 0
+    called = cli(*command, tmp_path / "there", "--ray", cluster.address, "--devices=2")
+    assert called.code == 0, called
+    assert "finetune 3/3 loss" in called.out
+    here, there = (metrics_of(tmp_path / name) for name in ("here", "there"))
+    assert there["validation"] == pytest.approx(here["validation"])
+    assert {file.name for file in (tmp_path / "there").iterdir()} == {
+        file.name for file in (tmp_path / "here").iterdir()
+    }
+
+
+def test_more_processes_than_fit(refused: Callable[..., str], ring: Path, cluster: Cluster, tmp_path: Path) -> None:
+    command = ("run", ring, "--model=sasrec", *QUICK, "--out", tmp_path / "run", "--ray", cluster.address)
+    assert "3 processes of 1 CPU each, but only 2 fit on the cluster" in refused(*command, "--devices=3")
+
+
 def test_a_study_has_the_trials_of_this_machine(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
     command = ("tune", ring, "--model=itemknn", "--trials=3", "--out")
     assert cli(*command, tmp_path / "here").code == 0

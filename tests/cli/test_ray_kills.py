@@ -53,8 +53,8 @@ class Killer:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.random, self.kills = cluster, random.Random(0), 0
 
-    def run(self, command: list[str | Path]) -> None:
-        """Run the command, again whenever it ends with work that was lost, until it is complete."""
+    def run(self, command: list[str | Path], again: tuple[str, ...] = ()) -> None:
+        """Run the command, again (with these options) whenever it ends with lost work, until it is complete."""
         words = [sys.executable, "-m", "msm4sr", *map(str, command), "--ray", self.cluster.address]
         while True:
             process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -65,6 +65,7 @@ class Killer:
                 return
             assert "rerun the command" in printed or "Rerun the command" in printed, printed
             assert "Traceback" not in printed
+            words = [*dict.fromkeys([*words, *again])]
 
     def strike(self) -> None:
         """After a moment kill a worker, if there is one, or remove its node and add another."""
@@ -95,12 +96,33 @@ def test_a_comparison(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) ->
     assert killer.kills == KILLS
 
 
+def test_a_training(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
+    command = [
+        "run",
+        ring,
+        "--model=sasrec",
+        *LONG,
+        "--set=finetune.epochs=200",
+        "--set=finetune.patience=200",
+        "--devices=2",
+        "--out",
+    ]
+    killer = Killer(cluster)
+    killer.run([*command, tmp_path / "there"], again=("--resume",))
+    here = subprocess.run([sys.executable, "-m", "msm4sr", *map(str, [*command, tmp_path / "here"])], check=True)
+    assert here.returncode == 0
+    assert metrics_of(tmp_path / "there") == metrics_of(tmp_path / "here")
+    assert killer.kills == KILLS
+
+
 def test_a_study(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(
         "model: sasrec\nbudget: budget.yaml\nparameters:\n"
         "  finetune.learning_rate: {kind: float, low: 1.0e-4, high: 1.0e-1, log: true}\n"
     )
-    (tmp_path / "budget.yaml").write_text("trials: 3\nsettings: {finetune: {epochs: 60, patience: 60, max_steps: 0}}\n")
+    (tmp_path / "budget.yaml").write_text(
+        "trials: 4\nsettings: {finetune: {epochs: 150, patience: 150, max_steps: 0}}\n"
+    )
     command = ["tune", ring, "--model=sasrec", *SMALL, "--search", tmp_path / "search.yaml", "--out"]
     killer = Killer(cluster)
     killer.run([*command, tmp_path / "there"])

@@ -41,24 +41,24 @@ class RayTraining:
     def __call__(self) -> None:
         from ray.train import get_context
 
-        self.site.check()
         is_first = get_context().get_world_rank() == 0
-        with reported_log(self.post, logging.INFO if is_first else logging.ERROR):
-            try:
-                self._train(is_first)
-            except (InputError, FloatingPointError) as error:
-                self.post(("error", (error,)))
-                raise
+        try:
+            self.site.check()
+            self._train(is_first)
+        except (InputError, FloatingPointError) as error:
+            self.post(("error", (error,)))
+            raise
 
     def _train(self, is_first: bool) -> None:
         run = open_run(self.folder, self.device, self.data)
-        dataset = load_run_data(run)
+        dataset = load_run_data(run)  # logged by the command already
         model = build_model(run.settings, dataset, extract_stage(run, dataset))
         callbacks: list[Callback] = [TrainingProgress(Reporter(self.post))]
         if self.log is not None and is_first:
             callbacks.append(LoggerCallback(make_logger(self.log, run.folder)))
-        for stage in STAGES:
-            train_stage(run, stage, dataset, model, callbacks, resume=True)
+        with reported_log(self.post, logging.INFO if is_first else logging.ERROR):
+            for stage in STAGES:
+                train_stage(run, stage, dataset, model, callbacks, resume=True)
 
 
 def train_on_ray(run: Run, executor: RayExecutor, log: str | None, progress: Progress) -> None:
