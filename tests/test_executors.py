@@ -16,9 +16,10 @@ import pytest
 from clusters import on_ray, two_nodes
 from ray.cluster_utils import Cluster
 
-from msm4sr.cluster import Resources, connected
+from msm4sr.cluster import connected
 from msm4sr.errors import InputError
 from msm4sr.executors import RETRIES, Executor, LocalExecutor, Lost
+from msm4sr.nodes import Resources
 from msm4sr.progress import Advance, NoProgress, Progress, Update
 
 logger = logging.getLogger("msm4sr.tests")

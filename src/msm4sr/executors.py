@@ -214,6 +214,7 @@ class _Pool(ExitStack):
         self._jobs, self._function, self._bars = jobs, function, bars
         self._idle: list[_Process] = []
         self._busy: dict[Connection, _Process] = {}
+        self.enter_context(shared_cores(jobs))
         self.callback(self._stop)
 
     def run(self, tasks: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
@@ -240,8 +241,7 @@ class _Pool(ExitStack):
         # The worker inherits that Ctrl-C is ignored: this process interrupts it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with shared_cores(self._jobs):
-                process.start()
+            process.start()
         finally:
             signal.signal(signal.SIGINT, handler)
         theirs.close()

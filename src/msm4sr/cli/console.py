@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 import time
@@ -17,11 +18,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from msm4sr.cluster import Resources, connected
+from msm4sr.cluster import connected
 from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.files import make_folder
 from msm4sr.models.registry import MODELS  # imports no torch
+from msm4sr.nodes import Resources
 from msm4sr.progress import Update
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -120,6 +122,24 @@ def _first_process_only() -> Iterator[None]:
         if rank > 0:
             errors.print(f"process {rank} (counted from 0):")
         raise
+
+
+def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
+    """The values of --features: a folder for extracted features, and files of precomputed embeddings by modality."""
+    folders: list[Path] = []
+    precomputed: dict[str, Path] = {}
+    for value in values:
+        named = re.fullmatch(r"([^/\\=.]+)=(.+)", value)
+        if named is None or Path(value).is_dir():
+            # a run folder means its features
+            folders.append(Path(value) / "features" if (Path(value) / "config.yaml").exists() else Path(value))
+        elif named[1] in precomputed:
+            raise InputError(f"--features {value}: {named[1]} already has a file; give one file per modality")
+        else:
+            precomputed[named[1]] = Path(named[2])
+    if len(folders) > 1:
+        raise InputError(f"--features: give one folder, not {' and '.join(map(str, folders))}")
+    return (folders[0] if folders else None), precomputed
 
 
 @contextmanager

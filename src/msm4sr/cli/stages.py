@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from msm4sr.cli.console import (
     Strict,
     chosen_executor,
     console,
+    feature_sources,
     handle_errors,
     progress_bar,
     say_next,
@@ -133,10 +133,10 @@ def run(
 
 def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str | None) -> None:
     """All stages: extraction and training on the cluster, evaluation here."""
-    from msm4sr.cluster import RayExecutor
     from msm4sr.experiments.ray_training import train_on_ray
     from msm4sr.experiments.run import locked_run
     from msm4sr.experiments.stages import restore_last
+    from msm4sr.ray_executor import RayExecutor
 
     files = [request.data, *feature_sources(request.features)[1].values()]
     with locked_run(request.out), chosen_executor(1, address, cpus, gpus, files, request.out) as executor:
@@ -306,24 +306,6 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
         planned = plan_run(request.data, request.out, settings, request.preset, folder, request.overwrite, precomputed)
     describe_data(dataset)
     return planned, dataset
-
-
-def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
-    """The values of --features: a folder for extracted features, and files of precomputed embeddings by modality."""
-    folders: list[Path] = []
-    precomputed: dict[str, Path] = {}
-    for value in values:
-        named = re.fullmatch(r"([^/\\=.]+)=(.+)", value)
-        if named is None or Path(value).is_dir():
-            # a run folder means its features
-            folders.append(Path(value) / "features" if (Path(value) / "config.yaml").exists() else Path(value))
-        elif named[1] in precomputed:
-            raise InputError(f"--features {value}: {named[1]} already has a file; give one file per modality")
-        else:
-            precomputed[named[1]] = Path(named[2])
-    if len(folders) > 1:
-        raise InputError(f"--features: give one folder, not {' and '.join(map(str, folders))}")
-    return (folders[0] if folders else None), precomputed
 
 
 def _begin(

@@ -25,11 +25,11 @@ from msm4sr.cli.console import (
     SettingsFile,
     chosen_executor,
     console,
+    feature_sources,
     handle_errors,
     progress_bar,
     say_next,
 )
-from msm4sr.cli.stages import feature_sources
 from msm4sr.cluster import check_local_path
 from msm4sr.errors import InputError
 

@@ -96,7 +96,7 @@ def _open(stored: Path, mapped: bool) -> Histories:
     prefixes = tuple(
         Ragged(arrays[f"without_{k}"], offsets - k * np.arange(len(offsets)) if k else offsets) for k in PREFIXES
     )
-    user_ids = pl.read_parquet(stored / "users.parquet")["user_id"].to_list()
+    user_ids = pl.read_parquet(stored / "users.parquet", glob=False)["user_id"].to_list()
     if any(len(rows.values) != rows.offsets[-1] for rows in prefixes) or len(user_ids) != len(offsets) - 1:
         raise ValueError(f"{stored}: damaged")
     return Histories(user_ids, np.load(stored / "kept_items.npy"), prefixes, record["dropped"])

@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from msm4sr.cluster import POLL, Post, RayExecutor, Worksite, mailbox
 from msm4sr.errors import InputError, first_line
 from msm4sr.executors import RETRIES, Bars, Reporter, reported_log
 from msm4sr.experiments.loggers import LoggerCallback, make_logger
 from msm4sr.experiments.run import Run, open_run
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, train_stage
 from msm4sr.files import remove
+from msm4sr.nodes import Worksite
 from msm4sr.progress import Progress
+from msm4sr.ray_executor import POLL, Post, RayExecutor, mailbox
 from msm4sr.training.callbacks import Callback, TrainingProgress
 from msm4sr.training.stages import STAGES
 
