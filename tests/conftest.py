@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from services import train
 
 from msm4sr.data.toyshop import generate_toyshop
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,15 @@ def umask() -> Iterator[None]:
     before = os.umask(0o002)
     yield
     os.umask(before)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray cluster of two nodes, of one CPU each. A test that adds a node removes it."""
+    from clusters import two_nodes  # Ray takes a second to import
+
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from clusters import on_ray, two_nodes
+from clusters import on_ray
 from ray.cluster_utils import Cluster
 
 from msm4sr.cluster import connected
@@ -21,23 +21,23 @@ from msm4sr.errors import InputError
 from msm4sr.executors import RETRIES, Executor, LocalExecutor, Lost
 from msm4sr.nodes import Resources
 from msm4sr.progress import Advance, NoProgress, Progress, Update
+from msm4sr.ray_executor import RayExecutor
 
 logger = logging.getLogger("msm4sr.tests")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with two_nodes() as made:
-        yield made
+def connection(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
+    with connected(cluster.address, Resources(1), [], tmp_path_factory.mktemp("shared")) as executor:
+        yield executor
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=on_ray)])
-def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executor]:
+def executor(request: pytest.FixtureRequest) -> Executor:
     if request.param == "local":
-        yield LocalExecutor(2)
-    else:
-        with connected(request.getfixturevalue("cluster").address, Resources(1), [], tmp_path) as connection:
-            yield connection
+        return LocalExecutor(2)
+    ray: RayExecutor = request.getfixturevalue("connection")
+    return ray
 
 
 @dataclass
@@ -180,9 +180,8 @@ def test_an_error_in_a_stream_is_raised(executor: Executor, tmp_path: Path) -> N
 
 
 @on_ray
-def test_a_stream_survives_a_killed_actor(cluster: Cluster, tmp_path: Path) -> None:
-    with connected(cluster.address, Resources(1), [], tmp_path) as executor:
-        results = sorted(executor.stream(Counting(tmp_path, "words"), WORDS, lambda done: None))
+def test_a_stream_survives_a_killed_actor(connection: RayExecutor, tmp_path: Path) -> None:
+    results = sorted(connection.stream(Counting(tmp_path, "words"), WORDS, lambda done: None))
     assert results == sorted((word, len(word)) for word in WORDS)
     assert (tmp_path / "words").exists()
 
@@ -206,7 +205,9 @@ class Waiting:
 
 
 @on_ray
-def test_the_task_of_a_removed_node_is_run_on_another(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_task_of_a_removed_node_is_run_on_another(
+    cluster: Cluster, connection: RayExecutor, tmp_path: Path
+) -> None:
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     cluster.wait_for_nodes()
 
@@ -217,9 +218,9 @@ def test_the_task_of_a_removed_node_is_run_on_another(cluster: Cluster, tmp_path
         cluster.remove_node(first)
 
     thread = threading.Thread(target=remove)
-    with connected(cluster.address, Resources(2), [], tmp_path) as executor:
-        thread.start()
-        ((_, where),) = executor.run(Waiting(tmp_path), [0], NoProgress())
+    thread.start()
+    ((_, where),) = replace(connection, resources=Resources(2)).run(Waiting(tmp_path), [0], NoProgress())
     thread.join()
+    cluster.remove_node(next(node for node in nodes if node.node_id == where))
     assert isinstance(where, str)
     assert where != (tmp_path / "first").read_text()

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from calling import Cli, metrics_of, small_log, write_folder
-from clusters import on_ray, two_nodes
+from clusters import on_ray
 from ray.cluster_utils import Cluster
 
 import msm4sr
@@ -24,12 +24,6 @@ rows:
   - {name: popularity, model: popularity}
   - {name: sasrec, model: sasrec}
 """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with two_nodes() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
