@@ -188,7 +188,7 @@ class Numbering:
             f"CREATE TABLE unlisted AS SELECT item_id, item_code FROM ({appeared}) JOIN items USING (item_code) "
             f"WHERE item_code >= {self.catalogue_rows} ORDER BY place"
         )
-        for chunk in database.chunks("unlisted", "item_id, item_code AS code"):
+        for chunk in database.chunks("unlisted", "item_id, item_code AS code", in_order=True):
             rows = chunk.select(pl.col(n) if n in chunk else pl.lit(None, t).alias(n) for n, t in schema.items())
             parts.append(write_part(rows, database.folder, len(parts)))
         self.catalogue = parts

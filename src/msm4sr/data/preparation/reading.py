@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+import orjson
 import polars as pl
 from isal import isal_zlib
 
@@ -190,8 +191,11 @@ class _Parser:
 
 
 def column(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
-    """A column of these values; polars builds lists much faster if it finds their type itself."""
-    return pl.Series(name, values).cast(dtype) if dtype.is_nested() else pl.Series(name, values, dtype)
+    """A column of these values; polars builds lists many times faster from JSON than from lists."""
+    if not dtype.is_nested():
+        return pl.Series(name, values, dtype)
+    written = [None if value is None else orjson.dumps(value).decode() for value in values]
+    return pl.Series(name, written, pl.String).str.json_decode(dtype)
 
 
 def _in_order(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
