@@ -14,7 +14,7 @@ import polars as pl
 
 from msm4sr.errors import InputError, first_line
 
-CHUNK = 1 << 20  # rows that are copied out of a table at a time
+CHUNK = 1 << 18  # rows that are copied out of a table at a time
 LEAST_MEMORY = 400 * 10**6  # bytes: Python, DuckDB and polars alone need half of it
 RESERVE = 48 << 20  # bytes that DuckDB allocates outside its limit
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}

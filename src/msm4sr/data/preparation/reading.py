@@ -27,7 +27,7 @@ CHUNK = 1 << 18  # bytes that are read at a time
 PACKED = 1 << 15  # bytes of a gzip stream that are read at a time
 UNPACKED = 1 << 13  # bytes of its content that are made at a time; so many before damage are lost
 GZIP = 31  # for zlib: a gzip header, and the largest window
-TEXT = 3 << 20  # bytes that are parsed at a time
+TEXT = 8 << 20  # bytes that are parsed at a time
 FEW_LINES = 32  # that are parsed line by line if one is invalid
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
 BLOCK = 100_000  # rows of a block
@@ -143,8 +143,7 @@ class _Parser:
 
     def _mostly_native(self, first: int, text: bytes) -> Iterator[pl.DataFrame]:
         """Parse the lines that end in a brace natively; others are cut short, which is the usual fault, or blank."""
-        signs = np.frombuffer(text, dtype=np.uint8)
-        ends = np.flatnonzero(signs == ord("\n")) + 1
+        signs, ends = np.frombuffer(text, dtype=np.uint8), _line_ends(text)
         if not text.endswith(b"\n"):
             ends = np.append(ends, len(signs) + 1)
         last = signs[np.maximum(ends - 2, 0)]
@@ -188,6 +187,11 @@ class _Parser:
         if rows:
             columns = zip(self._schema.items(), zip(*rows, strict=True), strict=True)
             yield pl.DataFrame([column(name, values, dtype) for (name, dtype), values in columns])
+
+
+def _line_ends(text: bytes) -> Ints:
+    """The places after the line ends of a text."""
+    return np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n")) + 1
 
 
 def column(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
@@ -237,9 +241,14 @@ def _texts(invalid: InvalidRows) -> Iterator[Text]:
             text = rest + chunk
             end = text.rfind(b"\n") + 1
             text, rest = text[:end], text[end:]
-            for part in [text] if len(text) <= MAX_LINE else re.findall(rb"[^\n]*\n", text):
-                yield number, part if len(part) <= MAX_LINE + 1 else None
-                number += int(np.count_nonzero(np.frombuffer(part, dtype=np.uint8) == ord("\n")))
+            lengths = np.diff(_line_ends(text), prepend=0)
+            if lengths.max(initial=0) <= MAX_LINE + 1:
+                yield number, text
+                number += len(lengths)
+            else:
+                for line in re.findall(rb"[^\n]*\n", text):
+                    yield number, line if len(line) <= MAX_LINE + 1 else None
+                    number += 1
             if len(rest) > MAX_LINE:
                 rest, skipping = b"", True
     except DAMAGE as error:
