@@ -16,6 +16,7 @@ from msm4sr.errors import InputError, first_line
 
 CHUNK = 1 << 18  # rows that are copied out of a table at a time
 LEAST_MEMORY = 400 * 10**6  # bytes: Python, DuckDB and polars alone need half of it
+GROWTH = 5  # bytes of intermediate tables for each byte of compressed files
 RESERVE = 48 << 20  # bytes that DuckDB allocates outside its limit
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -40,14 +41,19 @@ def default_memory() -> int:
 
 
 class Database:
-    """A database for intermediate tables, in files of an existing folder. `memory` bounds this process, in bytes.
+    """A database for intermediate tables.
+
+    Args:
+        folder: an existing folder for its files.
+        memory: bytes that this process may use.
+        read: bytes of the files that are read. The tables stay in memory if they take a small share of it for sure.
 
     Raises OSError where the disk is full, and InputError where the memory is too small.
     """
 
-    def __init__(self, folder: Path, memory: int) -> None:
+    def __init__(self, folder: Path, memory: int, read: int) -> None:
         self.folder, self._memory = folder, memory
-        self._connection = duckdb.connect(":memory:")
+        self._connection = duckdb.connect(":memory:" if GROWTH * read < memory / 2 else folder / "work.duckdb")
         for setting, value in {
             "temp_directory": str(folder / "spilled"),
             "threads": pl.thread_pool_size(),  # follows the affinity, and POLARS_MAX_THREADS

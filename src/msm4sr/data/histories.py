@@ -130,7 +130,7 @@ def _publish(unfinished: Path, stored: Path) -> None:
 def _make(out: Path, folder: Path, items: pl.DataFrame, rules: HistoryRules) -> None:
     """Write the files of the histories."""
     (out / "work").mkdir()
-    with Database(out / "work", default_memory()) as database:
+    with Database(out / "work", default_memory(), (folder / INTERACTIONS).stat().st_size) as database:
         order = check_interactions(folder)
         dropped = _order(database, folder, items, rules, order)
         n_users, read = database.count("users"), database.count("source")
