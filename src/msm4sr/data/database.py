@@ -46,7 +46,7 @@ class Database:
     Args:
         folder: an existing folder for its files.
         memory: bytes that this process may use.
-        read: bytes of the files that are read. The tables stay in memory if they take a small share of it for sure.
+        read: bytes of the files that are read; the tables of small ones stay in memory.
 
     Raises OSError where the disk is full, and InputError where the memory is too small.
     """
