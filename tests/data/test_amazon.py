@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,15 @@ def test_a_damaged_gzip_stops_it_unless_everything_is_allowed(tmp_path: Path, da
     report = prepare_source(source, tmp_path / "out", max_invalid_fraction=1)
     assert dropped(report)["interactions: end of a file that is cut short or damaged"] == 1
     assert report.interactions_kept > 0
+
+
+def test_a_gzip_file_of_several_members_is_read(tmp_path: Path) -> None:
+    """`cat a.gz b.gz` makes one; zeros may fill up the last block of a tape."""
+    source = write(tmp_path, LINES_2018, META_2018)
+    expected = prepare_source(source, tmp_path / "one").interactions_kept
+    halves = ("".join(line + "\n" for line in lines).encode() for lines in (LINES_2018[:20], LINES_2018[20:]))
+    source.reviews.write_bytes(b"".join(gzip.compress(half) for half in halves) + bytes(100_000))
+    assert prepare_source(source, tmp_path / "out").interactions_kept == expected
 
 
 def test_a_file_that_is_gzipped_by_name_only_is_read(tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def review_lines(draw: st.DrawFn) -> list[str]:
             names = dict(zip((name for name, _ in ODD), ("user_id", "parent_asin", "timestamp", "rating"), strict=True))
             row[name if old else names[name]] = draw(st.sampled_from(values))
         line = dumps(row)
-        lines.append(draw(st.sampled_from([line] * 20 + [line[:-5], "", "[]", line + " ", "null", line + line])))
+        odd = [line[:-5], "", "[]", line + " ", "null", line + line, line + "\r", "\r"]
+        lines.append(draw(st.sampled_from([line] * 20 + odd)))
     return lines
 
 

@@ -16,6 +16,7 @@ from msm4sr.errors import InputError, first_line
 
 CHUNK = 1 << 18  # rows that are copied out of a table at a time
 LEAST_MEMORY = 400 * 10**6  # bytes: Python, DuckDB and polars alone need half of it
+GROWTH = 5  # bytes of intermediate tables for each byte of compressed files
 RESERVE = 48 << 20  # bytes that DuckDB allocates outside its limit
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -40,14 +41,19 @@ def default_memory() -> int:
 
 
 class Database:
-    """A database for intermediate tables, in files of an existing folder. `memory` bounds this process, in bytes.
+    """A database for intermediate tables.
+
+    Args:
+        folder: an existing folder for its files.
+        memory: bytes that this process may use.
+        read: bytes of the files that are read; the tables of small ones stay in memory.
 
     Raises OSError where the disk is full, and InputError where the memory is too small.
     """
 
-    def __init__(self, folder: Path, memory: int) -> None:
+    def __init__(self, folder: Path, memory: int, read: int) -> None:
         self.folder, self._memory = folder, memory
-        self._connection = duckdb.connect(folder / "work.duckdb")
+        self._connection = duckdb.connect(":memory:" if GROWTH * read < memory / 2 else folder / "work.duckdb")
         for setting, value in {
             "temp_directory": str(folder / "spilled"),
             "threads": pl.thread_pool_size(),  # follows the affinity, and POLARS_MAX_THREADS
@@ -83,12 +89,13 @@ class Database:
     def count(self, table: str) -> int:
         return int(self.row(f"SELECT count(*) FROM {table}")[0])
 
-    def chunks(self, table: str, columns: str) -> Iterator[pl.DataFrame]:
-        """A stored table in chunks of rows, in no order unless it was created in one."""
+    def chunks(self, table: str, columns: str, in_order: bool = False) -> Iterator[pl.DataFrame]:
+        """A stored table in chunks of rows: in any order, or in the order in which it was created."""
+        order = "ORDER BY rowid" if in_order else ""
         for start in range(0, self.count(table), CHUNK):
             with self._errors():
                 where = f"rowid >= {start} AND rowid < {start + CHUNK}"
-                rows = self._connection.sql(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid")
+                rows = self._connection.sql(f"SELECT {columns} FROM {table} WHERE {where} {order}")
                 yield pl.DataFrame(rows)
 
     @contextmanager

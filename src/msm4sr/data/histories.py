@@ -130,7 +130,7 @@ def _publish(unfinished: Path, stored: Path) -> None:
 def _make(out: Path, folder: Path, items: pl.DataFrame, rules: HistoryRules) -> None:
     """Write the files of the histories."""
     (out / "work").mkdir()
-    with Database(out / "work", default_memory()) as database:
+    with Database(out / "work", default_memory(), (folder / INTERACTIONS).stat().st_size) as database:
         order = check_interactions(folder)
         dropped = _order(database, folder, items, rules, order)
         n_users, read = database.count("users"), database.count("source")
@@ -144,7 +144,7 @@ def _make(out: Path, folder: Path, items: pl.DataFrame, rules: HistoryRules) -> 
                 f"3, and user_core is {rules.user_core}, item_core {rules.item_core}"
             )
         _write(out, left, lengths)
-        users = pl.concat(database.chunks("users", "user_id"))
+        users = pl.concat(database.chunks("users", "user_id", in_order=True))
         users.filter(pl.Series(left.keep_user)).write_parquet(out / "users.parquet")
     shutil.rmtree(out / "work")
     tables = [path for path in (folder / INTERACTIONS, folder / ITEMS) if path.exists()]
@@ -186,7 +186,7 @@ def _order(
 
 
 def _pairs(database: Database) -> Iterator[tuple[Ints, Ints]]:
-    for chunk in database.chunks("ordered", "user_code, item_code"):
+    for chunk in database.chunks("ordered", "user_code, item_code", in_order=True):
         yield chunk["user_code"].to_numpy(), chunk["item_code"].to_numpy()
 
 

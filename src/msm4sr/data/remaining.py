@@ -13,6 +13,7 @@ from msm4sr.ragged import Ragged
 
 MIN_HISTORY = 3  # one item each to train on, to validate and to test
 CHUNK = 1 << 20  # interactions
+ONE = np.uint32(1)  # of the type of the counts: adding another is 30 times as slow
 Ints = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 Pairs = Callable[[], Iterable[tuple[Ints, Ints]]]
@@ -42,8 +43,8 @@ def k_core(pairs: Pairs, n_users: int, n_items: int, user_core: int, item_core: 
         of_user, of_item = np.zeros(n_users, dtype=np.uint32), np.zeros(n_items, dtype=np.uint32)
         for user, item in pairs():
             stay = keep_user[user] & keep_item[item]
-            np.add.at(of_user, user[stay], 1)
-            np.add.at(of_item, item[stay], 1)
+            np.add.at(of_user, user[stay], ONE)
+            np.add.at(of_item, item[stay], ONE)
         changed = False
         for keep, count, core in ((keep_user, of_user, user_core), (keep_item, of_item, item_core)):
             changed |= bool((keep & (count < core)).any())
@@ -108,7 +109,7 @@ class Remaining:
     def _lengths(self) -> Ints:
         lengths = np.zeros(len(self.keep_user), dtype=np.uint32)
         for user, _ in self._kept():
-            np.add.at(lengths, user, 1)
+            np.add.at(lengths, user, ONE)
         return lengths
 
     def _kept(self) -> Iterator[tuple[Ints, Ints]]:

@@ -16,6 +16,7 @@ import polars as pl
 
 from msm4sr.data.images import BrokenImage, file_suffix
 from msm4sr.data.items import is_url
+from msm4sr.data.preparation.reading import column
 from msm4sr.data.preparation.source import PrepareReport, TableName
 from msm4sr.data.remaining import Flags
 from msm4sr.data.schema import ITEM_COLUMNS, ITEMS, writing
@@ -173,7 +174,7 @@ def write_catalogue(
         for item_id, paths in zip(ids, listed, strict=True):
             found = images.find(item_id, paths, f"{where}: item {item_id!r}")
             copied.append([_copy(image, folder, item_id, n, names) for n, image in enumerate(found)] or None)
-        part = part.with_columns(pl.Series("image", copied, ITEM_COLUMNS["image"]))
+        part = part.with_columns(column("image", copied, ITEM_COLUMNS["image"]))
         part = part.select(name for name in ITEM_COLUMNS if name in part.columns)
         report.items_kept += len(part)
         report.with_urls += sum(any(map(is_url, paths or ())) for paths in copied)

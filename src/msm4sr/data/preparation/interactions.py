@@ -119,7 +119,7 @@ class Interactions:
             window = "PARTITION BY user_code ORDER BY moment, row"
             columns.append(f"(row_number() OVER ({window}) - 1)::INTEGER AS position")
         if self._with_rating:
-            columns.append("rating")
+            columns.append("rating::FLOAT AS rating")
         joined = f"{self.table} JOIN users USING (user_code) JOIN items USING (item_code)"
         self._database.run(
             f"COPY (SELECT {', '.join(columns)} FROM {joined} ORDER BY user_code, moment, row) TO {quoted(str(path))} "

@@ -86,7 +86,7 @@ class Numbering:
         per_second, moment, possible = 0, "position" if "position" in columns else "0::BIGINT", "true"
         if "time_int" in columns:
             per_second, moment, possible = self._decide_times()
-        rating = ", rating" if "rating" in columns else ""
+        rating = ", rating::DOUBLE AS rating" if "rating" in columns else ""  # DuckDB groups floats slowly
         query = f"SELECT row, user_code, item_code, {moment} AS moment{rating} FROM numbered WHERE {possible}"
         database.run(f"CREATE VIEW usable AS {query}")
         self._note_unknown(unknown)
@@ -188,7 +188,7 @@ class Numbering:
             f"CREATE TABLE unlisted AS SELECT item_id, item_code FROM ({appeared}) JOIN items USING (item_code) "
             f"WHERE item_code >= {self.catalogue_rows} ORDER BY place"
         )
-        for chunk in database.chunks("unlisted", "item_id, item_code AS code"):
+        for chunk in database.chunks("unlisted", "item_id, item_code AS code", in_order=True):
             rows = chunk.select(pl.col(n) if n in chunk else pl.lit(None, t).alias(n) for n, t in schema.items())
             parts.append(write_part(rows, database.folder, len(parts)))
         self.catalogue = parts

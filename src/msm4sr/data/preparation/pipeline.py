@@ -57,7 +57,8 @@ def prepare(source: Source, out: Path, rules: Rules | None = None, memory: int |
     with atomic_folder(out) as folder:
         (folder / "parts").mkdir()
         (folder / "images").mkdir()
-        with Database(folder / "parts", memory or default_memory()) as database:
+        read = sum(path.stat().st_size for path in source.files if path.exists())
+        with Database(folder / "parts", memory or default_memory(), read) as database:
             numbering = Numbering(source, report, database)
             blocks, catalogue = source.read_interactions(report), source.read_items(report)
             if catalogue is not None:

@@ -11,7 +11,6 @@ import csv
 import glob
 import io
 import re
-import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from msm4sr.data.preparation.columns import refuse_duplicates
-from msm4sr.data.preparation.reading import CR_ONLY, NO_UTF8, read_chunks
+from msm4sr.data.preparation.reading import CR_ONLY, DAMAGE, NO_UTF8, read_chunks
 from msm4sr.data.preparation.source import Place
 from msm4sr.data.schema import UNREADABLE, read_parquet
 from msm4sr.errors import InputError, excerpt, first_line
@@ -171,7 +170,7 @@ def _record_chunks(path: Path) -> Iterator[bytes]:
             if end or len(rest) > LONGEST_RECORD:
                 yield rest[: end or len(rest)]
                 rest = rest[end:] if end else b""
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, *DAMAGE) as error:
         raise InputError(f"{path}: {_undecodable(error)}") from error
     if rest:
         yield rest
@@ -202,7 +201,7 @@ def _read_header(path: Path, delimiter: str) -> list[str]:
         names = [name.strip() for name in next(csv.reader([record], delimiter=delimiter), [])]
     except csv.Error as error:
         raise InputError(f"{path}: the header cannot be split into columns: {excerpt(record)}") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, *DAMAGE, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {_undecodable(error)}") from error
     if record.lower().startswith("sep=") or (record.startswith("#") and (len(names) == 1 or " " in names[0])):
         raise InputError(f"{path}: line 1, {excerpt(record)}, is no header; remove the lines above the header")
