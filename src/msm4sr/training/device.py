@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -88,6 +89,8 @@ class Device(Strict):
         Lightning Fabric starts them with the command of this process, so they reach this call by the same code.
         """
         fabric = self.fabric()
+        if self.processes > 1 and not dist.is_initialized():
+            atexit.register(_disconnect)  # else threads of gloo may still run when the process ends, and abort it
         if self.devices == 1 or dist.is_initialized():
             fabric.launch()
             return fabric
@@ -125,6 +128,11 @@ class Device(Strict):
             strategy=strategy,
             plugins=[ConnectedEnvironment()] if dist.is_initialized() else [],
         )
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def gather_own(rows: Tensor, counts: Sequence[int]) -> Tensor:
