@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from msm4sr.errors import InputError, first_line
-from msm4sr.nodes import Resources, Worksite, nodes_alive
+from msm4sr.nodes import NodeRequirements, Resources, nodes_alive
 from msm4sr.ray_executor import RayExecutor
 from msm4sr.threads import usable_cores
 
@@ -60,9 +60,9 @@ def connected(address: str, resources: Resources, data: Sequence[Path], out: Pat
     try:
         _check_resources(resources)
         mark.write_text("seen by all nodes of a Ray cluster\n")
-        site = Worksite.of([*data, mark])
-        _check_nodes(site)
-        yield RayExecutor(resources, site)
+        requirements = NodeRequirements.of([*data, mark])
+        _check_nodes(requirements)
+        yield RayExecutor(resources, requirements)
     finally:
         ray.shutdown()
         mark.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def _check_resources(wanted: Resources) -> None:
         )
 
 
-def _check_nodes(site: Worksite) -> None:
+def _check_nodes(requirements: NodeRequirements) -> None:
     """Raise InputError for the first node that lacks something."""
     import ray
     from ray.exceptions import RayError
@@ -122,7 +122,7 @@ def _check_nodes(site: Worksite) -> None:
     refs = {}
     for node in nodes_alive():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        refs[node["NodeManagerAddress"]] = check.options(scheduling_strategy=there).remote(site)
+        refs[node["NodeManagerAddress"]] = check.options(scheduling_strategy=there).remote(requirements)
     for address, ref in refs.items():
         try:
             problem = ray.get(ref, timeout=CHECK_SECONDS)
@@ -135,10 +135,10 @@ def _check_nodes(site: Worksite) -> None:
             raise InputError(problem)
 
 
-def _problem(site: Worksite) -> str | None:
+def _problem(requirements: NodeRequirements) -> str | None:
     """What this node lacks; None if nothing."""
     try:
-        site.check()
+        requirements.check()
     except InputError as error:
         return str(error)
     return None

@@ -115,14 +115,14 @@ class MessageHandler(logging.Handler):
 def reported_log(send: Callable[[Message], None], level: int) -> Iterator[None]:
     """Send the log of this package in place of printing it."""
     package, handler = logging.getLogger(__package__), MessageHandler(send, level)
-    before = package.handlers, package.level, package.propagate
+    handlers, before, propagate = package.handlers, package.level, package.propagate
     package.handlers, package.propagate = [handler], False
     package.setLevel(level)
     try:
         yield
     finally:
-        package.handlers, package.propagate = before[0], before[2]
-        package.setLevel(before[1])
+        package.handlers, package.propagate = handlers, propagate
+        package.setLevel(before)
 
 
 @dataclass

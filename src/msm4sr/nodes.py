@@ -32,14 +32,14 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Worksite:
+class NodeRequirements:
     """What every node must have to work for this process."""
 
     code: str  # digest of the package
     files: tuple[tuple[str, int], ...]  # paths and their sizes, to be seen under the same paths
 
     @classmethod
-    def of(cls, paths: Iterable[Path]) -> Worksite:
+    def of(cls, paths: Iterable[Path]) -> NodeRequirements:
         """This machine's: the package, and these files or the files in these folders."""
         given = [path.absolute() for path in paths]
         listed = [file for path in given for file in (sorted(path.iterdir()) if path.is_dir() else [path])]

@@ -13,7 +13,7 @@ import numpy as np
 
 from msm4sr.errors import InputError, first_line
 from msm4sr.executors import RETRIES, Bars, Items, Lost, Message, Reporter, Result, Task, reported_log
-from msm4sr.nodes import Resources, Worksite, nodes_alive
+from msm4sr.nodes import NodeRequirements, Resources, nodes_alive
 from msm4sr.progress import Advance, NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class RayExecutor:
     """Runs the tasks on the nodes of the cluster, as many at a time as fit."""
 
     resources: Resources
-    site: Worksite
+    requirements: NodeRequirements
 
     def capacity(self) -> int:
         """How many tasks fit on the nodes that are alive."""
@@ -106,7 +106,7 @@ class RayExecutor:
                     for task in islice(supply, max(0, self.capacity() - len(running))):
                         count += 1
                         post = Post(actor, f"worker {count}")
-                        running[remote.remote(shared, task, post, self.site)] = task, post.worker
+                        running[remote.remote(shared, task, post, self.requirements)] = task, post.worker
                     if not running:
                         return
                     ended, _ = ray.wait(list(running), timeout=POLL)
@@ -134,7 +134,7 @@ class RayExecutor:
         results = ray.data.from_items(places, override_num_blocks=len(tasks)).map_batches(
             _Actor,
             batch_size=1,
-            fn_constructor_args=(ray.put((function, tasks)), self.site),
+            fn_constructor_args=(ray.put((function, tasks)), self.requirements),
             compute=ActorPoolStrategy(min_size=1, max_size=size),
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus or None,
@@ -151,10 +151,10 @@ class RayExecutor:
 class _Actor:
     """A worker of `RayExecutor.stream`: an actor of Ray Data, which gives it the places of tasks."""
 
-    def __init__(self, given: ObjectRef[Any], site: Worksite) -> None:
+    def __init__(self, given: ObjectRef[Any], requirements: NodeRequirements) -> None:
         import ray
 
-        site.check()
+        requirements.check()
         self._function, self._tasks = ray.get(given)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -173,9 +173,9 @@ class _Held:
     value: Any
 
 
-def _work(function: Callable[[Any, Progress], Any], task: Any, post: Post, site: Worksite) -> Any:
+def _work(function: Callable[[Any, Progress], Any], task: Any, post: Post, requirements: NodeRequirements) -> Any:
     """What a worker does: check its node, which may be new, and run the task."""
-    site.check()
+    requirements.check()
     with reported_log(post, logging.WARNING):
         return function(task, Reporter(post))
 

@@ -19,7 +19,7 @@ from msm4sr.experiments.loggers import LoggerCallback, make_logger
 from msm4sr.experiments.run import Run, open_run
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, train_stage
 from msm4sr.files import remove
-from msm4sr.nodes import Worksite
+from msm4sr.nodes import NodeRequirements
 from msm4sr.progress import Progress
 from msm4sr.ray_executor import POLL, Post, RayExecutor, mailbox
 from msm4sr.training.callbacks import Callback, TrainingProgress
@@ -37,14 +37,14 @@ class RayTraining:
     device: tuple[str, ...]  # changes to its settings: a run may resume with another number of processes
     log: str | None
     post: Post
-    site: Worksite
+    requirements: NodeRequirements
 
     def __call__(self) -> None:
         from ray.train import get_context
 
         is_first = get_context().get_world_rank() == 0
         try:
-            self.site.check()
+            self.requirements.check()
             self._train(is_first)
         except (InputError, FloatingPointError) as error:
             self.post(("error", (error,)))
@@ -81,7 +81,7 @@ def train_on_ray(run: Run, executor: RayExecutor, log: str | None, progress: Pro
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     device = tuple(f"device.{name}={value}" for name, value in run.settings.device.model_dump().items())
     with _shown(progress) as (post, bars):
-        work = RayTraining(run.folder.absolute(), run.data, device, log, post, executor.site)
+        work = RayTraining(run.folder.absolute(), run.data, device, log, post, executor.requirements)
         trainer = TorchTrainer(
             work.__call__,
             scaling_config=ScalingConfig(

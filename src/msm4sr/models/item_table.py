@@ -38,9 +38,9 @@ class Shard:
         """
         owner, row = items % self.count, items // self.count
         rows = int(row.max()) + 1 if len(row) else 1
-        keys, place = torch.unique(owner * rows + row, return_inverse=True)
-        counts = torch.bincount(keys // rows, minlength=self.count).tolist()
-        return keys % rows * self.count + keys // rows, counts, place
+        distinct, place = torch.unique(owner * rows + row, return_inverse=True)
+        counts = torch.bincount(distinct // rows, minlength=self.count).tolist()
+        return distinct % rows * self.count + distinct // rows, counts, place
 
 
 class ItemTable(nn.Embedding):
