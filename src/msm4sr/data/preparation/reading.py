@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -38,7 +38,16 @@ NO_UTF8 = "is not UTF-8 text; convert it first (for example `iconv -f latin1 -t 
 CR_ONLY = "the lines end in CR alone; convert it first (`tr '\\r' '\\n'`)"
 INTERACTION_COLUMNS = {"user_id": pl.String(), "item_id": pl.String(), "time": pl.Int64(), "rating": pl.Float32()}
 
-Text = tuple[int, bytes | None]  # the number of the first line, and complete lines; None: one that is too long
+
+class Text(NamedTuple):
+    """Complete lines of a file, or one that is too long."""
+
+    first: int  # the number of the first line
+    lines: bytes | None  # None: a line that is too long
+    ends: Ints  # the place after each line end; the last line of a file need not have one
+
+
+NO_ENDS = np.empty(0, dtype=np.int64)
 
 
 class InvalidRow(Exception):
@@ -106,8 +115,8 @@ def read_blocks(
     invalid = InvalidRows(path, report.rules.max_invalid_fraction)
     parser = _Parser(parse, columns, native, invalid)
     found, rows = list[pl.DataFrame](), 0
-    for first, text in _ahead(_texts(invalid)):
-        for frame in parser.frames(first, text, header and first == 1):
+    for text in _ahead(_texts(invalid)):
+        for frame in parser.frames(text, header and text.first == 1):
             found, rows = [*found, frame], rows + len(frame)
         if rows >= BLOCK:
             yield _in_order(found)
@@ -133,29 +142,27 @@ class _Parser:
         self._parse, self._native, self._invalid = parse, native, invalid
         self._schema = {"row": pl.Int64(), **columns}
 
-    def frames(self, first: int, text: bytes | None, header: bool) -> Iterator[pl.DataFrame]:
-        """The valid rows of some lines (None: one that is too long), of which the first is a header or not."""
-        if self._native and text and not header:
-            yield from self._mostly_native(first, text)
+    def frames(self, text: Text, header: bool) -> Iterator[pl.DataFrame]:
+        """The valid rows of some lines, of which the first is a header or not."""
+        if self._native and text.lines and not header:
+            yield from self._mostly_native(text.first, text.lines, text.ends)
             return
-        lines = [None] if text is None else text.removesuffix(b"\n").split(b"\n")
-        yield from self._one_by_one(list(enumerate(lines, first))[int(header) :])
+        lines = [None] if text.lines is None else text.lines.removesuffix(b"\n").split(b"\n")
+        yield from self._one_by_one(list(enumerate(lines, text.first))[int(header) :])
 
-    def _mostly_native(self, first: int, text: bytes) -> Iterator[pl.DataFrame]:
+    def _mostly_native(self, first: int, lines: bytes, ends: Ints) -> Iterator[pl.DataFrame]:
         """Parse the lines that end in a brace natively; others are cut short, which is the usual fault, or blank."""
-        signs, ends = np.frombuffer(text, dtype=np.uint8), _line_ends(text)
-        if not text.endswith(b"\n"):
-            ends = np.append(ends, len(signs) + 1)
+        signs = np.frombuffer(lines, dtype=np.uint8)
         last = signs[np.maximum(ends - 2, 0)]
         last = np.where(last == ord("\r"), signs[np.maximum(ends - 3, 0)], last)
         complete, rows = last == ord("}"), np.arange(first, first + len(ends))
-        if complete.all():
-            yield from self._halves(rows, text)
-            return
-        lengths = np.diff(ends, prepend=0)
-        yield from self._halves(rows[complete], signs[np.repeat(complete, lengths)[: len(signs)]].tobytes())
-        others = zip(rows[~complete].tolist(), ends[~complete].tolist(), lengths[~complete].tolist(), strict=True)
-        yield from self._one_by_one([(row, text[end - length : end - 1]) for row, end, length in others])
+        starts = np.concatenate([[0], ends[:-1]])
+        cut = [(int(row), slice(start, end)) for row, start, end in np.stack([rows, starts, ends], 1)[~complete]]
+        if cut:
+            bounds = [0, *(place for _, line in cut for place in (line.start, line.stop)), len(lines)]
+            kept = b"".join(lines[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True))
+        yield from self._halves(rows[complete], kept if cut else lines)
+        yield from self._one_by_one([(row, lines[line].removesuffix(b"\n")) for row, line in cut])
 
     def _halves(self, rows: Ints, text: bytes) -> Iterator[pl.DataFrame]:
         """Parse lines with these numbers natively, by halves as long as one of them is refused."""
@@ -189,9 +196,10 @@ class _Parser:
             yield pl.DataFrame([column(name, values, dtype) for (name, dtype), values in columns])
 
 
-def _line_ends(text: bytes) -> Ints:
-    """The places after the line ends of a text."""
-    return np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n")) + 1
+def _ends(lines: bytes) -> Ints:
+    """The place after the end of each line: the last need not have a line end."""
+    ends = np.flatnonzero(np.frombuffer(lines, dtype=np.uint8) == ord("\n")) + 1
+    return ends if not lines or lines.endswith(b"\n") else np.append(ends, len(lines) + 1)
 
 
 def column(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
@@ -218,7 +226,7 @@ def _ahead(chunks: Iterator[Text]) -> Iterator[Text]:
 
 def read_header(path: Path) -> str:
     """The first line of a text file; undecodable bytes become question marks. Raises InputError for UTF-16."""
-    text = next((text for _, text in _texts(InvalidRows(path, 1.0))), None) or b""
+    text = next((text.lines for text in _texts(InvalidRows(path, 1.0))), None) or b""
     header = text.partition(b"\n")[0].decode("utf-8-sig", "replace").rstrip("\r\n")
     if "\0" in header:
         raise InputError(f"{path}: {NO_UTF8}")
@@ -236,19 +244,18 @@ def _texts(invalid: InvalidRows) -> Iterator[Text]:
                 _, ended, chunk = chunk.partition(b"\n")
                 if not ended:
                     continue
-                yield number, None
+                yield Text(number, None, NO_ENDS)
                 number, skipping = number + 1, False
-            text = rest + chunk
-            end = text.rfind(b"\n") + 1
-            text, rest = text[:end], text[end:]
-            lengths = np.diff(_line_ends(text), prepend=0)
-            if lengths.max(initial=0) <= MAX_LINE + 1:
-                yield number, text
-                number += len(lengths)
+            chunk = rest + chunk
+            end = chunk.rfind(b"\n") + 1
+            lines, rest = chunk[:end], chunk[end:]
+            ends = _ends(lines)
+            if np.diff(ends, prepend=0).max(initial=0) <= MAX_LINE + 1:
+                yield Text(number, lines, ends)
             else:
-                for line in re.findall(rb"[^\n]*\n", text):
-                    yield number, line if len(line) <= MAX_LINE + 1 else None
-                    number += 1
+                for row, line in enumerate(re.findall(rb"[^\n]*\n", lines), number):
+                    yield Text(row, line, _ends(line)) if len(line) <= MAX_LINE + 1 else Text(row, None, NO_ENDS)
+            number += len(ends)
             if len(rest) > MAX_LINE:
                 rest, skipping = b"", True
     except DAMAGE as error:
@@ -263,7 +270,7 @@ def _texts(invalid: InvalidRows) -> Iterator[Text]:
     except OSError as error:
         raise InputError(f"{path}: {'no such file' if not path.exists() else error.strerror or error}") from error
     if skipping or rest:
-        yield number, None if skipping else rest
+        yield Text(number, None, NO_ENDS) if skipping else Text(number, rest, _ends(rest))
 
 
 def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
