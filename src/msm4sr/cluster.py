@@ -112,6 +112,13 @@ def _check_resources(wanted: Resources) -> None:
         )
 
 
+def check_one_machine(option: str, otherwise: str) -> None:
+    """Raise InputError if the connected cluster has several machines: `option` works on one only."""
+    machines = {node["NodeManagerAddress"] for node in nodes_alive()}
+    if len(machines) > 1:
+        raise InputError(f"{option}: safe on one machine only, but the cluster has {len(machines)}; {otherwise}")
+
+
 def _check_nodes(requirements: NodeRequirements) -> None:
     """Raise InputError for the first node that lacks something."""
     import ray

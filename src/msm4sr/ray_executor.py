@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,8 +161,9 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (place,) = batch["place"].tolist()
         try:
-            result: Any = self._function(self._tasks[place], lambda done: None)
-        except InputError as error:
+            with disk_errors_with_node():
+                result: Any = self._function(self._tasks[place], lambda done: None)
+        except (InputError, OSError) as error:
             result = error  # to be raised by the first process, without Ray's traceback
         return {"place": batch["place"], "result": np.array([_Held(result)], object)}
 
@@ -173,10 +175,20 @@ class _Held:
     value: Any
 
 
+@contextmanager
+def disk_errors_with_node() -> Iterator[None]:
+    """Raise errors of files, such as a full disk, with the name of this node."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.strerror or error} (on node {socket.gethostname()})"
+        raise OSError(error.errno, where, error.filename) from error
+
+
 def _work(function: Callable[[Any, Progress], Any], task: Any, post: Post, requirements: NodeRequirements) -> Any:
     """What a worker does: check its node, which may be new, and run the task."""
     requirements.check()
-    with reported_log(post, logging.WARNING):
+    with reported_log(post, logging.WARNING), disk_errors_with_node():
         return function(task, Reporter(post))
 
 

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,21 +95,29 @@ def test_a_path_that_a_node_does_not_see(
     refused: Callable[..., str], compare: Callable[..., list[str]], cluster: Cluster, tmp_path: Path
 ) -> None:
     (tmp_path / "grid").mkdir()
+    with node_with_own(tmp_path / "grid", cluster):
+        answer = refused(*compare("grid", "--ray", cluster.address))
+    assert f"does not see {tmp_path}/grid/.ray-" in answer
+    assert "put data and output on a file system that all nodes mount under the same path" in answer
+
+
+@contextmanager
+def node_with_own(folder: Path, cluster: Cluster) -> Iterator[None]:
+    """A third node, which sees a disk of its own of 64 KiB as this folder."""
     ray = Path(sys.executable).with_name("ray")
-    hidden = f"mount -t tmpfs none {tmp_path}/grid && exec {ray} start --address {cluster.address} --num-cpus 1 --block"
-    node = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", hidden], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    start = f"exec {ray} start --address {cluster.address} --num-cpus 1 --block"
+    hidden = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o size=64k none {folder} && {start}"]
+    node = subprocess.Popen(hidden, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         while len(alive(cluster)) < 3:
             assert node.poll() is None, node.communicate()[0]
             time.sleep(0.2)
-        answer = refused(*compare("grid", "--ray", cluster.address))
+        yield
     finally:
         node.terminate()
         node.wait()
-    assert f"does not see {tmp_path}/grid/.ray-" in answer
-    assert "put data and output on a file system that all nodes mount under the same path" in answer
+        while len(alive(cluster)) > 2:
+            time.sleep(0.2)
 
 
 def alive(cluster: Cluster) -> list[object]:
@@ -139,6 +148,24 @@ def test_a_grid_has_the_results_of_this_machine(
     assert not list((tmp_path / "there").glob(".ray-*"))
 
 
+def test_a_grid_of_which_one_node_has_a_full_disk(
+    cli: Cli, compare: Callable[..., list[str | Path]], cluster: Cluster, tmp_path: Path
+) -> None:
+    cells = tmp_path / "there" / "cells"
+    cells.mkdir(parents=True)
+    with node_with_own(cells, cluster):
+        called = cli(*compare("there", "--ray", cluster.address))
+    assert called.code == 1
+    assert "No space left on device (on node" in called.err
+    assert "Traceback" not in called.err
+    done = {path: path.stat().st_mtime_ns for path in cells.glob("*/*/*/metrics.json")}
+    assert cli(*compare("there", "--ray", cluster.address)).code == 0
+    assert cli(*compare("here")).code == 0
+    for cell in sorted((tmp_path / "here").glob("cells/*/*/*")):
+        assert metrics_of(tmp_path / "there" / cell.relative_to(tmp_path / "here")) == metrics_of(cell)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
 def test_a_run_in_two_processes_has_the_results_of_one(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
     command = ("run", ring, "--model=sasrec", *QUICK, "--set=model.dropout=0", "--out")
     assert cli(*command, tmp_path / "here").code == 0
@@ -165,6 +192,17 @@ def test_a_study_has_the_trials_of_this_machine(cli: Cli, ring: Path, cluster: C
         assert called.code == 0, called
         here, there = (yaml.safe_load((tmp_path / name / "best.yaml").read_text()) for name in ("here", storage))
         assert here == there
+
+
+def test_a_study_in_sqlite_on_several_machines(
+    refused: Callable[..., str], ring: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+    try:
+        answer = refused("tune", ring, "--model=itemknn", "--out", tmp_path / "study", "--ray", cluster.address)
+    finally:
+        cluster.remove_node(node)
+    assert "--storage sqlite: safe on one machine only, but the cluster has 2; give --storage journal" in answer
 
 
 def files(folder: Path) -> dict[str, bytes]:

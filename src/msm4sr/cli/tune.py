@@ -30,7 +30,7 @@ from msm4sr.cli.console import (
     progress_bar,
     say_next,
 )
-from msm4sr.cluster import check_local_path
+from msm4sr.cluster import check_local_path, check_one_machine
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
@@ -98,7 +98,7 @@ def tune(
         from msm4sr.data.dataset import load_dataset
         from msm4sr.experiments.search import load_search
         from msm4sr.experiments.stages import describe_data
-        from msm4sr.experiments.study_storage import check_storage
+        from msm4sr.experiments.study_storage import SQLITE, check_storage
         from msm4sr.experiments.tune import Tuning, best_text, check_folder
         from msm4sr.experiments.tune import tune as run_trials
         from msm4sr.files import write_text
@@ -114,6 +114,8 @@ def tune(
         rows = _features(out, dataset, settings, preset, features)
         tuning = Tuning(out.absolute(), space, settings, trials or space.trials, dataset, rows, storage)
         with chosen_executor(jobs, ray, cpus, gpus, [data], out) as executor, progress_bar() as progress:
+            if ray is not None and storage == SQLITE:
+                check_one_machine("--storage sqlite", "give --storage journal, or PostgreSQL")
             ended = run_trials(tuning, _print_trial, executor, progress)
         _print_table(ended)
         options = [] if file is None else ["--settings", file.name]

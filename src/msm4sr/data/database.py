@@ -17,7 +17,7 @@ from msm4sr.errors import InputError, first_line
 CHUNK = 1 << 18  # rows that are copied out of a table at a time
 LEAST_MEMORY = 400 * 10**6  # bytes: Python, DuckDB and polars alone need half of it
 GROWTH = 5  # bytes of intermediate tables for each byte of compressed files
-RESERVE = 48 << 20  # bytes that DuckDB allocates outside its limit
+RESERVE = 48 << 20, 1 / 12  # bytes, or a share of the memory: what DuckDB allocates outside its limit
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -73,7 +73,7 @@ class Database:
     def share_memory(self) -> None:
         """Give DuckDB what the rest of the process leaves."""
         used = _status(Path("/proc/self/status"), "VmRSS") or LEAST_MEMORY // 2
-        limit = max(self._memory - used - RESERVE, self._memory // 4)
+        limit = max(self._memory - used - max(RESERVE[0], int(RESERVE[1] * self._memory)), self._memory // 4)
         self._connection.execute(f"SET memory_limit = '{limit >> 10} KiB'").fetchall()
 
     def run(self, query: str) -> list[tuple[Any, ...]]:

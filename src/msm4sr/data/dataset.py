@@ -150,7 +150,7 @@ def training_counts(dataset: Dataset) -> np.ndarray:
     """The number of training interactions of each item: int64 [items]."""
     counts = np.zeros(dataset.n_items, dtype=np.int64)
     for _, items in pairs_of(training_histories(dataset)):
-        np.add.at(counts, items, 1)
+        np.add.at(counts, items, np.int64(1))
     return counts
 
 

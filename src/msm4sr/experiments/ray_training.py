@@ -21,7 +21,7 @@ from msm4sr.experiments.stages import build_model, extract_stage, load_run_data,
 from msm4sr.files import remove
 from msm4sr.nodes import NodeRequirements
 from msm4sr.progress import Progress
-from msm4sr.ray_executor import POLL, Post, RayExecutor, mailbox
+from msm4sr.ray_executor import POLL, Post, RayExecutor, disk_errors_with_node, mailbox
 from msm4sr.training.callbacks import Callback, TrainingProgress
 from msm4sr.training.stages import STAGES
 
@@ -45,8 +45,9 @@ class RayTraining:
         is_first = get_context().get_world_rank() == 0
         try:
             self.requirements.check()
-            self._train(is_first)
-        except (InputError, FloatingPointError) as error:
+            with disk_errors_with_node():
+                self._train(is_first)
+        except (InputError, FloatingPointError, OSError) as error:
             self.post(("error", (error,)))
             raise
 
