@@ -102,11 +102,11 @@ def test_a_path_that_a_node_does_not_see(
 
 
 @contextmanager
-def node_with_own(folder: Path, cluster: Cluster) -> Iterator[None]:
-    """A third node, which sees a disk of its own of 64 KiB as this folder."""
+def node_with_own(folder: Path, cluster: Cluster, size: str = "64m") -> Iterator[None]:
+    """A third node, which sees a disk of its own as this folder."""
     ray = Path(sys.executable).with_name("ray")
     start = f"exec {ray} start --address {cluster.address} --num-cpus 1 --block"
-    hidden = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o size=64k none {folder} && {start}"]
+    hidden = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o size={size} none {folder} && {start}"]
     node = subprocess.Popen(hidden, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         while len(alive(cluster)) < 3:
@@ -148,20 +148,30 @@ def test_a_grid_has_the_results_of_this_machine(
     assert not list((tmp_path / "there").glob(".ray-*"))
 
 
-def test_a_grid_of_which_one_node_has_a_full_disk(
-    cli: Cli, compare: Callable[..., list[str | Path]], cluster: Cluster, tmp_path: Path
+@pytest.mark.parametrize(
+    ("size", "answer"),
+    [
+        ("16k", "No space left on device (on node"),
+        ("64m", "1 of 8 cells were lost, as said above; rerun the command to continue"),
+    ],
+    ids=["full", "of its own"],
+)
+def test_a_grid_of_which_a_node_cannot_write_into_the_folder(
+    cli: Cli, compare: Callable[..., list[str | Path]], cluster: Cluster, tmp_path: Path, size: str, answer: str
 ) -> None:
-    cells = tmp_path / "there" / "cells"
-    cells.mkdir(parents=True)
-    with node_with_own(cells, cluster):
-        called = cli(*compare("there", "--ray", cluster.address))
+    more, cells = ("--seed=2", "--seed=3"), tmp_path / "there" / "cells"
+    there = compare("there", "--ray", cluster.address)
+    assert cli(*there).code == 0
+    with node_with_own(cells, cluster, size):
+        called = cli(*there, *more)
     assert called.code == 1
-    assert "No space left on device (on node" in called.err
+    assert answer in called.err
     assert "Traceback" not in called.err
     done = {path: path.stat().st_mtime_ns for path in cells.glob("*/*/*/metrics.json")}
-    assert cli(*compare("there", "--ray", cluster.address)).code == 0
-    assert cli(*compare("here")).code == 0
-    for cell in sorted((tmp_path / "here").glob("cells/*/*/*")):
+    assert cli(*there, *more).code == 0
+    assert cli(*compare("here", *more)).code == 0
+    assert len(complete := sorted((tmp_path / "here").glob("cells/*/*/*"))) == 8
+    for cell in complete:
         assert metrics_of(tmp_path / "there" / cell.relative_to(tmp_path / "here")) == metrics_of(cell)
     assert {path: path.stat().st_mtime_ns for path in done} == done
 

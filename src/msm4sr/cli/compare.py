@@ -112,7 +112,7 @@ def compare(
             noun = "cell" if len(cells) == 1 else "cells"
             errors.print(f"{len(failed)} of {len(cells)} {noun} failed; rerun with --retry-failed to try again")
         if lost:
-            errors.print(f"{lost} of {len(cells)} cells were lost with their processes; rerun the command to continue")
+            errors.print(f"{lost} of {len(cells)} cells were lost, as said above; rerun the command to continue")
         say_next("report", out)
         if failed or lost:
             raise typer.Exit(1)

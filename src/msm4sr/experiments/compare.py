@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import time
@@ -80,6 +81,9 @@ def run_cells(
         if isinstance(result, Lost):
             lost += 1
             logger.warning("%s  %s", cell.title, result.reason)
+        elif not (cell.finished or cell.failed_file.exists()):
+            lost += 1
+            logger.warning("%s  it ended on %s, but is not in %s here", cell.title, result, cell.folder)
         else:
             _log(cell, cells)
     return lost
@@ -98,17 +102,23 @@ def _log(cell: Cell, cells: Sequence[Cell]) -> None:
 
 @dataclass(frozen=True)
 class CellRunner:
-    """The task of a worker: run a cell, and record a failure."""
+    """The task of a worker: run a cell, and record a failure. It returns the name of the worker's machine.
+
+    A full disk is no failure of the cell: it is raised, and the cell is resumed the next time.
+    """
 
     features: Path  # with a features folder for each data set
 
-    def __call__(self, cell: Cell, progress: Progress) -> None:
+    def __call__(self, cell: Cell, progress: Progress) -> str:
         try:
             with locked_run(cell.folder, ENDING):
                 if not cell.finished:
                     run_cell(cell, features_folder(self.features, cell), progress)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             _write_failure(cell, error)
+        return socket.gethostname()
 
 
 def run_cell(cell: Cell, features: Path, progress: Progress = NoProgress()) -> dict[str, Any]:
