@@ -170,7 +170,8 @@ def test_a_grid_of_which_a_node_cannot_write_into_the_folder(
     done = {path: path.stat().st_mtime_ns for path in cells.glob("*/*/*/metrics.json")}
     assert cli(*there, *more).code == 0
     assert cli(*compare("here", *more)).code == 0
-    assert len(complete := sorted((tmp_path / "here").glob("cells/*/*/*"))) == 8
+    complete = sorted((tmp_path / "here").glob("cells/*/*/*"))
+    assert len(complete) == 8
     for cell in complete:
         assert metrics_of(tmp_path / "there" / cell.relative_to(tmp_path / "here")) == metrics_of(cell)
     assert {path: path.stat().st_mtime_ns for path in done} == done
