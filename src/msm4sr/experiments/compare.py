@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import time
@@ -20,7 +19,7 @@ from msm4sr.experiments.grid import Cell, features_folder
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import begin_run, locked_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
-from msm4sr.files import remove, write_json
+from msm4sr.files import full_disk, make_folder, remove, write_json
 from msm4sr.locks import try_lock
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.callbacks import TrainingProgress
@@ -81,10 +80,13 @@ def run_cells(
         if isinstance(result, Lost):
             lost += 1
             logger.warning("%s  %s", cell.title, result.reason)
-        elif not (cell.finished or cell.failed_file.exists()):
+        elif result.failure is None and not cell.finished:
             lost += 1
-            logger.warning("%s  it ended on %s, but is not in %s here", cell.title, result, cell.folder)
+            logger.warning("%s  it ended on %s, but is not in %s here", cell.title, result.host, cell.folder)
         else:
+            if result.failure is not None:
+                make_folder(cell.folder)
+                write_json(cell.failed_file, result.failure)
             _log(cell, cells)
     return lost
 
@@ -101,24 +103,34 @@ def _log(cell: Cell, cells: Sequence[Cell]) -> None:
 
 
 @dataclass(frozen=True)
-class CellRunner:
-    """The task of a worker: run a cell, and record a failure. It returns the name of the worker's machine.
+class Ended:
+    """How a cell ended in a worker."""
 
-    A full disk is no failure of the cell: it is raised, and the cell is resumed the next time.
+    host: str
+    failure: dict[str, Any] | None = None  # the content of `failed.json`
+
+
+@dataclass(frozen=True)
+class CellRunner:
+    """The task of a worker: run a cell.
+
+    The first process records a failure: a worker that is interrupted, since that one was, can fail in many ways. A full
+    disk is no failure of the cell: it is raised, and the cell is resumed the next time.
     """
 
     features: Path  # with a features folder for each data set
 
-    def __call__(self, cell: Cell, progress: Progress) -> str:
+    def __call__(self, cell: Cell, progress: Progress) -> Ended:
+        host = socket.gethostname()
         try:
             with locked_run(cell.folder, ENDING):
                 if not cell.finished:
                     run_cell(cell, features_folder(self.features, cell), progress)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _write_failure(cell, error)
-        return socket.gethostname()
+            if (full := full_disk(error)) is not None:
+                raise full from error
+            return Ended(host, _failure(cell, error, host))
+        return Ended(host)
 
 
 def run_cell(cell: Cell, features: Path, progress: Progress = NoProgress()) -> dict[str, Any]:
@@ -139,15 +151,14 @@ def run_cell(cell: Cell, features: Path, progress: Progress = NoProgress()) -> d
     return evaluate_stage(run, dataset, model)
 
 
-def _write_failure(cell: Cell, error: Exception) -> None:
+def _failure(cell: Cell, error: Exception, host: str) -> dict[str, Any]:
     known = isinstance(error, InputError)
     reason = " ".join(str(error).split())
-    record: dict[str, Any] = {
+    return {
         "reason": reason if known else f"{type(error).__name__}: {reason}",
         "traceback": None if known else "".join(traceback.format_exception(error)),
         "data": str(cell.data.folder),
         "settings": cell.settings.model_dump(mode="json"),
-        "host": socket.gethostname(),
+        "host": host,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(cell.failed_file, record)
