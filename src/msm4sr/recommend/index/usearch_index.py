@@ -1,0 +1,88 @@
+"""A graph in the model folder (HNSW, usearch), which several processes map."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msm4sr.digests import array_digest, file_digest
+from msm4sr.errors import InputError
+from msm4sr.files import atomic_file, write_json
+from msm4sr.recommend.index.approximate import (
+    ALL,
+    MEASURED_AT,
+    ApproximateIndex,
+    Within,
+    extended,
+    extended_query,
+    with_likely,
+)
+from msm4sr.recommend.index.base import INDEXES, IndexedItems, IndexSettings
+
+FILE, ABOUT = "index.usearch", "index.json"
+BLOCK = 8192  # item vectors added at a time
+DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32, half of the memory
+
+
+class UsearchIndex(ApproximateIndex):
+    """A graph over item vectors [N, Q]. `about` is the content of index.json."""
+
+    kind = "approximate"
+
+    def __init__(self, vectors: Tensor, about: dict[str, Any], graph: Any) -> None:
+        super().__init__(vectors, about)
+        self._graph = graph
+
+    def nearest(self, query: Tensor, k: int, within: Within = ALL) -> Tensor:
+        """See `ApproximateIndex`."""
+        asked = with_likely(k, within.excluded)
+        return torch.from_numpy(self._graph.search(extended_query(query), asked, threads=1).keys.astype(np.int64))
+
+    @classmethod
+    def open(cls, items: IndexedItems, settings: IndexSettings) -> Self:
+        """Open the index in a model folder if it fits the item vectors and settings; else build and save it."""
+        vectors, folder = items.vectors, items.folder
+        built_from = {"dtype": DTYPE, "item_vectors": array_digest(vectors.numpy()), "settings": settings.graph}
+        # An index that is missing, damaged or of another run is built again.
+        with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError, InputError):
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            expected = built_from | {"checksum": file_digest(folder / FILE)}
+            if all(about[name] == value for name, value in expected.items()):
+                graph = _empty_graph(vectors.shape[1], settings)
+                graph.view(str(folder / FILE))
+                if len(graph) == len(vectors):
+                    return cls(vectors, about, graph)
+        began = time.perf_counter()
+        graph = _empty_graph(vectors.shape[1], settings)
+        for numbers, block in extended(vectors, BLOCK):
+            graph.add(numbers, block)
+        seconds, queries = round(time.perf_counter() - began, 1), items.queries()
+        about = built_from | {"items": len(vectors), "build_seconds": seconds, "queries": len(queries)}
+        index = cls(vectors, about, graph)
+        about[f"recall@{MEASURED_AT}"] = index.measured_recall(queries)
+        index._save(folder)
+        return index
+
+    def _save(self, folder: Path) -> None:
+        with atomic_file(folder / FILE) as path:
+            self._graph.save(str(path))
+        self.about["checksum"] = file_digest(folder / FILE)
+        write_json(folder / ABOUT, self.about)
+
+
+def _empty_graph(dim: int, settings: IndexSettings) -> Any:
+    from usearch.index import Index
+
+    return Index(ndim=dim + 1, metric="cos", dtype=DTYPE, **settings.graph)
+
+
+@INDEXES.register("approximate")
+def open_usearch(items: IndexedItems, settings: IndexSettings) -> UsearchIndex:
+    return UsearchIndex.open(items, settings)
