@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -62,14 +62,19 @@ def serve(
         str, typer.Option("--root-path", metavar="PATH", help="The path at which a proxy serves this, such as /shop.")
     ] = "",
     index: Annotated[
-        Literal["auto", "exact", "approximate"],
-        typer.Option("--index", help="Search for the best items; auto: approximate from 300,000 items on."),
+        str,
+        typer.Option(
+            "--index",
+            metavar="KIND[=ADDRESS]",
+            help="Search for the best items: exact, approximate (a graph in this process), qdrant=http://HOST:6333, or "
+            "auto: approximate from 300,000 items on. QDRANT_API_KEY is the key of a Qdrant server.",
+        ),
     ] = "auto",
 ) -> None:
     """Serve recommendations over HTTP, and a web page at /. RUN can be a link; change it to serve a newer run."""
     with handle_errors("stopped"):
         use_one_arena()
-        options: dict[str, Any] = {"run": folder, "state": state, "workers": workers, "index": {"kind": index}}
+        options: dict[str, Any] = {"run": folder, "state": state, "workers": workers, "index": index}
         options |= {"api_key": read_key(api_key_file), "proxies": proxy, "root_path": root_path.rstrip("/")}
         options["address"] = f"[{host}]" if ":" in host else host
         options["hosts"] = hosts_of(host, allowed_host, options["api_key"] is None and not without_key)
@@ -80,6 +85,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
     try:
         import uvicorn
 
+        from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.app import create_app
         from msm4sr.serving.service import ServeSettings, default_state
         from msm4sr.serving.workers import ENVIRONMENT, GRACE, Supervisor, serve_here
@@ -90,7 +96,12 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
     run = options["run"].absolute()
     try:
         settings = ServeSettings.model_validate(
-            {**options, "run": run, "state": options["state"] or default_state(run)}
+            {
+                **options,
+                "run": run,
+                "state": options["state"] or default_state(run),
+                "index": IndexSettings.parse(options["index"]),
+            }
         )
     except ValidationError as error:
         wrong = error.errors()[0]

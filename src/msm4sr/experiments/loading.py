@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from msm4sr.data.items import Items
 from msm4sr.data.schema import read_interactions, read_items
@@ -21,7 +22,7 @@ from msm4sr.features.store import load_features, read_rows
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.models.registry import from_pretrained
 from msm4sr.recommend.catalogue import Catalogue
-from msm4sr.recommend.index import ApproximateIndex, IndexSettings
+from msm4sr.recommend.index import IndexedItems, IndexSettings, open_index
 from msm4sr.recommend.onnx_export import export_onnx
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import make_queries
@@ -40,12 +41,12 @@ def load_recommender(
 
     Args:
         folder: the run folder.
-        index: how the best items are found; an approximate index is stored beside the model.
+        index: how the best items are found; an approximate index is stored beside the model, or in Qdrant.
         strict: whether unknown ids in histories are errors; see `Recommender`.
         data: the prepared folder, if it is no longer where the run was made.
 
     Raises:
-        InputError: there is no finished run, or the weights of the model are not finite.
+        InputError: there is no finished run, the weights of the model are not finite, or the index cannot be opened.
     """
     run = open_run(Path(folder), data=data)
     model = from_pretrained(run.folder / "model")
@@ -56,11 +57,15 @@ def load_recommender(
     items = with_content(run, stored)
     catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
     found = encoder = None
-    if is_factorized(model) and index.approximates(len(catalogue)):
-        with torch.inference_mode():
-            queries = make_queries(model, catalogue, sample_histories(run, catalogue.items))
-            vectors = torch.stack([query.vector for query in queries if query.vector is not None])
-        found = ApproximateIndex.open(run.folder / "model", catalogue.tensors.item_vectors, vectors, index)
+    if is_factorized(model):
+
+        def queries() -> Tensor:
+            with torch.inference_mode():
+                made = make_queries(model, catalogue, sample_histories(run, items))
+                return torch.stack([query.vector for query in made if query.vector is not None])
+
+        vectors, folder = catalogue.tensors.item_vectors, run.folder / "model"
+        found = open_index(IndexedItems(vectors, items.item_ids, items.categories, queries, folder), index)
     if has_content(model):
         encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed)
     return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict)

@@ -34,7 +34,7 @@ from msm4sr.recommend.explanations import (
     score_parts,
     sentence_weights,
 )
-from msm4sr.recommend.index import ApproximateIndex, top_k
+from msm4sr.recommend.index import ExactIndex, VectorIndex, top_k
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
 
 
@@ -76,7 +76,7 @@ class Recommender:
         catalogue: its items.
         encoder: encodes new items; None for a run without support for them.
         folder: the data set's, for images.
-        index: an approximate index over the item vectors of the run; None: exact.
+        index: of the item vectors of the run; None: exact.
         keywords: item id to the keywords of its images, of the run's items.
         strict: unknown ids in a history are an error that names the closest ids; else they are reported in
             `Recommendations.unknown` and ignored.
@@ -88,11 +88,12 @@ class Recommender:
         catalogue: Catalogue,
         encoder: ContentEncoder | None = None,
         folder: Path | None = None,
-        index: ApproximateIndex | None = None,
+        index: VectorIndex | None = None,
         keywords: Mapping[str, list[str]] = {},
         strict: bool = False,
     ) -> None:
-        self.model, self.encoder, self.folder, self.index, self.strict = model, encoder, folder, index, strict
+        self.model, self.encoder, self.folder, self.strict = model, encoder, folder, strict
+        self.index: VectorIndex = index or ExactIndex(catalogue.tensors.item_vectors)
         self.catalogue, self.modalities = catalogue, modalities_of(model)
         self._keywords, self._changing = keywords, Lock()
 

@@ -20,12 +20,11 @@ from msm4sr.models.base import FactorizedModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
-from msm4sr.recommend.index import ApproximateIndex, top_k
+from msm4sr.recommend.index import VectorIndex, Within, top_k
 
 BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
 SLOTS_AT_ONCE = 1 << 14  # positions of padded histories that are encoded at once
-APPROXIMATE_SHARE = 8  # an index is asked for at most one in so many of its items
 
 
 @dataclass(frozen=True)
@@ -115,53 +114,50 @@ def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tenso
 
 
 def best_rows(
-    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: ApproximateIndex | None = None
+    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
 ) -> list[tuple[int, float]]:
-    """The best selected rows and their scores, best first; equal scores by row."""
-    k, keep, hidden = selection.k, selection.keep, torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+    """The best selected rows and their scores, best first; equal scores by row. Raises IndexUnavailable.
+
+    `index` has the items of the run.
+    """
+    k, keep = selection.k, selection.keep
     wanted = k
     while True:
-        if selection.among is not None:
-            rows, scores = _score_some(model, catalogue, query, sorted(selection.among))
-        else:
-            rows, scores = _score_best(model, catalogue, query, wanted + len(hidden), index)
-        if len(hidden):
-            scores[hidden if rows is None else torch.isin(rows, hidden)] = -torch.inf
+        rows, scores = _best_scores(model, catalogue, query, selection, wanted, index)
         best = top_k(scores, wanted)
-        found = best if rows is None else rows[best].tolist()
-        kept = [pair for pair in zip(found, scores[best].tolist(), strict=True) if keep is None or keep(pair[0])][:k]
-        complete = selection.among is not None or rows is None
-        if len(kept) == k or (complete and len(best) < wanted):
+        found = zip(rows[best].tolist(), scores[best].tolist(), strict=True)
+        kept = [pair for pair in found if keep is None or keep(pair[0])][:k]
+        if len(kept) == k or len(best) < wanted:
             return kept
         wanted *= 4
 
 
-def _score_some(model: Model, catalogue: Catalogue, query: Query, among: list[int]) -> tuple[Tensor | None, Tensor]:
-    """These rows and their scores."""
-    rows = torch.tensor(among, dtype=torch.int64)
+def _best_scores(
+    model: Model, catalogue: Catalogue, query: Query, selection: Selection, wanted: int, index: VectorIndex
+) -> tuple[Tensor, Tensor]:
+    """Ascending rows, the `wanted` best selected ones among them, and their scores; -inf: must not be recommended."""
+    hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+    among = None if selection.among is None else torch.tensor(sorted(selection.among), dtype=torch.int64)
     if query.vector is None:
-        return rows, score_all(model, catalogue, query)[rows]
-    return rows, add_seen_bias(model, query.read, catalogue.gather("item_vectors", rows) @ query.vector, rows)
-
-
-def _score_best(
-    model: Model, catalogue: Catalogue, query: Query, wanted: int, index: ApproximateIndex | None
-) -> tuple[Tensor | None, Tensor]:
-    """None and the scores of all rows; or, by the index, ascending rows and scores of about the `wanted` best."""
+        scores = score_all(model, catalogue, query)
+        scores[hidden] = -torch.inf
+        return (torch.arange(len(scores)), scores) if among is None else (among, scores[among])
     n = len(catalogue.items)
-    if index is None or query.vector is None or wanted > n // APPROXIMATE_SHARE:
-        return None, score_all(model, catalogue, query)
-    # The index has only the products: a seen item may rank higher by its bias.
-    biased = [row for row in set(query.read) if row < n] if is_factorized(model) and model.seen_bias is not None else []
-    found = index.search(query.vector, wanted + len(biased) + min(wanted, len(catalogue.removed)))
-    found = torch.unique(torch.cat([found, torch.tensor(biased, dtype=torch.int64)]))
-    if catalogue.removed:
-        found = found[~torch.isin(found, catalogue.removed_rows)]
-    rows = torch.cat([found, torch.arange(n, len(catalogue))])
-    scores = torch.cat(
-        [catalogue.tensors.item_vectors[found] @ query.vector, catalogue.added_tensors.item_vectors @ query.vector]
+    # The index has only the products of the run's items: a seen item may rank higher by its bias.
+    seen = (
+        sorted({row for row in query.read if row < n}) if is_factorized(model) and model.seen_bias is not None else []
     )
-    return rows, add_seen_bias(model, query.read, scores, rows)
+    biased = torch.tensor(seen, dtype=torch.int64)
+    excluded = torch.cat([hidden[hidden < n], biased, catalogue.removed_rows])
+    found = index.search(query.vector, wanted, Within(None if among is None else among[among < n], excluded=excluded))
+    beside = torch.cat([biased, torch.arange(n, len(catalogue))])
+    vectors = torch.cat([catalogue.tensors.item_vectors[biased], catalogue.added_tensors.item_vectors])
+    scores = add_seen_bias(model, query.read, vectors @ query.vector, beside)
+    scores[torch.isin(beside, hidden)] = -torch.inf
+    if among is not None:
+        scores[~torch.isin(beside, among)] = -torch.inf
+    rows, order = torch.cat([found.rows, beside]).sort()
+    return rows, torch.cat([found.scores, scores])[order]
 
 
 def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -> Tensor:

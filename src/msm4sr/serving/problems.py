@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
+from msm4sr.recommend.index import IndexUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # that are described
@@ -61,6 +62,8 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     match error:
         case Refused():
             return problem(error.status, error.detail, error.headers)
+        case IndexUnavailable():
+            return problem(503, str(error), {"Retry-After": "5"})
         case InputError():
             status = 404 if isinstance(error, UnknownItem) else 409 if isinstance(error, ItemExists) else 422
             return problem(status, str(error))

@@ -148,7 +148,8 @@ class Status:
 class Readiness:
     """The served run.
 
-    `recall` is that of an approximate index; `failed_reload` says why a newer run was not loaded.
+    `recall` is that of an approximate index; `failed_index` says why an index in another process cannot be
+    searched, and `failed_reload` why a newer run was not loaded.
 
     `failed_store` says why the store cannot be read, so that items cannot change; `skipped` names the first added items
     that cannot be recommended, and why. They can be removed.
@@ -162,6 +163,7 @@ class Readiness:
     modalities: Sequence[str]
     index: str
     recall: float | None
+    failed_index: str
     failed_reload: str
     failed_store: str
     skipped: dict[str, str]

@@ -293,8 +293,8 @@ class Service:
 
 
 def products_per_history(recommender: Recommender) -> int:
-    """Multiplications that score all items for a history; 0 with an index."""
-    return 0 if recommender.index is not None else recommender.catalogue.tensors.item_vectors.numel()
+    """Multiplications that find the best items for a history."""
+    return recommender.index.products
 
 
 def run_signature(run: Path) -> list[object]:

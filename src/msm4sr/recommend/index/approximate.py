@@ -52,7 +52,7 @@ class ApproximateIndex(ABC):
         if within.among is None or (self.by_category and within.categories is not None and len(within.among) > FEW):
             while asked <= len(vectors) // APPROXIMATE_SHARE:
                 # The graph may order by rounded vectors: ask for half as many of the next.
-                rows = self.nearest(query, asked + asked // 2, within).unique()
+                rows = torch.unique(self.nearest(query, asked + asked // 2, within))
                 rows = rows[~torch.isin(rows, within.excluded)]
                 if len(rows) >= k:
                     scores = vectors[rows] @ query
@@ -60,9 +60,6 @@ class ApproximateIndex(ABC):
                     return Found(rows[best], scores[best])
                 asked *= 4
         return self._exact.search(query, k, within)
-
-    def check(self) -> None:
-        """It can always be searched, unless a class says otherwise."""
 
     def measured_recall(self, queries: Tensor) -> float:
         """The mean fraction of the exact best items that the graph finds; 1 without queries."""
@@ -75,7 +72,7 @@ class ApproximateIndex(ABC):
 
 
 def extended(vectors: Tensor, rows: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Item vectors [N, Q] from row `start` on, as the graph gets them: at most `rows` numbers and vectors [n, Q + 1]."""
+    """Item vectors [N, Q] from row `start` on, for a graph: at most `rows` numbers and vectors [n, Q + 1]."""
     longest = float(vectors.norm(dim=1).max())
     for first in range(start, len(vectors), rows):
         block = vectors[first : first + rows]
@@ -84,7 +81,7 @@ def extended(vectors: Tensor, rows: int, start: int = 0) -> Iterator[tuple[np.nd
 
 
 def extended_query(query: Tensor) -> np.ndarray:
-    """A query [Q] as the graph gets it: [Q + 1]."""
+    """A query [Q] for a graph: [Q + 1]."""
     return np.append(query.numpy(), np.float32(0))
 
 

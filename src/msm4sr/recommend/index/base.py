@@ -25,7 +25,9 @@ class IndexUnavailable(InputError):
 class IndexSettings(Strict):
     """The search for the best items among many."""
 
-    kind: str = Field(AUTO, description="exact, approximate, qdrant; auto: approximate from `approximate_from` items on")
+    kind: str = Field(
+        AUTO, description="exact, approximate, qdrant; auto: approximate from `approximate_from` items on"
+    )
     address: str = Field("", description="the address of an index in another process")
     approximate_from: int = Field(300_000, ge=1, description="number of items from which `auto` is approximate")
     connectivity: int = Field(16, ge=2, description="neighbours of an item in the graph: more memory, better recall")

@@ -39,7 +39,7 @@ class Collection:
 
     def __init__(self, client: QdrantClient, where: str, items: IndexedItems, settings: IndexSettings) -> None:
         self._client, self.where, self._items = client, where, items
-        self.built_from = {
+        self.built_from: dict[str, Any] = {
             "item_vectors": array_digest(items.vectors.numpy()),
             "payload": json_digest(list(items.item_ids), [list(names) for names in items.categories]),
             "settings": settings.graph,
@@ -63,18 +63,18 @@ class Collection:
             )
         return about
 
-    def check(self) -> None:
-        """Raise IndexUnavailable if the complete collection cannot be searched."""
-        self._record(self.complete_name)
+    def fill(self) -> dict[str, Any] | None:
+        """Write all points and wait until Qdrant has indexed them; then call `complete`.
 
-    def fill(self) -> None:
-        """Write all points and wait until Qdrant has indexed them, or until another process has completed that."""
+        If another process does that, wait for it, and return what `about` returns.
+        """
         seen, since = None, time.monotonic()
         while True:
             if self._create():
-                return self._write(0)
-            if self.about() is not None:
+                self._write(0)
                 return None
+            if (about := self.about()) is not None:
+                return about
             try:
                 record = self._record(self.name)
             except CollectionMissing:
@@ -86,7 +86,8 @@ class Collection:
             elif time.monotonic() - since >= PATIENCE:
                 rows = int(record.get("rows", 0))
                 logger.warning("%s: the build of %s has stopped; continued at item %s", self.where, self.name, rows)
-                return self._write(rows)
+                self._write(rows)
+                return None
             time.sleep(POLL)
 
     def complete(self, about: dict[str, Any]) -> None:
@@ -158,12 +159,14 @@ class Collection:
                 if info.status == CollectionStatus.GREEN:
                     return
                 if info.status == CollectionStatus.RED:
-                    raise InputError(f"{self.where}: Qdrant cannot index {self.name} ({info.optimizer_status}); see its log")
+                    raise InputError(
+                        f"{self.where}: Qdrant cannot index {self.name} ({info.optimizer_status}); see its log"
+                    )
                 if info.status == CollectionStatus.GREY:  # restarted: it continues after a change
                     self._client.update_collection(self.name, optimizers_config=OptimizersConfigDiff())
-            self._write_record(rows)  # so that others see that this process lives
             if time.monotonic() - reported >= REPORT:
                 reported = time.monotonic()
+                self._write_record(rows)  # so that others see that this process lives
                 logger.info("%s: %s vectors are in the graph", self.where, f"{info.indexed_vectors_count or 0:,}")
             time.sleep(POLL)
 

@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from msm4sr.errors import InputError
-from msm4sr.recommend.index.approximate import (
-    ALL,
-    MEASURED_AT,
-    ApproximateIndex,
-    Within,
-    extended_query,
-    with_likely,
-)
-from msm4sr.recommend.index.base import INDEXES, IndexedItems, IndexSettings
+from msm4sr.recommend.index.approximate import MEASURED_AT, ApproximateIndex, extended_query, with_likely
+from msm4sr.recommend.index.base import ALL, INDEXES, IndexedItems, IndexSettings, Within
 from msm4sr.recommend.index.qdrant_collection import Collection, named_errors
 
 if TYPE_CHECKING:
@@ -30,14 +23,13 @@ SENT = 1000  # excluded rows that are sent with a search
 
 
 class QdrantIndex(ApproximateIndex):
-    """Searches a complete `Collection`."""
+    """Searches a complete `Collection`, `name` at the address `where`."""
 
     kind, remote, by_category = "qdrant", True, True
 
-    def __init__(self, client: QdrantClient, collection: Collection, vectors: Tensor, about: dict[str, Any]) -> None:
+    def __init__(self, client: QdrantClient, where: str, name: str, vectors: Tensor, about: dict[str, Any]) -> None:
         super().__init__(vectors, about)
-        self._client, self._collection = client, collection
-        self._searched = collection.complete_name
+        self._client, self._where, self._name = client, where, name
 
     def nearest(self, query: Tensor, k: int, within: Within = ALL) -> Tensor:
         """See `ApproximateIndex`. Categories and up to `SENT` excluded rows are conditions of Qdrant's search."""
@@ -52,9 +44,9 @@ class QdrantIndex(ApproximateIndex):
         if within.categories is not None:
             match = models.MatchAny(any=sorted(within.categories))
             only.append(models.FieldCondition(key="categories", match=match))
-        with named_errors(self._collection.where, self._searched):
+        with named_errors(self._where, self._name):
             answer = self._client.query_points(
-                self._searched,
+                self._name,
                 query=extended_query(query).tolist(),
                 query_filter=models.Filter(must=only, must_not=never) if only or never else None,
                 search_params=models.SearchParams(hnsw_ef=self.about["settings"]["expansion_search"]),
@@ -66,10 +58,13 @@ class QdrantIndex(ApproximateIndex):
 
     def check(self) -> None:
         """Raise IndexUnavailable if Qdrant cannot be reached or lacks the collection."""
-        self._collection.check()
+        with named_errors(self._where, self._name):
+            self._client.retrieve(self._name, [self.about["items"]], with_payload=False)
 
     @classmethod
-    def open(cls, builder: QdrantClient, client: QdrantClient, where: str, items: IndexedItems, settings: IndexSettings) -> Self:
+    def open(
+        cls, builder: QdrantClient, client: QdrantClient, where: str, items: IndexedItems, settings: IndexSettings
+    ) -> Self:
         """Open the collection of these items; build it if there is none, or wait for the process that builds it.
 
         Args:
@@ -80,14 +75,14 @@ class QdrantIndex(ApproximateIndex):
         collection = Collection(builder, where, items, settings)
         about = collection.about()
         if about is None:
-            collection.fill()
+            about = collection.fill()
+        if about is None:
             queries = items.queries()
             about = collection.built_from | {"items": len(items.vectors), "queries": len(queries)}
-            index = cls(builder, collection, items.vectors, about)
-            index._searched = collection.name  # it is not complete yet
-            about[f"recall@{MEASURED_AT}"] = index.measured_recall(queries)
+            incomplete = cls(builder, where, collection.name, items.vectors, about)
+            about[f"recall@{MEASURED_AT}"] = incomplete.measured_recall(queries)
             collection.complete(about)
-        return cls(client, Collection(client, where, items, settings), items.vectors, about)
+        return cls(client, where, collection.complete_name, items.vectors, about)
 
 
 @INDEXES.register("qdrant")

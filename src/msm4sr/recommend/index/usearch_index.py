@@ -15,16 +15,8 @@ from torch import Tensor
 from msm4sr.digests import array_digest, file_digest
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_file, write_json
-from msm4sr.recommend.index.approximate import (
-    ALL,
-    MEASURED_AT,
-    ApproximateIndex,
-    Within,
-    extended,
-    extended_query,
-    with_likely,
-)
-from msm4sr.recommend.index.base import INDEXES, IndexedItems, IndexSettings
+from msm4sr.recommend.index.approximate import MEASURED_AT, ApproximateIndex, extended, extended_query, with_likely
+from msm4sr.recommend.index.base import ALL, INDEXES, IndexedItems, IndexSettings, Within
 
 FILE, ABOUT = "index.usearch", "index.json"
 BLOCK = 8192  # item vectors added at a time
@@ -44,6 +36,9 @@ class UsearchIndex(ApproximateIndex):
         """See `ApproximateIndex`."""
         asked = with_likely(k, within.excluded)
         return torch.from_numpy(self._graph.search(extended_query(query), asked, threads=1).keys.astype(np.int64))
+
+    def check(self) -> None:
+        """It can always be searched."""
 
     @classmethod
     def open(cls, items: IndexedItems, settings: IndexSettings) -> Self:
@@ -80,7 +75,8 @@ class UsearchIndex(ApproximateIndex):
 def _empty_graph(dim: int, settings: IndexSettings) -> Any:
     from usearch.index import Index
 
-    return Index(ndim=dim + 1, metric="cos", dtype=DTYPE, **settings.graph)
+    graph: dict[str, Any] = settings.graph
+    return Index(ndim=dim + 1, metric="cos", dtype=DTYPE, **graph)
 
 
 @INDEXES.register("approximate")

@@ -62,6 +62,10 @@ async def _run(
     """Run short work at once, since a thread costs more, and long work in a thread."""
     read = min(max(map(len, histories)), recommender.model.max_history)
     slow = options.reasons or options.categories or read > READ_INLINE or len(histories) > HISTORIES_INLINE
-    if not slow and len(histories) * products_per_history(recommender) <= PRODUCTS_INLINE:
+    if (
+        not slow
+        and not recommender.index.remote
+        and len(histories) * products_per_history(recommender) <= PRODUCTS_INLINE
+    ):
         return work()
     return await in_thread(request, work)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from msm4sr.serving.dependencies import CurrentService, as_json, change_in_thread
+from msm4sr.recommend.index import IndexUnavailable, VectorIndex
+from msm4sr.serving.dependencies import CurrentService, as_json, change_in_thread, in_thread
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import Readiness, Status
 
@@ -27,10 +28,11 @@ async def health() -> Response:
 
 
 @router.get("/ready", response_model=Readiness)
-async def ready(service: CurrentService) -> Response:
+async def ready(service: CurrentService, request: Request) -> Response:
     """Whether the service is ready, and which run it serves."""
     recommender = service.recommender
     catalogue, index = recommender.catalogue, recommender.index
+    failed_index = await in_thread(request, lambda: _failure(index)) if index.remote else ""
     return as_json(
         Readiness(
             status="ready",
@@ -39,13 +41,22 @@ async def ready(service: CurrentService) -> Response:
             items=catalogue.n_items,
             added=len(catalogue.added),
             modalities=recommender.modalities,
-            index="exact" if index is None else "approximate",
-            recall=None if index is None else index.recall,
+            index=index.kind,
+            recall=index.recall,
+            failed_index=failed_index,
             failed_reload=service.failed_reload,
             failed_store=service.failed_store,
             skipped=dict(list(service.skipped.items())[:SKIPPED]),
         )
     )
+
+
+def _failure(index: VectorIndex) -> str:
+    try:
+        index.check()
+    except IndexUnavailable as error:
+        return str(error)
+    return ""
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
