@@ -20,7 +20,7 @@ from msm4sr.features.content import ContentEncoder
 from msm4sr.features.settings import FeatureSettings
 from msm4sr.models.base import ContentModel, Model
 from msm4sr.recommend.catalogue import Catalogue
-from msm4sr.recommend.index import ApproximateIndex
+from msm4sr.recommend.index import VectorIndex
 from msm4sr.recommend.recommender import Recommender
 
 
@@ -59,7 +59,7 @@ def make_catalogue(model: Model) -> Catalogue:
     return Catalogue.of_model(model, items, [(7 * row) % 5 for row in range(n)])
 
 
-def make_recommender(name: str = "msm4sr", index: ApproximateIndex | None = None, **changes: object) -> Recommender:
+def make_recommender(name: str = "msm4sr", index: VectorIndex | None = None, **changes: object) -> Recommender:
     """Over the twelve items of `every_input`."""
     model = make_model(name, every_input(), **changes).eval()
     encoder = None

@@ -1,22 +1,36 @@
+"""What every index does, and recommendations through each."""
+
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from builders import wrong_modes
 from hypothesis import given
 from hypothesis import strategies as st
+from indexes import KINDS, SETTINGS, make_index, some_items
 from services import make_catalogue, make_recommender, new_item
 
-from msm4sr.digests import file_digest
+from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
-from msm4sr.recommend.index import ApproximateIndex, IndexSettings, top_k
+from msm4sr.recommend.index import ALL, IndexedItems, IndexSettings, VectorIndex, Within, top_k
+from msm4sr.recommend.index.approximate import ApproximateIndex
 from msm4sr.recommend.recommender import Recommender
 
-SETTINGS = IndexSettings(kind="approximate")
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
+HALF = 2000  # rows among which the searches of the tests are small
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> IndexedItems:
+    return some_items(tmp_path_factory.mktemp("items"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def index(request: pytest.FixtureRequest, items: IndexedItems) -> VectorIndex:
+    return make_index(request.param, items)
 
 
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))
@@ -29,106 +43,119 @@ def test_top_k_excludes_minus_infinity() -> None:
     assert top_k(torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0]), 4) == [3, 1]
 
 
-def some_vectors(n: int = 3000, q: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Item vectors of very different lengths, so that the best by cosine are not the best by product; and queries."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(n, q, generator=generator) * torch.rand(n, 1, generator=generator) * 5
-    return vectors, torch.randn(50, q, generator=generator)
+def check_search(index: VectorIndex, items: IndexedItems, query: torch.Tensor, k: int, within: Within) -> float:
+    """Check the rows and scores of a search; the share of the exact best that it found."""
+    scores = items.vectors @ query
+    allowed = torch.zeros(len(scores), dtype=torch.bool)
+    allowed[slice(None) if within.among is None else within.among] = True
+    allowed[within.excluded] = False
+    found = index.search(query, k, within)
+    assert len(found.rows) == min(k, int(allowed.sum()))
+    assert len(found.rows.unique()) == len(found.rows)
+    assert allowed[found.rows].all()
+    torch.testing.assert_close(found.scores, scores[found.rows])
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    best = top_k(scores.masked_fill(~allowed, -torch.inf), k)
+    return len({*best} & {*found.rows.tolist()}) / len(best) if best else 1.0
 
 
-def test_an_index_finds_nearly_all_of_the_best_and_records_its_recall(tmp_path: Path, umask: None) -> None:
-    vectors, queries = some_vectors()
-    index = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
-    shares = [
-        len(set(index.search(query, 20).tolist()) & set(torch.topk(vectors @ query, 20).indices.tolist())) / 20
-        for query in queries
-    ]
-    assert index.recall == pytest.approx(sum(shares) / len(shares), abs=1e-4)
-    assert index.recall > 0.95
-    assert not wrong_modes(tmp_path)
-    about = json.loads((tmp_path / "index.json").read_text())
-    assert (about["recall@20"], about["items"], about["queries"]) == (index.recall, 3000, 50)
+def test_a_search_finds_nearly_all_of_the_best(index: VectorIndex, items: IndexedItems) -> None:
+    shares = [check_search(index, items, query, k, ALL) for query in items.queries() for k in (1, 20)]
+    assert sum(shares) / len(shares) > 0.95
+    index.check()
 
 
-def test_an_index_is_opened_again_and_finds_the_same(tmp_path: Path) -> None:
-    vectors, queries = some_vectors()
-    first = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
-    written = (tmp_path / "index.usearch").stat().st_mtime_ns
-    again = ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
-    assert (tmp_path / "index.usearch").stat().st_mtime_ns == written
-    assert again.about == first.about
-    for query in queries:
-        assert sorted(again.search(query, 20).tolist()) == sorted(first.search(query, 20).tolist())
+@given(
+    seed=st.integers(0, 49),
+    k=st.integers(1, 400),
+    excluded=st.lists(st.integers(0, 2999), max_size=1500, unique=True),
+    among=st.none() | st.lists(st.integers(0, 2999), max_size=300, unique=True),
+)
+def test_rows_are_excluded_and_searched_among(
+    index: VectorIndex, items: IndexedItems, seed: int, k: int, excluded: list[int], among: list[int] | None
+) -> None:
+    rows = None if among is None else torch.tensor(sorted(among), dtype=torch.int64)
+    within = Within(rows, excluded=torch.tensor(excluded, dtype=torch.int64))
+    share = check_search(index, items, items.queries()[seed], k, within)
+    assert share > 0.8 if among is None else share == 1
 
 
-@pytest.mark.parametrize("what", ["other vectors", "other settings", "cut short", "a byte", "no json"])
-def test_an_index_that_does_not_fit_is_built_again(tmp_path: Path, what: str) -> None:
-    vectors, queries = some_vectors(500)
-    ApproximateIndex.open(tmp_path, vectors, queries, SETTINGS)
-    settings = SETTINGS
-    if what == "other vectors":
-        vectors, queries = some_vectors(500, seed=1)
-    elif what == "other settings":
-        settings = IndexSettings(kind="approximate", connectivity=8)
-    elif what in ("cut short", "a byte"):
-        data = (tmp_path / "index.usearch").read_bytes()
-        changed = data[: len(data) // 2] if what == "cut short" else data[:-99] + bytes([data[-99] ^ 1]) + data[-98:]
-        (tmp_path / "index.usearch").write_bytes(changed)
-    else:
-        (tmp_path / "index.json").write_text("{")
-    index = ApproximateIndex.open(tmp_path, vectors, queries, settings)
-    assert index.recall > 0.9
-    assert json.loads((tmp_path / "index.json").read_text()) == index.about
-    assert index.about["checksum"] == file_digest(tmp_path / "index.usearch")
+@pytest.mark.parametrize("names", [["odd"], ["third"], ["third", "even"], ["missing"]])
+def test_categories_are_searched(
+    index: VectorIndex, items: IndexedItems, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msm4sr.recommend.index.approximate.FEW", 0)
+    rows = [row for row, categories in enumerate(items.categories) if {*names} & {*categories}]
+    among = torch.tensor(rows, dtype=torch.int64)
+    excluded = torch.tensor(top_k(items.vectors @ items.queries()[0], 100), dtype=torch.int64)
+    for within in (Within(among, names), Within(among, names, excluded)):
+        assert check_search(index, items, items.queries()[0], 20, within) > 0.8
 
 
-def approximate(tmp_path: Path, **changes: object) -> tuple[Recommender, Recommender]:
-    """An exact and an approximate recommender of the same items."""
+def test_many_excluded_rows_are_no_results(index: VectorIndex, items: IndexedItems) -> None:
+    """More than are sent with a search, and all of the best."""
+    query = items.queries()[0]
+    excluded = torch.tensor(top_k(items.vectors @ query, HALF), dtype=torch.int64)
+    assert check_search(index, items, query, 20, Within(excluded=excluded)) == 1
+
+
+def test_the_recall_is_what_a_search_finds(index: VectorIndex, items: IndexedItems) -> None:
+    shares = [check_search(index, items, query, 20, ALL) for query in items.queries()]
+    assert (index.recall is None) is (index.kind == "exact")
+    assert (index.recall or 1.0) == pytest.approx(sum(shares) / len(shares), abs=1e-4)
+
+
+def through(kind: str, tmp_path: Path, **changes: Any) -> tuple[Recommender, Recommender]:
+    """A recommender whose index is of this kind, and one that compares all items."""
     exact = make_recommender(**changes)
     catalogue = make_catalogue(exact.model)
-    vectors = catalogue.tensors.item_vectors
-    index = ApproximateIndex.open(tmp_path, vectors, vectors, SETTINGS)
-    return exact, Recommender(exact.model, catalogue, exact.encoder, index=index)
+    vectors, items = catalogue.tensors.item_vectors, catalogue.items
+    indexed = IndexedItems(vectors, items.item_ids, items.categories, lambda: vectors, tmp_path)
+    return Recommender(exact.model, catalogue, exact.encoder, index=make_index(kind, indexed)), exact
 
 
-def test_added_and_removed_items_need_no_new_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msm4sr.recommend.scoring.APPROXIMATE_SHARE", 1)
-    exact, through = approximate(tmp_path)
-    asked: list[int] = []
-    search = ApproximateIndex.search
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Approximate indexes search catalogues of any size; what they were asked for."""
+    monkeypatch.setattr("msm4sr.recommend.index.approximate.APPROXIMATE_SHARE", 1)
+    search, asked = ApproximateIndex.search, list[int]()
 
-    def counted(index: ApproximateIndex, query: torch.Tensor, k: int) -> torch.Tensor:
+    def counted(index: ApproximateIndex, query: torch.Tensor, k: int, within: Within = ALL) -> Any:
         asked.append(k)
-        return search(index, query, k)
+        return search(index, query, k, within)
 
     monkeypatch.setattr(ApproximateIndex, "search", counted)
-    for recommender in (exact, through):
+    return asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_and_removed_items_need_no_new_index(kind: str, tmp_path: Path, asked: list[int]) -> None:
+    indexed, exact = through(kind, tmp_path)
+    for recommender in (exact, indexed):
         recommender.add_items([new_item("n0", image=b"x"), new_item("n1")])
         recommender.remove_items(["i4", "n1"])
-    for k in (1, 3, 20):
-        found = through.recommend(["i3", "i1"], k)
-        assert [o.item_id for o in found.items] == [o.item_id for o in exact.recommend(["i3", "i1"], k).items]
-        scores = [o.score for o in exact.recommend(["i3", "i1"], k).items]
-        assert [o.score for o in found.items] == pytest.approx(scores, abs=1e-5)
     odd = {"filter": lambda item: "odd" in item.categories}
-    filtered = [[o.item_id for o in recommender.recommend(["i3"], 20, **odd).items] for recommender in (exact, through)]
-    assert filtered[0] == filtered[1]
-    assert asked
+    for more in ({}, {"exclude_seen": False}, odd, {"candidates": ["i1", "i4", "n0", "i7", "n1"]}):
+        for k in (1, 3, 20):
+            found, expected = (one.recommend(["i3", "i1"], k, **more).items for one in (indexed, exact))  # type: ignore
+            assert [one.item_id for one in found] == [one.item_id for one in expected]
+            assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+    assert bool(asked) is (kind != "exact")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bias", [-20.0, 20.0])
 def test_seen_items_are_found_or_not_as_the_model_scores_them(
-    bias: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, bias: float, tmp_path: Path, asked: list[int]
 ) -> None:
     """The index has the products only; the model adds a bias to the seen items."""
-    monkeypatch.setattr("msm4sr.recommend.scoring.APPROXIMATE_SHARE", 1)
-    exact, through = approximate(tmp_path, seen_item_bias=True)
-    for recommender in (exact, through):
+    indexed, exact = through(kind, tmp_path, seen_item_bias=True)
+    for recommender in (exact, indexed):
         recommender.model.seen_item_bias.data.fill_(bias)  # type: ignore[union-attr, operator]
         recommender.add_items([new_item("n0", image=b"x")])
     history = ["i3", "n0", "i1"]
     for k in (1, 3, 5):
-        (found, expected) = (one.recommend(history, k, exclude_seen=False).items for one in (through, exact))
+        (found, expected) = (one.recommend(history, k, exclude_seen=False).items for one in (indexed, exact))
         assert [one.item_id for one in found] == [one.item_id for one in expected]
         assert ({one.item_id for one in found} <= set(history)) is (bias > 0 and k <= 3)
 
@@ -136,8 +163,19 @@ def test_seen_items_are_found_or_not_as_the_model_scores_them(
 def test_a_run_stores_its_index_in_its_model_folder(run_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     first = load_recommender(copy, SETTINGS)
-    assert first.index is not None
+    assert first.index.kind == "approximate"
     assert {"index.usearch", "index.json"} <= {path.name for path in (copy / "model").iterdir()}
-    assert first.index.recall > 0.9
-    assert load_recommender(copy).index is None
-    assert load_recommender(copy, IndexSettings(approximate_from=60)).index is not None
+    assert (first.index.recall or 0) > 0.9
+    assert load_recommender(copy).index.kind == "exact"
+    assert load_recommender(copy, IndexSettings(approximate_from=60)).index.kind == "approximate"
+
+
+def test_an_unknown_kind_is_named_with_the_closest(run_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"--index: there is no vector index 'qdrnt', only .*; did you mean 'qdrant'\?"):
+        IndexSettings.parse("qdrnt=http://localhost:6333")
+    with pytest.raises(InputError, match="there is no vector index 'faiss'"):
+        load_recommender(run_folder, IndexSettings(kind="faiss"))
+    assert IndexSettings.parse("qdrant=http://a:1").model_dump(include={"kind", "address"}) == {
+        "kind": "qdrant",
+        "address": "http://a:1",
+    }

@@ -51,8 +51,7 @@ class ApproximateIndex(ABC):
         vectors, asked = self._exact.vectors, k
         if within.among is None or (self.by_category and within.categories is not None and len(within.among) > FEW):
             while asked <= len(vectors) // APPROXIMATE_SHARE:
-                # The graph may order by rounded vectors: ask for half as many of the next.
-                rows = torch.unique(self.nearest(query, asked + asked // 2, within))
+                rows = torch.unique(self.nearest(query, asked + more(asked), within))
                 rows = rows[~torch.isin(rows, within.excluded)]
                 if len(rows) >= k:
                     scores = vectors[rows] @ query
@@ -65,7 +64,7 @@ class ApproximateIndex(ABC):
         """The mean fraction of the exact best items that the graph finds; 1 without queries."""
         k = min(MEASURED_AT, len(self._exact.vectors))
         shares = [
-            torch.isin(self._exact.search(query, k).rows, self.nearest(query, k + k // 2, ALL)).float().mean()
+            torch.isin(self._exact.search(query, k).rows, self.nearest(query, k + more(k), ALL)).float().mean()
             for query in queries
         ]
         return round(float(torch.stack(shares).mean()), 4) if shares else 1.0
@@ -83,6 +82,11 @@ def extended(vectors: Tensor, rows: int, start: int = 0) -> Iterator[tuple[np.nd
 def extended_query(query: Tensor) -> np.ndarray:
     """A query [Q] for a graph: [Q + 1]."""
     return np.append(query.numpy(), np.float32(0))
+
+
+def more(k: int) -> int:
+    """How many rows to ask for beside the `k` best: a graph may order by rounded vectors."""
+    return max(10, k // 2)
 
 
 def with_likely(k: int, excluded: Tensor) -> int:
