@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from indexes import KINDS, SETTINGS, make_index, some_items
+from indexes import EFFORT, KINDS, SETTINGS, make_index, some_items
 from services import make_catalogue, make_recommender, new_item
 
 from msm4sr.errors import InputError
@@ -19,7 +19,6 @@ from msm4sr.recommend.index import ALL, IndexedItems, IndexSettings, VectorIndex
 from msm4sr.recommend.index.approximate import ApproximateIndex
 from msm4sr.recommend.recommender import Recommender
 
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
 HALF = 2000  # rows among which the searches of the tests are small
 
 
@@ -30,7 +29,7 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> IndexedItems:
 
 @pytest.fixture(scope="module", params=KINDS)
 def index(request: pytest.FixtureRequest, items: IndexedItems) -> VectorIndex:
-    return make_index(request.param, items)
+    return make_index(request.param, items, EFFORT)
 
 
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))
@@ -43,8 +42,8 @@ def test_top_k_excludes_minus_infinity() -> None:
     assert top_k(torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0]), 4) == [3, 1]
 
 
-def check_search(index: VectorIndex, items: IndexedItems, query: torch.Tensor, k: int, within: Within) -> float:
-    """Check the rows and scores of a search; the share of the exact best that it found."""
+def check_search(index: VectorIndex, items: IndexedItems, query: torch.Tensor, k: int, within: Within = ALL) -> int:
+    """Check the rows and scores of a search; the number of the exact best that it did not find."""
     scores = items.vectors @ query
     allowed = torch.zeros(len(scores), dtype=torch.bool)
     allowed[slice(None) if within.among is None else within.among] = True
@@ -56,13 +55,27 @@ def check_search(index: VectorIndex, items: IndexedItems, query: torch.Tensor, k
     torch.testing.assert_close(found.scores, scores[found.rows])
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
     best = top_k(scores.masked_fill(~allowed, -torch.inf), k)
-    return len({*best} & {*found.rows.tolist()}) / len(best) if best else 1.0
+    return len({*best} - {*found.rows.tolist()})
 
 
-def test_a_search_finds_nearly_all_of_the_best(index: VectorIndex, items: IndexedItems) -> None:
-    shares = [check_search(index, items, query, k, ALL) for query in items.queries() for k in (1, 20)]
-    assert sum(shares) / len(shares) > 0.95
+def may_miss(index: VectorIndex, k: int) -> int:
+    """A graph of usearch may have an item that no path leads to; a Qdrant in this process compares all points."""
+    return 1 + k // 50 if index.kind == "approximate" else 0
+
+
+def test_a_search_finds_the_best(index: VectorIndex, items: IndexedItems) -> None:
+    for query in items.queries():
+        for k in (1, 20, 200):
+            assert check_search(index, items, query, k) <= may_miss(index, k)
     index.check()
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_search_finds_nearly_all_of_the_best_by_default(kind: str, items: IndexedItems) -> None:
+    index = make_index(kind, items)
+    missed = [check_search(index, items, query, 20) for query in items.queries()]
+    assert index.recall == pytest.approx(1 - sum(missed) / (20 * len(missed)), abs=1e-4)
+    assert index.recall > 0.95
 
 
 @given(
@@ -76,8 +89,8 @@ def test_rows_are_excluded_and_searched_among(
 ) -> None:
     rows = None if among is None else torch.tensor(sorted(among), dtype=torch.int64)
     within = Within(rows, excluded=torch.tensor(excluded, dtype=torch.int64))
-    share = check_search(index, items, items.queries()[seed], k, within)
-    assert share > 0.8 if among is None else share == 1
+    missed = check_search(index, items, items.queries()[seed], k, within)
+    assert missed <= (0 if among is not None else may_miss(index, k))
 
 
 @pytest.mark.parametrize("names", [["odd"], ["third"], ["third", "even"], ["missing"]])
@@ -89,20 +102,14 @@ def test_categories_are_searched(
     among = torch.tensor(rows, dtype=torch.int64)
     excluded = torch.tensor(top_k(items.vectors @ items.queries()[0], 100), dtype=torch.int64)
     for within in (Within(among, names), Within(among, names, excluded)):
-        assert check_search(index, items, items.queries()[0], 20, within) > 0.8
+        assert check_search(index, items, items.queries()[0], 20, within) <= may_miss(index, 20)
 
 
 def test_many_excluded_rows_are_no_results(index: VectorIndex, items: IndexedItems) -> None:
     """More than are sent with a search, and all of the best."""
     query = items.queries()[0]
     excluded = torch.tensor(top_k(items.vectors @ query, HALF), dtype=torch.int64)
-    assert check_search(index, items, query, 20, Within(excluded=excluded)) == 1
-
-
-def test_the_recall_is_what_a_search_finds(index: VectorIndex, items: IndexedItems) -> None:
-    shares = [check_search(index, items, query, 20, ALL) for query in items.queries()]
-    assert (index.recall is None) is (index.kind == "exact")
-    assert (index.recall or 1.0) == pytest.approx(sum(shares) / len(shares), abs=1e-4)
+    assert check_search(index, items, query, 20, Within(excluded=excluded)) == 0
 
 
 def through(kind: str, tmp_path: Path, **changes: Any) -> tuple[Recommender, Recommender]:
