@@ -121,3 +121,15 @@ def test_the_soak_finds_after_the_kill_what_was_added(cold: tuple[Path, str], tm
     assert ", 0 failed; p50" in printed
     assert re.search(r"after the kill (\d+) of \1 added items are there, \1 are recommended", printed)
     assert (tmp_path / "soak.png").exists()
+
+
+def test_the_indexes_are_compared(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "vector_index.py", "--items", "2000", "--dim=8", "--queries=20"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line][2:]
+    assert [row[0] for row in rows] == ["exact", "approximate", "qdrant"]
+    for name, _, recall, *_, in_category, _, _ in rows:
+        assert float(recall) > 0.9
+        assert float(in_category) == 1
+        assert name != "exact" or float(recall) == 1

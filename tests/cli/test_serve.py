@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from calling import Trained
+from service import free_port
 
 from msm4sr.cli.serve import hosts_of, read_key
 
@@ -45,6 +46,28 @@ def test_a_port_in_use_is_refused(refused: Refused, trained: Trained, tmp_path: 
         message = refused("serve", trained.folder, "--state", tmp_path / "state", "--port", port)
     assert message.strip() == f"error: port {port} is in use; choose another with --port"
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        (
+            "qdrnt=http://localhost:1",
+            "--index: there is no vector index 'qdrnt', only approximate, exact, qdrant; did you",
+        ),
+        ("qdrant", "--index qdrant=: give the address of the server, --index qdrant=http://HOST:6333"),
+        (
+            "qdrant=http://127.0.0.1:{port}",
+            "no answer of Qdrant ([Errno 111] Connection refused); start it, or correct",
+        ),
+    ],
+)
+def test_an_index_that_cannot_be_opened_is_one_line(
+    index: str, says: str, refused: Refused, trained: Trained, tmp_path: Path
+) -> None:
+    option = ("--index", index.format(port=free_port()))
+    message = refused("serve", trained.folder, "--state", tmp_path / "state", "--port", "0", *option)
+    assert says in " ".join(message.split())
 
 
 def test_a_folder_without_a_run_is_refused(refused: Refused, tmp_path: Path) -> None:

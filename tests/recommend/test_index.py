@@ -178,7 +178,9 @@ def test_a_run_stores_its_index_in_its_model_folder(run_folder: Path, tmp_path: 
 
 
 def test_an_unknown_kind_is_named_with_the_closest(run_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"--index: there is no vector index 'qdrnt', only .*; did you mean 'qdrant'\?"):
+    with pytest.raises(
+        InputError, match=r"--index: there is no vector index 'qdrnt', only .*; did you mean 'qdrant'\?"
+    ):
         IndexSettings.parse("qdrnt=http://localhost:6333")
     with pytest.raises(InputError, match="there is no vector index 'faiss'"):
         load_recommender(run_folder, IndexSettings(kind="faiss"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import pytest
 import torch
 from indexes import SETTINGS, local_qdrant, qdrant_index, some_items
 from qdrant_client import QdrantClient, models
+from service import free_port
 
 from msm4sr.errors import InputError
 from msm4sr.experiments.loading import load_recommender
@@ -26,13 +26,6 @@ from msm4sr.recommend.index import IndexSettings, IndexUnavailable, Within
 from msm4sr.recommend.index.qdrant_collection import Collection
 
 MODULE = "msm4sr.recommend.index.qdrant_collection"
-
-
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def collections(client: QdrantClient) -> list[str]:
@@ -73,7 +66,7 @@ def test_other_items_have_another_collection(tmp_path: Path, what: str) -> None:
 BUILD_AND_WAIT = """
 import sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {tests!r} + "/recommend"]
+sys.path.insert(0, {tests!r})
 import msm4sr.recommend.index.qdrant_collection as module
 from indexes import local_qdrant, qdrant_index, some_items
 
@@ -150,7 +143,9 @@ def test_a_collection_that_another_program_changed_is_refused(tmp_path: Path) ->
     qdrant_index(items, client)
     (name,) = collections(client)
     client.delete(name, models.PointIdsList(points=[7]))
-    with pytest.raises(InputError, match=f"here: collection {name} was changed, it has 500 points .* delete it in Qdrant"):
+    with pytest.raises(
+        InputError, match=f"here: collection {name} was changed, it has 500 points .* delete it in Qdrant"
+    ):
         qdrant_index(items, client)
 
 
@@ -197,7 +192,7 @@ def test_no_search_sees_a_collection_that_is_being_built_again(tmp_path: Path, m
     ],
 )
 def test_a_wrong_or_unreachable_address_is_one_line(run_folder: Path, address: str, says: str) -> None:
-    settings = IndexSettings(kind="qdrant", address=address.format(port=closed_port()))
+    settings = IndexSettings(kind="qdrant", address=address.format(port=free_port()))
     with pytest.raises(InputError, match=says) as error:
         load_recommender(run_folder, settings)
     assert "\n" not in str(error.value)
@@ -205,7 +200,9 @@ def test_a_wrong_or_unreachable_address_is_one_line(run_folder: Path, address: s
 
 def test_a_server_that_is_no_qdrant_is_one_line(run_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, text=True) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             port = server.stdout.readline().split(" port ")[1].split()[0]
