@@ -138,6 +138,20 @@ def test_processes_that_start_at_once_build_it_once(
     assert len(collections(client)) == 1
 
 
+def test_two_processes_that_write_the_same_points_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one continued the build, since the first one had stopped for a while; the first one is complete now."""
+    monkeypatch.setattr(f"{MODULE}.PATIENCE", 0.0)
+    items, client = some_items(tmp_path, 500), local_qdrant()
+    first = qdrant_index(items, client)
+    second = Collection(client, "here", items, SETTINGS)
+    second._write(0)
+    assert len(first.search(items.queries()[0], 20).rows) == 20
+    assert second.about() is None
+    third = qdrant_index(items, client)
+    second.complete(third.about)
+    assert second.about() == third.about == first.about
+
+
 def test_a_collection_that_another_program_changed_is_refused(tmp_path: Path) -> None:
     items, client = some_items(tmp_path, 500), local_qdrant()
     qdrant_index(items, client)

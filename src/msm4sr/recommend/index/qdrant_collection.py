@@ -55,12 +55,12 @@ class Collection:
             return None
         with named_errors(self.where, self.complete_name):
             points = self._client.count(self.complete_name, exact=True).count
-        about: dict[str, Any] | None = record.get("about")
-        if about is None or points != len(self._items.vectors) + 1:
+        if points != len(self._items.vectors) + 1:
             raise InputError(
                 f"{self.where}: collection {self.name} was changed, it has {points:,} points in place of "
                 f"{len(self._items.vectors) + 1:,}; delete it in Qdrant and start again, which builds it"
             )
+        about: dict[str, Any] | None = record.get("about")  # None: a second process still writes the same points
         return about
 
     def fill(self) -> dict[str, Any] | None:
