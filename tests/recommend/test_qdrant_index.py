@@ -139,7 +139,7 @@ def test_processes_that_start_at_once_build_it_once(
 
 
 def test_two_processes_that_write_the_same_points_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one continued the build, since the first one had stopped for a while; the first one is complete now."""
+    """The second one continued the build, since the first one had stopped for a while, but then completed it."""
     monkeypatch.setattr(f"{MODULE}.PATIENCE", 0.0)
     items, client = some_items(tmp_path, 500), local_qdrant()
     first = qdrant_index(items, client)
