@@ -123,41 +123,48 @@ def best_rows(
     k, keep = selection.k, selection.keep
     wanted = k
     while True:
-        rows, scores = _best_scores(model, catalogue, query, selection, wanted, index)
-        best = top_k(scores, wanted)
-        found = zip(rows[best].tolist(), scores[best].tolist(), strict=True)
-        kept = [pair for pair in found if keep is None or keep(pair[0])][:k]
+        best = _best_of_all(model, catalogue, query, selection, wanted, index)
+        kept = [pair for pair in best if keep is None or keep(pair[0])][:k]
         if len(kept) == k or len(best) < wanted:
             return kept
         wanted *= 4
 
 
-def _best_scores(
+def _best_of_all(
     model: Model, catalogue: Catalogue, query: Query, selection: Selection, wanted: int, index: VectorIndex
-) -> tuple[Tensor, Tensor]:
-    """Ascending rows, the `wanted` best selected ones among them, and their scores; -inf: must not be recommended."""
-    hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+) -> list[tuple[int, float]]:
+    """As `best_rows`, the `wanted` best without `keep`."""
     among = None if selection.among is None else torch.tensor(sorted(selection.among), dtype=torch.int64)
     if query.vector is None:
         scores = score_all(model, catalogue, query)
-        scores[hidden] = -torch.inf
-        return (torch.arange(len(scores)), scores) if among is None else (among, scores[among])
-    n = len(catalogue.items)
-    # The index has only the products of the run's items: a seen item may rank higher by its bias.
-    seen = (
-        sorted({row for row in query.read if row < n}) if is_factorized(model) and model.seen_bias is not None else []
-    )
-    biased = torch.tensor(seen, dtype=torch.int64)
-    excluded = torch.cat([hidden[hidden < n], biased, catalogue.removed_rows])
+        scores[torch.tensor(sorted(selection.hidden), dtype=torch.int64)] = -torch.inf
+        return (
+            _pairs(torch.arange(len(scores)), scores, wanted) if among is None else _pairs(among, scores[among], wanted)
+        )
+    n, biased = len(catalogue.items), list[int]()
+    if is_factorized(model) and model.seen_bias is not None:
+        # The index has only the products: a seen item may rank higher by its bias.
+        biased = [row for row in {*query.read} - {*selection.hidden} if row < n]
+    excluded = torch.tensor([*(row for row in selection.hidden if row < n), *biased], dtype=torch.int64)
+    if catalogue.removed:
+        excluded = torch.cat([excluded, catalogue.removed_rows])
     found = index.search(query.vector, wanted, Within(None if among is None else among[among < n], excluded=excluded))
-    beside = torch.cat([biased, torch.arange(n, len(catalogue))])
+    if not biased and not catalogue.added:
+        return list(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
+    beside = torch.cat([torch.tensor(biased, dtype=torch.int64), torch.arange(n, len(catalogue))])
     vectors = torch.cat([catalogue.tensors.item_vectors[biased], catalogue.added_tensors.item_vectors])
     scores = add_seen_bias(model, query.read, vectors @ query.vector, beside)
-    scores[torch.isin(beside, hidden)] = -torch.inf
+    scores[torch.isin(beside, torch.tensor(list(selection.hidden), dtype=torch.int64))] = -torch.inf
     if among is not None:
         scores[~torch.isin(beside, among)] = -torch.inf
     rows, order = torch.cat([found.rows, beside]).sort()
-    return rows, torch.cat([found.scores, scores])[order]
+    return _pairs(rows, torch.cat([found.scores, scores])[order], wanted)
+
+
+def _pairs(rows: Tensor, scores: Tensor, k: int) -> list[tuple[int, float]]:
+    """The `k` best of ascending rows, and their scores."""
+    best = top_k(scores, k)
+    return list(zip(rows[best].tolist(), scores[best].tolist(), strict=True))
 
 
 def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -> Tensor:
