@@ -165,7 +165,7 @@ def test_a_run_that_is_not_finished_has_nothing_to_recommend(refused: Refused, c
     (copy_of_run / "model" / "model.safetensors").unlink()
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert str(copy_of_run / "model") in message
-    assert "model.safetensors: no such file; `msm4sr evaluate RUN` writes it again" in message
+    assert "no model here (model.safetensors is missing); `msm4sr evaluate RUN` creates one" in message
 
 
 def test_items_that_changed_since_the_training_are_refused(

@@ -15,6 +15,7 @@ from msm4sr.digests import file_digest
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import ApproximateIndex, IndexSettings, top_k
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.recommend.rules import Rules
 
 SETTINGS = IndexSettings(kind="approximate")
 
@@ -110,8 +111,8 @@ def test_added_and_removed_items_need_no_new_index(tmp_path: Path, monkeypatch: 
         assert [o.item_id for o in found.items] == [o.item_id for o in exact.recommend(["i3", "i1"], k).items]
         scores = [o.score for o in exact.recommend(["i3", "i1"], k).items]
         assert [o.score for o in found.items] == pytest.approx(scores, abs=1e-5)
-    odd = {"filter": lambda item: "odd" in item.categories}
-    filtered = [[o.item_id for o in recommender.recommend(["i3"], 20, **odd).items] for recommender in (exact, through)]
+    odd = Rules(include_categories=["odd"])
+    filtered = [[o.item_id for o in one.recommend(["i3"], 20, rules=odd).items] for one in (exact, through)]
     assert filtered[0] == filtered[1]
     assert asked
 

@@ -17,6 +17,7 @@ from PIL import Image
 from msm4sr.data.dataset import load_dataset
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.recommend.rules import Rules
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings, Service
 
@@ -105,7 +106,7 @@ def test_without_a_known_item_popular_items_are_recommended(
 
 def test_options_select_the_ranked_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
     category = next(name for i in ids for name in recommender.item(i).categories)
-    answer = client.post("/recommend", json={"history": ids[:2], "categories": [category], "k": 50}).json()
+    answer = client.post("/recommend", json={"history": ids[:2], "include_categories": [category], "k": 50}).json()
     assert answer["items"]
     assert all(category in recommender.item(one["item_id"]).categories for one in answer["items"])
     some = client.post("/recommend", json={"history": ids[:2], "candidates": ids[1:4], "exclude_seen": False}).json()
@@ -346,7 +347,9 @@ def settings_of(run: Path, state: Path, **more: Any) -> ServeSettings:
 
 
 def candidates(service: Service, names: list[str], history: list[str]) -> list[str]:
-    return sorted(one.item_id for one in service.recommender.recommend(history, 50, candidates=names).items)
+    return sorted(
+        one.item_id for one in service.recommender.recommend(history, 50, rules=Rules(candidates=names)).items
+    )
 
 
 def test_added_and_removed_items_survive_a_restart_without_encoding(

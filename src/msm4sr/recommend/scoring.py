@@ -7,8 +7,9 @@ that are ranked; of another model (ItemKNN) all scores are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from msm4sr.models.base import FactorizedModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
+from msm4sr.recommend.diversity import diversify, pool_size
 from msm4sr.recommend.index import ApproximateIndex, top_k
+from msm4sr.recommend.rules import RowRules
 
 BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
 SLOTS_AT_ONCE = 1 << 14  # positions of padded histories that are encoded at once
 APPROXIMATE_SHARE = 8  # an index is asked for at most one in so many of its items
+SCORED_SHARE = 8  # if rules allow at most one in so many rows, these are scored, and no others
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows to recommend: `k` of those `among` (None: all) without the `hidden` ones.
-
-    `keep` is called for each row from the best one on, until it was true `k` times; None: it is true for all.
-    """
+    """Which rows to recommend: `k` of those that the rules allow, without the `hidden` ones."""
 
     k: int
     hidden: Collection[int]
-    keep: Callable[[int], bool] | None
-    among: Collection[int] | None
+    rules: RowRules
 
 
 def modalities_of(model: Model) -> tuple[str, ...]:
@@ -114,47 +114,96 @@ def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tenso
     return scores
 
 
+def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
+    """The standard deviation of the scores of the run's items, without the seen-item bias; 1 if all are equal.
+
+    Of the products of a history's vector q with item vectors of covariance C, it is sqrt(q^T C q).
+    """
+    if query.vector is not None:
+        vector = query.vector.double()
+        variance = float(vector @ catalogue.tensors.covariance @ vector)
+    else:
+        scores = score_all(model, catalogue, query)[: len(catalogue.items)]
+        variance = float(scores[scores > -torch.inf].var(correction=0))
+    return math.sqrt(variance) if variance > 0 else 1.0  # NaN if no item of the run is left
+
+
 def best_rows(
     model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: ApproximateIndex | None = None
 ) -> list[tuple[int, float]]:
-    """The best selected rows and their scores, best first; equal scores by row."""
-    k, keep, hidden = selection.k, selection.keep, torch.tensor(sorted(selection.hidden), dtype=torch.int64)
-    wanted = k
+    """The best selected rows and their scores, best first; equal scores by row. Diverse ones if the rules say so."""
+    k, diversity = selection.k, selection.rules.diversity
+    if not diversity:
+        return _highest(model, catalogue, query, selection, index)
+    pool = _highest(model, catalogue, query, replace(selection, k=pool_size(k)), index)
+    rows = torch.tensor([row for row, _ in pool], dtype=torch.int64)
+    scores = np.array([score for _, score in pool])
+    chosen = diversify(scores, _similar_to(model, catalogue, rows), k, diversity)
+    return [pool[place] for place in chosen]
+
+
+def _similar_to(model: Model, catalogue: Catalogue, rows: Tensor) -> Callable[[int], np.ndarray]:
+    """A function from the place of one of `rows` to its similarity with all of them, of the `collaborative` kind."""
+    if not is_factorized(model):
+        return lambda place: score_all(model, catalogue, Query([int(rows[place])]))[rows].numpy()
+    vectors = torch.nn.functional.normalize(catalogue.gather("item_vectors", rows)).numpy()
+    return lambda place: vectors @ vectors[place]
+
+
+def _highest(
+    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: ApproximateIndex | None
+) -> list[tuple[int, float]]:
+    """The `k` selected rows with the highest scores, boosts included."""
+    k, rules, hidden = selection.k, selection.rules, torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+    deviation = 0.0 if rules.bonus is None else score_deviation(model, catalogue, query)
+    allowed, wanted = rules.allowed_rows, k + len(hidden)
+    few = allowed is not None and len(allowed) * SCORED_SHARE <= len(catalogue)
+    if allowed is not None:  # as many of the best rows have about `wanted` allowed ones
+        wanted = wanted * len(catalogue) // max(1, len(allowed))
     while True:
-        if selection.among is not None:
-            rows, scores = _score_some(model, catalogue, query, sorted(selection.among))
+        rows: Tensor | None
+        if allowed is not None and few:
+            rows, scores = allowed, _score_some(model, catalogue, query, allowed)
         else:
-            rows, scores = _score_best(model, catalogue, query, wanted + len(hidden), index)
+            rows, scores = _score_best(model, catalogue, query, wanted, index, rules.raised_rows)
+        bonus = rules.bonus if rules.bonus is None or rows is None else rules.bonus[rows]
+        if bonus is not None:
+            scores += deviation * bonus
+        if rules.allowed is not None and not few:
+            scores[~(rules.allowed if rows is None else rules.allowed[rows])] = -torch.inf
         if len(hidden):
             scores[hidden if rows is None else torch.isin(rows, hidden)] = -torch.inf
-        best = top_k(scores, wanted)
-        found = best if rows is None else rows[best].tolist()
-        kept = [pair for pair in zip(found, scores[best].tolist(), strict=True) if keep is None or keep(pair[0])][:k]
-        complete = selection.among is not None or rows is None
-        if len(kept) == k or (complete and len(best) < wanted):
-            return kept
+        # A row that the index did not find has no higher score than those it found, but these may have been lowered.
+        ranked = scores > -torch.inf if bonus is None else (scores > -torch.inf) & (bonus >= 0)
+        if few or rows is None or int(ranked.sum()) >= k:
+            best = top_k(scores, k)
+            found = best if rows is None else rows[best].tolist()
+            return list(zip(found, scores[best].tolist(), strict=True))
         wanted *= 4
 
 
-def _score_some(model: Model, catalogue: Catalogue, query: Query, among: list[int]) -> tuple[Tensor | None, Tensor]:
-    """These rows and their scores."""
-    rows = torch.tensor(among, dtype=torch.int64)
+def _score_some(model: Model, catalogue: Catalogue, query: Query, rows: Tensor) -> Tensor:
+    """The scores of these rows."""
     if query.vector is None:
-        return rows, score_all(model, catalogue, query)[rows]
-    return rows, add_seen_bias(model, query.read, catalogue.gather("item_vectors", rows) @ query.vector, rows)
+        return score_all(model, catalogue, query)[rows]
+    return add_seen_bias(model, query.read, catalogue.gather("item_vectors", rows) @ query.vector, rows)
 
 
 def _score_best(
-    model: Model, catalogue: Catalogue, query: Query, wanted: int, index: ApproximateIndex | None
+    model: Model, catalogue: Catalogue, query: Query, wanted: int, index: ApproximateIndex | None, also: Tensor
 ) -> tuple[Tensor | None, Tensor]:
-    """None and the scores of all rows; or, by the index, ascending rows and scores of about the `wanted` best."""
+    """None and the scores of all rows; or, by the index, ascending rows and scores of about the `wanted` best.
+
+    The rows `also` are among them: boosts may rank them higher than their products, which is all that the index has.
+    """
     n = len(catalogue.items)
-    if index is None or query.vector is None or wanted > n // APPROXIMATE_SHARE:
+    if index is None or query.vector is None or max(wanted, len(also)) > n // APPROXIMATE_SHARE:
         return None, score_all(model, catalogue, query)
-    # The index has only the products: a seen item may rank higher by its bias.
-    biased = [row for row in set(query.read) if row < n] if is_factorized(model) and model.seen_bias is not None else []
-    found = index.search(query.vector, wanted + len(biased) + min(wanted, len(catalogue.removed)))
-    found = torch.unique(torch.cat([found, torch.tensor(biased, dtype=torch.int64)]))
+    if is_factorized(model) and model.seen_bias is not None:
+        also = torch.cat([also, torch.tensor(query.read, dtype=torch.int64)])
+    also = torch.unique(also[also < n])
+    found = index.search(query.vector, wanted + len(also) + min(wanted, len(catalogue.removed)))
+    found = torch.unique(torch.cat([found, also]))
     if catalogue.removed:
         found = found[~torch.isin(found, catalogue.removed_rows)]
     rows = torch.cat([found, torch.arange(n, len(catalogue))])

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
+from msm4sr.recommend.users import UnknownUser
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # that are described
@@ -62,7 +63,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         case Refused():
             return problem(error.status, error.detail, error.headers)
         case InputError():
-            status = 404 if isinstance(error, UnknownItem) else 409 if isinstance(error, ItemExists) else 422
+            status = (
+                404 if isinstance(error, UnknownItem | UnknownUser) else 409 if isinstance(error, ItemExists) else 422
+            )
             return problem(status, str(error))
         case RequestValidationError():
             return problem(422, describe_errors(error.errors()))
