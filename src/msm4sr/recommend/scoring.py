@@ -100,10 +100,14 @@ def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
         return catalogue.popularity()
     if query.vector is not None:
         return add_seen_bias(model, query.read, catalogue.score(query.vector))
+    return catalogue.without_removed(_model_scores(model, catalogue, query))
+
+
+def _model_scores(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
+    """The scores that a model computes for the items of the run."""
     batch, length = torch.tensor([query.read]), torch.tensor([len(query.read)])
     tensors = catalogue.tensors
-    scores = model.score(batch, length, tensors.embeddings, tensors.item_vectors)[0]
-    return catalogue.without_removed(scores.float())
+    return model.score(batch, length, tensors.embeddings, tensors.item_vectors)[0].float()
 
 
 def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -117,15 +121,16 @@ def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tenso
 def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
     """The standard deviation of the scores of the run's items, without the seen-item bias; 1 if all are equal.
 
-    Of the products of a history's vector q with item vectors of covariance C, it is sqrt(q^T C q).
+    Removed items count, so that a change of the catalogue changes no other score. Of the products of a history's vector
+    q with item vectors of covariance C, it is sqrt(q^T C q).
     """
     if query.vector is not None:
         vector = query.vector.double()
         variance = float(vector @ catalogue.tensors.covariance @ vector)
     else:
-        scores = score_all(model, catalogue, query)[: len(catalogue.items)]
-        variance = float(scores[scores > -torch.inf].var(correction=0))
-    return math.sqrt(variance) if variance > 0 else 1.0  # NaN if no item of the run is left
+        scores = _model_scores(model, catalogue, query) if query.read else catalogue.counts
+        variance = float(scores.double().var(correction=0))
+    return math.sqrt(variance) if variance > 0 else 1.0
 
 
 def best_rows(
