@@ -24,7 +24,7 @@ from msm4sr.models.capabilities import has_content
 
 # difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
 CLOSE_CANDIDATES = 5_000
-ROWS_AT_ONCE = 1 << 16  # item vectors whose covariance is computed at once
+ROWS_AT_ONCE = 1 << 13  # item vectors whose covariance is computed at once
 
 
 class UnknownItem(InputError):
@@ -57,7 +57,8 @@ class ItemTensors:
     @cached_property
     def covariance(self) -> Tensor:
         """The covariance matrix of the item vectors: float64 [Q, Q]."""
-        vectors, mean = self.item_vectors, self.item_vectors.mean(dim=0, dtype=torch.float64)
+        vectors = self.item_vectors
+        mean = vectors.mean(dim=0, dtype=torch.float64).to(vectors.dtype)
         total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         for chunk in torch.split(vectors, ROWS_AT_ONCE):
             centred = chunk - mean

@@ -29,7 +29,7 @@ BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
 SLOTS_AT_ONCE = 1 << 14  # positions of padded histories that are encoded at once
 APPROXIMATE_SHARE = 8  # an index is asked for at most one in so many of its items
-SCORED_SHARE = 8  # if rules allow at most one in so many rows, these are scored, and no others
+SCORED_SHARE = 32  # if rules allow at most one in so many rows, these are scored, and no others
 
 
 @dataclass(frozen=True)
