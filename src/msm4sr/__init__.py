@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msm4sr.models.registry import from_pretrained as from_pretrained
     from msm4sr.models.registry import register_model as register_model
     from msm4sr.recommend.recommender import Recommender as Recommender
+    from msm4sr.recommend.rules import Rules as Rules
     from msm4sr.training.callbacks import Callback as Callback
     from msm4sr.training.settings import FinetuneSettings as FinetuneSettings
     from msm4sr.training.settings import PretrainSettings as PretrainSettings
@@ -46,6 +47,7 @@ _MODULES = {
     "from_pretrained": "models.registry",
     "register_model": "models.registry",
     "Recommender": "recommend.recommender",
+    "Rules": "recommend.rules",
     "Callback": "training.callbacks",
     "FinetuneSettings": "training.settings",
     "finetune": "training.stages",

@@ -165,7 +165,7 @@ def test_a_run_that_is_not_finished_has_nothing_to_recommend(refused: Refused, c
     (copy_of_run / "model" / "model.safetensors").unlink()
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert str(copy_of_run / "model") in message
-    assert "model.safetensors: no such file; `msm4sr evaluate RUN` writes it again" in message
+    assert "no model here (model.safetensors is missing); `msm4sr evaluate RUN` creates one" in message
 
 
 def test_items_that_changed_since_the_training_are_refused(
@@ -190,3 +190,53 @@ def test_a_history_needs_the_model_folder_only(cli: Cli, refused: Refused, train
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert "/nowhere" in message
     assert "--user needs the data of the run; --history needs only its model folder" in message
+
+
+def test_rules_filter_boost_and_diversify(cli: Cli, trained: Trained, shop: Path) -> None:
+    categories = dict(pl.read_parquet(shop / "items.parquet").select("item_id", "categories").iter_rows())
+    price = next(names[1] for names in categories.values() if names)
+    history = ("recommend", trained.folder, "--history", "toy-0001", "toy-0002")
+
+    def listed(*options: str) -> list[str]:
+        called = cli(*history, "-k", "60", *options)
+        assert called.code == 0, called
+        return re.findall(r"│ +\d+ │ (\S+) │", called.out)
+
+    plain = listed()
+    only = listed("--include-category", price)
+    assert only == [item for item in plain if price in (categories[item] or ())]
+    assert listed("--exclude-category", price) == [item for item in plain if item not in only]
+    assert listed("--exclude-item", plain[0], "--exclude-item", plain[2]) == [plain[1], *plain[3:]]
+    assert listed("--boost-item", f"{plain[-1]}=50")[0] == plain[-1]
+    assert listed("--boost-category", f"{price}=50")[: len(only)] == only
+    diverse = listed("--diversity", "0.9")
+    assert diverse[0] == plain[0]
+    assert diverse != plain
+    assert sorted(diverse) == sorted(plain)
+    assert (
+        "no item is left to recommend" in cli(*history, "--exclude-category", "Toys", "--include-category", price).out
+    )
+
+
+def test_popular_items_are_filtered_and_boosted(cli: Cli, trained: Trained) -> None:
+    asked = ("recommend", trained.folder, "--history", "", "-k", "3")
+    best = re.findall(r"│ +\d+ │ (\S+) │", cli(*asked).out)
+    assert best[0] not in cli(*asked, "--exclude-item", best[0]).out
+    boosted = cli(*asked, "--boost-item", f"{best[2]}=9.5").out
+    assert re.findall(r"│ +\d+ │ (\S+) │", boosted)[0] == best[2]
+    assert "score" in boosted  # and not a number of interactions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--boost-item", "toy-0001"), "--boost-item 'toy-0001': give a name and a number, such as toy-0001=0.5"),
+        (("--boost-category", "Toys=much"), "--boost-category 'Toys=much': give a name and a number, such as Toys=0.5"),
+        (("--boost-category", "Toys=1000"), "'Toys' has the boost 1000.0: give a number from -100 to 100"),
+        (("--diversity", "2"), "diversity is 2.0: give a number from 0 to 1"),
+        (("--include-category", "Tois"), "no category 'Tois' in the catalogue: did you mean 'Toys'?"),
+        (("--exclude-item", "toy-1"), "no item 'toy-1' in the catalogue of 60"),
+    ],
+)
+def test_a_wrong_rule_is_named(refused: Refused, trained: Trained, options: tuple[str, str], message: str) -> None:
+    assert message in refused("recommend", trained.folder, "--history", "toy-0003", *options)

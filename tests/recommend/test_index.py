@@ -18,6 +18,7 @@ from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import ALL, IndexedItems, IndexSettings, VectorIndex, Within, top_k
 from msm4sr.recommend.index.approximate import ApproximateIndex
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.recommend.rules import Rules
 
 HALF = 2000  # rows among which the searches of the tests are small
 
@@ -141,8 +142,15 @@ def test_added_and_removed_items_need_no_new_index(kind: str, tmp_path: Path, as
     for recommender in (exact, indexed):
         recommender.add_items([new_item("n0", image=b"x"), new_item("n1")])
         recommender.remove_items(["i4", "n1"])
-    odd = {"filter": lambda item: "odd" in item.categories}
-    for more in ({}, {"exclude_seen": False}, odd, {"candidates": ["i1", "i4", "n0", "i7", "n1"]}):
+    for more in (
+        {},
+        {"exclude_seen": False},
+        {"rules": Rules(include_categories=["odd"])},
+        {"rules": Rules(exclude_categories=["odd"], exclude_items=["i2"])},
+        {"rules": Rules(candidates=["i1", "i4", "n0", "i7", "n1"])},
+        {"rules": Rules(boost_categories={"odd": -1.0}, boost_items={"i5": 2.0, "i1": 3.0, "n0": -0.5})},
+        {"rules": Rules(diversity=0.5)},
+    ):
         for k in (1, 3, 20):
             found, expected = (one.recommend(["i3", "i1"], k, **more).items for one in (indexed, exact))  # type: ignore
             assert [one.item_id for one in found] == [one.item_id for one in expected]

@@ -16,7 +16,7 @@ from msm4sr.data.items import Items
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, Inputs
 from msm4sr.ragged import Ragged
-from msm4sr.recommend.catalogue import Catalogue, UnknownItem, user_history
+from msm4sr.recommend.catalogue import Catalogue, UnknownItem
 from msm4sr.recommend.recommender import Recommendation, Recommender
 
 
@@ -223,12 +223,3 @@ def test_a_model_in_training_is_evaluated_without_dropout(dataset: Dataset) -> N
     assert [dataset.item_ids.index(one.item_id) for one in found] == [
         int(item_id[1:]) for item_id in slow_ranking(vectors, [1], set())
     ]
-
-
-def test_a_users_history_is_oldest_first(dataset: Dataset) -> None:
-    assert user_history(dataset, "bob") == ["c", "a", "b", "c"]
-
-
-def test_an_unknown_user_is_named_with_the_nearest_ids(dataset: Dataset) -> None:
-    with pytest.raises(InputError, match=r"no user 'Alise' among the 2 users of .*did you mean 'alice'"):
-        user_history(dataset, "Alise")

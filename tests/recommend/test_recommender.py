@@ -22,6 +22,7 @@ from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommendation
+from msm4sr.recommend.rules import Rules
 
 MODELS = ["msm4sr", "sasrec", "sasrecm", "lightgcn", "grcn", "dualgnn", "mvrnn", "s3rec", "sine", "difsr", "itemknn"]
 HISTORY = ["i3", "i1", "i5"]
@@ -107,15 +108,15 @@ def test_a_model_that_never_ranks_seen_items_excludes_them_always() -> None:
 
 
 @pytest.mark.parametrize("name", ["msm4sr", "itemknn"])
-def test_a_filter_and_candidates_rank_what_is_left(name: str) -> None:
+def test_categories_and_candidates_rank_what_is_left(name: str) -> None:
     recommender = make_recommender(name)
     everything = [one.item_id for one in recommender.recommend(HISTORY, k=12).items]
-    even = recommender.recommend(HISTORY, k=3, filter=lambda item: "even" in item.categories).items
+    even = recommender.recommend(HISTORY, k=3, rules=Rules(include_categories=["even"])).items
     assert [one.item_id for one in even] == [i for i in everything if int(i[1:]) % 2 == 0][:3]
-    some = recommender.recommend(HISTORY, k=3, candidates=["i7", "unknown", "i2", "i3", "i2"]).items
+    some = recommender.recommend(HISTORY, k=3, rules=Rules(candidates=["i7", "unknown", "i2", "i3", "i2"])).items
     assert [one.item_id for one in some] == [i for i in everything if i in ("i7", "i2")]
-    assert recommender.recommend(HISTORY, filter=lambda item: False).items == []
-    assert recommender.recommend(HISTORY, candidates=[]).items == []
+    for nothing in (Rules(include_categories=[]), Rules(include_categories=["none"]), Rules(candidates=[])):
+        assert recommender.recommend(HISTORY, rules=nothing).items == []
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
@@ -230,7 +231,7 @@ def test_new_items_may_be_in_histories_and_candidates() -> None:
     assert with_new.unknown == []
     assert "n0" not in {one.item_id for one in with_new.items}
     assert [o.score for o in with_new.items] != [o.score for o in recommender.recommend(["i3"], k=20).items]
-    assert [o.item_id for o in recommender.recommend(HISTORY, candidates=["n1"]).items] == ["n1"]
+    assert [o.item_id for o in recommender.recommend(HISTORY, rules=Rules(candidates=["n1"])).items] == ["n1"]
     batch = recommender.recommend_batch([["n1", "i2"], ["i2"]], k=3)[0].items
     alone = recommender.recommend(["n1", "i2"], k=3).items
     assert [one.item_id for one in batch] == [one.item_id for one in alone]
@@ -514,9 +515,9 @@ def test_popular_items_are_filtered_as_any_others() -> None:
     recommender.remove_items(["i7"])
     recommender.add_items([new_item("n0")])
     assert [one.item_id for one in recommender.recommend([], k=20).items] == [i for i in POPULAR if i != "i7"] + ["n0"]
-    even = recommender.recommend([], k=3, filter=lambda item: "even" in item.categories).items
+    even = recommender.recommend([], k=3, rules=Rules(include_categories=["even"])).items
     assert [one.item_id for one in even] == ["i2", "i4", "i6"]
-    some = recommender.recommend([], candidates=["n0", "i10", "i1", "i7", "gone"]).items
+    some = recommender.recommend([], rules=Rules(candidates=["n0", "i10", "i1", "i7", "gone"])).items
     assert [one.item_id for one in some] == ["i1", "i10", "n0"]
     with pytest.raises(InputError, match="by is 'sound'"):
         recommender.recommend([], by="sound")

@@ -17,6 +17,7 @@ from PIL import Image
 from msm4sr.data.dataset import load_dataset
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.recommender import Recommender
+from msm4sr.recommend.rules import Rules
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings, Service
 
@@ -105,7 +106,7 @@ def test_without_a_known_item_popular_items_are_recommended(
 
 def test_options_select_the_ranked_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
     category = next(name for i in ids for name in recommender.item(i).categories)
-    answer = client.post("/recommend", json={"history": ids[:2], "categories": [category], "k": 50}).json()
+    answer = client.post("/recommend", json={"history": ids[:2], "include_categories": [category], "k": 50}).json()
     assert answer["items"]
     assert all(category in recommender.item(one["item_id"]).categories for one in answer["items"])
     some = client.post("/recommend", json={"history": ids[:2], "candidates": ids[1:4], "exclude_seen": False}).json()
@@ -114,6 +115,66 @@ def test_options_select_the_ranked_items(client: TestClient, ids: list[str], rec
     assert [o["item_id"] for o in by_text["items"]] == [
         o.item_id for o in recommender.recommend(ids[:2], by="text").items
     ]
+
+
+def test_rules_are_those_of_the_recommender(client: TestClient, ids: list[str], recommender: Recommender) -> None:
+    best, *_, last = recommender.recommend(ids[:2], 50).items
+    category = recommender.item(last.item_id).categories[-1]
+    options = {
+        "exclude_items": [best.item_id],
+        "boost_categories": {category: 0.5},
+        "boost_items": {last.item_id: 3.0},
+        "diversity": 0.4,
+    }
+    expected = recommender.recommend(ids[:2], 8, rules=Rules(**options)).items
+    answer = client.post("/recommend", json={"history": ids[:2], "k": 8} | options).json()["items"]
+    assert [one["item_id"] for one in answer] == [one.item_id for one in expected]
+    assert [one["score"] for one in answer] == pytest.approx([one.score for one in expected], abs=1e-4)
+    assert best.item_id not in {one.item_id for one in expected}
+    batch = client.post("/recommend/batch", json={"histories": [ids[:2], []], "k": 8} | options).json()["results"]
+    assert batch[0]["items"] == answer
+    popular = recommender.recommend([], 8, rules=Rules(**options)).items
+    assert [(one["item_id"], one["score"]) for one in batch[1]["items"]] == [(o.item_id, o.score) for o in popular]
+
+
+def test_a_user_of_the_run_has_a_history(client: TestClient, toyshop: Path) -> None:
+    dataset = load_dataset(toyshop)
+    histories = {
+        user_id: [dataset.item_ids[item] for item in history]
+        for user_id, history in zip(dataset.user_ids[:3], dataset.histories, strict=False)
+    }
+    answers = client.post("/recommend/batch", json={"user_ids": [*histories], "k": 5}).json()["results"]
+    for (user_id, history), batch in zip(histories.items(), answers, strict=True):
+        expected = client.post("/recommend", json={"history": history, "k": 5}).json()
+        answer = client.post("/recommend", json={"user_id": user_id, "k": 5}).json()
+        for one in (answer, batch):
+            assert [item["item_id"] for item in one["items"]] == [item["item_id"] for item in expected["items"]]
+        page = client.post("/page/recommend", json={"user_id": user_id, "k": 5}).json()
+        assert [item["item_id"] for item in page["history"]] == history
+        assert [item["item_id"] for item in page["items"]] == [item["item_id"] for item in expected["items"]]
+
+
+@pytest.mark.parametrize("body", [{"user_id": "user-99999"}, {"user_ids": ["user-00007", "user-99999"]}])
+def test_an_unknown_user_is_not_found_and_no_other_user_is_named(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post("/recommend/batch" if "user_ids" in body else "/recommend", json=body)
+    assert_problem(answer, 404, "no user 'user-99999' among the 60 users of the run's data")
+    assert "did you mean" not in answer.text
+    both = {"user_ids": ["user-00007"], "histories": [["x"]]}
+    assert_problem(client.post("/recommend/batch", json=both), 422, "give either histories or user_ids")
+    assert_problem(client.post("/recommend/batch", json={"user_ids": []}), 422, "user_ids")
+    assert_problem(client.post("/recommend/batch", json={"user_ids": ["x"] * 257}), 422, "257 histories")
+
+
+def test_the_service_needs_no_data_to_start_and_says_that_a_user_needs_it(
+    run_folder: Path, toyshop: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace(str(toyshop), str(tmp_path / "moved")))
+    client = TestClient(create_app(ServeSettings(run=copy, state=tmp_path / "state")))
+    assert client.post("/recommend", json={"history": ["toy-0001"]}).status_code == 200
+    answer = client.post("/recommend", json={"user_id": "user-00007"})
+    assert_problem(answer, 422, "the history of a user needs the data of the run", str(tmp_path / "moved"))
 
 
 def test_an_item_has_details_and_similar_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:
@@ -125,7 +186,7 @@ def test_an_item_has_details_and_similar_items(client: TestClient, ids: list[str
     page = client.get(f"/item/{ids[0]}").text
     assert "Add to history" in page
     assert "<h2>Collaboratively similar</h2>" in page
-    assert "<h2>Your history</h2>" in client.get("/").text
+    assert "Your history</h2>" in client.get("/").text
 
 
 def test_an_explanation_sums_up(client: TestClient, ids: list[str]) -> None:
@@ -170,7 +231,17 @@ def test_a_page_of_another_site_cannot_change_anything(client: TestClient, ids: 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, ["history", "required"]),
+        ({}, ["give either history or user_id"]),
+        ({"history": ["x"], "user_id": "user-00007"}, ["give either history or user_id"]),
+        ({"user_id": ""}, ["user_id", "at least 1"]),
+        ({"user_id": "a\x00"}, ["user_id", "U+0000"]),
+        ({"history": [], "diversity": 1.5}, ["diversity", "less than or equal to 1"]),
+        ({"history": [], "boost_items": {"x": 101}}, ["boost_items.x", "less than or equal to 100"]),
+        ({"history": [], "boost_categories": {"x": "much"}}, ["boost_categories.x", "number"]),
+        ({"history": [], "boost_items": {"": 1}}, ["boost_items", "at least 1"]),
+        ({"history": [], "include_categories": []}, ["include_categories", "at least 1 item"]),
+        ({"history": [], "exclude_categories": ["x"] * 101}, ["exclude_categories", "at most 100"]),
+        ({"history": [], "categories": ["x"]}, ["categories", "not permitted"]),
         ({"history": ["x"], "k": 0}, ["k", "greater than or equal to 1"]),
         ({"history": ["x"], "k": 51}, ["k is 51; ask for at most 50 items"]),
         ({"history": ["x"] * 31}, ["a history of 31 items; send at most the latest 30"]),
@@ -346,7 +417,9 @@ def settings_of(run: Path, state: Path, **more: Any) -> ServeSettings:
 
 
 def candidates(service: Service, names: list[str], history: list[str]) -> list[str]:
-    return sorted(one.item_id for one in service.recommender.recommend(history, 50, candidates=names).items)
+    return sorted(
+        one.item_id for one in service.recommender.recommend(history, 50, rules=Rules(candidates=names)).items
+    )
 
 
 def test_added_and_removed_items_survive_a_restart_without_encoding(

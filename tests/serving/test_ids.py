@@ -112,7 +112,7 @@ def test_texts_that_cannot_be_sent_are_refused_wherever_they_are(
     bodies: list[tuple[str, dict[str, Any]]] = [
         ("/recommend", {"history": [text]}),
         ("/recommend", {"history": history, "candidates": [text]}),
-        ("/recommend", {"history": history, "categories": [text]}),
+        ("/recommend", {"history": history, "include_categories": [text]}),
         ("/recommend", {"history": history, "by": text}),
         ("/recommend", {"history": history, text: 1}),
         ("/recommend/batch", {"histories": [history, [text]]}),

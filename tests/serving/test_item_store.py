@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
+from msm4sr.recommend.rules import Rules
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings, Service
 from msm4sr.serving.store import ItemStore
@@ -59,7 +60,7 @@ def edit(state: Path, *statements: tuple[str, tuple[object, ...]]) -> None:
 
 
 def recommended(service: Service, history: list[str], candidates: list[str]) -> set[str]:
-    return {one.item_id for one in service.recommender.recommend(history, 50, candidates=candidates).items}
+    return {one.item_id for one in service.recommender.recommend(history, 50, rules=Rules(candidates=candidates)).items}
 
 
 def test_a_damaged_row_costs_its_item_only_and_can_be_removed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -82,12 +83,8 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
     expect(page.locator(f'#recommended:not(.waiting) li:first-child[data-id="{second[0]}"]')).to_be_visible()
     assert recommended(page) == second
     for label, way in (("Text", "text"), ("Image", "visual"), ("Both", "both")):
-        wanted = answer(server, [ids[0], ids[7]], way)
         page.locator("#by").get_by_label(label, exact=True).check()
-        for place, item_id in enumerate(wanted, start=1):
-            expect(page.locator(f"#recommended:not(.waiting) li:nth-child({place})")).to_have_attribute(
-                "data-id", item_id
-            )
+        expect_recommended(page, answer(server, [ids[0], ids[7]], way))
     page.locator("#recommended button").first.click()  # a recommendation is picked as well
     expect(page.locator("#history li")).to_have_count(3)
     page.locator("#history button").first.click()  # and removed again
@@ -98,9 +95,83 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
     expect(page.locator("#invite")).to_be_visible()
 
 
-def answer(server: Server, history: list[str], way: str) -> list[str]:
-    found = server.client.post("/recommend", json={"history": history, "k": 12, "by": way}).json()
+def answer(server: Server, history: list[str], way: str, **more: Any) -> list[str]:
+    found = server.client.post("/recommend", json={"history": history, "k": 12, "by": way} | more).json()
     return [one["item_id"] for one in found["items"]]
+
+
+def expect_recommended(page: Page, item_ids: list[str]) -> None:
+    for place, item_id in enumerate(item_ids, start=1):
+        shown = page.locator(f"#recommended:not(.waiting) li:nth-child({place})")
+        expect(shown).to_have_attribute("data-id", item_id)
+    expect(page.locator("#recommended li")).to_have_count(len(item_ids))
+
+
+def test_without_a_history_popular_items_are_shown(page: Page, server: Server) -> None:
+    expect(page.locator("#what")).to_have_text("Popular items")
+    expect_recommended(page, answer(server, [], "both"))
+    expect(page.locator("#recommended .why-line").first).to_have_text("Popular")
+    expect(page.locator("#by")).to_be_hidden()
+    page.locator("#recommended button").first.click()
+    expect(page.locator("#what")).to_have_text("Next for you")
+    expect(page.locator("#by")).to_be_visible()
+
+
+def test_categories_and_diversity_change_what_is_recommended(page: Page, server: Server) -> None:
+    ids = [str(one.get_attribute("data-id")) for one in page.locator("#catalogue > li").all()]
+    pick(page, ids[0])
+    plain = answer(server, ids[:1], "both")
+    expect_recommended(page, plain)
+    page.locator("#rules summary").click()
+    names = page.get_by_label("Only category").locator("option").all_inner_texts()[1:]
+    assert names == sorted(names, key=str.casefold)
+    one, other = [name for name in names if name != "Toys"][:2]
+    page.get_by_label("Only category").select_option(one)
+    expect_recommended(page, answer(server, ids[:1], "both", include_categories=[one]))
+    page.get_by_label("Only category").select_option(other)
+    expect_recommended(page, answer(server, ids[:1], "both", include_categories=[one, other]))
+    page.get_by_label("Without category").select_option(one)  # a category has one kind at most
+    expect(page.locator("#chips li")).to_have_text([f"Only {other}", f"Without {one}"])
+    expect_recommended(page, answer(server, ids[:1], "both", include_categories=[other], exclude_categories=[one]))
+    page.get_by_role("button", name=f"Remove: Only {other}").click()
+    page.get_by_label("Boost category").select_option(other)
+    rules = {"exclude_categories": [one], "boost_categories": {other: 1}}
+    expect_recommended(page, answer(server, ids[:1], "both", **rules))
+    page.locator("#diversity").fill("0.9")
+    expect(page.locator("#rules output")).to_have_text("0.9")
+    diverse = answer(server, ids[:1], "both", diversity=0.9, **rules)
+    assert diverse != answer(server, ids[:1], "both", **rules)
+    expect_recommended(page, diverse)
+    page.reload()  # rules are kept
+    expect_recommended(page, diverse)
+    expect(page.locator("#chips li")).to_have_count(2)
+    page.locator("#rules summary").click()
+    page.get_by_label("Only category").select_option("Toys")
+    for name in set(names) - {one, "Toys"}:
+        page.get_by_label("Without category").select_option(name)
+    expect(page.locator("#status")).to_have_text("No item fits these rules. Remove one.")
+
+
+def test_a_user_of_the_run_in_place_of_a_history(page: Page, server: Server, toyshop: Path) -> None:
+    dataset = load_dataset(toyshop)
+    user = max(range(dataset.n_users), key=lambda user: len(dataset.histories[user]))
+    history = [dataset.item_ids[item] for item in dataset.histories[user]]
+    page.get_by_label("User id").fill("no such user")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("no user 'no such user' among the 60 users")
+    page.get_by_label("User id").fill(dataset.user_ids[user])
+    page.keyboard.press("Enter")
+    expect(page.locator("#whose")).to_have_text(f"History of {dataset.user_ids[user]}")
+    expect(page.locator("#history li")).to_have_count(len(history))
+    expect_recommended(page, answer(server, history, "both"))
+    expect(page.locator("#status")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#whose")).to_have_text(f"History of {dataset.user_ids[user]}")
+    page.locator("#history button").last.click()  # a changed history is no longer that of the user
+    expect(page.locator("#whose")).to_have_text("Your history")
+    expect_recommended(page, answer(server, history[:-1], "both"))
+    page.locator("#clear").click()
+    expect(page.locator("#what")).to_have_text("Popular items")
 
 
 def test_an_item_that_is_added_with_a_photo_is_recommended(

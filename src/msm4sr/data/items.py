@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -112,6 +113,17 @@ class Items:
     def rows(self) -> Mapping[str, int]:
         """Item id to row."""
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def rows_by_category(self) -> Mapping[str, np.ndarray]:
+        """Category to the rows of its items: int64, ascending."""
+        rows: dict[str, array[int]] = {}
+        for row, names in enumerate(self.categories):
+            for name in dict.fromkeys(names):
+                if (found := rows.get(name)) is None:
+                    found = rows[name] = array("q")
+                found.append(row)
+        return {name: np.frombuffer(found, np.int64) for name, found in rows.items()}
 
     def __len__(self) -> int:
         return len(self.item_ids)

@@ -114,7 +114,7 @@ class Ended:
 class CellRunner:
     """The task of a worker: run a cell.
 
-    The first process records a failure: a worker that is interrupted, since that one was, can fail in many ways. A full
+    The first process records a failure: a worker that is interrupted, since that one was, may raise anything. A full
     disk is no failure of the cell: it is raised, and the cell is resumed the next time.
     """
 

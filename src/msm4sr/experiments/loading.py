@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Items
 from msm4sr.data.schema import read_interactions, read_items
 from msm4sr.errors import InputError
@@ -26,6 +28,7 @@ from msm4sr.recommend.index import IndexedItems, IndexSettings, open_index
 from msm4sr.recommend.onnx_export import export_onnx
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import make_queries
+from msm4sr.recommend.users import UserHistories
 from msm4sr.tensor_files import read_checksum
 
 QUERIES = 500  # histories to measure the recall of an approximate index
@@ -37,12 +40,13 @@ def load_recommender(
 ) -> Recommender:
     """The recommender of a finished run.
 
-    Only the model folder is needed; images, texts and categories are read from the data set if it still exists.
+    Only the model folder is needed; images, texts and categories are read from the data set if it still exists, and
+    the histories of its users when one is asked for.
 
     Args:
         folder: the run folder.
         index: how the best items are found; an approximate index is stored beside the model, or in Qdrant.
-        strict: whether unknown ids in histories are errors; see `Recommender`.
+        strict: whether unknown ids in histories and rules are errors; see `Recommender`.
         data: the prepared folder, if it is no longer where the run was made.
 
     Raises:
@@ -68,7 +72,14 @@ def load_recommender(
         found = open_index(IndexedItems(vectors, items.item_ids, items.categories, queries, folder), index)
     if has_content(model):
         encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed)
-    return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict)
+    users = UserHistories(partial(_run_data, run), items.item_ids)
+    return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict, users)
+
+
+def _run_data(run: Run) -> Dataset:
+    from msm4sr.experiments.stages import load_run_data  # imports the trainer, which a service does not need
+
+    return load_run_data(run)
 
 
 def export_run(folder: Path, out: Path) -> list[Path]:

@@ -89,13 +89,3 @@ def _checksum(folder: Path, items: StoredItems) -> str:
     """Binds the items to the weights of the model; titles may be edited."""
     weights = read_checksum(folder / "model.safetensors", "`msm4sr evaluate RUN` writes it again")
     return json_digest(items.item_ids, items.interactions, weights)
-
-
-def check_items(run: Run, dataset: Dataset) -> None:
-    """Raise InputError if the items of the data set, or their order, differ from those of the stored model."""
-    stored = read_stored_items(run).item_ids
-    if stored != dataset.item_ids:
-        raise InputError(
-            f"{run.data}: the items are no longer those that {run.folder / 'model'} was trained on "
-            f"({len(stored):,} then, {dataset.n_items:,} now, or in another order); train again with `msm4sr run`"
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Self
@@ -17,7 +17,6 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import LONGEST_ID, Item, Items, check_item
 from msm4sr.errors import InputError
 from msm4sr.models.base import Model
@@ -25,6 +24,7 @@ from msm4sr.models.capabilities import has_content
 
 # difflib needs about 10 us a candidate; beyond this many, only those that share most letters are compared.
 CLOSE_CANDIDATES = 5_000
+ROWS_AT_ONCE = 1 << 13  # item vectors whose covariance is computed at once
 
 
 class UnknownItem(InputError):
@@ -53,6 +53,17 @@ class ItemTensors:
             return cls(embeddings, item_vectors, torch.zeros(len(item_vectors), 0, dtype=torch.bool))
         present = [model.content_rows(name).lengths > 0 for name in model.content_modalities]
         return cls(embeddings, item_vectors, torch.stack(present, dim=1))
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """The covariance matrix of the item vectors: float64 [Q, Q]."""
+        vectors = self.item_vectors
+        mean = vectors.mean(dim=0, dtype=torch.float64).to(vectors.dtype)
+        total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for chunk in torch.split(vectors, ROWS_AT_ONCE):
+            centred = chunk - mean
+            total += centred.T @ centred
+        return total / max(1, len(vectors))
 
     def __getitem__(self, rows: Tensor) -> ItemTensors:
         return ItemTensors(self.embeddings[rows], self.item_vectors[rows], self.present[rows])
@@ -120,7 +131,7 @@ class Catalogue:
 
     def row(self, item_id: str) -> int | None:
         """The row of an item; None for one that is unknown or was removed."""
-        return self._rows([item_id])[0]
+        return self.rows_of([item_id])[0]
 
     def known_row(self, item_id: str) -> int:
         """The row of an item. Raises UnknownItem."""
@@ -134,7 +145,7 @@ class Catalogue:
 
         With `strict`, raises UnknownItem with `where` before the message if one is unknown.
         """
-        rows = self._rows(history)
+        rows = self.rows_of(history)
         known = [row for row in rows if row is not None]
         if len(known) == len(rows):
             return known, []
@@ -143,10 +154,33 @@ class Catalogue:
             raise UnknownItem(where + "\n".join(no_such_item(item_id, self.items) for item_id in unknown))
         return known, unknown
 
-    def _rows(self, item_ids: Sequence[str]) -> list[int | None]:
+    def rows_of(self, item_ids: Iterable[str]) -> list[int | None]:
+        """As `row`, of several items."""
         old, new, removed = self.items.rows, self.added_rows, self.removed
         rows = [new.get(item_id, old.get(item_id)) for item_id in item_ids]
         return [None if row in removed else row for row in rows] if removed else rows
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """The categories of the items, those that most items have first."""
+        run, added = self.items.rows_by_category, self._added_by_category
+        counts = Counter({name: len(rows) for name, rows in run.items()})
+        counts.update({name: len(rows) for name, rows in added.items()})
+        return sorted(counts, key=lambda name: (-counts[name], name))
+
+    def category_rows(self, name: str) -> Tensor:
+        """The rows of the items with a category, those of removed items included: int64, ascending."""
+        added = torch.tensor(self._added_by_category.get(name, []), dtype=torch.int64)
+        rows = self.items.rows_by_category.get(name)
+        return added if rows is None else torch.cat([torch.from_numpy(rows), added])
+
+    @cached_property
+    def _added_by_category(self) -> Mapping[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, item in enumerate(self.added, start=len(self.items)):
+            for name in set(item.categories):
+                rows.setdefault(name, []).append(row)
+        return rows
 
     def is_added(self, row: int) -> bool:
         """Whether the item was added after the training."""
@@ -219,18 +253,6 @@ class Catalogue:
             added=tuple(self.added[place] for place in kept),
             added_tensors=self.added_tensors[torch.tensor(kept, dtype=torch.int64)],
         )
-
-
-def user_history(dataset: Dataset, user_id: str) -> list[str]:
-    """The ids of the items that a user interacted with, oldest first. Raises InputError for an unknown user."""
-    try:
-        user = dataset.user_ids.index(user_id)
-    except ValueError:
-        near = closest_names(user_id, dataset.user_ids)
-        hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"ids look like {dataset.user_ids[0]!r}"
-        where = f"the {dataset.n_users} users of {dataset.folder}"
-        raise InputError(f"no user {user_id!r} among {where}: {hint}") from None
-    return [dataset.item_ids[item] for item in dataset.histories[user]]
 
 
 def no_such_item(item_id: str, items: Items) -> str:

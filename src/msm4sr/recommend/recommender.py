@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,12 +36,14 @@ from msm4sr.recommend.explanations import (
     sentence_weights,
 )
 from msm4sr.recommend.index import ExactIndex, VectorIndex, top_k
+from msm4sr.recommend.rules import NO_RULES, Rules
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
+from msm4sr.recommend.users import UserHistories
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recommended item. Scores are comparable within one list only, ranks count from 1."""
+    """A recommended item. Scores, boosts included, are comparable within one list only; ranks count from 1."""
 
     item_id: str
     title: str  # or the id of an item without one
@@ -54,7 +57,7 @@ class Recommendations:
     """Recommended items, best first, and the ids of the history that the catalogue lacks.
 
     `popular`: no item of the history is known; the items are those with the most training interactions, which are the
-    scores.
+    scores (before boosts).
     """
 
     items: list[Recommendation]
@@ -78,8 +81,9 @@ class Recommender:
         folder: the data set's, for images.
         index: of the item vectors of the run; None: exact.
         keywords: item id to the keywords of its images, of the run's items.
-        strict: unknown ids in a history are an error that names the closest ids; else they are reported in
-            `Recommendations.unknown` and ignored.
+        strict: unknown ids in a history or in rules are an error that names the closest ids; else those of a history
+            are reported in `Recommendations.unknown`, and all are ignored.
+        users: the histories of the users of the run; None: they are unknown.
     """
 
     def __init__(
@@ -91,11 +95,12 @@ class Recommender:
         index: VectorIndex | None = None,
         keywords: Mapping[str, list[str]] = {},
         strict: bool = False,
+        users: UserHistories | None = None,
     ) -> None:
         self.model, self.encoder, self.folder, self.strict = model, encoder, folder, strict
         self.index: VectorIndex = index or ExactIndex(catalogue.tensors.item_vectors)
         self.catalogue, self.modalities = catalogue, modalities_of(model)
-        self._keywords, self._changing = keywords, Lock()
+        self.users, self._keywords, self._changing = users, keywords, Lock()
 
     @classmethod
     def from_dataset(cls, model: Model, dataset: Dataset) -> Recommender:
@@ -105,7 +110,8 @@ class Recommender:
         """
         items, counts = Items.from_frame(dataset.items), training_counts(dataset).tolist()
         catalogue = Catalogue.of_model(model.cpu().eval(), items, counts, str(dataset.folder))
-        return cls(model, catalogue, folder=dataset.folder)
+        users = UserHistories(lambda: dataset, items.item_ids)
+        return cls(model, catalogue, folder=dataset.folder, users=users)
 
     def item(self, item_id: str) -> Item:
         """The stored content of an item. Raises UnknownItem."""
@@ -136,8 +142,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        filter: Callable[[Item], bool] | None = None,
-        candidates: Collection[str] | None = None,
+        rules: Rules = NO_RULES,
         by: str = BOTH,
         reasons: bool = False,
     ) -> Recommendations:
@@ -149,17 +154,14 @@ class Recommender:
 
         Args:
             history: item ids, oldest first.
-            filter: only items for which it is true; called from the best item on, until there are `k`.
-            candidates: ids of the only items to rank.
+            rules: which items to rank, boosts, and diversity; for popular items too.
             by: a modality: its content and the ID alone score (MSM4SR-T and -V of the paper); "both": all modalities.
             reasons: add a reason to each item unless they are popular ones, at the cost of about 20 more histories.
 
         Raises:
-            InputError: `strict` and an unknown id; k < 1; a modality that cannot score alone.
+            InputError: `strict` and an unknown id or category; k < 1; a modality that cannot score alone.
         """
-        return self.recommend_batch(
-            [history], k, exclude_seen=exclude_seen, filter=filter, candidates=candidates, by=by, reasons=reasons
-        )[0]
+        return self.recommend_batch([history], k, exclude_seen=exclude_seen, rules=rules, by=by, reasons=reasons)[0]
 
     def recommend_batch(
         self,
@@ -167,8 +169,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        filter: Callable[[Item], bool] | None = None,
-        candidates: Collection[str] | None = None,
+        rules: Rules = NO_RULES,
         by: str = BOTH,
         reasons: bool = False,
     ) -> list[Recommendations]:
@@ -182,20 +183,32 @@ class Recommender:
             catalogue.known_rows(history, self.strict, f"history {number} of {n}: " if n > 1 else "")
             for number, history in enumerate(histories, start=1)
         ]
-        among = None
-        if candidates is not None:
-            among = {row for item_id in candidates if (row := catalogue.row(item_id)) is not None}
-        keep = None if filter is None else lambda row: filter(catalogue.item(row))
+        row_rules = rules.rows(catalogue, self.strict)
         found = []
         with torch.inference_mode():
             queries = make_queries(model, catalogue, [rows for rows, _ in known], by)
             for query, (rows, unknown) in zip(queries, known, strict=True):
                 hidden = set(rows) if exclude_seen or not model.ranks_seen_items else set()
-                best = best_rows(model, catalogue, query, Selection(k, hidden, keep, among), self.index)
+                best = best_rows(model, catalogue, query, Selection(k, hidden, row_rules), self.index)
                 wanted = reasons and len(rows) > 0
                 why = reasons_for(model, catalogue, query, [row for row, _ in best], by) if wanted else None
                 found.append(Recommendations(_recommendations(catalogue, best, why), unknown, not rows))
         return found
+
+    def recommend_for_user(self, user_id: str, k: int = 10, **options: Any) -> Recommendations:
+        """As `recommend`, after the history of a user of the run's data. Raises as `user_history` too."""
+        return self.recommend(self.user_history(user_id), k, **options)
+
+    def user_history(self, user_id: str) -> list[str]:
+        """The ids of the items that a user of the run's data interacted with, oldest first.
+
+        Raises:
+            UnknownUser: the data has no such user; if `strict`, the message names the closest ids.
+            InputError: the data is not there, or its items are no longer those of the run.
+        """
+        if self.users is None:
+            raise InputError("this recommender has no data with users; give a history")
+        return self.users.history(user_id, self.strict)
 
     def similar_items(self, item_id: str, k: int = 10, by: str = BOTH) -> list[Recommendation]:
         """The `k` items most similar to an item, best first; the score is a cosine.

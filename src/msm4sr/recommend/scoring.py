@@ -7,8 +7,9 @@ that are ranked; of another model (ItemKNN) all scores are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,11 +21,14 @@ from msm4sr.models.base import FactorizedModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
+from msm4sr.recommend.diversity import diversify, pool_size
 from msm4sr.recommend.index import VectorIndex, Within, top_k
+from msm4sr.recommend.rules import RowRules
 
 BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
 SLOTS_AT_ONCE = 1 << 14  # positions of padded histories that are encoded at once
+BESIDE_SHARE = 8  # at most one in so many rows is scored beside the index; if there are more, all are scored
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows to recommend: `k` of those `among` (None: all) without the `hidden` ones.
-
-    `keep` is called for each row from the best one on, until it was true `k` times; None: it is true for all.
-    """
+    """Which rows to recommend: `k` of those that the rules allow, without the `hidden` ones."""
 
     k: int
     hidden: Collection[int]
-    keep: Callable[[int], bool] | None
-    among: Collection[int] | None
+    rules: RowRules
 
 
 def modalities_of(model: Model) -> tuple[str, ...]:
@@ -99,10 +99,14 @@ def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
         return catalogue.popularity()
     if query.vector is not None:
         return add_seen_bias(model, query.read, catalogue.score(query.vector))
+    return catalogue.without_removed(_model_scores(model, catalogue, query))
+
+
+def _model_scores(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
+    """The scores that a model computes for the items of the run."""
     batch, length = torch.tensor([query.read]), torch.tensor([len(query.read)])
     tensors = catalogue.tensors
-    scores = model.score(batch, length, tensors.embeddings, tensors.item_vectors)[0]
-    return catalogue.without_removed(scores.float())
+    return model.score(batch, length, tensors.embeddings, tensors.item_vectors)[0].float()
 
 
 def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -113,55 +117,96 @@ def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tenso
     return scores
 
 
+def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
+    """The standard deviation of the scores of the run's items, without the seen-item bias; 1 if all are equal.
+
+    Removed items count, so that a change of the catalogue changes no other score. Of the products of a history's vector
+    q with item vectors of covariance C, it is sqrt(q^T C q).
+    """
+    if query.vector is not None:
+        vector = query.vector.double()
+        variance = float(vector @ catalogue.tensors.covariance @ vector)
+    else:
+        scores = _model_scores(model, catalogue, query) if query.read else catalogue.counts
+        variance = float(scores.double().var(correction=0))
+    return math.sqrt(variance) if variance > 0 else 1.0
+
+
 def best_rows(
     model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
 ) -> list[tuple[int, float]]:
-    """The best selected rows and their scores, best first; equal scores by row. Raises IndexUnavailable.
+    """The best selected rows and their scores, best first; equal scores by row. Diverse ones if the rules say so.
 
-    `index` has the items of the run.
+    `index` has the items of the run. Raises IndexUnavailable.
     """
-    k, keep = selection.k, selection.keep
-    wanted = k
+    k, diversity = selection.k, selection.rules.diversity
+    if not diversity:
+        return _highest(model, catalogue, query, selection, index)
+    pool = _highest(model, catalogue, query, replace(selection, k=pool_size(k)), index)
+    rows = torch.tensor([row for row, _ in pool], dtype=torch.int64)
+    scores = np.array([score for _, score in pool])
+    chosen = diversify(scores, _similar_to(model, catalogue, rows), k, diversity)
+    return [pool[place] for place in chosen]
+
+
+def _similar_to(model: Model, catalogue: Catalogue, rows: Tensor) -> Callable[[int], np.ndarray]:
+    """A function from the place of one of `rows` to its similarity with all of them, of the `collaborative` kind."""
+    if not is_factorized(model):
+        return lambda place: score_all(model, catalogue, Query([int(rows[place])]))[rows].numpy()
+    vectors = torch.nn.functional.normalize(catalogue.gather("item_vectors", rows)).numpy()
+    return lambda place: vectors @ vectors[place]
+
+
+def _highest(
+    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
+) -> list[tuple[int, float]]:
+    """The `k` selected rows with the highest scores, boosts included."""
+    k, rules, n = selection.k, selection.rules, len(catalogue.items)
+    hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+    bonus = None if rules.bonus is None else score_deviation(model, catalogue, query) * rules.bonus
+    beside = _beside(model, catalogue, query, selection)
+    if query.vector is None or len(beside) * BESIDE_SHARE > len(catalogue):
+        scores = score_all(model, catalogue, query)
+        scores = scores if bonus is None else scores + bonus
+        scores[hidden] = -torch.inf
+        rows = torch.arange(len(scores)) if rules.allowed_rows is None else rules.allowed_rows
+        return _best_pairs(rows, scores[rows], k)
+    among = None if rules.allowed_rows is None else rules.allowed_rows[rules.allowed_rows < n]
+    excluded = torch.cat([hidden[hidden < n], beside[beside < n], catalogue.removed_rows])
+    within, wanted = Within(among, rules.only_categories, excluded), k
+    products = catalogue.gather("item_vectors", beside) @ query.vector
+    products = add_seen_bias(model, query.read, products, beside)
     while True:
-        best = _best_of_all(model, catalogue, query, selection, wanted, index)
-        kept = [pair for pair in best if keep is None or keep(pair[0])][:k]
-        if len(kept) == k or len(best) < wanted:
-            return kept
+        found = index.search(query.vector, wanted, within)
+        if not len(beside) and bonus is None:
+            return list(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
+        rows, order = torch.cat([found.rows, beside]).sort()
+        scores = torch.cat([found.scores, products])[order]
+        best = _best_pairs(rows, scores if bonus is None else scores + bonus[rows], k)
+        # What the index did not find has no higher product than what it found, and no positive boost.
+        if bonus is None or len(found.rows) < wanted or (len(best) == k and best[-1][1] > float(found.scores[-1])):
+            return best
         wanted *= 4
 
 
-def _best_of_all(
-    model: Model, catalogue: Catalogue, query: Query, selection: Selection, wanted: int, index: VectorIndex
-) -> list[tuple[int, float]]:
-    """As `best_rows`, the `wanted` best without `keep`."""
-    among = None if selection.among is None else torch.tensor(sorted(selection.among), dtype=torch.int64)
-    if query.vector is None:
-        scores = score_all(model, catalogue, query)
-        scores[torch.tensor(sorted(selection.hidden), dtype=torch.int64)] = -torch.inf
-        return (
-            _pairs(torch.arange(len(scores)), scores, wanted) if among is None else _pairs(among, scores[among], wanted)
-        )
-    n, biased = len(catalogue.items), list[int]()
-    if is_factorized(model) and model.seen_bias is not None:
-        # The index has only the products: a seen item may rank higher by its bias.
-        biased = [row for row in {*query.read} - {*selection.hidden} if row < n]
-    excluded = torch.tensor([*(row for row in selection.hidden if row < n), *biased], dtype=torch.int64)
-    if catalogue.removed:
-        excluded = torch.cat([excluded, catalogue.removed_rows])
-    found = index.search(query.vector, wanted, Within(None if among is None else among[among < n], excluded=excluded))
-    if not biased and not catalogue.added:
-        return list(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
-    beside = torch.cat([torch.tensor(biased, dtype=torch.int64), torch.arange(n, len(catalogue))])
-    vectors = torch.cat([catalogue.tensors.item_vectors[biased], catalogue.added_tensors.item_vectors])
-    scores = add_seen_bias(model, query.read, vectors @ query.vector, beside)
-    scores[torch.isin(beside, torch.tensor(list(selection.hidden), dtype=torch.int64))] = -torch.inf
-    if among is not None:
-        scores[~torch.isin(beside, among)] = -torch.inf
-    rows, order = torch.cat([found.rows, beside]).sort()
-    return _pairs(rows, torch.cat([found.scores, scores])[order], wanted)
+def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selection) -> Tensor:
+    """The selected rows that are scored beside the index, which has only the products of the run's items.
+
+    They are the added items, those of the history if they have a bias, and those with a positive boost: int64,
+    ascending.
+    """
+    n, rules = len(catalogue.items), selection.rules
+    biased = query.read if is_factorized(model) and model.seen_bias is not None else ()
+    parts = [rules.raised_rows, torch.arange(n, len(catalogue)), torch.tensor(list(biased), dtype=torch.int64)]
+    rows: Tensor = torch.unique(torch.cat(parts))
+    if not len(rows):
+        return rows
+    left = torch.tensor([*selection.hidden, *catalogue.removed], dtype=torch.int64)
+    rows = rows[~torch.isin(rows, left)]
+    return rows if rules.allowed is None else rows[rules.allowed[rows]]
 
 
-def _pairs(rows: Tensor, scores: Tensor, k: int) -> list[tuple[int, float]]:
+def _best_pairs(rows: Tensor, scores: Tensor, k: int) -> list[tuple[int, float]]:
     """The `k` best of ascending rows, and their scores."""
     best = top_k(scores, k)
     return list(zip(rows[best].tolist(), scores[best].tolist(), strict=True))

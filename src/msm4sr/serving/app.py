@@ -86,7 +86,7 @@ async def _lifespan(served: Service, app: FastAPI) -> AsyncIterator[None]:
 
 
 def _warm(served: Service) -> None:
-    """Load the encoders, and exclude what is loaded from garbage collection.
+    """Load the encoders, index the categories, and exclude what is loaded from garbage collection.
 
     Python would otherwise traverse it while requests wait, 0.1 s for 3,000 items.
     """
@@ -96,6 +96,7 @@ def _warm(served: Service) -> None:
             encoder.warm()
     except Exception as error:
         logger.error("the encoders of new items cannot be loaded: %s", first_line(error))
+    _ = served.recommender.catalogue.categories
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -12,6 +12,7 @@ import orjson
 from anyio.lowlevel import RunVar
 from fastapi import Depends, Path, Request, Response
 
+from msm4sr.recommend.recommender import Recommender
 from msm4sr.serving.problems import Refused
 from msm4sr.serving.schemas import ItemId
 from msm4sr.serving.service import ServeSettings, Service
@@ -78,6 +79,16 @@ def check_sizes(settings: ServeSettings, histories: Sequence[Sequence[str]], k: 
     for history in histories:
         if len(history) > settings.max_history:
             raise Refused(422, f"a history of {len(history):,} items; send at most the latest {settings.max_history:,}")
+
+
+async def histories_of(request: Request, recommender: Recommender, user_ids: Sequence[str]) -> list[list[str]]:
+    """The histories of users of the run's data, which is read in a thread at the first use."""
+
+    def find() -> list[list[str]]:
+        return [recommender.user_history(user_id) for user_id in user_ids]
+
+    are_read = recommender.users is not None and recommender.users.are_read
+    return find() if are_read else await in_thread(request, find)
 
 
 def as_file(request: Request, data: bytes, tag: str, media_type: str, cache: str) -> Response:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexUnavailable
+from msm4sr.recommend.users import UnknownUser
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # that are described
@@ -65,7 +66,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         case IndexUnavailable():
             return problem(503, str(error), {"Retry-After": "5"})
         case InputError():
-            status = 404 if isinstance(error, UnknownItem) else 409 if isinstance(error, ItemExists) else 422
+            status = (
+                404 if isinstance(error, UnknownItem | UnknownUser) else 409 if isinstance(error, ItemExists) else 422
+            )
             return problem(status, str(error))
         case RequestValidationError():
             return problem(422, describe_errors(error.errors()))

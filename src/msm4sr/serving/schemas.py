@@ -7,14 +7,15 @@ of recommendations and explanations are those of `msm4sr.recommend`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from msm4sr.data.items import LONGEST_CATEGORY, LONGEST_ID, check_characters, check_texts
 from msm4sr.recommend.explanations import Reason
 from msm4sr.recommend.recommender import Recommendation, Recommendations
+from msm4sr.recommend.rules import MAX_BOOST, Rules
 
 Text = Annotated[str, AfterValidator(check_characters)]
 ItemId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
@@ -25,46 +26,90 @@ ItemIds = Annotated[
 Category = Annotated[Text, Field(max_length=LONGEST_CATEGORY)]
 
 
+Categories = Annotated[list[Category], Field(max_length=100)]
+UserId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
+Boost = Annotated[float, Field(ge=-MAX_BOOST, le=MAX_BOOST, allow_inf_nan=False)]
+
+
 class RecommendOptions(BaseModel):
     """How to recommend."""
 
     model_config = ConfigDict(extra="forbid")
     k: int = Field(10, ge=1, description="Number of items.")
     exclude_seen: bool = Field(True, description="Exclude the items of the history.")
-    categories: list[Category] | None = Field(
-        None, min_length=1, max_length=100, description="Only items that have one of these categories."
+    include_categories: Categories | None = Field(
+        None, min_length=1, description="Only items that have one of these categories."
     )
+    exclude_categories: Categories = Field([], description="No items that have one of these categories.")
     candidates: ItemIds | None = Field(
         None, min_length=1, max_length=10_000, description="Only these items. Unknown ones are ignored."
+    )
+    exclude_items: ItemIds = Field([], max_length=10_000, description="Not these items. Unknown ones are ignored.")
+    boost_categories: dict[Category, Boost] = Field(
+        {},
+        max_length=100,
+        description="Category to a number, which is added to the scores of its items in standard deviations of the "
+        "scores after the history. Boosts of one item add up.",
+    )
+    boost_items: dict[ItemId, Boost] = Field({}, max_length=1_000, description="Item id to a number, likewise.")
+    diversity: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: in the order of the scores; towards 1: items that are more dissimilar to those before them "
+        "(maximal marginal relevance).",
     )
     by: Text = Field(
         "both", max_length=50, description="A modality to score by alone, such as text or visual; or both."
     )
     reasons: bool = Field(False, description="Add a short reason to each item.")
 
+    @property
+    def has_rules(self) -> bool:
+        return not RULES.isdisjoint(self.model_fields_set)
+
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `Recommender.recommend`."""
-        arguments = self.model_dump(include={"k", "exclude_seen", "candidates", "by", "reasons"})
-        if self.categories is not None:
-            wanted = frozenset(self.categories)
-            arguments["filter"] = lambda item: not wanted.isdisjoint(item.categories)
+        arguments = self.model_dump(include={"k", "exclude_seen", "by", "reasons"})
+        if self.has_rules:
+            arguments["rules"] = Rules(**self.model_dump(include=RULES))
         return arguments
 
 
+RULES = {field.name for field in fields(Rules)}
+
+
 class RecommendRequest(RecommendOptions):
-    """A history, oldest first."""
+    """A history, oldest first, or a user of the run's data."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["A-17", "B-02"], "k": 3, "reasons": True}]})
-    history: ItemIds = Field(
-        description="Item ids, oldest first. Unknown ones are reported; if none is known, popular items are the answer."
+    history: ItemIds | None = Field(
+        None,
+        description="Item ids, oldest first. Unknown ones are reported; if none is known, the answer is popular items.",
     )
+    user_id: UserId | None = Field(None, description="A user of the run's data, in place of a history.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.history is None) == (self.user_id is None):
+            raise ValueError("give either history or user_id")
+        return self
 
 
 class BatchRequest(RecommendOptions):
-    """Several histories, each oldest first."""
+    """Several histories, each oldest first, or several users of the run's data."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"histories": [["A-17"], ["B-02", "C-88"]], "k": 3}]})
-    histories: Annotated[list[ItemIds], Field(fail_fast=True)] = Field(min_length=1)
+    histories: Annotated[list[ItemIds], Field(fail_fast=True, min_length=1)] | None = None
+    user_ids: Annotated[list[UserId], Field(fail_fast=True, min_length=1)] | None = Field(
+        None, description="Users of the run's data, in place of histories."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.histories is None) == (self.user_ids is None):
+            raise ValueError("give either histories or user_ids")
+        return self
 
 
 class ExplainRequest(BaseModel):
@@ -130,11 +175,12 @@ class FoundItems:
 
 @dataclass(frozen=True)
 class PageRecommendations:
-    """Recommended items for the page, and the reason for each item id."""
+    """Recommended items for the page, and the reason for each item id; of a user also the latest items."""
 
     items: list[ItemSummary]
     reasons: dict[str, Reason | None]
     unknown: list[str]
+    history: list[ItemSummary]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from msm4sr.serving.thumbnails import SIDES
 
 SIMILAR = 12  # similar items on the page of an item
 KEYWORDS = 12  # keywords on it
+LATEST = 100  # items of a user's history that are shown
+CATEGORIES = 200  # categories that can be chosen, those that most items have
 POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -63,6 +65,7 @@ def catalogue_page(service: CurrentService, q: str = "", page: int = 1) -> Respo
         previous=f"{root}/?" + urlencode({"q": search, "page": page - 1}),
         following=f"{root}/?" + urlencode({"q": search, "page": page + 1}),
         modalities=recommender.modalities,
+        categories=sorted(catalogue.categories[:CATEGORIES], key=str.casefold),
         takes_new_items=recommender.encoder is not None,
         needs_key=service.settings.api_key is not None,
     )
@@ -102,13 +105,17 @@ def _summaries(catalogue: Catalogue, found: Sequence[Recommendation], root: str)
 
 @router.post("/page/recommend")
 def recommend(body: RecommendRequest, service: CurrentService) -> Response:
-    """As POST /recommend, with what the page shows of each item."""
-    check_sizes(service.settings, [body.history], body.k)
-    recommender = service.recommender
-    found = recommender.recommend(body.history, body.k, by=body.by, reasons=True)
+    """As POST /recommend, with what the page shows of each item, and of a user's history."""
+    recommender, root = service.recommender, service.settings.root_path
+    check_sizes(service.settings, [body.history or ()], body.k)
+    catalogue = recommender.catalogue
+    history = body.history if body.user_id is None else recommender.user_history(body.user_id)
+    assert history is not None
+    found = recommender.recommend(history, **body.arguments() | {"reasons": True})
     reasons = {one.item_id: one.reason for one in found.items}
-    items = _summaries(recommender.catalogue, found.items, service.settings.root_path)
-    return as_json(PageRecommendations(items, reasons, found.unknown))
+    latest = [] if body.user_id is None else catalogue.known_rows(history)[0][-LATEST:]
+    past = [item_summary(catalogue, row, root) for row in latest]
+    return as_json(PageRecommendations(_summaries(catalogue, found.items, root), reasons, found.unknown, past))
 
 
 @router.get("/static/{name}")

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
 from msm4sr.serving.bodies import BoundedRoute
-from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, in_thread
+from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, histories_of, in_thread
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, RecommendOptions, RecommendRequest
 from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
@@ -23,25 +23,31 @@ T = TypeVar("T")
 router = APIRouter(tags=["recommend"], route_class=BoundedRoute)
 
 
-@router.post("/recommend", response_model=Recommendations)
+@router.post("/recommend", response_model=Recommendations, responses=described(404))
 async def recommend(body: RecommendRequest, request: Request) -> Response:
-    """Recommend items for a history."""
+    """Recommend items for a history, or for a user of the run's data."""
     service = request.app.state.service
-    check_sizes(service.settings, [body.history], body.k)
-    recommender = service.recommender
-    work = partial(recommender.recommend, body.history, **body.arguments())
-    found = await _run(request, work, recommender, body, [body.history])
+    recommender, history = service.recommender, body.history
+    check_sizes(service.settings, [history or ()], body.k)
+    if body.user_id is not None:
+        [history] = await histories_of(request, recommender, [body.user_id])
+    assert history is not None
+    work = partial(recommender.recommend, history, **body.arguments())
+    found = await _run(request, work, recommender, body, [history])
     service.metrics.unknown.inc(len(found.unknown))
     return as_json(found)
 
 
-@router.post("/recommend/batch", response_model=BatchResults)
+@router.post("/recommend/batch", response_model=BatchResults, responses=described(404))
 async def recommend_batch(body: BatchRequest, request: Request, service: CurrentService) -> Response:
-    """Recommend items for each of several histories."""
-    check_sizes(service.settings, body.histories, body.k)
-    recommender = service.recommender
-    work = partial(recommender.recommend_batch, body.histories, **body.arguments())
-    return as_json(BatchResults(await _run(request, work, recommender, body, body.histories)))
+    """Recommend items for each of several histories, or of several users of the run's data."""
+    recommender, histories = service.recommender, body.histories
+    check_sizes(service.settings, histories or [()] * len(body.user_ids or ()), body.k)
+    if body.user_ids is not None:
+        histories = await histories_of(request, recommender, body.user_ids)
+    assert histories is not None
+    work = partial(recommender.recommend_batch, histories, **body.arguments())
+    return as_json(BatchResults(await _run(request, work, recommender, body, histories)))
 
 
 @router.post("/explain", response_model=Explanation, responses=described(404))
@@ -61,7 +67,7 @@ async def _run(
 ) -> T:
     """Run short work at once, since a thread costs more, and long work in a thread."""
     read = min(max(map(len, histories)), recommender.model.max_history)
-    slow = options.reasons or options.categories or read > READ_INLINE or len(histories) > HISTORIES_INLINE
+    slow = options.reasons or options.has_rules or read > READ_INLINE or len(histories) > HISTORIES_INLINE
     if (
         not slow
         and not recommender.index.remote

@@ -1,4 +1,4 @@
-// The history and the recommendations for it, the search while typing, and the form that adds an item.
+// The history, the rules and the recommendations for them, the search while typing, and the form that adds an item.
 "use strict";
 
 const ROOT = document.body.dataset.root; // the path of the service
@@ -12,8 +12,10 @@ const KEPT = 100; // the latest items of the history
 
 const userHistory = {
   all: () => JSON.parse(sessionStorage.getItem("history") || "[]"),
-  keep(list) {
+  user: () => sessionStorage.getItem("user") || "", // whose history it is
+  keep(list, user = "") {
     sessionStorage.setItem("history", JSON.stringify(list.slice(-KEPT)));
+    sessionStorage.setItem("user", user);
     show();
   },
   has: (id) => userHistory.all().some((one) => one.item_id === id),
@@ -22,6 +24,73 @@ const userHistory = {
     userHistory.keep(rest.length === userHistory.all().length ? [...rest, card] : rest);
   },
 };
+
+// -- rules: categories and diversity, stored for this tab
+
+const KINDS = { include: "Only", exclude: "Without", boost: "Boost" };
+
+const rules = {
+  all: () => ({ include: [], exclude: [], boost: [], diversity: 0, ...JSON.parse(sessionStorage.getItem("rules") || "{}") }),
+  keep(changes) {
+    sessionStorage.setItem("rules", JSON.stringify({ ...rules.all(), ...changes }));
+    showRules();
+    recommend();
+  },
+  // A category has one kind at most; null: none.
+  set(name, kind) {
+    const lists = Object.keys(KINDS).map((one) => [one, rules.all()[one].filter((other) => other !== name)]);
+    rules.keep(Object.fromEntries(lists.map(([one, list]) => [one, one === kind ? [...list, name] : list])));
+  },
+  // The fields of a request.
+  fields() {
+    const { include, exclude, boost, diversity } = rules.all();
+    return {
+      include_categories: include.length ? include : null,
+      exclude_categories: exclude,
+      boost_categories: Object.fromEntries(boost.map((name) => [name, 1])),
+      diversity,
+    };
+  },
+};
+
+function showRules() {
+  const chosen = rules.all();
+  $("chips").replaceChildren(
+    ...Object.entries(KINDS).flatMap(([kind, label]) =>
+      chosen[kind].map((name) => {
+        const words = `${label} ${name}`;
+        const button = element("button", { type: "button", class: `chip ${kind}`, "aria-label": `Remove: ${words}` }, words);
+        button.addEventListener("click", () => rules.set(name, null));
+        return element("li", {}, button);
+      }),
+    ),
+  );
+  $("diversity").value = chosen.diversity;
+  document.querySelector(".diversity output").textContent = chosen.diversity;
+}
+
+function startRules() {
+  for (const select of document.querySelectorAll(".rules select")) {
+    select.addEventListener("change", () => {
+      if (select.value) rules.set(select.value, select.dataset.kind);
+      select.value = "";
+    });
+  }
+  $("diversity").addEventListener("input", () => rules.keep({ diversity: Number($("diversity").value) }));
+  $("user-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const user = $("user").value.trim();
+    try {
+      const found = await post("/page/recommend", { user_id: user, k: 1 });
+      $("user").value = "";
+      userHistory.keep(found.history, user);
+    } catch (error) {
+      $("status").textContent = error.message;
+    }
+  });
+  $("user-form").hidden = false;
+  showRules();
+}
 
 // -- drawing
 
@@ -86,9 +155,12 @@ function show() {
   $("history").scrollLeft = $("history").scrollWidth;
   $("invite").hidden = list.length > 0;
   $("clear").hidden = list.length === 0;
-  $("next").hidden = list.length === 0;
+  $("next").hidden = false;
+  $("whose").textContent = userHistory.user() ? `History of ${userHistory.user()}` : "Your history";
+  $("what").textContent = list.length ? "Next for you" : "Popular items";
+  if ($("by")) $("by").hidden = list.length === 0;
   document.querySelector(".picked").classList.toggle("filled", list.length > 0);
-  recommend(list);
+  recommend();
 }
 
 // -- asking the service
@@ -105,18 +177,24 @@ const post = (path, body) =>
 
 const by = () => document.querySelector("#by input:checked")?.value || "both";
 
+// What the page asks for, but the number of items.
+function question() {
+  const user = userHistory.user();
+  const who = user ? { user_id: user } : { history: userHistory.all().map((one) => one.item_id) };
+  return { ...who, by: by(), ...rules.fields() };
+}
+
 let asked = 0;
 
-async function recommend(list) {
+async function recommend() {
   const number = ++asked; // an outdated answer is not shown
-  if (!list.length) return;
   $("recommended").classList.add("waiting");
   try {
     const modality = by();
-    const found = await post("/page/recommend", { history: list.map((one) => one.item_id), k: SHOWN, by: modality });
+    const found = await post("/page/recommend", { ...question(), k: SHOWN });
     if (number !== asked) return;
     $("recommended").replaceChildren(...found.items.map((item) => recommendation(item, found.reasons[item.item_id], modality)));
-    $("status").textContent = "";
+    $("status").textContent = found.items.length ? "" : "No item fits these rules. Remove one.";
     forget(found.unknown);
   } catch (error) {
     if (number === asked) $("status").textContent = error.message;
@@ -194,14 +272,14 @@ function startCatalogue() {
   });
   $("q").form.addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("keydown", (event) => {
-    const typing = event.target.matches("input, textarea");
+    const typing = event.target.matches("input, textarea, select");
     if (event.key === "/" && !typing) {
       event.preventDefault();
       $("q").focus();
     }
   });
   $("clear").addEventListener("click", () => userHistory.keep([]));
-  $("by")?.addEventListener("change", () => recommend(userHistory.all()));
+  $("by")?.addEventListener("change", () => recommend());
   mark();
 }
 
@@ -261,8 +339,8 @@ async function announce(item) {
     $("status").textContent = `“${item.title}” was added. Pick similar items to see it recommended.`;
     return;
   }
-  await recommend(list);
-  const found = await post("/recommend", { history: list.map((one) => one.item_id), k: RANKED, by: by() });
+  await recommend();
+  const found = await post("/recommend", { ...question(), k: RANKED });
   const rank = found.items.find((one) => one.item_id === item.item_id)?.rank;
   const place = rank ? `rank ${rank} for your history` : `not among the first ${found.items.length} for your history`;
   $("status").textContent = `“${item.title}” was added: ${place}.`;
@@ -295,7 +373,10 @@ function startItem(about) {
 // An image that cannot be shown leaves the initial of its tile.
 document.addEventListener("error", (event) => event.target.matches?.(".tile img") && event.target.parentElement.classList.add("broken"), true);
 
-if (catalogue) startCatalogue();
+if (catalogue) {
+  startCatalogue();
+  startRules();
+}
 if ($("add")) startAdding();
 const about = document.querySelector(".about[data-id]");
 if (about) startItem(about);
