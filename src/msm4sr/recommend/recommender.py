@@ -36,6 +36,7 @@ from msm4sr.recommend.explanations import (
 )
 from msm4sr.recommend.index import ExactIndex, VectorIndex, top_k
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
+from msm4sr.recommend.stages import stage
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,16 @@ class Recommender:
         keep = None if filter is None else lambda row: filter(catalogue.item(row))
         found = []
         with torch.inference_mode():
-            queries = make_queries(model, catalogue, [rows for rows, _ in known], by)
+            with stage("encode"):
+                queries = make_queries(model, catalogue, [rows for rows, _ in known], by)
             for query, (rows, unknown) in zip(queries, known, strict=True):
                 hidden = set(rows) if exclude_seen or not model.ranks_seen_items else set()
                 best = best_rows(model, catalogue, query, Selection(k, hidden, keep, among), self.index)
                 wanted = reasons and len(rows) > 0
-                why = reasons_for(model, catalogue, query, [row for row, _ in best], by) if wanted else None
+                why = None
+                if wanted:
+                    with stage("reasons"):
+                        why = reasons_for(model, catalogue, query, [row for row, _ in best], by)
                 found.append(Recommendations(_recommendations(catalogue, best, why), unknown, not rows))
         return found
 

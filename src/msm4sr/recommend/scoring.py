@@ -21,6 +21,7 @@ from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.index import VectorIndex, Within, top_k
+from msm4sr.recommend.stages import stage
 
 BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
@@ -123,8 +124,10 @@ def best_rows(
     k, keep = selection.k, selection.keep
     wanted = k
     while True:
-        best = _best_of_all(model, catalogue, query, selection, wanted, index)
-        kept = [pair for pair in best if keep is None or keep(pair[0])][:k]
+        with stage("search"):
+            best = _best_of_all(model, catalogue, query, selection, wanted, index)
+        with stage("rules"):
+            kept = [pair for pair in best if keep is None or keep(pair[0])][:k]
         if len(kept) == k or len(best) < wanted:
             return kept
         wanted *= 4

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
+from msm4sr.recommend.stages import stage
 from msm4sr.serving.bodies import BoundedRoute
 from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, in_thread
 from msm4sr.serving.problems import described
@@ -32,7 +33,8 @@ async def recommend(body: RecommendRequest, request: Request) -> Response:
     work = partial(recommender.recommend, body.history, **body.arguments())
     found = await _run(request, work, recommender, body, [body.history])
     service.metrics.unknown.inc(len(found.unknown))
-    return as_json(found)
+    with stage("json"):
+        return as_json(found)
 
 
 @router.post("/recommend/batch", response_model=BatchResults)
@@ -41,7 +43,9 @@ async def recommend_batch(body: BatchRequest, request: Request, service: Current
     check_sizes(service.settings, body.histories, body.k)
     recommender = service.recommender
     work = partial(recommender.recommend_batch, body.histories, **body.arguments())
-    return as_json(BatchResults(await _run(request, work, recommender, body, body.histories)))
+    found = await _run(request, work, recommender, body, body.histories)
+    with stage("json"):
+        return as_json(BatchResults(found))
 
 
 @router.post("/explain", response_model=Explanation, responses=described(404))
