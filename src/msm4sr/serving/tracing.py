@@ -6,6 +6,7 @@ The standard variables apply (OTEL_EXPORTER_OTLP_ENDPOINT and _HEADERS, OTEL_SER
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PATH = "/v1/traces"  # of the protocol
+END_SECONDS = 5.0  # for the last spans
 
 
 def wants_traces(url: str | None) -> bool:
@@ -66,9 +68,12 @@ class Tracing:
         self._since_epoch = time.time_ns() - time.perf_counter_ns()
 
     def stop(self) -> None:
-        """Send the spans that are left."""
+        """Send the spans that are left, within `END_SECONDS`."""
         if self._provider is not None:
+            given_up = threading.Timer(END_SECONDS, self._exporter.shutdown)
+            given_up.start()
             self._provider.shutdown()
+            given_up.cancel()
 
     def trace(self, scope: Scope, request: Interval, status: int, stages: Sequence[Interval]) -> None:
         """Record an answered request and its stages."""
