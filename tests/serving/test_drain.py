@@ -6,7 +6,7 @@ import http.client
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +33,9 @@ class Balancer(ThreadingHTTPServer):
         self.replicas: list[str] = []  # host and port
         self.ready: list[str] = []
         self.asked, self.ended = 0, threading.Event()
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=None)
 
     def check(self) -> None:
         while not self.ended.wait(CHECK):
@@ -91,12 +94,12 @@ def balancer() -> Iterator[Balancer]:
 
 
 @contextmanager
-def asking(url: str, history: list[str]) -> Iterator[list[int]]:
+def asking(make_client: Callable[[], httpx.Client], history: list[str]) -> Iterator[list[int]]:
     """Four callers, each as fast as it is answered; the statuses of the answers."""
     stop, answers = threading.Event(), []
 
     def ask() -> None:
-        with httpx.Client(base_url=url, timeout=None) as client:
+        with make_client() as client:
             while not stop.is_set():
                 answers.append(client.post("/recommend", json={"history": history}).status_code)
 
@@ -120,7 +123,7 @@ def test_no_request_is_lost_when_a_replica_ends(
     with serving(run_folder, tmp_path / "a", *options) as first, serving(run_folder, tmp_path / "b") as second:
         balancer.replicas = [address(first), address(second)]
         wait_until(lambda: len(balancer.ready) == 2)
-        with asking(balancer.url, history) as answers:
+        with asking(balancer.client, history) as answers:
             wait_for_more(answers, 50)
             first.process.send_signal(signal.SIGTERM)
             wait_until(lambda: balancer.ready == [address(second)])
