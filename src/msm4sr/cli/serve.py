@@ -31,6 +31,47 @@ KEY_VARIABLE = "MSM4SR_API_KEY"
 OPTIONS = {"hosts": "--allowed-host", "proxies": "--proxy", "root_path": "--root-path"}
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
+AllowedHosts = Annotated[
+    list[str],
+    typer.Option(
+        "--allowed-host",
+        metavar="NAME",
+        help="A host name that requests may use, such as shop.example, or '*' for any. Can be given several times. "
+        "Default: only localhost if --host is a loopback address, else any.",
+    ),
+]
+Proxies = Annotated[
+    list[str],
+    typer.Option(
+        "--proxy",
+        metavar="ADDRESS",
+        help="Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-Host and -Proto are used.",
+    ),
+]
+Drain = Annotated[
+    float,
+    typer.Option(
+        "--drain",
+        metavar="SECONDS",
+        min=0,
+        max=3600,
+        help="After SIGTERM, /ready answers 503, and requests are answered for so long, until a load balancer sends "
+        "no more.",
+    ),
+]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option("--log-format", help="json: one object a line, on standard error.")
+]
+AccessLog = Annotated[bool, typer.Option("--access-log", help="Log each request.")]
+Trace = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        metavar="URL",
+        help="Send traces to an OTLP receiver such as http://localhost:4318; OpenTelemetry's variables also apply.",
+    ),
+]
+
 
 def serve(
     folder: RunFolder,
@@ -49,23 +90,8 @@ def serve(
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Serve a public --host without an API key: anyone can change items.")
     ] = False,
-    allowed_host: Annotated[
-        list[str],
-        typer.Option(
-            "--allowed-host",
-            metavar="NAME",
-            help="A host name that requests may use, such as shop.example, or '*' for any. Can be given several times. "
-            "Default: only localhost if --host is a loopback address, else any.",
-        ),
-    ] = [],
-    proxy: Annotated[
-        list[str],
-        typer.Option(
-            "--proxy",
-            metavar="ADDRESS",
-            help="Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-Host and -Proto are used.",
-        ),
-    ] = [],
+    allowed_host: AllowedHosts = [],
+    proxy: Proxies = [],
     root_path: Annotated[
         str, typer.Option("--root-path", metavar="PATH", help="The path at which a proxy serves this, such as /shop.")
     ] = "",
@@ -78,29 +104,10 @@ def serve(
             "auto: approximate from 300,000 items on. QDRANT_API_KEY is the key of a Qdrant server.",
         ),
     ] = "auto",
-    drain: Annotated[
-        float,
-        typer.Option(
-            "--drain",
-            metavar="SECONDS",
-            min=0,
-            max=3600,
-            help="After SIGTERM, /ready answers 503, and requests are answered for so long, until a load balancer "
-            "sends no more.",
-        ),
-    ] = 0.0,
-    log_format: Annotated[
-        Literal["text", "json"], typer.Option("--log-format", help="json: one object a line, on standard error.")
-    ] = "text",
-    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
-    trace: Annotated[
-        str | None,
-        typer.Option(
-            "--trace",
-            metavar="URL",
-            help="Send traces to an OTLP receiver such as http://localhost:4318; OpenTelemetry's variables also apply.",
-        ),
-    ] = None,
+    drain: Drain = 0.0,
+    log_format: LogFormat = "text",
+    access_log: AccessLog = False,
+    trace: Trace = None,
 ) -> None:
     """Serve recommendations over HTTP, and a web page at /. RUN can be a link; change it to serve a newer run."""
     with handle_errors("stopped"):
