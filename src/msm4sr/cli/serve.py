@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import logging
 import os
 import socket
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -19,9 +20,57 @@ from pydantic import ValidationError
 from msm4sr.cli.console import RunFolder, console, handle_errors
 from msm4sr.errors import InputError
 
+if TYPE_CHECKING:
+    import uvicorn
+
+    from msm4sr.serving.service import ServeSettings
+
+logger = logging.getLogger(__name__)
+
 KEY_VARIABLE = "MSM4SR_API_KEY"
 OPTIONS = {"hosts": "--allowed-host", "proxies": "--proxy", "root_path": "--root-path"}
 M_ARENA_MAX = -8  # of glibc's malloc.h
+
+AllowedHosts = Annotated[
+    list[str],
+    typer.Option(
+        "--allowed-host",
+        metavar="NAME",
+        help="A host name that requests may use, such as shop.example, or '*' for any. Can be given several times. "
+        "Default: only localhost if --host is a loopback address, else any.",
+    ),
+]
+Proxies = Annotated[
+    list[str],
+    typer.Option(
+        "--proxy",
+        metavar="ADDRESS",
+        help="Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-Host and -Proto are used.",
+    ),
+]
+Drain = Annotated[
+    float,
+    typer.Option(
+        "--drain",
+        metavar="SECONDS",
+        min=0,
+        max=3600,
+        help="After SIGTERM, /ready answers 503, and requests are answered for so long, until a load balancer sends "
+        "no more.",
+    ),
+]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option("--log-format", help="json: one object a line, on standard error.")
+]
+AccessLog = Annotated[bool, typer.Option("--access-log", help="Log each request.")]
+Trace = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        metavar="URL",
+        help="Send traces to an OTLP receiver such as http://localhost:4318; OpenTelemetry's variables also apply.",
+    ),
+]
 
 
 def serve(
@@ -41,23 +90,8 @@ def serve(
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Serve a public --host without an API key: anyone can change items.")
     ] = False,
-    allowed_host: Annotated[
-        list[str],
-        typer.Option(
-            "--allowed-host",
-            metavar="NAME",
-            help="A host name that requests may use, such as shop.example, or '*' for any. Can be given several times. "
-            "Default: only localhost if --host is a loopback address, else any.",
-        ),
-    ] = [],
-    proxy: Annotated[
-        list[str],
-        typer.Option(
-            "--proxy",
-            metavar="ADDRESS",
-            help="Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-Host and -Proto are used.",
-        ),
-    ] = [],
+    allowed_host: AllowedHosts = [],
+    proxy: Proxies = [],
     root_path: Annotated[
         str, typer.Option("--root-path", metavar="PATH", help="The path at which a proxy serves this, such as /shop.")
     ] = "",
@@ -70,6 +104,10 @@ def serve(
             "auto: approximate from 300,000 items on. QDRANT_API_KEY is the key of a Qdrant server.",
         ),
     ] = "auto",
+    drain: Drain = 0.0,
+    log_format: LogFormat = "text",
+    access_log: AccessLog = False,
+    trace: Trace = None,
 ) -> None:
     """Serve recommendations over HTTP, and a web page at /. RUN can be a link; change it to serve a newer run."""
     with handle_errors("stopped"):
@@ -78,6 +116,7 @@ def serve(
         options |= {"api_key": read_key(api_key_file), "proxies": proxy, "root_path": root_path.rstrip("/")}
         options["address"] = f"[{host}]" if ":" in host else host
         options["hosts"] = hosts_of(host, allowed_host, options["api_key"] is None and not without_key)
+        options |= {"drain": drain, "log_format": log_format, "access_log": access_log, "trace": trace}
         _serve(options, host, port)
 
 
@@ -87,8 +126,9 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
 
         from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.app import create_app
+        from msm4sr.serving.logs import log_errors, logging_to_stderr
         from msm4sr.serving.service import ServeSettings, default_state
-        from msm4sr.serving.workers import ENVIRONMENT, GRACE, Supervisor, serve_here
+        from msm4sr.serving.workers import GRACE, serve_here
     except ModuleNotFoundError as error:
         reason = f"serving needs the extra 'serve' ({error.name} is missing)"
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
@@ -110,6 +150,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
     server: dict[str, Any] = {
         "host": host,
         "port": port,
+        "log_config": None,  # `logging_to_stderr` is
         "log_level": "warning",
         "timeout_graceful_shutdown": GRACE,
         "http": "msm4sr.serving.connections:Connection",
@@ -117,27 +158,40 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         "backlog": 128,
         "proxy_headers": False,  # `Access` reads them
     }
-    app = create_app(settings)
-    if settings.workers == 1:
-        console.print(f"serving {run} at http://{host}:{port}", markup=False)
-        serve_here(uvicorn.Config(app, **server))
-        return
-    app.state.service.store.close()  # created only to report wrong input once, and to build the index
-    del app
-    factory = "msm4sr.serving.workers:app_from_environment"
-    config = uvicorn.Config(factory, factory=True, workers=settings.workers, **server)
+    with logging_to_stderr(settings.log_format), log_errors() if settings.log_format == "json" else nullcontext():
+        app = create_app(settings)
+        if settings.workers == 1:
+            _announce(settings, f"serving {run} at http://{host}:{port}")
+            serve_here(uvicorn.Config(app, **server))
+            return
+        app.state.service.store.close()  # created only to report wrong input once, and to build the index
+        del app
+        factory = "msm4sr.serving.workers:app_from_environment"
+        _serve_by_workers(settings, uvicorn.Config(factory, factory=True, workers=settings.workers, **server))
+
+
+def _serve_by_workers(settings: ServeSettings, config: uvicorn.Config) -> None:
+    from msm4sr.serving.workers import ENVIRONMENT, Supervisor
+
     with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-", ignore_cleanup_errors=True) as folder:
-        visible = {"api_key": options["api_key"]}  # the settings hide it
+        visible = {"api_key": settings.api_key and settings.api_key.get_secret_value()}  # the settings hide it
         last_run = Path(folder) / "last-run"
         supervisor = Supervisor(config, [config.bind_socket()], last_run)
         record = json.dumps(settings.model_dump(mode="json") | visible | {"last_run": str(last_run)})
         os.environ |= {ENVIRONMENT: record, "PROMETHEUS_MULTIPROC_DIR": folder}
-        console.print(f"serving {run} at http://{host}:{port}, {settings.workers} processes", markup=False)
+        _announce(settings, f"serving {settings.run} at http://{config.host}:{config.port}, {config.workers} processes")
         supervisor.run()
     if supervisor.interrupted:
         raise KeyboardInterrupt
     if supervisor.failed:
         raise InputError("no worker could be started; the reasons are above")
+
+
+def _announce(settings: ServeSettings, line: str) -> None:
+    if settings.log_format == "json":
+        logger.info("%s", line)
+    else:
+        console.print(line, markup=False)
 
 
 def hosts_of(host: str, names: list[str], changes_are_free: bool) -> list[str] | None:

@@ -38,6 +38,7 @@ from msm4sr.recommend.explanations import (
 from msm4sr.recommend.index import ExactIndex, VectorIndex, top_k
 from msm4sr.recommend.rules import NO_RULES, Rules
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
+from msm4sr.recommend.stages import stage
 from msm4sr.recommend.users import UserHistories
 
 
@@ -183,15 +184,21 @@ class Recommender:
             catalogue.known_rows(history, self.strict, f"history {number} of {n}: " if n > 1 else "")
             for number, history in enumerate(histories, start=1)
         ]
-        row_rules = rules.rows(catalogue, self.strict)
+        with stage("rules"):
+            row_rules = rules.rows(catalogue, self.strict)
         found = []
         with torch.inference_mode():
-            queries = make_queries(model, catalogue, [rows for rows, _ in known], by)
+            with stage("encode"):
+                queries = make_queries(model, catalogue, [rows for rows, _ in known], by)
             for query, (rows, unknown) in zip(queries, known, strict=True):
                 hidden = set(rows) if exclude_seen or not model.ranks_seen_items else set()
-                best = best_rows(model, catalogue, query, Selection(k, hidden, row_rules), self.index)
+                with stage("search"):
+                    best = best_rows(model, catalogue, query, Selection(k, hidden, row_rules), self.index)
                 wanted = reasons and len(rows) > 0
-                why = reasons_for(model, catalogue, query, [row for row, _ in best], by) if wanted else None
+                why = None
+                if wanted:
+                    with stage("reasons"):
+                        why = reasons_for(model, catalogue, query, [row for row, _ in best], by)
                 found.append(Recommendations(_recommendations(catalogue, best, why), unknown, not rows))
         return found
 

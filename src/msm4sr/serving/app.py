@@ -18,16 +18,20 @@ import torch
 from fastapi import FastAPI
 
 from msm4sr.errors import first_line
-from msm4sr.serving.middleware import RequestLimits
+from msm4sr.serving.drain import Drain
+from msm4sr.serving.middleware import Bodies, RequestLimits
+from msm4sr.serving.observation import Observation
 from msm4sr.serving.paths import EncodedSlashes
 from msm4sr.serving.problems import Problem, add_problem_handlers, described
 from msm4sr.serving.routes import items, pages, recommend, service
 from msm4sr.serving.service import PRODUCTS_INLINE, ServeSettings, Service, products_per_history
 from msm4sr.serving.thumbnails import ThumbnailCache
+from msm4sr.serving.tracing import Tracing, wants_traces
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0  # between two checks for a newer run
+SAMPLE_SECONDS = 1.0  # between two samples of what the metrics have of this moment
 SWITCH_SECONDS = 0.001  # after which a thread that runs Python code lets the event loop continue
 THREADS = 8  # for long requests; more would only wait for the cores, and each keeps memory
 
@@ -46,8 +50,9 @@ class Api(FastAPI):
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
-    """The application over a run. Raises as `Service`."""
-    served = Service(settings)
+    """The application over a run. Raises as `Service` and `Tracing`."""
+    tracing = Tracing(settings.trace) if wants_traces(settings.trace) else None
+    served, drain, bodies = Service(settings), Drain(settings.drain), Bodies()
     # One thread is fastest unless a history is multiplied with a large catalogue.
     large = products_per_history(served.recommender) > PRODUCTS_INLINE
     cores = (os.cpu_count() or 1) // settings.workers
@@ -60,29 +65,47 @@ def create_app(settings: ServeSettings) -> FastAPI:
         version="1",
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
-        lifespan=partial(_lifespan, served),
+        lifespan=partial(_lifespan, served, bodies, tracing),
         responses=described(400, 403, 408, 413, 415, 422, 503),
     )
-    app.state.service, app.state.thumbnails = served, ThumbnailCache(served)
+    app.state.service, app.state.thumbnails, app.state.drain = served, ThumbnailCache(served), drain
     add_problem_handlers(app)
     app.add_middleware(EncodedSlashes)
-    app.add_middleware(RequestLimits, settings=settings, metrics=served.metrics)
+    app.add_middleware(RequestLimits, settings=settings, bodies=bodies)
+    app.add_middleware(Observation, metrics=served.metrics, drain=drain, tracing=tracing, log=settings.access_log)
     for resource in (recommend, items, pages, service):  # the busiest first: routes are tried in order
         app.include_router(resource.router)
     return app
 
 
 @asynccontextmanager
-async def _lifespan(served: Service, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(served: Service, bodies: Bodies, tracing: Tracing | None, app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    if tracing is not None:
+        tracing.start()
+    app.state.drain.begin_at_sigterm()
     warming, ended = asyncio.create_task(asyncio.to_thread(_warm, served)), threading.Event()
+    sampling = asyncio.create_task(_sample(served, bodies))
     # a daemon, so that a run that is being loaded does not delay the end
     threading.Thread(target=_watch, args=(served, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
+        sampling.cancel()
         await asyncio.wait([warming])
+        if tracing is not None:
+            await asyncio.to_thread(tracing.stop)
+
+
+async def _sample(served: Service, bodies: Bodies) -> None:
+    """Set what changes between two requests, in every worker: the one that answers /metrics shows all."""
+    limiter, metrics = anyio.to_thread.current_default_thread_limiter(), served.metrics
+    while True:
+        metrics.waiting.set(limiter.statistics().tasks_waiting)
+        metrics.held.set(bodies.held)
+        served.sample()
+        await asyncio.sleep(SAMPLE_SECONDS)
 
 
 def _warm(served: Service) -> None:

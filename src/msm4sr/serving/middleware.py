@@ -1,17 +1,17 @@
-"""What runs before every route: access, limits on a request, security headers, and the count of requests."""
+"""What runs before every route: access, limits on a request, and security headers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msm4sr.serving.access import Access
 from msm4sr.serving.bodies import MAX_BODY, MULTIPART
-from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.problems import Refused, problem
 from msm4sr.serving.service import ServeSettings
 
@@ -27,29 +27,30 @@ HEADERS = [
 ]
 
 
+@dataclass
+class Bodies:
+    """The bodies of all requests of this process that are in memory."""
+
+    held: int = 0  # bytes
+
+
 class RequestLimits:
     """Refuses requests that are not allowed, too large, or not received completely within `settings.seconds`.
 
     An exception of a route becomes a 500.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: ServeSettings, bodies: Bodies) -> None:
+        self.app, self.settings = app, settings
         self.access = Access(settings)
-        self.held = 0  # bytes of bodies
+        self.bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = time.perf_counter()
         _complete_path(scope, self.settings.root_path)
-        exchange = _Exchange(self, scope, receive, send)
-        try:
-            await exchange.run()
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self.metrics.count_request(route, scope["method"], exchange.status, time.perf_counter() - began)
+        await _Exchange(self, scope, receive, send).run()
 
 
 def _complete_path(scope: Scope, root: str) -> None:
@@ -92,7 +93,7 @@ class _Exchange:
                 answer = problem(self.refused.status, self.refused.detail, self.refused.headers)
                 self.refused = None
                 await answer(self._scope, self._receive, self.send)
-            self._limits.held -= self._received
+            self._limits.bodies.held -= self._received
 
     async def send(self, message: Message) -> None:
         if self.refused is not None and not self.status:
@@ -116,10 +117,10 @@ class _Exchange:
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             self._received += size
-            self._limits.held += size
+            self._limits.bodies.held += size
             self._complete = not message.get("more_body", False)
             self._check_size(self._received)
-            if self._limits.held > MAX_HELD and self._received > SMALL:
+            if self._limits.bodies.held > MAX_HELD and self._received > SMALL:
                 self._refuse(503, "too many large requests at once; try again later", {"Retry-After": "5"})
         return message
 

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -28,6 +29,7 @@ from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import COLLABORATIVE
+from msm4sr.serving.logs import LogFormat
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.store import MOST_IMAGES, Change, ItemStore
 from msm4sr.strict import Strict
@@ -71,6 +73,10 @@ class ServeSettings(Strict):
     max_history: int = Field(2_000, ge=1, description="Maximum length of a history in a request.")
     max_batch: int = Field(256, ge=1, description="Maximum number of histories in a request.")
     seconds: float = Field(30.0, gt=0, description="Time limit for receiving a request.")
+    drain: float = Field(0.0, ge=0, le=3600, description="Seconds after SIGTERM in which requests are still answered.")
+    log_format: LogFormat = Field("text", description="Lines of text, or one JSON object a line.")
+    access_log: bool = Field(False, description="Log each request.")
+    trace: str | None = Field(None, description="URL of an OTLP receiver; null: as OpenTelemetry's variables say.")
     load_seconds: float = Field(1800.0, gt=0, description="Time limit for loading a newer run.")
 
 
@@ -100,6 +106,7 @@ class Service:
         self.store = ItemStore(settings.state)
         self.failed_reload = ""  # why the newer run could not be read; empty if it could
         self.failed_store = ""  # why the store cannot be read; empty if it can
+        self._read = time.monotonic()  # when the items were last known to be up to date
         self._signature = run_signature(settings.run)
         try:
             self._reloads = self.store.counter("reload")
@@ -172,7 +179,7 @@ class Service:
                     served.data_version = version
             if encoded:  # without the lock: `remove` has the lock of the store first
                 self.store.replace_features(encoded, served.encoded_by)
-            self.failed_store = ""
+            self.failed_store, self._read = "", time.monotonic()
         except sqlite3.Error as error:
             if not self.failed_store:
                 logger.error("%s: cannot be read (%s); items stay as they are", self.store.file, error)
@@ -251,6 +258,15 @@ class Service:
             self.store.remove(item_id, item_id in catalogue.items.rows)
         self._current(to_change=True)
 
+    def sample(self) -> None:
+        """Set the metrics that describe this moment."""
+        recommender, metrics = self.recommender, self.metrics
+        index = recommender.index
+        metrics.items.set(recommender.catalogue.n_items)
+        metrics.added.set(len(recommender.catalogue.added))
+        metrics.set_index(index.kind, index.recall)
+        metrics.state_lag.set(time.monotonic() - self._read)
+
     def reload_if_changed(self) -> bool:
         """Reload the run if it has changed or a reload was requested; whether it was reloaded.
 
@@ -268,6 +284,7 @@ class Service:
             served = self._load_in_time()
         except InputError as error:
             self.failed_reload = str(error)
+            self.metrics.failed_reloads.inc()
             logger.error("the run was not reloaded: %s", error)
             return False
         self._served, self.failed_reload = served, ""

@@ -1,7 +1,7 @@
 """The processes of a service, and how they end.
 
-SIGTERM and SIGHUP end a service when the requests in progress are answered; so does Ctrl-C, and a second one ends it at
-once. Workers end with their supervisor, however it ends.
+SIGTERM and SIGHUP end a service when the requests in progress are answered, after the seconds of `Drain`; so does
+Ctrl-C, without these, and a second one ends it at once. Workers end with their supervisor, however it ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from msm4sr.errors import InputError
+from msm4sr.serving.logs import log_to_stderr
+from msm4sr.serving.metrics import forget_worker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -109,6 +111,7 @@ class Supervisor(Multiprocess):
             with _terminal_blocked():
                 new.start()
             self.processes[place] = new
+            forget_worker(worker.pid)
             logger.error("worker %s ended (exit code %s); %s replaces it", worker.pid, worker.exitcode, new.pid)
 
 
@@ -134,6 +137,7 @@ def app_from_environment() -> FastAPI:
     from msm4sr.serving.service import ServeSettings
 
     settings = ServeSettings.model_validate(json.loads(os.environ[ENVIRONMENT]))
+    log_to_stderr(settings.log_format)
     try:
         app = create_app(settings)
     except InputError as error:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.explanations import Explanation
 from msm4sr.recommend.recommender import Recommendations, Recommender
+from msm4sr.recommend.stages import stage
 from msm4sr.serving.bodies import BoundedRoute
 from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, histories_of, in_thread
 from msm4sr.serving.problems import described
@@ -35,7 +36,8 @@ async def recommend(body: RecommendRequest, request: Request) -> Response:
     work = partial(recommender.recommend, history, **body.arguments())
     found = await _run(request, work, recommender, body, [history])
     service.metrics.unknown.inc(len(found.unknown))
-    return as_json(found)
+    with stage("json"):
+        return as_json(found)
 
 
 @router.post("/recommend/batch", response_model=BatchResults, responses=described(404))
@@ -47,7 +49,9 @@ async def recommend_batch(body: BatchRequest, request: Request, service: Current
         histories = await histories_of(request, recommender, body.user_ids)
     assert histories is not None
     work = partial(recommender.recommend_batch, histories, **body.arguments())
-    return as_json(BatchResults(await _run(request, work, recommender, body, histories)))
+    found = await _run(request, work, recommender, body, histories)
+    with stage("json"):
+        return as_json(BatchResults(found))
 
 
 @router.post("/explain", response_model=Explanation, responses=described(404))

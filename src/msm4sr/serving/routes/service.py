@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from msm4sr.recommend.index import IndexUnavailable, VectorIndex
 from msm4sr.serving.dependencies import CurrentService, as_json, change_in_thread, in_thread
-from msm4sr.serving.problems import described
+from msm4sr.serving.problems import Refused, described
 from msm4sr.serving.schemas import Readiness, Status
 
 SKIPPED = 20  # items that are named
@@ -29,7 +29,9 @@ async def health() -> Response:
 
 @router.get("/ready", response_model=Readiness)
 async def ready(service: CurrentService, request: Request) -> Response:
-    """Whether the service is ready, and which run it serves."""
+    """Whether the service is ready, and which run it serves; 503 while it ends (`--drain`)."""
+    if request.app.state.drain.began:
+        raise Refused(503, "the service is ending; send requests to another replica", {"Retry-After": "5"})
     recommender = service.recommender
     catalogue, index = recommender.catalogue, recommender.index
     failed_index = await in_thread(request, lambda: _failure(index)) if index.remote else ""
@@ -62,7 +64,5 @@ def _failure(index: VectorIndex) -> str:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def prometheus(service: CurrentService) -> Response:
     """Metrics for Prometheus."""
-    catalogue, metrics = service.recommender.catalogue, service.metrics
-    metrics.items.set(catalogue.n_items)
-    metrics.added.set(len(catalogue.added))
-    return Response(metrics.text(), media_type=metrics.media_type)
+    service.sample()
+    return Response(service.metrics.text(), media_type=service.metrics.media_type)
