@@ -1,4 +1,4 @@
-"""Whether a run can be served: its files, a trial, and what says it from a newer one."""
+"""Whether a run can be served: its files, a trial run, and whether it differs from the served one."""
 
 from __future__ import annotations
 
