@@ -13,6 +13,7 @@ from services import train
 from msm4sr.data.toyshop import generate_toyshop
 
 if TYPE_CHECKING:
+    from postgresql import PostgreSQL
     from ray.cluster_utils import Cluster
 
 
@@ -45,6 +46,15 @@ def cluster() -> Iterator[Cluster]:
 
     with two_nodes() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server. A test makes a database of its own, and leaves the server running."""
+    from postgresql import postgresql
+
+    with postgresql() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from msm4sr.experiments.tune import tune
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
+    with postgresql() as server:
+        yield server.url
 
 
 @pytest.fixture(params=["journal", "postgresql"])

@@ -19,7 +19,7 @@ from msm4sr.errors import InputError
 from msm4sr.recommend.rules import Rules
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings, Service
-from msm4sr.serving.store import ItemStore
+from msm4sr.serving.state.sqlite import SQLiteStore
 
 ZEROS = {"text": np.zeros((1, 384), np.float32), "visual": np.zeros((0, 1280), np.float32)}
 # Item id -> column, its value as SQL, what is said about it.
@@ -100,11 +100,11 @@ def test_a_damaged_row_costs_its_item_only_and_can_be_removed(
 def test_rows_whose_id_no_request_can_name_are_dropped_at_the_start(tmp_path: Path) -> None:
     ids = {"null": "NULL", "empty": "''", "control": "'a' || char(10)", "utf-8": "CAST(x'ff' AS TEXT)", "blob": "x'61'"}
     ids |= {"dots": "'..'", "long": f"'{'x' * 201}'"}
-    store = ItemStore(tmp_path)
+    store = SQLiteStore(tmp_path)
     store.add([Item(name, images=[b"x"], features=ZEROS) for name in (*ids, "good")], "", [False] * (len(ids) + 1))
     store.close()
     edit(tmp_path, *((f"UPDATE items SET item_id = {damaged} WHERE item_id = ?", (i,)) for i, damaged in ids.items()))
-    store = ItemStore(tmp_path)
+    store = SQLiteStore(tmp_path)
     assert [change.item_id for change in store.changes()] == ["good"]
     with sqlite3.connect(store.file) as connection:
         assert connection.execute("SELECT item_id FROM images").fetchall() == [("good",)]
@@ -157,7 +157,7 @@ def put_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [damage_header, damage_pages, put_folder])
 def test_a_damaged_file_is_refused_at_the_start(run_folder: Path, tmp_path: Path, damage: object) -> None:
-    store = ItemStore(tmp_path)
+    store = SQLiteStore(tmp_path)
     store.add([Item("n1", "Train", features=ZEROS)], "", [False])
     store.close()
     damage(tmp_path / "items.sqlite")  # type: ignore[operator]
@@ -166,11 +166,11 @@ def test_a_damaged_file_is_refused_at_the_start(run_folder: Path, tmp_path: Path
 
 
 def test_counters_that_were_lost_continue_after_the_latest_change(tmp_path: Path) -> None:
-    store = ItemStore(tmp_path)
+    store = SQLiteStore(tmp_path)
     store.add([Item(name, "Train", features=ZEROS) for name in ("n1", "n2")], "", [False, False])
     store.close()
     edit(tmp_path, ("DELETE FROM counters", ()))
-    store = ItemStore(tmp_path)
+    store = SQLiteStore(tmp_path)
     store.add([Item("n3", "Train", features=ZEROS)], "", [False])
     assert [change.number for change in store.changes(2)] == [3]
 

@@ -15,35 +15,36 @@ import pytest
 from fastapi.testclient import TestClient
 
 from msm4sr.data.items import Item
-from msm4sr.serving import store as module
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings
-from msm4sr.serving.store import ItemStore
+from msm4sr.serving.state import sqlite as module
+from msm4sr.serving.state.sqlite import SQLiteStore
+from msm4sr.serving.state.store import StoreUnavailable
 
 FEATURES = {"text": np.zeros((1, 4), np.float32)}
 READ = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM items').fetchall(); c.close()"
 ADD = """
 import pathlib, sys
 from msm4sr.data.items import Item
-from msm4sr.serving.store import ItemStore
-store = ItemStore(pathlib.Path(sys.argv[1]).parent)
+from msm4sr.serving.state.sqlite import SQLiteStore
+store = SQLiteStore(pathlib.Path(sys.argv[1]).parent)
 store.add([Item("other")], "", [False])
 store.close()
 """
 
 
-def add(store: ItemStore, *item_ids: str) -> None:
+def add(store: SQLiteStore, *item_ids: str) -> None:
     store.add([Item(item_id, features=FEATURES) for item_id in item_ids], "", [False] * len(item_ids))
 
 
-def known(store: ItemStore) -> list[str]:
+def known(store: SQLiteStore) -> list[str]:
     return [change.item_id for change in store.changes()]
 
 
 @pytest.mark.parametrize("program", [READ, ADD], ids=["reads", "adds"])
 def test_another_process_that_closes_the_store_costs_no_change(tmp_path: Path, program: str) -> None:
     (tmp_path / "state").mkdir()
-    store = ItemStore(tmp_path / "state")
+    store = SQLiteStore(tmp_path / "state")
     add(store, "n1")
     subprocess.run([sys.executable, "-c", program, store.file], check=True)
     assert {file.name for file in store.file.parent.iterdir()} == {store.file.name + s for s in ("", "-wal", "-shm")}
@@ -53,15 +54,15 @@ def test_another_process_that_closes_the_store_costs_no_change(tmp_path: Path, p
     shutil.copytree(store.file.parent, tmp_path / "killed")  # the files as a kill -9 leaves them
     wanted = ["n1", "n2", "n3"] if program is READ else ["n1", "other", "n2", "third", "n3"]
     assert known(store) == wanted
-    assert known(ItemStore(tmp_path / "killed")) == wanted
+    assert known(SQLiteStore(tmp_path / "killed")) == wanted
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 def test_a_removed_file_refuses_changes(tmp_path: Path, suffix: str) -> None:
-    store = ItemStore(tmp_path)
+    store = SQLiteStore(tmp_path)
     add(store, "n1")
     (tmp_path / f"items.sqlite{suffix}").unlink()
-    with pytest.raises(sqlite3.DatabaseError, match="removed or overwritten; restart the service"):
+    with pytest.raises(StoreUnavailable, match="removed or overwritten; restart the service"):
         add(store, "n2")
 
 

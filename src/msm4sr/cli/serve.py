@@ -81,7 +81,14 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Number of processes.")] = 1,
     state: Annotated[
-        Path | None, typer.Option("--state", help="The folder for added items.", show_default="RUN.state")
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="FOLDER | postgresql://...",
+            help="The folder for added items; or a PostgreSQL database, for services on several machines. A password "
+            "can also be in PGPASSWORD or ~/.pgpass.",
+            show_default="RUN.state",
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -127,7 +134,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.app import create_app
         from msm4sr.serving.logs import log_errors, logging_to_stderr
-        from msm4sr.serving.service import ServeSettings, default_state
+        from msm4sr.serving.service import ServeSettings, state_of
         from msm4sr.serving.workers import GRACE, serve_here
     except ModuleNotFoundError as error:
         reason = f"serving needs the extra 'serve' ({error.name} is missing)"
@@ -135,13 +142,9 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
 
     run = options["run"].absolute()
     try:
+        index = IndexSettings.parse(options["index"])
         settings = ServeSettings.model_validate(
-            {
-                **options,
-                "run": run,
-                "state": options["state"] or default_state(run),
-                "index": IndexSettings.parse(options["index"]),
-            }
+            {**options, "run": run, "index": index, **state_of(options["state"], run)}
         )
     except ValidationError as error:
         wrong = error.errors()[0]
@@ -164,7 +167,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
             _announce(settings, f"serving {run} at http://{host}:{port}")
             serve_here(uvicorn.Config(app, **server))
             return
-        app.state.service.store.close()  # created only to report wrong input once, and to build the index
+        app.state.service.close()  # created only to report wrong input once, and to build the index
         del app
         factory = "msm4sr.serving.workers:app_from_environment"
         _serve_by_workers(settings, uvicorn.Config(factory, factory=True, workers=settings.workers, **server))
@@ -174,7 +177,8 @@ def _serve_by_workers(settings: ServeSettings, config: uvicorn.Config) -> None:
     from msm4sr.serving.workers import ENVIRONMENT, Supervisor
 
     with tempfile.TemporaryDirectory(prefix="msm4sr-metrics-", ignore_cleanup_errors=True) as folder:
-        visible = {"api_key": settings.api_key and settings.api_key.get_secret_value()}  # the settings hide it
+        hidden = {"api_key": settings.api_key, "database": settings.database}
+        visible = {name: secret and secret.get_secret_value() for name, secret in hidden.items()}
         last_run = Path(folder) / "last-run"
         supervisor = Supervisor(config, [config.bind_socket()], last_run)
         record = json.dumps(settings.model_dump(mode="json") | visible | {"last_run": str(last_run)})

@@ -1,4 +1,4 @@
-"""The items that can be recommended: those of the run, minus the removed ones, plus the added ones.
+"""The known items: those of the run, minus the removed ones, plus the added ones. Some of them may be unavailable.
 
 A `Catalogue` is immutable: adding or removing makes a new one, so readers never wait for a change. Rows count
 from 0, the items of the run first; a row is valid in one catalogue only.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Self
@@ -86,7 +86,8 @@ class Catalogue:
     added: tuple[Item, ...]  # with their features
     added_tensors: ItemTensors
     counts: Tensor  # float32 [items of the run], their training interactions
-    removed: frozenset[int] = frozenset()  # rows of the run's items that can no longer be recommended
+    removed: frozenset[int] = frozenset()  # rows of the run's items that are no longer known
+    unavailable: frozenset[str] = frozenset()  # ids of the known items that are not recommended
 
     @classmethod
     def of_model(cls, model: Model, items: Items, counts: Sequence[int], where: str = "the model") -> Catalogue:
@@ -116,9 +117,10 @@ class Catalogue:
         return {item.item_id: row for row, item in enumerate(self.added, start=len(self.items))}
 
     @cached_property
-    def removed_rows(self) -> Tensor:
-        """int64 [removed], ascending."""
-        return torch.tensor(sorted(self.removed), dtype=torch.int64)
+    def excluded_rows(self) -> Tensor:
+        """The rows that are not recommended, those of removed and of unavailable items: int64, ascending."""
+        unavailable = {row for row in self.rows_of(self.unavailable) if row is not None}
+        return torch.tensor(sorted(self.removed | unavailable), dtype=torch.int64)
 
     def __len__(self) -> int:
         """The number of rows, those of removed items included."""
@@ -127,7 +129,7 @@ class Catalogue:
     @property
     def n_items(self) -> int:
         """The number of items that can be recommended."""
-        return len(self) - len(self.removed)
+        return len(self) - len(self.excluded_rows)
 
     def row(self, item_id: str) -> int | None:
         """The row of an item; None for one that is unknown or was removed."""
@@ -137,7 +139,8 @@ class Catalogue:
         """The row of an item. Raises UnknownItem."""
         row = self.row(item_id)
         if row is None:
-            raise UnknownItem(f"no item {item_id[:LONGEST_ID]!r} in the catalogue of {self.n_items:,} items")
+            known = len(self) - len(self.removed)
+            raise UnknownItem(f"no item {item_id[:LONGEST_ID]!r} in the catalogue of {known:,} items")
         return row
 
     def known_rows(self, history: Sequence[str], strict: bool = False, where: str = "") -> tuple[list[int], list[str]]:
@@ -211,20 +214,20 @@ class Catalogue:
         return found
 
     def score(self, query: Tensor) -> Tensor:
-        """The score of every row for the vector of a history [Q]: [rows]; -inf for removed items."""
+        """The score of every row for the vector of a history [Q]: [rows]; -inf for excluded rows."""
         scores = self.tensors.item_vectors @ query
         if self.added:
             scores = torch.cat([scores, self.added_tensors.item_vectors @ query])
-        return self.without_removed(scores)
+        return self.without_excluded(scores)
 
     def popularity(self) -> Tensor:
-        """The training interactions of every row, 0 for added and -inf for removed items: [rows]."""
-        return self.without_removed(torch.cat([self.counts, torch.zeros(len(self.added))]))
+        """The training interactions of every row, 0 for added items and -inf for excluded rows: [rows]."""
+        return self.without_excluded(torch.cat([self.counts, torch.zeros(len(self.added))]))
 
-    def without_removed(self, scores: Tensor) -> Tensor:
-        """Scores [rows]; those of removed items are set to -inf in place."""
-        if self.removed:
-            scores[self.removed_rows] = -torch.inf
+    def without_excluded(self, scores: Tensor) -> Tensor:
+        """Scores [rows]; those of excluded rows are set to -inf in place."""
+        if len(self.excluded_rows):
+            scores[self.excluded_rows] = -torch.inf
         return scores
 
     def check_new(self, items: Sequence[Item]) -> None:
@@ -252,7 +255,20 @@ class Catalogue:
             removed=self.removed | {row for row in rows if row < n},
             added=tuple(self.added[place] for place in kept),
             added_tensors=self.added_tensors[torch.tensor(kept, dtype=torch.int64)],
+            unavailable=self.unavailable.difference(item_ids),
         )
+
+    def with_available(self, item_ids: Collection[str], available: bool) -> Catalogue:
+        """This catalogue with items that are recommended from now on, or no longer. Raises UnknownItem."""
+        for item_id in item_ids:
+            self.known_row(item_id)
+        unavailable = self.unavailable.difference(item_ids) if available else self.unavailable.union(item_ids)
+        return replace(self, unavailable=unavailable)
+
+    def check_left(self) -> None:
+        """Raises InputError if no item can be recommended."""
+        if self.n_items == 0:
+            raise InputError("no item would be left to recommend; keep at least one")
 
 
 def no_such_item(item_id: str, items: Items) -> str:

@@ -260,12 +260,16 @@ class Recommender:
                 raise InputError(f"item {item.item_id!r}: it has no content that the model reads; give it {needs}")
         return encoded
 
-    def update(self, removed: Sequence[str], added: Sequence[Item]) -> None:
-        """Remove items and add encoded ones; no reader sees a state in between."""
+    def update(self, removed: Sequence[str], added: Sequence[Item], available: Mapping[str, bool] = {}) -> None:
+        """Remove items, add encoded ones, and switch known items off or on; no reader sees a state in between."""
         tensors = self.tensors_of(added) if added else None
         with self._changing:
             catalogue = self.catalogue.without(removed) if removed else self.catalogue
-            self.catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
+            catalogue = catalogue if tensors is None else catalogue.with_added(added, tensors)
+            for value in (True, False):
+                ids = [one for one, on in available.items() if on == value and catalogue.row(one) is not None]
+                catalogue = catalogue.with_available(ids, value) if ids else catalogue
+            self.catalogue = catalogue
 
     def remove_items(self, item_ids: Sequence[str]) -> None:
         """Remove all of these items or none; from the next call on they are neither recommended nor known in histories.
@@ -274,9 +278,18 @@ class Recommender:
         """
         with self._changing:
             rest = self.catalogue.without(item_ids)
-            if rest.n_items == 0:
-                raise InputError("no item would be left to recommend; keep at least one")
+            rest.check_left()
             self.catalogue = rest
+
+    def set_available(self, item_ids: Sequence[str], available: bool) -> None:
+        """Recommend items from the next call on, or no longer; in histories they stay known.
+
+        Raises InputError for an unknown item, or if no item would be left to recommend.
+        """
+        with self._changing:
+            catalogue = self.catalogue.with_available(item_ids, available)
+            catalogue.check_left()
+            self.catalogue = catalogue
 
     def tensors_of(self, items: Sequence[Item]) -> ItemTensors:
         """Encoded items as the model represents them. Raises InputError for features that make no finite scores."""

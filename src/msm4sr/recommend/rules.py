@@ -82,7 +82,7 @@ class Rules:
             for rows in some:
                 chosen[rows] = True
             allowed &= chosen
-        for rows in [*excluded, catalogue.removed_rows]:
+        for rows in [*excluded, catalogue.excluded_rows]:
             allowed[rows] = False
         return allowed
 

@@ -94,12 +94,12 @@ def _chunks(histories: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
 
 
 def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
-    """The score of every row, -inf for removed items: [rows]. After an empty history, its popularity."""
+    """The score of every row, -inf for excluded rows: [rows]. After an empty history, its popularity."""
     if not query.read:
         return catalogue.popularity()
     if query.vector is not None:
         return add_seen_bias(model, query.read, catalogue.score(query.vector))
-    return catalogue.without_removed(_model_scores(model, catalogue, query))
+    return catalogue.without_excluded(_model_scores(model, catalogue, query))
 
 
 def _model_scores(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
@@ -120,8 +120,8 @@ def add_seen_bias(model: Model, read: Sequence[int], scores: Tensor, rows: Tenso
 def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
     """The standard deviation of the scores of the run's items, without the seen-item bias; 1 if all are equal.
 
-    Removed items count, so that a change of the catalogue changes no other score. Of the products of a history's vector
-    q with item vectors of covariance C, it is sqrt(q^T C q).
+    Removed and unavailable items count, so that a change of the catalogue changes no other score. Of the products of a
+    history's vector q with item vectors of covariance C, it is sqrt(q^T C q).
     """
     if query.vector is not None:
         vector = query.vector.double()
@@ -172,7 +172,8 @@ def _highest(
         rows = torch.arange(len(scores)) if rules.allowed_rows is None else rules.allowed_rows
         return _best_pairs(rows, scores[rows], k)
     among = None if rules.allowed_rows is None else rules.allowed_rows[rules.allowed_rows < n]
-    excluded = torch.cat([hidden[hidden < n], beside[beside < n], catalogue.removed_rows])
+    excluded = torch.cat([hidden, beside, catalogue.excluded_rows])
+    excluded = excluded[excluded < n]
     within, wanted = Within(among, rules.only_categories, excluded), k
     products = catalogue.gather("item_vectors", beside) @ query.vector
     products = add_seen_bias(model, query.read, products, beside)
@@ -201,8 +202,8 @@ def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selecti
     rows: Tensor = torch.unique(torch.cat(parts))
     if not len(rows):
         return rows
-    left = torch.tensor([*selection.hidden, *catalogue.removed], dtype=torch.int64)
-    rows = rows[~torch.isin(rows, left)]
+    left = torch.tensor(list(selection.hidden), dtype=torch.int64)
+    rows = rows[~torch.isin(rows, torch.cat([left, catalogue.excluded_rows]))]
     return rows if rules.allowed is None else rows[rules.allowed[rows]]
 
 
@@ -228,7 +229,7 @@ def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -
     else:
         scores = _by_content(modalities, catalogue, row, by)
     scores[row] = -torch.inf
-    return catalogue.without_removed(scores)
+    return catalogue.without_excluded(scores)
 
 
 def _by_content(modalities: Sequence[str], catalogue: Catalogue, row: int, by: str) -> Tensor:

@@ -94,6 +94,7 @@ async def _lifespan(served: Service, bodies: Bodies, tracing: Tracing | None, ap
         ended.set()
         sampling.cancel()
         await asyncio.wait([warming])
+        await asyncio.to_thread(served.close)
         if tracing is not None:
             await asyncio.to_thread(tracing.stop)
 

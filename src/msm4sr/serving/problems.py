@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +16,7 @@ from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexUnavailable
 from msm4sr.recommend.users import UnknownUser
+from msm4sr.serving.state.store import StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # that are described
@@ -55,7 +55,7 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Turn every exception of a route into a problem document."""
-    for kind in (Refused, InputError, RequestValidationError, HTTPException, sqlite3.Error):
+    for kind in (Refused, InputError, RequestValidationError, HTTPException, StoreUnavailable):
         app.add_exception_handler(kind, _answer)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from msm4sr.data.items import LONGEST_CATEGORY, LONGEST_ID, check_characters, check_texts
 from msm4sr.recommend.explanations import Reason
@@ -112,6 +112,15 @@ class BatchRequest(RecommendOptions):
         return self
 
 
+class ItemChange(BaseModel):
+    """What changes of an item."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"available": False}]})
+    available: StrictBool = Field(
+        description="Whether it is recommended. In histories it stays known, and its details are still answered."
+    )
+
+
 class ExplainRequest(BaseModel):
     """A history and the item whose score is explained."""
 
@@ -138,7 +147,7 @@ class SimilarItems:
 
 @dataclass(frozen=True)
 class ItemDetails:
-    """The details of an item. `images` counts its images; `added`: after the training."""
+    """The details of an item. `images` counts its images; `added`: after the training; `available`: recommended."""
 
     item_id: str
     title: str
@@ -146,6 +155,7 @@ class ItemDetails:
     categories: Sequence[str]
     images: int
     added: bool
+    available: bool
     keywords: list[str]
 
 
@@ -163,6 +173,7 @@ class ItemSummary:
     initial: str
     tint: int
     added: bool
+    available: bool
 
 
 @dataclass(frozen=True)
@@ -197,8 +208,10 @@ class Readiness:
     `recall` is that of an approximate index; `failed_index` says why an index in another process cannot be
     searched, and `failed_reload` why a newer run was not loaded.
 
-    `failed_store` says why the store cannot be read, so that items cannot change; `skipped` names the first added items
-    that cannot be recommended, and why. They can be removed.
+    `failed_store` says why the store cannot be read, so that items cannot change; `state_lag` counts the seconds since
+    the items were last known to be up to date; `unavailable` counts the items that are switched off.
+
+    `skipped` names the first added items that cannot be recommended, and why. They can be removed.
     """
 
     status: str
@@ -206,10 +219,12 @@ class Readiness:
     model: str
     items: int
     added: int
+    unavailable: int
     modalities: Sequence[str]
     index: str
     recall: float | None
     failed_index: str
     failed_reload: str
     failed_store: str
+    state_lag: float
     skipped: dict[str, str]

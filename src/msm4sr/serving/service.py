@@ -8,41 +8,33 @@ between two requests.
 from __future__ import annotations
 
 import logging
-import math
 import os
-import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Annotated
 
 from pydantic import Field, IPvAnyNetwork, SecretStr
 
 from msm4sr.data.items import LONGEST_TEXT, Item
-from msm4sr.digests import json_digest
 from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.loading import load_recommender
 from msm4sr.recommend.index import IndexSettings
 from msm4sr.recommend.recommender import Recommender
-from msm4sr.recommend.scoring import COLLABORATIVE
 from msm4sr.serving.logs import LogFormat
 from msm4sr.serving.metrics import Metrics
-from msm4sr.serving.store import MOST_IMAGES, Change, ItemStore
+from msm4sr.serving.runs import check_files, encoder_name, run_signature, try_out
+from msm4sr.serving.state import POSTGRESQL, open_store
+from msm4sr.serving.state.store import MOST_IMAGES, Change, StoreUnavailable
 from msm4sr.strict import Strict
 
 logger = logging.getLogger(__name__)
 
-# The files that are loaded, and their largest size in bytes: half of the memory, if that is less.
-LARGEST = {
-    "config.yaml": 2**20,
-    "model/config.json": 2**20,
-    "model/items.json": 4 * 2**30,
-    "model/model.safetensors": 2**50,
-}
+POLL = 1.0  # seconds after which a store that is not read by each request is read at the latest
 PRODUCTS_INLINE = 1 << 22  # multiplications of a request in the event loop; a larger request runs in a thread
 
 
@@ -50,7 +42,10 @@ class ServeSettings(Strict):
     """How a run is served."""
 
     run: Path = Field(description="The run folder, or a link to one.")
-    state: Path = Field(description="The folder for added items.")
+    state: Path = Field(description="The folder for added items and thumbnails.")
+    database: SecretStr | None = Field(
+        None, description="The URL of a PostgreSQL database for added items; null: an SQLite file in `state`."
+    )
     last_run: Path | None = Field(
         None,
         description="A link to the last run that was loaded: a worker starts with that run if it cannot load `run`.",
@@ -86,6 +81,18 @@ def default_state(run: Path) -> Path:
     return absolute.with_name(absolute.name + ".state")
 
 
+def state_of(state: str | None, run: Path) -> dict[str, Path | str]:
+    """The settings `state` and `database` of an option --state. Raises InputError for the URL of something else."""
+    if state is None:
+        return {"state": default_state(run)}
+    if state.startswith(POSTGRESQL):
+        return {"state": default_state(run), "database": state}
+    if "://" in state:
+        kind = state.partition("://")[0]
+        raise InputError(f"--state {kind}://...: give a folder, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return {"state": Path(state)}
+
+
 @dataclass
 class _Served:
     """A recommender, and the latest change that it has."""
@@ -93,8 +100,9 @@ class _Served:
     recommender: Recommender
     encoded_by: str
     skipped: dict[str, str] = field(default_factory=dict)  # id of a stored item that cannot be recommended: why
+    numbers: dict[str, int] = field(default_factory=dict)  # id of an added item: the change that added it
     change: int = 0
-    data_version: int = -1
+    version: int = -1  # of the store
     lock: Lock = field(default_factory=Lock)
 
 
@@ -103,22 +111,37 @@ class Service:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.store = ItemStore(settings.state)
+        database = settings.database.get_secret_value() if settings.database is not None else None
+        self.store = open_store(settings.state, database)
         self.failed_reload = ""  # why the newer run could not be read; empty if it could
         self.failed_store = ""  # why the store cannot be read; empty if it can
         self._read = time.monotonic()  # when the items were last known to be up to date
+        self._replacing, self._closed = Lock(), Event()
         self._signature = run_signature(settings.run)
         try:
             self._reloads = self.store.counter("reload")
-        except sqlite3.Error as error:
-            raise self.store.unusable(error) from None
-        try:
-            self._served = self._load(settings.run)
-        except InputError as error:
-            if settings.last_run is None or not settings.last_run.exists():
-                raise
-            self._served, self.failed_reload = self._load(settings.last_run.resolve()), str(error)
-            logger.error("%s; the last run that could be loaded is served", error)
+            try:
+                self._served = self._load(settings.run)
+            except InputError as error:
+                if settings.last_run is None or not settings.last_run.exists():
+                    raise
+                self._served, self.failed_reload = self._load(settings.last_run.resolve()), str(error)
+                logger.error("%s; the last run that could be loaded is served", error)
+        except BaseException as error:
+            self.store.close()
+            if isinstance(error, StoreUnavailable):
+                raise self.store.unusable(error) from None
+            raise
+        self._follower = Thread(target=self._follow, daemon=True)
+        if not self.store.at_once:
+            self._follower.start()
+
+    def close(self) -> None:
+        """No longer follow the store, and close it."""
+        self._closed.set()
+        if self._follower.is_alive():
+            self._follower.join(2 * POLL)
+        self.store.close()
 
     @property
     def recommender(self) -> Recommender:
@@ -130,15 +153,43 @@ class Service:
         """Id of a stored item that cannot be recommended, and why."""
         return self._current().skipped
 
-    def _current(self, to_change: bool = False) -> _Served:
+    @property
+    def state_lag(self) -> float:
+        """Seconds since the items were last known to be up to date."""
+        return time.monotonic() - self._read
+
+    def _current(self) -> _Served:
         served = self._served
-        self._catch_up(served)
-        if to_change and self.failed_store:
-            raise sqlite3.OperationalError(self.failed_store)
+        if self.store.at_once:
+            with suppress(StoreUnavailable):
+                self._catch_up(served)
         return served
 
+    def _latest(self) -> _Served:
+        """The items with all changes, before and after a change. Raises StoreUnavailable."""
+        with self._replacing:
+            served = self._served
+            encoded = self._apply_new(served)
+        self._keep_features(served, encoded)
+        return served
+
+    def _follow(self) -> None:
+        """Apply the changes of other processes until this service is closed; requests then need not read the store."""
+        while not self._closed.is_set():
+            try:
+                self._catch_up(self._served)
+            except StoreUnavailable:
+                pass
+            except Exception as error:
+                logger.exception("changes of items could not be applied")
+                self.failed_store = first_line(error)
+            self.store.wait(POLL)
+
     def _load(self, run: Path) -> _Served:
-        """Load a run and the added items, and try it out. Raises InputError for any problem of the run."""
+        """Load a run and the added items, and try it out.
+
+        Raises InputError for any problem of the run, StoreUnavailable for one of the store.
+        """
         try:
             folder = run.resolve()
             check_files(run)
@@ -150,12 +201,10 @@ class Service:
             raise InputError(f"{run}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
         served = _Served(recommender, encoder_name(recommender))
         self._catch_up(served)
-        if self.failed_store:
-            raise self.store.unusable(self.failed_store)
         if recommender.catalogue.n_items == 0:
             why = "; ".join(f"{item_id!r}: {reason}" for item_id, reason in list(served.skipped.items())[:3])
             raise InputError(
-                f"{run}: no item is left to recommend: {self.settings.state} has removed all items of the run"
+                f"{run}: no item is left to recommend: {self.store.name} excludes all items of the run"
                 + (f", and added ones are skipped ({why})" if why else "")
                 + "; choose another run, or another --state"
             )
@@ -168,34 +217,46 @@ class Service:
         return served
 
     def _catch_up(self, served: _Served) -> None:
-        """Apply the changes since the last call. While the store cannot be read, the items stay as they are."""
-        encoded: list[Item] = []
+        """Apply the changes since the last call. Raises StoreUnavailable; the items then stay as they are."""
+        self._keep_features(served, self._apply_new(served))
+
+    def _apply_new(self, served: _Served) -> list[Change]:
+        """As `_catch_up`, and return the changes of items that were encoded again."""
+        encoded: list[Change] = []
         try:
             version = self.store.version()
-            if version != served.data_version:
+            if version != served.version:
                 with served.lock:
                     if changes := self.store.changes(served.change):
                         encoded = self._apply(served, changes)
-                    served.data_version = version
-            if encoded:  # without the lock: `remove` has the lock of the store first
-                self.store.replace_features(encoded, served.encoded_by)
-            self.failed_store, self._read = "", time.monotonic()
-        except sqlite3.Error as error:
+                    served.version = version
+        except StoreUnavailable as error:
             if not self.failed_store:
-                logger.error("%s: cannot be read (%s); items stay as they are", self.store.file, error)
+                logger.error("%s: cannot be read (%s); items stay as they are", self.store.name, error)
             self.failed_store = str(error)
+            raise
+        self.failed_store, self._read = "", time.monotonic()
+        return encoded
 
-    def _apply(self, served: _Served, changes: Sequence[Change]) -> list[Item]:
-        """Apply changes, and return the items that were encoded again."""
-        recommender, catalogue = served.recommender, served.recommender.catalogue
-        removed, added, again = [], [], []
+    def _keep_features(self, served: _Served, encoded: Sequence[Change]) -> None:
+        """Call this without the locks of this class: a change has the lock of the store first."""
+        if encoded:
+            self.store.replace_features(encoded, served.encoded_by)
+
+    def _apply(self, served: _Served, changes: Sequence[Change]) -> list[Change]:
+        """Apply changes, and return those of items that were encoded again."""
+        catalogue = served.recommender.catalogue
+        removed, added, again = list[str](), list[Item](), list[Change]()
         for change in changes:
+            if change.available is not None:
+                continue
             served.skipped.pop(change.item_id, None)
             in_run = change.item_id in catalogue.items.rows
             if not change.removed and in_run and not change.replaces:
                 continue  # a newer run was trained on it: the model knows more than its content
             if catalogue.row(change.item_id) is not None:
                 removed.append(change.item_id)
+            served.numbers.pop(change.item_id, None)
             if change.removed:
                 continue
             try:
@@ -204,19 +265,25 @@ class Service:
                 self._skip(served, change.item_id, first_line(error))
                 continue
             added.append(item)
+            served.numbers[item.item_id] = change.number
             if change.encoded_by != served.encoded_by:
-                again.append(item)
-        try:
-            recommender.update(removed, added)
-        except Exception:
-            recommender.update(removed, [item for item in added if self._fits(served, item)])
+                again.append(replace(change, item=item))
+        switched = {change.item_id: change.available for change in changes if change.available is not None}
+        self._update(served, removed, added, switched)
         served.change = max(served.change, *(change.number for change in changes))
         return again
+
+    def _update(self, served: _Served, removed: list[str], added: list[Item], switched: Mapping[str, bool]) -> None:
+        try:
+            served.recommender.update(removed, added, switched)
+        except Exception:
+            fitting = [item for item in added if self._fits(served, item)]
+            served.recommender.update(removed, fitting, switched)
 
     def _stored(self, served: _Served, change: Change) -> Item:
         """An added item, encoded again if its features are of other encoders. May raise any exception."""
         if change.item is None:
-            raise InputError(f"its row in {self.store.file} is damaged ({change.damage}); remove the item")
+            raise InputError(f"its row in {self.store.name} is damaged ({change.damage}); remove the item")
         if change.encoded_by == served.encoded_by:
             return change.item
         images = self.store.images(change.item_id)
@@ -235,28 +302,43 @@ class Service:
         served.skipped[item_id] = why
         logger.warning("the added item %r is skipped: %s", item_id, why)
 
+    def image(self, item_id: str, number: int) -> bytes | None:
+        """An image that was uploaded for an item; None if there is none. Raises StoreUnavailable."""
+        if self.failed_store:
+            raise StoreUnavailable(self.failed_store)  # without waiting for it
+        return self.store.image(item_id, number)
+
+    def added_by(self, item_id: str) -> int | None:
+        """The number of the change that added an item; None for an item of the run."""
+        return self._served.numbers.get(item_id)
+
     def add(self, items: Sequence[Item]) -> None:
         """Encode new items, store them, and recommend them from now on. Raises as `Recommender.add_items`."""
-        served = self._current(to_change=True)
+        served = self._latest()
         catalogue = served.recommender.catalogue
         catalogue.check_new(items)
         encoded = served.recommender.encode_items(items)
         served.recommender.tensors_of(encoded)  # before they are stored
         replaces = [item.item_id in catalogue.items.rows for item in items]
         self.store.add(encoded, served.encoded_by, replaces)
-        self._current(to_change=True)
+        self._latest()
 
     def remove(self, item_id: str) -> None:
         """Store that an item was removed, and no longer recommend it. Raises InputError for an unknown or last item."""
         with self.store.transaction():  # no other process changes items meanwhile
-            served = self._current(to_change=True)
+            served = self._latest()
             catalogue = served.recommender.catalogue
             if item_id not in served.skipped:
-                catalogue.known_row(item_id)
-                if catalogue.n_items == 1:
-                    raise InputError("no item would be left to recommend; keep at least one")
+                catalogue.without([item_id]).check_left()
             self.store.remove(item_id, item_id in catalogue.items.rows)
-        self._current(to_change=True)
+        self._latest()
+
+    def set_available(self, item_ids: Sequence[str], available: bool) -> None:
+        """Store whether items can be recommended. Raises InputError for an unknown item, or if none would be left."""
+        with self.store.transaction():
+            self._latest().recommender.catalogue.with_available(item_ids, available).check_left()
+            self.store.set_available(item_ids, available)
+        self._latest()
 
     def sample(self) -> None:
         """Set the metrics that describe this moment."""
@@ -265,29 +347,33 @@ class Service:
         metrics.items.set(recommender.catalogue.n_items)
         metrics.added.set(len(recommender.catalogue.added))
         metrics.set_index(index.kind, index.recall)
-        metrics.state_lag.set(time.monotonic() - self._read)
+        metrics.state_lag.set(self.state_lag)
 
     def reload_if_changed(self) -> bool:
         """Reload the run if it has changed or a reload was requested; whether it was reloaded.
 
-        If the new run cannot be loaded, the old one is kept, and `failed_reload` says why.
+        If the new run cannot be loaded, the old one is kept, and `failed_reload` says why. While the store cannot be
+        read, nothing is reloaded.
         """
         signature = run_signature(self.settings.run)
         try:
             reloads = self.store.counter("reload")
-        except sqlite3.Error:
-            reloads = self._reloads  # /ready says so
-        if signature == self._signature and reloads == self._reloads:
-            return False
-        self._signature, self._reloads = signature, reloads
-        try:
+            if signature == self._signature and reloads == self._reloads:
+                return False
             served = self._load_in_time()
+        except StoreUnavailable:  # /ready says so; the next call tries again
+            return False
         except InputError as error:
+            self._signature, self._reloads = signature, reloads
             self.failed_reload = str(error)
             self.metrics.failed_reloads.inc()
             logger.error("the run was not reloaded: %s", error)
             return False
-        self._served, self.failed_reload = served, ""
+        self._signature, self._reloads = signature, reloads
+        with self._replacing:  # after a change is acknowledged, no request sees items without it
+            with suppress(StoreUnavailable):
+                self._apply_new(served)
+            self._served, self.failed_reload = served, ""
         self.metrics.reloads.inc()
         logger.info("the run was reloaded: %s", self.settings.run.resolve())
         return True
@@ -312,47 +398,3 @@ class Service:
 def products_per_history(recommender: Recommender) -> int:
     """Multiplications that find the best items for a history."""
     return recommender.index.products
-
-
-def run_signature(run: Path) -> list[object]:
-    """The path of a run and the times of the files that are loaded; empty if there is none."""
-    try:
-        folder = run.resolve()
-        stats = [(folder / name).stat() for name in LARGEST]
-    except (OSError, RuntimeError):  # a loop of links
-        return []
-    return [folder, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)]
-
-
-def check_files(run: Path) -> None:
-    """Raise InputError if a file of the run is no ordinary file, or too large to be loaded into memory."""
-    for file in [run / "config.yaml", *(run / "model").glob("*")]:
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise InputError(f"{file}: not an ordinary file")
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name, largest in LARGEST.items():
-        file = run / name
-        if file.exists() and (size := file.stat().st_size) > min(largest, available // 2):
-            raise InputError(f"{file}: too large to be loaded ({size:,} bytes)")
-
-
-def try_out(recommender: Recommender) -> None:
-    """Recommend, compare and explain once. Raises InputError for scores that are not finite, or any other exception."""
-    item_id = recommender.catalogue.item_id(0)
-    found = recommender.recommend([item_id], exclude_seen=False, reasons=True).items
-    scores = [one.score for one in (*found, *recommender.similar_items(item_id, by=COLLABORATIVE))]
-    scores.append(recommender.explain([item_id], item_id).score)
-    if not all(map(math.isfinite, scores)):
-        raise InputError("the run recommends with scores that are not finite; its weights are damaged")
-
-
-def encoder_name(recommender: Recommender) -> str:
-    """A name for what encodes new items: equal names make equal features."""
-    encoder = recommender.encoder
-    if encoder is None:
-        return ""
-    settings, precomputed = encoder.settings.model_dump(mode="json"), sorted(encoder.precomputed)
-    record = {"settings": settings, "dims": encoder.dims, "precomputed": precomputed}
-    if encoder.settings.visual.kind == "keywords":
-        record["folder"] = str(encoder.folder)  # keywords and their map are learned from the catalogue there
-    return json_digest(record)

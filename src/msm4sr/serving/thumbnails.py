@@ -27,19 +27,24 @@ class ThumbnailCache:
         self._decoding = threading.BoundedSemaphore(DECODERS)
 
     def get(self, item_id: str, number: int, side: int) -> tuple[bytes, str] | None:
-        """A JPEG of an image of an item, of about `side` pixels, and its ETag; None without one that can be read."""
-        if (found := self._source(item_id, number)) is None:
+        """A JPEG of an image of an item, of about `side` pixels, and its ETag; None without one that can be read.
+
+        Raises StoreUnavailable for an image of an added item that is not cached.
+        """
+        if (source := self._source(item_id, number)) is None:
             return None
-        source, stored = found
         side = min(SIDES, key=lambda one: abs(one - side))
         file = self._file(source, side)
         tag = f'"{file.stem}"'
         with suppress(OSError):
             if (kept := file.read_bytes()).startswith(JPEG[0]) and kept.endswith(JPEG[1]):
                 return kept, tag
+        added = self._service.added_by(item_id) is not None
+        if (stored := self._service.image(item_id, number) if added else b"") is None:
+            return None
         with self._decoding:
             try:
-                data = self._service.recommender.read_image(item_id, number) if stored is None else stored
+                data = stored if added else self._service.recommender.read_image(item_id, number)
                 thumbnail = small_jpeg(decode_image(data, side), side)
             except BrokenImage:
                 return None
@@ -52,22 +57,20 @@ class ThumbnailCache:
         recommender = self._service.recommender
         row = recommender.catalogue.row(item_id)
         numbers = range(0 if row is None else len(recommender.catalogue.item(row).images))
-        sources = [found[0] for number in numbers if (found := self._source(item_id, number)) is not None]
+        sources = [found for number in numbers if (found := self._source(item_id, number)) is not None]
         return [self._file(source, side) for source in sources for side in SIDES]
 
     def _file(self, source: str, side: int) -> Path:
         name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
         return self._folder / f"{name}.jpg"
 
-    def _source(self, item_id: str, number: int) -> tuple[str, bytes | None] | None:
-        """What names an image of an item, and its bytes if it was uploaded; None without such an image."""
+    def _source(self, item_id: str, number: int) -> str | None:
+        """What names an image of an item; None without such an image."""
         recommender = self._service.recommender
         catalogue = recommender.catalogue
         row = catalogue.row(item_id)
         if row is None or number >= len(catalogue.item(row).images):
             return None
         if not catalogue.is_added(row):
-            return f"{recommender.folder}/{catalogue.items.images[row][number]}", None
-        if (stored := self._service.store.image(item_id, number)) is None:
-            return None
-        return f"added {item_id} {number} {stored[1]}", stored[0]
+            return f"{recommender.folder}/{catalogue.items.images[row][number]}"
+        return f"added {item_id} {number} {self._service.added_by(item_id)}"

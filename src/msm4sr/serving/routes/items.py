@@ -27,7 +27,16 @@ from msm4sr.serving.dependencies import (
     check_sizes,
 )
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.schemas import Category, FoundItems, ItemDetails, ItemId, ItemSummary, SimilarItems, Text
+from msm4sr.serving.schemas import (
+    Category,
+    FoundItems,
+    ItemChange,
+    ItemDetails,
+    ItemId,
+    ItemSummary,
+    SimilarItems,
+    Text,
+)
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import ThumbnailCache
 
@@ -121,7 +130,19 @@ def _details(service: Service, item_id: str) -> ItemDetails:
     row = catalogue.known_row(item_id)
     item, added = catalogue.item(row), catalogue.is_added(row)
     keywords = recommender.keywords(item)
-    return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, keywords)
+    available = item_id not in catalogue.unavailable
+    return ItemDetails(item_id, item.name, item.text, item.categories, len(item.images), added, available, keywords)
+
+
+@router.patch("/{item_id:id}", response_model=ItemDetails, responses=described(401, 404))
+async def change_item(item_id: ItemPath, body: ItemChange, service: CurrentService, request: Request) -> Response:
+    """Switch an item off, so that it is not recommended, or on again."""
+
+    def change() -> ItemDetails:
+        service.set_available([item_id], body.available)
+        return _details(service, item_id)
+
+    return as_json(await change_in_thread(request, change))
 
 
 @router.delete("/{item_id:id}", status_code=204, responses=described(401, 404))
@@ -175,7 +196,8 @@ def item_summary(catalogue: Catalogue, row: int, root: str) -> ItemSummary:
     item_id, title, added = catalogue.item_id(row), catalogue.name(row), catalogue.is_added(row)
     has_image = bool(catalogue.item(row).images) if added else _has_image(catalogue.items.images[row])
     image, page = image_path(item_id, root) if has_image else None, f"{root}/item/{quote(item_id, safe='')}"
-    return ItemSummary(item_id, title, image, page, initial_of(title), tint_of(item_id), added)
+    available = item_id not in catalogue.unavailable
+    return ItemSummary(item_id, title, image, page, initial_of(title), tint_of(item_id), added, available)
 
 
 def image_path(item_id: str, root: str) -> str:

@@ -42,12 +42,14 @@ async def ready(service: CurrentService, request: Request) -> Response:
             model=recommender.model.config.model_dump()["name"],
             items=catalogue.n_items,
             added=len(catalogue.added),
+            unavailable=len(catalogue.unavailable),
             modalities=recommender.modalities,
             index=index.kind,
             recall=index.recall,
             failed_index=failed_index,
             failed_reload=service.failed_reload,
             failed_store=service.failed_store,
+            state_lag=round(service.state_lag, 3),
             skipped=dict(list(service.skipped.items())[:SKIPPED]),
         )
     )
