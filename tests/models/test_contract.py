@@ -55,6 +55,8 @@ ROWS = torch.tensor([[1, 5, 0, 7], [3, 4, 11, 7], [2, 2, 2, 9]])
 TRAINED = [name for name in MODELS if list(make_model(name).parameters())]
 SEQUENTIAL = [name for name in TRAINED if MODELS[name].ranks_seen_items]
 """Their scores depend on the order of a history."""
+EXTENDING = [name for name, model in MODELS.items() if getattr(model, "can_extend", False)]
+"""They continue a history that was read before."""
 
 
 @pytest.fixture(params=MODELS)
@@ -70,6 +72,7 @@ def scores(model: Model, rows: Tensor, lengths: list[int], users: Tensor | None 
 
 def test_the_lists_of_these_tests_are_not_empty() -> None:
     assert {"sasrec", "msm4sr"} <= set(SEQUENTIAL)
+    assert {"sasrec", "sasrecm", "msm4sr"} == set(EXTENDING)
 
 
 # Scores
@@ -109,6 +112,19 @@ def test_the_vector_of_a_history_is_that_of_its_last_prefix(name: str, ends: lis
         prefixes = model.encode_histories(ROWS, catalogue)  # [B, L, Q]
         last = model.encode_last(ROWS, lengths, catalogue)
     torch.testing.assert_close(last, prefixes[torch.arange(3), lengths - 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXTENDING)
+@pytest.mark.parametrize("parts", [[1, 1, 1, 1], [4], [2, 2], [1, 3]])
+def test_a_history_read_in_parts_has_the_vector_of_the_complete_one(name: str, parts: list[int]) -> None:
+    model, past, begin = make_model(name).eval(), (), 0
+    with torch.no_grad():
+        catalogue = model.encode_items()
+        for length in parts:
+            vector, past = model.extend_history(ROWS[:1, begin : begin + length], catalogue, past)
+            begin += length
+            complete = model.encode_last(ROWS[:1], torch.tensor([begin]), catalogue)
+            torch.testing.assert_close(vector, complete, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)

@@ -27,7 +27,7 @@ from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import ItemFeatures, initialise, take
 from msm4sr.models.located_items import LocatedItems, Segments, to_device
 from msm4sr.models.registry import register_model
-from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
+from msm4sr.models.transformer import SEARCH, CausalTransformer, Past, TransformerConfig
 from msm4sr.models.whitening import WhitenedFeatures, whiten
 from msm4sr.ragged import Ragged
 
@@ -70,7 +70,7 @@ class MSM4SR(ContentModel):
 
     Config = MSM4SRConfig
     label = "MSM4SR"
-    can_pad = True
+    can_pad = can_extend = True
     tasks = {"pretrain": "multimodal_contrastive", "finetune": "next_item"}
     search = {
         **SEARCH,
@@ -150,6 +150,12 @@ class MSM4SR(ContentModel):
         inputs = self._inputs(histories, embeddings)
         hidden = self.transformer.last(inputs.flatten(0, 1), lengths.repeat(len(inputs)))  # [M * B, D]
         return self._scaled(hidden.view(*inputs.shape[:2], -1)).transpose(0, 1).flatten(1)
+
+    def extend_history(self, items: Tensor, embeddings: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """[1, M * D]."""
+        inputs = self._inputs(items, embeddings)
+        hidden, past = self.transformer.extend(inputs.flatten(0, 1), past)  # [M, D]
+        return self._scaled(hidden.unsqueeze(1)).transpose(0, 1).flatten(1), past
 
     def _inputs(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """The Transformer's input: [M, B, L, D]."""

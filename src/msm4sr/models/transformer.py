@@ -21,6 +21,10 @@ SEARCH: Mapping[str, Mapping[str, Any]] = {
 """The settings that tuning searches for every model with a Transformer."""
 
 
+Past = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of the positions of a history that were computed before, of each layer: [B, heads, P, d]."""
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, visible: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v with `dropout` of the weights; q, k [B, heads, L, any], v and result [B, heads, L, d].
 
@@ -67,6 +71,16 @@ class CausalAttention(nn.Module):
         mixed = attend(q.transpose(1, 2), k, v, self.dropout, visible)
         return self.out(mixed.transpose(1, 2).flatten(1))  # type: ignore[no-any-return]
 
+    def extend(self, x: Tensor, past: tuple[Tensor, Tensor] | None, n: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`forward` at the last `n` positions of x [B, L, D], which follows `past`: [B, n, D], and the new `past`."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        position = torch.arange(k.shape[2], device=x.device)
+        visible = position <= position[-n:, None]  # [n, P + L]
+        mixed = F.scaled_dot_product_attention(q[:, :, -n:], k, v, visible, scale=v.shape[-1] ** -0.5)
+        return self.out(mixed.transpose(1, 2).flatten(2)), (k, v)
+
 
 class TransformerLayer(nn.Module):
     """Attention, then a feed-forward network, each added to its input and normalised after."""
@@ -88,6 +102,11 @@ class TransformerLayer(nn.Module):
         """`forward` at one position of each row: [B, D]."""
         own = x[torch.arange(x.shape[0], device=x.device), positions]
         return self._after(own, self.attention.at(x, positions))  # type: ignore[operator]
+
+    def extend(self, x: Tensor, past: tuple[Tensor, Tensor] | None, n: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """See `CausalAttention.extend`."""
+        attended, past = self.attention.extend(x, past, n)  # type: ignore[operator]
+        return self._after(x[:, -n:], attended), past
 
     def _after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.attention_norm(x + self.dropout(attended))
@@ -145,3 +164,22 @@ class CausalTransformer(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x)
         return self.layers[-1].at(x, lengths - 1)  # type: ignore[no-any-return,operator]
+
+    def extend(self, x: Tensor, past: Past = ()) -> tuple[Tensor, Past]:
+        """`last` of histories that continue earlier ones of the same length; for evaluation.
+
+        Args:
+            x: [B, L, D], without padding.
+            past: what the call for the items before has returned; none: x is complete.
+
+        Returns:
+            [B, D], and `past` for the items that follow.
+        """
+        begin = past[0][0].shape[2] if past else 0
+        x = self.norm(x + self.position.weight[begin : begin + x.shape[1]])
+        extended = []
+        for number, layer in enumerate(self.layers):
+            n = 1 if number == len(self.layers) - 1 else x.shape[1]
+            x, kept = layer.extend(x, past[number] if past else None, n)  # type: ignore[operator]
+            extended.append(kept)
+        return x[:, -1], tuple(extended)

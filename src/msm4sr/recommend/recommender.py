@@ -21,7 +21,7 @@ from msm4sr.features.content import ContentEncoder
 from msm4sr.features.images import read_image
 from msm4sr.features.text import item_sentences
 from msm4sr.models.base import Model
-from msm4sr.models.capabilities import has_content
+from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue, ItemTensors
 from msm4sr.recommend.explanations import (
@@ -35,6 +35,7 @@ from msm4sr.recommend.explanations import (
     score_parts,
     sentence_weights,
 )
+from msm4sr.recommend.history_cache import HistoryCache
 from msm4sr.recommend.index import ExactIndex, VectorIndex, top_k
 from msm4sr.recommend.rules import NO_RULES, Rules
 from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
@@ -101,6 +102,7 @@ class Recommender:
         self.model, self.encoder, self.folder, self.strict = model, encoder, folder, strict
         self.index: VectorIndex = index or ExactIndex(catalogue.tensors.item_vectors)
         self.catalogue, self.modalities = catalogue, modalities_of(model)
+        self.cache = HistoryCache(model) if is_factorized(model) and model.can_extend else None
         self.users, self._keywords, self._changing = users, keywords, Lock()
 
     @classmethod
@@ -189,7 +191,7 @@ class Recommender:
         found = []
         with torch.inference_mode():
             with stage("encode"):
-                queries = make_queries(model, catalogue, [rows for rows, _ in known], by)
+                queries = make_queries(model, catalogue, [rows for rows, _ in known], by, self.cache)
             for query, (rows, unknown) in zip(queries, known, strict=True):
                 hidden = set(rows) if exclude_seen or not model.ranks_seen_items else set()
                 with stage("search"):

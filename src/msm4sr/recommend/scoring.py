@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.diversity import diversify, pool_size
+from msm4sr.recommend.history_cache import HistoryCache
 from msm4sr.recommend.index import VectorIndex, Within, top_k
 from msm4sr.recommend.rules import RowRules
 
@@ -53,21 +55,38 @@ def modalities_of(model: Model) -> tuple[str, ...]:
     return model.content_modalities if has_content(model) else ()
 
 
-def make_queries(model: Model, catalogue: Catalogue, histories: Sequence[Sequence[int]], by: str = BOTH) -> list[Query]:
-    """A query for each history of rows, oldest first. Raises InputError for an unknown `by`."""
+def make_queries(
+    model: Model,
+    catalogue: Catalogue,
+    histories: Sequence[Sequence[int]],
+    by: str = BOTH,
+    cache: HistoryCache | None = None,
+) -> list[Query]:
+    """A query for each history of rows, oldest first. Raises InputError for an unknown `by`.
+
+    A history that is alone, of items of the run, is encoded through the `cache`.
+    """
     if by != BOTH and by not in (modalities := modalities_of(model)):
         raise InputError(f"by is {by!r}: this model can recommend by {', '.join((*modalities, BOTH))}")
     read = latest_items(histories, model.max_history)
     filled = [history for history in read if history]
     if not is_factorized(model) or not filled:
         return [Query(history) for history in read]
-    vectors = iter(encode_histories(model, catalogue, filled, by))
+    if cache is not None and len(filled) == 1 and max(filled[0]) < len(catalogue.items):
+        encoded = _only(model, cache.encode(filled[0], partial(catalogue.gather, "embeddings")), by)
+    else:
+        encoded = encode_histories(model, catalogue, filled, by)
+    vectors = iter(encoded)
     return [Query(history, next(vectors) if history else None) for history in read]
 
 
 def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
     """The vectors of histories of rows that the model reads: [B, Q]."""
-    vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(read)])
+    return _only(model, torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(read)]), by)
+
+
+def _only(model: FactorizedModel, vectors: Tensor, by: str) -> Tensor:
+    """Vectors [B, Q] of which other modalities than `by` do not count."""
     return model.only(vectors, by) if by != BOTH and has_content(model) else vectors
 
 

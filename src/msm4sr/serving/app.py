@@ -24,7 +24,7 @@ from msm4sr.serving.observation import Observation
 from msm4sr.serving.paths import EncodedSlashes
 from msm4sr.serving.problems import Problem, add_problem_handlers, described
 from msm4sr.serving.routes import items, pages, recommend, service
-from msm4sr.serving.service import PRODUCTS_INLINE, ServeSettings, Service, products_per_history
+from msm4sr.serving.service import PRODUCTS_INLINE, ServeSettings, Service
 from msm4sr.serving.thumbnails import ThumbnailCache
 from msm4sr.serving.tracing import Tracing, wants_traces
 
@@ -54,7 +54,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     tracing = Tracing(settings.trace) if wants_traces(settings.trace) else None
     served, drain, bodies = Service(settings), Drain(settings.drain), Bodies()
     # One thread is fastest unless a history is multiplied with a large catalogue.
-    large = products_per_history(served.recommender) > PRODUCTS_INLINE
+    large = served.recommender.index.products > PRODUCTS_INLINE
     cores = (os.cpu_count() or 1) // settings.workers
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores)) if large else 1)
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -55,8 +55,8 @@ class Metrics:
         self.unknown = counter("msm4sr_unknown_items", "Unknown items in histories")
         self.reloads = counter("msm4sr_reloads", "Newer runs loaded, by each worker")
         self.failed_reloads = counter("msm4sr_failed_reloads", "Newer runs that could not be loaded, by each worker")
-        self.cache_hits = counter("msm4sr_cache_hits", "Histories that were found in the cache")
-        self.cache_misses = counter("msm4sr_cache_misses", "Histories that were not found in the cache")
+        self.cache_hits = counter("msm4sr_cache_hits", "Histories that were found in the cache, or that continue one")
+        self.cache_misses = counter("msm4sr_cache_misses", "Histories of which the cache had no part")
         gauge = partial(Gauge, registry=registry, multiprocess_mode="mostrecent")
         self.items = gauge("msm4sr_items", "Items that can be recommended")
         self.added = gauge("msm4sr_added_items", "Items that were added after the training")
@@ -85,6 +85,10 @@ class Metrics:
             seconds[name] = seconds.get(name, 0.0) + (ended - began) / 1e9
         for name, spent in seconds.items():
             self._stages.labels(name).observe(spent)
+
+    def count_lookup(self, found: bool) -> None:
+        """Count a history that was looked up in the cache, itself or one that it continues."""
+        (self.cache_hits if found else self.cache_misses).inc()
 
     def set_index(self, kind: str, recall: float | None) -> None:
         """The index in use; `recall` is None for exact search."""

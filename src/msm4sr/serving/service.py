@@ -195,6 +195,8 @@ class Service:
             check_files(run)
             recommender = load_recommender(run, self.settings.index)
             try_out(recommender)
+            if recommender.cache is not None:
+                recommender.cache.on_lookup = self.metrics.count_lookup
         except (InputError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a panic of polars is no Exception
@@ -393,8 +395,3 @@ class Service:
         except TimeoutError:
             limit = self.settings.load_seconds
             raise InputError(f"{self.settings.run}: not loaded within {limit:,g} seconds; given up") from None
-
-
-def products_per_history(recommender: Recommender) -> int:
-    """Multiplications that find the best items for a history."""
-    return recommender.index.products

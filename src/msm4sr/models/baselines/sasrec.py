@@ -21,7 +21,7 @@ from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
-from msm4sr.models.transformer import SEARCH, CausalTransformer, TransformerConfig
+from msm4sr.models.transformer import SEARCH, CausalTransformer, Past, TransformerConfig
 
 
 class IDTransformerConfig(TransformerConfig):
@@ -60,6 +60,10 @@ class IDTransformer(FactorizedModel):
         """[B, D]."""
         return self.transformer.last(take(embeddings, histories).squeeze(2), lengths)
 
+    def extend_history(self, items: Tensor, embeddings: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """[1, D]."""
+        return self.transformer.extend(take(embeddings, items).squeeze(2), past)
+
 
 class SASRecConfig(IDTransformerConfig):
     name: Literal["sasrec"] = "sasrec"
@@ -71,7 +75,7 @@ class SASRec(IDTransformer):
 
     Config = SASRecConfig
     label = "SASRec"
-    can_pad = True
+    can_pad = can_extend = True
     search = {**SEARCH, "model.layers": {"kind": "int", "low": 1, "high": 3}}
 
     def __init__(self, config: SASRecConfig, inputs: Inputs) -> None:

@@ -15,7 +15,7 @@ from msm4sr.serving.bodies import BoundedRoute
 from msm4sr.serving.dependencies import CurrentService, as_json, check_sizes, histories_of, in_thread
 from msm4sr.serving.problems import described
 from msm4sr.serving.schemas import BatchRequest, BatchResults, ExplainRequest, RecommendOptions, RecommendRequest
-from msm4sr.serving.service import PRODUCTS_INLINE, products_per_history
+from msm4sr.serving.service import PRODUCTS_INLINE
 
 # The largest requests that are answered in the event loop: histories, and items that are read of one.
 HISTORIES_INLINE, READ_INLINE = 8, 200
@@ -72,10 +72,6 @@ async def _run(
     """Run short work at once, since a thread costs more, and long work in a thread."""
     read = min(max(map(len, histories)), recommender.model.max_history)
     slow = options.reasons or options.has_rules or read > READ_INLINE or len(histories) > HISTORIES_INLINE
-    if (
-        not slow
-        and not recommender.index.remote
-        and len(histories) * products_per_history(recommender) <= PRODUCTS_INLINE
-    ):
+    if not slow and not recommender.index.remote and len(histories) * recommender.index.products <= PRODUCTS_INLINE:
         return work()
     return await in_thread(request, work)
