@@ -29,7 +29,7 @@ from msm4sr.recommend.rules import RowRules
 
 BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
-SLOTS_AT_ONCE = 1 << 14  # positions of padded histories that are encoded at once
+SLOTS_AT_ONCE = 1 << 11  # positions of padded histories that are encoded at once
 BESIDE_SHARE = 8  # at most one in so many rows is scored beside the index; if there are more, all are scored
 
 
@@ -82,7 +82,10 @@ def make_queries(
 
 def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
     """The vectors of histories of rows that the model reads: [B, Q]."""
-    return _only(model, torch.cat([_encode(model, catalogue, chunk) for chunk in _chunks(read)]), by)
+    order = sorted(range(len(read)), key=lambda place: len(read[place]))  # similar lengths need little padding
+    chunks = _chunks([read[place] for place in order])
+    vectors = torch.cat([_encode(model, catalogue, chunk) for chunk in chunks])
+    return _only(model, vectors[torch.tensor(order).argsort()], by)
 
 
 def _only(model: FactorizedModel, vectors: Tensor, by: str) -> Tensor:
