@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
+    python benchmarks/serving.py --run runs/ml-1m --growing   # histories that grow by an item from request to request
     python benchmarks/serving.py --items 10000 --page   # the requests of the web page, instead
 
 Prints a table (Markdown). Each index first receives requests from 8 connections as fast as it answers, then at fixed
@@ -39,7 +40,9 @@ from msm4sr.models.registry import build
 from msm4sr.ragged import Ragged
 
 WIDTH, CENTRES = 32, 1000
-MAX_HISTORIES = 2000  # sent, in turn
+MAX_HISTORIES = 20_000  # sent, in turn: more than there are requests, so that none is sent twice
+LONGEST = 2000  # of a history, as a service takes by default
+TOGETHER, STEPS = 64, 8  # users whose histories grow at the same time, and by how many items
 RATES = (50.0, 100.0, 300.0)  # requests per second
 
 
@@ -65,7 +68,7 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
 
 
 def histories_of(folder: Path) -> list[list[str]]:
-    """Complete histories of some users of a run's data set; random ones if there is no data set."""
+    """Histories of the users of a run's data set; random ones if there is no data set."""
     run = open_run(folder)
     ids = read_stored_items(run).item_ids
     try:
@@ -73,11 +76,26 @@ def histories_of(folder: Path) -> list[list[str]]:
     except InputError:
         rng = np.random.default_rng(0)
         return [[ids[item] for item in rng.integers(0, len(ids), rng.integers(1, 100))] for _ in range(MAX_HISTORIES)]
+    log = log.group_by("user_id", maintain_order=True).tail(LONGEST)
     users = log["user_id"].unique(maintain_order=True)
     chosen = users.sample(min(MAX_HISTORIES, len(users)), shuffle=True, seed=0)
     selected = log.filter(pl.col("user_id").is_in(chosen.implode()))
     histories: list[list[str]] = selected.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
-    return [histories[place] for place in np.random.default_rng(0).permutation(len(histories))]
+    histories = [histories[place] for place in np.random.default_rng(0).permutation(len(histories))]
+    n = len(histories)
+    for place in range(MAX_HISTORIES - n):  # without their latest items
+        histories.append(histories[place % n][: -1 - place // n] or histories[place % n])
+    return histories
+
+
+def grow(histories: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The histories as they were before each of their latest items, of several users in turn."""
+    return [
+        history[: max(1, len(history) - back)]
+        for first in range(0, len(histories) // STEPS, TOGETHER)
+        for back in reversed(range(STEPS))
+        for history in histories[first : first + TOGETHER]
+    ]
 
 
 def measure(server: Server, histories: Sequence[Sequence[str]], rates: Sequence[float], seconds: float) -> None:
@@ -135,13 +153,14 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Duration of each measurement.")] = 30,
     workers: Annotated[int, typer.Option(min=1)] = 1,
+    growing: Annotated[bool, typer.Option("--growing", help="Each history grows from request to request.")] = False,
     page: Annotated[bool, typer.Option("--page", help="Measure the requests of the web page.")] = False,
 ) -> None:
     with handle_errors(), tempfile.TemporaryDirectory() as scratch:
         if (run is None) == (items is None):
             raise InputError("name either a run (--run) or the size of a generated catalogue (--items)")
         folder = run if run is not None else generate_run(Path(scratch), items or 0)
-        histories = histories_of(folder)
+        histories = grow(histories_of(folder)) if growing else histories_of(folder)
         lengths = np.mean([len(history) for history in histories])
         print(f"{describe()}; workers {workers}; {len(histories):,} histories of {lengths:.0f} items on average\n")
         if page:

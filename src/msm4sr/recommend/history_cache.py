@@ -57,6 +57,8 @@ class HistoryCache:
         if len(key) == self._model.max_history:
             past = ()  # the next item moves all positions
         self._keep(key, vector, past)
+        if entry is not None:
+            self._keep(key[:begin], entry.vector, ())  # who continues a history seldom goes back
         return vector
 
     def _longest(self, key: tuple[int, ...]) -> tuple[int, _Entry | None]:

@@ -219,11 +219,12 @@ def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selecti
     ascending.
     """
     n, rules = len(catalogue.items), selection.rules
-    biased = query.read if is_factorized(model) and model.seen_bias is not None else ()
+    has_bias = is_factorized(model) and model.seen_bias is not None
+    biased = set(query.read).difference(selection.hidden) if has_bias else ()
+    if not biased and not catalogue.added and not len(rules.raised_rows):
+        return rules.raised_rows
     parts = [rules.raised_rows, torch.arange(n, len(catalogue)), torch.tensor(list(biased), dtype=torch.int64)]
     rows: Tensor = torch.unique(torch.cat(parts))
-    if not len(rows):
-        return rows
     left = torch.tensor(list(selection.hidden), dtype=torch.int64)
     rows = rows[~torch.isin(rows, torch.cat([left, catalogue.excluded_rows]))]
     return rows if rules.allowed is None else rows[rules.allowed[rows]]
