@@ -63,9 +63,21 @@ def test_histories_that_grow_or_branch_have_the_vectors_of_an_empty_cache(
 def test_what_is_found() -> None:
     recommender = RECOMMENDERS["msm4sr"]
     cache, found = cache_of(recommender)
-    for history in ([1, 2], [1, 2], [1, 2, 3], [1, 2, 4, 5], [1], [2], [1, 2, *[6] * LOOK_BACK], [3] * 5):
-        encode(cache, recommender, history)
-    assert found == [False, True, True, True, False, False, True, False]
+    lookups = {
+        (1, 2): False,
+        (1, 2, 3): True,
+        (1, 2, 3, *[6] * LOOK_BACK): True,
+        (1, 2, 4): False,  # (1, 2) was continued before: only its vector is left
+        (1,): False,
+        (2,): False,
+        (3, 3, 3): False,
+    }
+    for history in lookups:
+        encode(cache, recommender, list(history))
+    assert found == list(lookups.values())
+    for history in lookups:
+        encode(cache, recommender, list(history))
+    assert all(found[len(lookups) :])
 
 
 def test_a_history_as_long_as_the_model_reads_is_found_but_not_continued() -> None:
