@@ -1,7 +1,7 @@
 """Time and memory of `msm4sr prepare` by size, on generated data.
 
     python benchmarks/prepare.py --kind parquet --millions 1 --millions 20 --memory 6GB --folder /data/prepare
-    python benchmarks/prepare.py --kind amazon --millions 5 --before ../before --plot docs/images/prepare.png
+    python benchmarks/prepare.py --kind amazon --millions 5 --before ../before
 
 Of N interactions, by N / 12 users with N / 60 items (Amazon: N / 10 and N / 50):
 
@@ -12,7 +12,7 @@ Of N interactions, by N / 12 users with N / 60 items (Amazon: N / 10 and N / 50)
 
 Data are generated in chunks, each size is prepared in a child process, and the table has the elapsed time and the peak
 memory (resident set) of that process. With `--before`, another checkout prepares the same files in turn. The files are
-removed afterwards; 300 million Parquet interactions need about 40 GB. The plot needs matplotlib.
+removed afterwards; 300 million Parquet interactions need about 40 GB.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import polars as pl
 import typer
-from common import new_figure, save_figure
 
 LINES = 200_000  # of JSON per write
 ROWS = 2_000_000  # of a Parquet file
 WORDS = ("good", "snack", "would", "buy", "again", "aroma", "price", "box", "fresh", "kids", "love", "not", "very")
-GOAL = 6  # GiB
 MEASURE = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
@@ -173,22 +171,6 @@ def report(name: str, row: Measured | None) -> None:
     )
 
 
-def plot(rows: list[Measured], path: Path) -> None:
-    millions = [row.interactions / 1e6 for row in rows]
-    figure = new_figure(8, 3.2)
-    left, right = figure.subplots(1, 2)
-    for axes, values, label in (
-        (left, [row.seconds / 60 for row in rows], "minutes"),
-        (right, [row.peak_gib for row in rows], "peak memory, GiB"),
-    ):
-        axes.plot(millions, values, marker="o", color="#1f6f5f")
-        axes.set(xlabel="million interactions", title=label, ylim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
-    right.axhline(GOAL, color="#b3541e", linestyle=":", label="goal")
-    right.legend(frameon=False)
-    save_figure(figure, path)
-
-
 def main(
     kind: Annotated[Kind, typer.Option(help="What is generated.")] = Kind.parquet,
     millions: Annotated[list[float], typer.Option(help="Sizes, in million interactions; repeatable.")] = [1, 20],
@@ -196,11 +178,10 @@ def main(
     before: Annotated[Path | None, typer.Option(help="Another checkout, measured in turn.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each size.")] = 1,
     folder: Annotated[Path, typer.Option(help="Where the files are generated.")] = Path("/tmp/prepare"),
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="The file of a plot.")] = None,
 ) -> None:
     print("| version | interactions | kept | files, GB | time, s | CPU, s | interactions/s | peak memory, GiB |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|", flush=True)
-    here, rows = Path(__file__).parents[1], list[Measured]()
+    here = Path(__file__).parents[1]
     for size in millions:
         count = int(size * 1e6)
         shutil.rmtree(folder, ignore_errors=True)
@@ -209,12 +190,8 @@ def main(
         for _ in range(repeats):
             if before is not None:
                 report("before", measure(kind, files, count, [], before.resolve()))
-            row = measure(kind, files, count, [] if memory is None else ["--memory", memory], here)
-            report("now", row)
-            rows += [] if row is None else [row]
+            report("now", measure(kind, files, count, [] if memory is None else ["--memory", memory], here))
         shutil.rmtree(folder)
-    if plot_file is not None:
-        plot(rows, plot_file)
 
 
 if __name__ == "__main__":
