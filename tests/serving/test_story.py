@@ -50,7 +50,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> It
     page.on("dialog", lambda dialog: wrong.append("a dialog"))
     page.goto(server.url)
     yield page
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+    fits(page)
     context.close()
     assert wrong == []
 
@@ -158,15 +158,15 @@ def test_a_user_of_the_run_in_place_of_a_history(page: Page, server: Server, toy
     history = [dataset.item_ids[item] for item in dataset.histories[user]]
     page.get_by_label("User id").fill("no such user")
     page.keyboard.press("Enter")
-    expect(page.locator("#status")).to_contain_text("no user 'no such user' among the 60 users")
+    expect(page.locator("#status")).to_contain_text("No user 'no such user' among the 60 users")
     page.get_by_label("User id").fill(dataset.user_ids[user])
     page.keyboard.press("Enter")
-    expect(page.locator("#whose")).to_have_text(f"History of {dataset.user_ids[user]}")
+    expect(page.locator("#whose")).to_have_text(f"History of user {dataset.user_ids[user]}")
     expect(page.locator("#history li")).to_have_count(len(history))
     expect_recommended(page, answer(server, history, "both"))
     expect(page.locator("#status")).to_be_hidden()
     page.reload()
-    expect(page.locator("#whose")).to_have_text(f"History of {dataset.user_ids[user]}")
+    expect(page.locator("#whose")).to_have_text(f"History of user {dataset.user_ids[user]}")
     page.locator("#history button").last.click()  # a changed history is no longer that of the user
     expect(page.locator("#whose")).to_have_text("Your history")
     expect_recommended(page, answer(server, history[:-1], "both"))
@@ -188,10 +188,10 @@ def test_an_item_that_is_added_with_a_photo_is_recommended(
     photo.write_bytes(recommender.read_image(best))
     page.locator("#open-add").click()
     page.get_by_label("Title", exact=True).fill(f"My own {page.viewport_size['width'] if page.viewport_size else ''}")
-    page.locator("#add-form textarea").fill(recommender.item(best).text or recommender.item(best).title)
+    page.locator("#add textarea").fill(recommender.item(best).text or recommender.item(best).title)
     page.get_by_label("Photo").set_input_files(photo)
     expect(page.locator("#preview")).to_be_visible()
-    page.locator("#send-add").click()
+    page.locator("#add").get_by_role("button", name="Add").click()
     expect(page.locator("#status")).to_contain_text("was added: rank")
     new = str(page.locator("#catalogue > li").first.get_attribute("data-id"))
     assert new.startswith("my-own")
@@ -209,13 +209,132 @@ def all_ranked(server: Server, history: list[str]) -> list[str]:
     return [one["item_id"] for one in found["items"]]
 
 
+def test_an_item_is_switched_off_and_on(page: Page, server: Server) -> None:
+    """Off: known in the history, shown as unavailable in the catalogue, not recommended. All by keyboard."""
+    ids = [str(one.get_attribute("data-id")) for one in page.locator("#catalogue > li").all()]
+    off = answer(server, ids[:1], "both")[0]
+    title = server.client.get(f"/items/{off}").json()["title"]
+    page.goto(f"{server.url}/item/{off}")
+    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
+    switch(page, "Make unavailable")
+    expect(page.locator(".availability")).to_contain_text("Unavailable: not recommended", use_inner_text=True)
+    expect(page.get_by_role("button", name="Make available")).to_be_focused()
+    page.get_by_role("button", name="Add to history").click()
+    page.goto(server.url)
+    expect(page.locator(f'#catalogue [data-id="{off}"] .badge')).to_have_text("Unavailable")
+    pick(page, ids[0])
+    expect(page.locator("#history").get_by_role("button", name=f"Remove {title}", exact=True)).to_be_visible()
+    expect_recommended(page, answer(server, [off, ids[0]], "both"))
+    page.locator("#history button").first.click()
+    without = answer(server, ids[:1], "both")
+    assert off not in without
+    expect_recommended(page, without)
+    page.goto(f"{server.url}/item/{off}")
+    switch(page, "Make available")
+    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
+    page.goto(server.url)
+    expect_recommended(page, [off, *without[:-1]])
+    expect(page.locator(f'#catalogue [data-id="{off}"] .badge')).to_have_count(0)
+
+
+def switch(page: Page, name: str) -> None:
+    """Open the dialog with the button of that name, leave it, open it again, and confirm, without a mouse."""
+    page.get_by_role("button", name=name).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name=name.replace("Make", "Make this item"))).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_change_that_is_refused_leaves_the_item_and_says_why(page: Page, server: Server) -> None:
+    assert server.client.post("/items", data={"item_id": "gone", "title": "Gone"}).status_code == 201
+    page.goto(f"{server.url}/item/gone")
+    server.client.delete("/items/gone")
+    page.get_by_role("button", name="Make unavailable").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Make unavailable").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("No item 'gone' in the catalogue")
+    page.route("**/items/*", lambda route: route.abort())
+    dialog.get_by_role("button", name="Make unavailable").click()
+    expect(dialog.get_by_role("alert")).to_have_text("The service cannot be reached. Try again later.")
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
+
+
+def test_changes_on_the_page_need_the_key_of_the_service(browser: Browser, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_text("sesame")
+    with serving(run_folder, tmp_path / "state", "--api-key-file", str(tmp_path / "key.txt")) as server:
+        context = browser.new_context(viewport=PHONE)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        page.locator("#catalogue .more").first.click()
+        page.get_by_role("button", name="Make unavailable").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_label("API key")).to_be_focused()
+        page.keyboard.press("Enter")  # the browser asks for the key
+        expect(dialog).to_be_visible()
+        page.keyboard.type("open")
+        page.keyboard.press("Enter")
+        expect(dialog.get_by_role("alert")).to_have_text("This is not the API key of the service.")
+        assert server.client.get("/ready").json()["unavailable"] == 0
+        dialog.get_by_label("API key").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.locator(".availability")).to_contain_text("Unavailable", use_inner_text=True)
+        assert server.client.get("/ready").json()["unavailable"] == 1
+        page.reload()
+        expect(page.locator(".availability")).to_contain_text("Unavailable", use_inner_text=True)
+        context.close()
+
+
+def test_a_service_that_cannot_be_reached_is_an_error_and_no_old_list_is_shown(page: Page) -> None:
+    expect(page.locator("#recommended li")).to_have_count(12)
+    page.route("**/page/recommend", lambda route: route.abort())
+    page.locator("#catalogue .pick").first.click()
+    expect(page.locator("#status")).to_have_text("The service cannot be reached. Try again later.")
+    expect(page.locator("#status")).to_be_in_viewport()
+    expect(page.locator("#recommended li")).to_have_count(0)
+    page.unroute("**/page/recommend")
+    page.locator("#catalogue .pick").nth(1).click()
+    recommended(page)
+    expect(page.locator("#status")).to_be_hidden()
+
+
+def test_long_words_do_not_make_a_page_wider(page: Page, server: Server) -> None:
+    long = {"item_id": "x" * 200, "title": "y" * 1000, "text": "z" * 2000, "categories": ["c" * 150]}
+    assert server.client.post("/items", data=long).status_code == 201
+    try:
+        page.locator("#user").fill("u" * 200)
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("No user")
+        page.locator("#q").fill("w" * 200)
+        expect(page.locator("#found")).to_contain_text("No item found")
+        fits(page)
+        page.goto(f"{server.url}/item/{long['item_id']}")
+        page.get_by_role("button", name="Add to history").click()
+        fits(page)
+        page.goto(server.url)
+        recommended(page)
+    finally:
+        server.client.delete(f"/items/{long['item_id']}")
+
+
+def fits(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+
+
 def test_a_broken_photo_is_an_error_in_the_form(page: Page, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"no photo")
     page.locator("#open-add").click()
     page.get_by_label("Title", exact=True).fill("A thing")
     page.get_by_label("Photo").set_input_files(tmp_path / "photo.jpg")
-    page.locator("#send-add").click()
-    expect(page.locator("#add-status")).to_contain_text("image 1 cannot be used: not an image")
+    page.locator("#add").get_by_role("button", name="Add").click()
+    expect(page.locator("#add .wrong")).to_contain_text("Image 1 cannot be used: not an image")
     page.keyboard.press("Escape")
     expect(page.locator("#add")).to_be_hidden()
 
@@ -258,7 +377,7 @@ def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
 
 def test_search_that_finds_nothing_says_what_to_do(page: Page) -> None:
     page.locator("#q").fill("no such thing at all")
-    expect(page.locator("#found")).to_contain_text("try fewer or other words")
+    expect(page.locator("#found")).to_have_text("No item found for “no such thing at all”. Try fewer or other words.")
     expect(page.locator("#catalogue > li")).to_have_count(0)
 
 
@@ -292,7 +411,7 @@ def test_the_page_works_below_a_root_path(browser: Browser, run_folder: Path, tm
         assert image.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
         page.locator("#open-add").click()
         page.get_by_label("Title", exact=True).fill("A thing below a path")
-        page.locator("#send-add").click()
+        page.locator("#add").get_by_role("button", name="Add").click()
         expect(page.locator("#status")).to_contain_text("was added")
         page.locator("#catalogue .more").first.click()
         expect(page.locator("h1")).to_have_text(title)
