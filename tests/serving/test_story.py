@@ -1,72 +1,20 @@
-"""The page in Chromium: build a history, see it change, switch, add an item with a photo, find it recommended."""
+"""The page in Chromium: build a history, see it change, switch, filter, search; wrong input, long words, no script."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from browsing import DESK, PHONE, answer, expect_recommended, fits, pick, recommended
+from playwright.sync_api import Browser, Page, expect
 from service import Server, serving
 from serving import generate_run
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.experiments.loading import load_recommender
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
+pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=alert(1)> & \"quotes\" 'n' </script>"
-
-
-@pytest.fixture(scope="module")
-def server(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(run_folder, tmp_path_factory.mktemp("story") / "state") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
-def page(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Page]:
-    """The catalogue page. No request to another host, no failing script, no horizontal overflow."""
-    context = browser.new_context(viewport=request.param)
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)  # a busy machine is no failure
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
-    page.on("request", lambda one: None if one.url.startswith((server.url, "data:")) else wrong.append(one.url))
-    page.on("dialog", lambda dialog: wrong.append("a dialog"))
-    page.goto(server.url)
-    yield page
-    fits(page)
-    context.close()
-    assert wrong == []
-
-
-def is_wrong(message: ConsoleMessage) -> bool:
-    """Chromium itself logs every answer over 400, which the page shows in words."""
-    return message.type == "error" and "Failed to load resource" not in message.text
-
-
-def recommended(page: Page) -> list[str]:
-    expect(page.locator("#recommended:not(.waiting) li")).to_have_count(12)
-    return [str(one.get_attribute("data-id")) for one in page.locator("#recommended li").all()]
-
-
-def pick(page: Page, item_id: str) -> None:
-    page.locator(f'#catalogue [data-id="{item_id}"] .pick').click()
 
 
 def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, server: Server) -> None:
@@ -93,18 +41,6 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
     expect(page.locator("#history li")).to_have_count(2)
     page.locator("#clear").click()
     expect(page.locator("#invite")).to_be_visible()
-
-
-def answer(server: Server, history: list[str], way: str, **more: Any) -> list[str]:
-    found = server.client.post("/recommend", json={"history": history, "k": 12, "by": way} | more).json()
-    return [one["item_id"] for one in found["items"]]
-
-
-def expect_recommended(page: Page, item_ids: list[str]) -> None:
-    for place, item_id in enumerate(item_ids, start=1):
-        shown = page.locator(f"#recommended:not(.waiting) li:nth-child({place})")
-        expect(shown).to_have_attribute("data-id", item_id)
-    expect(page.locator("#recommended li")).to_have_count(len(item_ids))
 
 
 def test_without_a_history_popular_items_are_shown(page: Page, server: Server) -> None:
@@ -174,124 +110,6 @@ def test_a_user_of_the_run_in_place_of_a_history(page: Page, server: Server, toy
     expect(page.locator("#what")).to_have_text("Popular items")
 
 
-def test_an_item_that_is_added_with_a_photo_is_recommended(
-    page: Page, server: Server, run_folder: Path, toyshop: Path, tmp_path: Path
-) -> None:
-    """With the photo and the text of the best recommendation: the new item must rank high as well."""
-    recommender = load_recommender(run_folder)
-    ids = load_dataset(toyshop).item_ids
-    pick(page, ids[0])
-    pick(page, ids[1])
-    expect(page.locator("#history li")).to_have_count(2)
-    best = next(i for i in answer(server, ids[:2], "both") if recommender.item(i).images)
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(recommender.read_image(best))
-    page.locator("#open-add").click()
-    page.get_by_label("Title", exact=True).fill(f"My own {page.viewport_size['width'] if page.viewport_size else ''}")
-    page.locator("#add textarea").fill(recommender.item(best).text or recommender.item(best).title)
-    page.get_by_label("Photo").set_input_files(photo)
-    expect(page.locator("#preview")).to_be_visible()
-    page.locator("#add").get_by_role("button", name="Add").click()
-    expect(page.locator("#status")).to_contain_text("was added: rank")
-    new = str(page.locator("#catalogue > li").first.get_attribute("data-id"))
-    assert new.startswith("my-own")
-    rank = next(n for n, one in enumerate(all_ranked(server, ids[:2]), start=1) if one == new)
-    expect(page.locator("#status")).to_contain_text(f"rank {rank} for your history")
-    assert rank <= 30  # of 59
-    shown = page.locator(f'#catalogue [data-id="{new}"] img')
-    expect(shown).to_be_visible()
-    assert shown.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
-    server.client.delete(f"/items/{new}")
-
-
-def all_ranked(server: Server, history: list[str]) -> list[str]:
-    found = server.client.post("/recommend", json={"history": history, "k": 200}).json()
-    return [one["item_id"] for one in found["items"]]
-
-
-def test_an_item_is_switched_off_and_on(page: Page, server: Server) -> None:
-    """Off: known in the history, shown as unavailable in the catalogue, not recommended. All by keyboard."""
-    ids = [str(one.get_attribute("data-id")) for one in page.locator("#catalogue > li").all()]
-    off = answer(server, ids[:1], "both")[0]
-    title = server.client.get(f"/items/{off}").json()["title"]
-    page.goto(f"{server.url}/item/{off}")
-    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
-    switch(page, "Make unavailable")
-    expect(page.locator(".availability")).to_contain_text("Unavailable: not recommended", use_inner_text=True)
-    expect(page.get_by_role("button", name="Make available")).to_be_focused()
-    page.get_by_role("button", name="Add to history").click()
-    page.goto(server.url)
-    expect(page.locator(f'#catalogue [data-id="{off}"] .badge')).to_have_text("Unavailable")
-    pick(page, ids[0])
-    expect(page.locator("#history").get_by_role("button", name=f"Remove {title}", exact=True)).to_be_visible()
-    expect_recommended(page, answer(server, [off, ids[0]], "both"))
-    page.locator("#history button").first.click()
-    without = answer(server, ids[:1], "both")
-    assert off not in without
-    expect_recommended(page, without)
-    page.goto(f"{server.url}/item/{off}")
-    switch(page, "Make available")
-    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
-    page.goto(server.url)
-    expect_recommended(page, [off, *without[:-1]])
-    expect(page.locator(f'#catalogue [data-id="{off}"] .badge')).to_have_count(0)
-
-
-def switch(page: Page, name: str) -> None:
-    """Open the dialog with the button of that name, leave it, open it again, and confirm, without a mouse."""
-    page.get_by_role("button", name=name).focus()
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog", name=name.replace("Make", "Make this item"))).to_be_visible()
-    page.keyboard.press("Escape")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog").get_by_role("button", name="Cancel")).to_be_focused()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-
-
-def test_a_change_that_is_refused_leaves_the_item_and_says_why(page: Page, server: Server) -> None:
-    assert server.client.post("/items", data={"item_id": "gone", "title": "Gone"}).status_code == 201
-    page.goto(f"{server.url}/item/gone")
-    server.client.delete("/items/gone")
-    page.get_by_role("button", name="Make unavailable").click()
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_role("button", name="Make unavailable").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("No item 'gone' in the catalogue")
-    page.route("**/items/*", lambda route: route.abort())
-    dialog.get_by_role("button", name="Make unavailable").click()
-    expect(dialog.get_by_role("alert")).to_have_text("The service cannot be reached. Try again later.")
-    dialog.get_by_role("button", name="Cancel").click()
-    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
-
-
-def test_changes_on_the_page_need_the_key_of_the_service(browser: Browser, run_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "key.txt").write_text("sesame")
-    with serving(run_folder, tmp_path / "state", "--api-key-file", str(tmp_path / "key.txt")) as server:
-        context = browser.new_context(viewport=PHONE)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(server.url)
-        page.locator("#catalogue .more").first.click()
-        page.get_by_role("button", name="Make unavailable").click()
-        dialog = page.get_by_role("dialog")
-        expect(dialog.get_by_label("API key")).to_be_focused()
-        page.keyboard.press("Enter")  # the browser asks for the key
-        expect(dialog).to_be_visible()
-        page.keyboard.type("open")
-        page.keyboard.press("Enter")
-        expect(dialog.get_by_role("alert")).to_have_text("This is not the API key of the service.")
-        assert server.client.get("/ready").json()["unavailable"] == 0
-        dialog.get_by_label("API key").fill("sesame")
-        page.keyboard.press("Enter")
-        expect(page.locator(".availability")).to_contain_text("Unavailable", use_inner_text=True)
-        assert server.client.get("/ready").json()["unavailable"] == 1
-        page.reload()
-        expect(page.locator(".availability")).to_contain_text("Unavailable", use_inner_text=True)
-        context.close()
-
-
 def test_a_service_that_cannot_be_reached_is_an_error_and_no_old_list_is_shown(page: Page) -> None:
     expect(page.locator("#recommended li")).to_have_count(12)
     page.route("**/page/recommend", lambda route: route.abort())
@@ -322,21 +140,6 @@ def test_long_words_do_not_make_a_page_wider(page: Page, server: Server) -> None
         recommended(page)
     finally:
         server.client.delete(f"/items/{long['item_id']}")
-
-
-def fits(page: Page) -> None:
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
-
-
-def test_a_broken_photo_is_an_error_in_the_form(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(b"no photo")
-    page.locator("#open-add").click()
-    page.get_by_label("Title", exact=True).fill("A thing")
-    page.get_by_label("Photo").set_input_files(tmp_path / "photo.jpg")
-    page.locator("#add").get_by_role("button", name="Add").click()
-    expect(page.locator("#add .wrong")).to_contain_text("Image 1 cannot be used: not an image")
-    page.keyboard.press("Escape")
-    expect(page.locator("#add")).to_be_hidden()
 
 
 def test_titles_and_texts_are_never_markup(page: Page, server: Server) -> None:
