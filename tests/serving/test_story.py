@@ -26,7 +26,7 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
     assert ids[0] not in first
     pick(page, ids[7])
     expect(page.locator("#history li")).to_have_count(2)
-    expect(page.locator("#recommended li .why-line").first).to_contain_text("mostly")
+    expect(page.locator("#recommended li .why-line").first).to_contain_text("Mostly by ")
     second = answer(server, [ids[0], ids[7]], "both")
     expect(page.locator(f'#recommended:not(.waiting) li:first-child[data-id="{second[0]}"]')).to_be_visible()
     assert recommended(page) == second

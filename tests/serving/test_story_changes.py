@@ -67,9 +67,9 @@ def test_an_item_is_switched_off_and_on(page: Page, server: Server) -> None:
     off = answer(server, ids[:1], "both")[0]
     title = server.client.get(f"/items/{off}").json()["title"]
     page.goto(f"{server.url}/item/{off}")
-    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
+    expect(page.get_by_role("status")).to_have_text("Available", use_inner_text=True)
     switch(page, "Make unavailable")
-    expect(page.locator(".availability")).to_contain_text("Unavailable: not recommended", use_inner_text=True)
+    expect(page.get_by_role("status")).to_contain_text("Unavailable: not recommended", use_inner_text=True)
     expect(page.get_by_role("button", name="Make available")).to_be_focused()
     page.get_by_role("button", name="Add to history").click()
     page.goto(server.url)
@@ -83,7 +83,7 @@ def test_an_item_is_switched_off_and_on(page: Page, server: Server) -> None:
     expect_recommended(page, without)
     page.goto(f"{server.url}/item/{off}")
     switch(page, "Make available")
-    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
+    expect(page.get_by_role("status")).to_have_text("Available", use_inner_text=True)
     page.goto(server.url)
     expect_recommended(page, [off, *without[:-1]])
     expect(page.locator(f'#catalogue [data-id="{off}"] .badge')).to_have_count(0)
@@ -115,7 +115,7 @@ def test_a_change_that_is_refused_leaves_the_item_and_says_why(page: Page, serve
     dialog.get_by_role("button", name="Make unavailable").click()
     expect(dialog.get_by_role("alert")).to_have_text("The service cannot be reached. Try again later.")
     dialog.get_by_role("button", name="Cancel").click()
-    expect(page.locator(".availability")).to_have_text("Available", use_inner_text=True)
+    expect(page.get_by_role("status")).to_have_text("Available", use_inner_text=True)
 
 
 def test_changes_on_the_page_need_the_key_of_the_service(browser: Browser, run_folder: Path, tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_changes_on_the_page_need_the_key_of_the_service(browser: Browser, run_f
         assert server.client.get("/ready").json()["unavailable"] == 0
         dialog.get_by_label("API key").fill("sesame")
         page.keyboard.press("Enter")
-        expect(page.locator(".availability")).to_contain_text("Unavailable", use_inner_text=True)
+        expect(page.get_by_role("status")).to_contain_text("Unavailable", use_inner_text=True)
         assert server.client.get("/ready").json()["unavailable"] == 1
         page.reload()
-        expect(page.locator(".availability")).to_contain_text("Unavailable", use_inner_text=True)
+        expect(page.get_by_role("status")).to_contain_text("Unavailable", use_inner_text=True)
         context.close()

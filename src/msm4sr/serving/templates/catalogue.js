@@ -82,6 +82,7 @@ function startRules() {
     try {
       const found = await post("/page/recommend", { user_id: user, k: 1 });
       $("user").value = "";
+      say("");
       userHistory.keep(found.history, user);
     } catch (error) {
       say(error.message, true);
@@ -137,9 +138,9 @@ function read(card) {
 function why(reason, by) {
   if (reason === null) return "Popular"; // no item of the history is known
   const names = { text: "text", visual: "image", id: "others’ choices" };
-  const name = (part) => `by ${names[part] || part}`;
-  const mostly = by === "both" ? `mostly ${name(reason.mostly)}` : name(by);
-  return reason.because === null ? `Fits your history, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
+  const name = (part) => names[part] || part;
+  const mostly = by === "both" ? `Mostly by ${name(reason.mostly)}` : `By ${name(by)}`;
+  return reason.because === null ? mostly : `${mostly}, because of ${reason.because_title}`;
 }
 
 function show() {
