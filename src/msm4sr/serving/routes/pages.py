@@ -41,6 +41,7 @@ STATIC = {
     "style.css": ("msm4sr.reports.pages", "text/css"),
     "catalogue.css": ("msm4sr.serving", "text/css"),
     "catalogue.js": ("msm4sr.serving", "text/javascript"),
+    "changes.js": ("msm4sr.serving", "text/javascript"),
 }
 
 router = APIRouter(include_in_schema=False, route_class=BoundedRoute, dependencies=BOUNDED)
@@ -89,6 +90,7 @@ def item_page(item_id: str, service: CurrentService) -> Response:
         images=[f"{image_path(item_id, root)}?number={n}&side={SIDES[1]}" for n in range(len(item.images))],
         keywords=recommender.keywords(item, KEYWORDS),
         similar={by: cards for by in kinds if (cards := _similar(recommender, item_id, by, root))},
+        needs_key=service.settings.api_key is not None,
     )
 
 

@@ -1,11 +1,10 @@
-// The history, the rules and the recommendations for them, the search while typing, and the form that adds an item.
+// The history, the rules and the recommendations for them, and the search while typing.
 "use strict";
 
 const ROOT = document.body.dataset.root; // the path of the service
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 12;
-const RANKED = 200; // recommendations among which the rank of an added item is searched
 const KEPT = 100; // the latest items of the history
 
 // -- the history: the chosen items, stored for this tab
@@ -83,9 +82,10 @@ function startRules() {
     try {
       const found = await post("/page/recommend", { user_id: user, k: 1 });
       $("user").value = "";
+      say("");
       userHistory.keep(found.history, user);
     } catch (error) {
-      $("status").textContent = error.message;
+      say(error.message, true);
     }
   });
   $("user-form").hidden = false;
@@ -108,12 +108,17 @@ function tile(card) {
   return made;
 }
 
+function badge(card) {
+  if (!card.available) return [element("span", { class: "badge off" }, "Unavailable")];
+  return card.added ? [element("span", { class: "badge" }, "New")] : [];
+}
+
 function itemCard(card) {
   const name = element("span", { class: "name" }, card.title);
   const button = element("button", { type: "button", class: "pick", title: card.title }, tile(card), name);
   const more = element("a", { class: "more", href: card.page, "aria-label": `About ${card.title}` }, "About");
   const made = element("li", { class: "card" }, button, more);
-  if (card.added) made.append(element("span", { class: "new" }, "New"));
+  made.append(...badge(card));
   made.dataset.id = card.item_id;
   return made;
 }
@@ -132,9 +137,10 @@ function read(card) {
 
 function why(reason, by) {
   if (reason === null) return "Popular"; // no item of the history is known
-  const names = { text: "text", visual: "image", id: "similar choices", seen: "seen before" };
-  const mostly = by === "both" ? `mostly ${names[reason.mostly] || reason.mostly}` : `by ${names[by] || by}`;
-  return reason.because === null ? `Fits your history, ${mostly}` : `Because of ${reason.because_title}, ${mostly}`;
+  const names = { text: "text", visual: "image", id: "others’ choices" };
+  const name = (part) => names[part] || part;
+  const mostly = by === "both" ? `Mostly by ${name(reason.mostly)}` : `By ${name(by)}`;
+  return reason.because === null ? mostly : `${mostly}, because of ${reason.because_title}`;
 }
 
 function show() {
@@ -156,7 +162,7 @@ function show() {
   $("invite").hidden = list.length > 0;
   $("clear").hidden = list.length === 0;
   $("next").hidden = false;
-  $("whose").textContent = userHistory.user() ? `History of ${userHistory.user()}` : "Your history";
+  $("whose").textContent = userHistory.user() ? `History of user ${userHistory.user()}` : "Your history";
   $("what").textContent = list.length ? "Next for you" : "Popular items";
   if ($("by")) $("by").hidden = list.length === 0;
   document.querySelector(".picked").classList.toggle("filled", list.length > 0);
@@ -166,14 +172,23 @@ function show() {
 // -- asking the service
 
 async function ask(path, options) {
-  const response = await fetch(ROOT + path, options);
-  if (response.ok) return response.status === 204 ? null : response.json();
-  const problem = await response.json().catch(() => ({ detail: `The service answered ${response.status}.` }));
-  throw new Error(problem.detail);
+  const response = await fetch(ROOT + path, options).catch(() => null);
+  if (!response) throw new Error("The service cannot be reached. Try again later.");
+  if (response.ok) return response.json();
+  if (response.status === 401) throw new Error("This is not the API key of the service.");
+  const { detail } = await response.json().catch(() => ({ detail: `The service answered ${response.status}.` }));
+  throw new Error(detail[0].toUpperCase() + detail.slice(1));
 }
 
-const post = (path, body) =>
-  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+const sendJson = (method, path, body, headers = {}) =>
+  ask(path, { method, headers: { "Content-Type": "application/json", ...headers }, body: JSON.stringify(body) });
+
+const post = (path, body) => sendJson("POST", path, body);
+
+function say(message, wrong = false) {
+  $("status").textContent = message;
+  $("status").classList.toggle("wrong", wrong);
+}
 
 const by = () => document.querySelector("#by input:checked")?.value || "both";
 
@@ -194,10 +209,12 @@ async function recommend() {
     const found = await post("/page/recommend", { ...question(), k: SHOWN });
     if (number !== asked) return;
     $("recommended").replaceChildren(...found.items.map((item) => recommendation(item, found.reasons[item.item_id], modality)));
-    $("status").textContent = found.items.length ? "" : "No item fits these rules. Remove one.";
+    say(found.items.length ? "" : "No item fits these rules. Remove one.");
     forget(found.unknown);
   } catch (error) {
-    if (number === asked) $("status").textContent = error.message;
+    if (number !== asked) return;
+    $("recommended").replaceChildren();
+    say(error.message, true);
   } finally {
     if (number === asked) $("recommended").classList.remove("waiting");
   }
@@ -214,7 +231,7 @@ function recommendation(item, reason, modality) {
   button.addEventListener("click", () => userHistory.toggle(item));
   const made = element("li", {}, button);
   made.dataset.id = item.item_id;
-  if (item.added) made.append(element("span", { class: "new" }, "New"));
+  made.append(...badge(item));
   return made;
 }
 
@@ -238,8 +255,10 @@ async function fill(search, offset, replace) {
   else catalogue.append(...made);
   catalogue.dataset.total = found.total;
   catalogue.dataset.offset = offset;
-  const words = search ? `${found.total.toLocaleString("en")} found for “${search}”` : "";
-  $("found").textContent = search && !found.total ? `${words}: try fewer or other words` : words;
+  const words = found.total
+    ? `${found.total.toLocaleString("en")} item${found.total > 1 ? "s" : ""} found for “${search}”`
+    : `No item found for “${search}”. Try fewer or other words.`;
+  $("found").textContent = search ? words : "";
   mark();
 }
 
@@ -283,101 +302,14 @@ function startCatalogue() {
   mark();
 }
 
-// -- adding an item
-
-function startAdding() {
-  const dialog = $("add");
-  const form = $("add-form");
-  $("open-add").hidden = false;
-  $("open-add").addEventListener("click", () => {
-    $("add-status").textContent = "";
-    dialog.showModal();
-  });
-  $("close-add").addEventListener("click", () => dialog.close());
-  form.elements.images.addEventListener("change", () => preview(form.elements.images.files[0]));
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    $("send-add").disabled = true;
-    $("add-status").textContent = "";
-    try {
-      const item = await send(form);
-      dialog.close();
-      form.reset();
-      preview(undefined);
-      await fill(catalogue.dataset.search, 0, true);
-      await announce(item);
-    } catch (error) {
-      $("add-status").textContent = error.message;
-    } finally {
-      $("send-add").disabled = false;
-    }
-  });
-}
-
-function preview(file) {
-  const image = $("preview");
-  image.hidden = !file;
-  if (!file) return image.removeAttribute("src");
-  const reader = new FileReader();
-  reader.addEventListener("load", () => (image.src = reader.result));
-  reader.readAsDataURL(file);
-}
-
-function send(form) {
-  const body = new FormData(form);
-  const key = body.get("key");
-  body.delete("key");
-  const words = body.get("title").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
-  body.set("item_id", `${words}-${Date.now().toString(36)}`);
-  if (!body.get("images").size) body.delete("images");
-  return ask("/items", { method: "POST", body, headers: key ? { "X-API-Key": key } : {} });
-}
-
-async function announce(item) {
-  const list = userHistory.all();
-  if (!list.length) {
-    $("status").textContent = `“${item.title}” was added. Pick similar items to see it recommended.`;
-    return;
-  }
-  await recommend();
-  const found = await post("/recommend", { ...question(), k: RANKED });
-  const rank = found.items.find((one) => one.item_id === item.item_id)?.rank;
-  const place = rank ? `rank ${rank} for your history` : `not among the first ${found.items.length} for your history`;
-  $("status").textContent = `“${item.title}” was added: ${place}.`;
-}
-
-// -- the page of an item
-
-function startItem(about) {
-  const button = document.querySelector(".pick-this");
-  const image = about.querySelector(".images img");
-  const card = {
-    item_id: about.dataset.id,
-    title: about.querySelector("h1").textContent,
-    image: image ? image.getAttribute("src").split("?")[0] : null,
-    initial: about.querySelector(".initial").textContent,
-    tint: Number(/tint-(\d)/.exec(about.querySelector(".tile").className)[1]),
-  };
-  const update = () => {
-    button.setAttribute("aria-pressed", userHistory.has(card.item_id));
-    button.textContent = userHistory.has(card.item_id) ? "Remove from history" : "Add to history";
-  };
-  button.hidden = false;
-  button.addEventListener("click", () => {
-    userHistory.toggle(card);
-    update();
-  });
-  update();
-}
-
 // An image that cannot be shown leaves the initial of its tile.
 document.addEventListener("error", (event) => event.target.matches?.(".tile img") && event.target.parentElement.classList.add("broken"), true);
+
+// A page that the browser kept for its Back button may show an old state.
+addEventListener("pageshow", (event) => event.persisted && location.reload());
 
 if (catalogue) {
   startCatalogue();
   startRules();
 }
-if ($("add")) startAdding();
-const about = document.querySelector(".about[data-id]");
-if (about) startItem(about);
 show();
