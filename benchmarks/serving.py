@@ -88,7 +88,7 @@ def histories_of(folder: Path) -> list[list[str]]:
     return histories
 
 
-def grow(histories: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+def growing_histories(histories: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """The histories as they were before each of their latest items, of several users in turn."""
     return [
         history[: max(1, len(history) - back)]
@@ -160,7 +160,7 @@ def main(
         if (run is None) == (items is None):
             raise InputError("name either a run (--run) or the size of a generated catalogue (--items)")
         folder = run if run is not None else generate_run(Path(scratch), items or 0)
-        histories = grow(histories_of(folder)) if growing else histories_of(folder)
+        histories = growing_histories(histories_of(folder)) if growing else histories_of(folder)
         lengths = np.mean([len(history) for history in histories])
         print(f"{describe()}; workers {workers}; {len(histories):,} histories of {lengths:.0f} items on average\n")
         if page:
