@@ -32,19 +32,19 @@ import psutil
 import typer
 from common import describe
 from item_changes import ItemChanges
-from load import Load, Request, read_load, run_load, start_load
+from load import Load, Request, read_load, start_load
 from postgresql import PostgreSQL, postgresql
 from proxy import Proxy
 from service import Server, serving
 from soak import Sample, growth, recommended
 
 from msm4sr.cli.console import handle_errors
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import open_run
-from msm4sr.experiments.stages import load_run_data
 
+WARM_UP = 10.0  # seconds of load that do not count
 AWAY, DEAD = 5.0, 10.0  # seconds without the database, and without a replica
 REQUESTS = 6000  # that are sent in turn
 MAX_HISTORY = 200  # items of a request
@@ -158,9 +158,10 @@ class Measurement:
 
     async def run(self, seconds: float, rate: float, per_second: float) -> Load:
         """`rate` requests and `per_second` changes a second."""
-        run_load(self.replicas.url, self.requests, rate, 10, warm_up=0, connections=CONNECTIONS)
-        load = start_load(self.replicas.url, self.requests, rate, seconds, warm_up=0, connections=CONNECTIONS)
-        self._began = time.monotonic()
+        options = {"warm_up": WARM_UP, "connections": CONNECTIONS}
+        load = start_load(self.replicas.url, self.requests, rate, seconds, **options)
+        self._began = time.monotonic() + WARM_UP
+        await self._until(0)
         sampling = asyncio.create_task(self._sample(min(60.0, seconds / 12)))
         try:
             await asyncio.gather(self.changes.run(seconds, per_second), self._faults(seconds))
@@ -262,7 +263,8 @@ async def measure(
     replicas: Replicas, run: Path, scratch: Path, seconds: float, rates: tuple[float, float]
 ) -> tuple[str, list[str]]:
     """The tables, and what failed."""
-    data = load_run_data(open_run(run))
+    opened = open_run(run)
+    data = load_dataset(opened.data, opened.settings.dataset)
     run_items, kept = data.item_ids[:RUN_ITEMS], data.item_ids[RUN_ITEMS : RUN_ITEMS + 20]
     addresses = [server.address for server in replicas.servers]
     async with ItemChanges(replicas.url, replicas.proxy.context, addresses, run_items) as changes:
@@ -280,7 +282,7 @@ def main(
     run: Annotated[
         Path | None, typer.Option(help="A finished run of a model that accepts new items; default: a toy shop.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=1)] = 20,
+    minutes: Annotated[float, typer.Option(min=0.5)] = 20,
     rate: Annotated[float, typer.Option(min=1, help="Requests per second.")] = 100,
     changes: Annotated[float, typer.Option(min=0.1, help="Changes per second.")] = 5,
     out: Annotated[Path | None, typer.Option(help="A file for the tables.")] = None,
