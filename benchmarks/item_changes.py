@@ -165,7 +165,7 @@ class ItemChanges:
 
     async def differences(self, replica: str) -> tuple[list[str], list[str]]:
         """Items whose acknowledged changes a replica lacks, and removed items that it shows."""
-        missing, back = [], []
+        missing, back = list[str](), list[str]()
         for item_id, expected in self.expected.items():
             if await self.shown(replica, item_id) != (expected,):
                 (back if expected is None else missing).append(item_id)
