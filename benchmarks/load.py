@@ -101,7 +101,11 @@ def main(
             if due >= end:
                 raise StopUser
             _sleep_until(due)
-            answer = self.client.request(**next(requests))
+            call = next(requests)
+            answer = self.client.request(**call)
+            if answer.status_code != 200:
+                problem = f"{due - began:.1f} s: {call['method']} {call['url']}: status {answer.status_code}"
+                print(f"{problem} {answer.text!r:.200}", file=sys.stderr, flush=True)
             if due >= counted_from:
                 latencies.append(time.perf_counter() - due)
                 failed += answer.status_code != 200

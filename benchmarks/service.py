@@ -25,13 +25,19 @@ def free_port() -> int:
 class Server:
     """A server process and a client for it."""
 
-    def __init__(self, run: Path, state: Path, *options: str) -> None:
+    def __init__(self, run: Path, state: Path | str, *options: str) -> None:
         port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.address = f"127.0.0.1:{port}"
+        self.url = f"http://{self.address}"
         command = [sys.executable, "-m", "msm4sr", "serve", str(run), "--port", str(port), "--state", str(state)]
-        # a new process group, so that `kill` reaches the workers
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self._command = [*command, *options]
         self.client = httpx.Client(base_url=self.url, timeout=None)
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, again after `kill` or `stop`, and wait until it answers."""
+        # a new process group, so that `kill` reaches the workers
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         while True:
             assert self.process.poll() is None, "the server process ended"
             try:
@@ -67,7 +73,7 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, state: Path, *options: str) -> Iterator[Server]:
+def serving(run: Path, state: Path | str, *options: str) -> Iterator[Server]:
     server = Server(run, state, *options)
     try:
         yield server

@@ -51,8 +51,10 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[PostgreSQL]:
     """A PostgreSQL server. A test makes a database of its own, and leaves the server running."""
-    from postgresql import postgresql
+    from postgresql import BIN, postgresql
 
+    if not BIN:
+        pytest.skip("PostgreSQL is not installed")
     with postgresql() as server:
         yield server
 

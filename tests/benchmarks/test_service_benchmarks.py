@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 from cold_items import choose, interval, pairs_of
 from load import summary
+from postgresql import BIN
+from proxy import NGINX
 from serving import generate_run, histories_of
 from soak import Sample, growth
 
@@ -121,6 +123,18 @@ def test_the_soak_finds_after_the_kill_what_was_added(cold: tuple[Path, str], tm
     assert ", 0 failed; p50" in printed
     assert re.search(r"after the kill (\d+) of \1 added items are there, \1 are recommended", printed)
     assert (tmp_path / "soak.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BIN or NGINX is None, reason="no PostgreSQL or no nginx")
+def test_two_replicas_lose_no_request_and_no_change(cold: tuple[Path, str], tmp_path: Path) -> None:
+    options = ["--run", f"{cold[0]}/run", "--minutes", "0.5", "--rate", "20", "--out", f"{tmp_path}/replicas.md"]
+    assert run("replicas.py", *options).strip() == (tmp_path / "replicas.md").read_text().strip()
+    cells = [line.split("|")[1:-1] for line in (tmp_path / "replicas.md").read_text().splitlines() if "|" in line]
+    measured = {row[0].strip(): row[1].strip() for row in cells if len(row) == 2}
+    assert measured["requests sent"] == "600"
+    assert measured["changes sent"] == measured["acknowledged"] == "150"
+    assert int(measured["answers 503 to a change, which the client repeated"]) > 0
 
 
 def test_the_indexes_are_compared(tmp_path: Path) -> None:

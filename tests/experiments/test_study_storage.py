@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from postgresql import postgresql
+from postgresql import BIN, postgresql
 from test_tune import KNN, SASREC, outcomes, tuning
 
 from msm4sr.errors import InputError
@@ -18,6 +18,8 @@ from msm4sr.experiments.tune import tune
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
+    if not BIN:
+        pytest.skip("PostgreSQL is not installed")
     with postgresql() as server:
         yield server.url
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from service import Server, serving
+from service import serving
 from test_server import wait_until
 
 from msm4sr.data.dataset import load_dataset
@@ -78,10 +78,6 @@ def status(replica: str, path: str) -> int:
         connection.close()
 
 
-def address(server: Server) -> str:
-    return server.url.removeprefix("http://")
-
-
 @pytest.fixture
 def balancer() -> Iterator[Balancer]:
     with Balancer() as balancer:
@@ -121,12 +117,12 @@ def test_no_request_is_lost_when_a_replica_ends(
 ) -> None:
     history, options = load_dataset(toyshop).item_ids[:2], ("--drain", "2", "--workers", workers)
     with serving(run_folder, tmp_path / "a", *options) as first, serving(run_folder, tmp_path / "b") as second:
-        balancer.replicas = [address(first), address(second)]
+        balancer.replicas = [first.address, second.address]
         wait_until(lambda: len(balancer.ready) == 2)
         with asking(balancer.client, history) as answers:
             wait_for_more(answers, 50)
             first.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: balancer.ready == [address(second)])
+            wait_until(lambda: balancer.ready == [second.address])
             first.process.wait()
             wait_for_more(answers, 50)
         assert set(answers) == {200}
@@ -136,7 +132,7 @@ def test_a_draining_replica_is_not_ready_but_answers_and_closes_connections(run_
     with serving(run_folder, tmp_path / "state", "--drain", "600") as server:
         assert "connection" not in server.client.get("/ready").headers
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: status(address(server), "/ready") == 503)
+        wait_until(lambda: status(server.address, "/ready") == 503)
         refused = server.client.get("/ready")
         assert refused.json()["detail"] == "the service is ending; send requests to another replica"
         assert refused.headers["retry-after"] == "5"
@@ -160,4 +156,4 @@ def test_workers_of_a_killed_supervisor_do_not_drain(run_folder: Path, tmp_path:
     with serving(run_folder, tmp_path / "state", "--drain", "3600", "--workers", "2") as server:
         server.process.kill()
         server.process.wait()
-        wait_until(lambda: status(address(server), "/health") == 0)
+        wait_until(lambda: status(server.address, "/health") == 0)

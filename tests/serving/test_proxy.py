@@ -3,98 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
-import socket
-import ssl
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-import trustme
-from service import Server, free_port, serving
-from test_drain import address, asking, wait_for_more
+from proxy import NGINX, Proxy
+from service import Server, serving
+from test_drain import asking, wait_for_more
 from test_server import wait_until
 
 from msm4sr.data.dataset import load_dataset
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-
 pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx")
-
-
-def replaced(text: str, *pairs: tuple[str, str]) -> str:
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new)
-    return text
-
-
-class Proxy:
-    """nginx with the files of `deploy/`, at other ports."""
-
-    def __init__(self, folder: Path, services: Sequence[Server], *changes: tuple[str, str]) -> None:
-        self.port, self.plain = free_port(), free_port()
-        (folder / "logs").mkdir(parents=True)
-        authority = trustme.CA()
-        certificate = authority.issue_cert("shop.example")
-        certificate.private_key_pem.write_to_path(folder / "shop.key")
-        for blob in certificate.cert_chain_pems:
-            blob.write_to_path(folder / "shop.pem", append=True)
-        text = replaced(
-            (DEPLOY / "nginx.conf").read_text(),
-            ("listen 443", f"listen 127.0.0.1:{self.port}"),
-            ("listen 80", f"listen 127.0.0.1:{self.plain}"),
-            ("/etc/ssl/msm4sr/", f"{folder}/"),
-            ("rate=50r/s", "rate=10000r/s"),  # the callers of a test have one address
-            ("worker_processes auto;", f"worker_processes 2; daemon off; pid {folder}/pid; error_log stderr;"),
-            (
-                "server_tokens off;",
-                f"server_tokens off; access_log off; proxy_temp_path {folder}/proxied;"
-                f" client_body_temp_path {folder}/bodies;",
-            ),
-            *changes,
-        )
-        (folder / "nginx.conf").write_text(text)
-        if len(services) == 1:
-            upstream = replaced((DEPLOY / "upstream.conf").read_text(), ("127.0.0.1:8000", address(services[0])))
-        else:
-            names = [(f"replica-{number}:8000", address(one)) for number, one in enumerate(services, start=1)]
-            upstream = replaced((DEPLOY / "upstream.replicas.conf").read_text(), *names)
-        (folder / "upstream.conf").write_text(upstream)
-        command = [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        subprocess.run([*command, "-t"], check=True, capture_output=True)
-        with (folder / "log").open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log)
-        context = ssl.create_default_context()
-        authority.configure_trust(context)
-        self.context = context
-        wait_until(lambda: self._listens())
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port)).close()
-            return True
-        except OSError:
-            return False
-
-    def client(self, host: str = "shop.example") -> httpx.Client:
-        """A client that verifies the certificate of `host`, and connects here."""
-        return httpx.Client(
-            base_url=f"https://127.0.0.1:{self.port}",
-            verify=self.context,
-            timeout=None,
-            headers={"Host": host},
-            event_hooks={"request": [lambda request: request.extensions.update(sni_hostname=host)]},
-        )
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
 
 
 @contextmanager

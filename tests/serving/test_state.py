@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -304,3 +305,20 @@ def test_changes_of_the_same_items_at_once_have_one_order(run_folder: Path, ids:
         assert [catalogue.row(name) is not None for catalogue in catalogues] == [present == 1] * 3
         assert len({name in catalogue.unavailable for catalogue in catalogues}) == 1
         assert len({catalogue.item(row).title for catalogue in catalogues if (row := catalogue.row(name))}) <= 1
+
+
+def test_threads_that_ask_while_changes_are_stored_find_no_older_copy(state: State) -> None:
+    store, ended = state.store(), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            store.version()
+
+    with ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask) for _ in range(4)]
+        for number in range(200):
+            add(store, f"n{number}")
+        ended.set()
+    for one in asking:
+        one.result()
+    assert len(store.changes()) == 200

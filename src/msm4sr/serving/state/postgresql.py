@@ -197,12 +197,13 @@ class PostgreSQLStore:
             self._closed.wait(seconds)
 
     def version(self) -> int:
+        before = self._latest  # before the query: meanwhile another thread may see a later change
         with self._pooled() as connection:
             version = self._version(connection)
-        if version < self._latest:
-            lost = f"the latest change is {version}, it was {self._latest}"
+        if version < before:
+            lost = f"the latest change is {version}, it was {before}"
             raise StoreUnavailable(f"the database was replaced by an older copy ({lost}); restart the service")
-        self._latest = version
+        self._latest = max(self._latest, version)
         return version
 
     def _version(self, connection: Connection, counter: Counter = "change") -> int:

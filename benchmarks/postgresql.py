@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests."""
+"""A PostgreSQL server with an empty database. The tests use it too."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from pathlib import Path
 
 import psutil
 import psycopg
-import pytest
+
+from msm4sr.errors import InputError
 
 BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
 
 
 class PostgreSQL:
-    """A server in a folder of its own."""
+    """A server in a folder of its own.
 
-    def __init__(self) -> None:
+    Args:
+        durable: commits survive a crash of the machine; else they survive only one of the server, and are faster.
+
+    Raises InputError if PostgreSQL is not installed.
+    """
+
+    def __init__(self, durable: bool = False) -> None:
         if not BIN:
-            pytest.skip("PostgreSQL is not installed")
+            raise InputError("PostgreSQL is not installed; run apt-get install postgresql")
+        self._options = () if durable else ("-F",)
         self.folder = Path(tempfile.mkdtemp(prefix="msm4sr-"))  # short: the path of a socket has at most 107 bytes
         if USER:
             shutil.chown(self.folder, USER)
@@ -48,7 +56,7 @@ class PostgreSQL:
     def start(self) -> None:
         data, port = self.folder / "data", str(self.port)
         self.process = subprocess.Popen(
-            [BIN[-1] / "postgres", "-D", data, "-k", self.folder, "-p", port, "-F"],
+            [BIN[-1] / "postgres", "-D", data, "-k", self.folder, "-p", port, *self._options],
             user=USER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while True:
@@ -88,9 +96,9 @@ class PostgreSQL:
 
 
 @contextmanager
-def postgresql() -> Iterator[PostgreSQL]:
+def postgresql(durable: bool = False) -> Iterator[PostgreSQL]:
     """Start a server with an empty database."""
-    server = PostgreSQL()
+    server = PostgreSQL(durable)
     try:
         yield server
     finally:
