@@ -25,7 +25,7 @@ def free_port() -> int:
 class Server:
     """A server process and a client for it."""
 
-    def __init__(self, run: Path, state: Path, *options: str) -> None:
+    def __init__(self, run: Path, state: Path | str, *options: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "msm4sr", "serve", str(run), "--port", str(port), "--state", str(state)]
@@ -67,7 +67,7 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, state: Path, *options: str) -> Iterator[Server]:
+def serving(run: Path, state: Path | str, *options: str) -> Iterator[Server]:
     server = Server(run, state, *options)
     try:
         yield server

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -22,22 +22,34 @@ BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
 
 
-class PostgreSQL:
-    """A server in a folder of its own."""
+@contextmanager
+def small_disk(folder: Path, mib: int, owner: str | None = None) -> Iterator[Path]:
+    """A new folder that is a file system in memory of this size."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "msm4sr", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip("a file system cannot be mounted")
+    try:
+        if owner:
+            shutil.chown(folder, owner)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)  # SQLiteStore never closes its file
 
-    def __init__(self) -> None:
-        if not BIN:
-            pytest.skip("PostgreSQL is not installed")
-        self.folder = Path(tempfile.mkdtemp(prefix="msm4sr-"))  # short: the path of a socket has at most 107 bytes
-        if USER:
-            shutil.chown(self.folder, USER)
+
+class PostgreSQL:
+    """A server with its data in a folder. `options` are settings such as fsync=off."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self._options = folder, [word for option in options for word in ("-c", option)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = self.url_of("postgres")
         self._numbers = count()
         subprocess.run(
-            [BIN[-1] / "initdb", "-D", self.folder / "data", "-U", "msm4sr", "--auth=trust", "--no-sync", "-E", "UTF8"],
+            [BIN[-1] / "initdb", "-D", folder / "data", "-U", "msm4sr", "--auth=trust", "--no-sync", "-E", "UTF8",
+             "--wal-segsize=1"],
             user=USER, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.start()
@@ -48,7 +60,7 @@ class PostgreSQL:
     def start(self) -> None:
         data, port = self.folder / "data", str(self.port)
         self.process = subprocess.Popen(
-            [BIN[-1] / "postgres", "-D", data, "-k", self.folder, "-p", port, "-F"],
+            [BIN[-1] / "postgres", "-D", data, "-k", self.folder, "-p", port, "-F", *self._options],
             user=USER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while True:
@@ -81,17 +93,22 @@ class PostgreSQL:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def remove(self) -> None:
-        if self.process.poll() is None:
-            self.stop()  # clients may still be connected
-        shutil.rmtree(self.folder)
-
 
 @contextmanager
-def postgresql() -> Iterator[PostgreSQL]:
-    """Start a server with an empty database."""
-    server = PostgreSQL()
+def postgresql(mib: int | None = None, *options: str) -> Iterator[PostgreSQL]:
+    """Start a server with an empty database, in a folder of its own, on a small disk if `mib` is given."""
+    if not BIN:
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="msm4sr-"))  # short: the path of a socket has at most 107 bytes
     try:
-        yield server
+        if USER:
+            shutil.chown(folder, USER)
+        with small_disk(folder / "data", mib, USER) if mib else nullcontext():
+            server = PostgreSQL(folder, *options)
+            try:
+                yield server
+            finally:
+                if server.process.poll() is None:
+                    server.stop()  # clients may still be connected
     finally:
-        server.remove()
+        shutil.rmtree(folder)

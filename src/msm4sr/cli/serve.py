@@ -134,7 +134,8 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.app import create_app
         from msm4sr.serving.logs import log_errors, logging_to_stderr
-        from msm4sr.serving.service import ServeSettings, state_of
+        from msm4sr.serving.service import ServeSettings
+        from msm4sr.serving.state import state_of
         from msm4sr.serving.workers import GRACE, serve_here
     except ModuleNotFoundError as error:
         reason = f"serving needs the extra 'serve' ({error.name} is missing)"
