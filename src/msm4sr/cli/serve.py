@@ -85,8 +85,9 @@ def serve(
         typer.Option(
             "--state",
             metavar="FOLDER | postgresql://...",
-            help="The folder for added items; or a PostgreSQL database, for services on several machines. A password "
-            "can also be in PGPASSWORD or ~/.pgpass.",
+            help="The folder for added items; or a PostgreSQL database (extra 'postgres'), for services on several "
+            "machines: postgresql://USER@HOST:PORT/DATABASE?schema=msm4sr. Put the password into PGPASSWORD or "
+            "~/.pgpass, since other users of the machine see the command line.",
             show_default="RUN.state",
         ),
     ] = None,
