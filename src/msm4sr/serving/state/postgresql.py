@@ -96,7 +96,7 @@ class PostgreSQLStore:
         self._connect_with = {
             "connect_timeout": TIMEOUT,
             "tcp_user_timeout": int(1000 * DEADLINE),
-            "keepalives_idle": int(DEADLINE),
+            "keepalives_idle": 10,
             "fallback_application_name": "msm4sr",
             **settings,
             "client_encoding": "utf8",
@@ -158,7 +158,9 @@ class PostgreSQLStore:
                 _ask(connection, f"SELECT {', '.join(COLUMNS)} FROM {self._schema}.items LIMIT 0")
                 _ask(connection, f"SELECT item_id, change, available FROM {self._schema}.availability LIMIT 0")
                 _ask(connection, f"SELECT item_id, number, data FROM {self._schema}.images LIMIT 0")
-            except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, StoreUnavailable) as error:
+            except psycopg.errors.InsufficientPrivilege:
+                raise
+            except (psycopg.ProgrammingError, StoreUnavailable) as error:
                 raise self._foreign(first_line(error)) from None
             _ask(connection, "COMMIT")
 
@@ -181,7 +183,7 @@ class PostgreSQLStore:
             return int(number)
         except psycopg.errors.InsufficientPrivilege:
             raise
-        except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, ValueError) as error:
+        except (psycopg.ProgrammingError, ValueError) as error:
             raise self._foreign(f"{MARK}: {first_line(error)}") from None
 
     def _foreign(self, reason: str) -> InputError:
