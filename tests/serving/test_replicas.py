@@ -163,7 +163,7 @@ def test_a_database_that_restarts_under_load_costs_no_change_and_no_read(
             for load, least, read in zip(loads, refused, reads, strict=True):
                 wait_until(lambda load=load, least=least: load.refused >= least)
                 wait_until(lambda load=load, read=read: load.reads >= read)
-                assert load.service.client.get("/ready").json()["failed_store"]
+                wait_until(lambda load=load: load.service.client.get("/ready").json()["failed_store"] != "")
             server.start()
         wait_for_more(loads, 10)
         for load in loads:
