@@ -9,8 +9,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -24,28 +24,18 @@ USER = "postgres" if os.getuid() == 0 else None  # the server refuses to run as 
 
 
 class PostgreSQL:
-    """A server in a folder of its own.
+    """A server with its data in a folder. `options` are settings such as fsync=on."""
 
-    Args:
-        durable: commits survive a crash of the machine; else they survive only one of the server, and are faster.
-
-    Raises InputError if PostgreSQL is not installed.
-    """
-
-    def __init__(self, durable: bool = False) -> None:
-        if not BIN:
-            raise InputError("PostgreSQL is not installed; run apt-get install postgresql")
-        self._options = () if durable else ("-F",)
-        self.folder = Path(tempfile.mkdtemp(prefix="msm4sr-"))  # short: the path of a socket has at most 107 bytes
-        if USER:
-            shutil.chown(self.folder, USER)
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self._options = folder, [word for option in options for word in ("-c", option)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = self.url_of("postgres")
         self._numbers = count()
         subprocess.run(
-            [BIN[-1] / "initdb", "-D", self.folder / "data", "-U", "msm4sr", "--auth=trust", "--no-sync", "-E", "UTF8"],
+            [BIN[-1] / "initdb", "-D", folder / "data", "-U", "msm4sr", "--auth=trust", "--no-sync", "-E", "UTF8",
+             "--wal-segsize=1"],
             user=USER, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.start()
@@ -56,7 +46,7 @@ class PostgreSQL:
     def start(self) -> None:
         data, port = self.folder / "data", str(self.port)
         self.process = subprocess.Popen(
-            [BIN[-1] / "postgres", "-D", data, "-k", self.folder, "-p", port, *self._options],
+            [BIN[-1] / "postgres", "-D", data, "-k", self.folder, "-p", port, "-F", *self._options],
             user=USER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while True:
@@ -89,17 +79,29 @@ class PostgreSQL:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def remove(self) -> None:
-        if self.process.poll() is None:
-            self.stop()  # clients may still be connected
-        shutil.rmtree(self.folder)
-
 
 @contextmanager
-def postgresql(durable: bool = False) -> Iterator[PostgreSQL]:
-    """Start a server with an empty database."""
-    server = PostgreSQL(durable)
+def postgresql(
+    *options: str, disk: Callable[[Path], AbstractContextManager[object]] = nullcontext
+) -> Iterator[PostgreSQL]:
+    """Start a server with an empty database, in a folder of its own; raises InputError if it is not installed.
+
+    Args:
+        options: settings such as "fsync=on": commits then survive a crash of the machine, not only one of the server.
+        disk: makes the folder of the data, so that it can be a disk of its own.
+    """
+    if not BIN:
+        raise InputError("PostgreSQL is not installed; run apt-get install postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="msm4sr-"))  # short: the path of a socket has at most 107 bytes
     try:
-        yield server
+        if USER:
+            shutil.chown(folder, USER)
+        with disk(folder / "data"):
+            server = PostgreSQL(folder, *options)
+            try:
+                yield server
+            finally:
+                if server.process.poll() is None:
+                    server.stop()  # clients may still be connected
     finally:
-        server.remove()
+        shutil.rmtree(folder)

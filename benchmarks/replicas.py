@@ -99,7 +99,7 @@ def two_replicas(run: Path, folder: Path) -> Iterator[Replicas]:
         ),
     ]
     with ExitStack() as stack:
-        database = stack.enter_context(postgresql(durable=True))
+        database = stack.enter_context(postgresql("fsync=on"))
         servers = [stack.enter_context(a_replica(run, folder / f"replica-{n}", database)) for n in (1, 2)]
         proxy = Proxy(folder / "nginx", servers, *changes)
         stack.callback(proxy.stop)

@@ -85,8 +85,9 @@ def serve(
         typer.Option(
             "--state",
             metavar="FOLDER | postgresql://...",
-            help="The folder for added items; or a PostgreSQL database, for services on several machines. A password "
-            "can also be in PGPASSWORD or ~/.pgpass.",
+            help="The folder for added items; or a PostgreSQL database (extra 'postgres'), for services on several "
+            "machines: postgresql://USER@HOST:PORT/DATABASE?schema=msm4sr. Put the password into PGPASSWORD or "
+            "~/.pgpass, since other users of the machine see the command line.",
             show_default="RUN.state",
         ),
     ] = None,
@@ -134,7 +135,8 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.app import create_app
         from msm4sr.serving.logs import log_errors, logging_to_stderr
-        from msm4sr.serving.service import ServeSettings, state_of
+        from msm4sr.serving.service import ServeSettings
+        from msm4sr.serving.state import state_of
         from msm4sr.serving.workers import GRACE, serve_here
     except ModuleNotFoundError as error:
         reason = f"serving needs the extra 'serve' ({error.name} is missing)"

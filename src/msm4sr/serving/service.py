@@ -28,7 +28,7 @@ from msm4sr.recommend.recommender import Recommender
 from msm4sr.serving.logs import LogFormat
 from msm4sr.serving.metrics import Metrics
 from msm4sr.serving.runs import check_files, encoder_name, run_signature, try_out
-from msm4sr.serving.state import POSTGRESQL, open_store
+from msm4sr.serving.state import open_store
 from msm4sr.serving.state.store import MOST_IMAGES, Change, StoreUnavailable
 from msm4sr.strict import Strict
 
@@ -73,24 +73,6 @@ class ServeSettings(Strict):
     access_log: bool = Field(False, description="Log each request.")
     trace: str | None = Field(None, description="URL of an OTLP receiver; null: as OpenTelemetry's variables say.")
     load_seconds: float = Field(1800.0, gt=0, description="Time limit for loading a newer run.")
-
-
-def default_state(run: Path) -> Path:
-    """RUN.state beside the run, so that a link to a newer run keeps the added items."""
-    absolute = run.absolute()
-    return absolute.with_name(absolute.name + ".state")
-
-
-def state_of(state: str | None, run: Path) -> dict[str, Path | str]:
-    """The settings `state` and `database` of an option --state. Raises InputError for the URL of something else."""
-    if state is None:
-        return {"state": default_state(run)}
-    if state.startswith(POSTGRESQL):
-        return {"state": default_state(run), "database": state}
-    if "://" in state:
-        kind = state.partition("://")[0]
-        raise InputError(f"--state {kind}://...: give a folder, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
-    return {"state": Path(state)}
 
 
 @dataclass
@@ -323,7 +305,7 @@ class Service:
         served.recommender.tensors_of(encoded)  # before they are stored
         replaces = [item.item_id in catalogue.items.rows for item in items]
         self.store.add(encoded, served.encoded_by, replaces)
-        self._latest()
+        self._show_stored()
 
     def remove(self, item_id: str) -> None:
         """Store that an item was removed, and no longer recommend it. Raises InputError for an unknown or last item."""
@@ -333,14 +315,21 @@ class Service:
             if item_id not in served.skipped:
                 catalogue.without([item_id]).check_left()
             self.store.remove(item_id, item_id in catalogue.items.rows)
-        self._latest()
+        self._show_stored()
 
     def set_available(self, item_ids: Sequence[str], available: bool) -> None:
         """Store whether items can be recommended. Raises InputError for an unknown item, or if none would be left."""
         with self.store.transaction():
             self._latest().recommender.catalogue.with_available(item_ids, available).check_left()
             self.store.set_available(item_ids, available)
-        self._latest()
+        self._show_stored()
+
+    def _show_stored(self) -> None:
+        """Apply a change that was stored."""
+        try:
+            self._latest()
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"the change is stored, but cannot be shown: {error}") from error
 
     def sample(self) -> None:
         """Set the metrics that describe this moment."""

@@ -73,4 +73,4 @@ class ThumbnailCache:
             return None
         if not catalogue.is_added(row):
             return f"{recommender.folder}/{catalogue.items.images[row][number]}"
-        return f"added {item_id} {number} {self._service.added_by(item_id)}"
+        return f"added {item_id} {number} {self._service.added_by(item_id)} {self._service.store.name}"

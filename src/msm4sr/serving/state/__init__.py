@@ -23,3 +23,21 @@ def open_store(folder: Path, database: str | None = None) -> StateStore:
     except ImportError:
         raise InputError("--state: PostgreSQL needs the extra 'postgres': pip install 'msm4sr[postgres]'") from None
     return PostgreSQLStore(database)
+
+
+def default_state(run: Path) -> Path:
+    """RUN.state beside the run, so that a link to a newer run keeps the added items."""
+    absolute = run.absolute()
+    return absolute.with_name(absolute.name + ".state")
+
+
+def state_of(state: str | None, run: Path) -> dict[str, Path | str]:
+    """The settings `state` and `database` of an option --state. Raises InputError for the URL of something else."""
+    if state is None:
+        return {"state": default_state(run)}
+    if state.startswith(POSTGRESQL):
+        return {"state": default_state(run), "database": state}
+    kind, colon, rest = state.partition(":")
+    if rest.startswith("//") or (colon and kind in ("postgresql", "postgres")):
+        raise InputError(f"--state {kind}:...: give a folder, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return {"state": Path(state)}

@@ -1,7 +1,7 @@
 """The store in a PostgreSQL database, for services on several machines.
 
 Each change locks the counter of changes first, so changes are committed in the order of their numbers. A commit
-notifies the listening processes; without a notification they look every `POLL` seconds.
+notifies the listening processes; without a notification they look once a second.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import contextmanager, nullcontext, suppress
 from os import dup
-from threading import Event, Timer
+from threading import Event, Timer, local
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -70,11 +69,16 @@ _BEGIN = f"""
     SET LOCAL idle_in_transaction_session_timeout = '30s';
     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
 """
-POLL = 1.0  # seconds after which changes are read without a notification
 DEADLINE = 10.0  # seconds for an answer of the database
 AT_ONCE = 500  # rows of a query
 CONNECTIONS = 4  # of a process, besides the one that listens
-_connection: ContextVar[Connection | None] = ContextVar("connection", default=None)  # of the transaction in progress
+HOST = r"(\[[0-9a-fA-F:.%]+\]|[^][:,]*)(:\d+)?"  # with its port
+
+
+class _Transaction(local):
+    """The connection of the transaction that a thread has begun."""
+
+    connection: Connection | None = None
 
 
 class PostgreSQLStore:
@@ -92,6 +96,7 @@ class PostgreSQLStore:
         self._connect_with = {
             "connect_timeout": TIMEOUT,
             "tcp_user_timeout": int(1000 * DEADLINE),
+            "keepalives_idle": 10,
             "fallback_application_name": "msm4sr",
             **settings,
             "client_encoding": "utf8",
@@ -100,6 +105,7 @@ class PostgreSQLStore:
         }
         self._away = ""  # why the database cannot be reached; empty if it can
         self._latest = 0  # the number of the latest change that was seen
+        self._transaction = _Transaction()
         self._closed = Event()
         self._listener: Connection | None = None
         try:
@@ -126,6 +132,8 @@ class PostgreSQLStore:
 
     def close(self) -> None:
         self._closed.set()
+        if self._listener is not None:
+            self._listener.close()
         self._pool.close()
 
     def _migrate(self) -> None:
@@ -150,7 +158,9 @@ class PostgreSQLStore:
                 _ask(connection, f"SELECT {', '.join(COLUMNS)} FROM {self._schema}.items LIMIT 0")
                 _ask(connection, f"SELECT item_id, change, available FROM {self._schema}.availability LIMIT 0")
                 _ask(connection, f"SELECT item_id, number, data FROM {self._schema}.images LIMIT 0")
-            except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, StoreUnavailable) as error:
+            except psycopg.errors.InsufficientPrivilege:
+                raise
+            except (psycopg.ProgrammingError, StoreUnavailable) as error:
                 raise self._foreign(first_line(error)) from None
             _ask(connection, "COMMIT")
 
@@ -169,16 +179,18 @@ class PostgreSQLStore:
         if MARK not in tables:
             raise self._foreign(f"it has {', '.join(tables[:5])}, and no {MARK}")
         try:
-            ((number,),) = _ask(connection, f"SELECT format FROM {self._schema}.{MARK}")
-        except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, ValueError) as error:
+            ((number,),) = _ask(connection, f"SELECT format FROM {self._schema}.{MARK} WHERE format > 0")
+            return int(number)
+        except psycopg.errors.InsufficientPrivilege:
+            raise
+        except (psycopg.ProgrammingError, ValueError) as error:
             raise self._foreign(f"{MARK}: {first_line(error)}") from None
-        return int(number)
 
     def _foreign(self, reason: str) -> InputError:
         what = f"the schema {self._schema} is not one of msm4sr, or damaged ({reason})"
         return InputError(f"--state {self.name}: {what}; choose another with ?schema=NAME, or restore it from a copy")
 
-    def wait(self, seconds: float = POLL) -> None:
+    def wait(self, seconds: float) -> None:
         """Also finds out whether the database can be reached."""
         try:
             if self._listener is None:
@@ -299,17 +311,18 @@ class PostgreSQLStore:
     @contextmanager
     def _changing(self) -> Iterator[Connection]:
         """A connection in a transaction that has locked the counter of changes."""
-        if (inside := _connection.get()) is not None:
-            yield inside
+        if self._transaction.connection is not None:
+            with self._pooled() as connection:
+                yield connection
             return
         with self._pooled() as connection:
             _ask(connection, _BEGIN)
             _ask(connection, f"SELECT value FROM {self._schema}.counters WHERE name = 'change' FOR UPDATE")
-            token = _connection.set(connection)
+            self._transaction.connection = connection
             try:
                 yield connection
             finally:
-                _connection.reset(token)
+                self._transaction.connection = None
             _ask(connection, f"NOTIFY {self._schema}")
             try:
                 _ask(connection, "COMMIT")
@@ -321,10 +334,12 @@ class PostgreSQLStore:
 
     @contextmanager
     def _pooled(self) -> Iterator[Connection]:
+        """The connection of the transaction in progress, else one of the pool."""
         if self._away:
             raise StoreUnavailable(self._away)
+        inside = self._transaction.connection
         try:
-            with self._pool.connection() as connection:
+            with self._pool.connection() if inside is None else nullcontext(inside) as connection:
                 yield connection
         except psycopg.Error as error:
             raise StoreUnavailable(first_line(error)) from error
@@ -335,7 +350,11 @@ def _ask(connection: Connection, query: str, *values: object) -> list[Any]:
 
     A connection without an answer within `DEADLINE` seconds is cut, since a server can hang without ending it.
     """
-    with socket.socket(fileno=dup(connection.fileno())) as line:
+    try:
+        line = socket.socket(fileno=dup(connection.fileno()))
+    except OSError as error:  # too many open files
+        raise psycopg.OperationalError(str(error)) from error
+    with line:
         timer = Timer(DEADLINE, _cut, [line])
         timer.daemon = True
         timer.start()
@@ -358,10 +377,13 @@ def read_url(url: str) -> tuple[str, str, dict[str, Any]]:
     """
     try:
         parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2]
+        if url.count("@") > ("@" in parts.netloc) or "#" in url or not re.fullmatch(f"{HOST}(,{HOST})*", hosts):
+            raise ValueError  # part of a password would be the host, the path or the database
         options = dict(parse_qsl(parts.query))
         schema = options.pop("schema", SCHEMA)
         settings = conninfo_to_dict(parts._replace(query=urlencode(options, quote_via=quote)).geturl())
-        name = f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}" + f"?schema={schema}" * (schema != SCHEMA)
+        name = f"postgresql://{hosts}{parts.path}" + f"?schema={schema}" * (schema != SCHEMA)
     except (ValueError, psycopg.Error):
         raise InputError(
             "--state: not the URL of a PostgreSQL database; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
