@@ -78,7 +78,7 @@ class Load:
                 try:
                     self._repeat(client, "POST", "/items", (201, 409), data={"item_id": item_id, "title": "Train"})
                     self.stored[item_id] = True
-                    other = random.choice([one for one in self.stored if one.startswith(f"{name}-")])
+                    other = random.choice([one for one in list(self.stored) if one.startswith(f"{name}-")])
                     item_id = other
                     if number % 3 == 0:
                         del self.stored[other]
@@ -152,6 +152,7 @@ def wait_for_more(loads: Sequence[Load], changes: int) -> None:
         wait_until(lambda load=load, wanted=wanted: load.changes >= wanted or bool(load.failed))
 
 
+@pytest.mark.slow
 def test_a_database_that_restarts_under_load_costs_no_change_and_no_read(
     run_folder: Path, ids: list[str], tmp_path: Path
 ) -> None:
