@@ -11,7 +11,7 @@ RANKS = np.array([1.0, 2.0, 5.0, 5.5, 6.0, 10.0, 20.5, 50.0, 51.0, 400.0])
 
 
 def test_metrics_are_reported_at_5_10_20_and_50() -> None:
-    names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20, 50)]
+    names = [f"{metric}@{k}" for metric in ("recall", "ndcg", "map", "precision") for k in (5, 10, 20, 50)]
     assert list(metrics_per_user(RANKS)) == [*names, "mrr"]
     assert list(mean_metrics(RANKS)) == [*names, "mrr"]
 

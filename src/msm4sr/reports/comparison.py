@@ -17,15 +17,15 @@ import numpy.typing as npt
 import polars as pl
 
 from msm4sr.errors import InputError
-from msm4sr.evaluation.metrics import CUTOFFS, metrics_per_user
+from msm4sr.evaluation.metrics import METRICS as ALL_METRICS
+from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
 from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
-from msm4sr.evaluation.users import Part
+from msm4sr.evaluation.users import Part, users_of
 from msm4sr.experiments.grid import Row
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import signed
 
-ALL_METRICS = (*(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS), "mrr")
 METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")  # the columns of the paper
 LEVEL = 0.05  # of significance, after Holm's adjustment; confidence intervals have the level 1 - LEVEL
 VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
@@ -169,9 +169,12 @@ def scores_of(comparison: Comparison, part: Part) -> Scores:
     found = {}
     for data in comparison.results.data:
         for row in comparison.rows:
-            cells = [outcome.metrics for outcome in comparison.results.finished(data, row.name)]
-            parts = [(cell["seen_excluded"] if comparison.secondary else cell)[part] for cell in cells]
+            cells = comparison.results.finished(data, row.name)
+            parts = [(c.metrics["seen_excluded"] if comparison.secondary else c.metrics)[part] for c in cells]
             for metric in comparison.metrics if parts else ():
+                for cell, values in zip(cells, parts, strict=True):
+                    if metric not in values:
+                        raise InputError(f"{cell.folder}: has no {metric}; `msm4sr evaluate {cell.folder}` adds it")
                 found[data, row.name, metric] = Score(tuple(float(values[metric]) for values in parts))
     return found
 
@@ -218,9 +221,9 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
             reasons.append(f"{comparison.label(row)} was tested on other users or items than the others")
             continue
         column = "rank_seen_excluded" if comparison.secondary else "rank"
-        seeds = [metrics_per_user(table[column].to_numpy()) for table in tables]
+        seeds = [metrics_per_user(table[column].to_numpy(), users_of(table)) for table in tables]
         values[row] = {metric: mean_over_seeds([seed[metric] for seed in seeds]) for metric in comparison.metrics}
-    return values, 0 if users is None else len(users), reasons
+    return values, 0 if users is None else users["user_id"].n_unique(), reasons
 
 
 def _user_tables(outcomes: Sequence[Outcome]) -> list[pl.DataFrame]:
@@ -264,7 +267,10 @@ def by_popularity(
     found: dict[tuple[str, str, str], float] = {}
     for row in comparison.rows:
         tables = _user_tables(comparison.results.finished(data, row.name))
-        seeds = [bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy()) for table in tables]
+        seeds = [
+            bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy(), users_of(table))
+            for table in tables
+        ]
         for buckets in zip(*seeds, strict=True):
             if there := [bucket for bucket in buckets if bucket.users]:
                 counts.setdefault(there[0].name, there[0].users)

@@ -22,7 +22,7 @@ from msm4sr.reports.pages.thumbnails import Thumbnails
 
 EXAMPLES = 6  # users shown
 HEADLINE = ("recall@20", "ndcg@10", "mrr")
-MEASURES = ("recall", "ndcg", "mrr")  # in reading order
+MEASURES = ("recall", "ndcg", "map", "precision", "mrr")  # in reading order
 
 
 @dataclass(frozen=True)

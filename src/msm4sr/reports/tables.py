@@ -21,7 +21,7 @@ HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out it
 def metric_name(name: str, short: bool = False) -> str:
     """`ndcg@10` -> `NDCG@10`, or as in the paper's tables `N@10`."""
     measure, _, cutoff = name.partition("@")
-    written = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(measure, measure)
+    written = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "precision": "Precision", "mrr": "MRR"}.get(measure, measure)
     return f"{written[0] if short else written}@{cutoff}" if cutoff else written
 
 
