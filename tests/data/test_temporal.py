@@ -6,17 +6,15 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from temporal import CUTS, DAY, ITEMS, LOG, Event, load, temporal, with_other_future, write
+from temporal import DAY, ITEMS, LOG, Event, load, temporal, with_other_future, write
 
 from msm4sr.data.dataset import (
     Dataset,
-    DataSettings,
     Targets,
     cold_start_targets,
     load_dataset,
@@ -175,14 +173,17 @@ def test_a_date_is_in_utc_unless_it_says_otherwise(tmp_path: Path, written: Any,
 
 @pytest.mark.parametrize("wrong", ["yesterday", "2026-13-01", 0, 1, 1.5, 0.0, True, 10**13, None, "0.8"])
 def test_what_is_no_cutoff_is_refused(wrong: Any) -> None:
-    with pytest.raises(ValidationError, match="date.*seconds since 1970.*fraction"):
+    with pytest.raises(ValidationError, match=r"date.*seconds since 1970.*fraction"):
         temporal(test_from=wrong)
 
 
 @pytest.mark.parametrize(
     ("cuts", "message"),
     [
-        ({"test_from": "2026-01-01"}, r"no interactions from dataset.test_from=2026-01-01 \(2026-01-01\) on; the times"),
+        (
+            {"test_from": "2026-01-01"},
+            r"no interactions from dataset.test_from=2026-01-01 \(2026-01-01\) on; the times",
+        ),
         ({"validation_from": 0.5, "test_from": 0.2}, "validation_from=0.5 .* is not before dataset.test_from=0.2"),
         ({"validation_from": "1969-01-01"}, "no interactions before dataset.validation_from=1969-01-01"),
         ({"test_from": 5 * DAY + 1, "validation_from": 5 * DAY + 0.5}, "cut-off"),

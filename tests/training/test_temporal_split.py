@@ -31,9 +31,7 @@ def trained(name: str, dataset: Dataset, epochs: int) -> tuple[Model, list[dict[
         records += pretrain(model, dataset, PretrainSettings(epochs=epochs, batch_pairs=16), OPTIONS)
     if "finetune" in model.tasks:
         records += finetune(model, dataset, FinetuneSettings(epochs=epochs, batch_pairs=16), OPTIONS)
-    return model, [
-        {"loss": record.loss, "stage": record.stage, **record.validation} for record in records
-    ]
+    return model, [{"loss": record.loss, "stage": record.stage, **record.validation} for record in records]
 
 
 def same_state(one: Model, other: Model) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -13,9 +13,7 @@ ACCEPTED = "a date (2026-03-01, 2026-03-01T18:00+01:00), seconds since 1970, or 
 
 
 def _valid(cutoff: Any) -> Any:
-    """A date as its text, everything else as it is. Raises ValueError for what is no cut-off."""
-    if isinstance(cutoff, date):  # how YAML reads an unquoted date
-        return cutoff.isoformat()
+    """The cut-off as it is. Raises ValueError for what is none."""
     if isinstance(cutoff, str):
         try:
             datetime.fromisoformat(cutoff)

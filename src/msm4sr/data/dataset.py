@@ -19,8 +19,8 @@ The rules, each counted in `Dataset.dropped` if it drops something:
 
 `split: leave_one_out`: last item = test, the one before = validation, the rest = training.
 
-`split: temporal`: two times divide the interactions of everyone (`validation_from`, `test_from`). Nothing after the first
-is trained on or counted, also not for the cores; every user with an interaction is kept. A part ranks the first
+`split: temporal`: two times divide the interactions of everyone (`validation_from`, `test_from`). Nothing after the
+first is trained on or counted, also not for the cores; every user with an interaction is kept. A part ranks the first
 interaction of each user in it, or all, given all interactions before the part. Users with training interactions are
 numbered first, so that what follows cannot influence the numbers.
 """
@@ -291,8 +291,8 @@ def cold_start_targets(full: Dataset, dataset: Dataset) -> Targets:
     """What a strict cold-start evaluation ranks; `dataset` is `full` without some of its items (see `without_items`).
 
     Returns:
-        For each user of `dataset` with a test target in `full` that is not in `dataset`: these targets, given the user's
-        history before test, without the removed items. Items are numbered as in `full`, users as in `dataset`.
+        For each user of `dataset` with a test target in `full` that is not in `dataset`: these targets, given the
+        user's history before test, without the removed items. Items are numbered as in `full`, users as in `dataset`.
     """
     targets = test_targets(full)
     users, known_user = _rows_of(pl.Series(full.user_ids), pl.Series(dataset.user_ids))

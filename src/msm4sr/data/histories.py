@@ -98,7 +98,8 @@ def load_histories(folder: Path, items: pl.DataFrame, rules: HistoryRules) -> Hi
 def _open(stored: Path, mapped: bool) -> Histories:
     record = json.loads((stored / "record.json").read_text(encoding="utf-8"))
     prefixes = tuple(
-        Ragged(_read(stored / f"{name}.npy", mapped), _read(stored / f"{name}_offsets.npy", mapped)) for name in PREFIXES
+        Ragged(_read(stored / f"{name}.npy", mapped), _read(stored / f"{name}_offsets.npy", mapped))
+        for name in PREFIXES
     )
     user_ids = pl.read_parquet(stored / "users.parquet", glob=False)["user_id"].to_list()
     if any(len(rows.values) != rows.offsets[-1] or len(rows) != len(user_ids) for rows in prefixes):
@@ -164,9 +165,7 @@ def _make(out: Path, folder: Path, items: pl.DataFrame, rules: HistoryRules) -> 
     write_json(out / "record.json", {"source": source, "dropped": dropped_counts, "times": times})
 
 
-def _times(
-    database: Database, folder: Path, cutoffs: tuple[Cutoff, Cutoff], order: list[str]
-) -> tuple[float, float]:
+def _times(database: Database, folder: Path, cutoffs: tuple[Cutoff, Cutoff], order: list[str]) -> tuple[float, float]:
     """When validation and test begin. Raises InputError where the data has no times, or a part no interactions.
 
     A fraction is of all rows of the file, so that it depends on nothing but the times.
@@ -210,8 +209,8 @@ def _order(
 ) -> Counter[str]:
     """Create the tables `users` and `ordered`, the interactions by user and time.
 
-    `users` are in order of first appearance; with `times`, in training first. `ordered.part` is then 0, 1 or 2: training,
-    validation, test.
+    `users` are in order of first appearance; with `times`, in training first. `ordered.part` is then 0, 1 or 2:
+    training, validation, test.
     """
     path, dropped = folder / INTERACTIONS, Counter[str]()
     listed = database.folder / "items.parquet"
@@ -230,10 +229,13 @@ def _order(
         )
     part, trained = "0", "true"
     if times:
-        part, trained = f"(timestamp >= {times[0]!r})::INT + (timestamp >= {times[1]!r})::INT", f"timestamp < {times[0]!r}"
+        part, trained = (
+            f"(timestamp >= {times[0]!r})::INT + (timestamp >= {times[1]!r})::INT",
+            f"timestamp < {times[0]!r}",
+        )
     run(
-        "CREATE TABLE users AS SELECT user_id, (row_number() OVER (ORDER BY trained NULLS LAST, earliest) - 1)::INTEGER "
-        f"AS user_code FROM (SELECT user_id, min(row) AS earliest, min(row) FILTER (WHERE {trained}) AS trained "
+        "CREATE TABLE users AS SELECT user_id, (row_number() OVER (ORDER BY trained NULLS LAST, earliest) - 1)::INT AS "
+        f"user_code FROM (SELECT user_id, min(row) AS earliest, min(row) FILTER (WHERE {trained}) AS trained "
         "FROM source GROUP BY user_id) ORDER BY trained NULLS LAST, earliest"
     )
     key = f"user_code, item_code, {moment}"

@@ -1,8 +1,8 @@
 """Users and items without training interactions, which a temporal split leaves in validation and test.
 
 Main metrics are of the users with training interactions. The others are reported apart: a model ranks for them by what
-they interacted with since, or, if it reads no history (Popularity), without. After an empty history, and among items that
-it cannot tell apart, a model gives the same score to all, which rank at their mean.
+they interacted with since, or, if it reads no history (Popularity), without. After an empty history, and among items
+that it cannot tell apart, a model gives the same score to all, which rank at their mean.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ def cold_metrics(part: pl.DataFrame) -> dict[str, dict[str, Any]]:
         targets, and "metrics", empty without users.
     """
     cold_user, cold_item = pl.col("user_count") == 0, pl.col("item_count") == 0
-    return {
-        COLD_USERS: _group(part.filter(cold_user)),
-        COLD_ITEMS: _group(part.filter(~cold_user & cold_item)),
-    }
+    return {COLD_USERS: _group(part.filter(cold_user)), COLD_ITEMS: _group(part.filter(~cold_user & cold_item))}
 
 
 def _group(rows: pl.DataFrame) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class EvaluationSettings(Strict):
 def evaluate(
     model: Scorer, dataset: Dataset, part: Part, settings: EvaluationSettings = EvaluationSettings()
 ) -> dict[str, float]:
-    """The metrics of `evaluation.metrics`: means of a ranking of all items over the users with training interactions."""
+    """The metrics of `evaluation.metrics` of a ranking of all items: means over users with training interactions."""
     targets = targets_of(dataset, part)
     users = np.arange(len(targets.histories)) if targets.users is None else targets.users
     known = user_counts(dataset)[users] > 0

@@ -19,14 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import (
-    Dataset,
-    Targets,
-    test_targets,
-    training_counts,
-    user_counts,
-    validation_targets,
-)
+from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, user_counts, validation_targets
 from msm4sr.evaluation.metrics import Ints
 from msm4sr.evaluation.ranking import Ranks
 

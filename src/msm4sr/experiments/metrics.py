@@ -111,8 +111,8 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
     The model is not retrained: it gets the content of the new items, and every per-item weight is 0 (equation 12).
 
     Returns:
-        The numbers of users, of targets and of new items, metrics "among_all" items and "among_held_out" items, and the expected
-        metrics of a random order, "chance_among_all" and "chance_among_held_out".
+        The numbers of users, of targets and of new items, metrics "among_all" items and "among_held_out" items, and
+        the expected metrics of a random order, "chance_among_all" and "chance_among_held_out".
 
     Raises:
         InputError: no test target is held out.

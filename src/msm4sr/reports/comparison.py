@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
 LEVEL = 0.05  # of significance, after Holm's adjustment; confidence intervals have the level 1 - LEVEL
 VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
 EXCLUDES = "evaluation.exclude_seen"
+FULL_RANKING = ", full ranking, seen items "  # in the protocol of a run, between its split and "included" or "excluded"
 PROTOCOLS = {False: "seen items included", True: "seen items excluded"}
 
 PerUser = Mapping[str, npt.NDArray[np.float64]]
@@ -86,6 +88,7 @@ class Comparison:
     resamples: int
     excludes_seen: bool
     protocol: str = ""  # what a title adds if a grid has several protocols, such as "seen items excluded"
+    split: str = "leave-one-out"
     secondary: bool = False  # a second evaluation, with seen items excluded, of rows whose own protocol includes them
     scores: Scores = field(default_factory=dict)
     references: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -98,7 +101,7 @@ class Comparison:
     @property
     def name(self) -> str:
         """The name of the grid with the protocol, for files."""
-        return "-".join([self.results.name, *self.protocol.split()])
+        return "-".join([self.results.name, *self.protocol.replace(",", "").split()])
 
     @property
     def suffix(self) -> str:
@@ -140,17 +143,35 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
 
     Without resamples of the paired bootstrap there are no tests.
     """
-    protocols: dict[bool, list[Row]] = {}
+    protocols: dict[tuple[str, bool], list[Row]] = {}
     for row in results.rows:
-        finished = [outcome for data in results.data for outcome in results.finished(data, row.name)]
-        excludes = {bool(outcome.settings.get(EXCLUDES, False)) for outcome in finished}
-        for value in excludes or {bool(row.changes.get(EXCLUDES, False))}:
-            protocols.setdefault(value, []).append(row)
-    several = len(protocols) > 1
+        finished = [outcome.settings for data in results.data for outcome in results.finished(data, row.name)]
+        for protocol in {_protocol(settings) for settings in finished or [row.changes]}:
+            protocols.setdefault(protocol, []).append(row)
+    several = [len(set(values)) > 1 for values in zip(*protocols, strict=True)]
     return [
-        _compare(Comparison(results, tuple(rows), tuple(metrics), resamples, excludes, PROTOCOLS[excludes] * several))
-        for excludes, rows in sorted(protocols.items())
+        _compare(
+            Comparison(
+                results,
+                tuple(rows),
+                tuple(metrics),
+                resamples,
+                excludes,
+                ", ".join(itertools.compress([split, PROTOCOLS[excludes]], several)),
+                split,
+            )
+        )
+        for (split, excludes), rows in sorted(protocols.items())
     ]
+
+
+def _protocol(settings: Mapping[str, Any]) -> tuple[str, bool]:
+    """The split in words, and whether seen items are excluded."""
+    split = "leave-one-out"
+    if settings.get("dataset.split") == "temporal":
+        validation, test = settings.get("dataset.validation_from", 0.8), settings.get("dataset.test_from", 0.9)
+        split = f"temporal split at {validation} and {test}, {settings.get('dataset.targets', 'first')} targets"
+    return split, bool(settings.get(EXCLUDES, False))
 
 
 def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | None:
@@ -161,7 +182,8 @@ def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | Non
     cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
     if all(cell["test"] == cell["seen_excluded"]["test"] for cell in cells):
         return None
-    return _compare(replace(one, excludes_seen=True, protocol=PROTOCOLS[True], secondary=True))
+    protocol = ", ".join(filter(None, [one.protocol, PROTOCOLS[True]]))
+    return _compare(replace(one, excludes_seen=True, protocol=protocol, secondary=True))
 
 
 def scores_of(comparison: Comparison, part: Part) -> Scores:
