@@ -141,7 +141,7 @@ eval_args:
 
 
 def _benchmark(kind: str) -> str:
-    return f"benchmark_filename: [{', '.join(part + kind for part in PARTS)}]\neval_args: {{mode: full}}\n"
+    return f"benchmark_filename: [{', '.join(part + kind for part in PARTS)}]\neval_args: {{order: TO, mode: full}}\n"
 
 
 def _load(columns: Mapping[str, Sequence[str]]) -> str:
