@@ -40,7 +40,7 @@ def seconds_of(cutoff: int | str) -> float:
 
 
 def time_text(seconds: float) -> str:
-    """A time for people: the date, and the time of day if it is not midnight."""
+    """A time as text: the date, and the time of day if it is not midnight."""
     moment = datetime.fromtimestamp(seconds, UTC)
     midnight = not (moment.hour or moment.minute or moment.second)
     return f"{moment:%Y-%m-%d}" if midnight else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -1,8 +1,8 @@
 """Users and items without training interactions, which a temporal split leaves in validation and test.
 
 Main metrics are of the users with training interactions. The others are reported apart: a model ranks for them by what
-they interacted with since, or, if it reads no history (Popularity), without. After an empty history, and among items
-that it cannot tell apart, a model gives the same score to all, which rank at their mean.
+they interacted with since, or, if it reads no history (Popularity), without. After an empty history, and for new items
+whose content it does not read, a model gives equal scores, which rank at their mean.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def metrics_per_user(ranks: Floats, users: Ints | None = None) -> dict[str, Floa
     Returns:
         Metric to its value for each user: float64 [users], in the order of `users`.
     """
-    places, numbers, starts = _places(ranks, users)
+    places, nth, starts = _places(ranks, users)
     counts = np.diff(starts, append=len(ranks))  # [users]
 
     def total(values: Floats) -> Floats:
@@ -52,7 +52,7 @@ def metrics_per_user(ranks: Floats, users: Ints | None = None) -> dict[str, Floa
         hits, best = total(found.astype(np.float64)), np.minimum(counts, k)
         values[f"recall@{k}"] = hits / counts
         values[f"ndcg@{k}"] = total(np.where(found, gain, 0.0)) / ideal[best - 1]
-        values[f"map@{k}"] = total(np.where(found, numbers / places, 0.0)) / best
+        values[f"map@{k}"] = total(np.where(found, nth / places, 0.0)) / best
         values[f"precision@{k}"] = hits / k
     return {name: values[name] for name in METRICS}
 
@@ -73,8 +73,8 @@ def _places(ranks: Floats, users: Ints | None) -> tuple[Floats, Ints, Ints]:
     first = np.flatnonzero(apart)  # of the targets that tie
     tied = np.diff(first, append=len(ranks))
     within = np.arange(len(ranks)) - np.repeat(first, tied)
-    numbers = np.arange(1, len(ranks) + 1) - starts[user]
-    return ranks + within - (np.repeat(tied, tied) - 1) / 2, numbers, starts
+    nth = np.arange(1, len(ranks) + 1) - starts[user]
+    return ranks + within - (np.repeat(tied, tied) - 1) / 2, nth, starts
 
 
 def mean_metrics(ranks: Floats, users: Ints | None = None) -> dict[str, float]:

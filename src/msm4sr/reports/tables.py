@@ -260,7 +260,7 @@ def cold_table(comparison: Comparison, data: str) -> Table:
             build.add(Column(metric_name(metric, short=True), f"{what} ({counted[what]:,})"), metric_cells(scores))
     note = (
         "Test part, what has no training interactions: such users, and such targets of the users of the main table. A "
-        "model gives the same score to all items after an empty history, and to new items that it cannot tell apart."
+        "model gives equal scores after an empty history, and to new items whose content it does not read."
     )
     title = f"Without training interactions, {data}{comparison.suffix}"
     return build.table(f"{comparison.name}-cold-{data}", title, [note])
