@@ -30,7 +30,7 @@ def ndcg_of(results: GridResults, data: str, row: str, ranks: str) -> np.ndarray
     found = [table for table in tables if table is not None]
     if not found:
         raise InputError(f"{results.folder}: no finished cell of {row} on {data}")
-    return mean_over_seeds([metrics_per_user(table[ranks].to_numpy())["ndcg@10"] for table in found])
+    return mean_over_seeds([metrics_per_user(table[ranks].to_numpy(), users_of(table))["ndcg@10"] for table in found])
 
 
 def main(grid: Path, pair: Annotated[list[str], typer.Option(help="ROW:OTHER, repeatable.")]) -> None:
