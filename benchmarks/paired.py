@@ -18,6 +18,7 @@ from msm4sr.cli.console import handle_errors
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.significance import holm, mean_over_seeds, paired_bootstrap
+from msm4sr.evaluation.users import users_of
 from msm4sr.reports.results import GridResults, read_grid
 
 PROTOCOLS = {"included": "rank", "excluded": "rank_seen_excluded"}
