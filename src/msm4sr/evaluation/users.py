@@ -1,6 +1,6 @@
-"""The rank of each user's target, from which every metric follows: `users.parquet` in a run's folder.
+"""The rank of each target, from which every metric follows: `users.parquet` in a run's folder.
 
-One row per user and part:
+One row per target and part, those of a user next to each other:
 
     part           str      "validation" or "test"
     user_id        str
@@ -8,17 +8,19 @@ One row per user and part:
     rank           float64  1 is the best, ties at their mean
     rank_seen_excluded  float64  the same with seen items excluded
     item_count     int32    interactions of the target in the training part: its popularity
+    user_count     int32    interactions of the user in the training part
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, validation_targets
+from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, user_counts, validation_targets
+from msm4sr.evaluation.metrics import Ints
 from msm4sr.evaluation.ranking import Ranks
 
 Part = Literal["validation", "test"]
@@ -30,6 +32,7 @@ SCHEMA = {
     "rank": pl.Float64(),
     "rank_seen_excluded": pl.Float64(),
     "item_count": pl.Int32(),
+    "user_count": pl.Int32(),
 }
 
 
@@ -38,25 +41,32 @@ def targets_of(dataset: Dataset, part: Part) -> Targets:
     return validation_targets(dataset) if part == "validation" else test_targets(dataset)
 
 
+def users_of(table: pl.DataFrame) -> Ints:
+    """The number of the user of each row of a part of users.parquet, as `metrics_per_user` wants it."""
+    return table["user_id"].rle_id().to_numpy()
+
+
 def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> pl.DataFrame:
     """The table of this module.
 
     Args:
         dataset: the users and their targets.
-        ranks: for each part the columns `rank` and `rank_seen_excluded`, float64 [users] each.
+        ranks: for each part the columns `rank` and `rank_seen_excluded`, float64 [targets] each.
     """
-    counts = training_counts(dataset)
-    item_ids = np.array(dataset.item_ids, dtype=object)
+    of_items, of_users = training_counts(dataset), user_counts(dataset)
+    user_ids, item_ids = (np.array(ids, dtype=object) for ids in (dataset.user_ids, dataset.item_ids))
     parts = []
     for part, (rank, seen_excluded) in ranks.items():
-        targets = targets_of(dataset, part).targets
-        columns = {
-            "part": [part] * dataset.n_users,
-            "user_id": dataset.user_ids,
-            "item_id": item_ids[targets].tolist(),
+        targets = targets_of(dataset, part)
+        users = targets.target_users
+        columns: dict[str, Any] = {
+            "part": [part] * len(users),
+            "user_id": user_ids[users].tolist(),
+            "item_id": item_ids[targets.targets].tolist(),
             "rank": rank,
             "rank_seen_excluded": seen_excluded,
-            "item_count": counts[targets].astype(np.int32),
+            "item_count": of_items[targets.targets].astype(np.int32),
+            "user_count": of_users[users].astype(np.int32),
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))
     return pl.concat(parts)

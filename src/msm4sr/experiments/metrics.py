@@ -14,10 +14,11 @@ from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
+from msm4sr.evaluation.cold import cold_metrics
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
 from msm4sr.evaluation.ranking import Ranks, rank_targets
-from msm4sr.evaluation.users import Part, users_table
+from msm4sr.evaluation.users import Part, targets_of, users_of, users_table
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import save_model
 from msm4sr.experiments.run import Run, write_metrics
@@ -37,8 +38,9 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
 
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
-        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "run",
-        "versions", and "identity" (digests of what the metrics depend on).
+        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "cold" for
+        a temporal split (see `evaluation.cold`), "run", "versions", and "identity" (digests of what the metrics depend
+        on). With a temporal split all but "cold" are of the users with training interactions.
     """
     settings = run.settings
     device = settings.device.torch_device()
@@ -46,12 +48,18 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
     ranks: dict[Part, tuple[Ranks, Ranks]] = {}
-    with progress.task("evaluate", len(parts) * dataset.n_users, "users") as advance:
+    n_users = sum(len(targets_of(dataset, part).histories) for part in parts)
+    with progress.task("evaluate", n_users, "users") as advance:
         for part in parts:
             found = rank_users(scorer, dataset, part, ("seen_included", "seen_excluded"), advance)
             ranks[part] = found[settings.evaluation.protocol], found["seen_excluded"]
-    result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
-    result["seen_excluded"] = {part: mean_metrics(seen_excluded) for part, (_, seen_excluded) in ranks.items()}
+    table = users_table(dataset, ranks)
+    known = table.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
+    result: dict[str, Any] = {}
+    for column, into in (("rank", result), ("rank_seen_excluded", result.setdefault("seen_excluded", {}))):
+        into |= {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in parts}
+    if dataset.temporal is not None:
+        result["cold"] = {part: cold_metrics(table.filter(pl.col("part") == part)) for part in parts}
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
     result["run"] = _describe(run, dataset, model, device)
@@ -59,7 +67,7 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
         result["run"]["protocol"] += ", not fine-tuned"
     result["versions"] = versions()
     with atomic_file(run.folder / "users.parquet") as file, writing(file):
-        users_table(dataset, ranks).write_parquet(file)
+        table.write_parquet(file)
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
     save_model(run, dataset, model, result)
     content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
@@ -87,7 +95,7 @@ def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) ->
         "preset": run.preset,
         "seed": settings.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "protocol": f"leave-one-out, full ranking, seen items {'excluded' if excludes else 'included'}",
+        "protocol": f"{dataset.split}, full ranking, seen items {'excluded' if excludes else 'included'}",
         "training_seconds": seconds,
         "peak_memory_mib": round(memory_peak()),
         "hardware": hardware(device),
@@ -103,16 +111,16 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
     The model is not retrained: it gets the content of the new items, and every per-item weight is 0 (equation 12).
 
     Returns:
-        The numbers of users and of new items, metrics "among_all" items and "among_held_out" items, and the expected
-        metrics of a random order, "chance_among_all" and "chance_among_held_out".
+        The numbers of users, of targets and of new items, metrics "among_all" items and "among_held_out" items, and
+        the expected metrics of a random order, "chance_among_all" and "chance_among_held_out".
 
     Raises:
-        InputError: no user's last item is held out.
+        InputError: no test target is held out.
     """
     settings, complete = run.settings, complete_catalogue(run, dataset)
     targets = cold_start_targets(complete, dataset)
     if not len(targets.targets):
-        raise InputError(f"{run.data}: no user's last item is held out; raise dataset.hold_out_items")
+        raise InputError(f"{run.data}: no test target is held out; raise dataset.hold_out_items")
     known = item_rows(complete, dataset)
     new = ~np.isin(np.arange(complete.n_items), known)
     known_categories = pl.element().is_in(item_categories(dataset)[1])  # the model has no weights for others
@@ -131,6 +139,8 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         name: rank_targets(scorer, targets, (protocol,), among=among)[protocol]
         for name, among in (("among_all", None), ("among_held_out", new))
     }
-    metrics = {name: mean_metrics(rank) for name, rank in ranks.items()}
-    chances = {"chance_among_all": chance(complete.n_items), "chance_among_held_out": chance(int(new.sum()))}
-    return {"users": len(targets.targets), "items": int(new.sum()), **metrics, **chances}
+    metrics = {name: mean_metrics(rank, targets.target_users) for name, rank in ranks.items()}
+    sizes = {"chance_among_all": complete.n_items, "chance_among_held_out": int(new.sum())}
+    chances = {name: chance(n_items, targets.counts) for name, n_items in sizes.items()}
+    counts = {"users": len(targets.histories), "targets": len(targets.targets), "items": int(new.sum())}
+    return {**counts, **metrics, **chances}

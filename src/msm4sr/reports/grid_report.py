@@ -20,6 +20,7 @@ from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
     cells_table,
+    cold_table,
     cost_table,
     difference_table,
     held_out_table,
@@ -90,6 +91,7 @@ def _sections(
         yield Section(f"Results on {data}{one.suffix}", _size(one, data), main_table(one, data))
     for one, data in product(comparisons, results.data):
         yield from _of_table(held_out_table(one, data))
+        yield from _of_table(cold_table(one, data))
         yield from _shares(one, data)
     differences = [section for one, data in product(every, results.data) for section in _differences(one, data)]
     popularity = [section for one, data in product(comparisons, results.data) for section in _popularity(one, data)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from msm4sr.experiments.grid import Row
-from msm4sr.reports.comparison import LEVEL, Comparison, Score, by_popularity, scores_of
+from msm4sr.reports.comparison import FULL_RANKING, LEVEL, Comparison, Score, by_popularity, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import DIGITS, Column, Table, TableCell, TableRow, signed
@@ -21,7 +21,9 @@ HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out it
 def metric_name(name: str, short: bool = False) -> str:
     """`ndcg@10` -> `NDCG@10`, or as in the paper's tables `N@10`."""
     measure, _, cutoff = name.partition("@")
-    written = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(measure, measure)
+    written = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "precision": "Precision", "mrr": "MRR"}.get(
+        measure, measure
+    )
     return f"{written[0] if short else written}@{cutoff}" if cutoff else written
 
 
@@ -109,7 +111,7 @@ def _seen_items(comparison: Comparison, row: str) -> str:
     if comparison.secondary:
         return "excluded"
     recorded = {
-        str(outcome.metrics["run"]["protocol"]).removeprefix("leave-one-out, full ranking, seen items ")
+        str(outcome.metrics["run"]["protocol"]).partition(FULL_RANKING)[2]
         for data in comparison.results.data
         for outcome in comparison.results.finished(data, row)
     }
@@ -151,8 +153,9 @@ def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
         )
     else:
         notes.append(
-            "Test part, leave-one-out, full ranking. Seen items: whether the items of a user's history are ranked "
-            "(included) or not (excluded). Models that do not read the order of interactions always exclude them."
+            f"Test part, {comparison.split}, full ranking. Seen items: whether the items of a user's history are "
+            "ranked (included) or not (excluded). Models that do not read the order of interactions always exclude "
+            "them."
         )
     notes.append("Best measured value in bold, second best underlined.")
     if len(results.seeds) > 1:
@@ -234,11 +237,33 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
             column = Column(metric_name(metric, short=True), group)
             build.add(column, metric_cells(scores), TableCell(f"{chance:.{DIGITS}f}", chance))
     note = (
-        f"The {first.get('users', 0):,} users whose last item is one of the {first.get('items', 0):,} held out of "
+        f"The {first.get('users', 0):,} users with a test target among the {first.get('items', 0):,} items held out of "
         "training; nothing is trained further. Random: the expected metrics of a random order."
     )
     title = f"Items held out of training, {data}{comparison.suffix}"
     return build.table(f"{comparison.name}-held-out-{data}", title, [note], "Random")
+
+
+def cold_table(comparison: Comparison, data: str) -> Table:
+    """Metrics of users and of items without training interactions; no rows without a temporal split."""
+    finished = {row.name: comparison.results.finished(data, row.name) for row in comparison.rows}
+    cells = {
+        name: [outcome.metrics["cold"]["test"] for outcome in outcomes]
+        for name, outcomes in finished.items()
+        if outcomes and all("cold" in outcome.metrics for outcome in outcomes)
+    }
+    build = _Builder((row for row in comparison.rows if row.name in cells), comparison.results)
+    first: dict[str, Any] = next(iter(cells.values()), [{}])[0]
+    for what, counted in first.items():
+        for metric in comparison.metrics if counted["metrics"] else ():
+            scores = [Score(tuple(cell[what]["metrics"][metric] for cell in cells[row.name])) for row in build.rows]
+            build.add(Column(metric_name(metric, short=True), f"{what} ({counted[what]:,})"), metric_cells(scores))
+    note = (
+        "Test part, what has no training interactions: such users, and such targets of the users of the main table. A "
+        "model gives equal scores after an empty history, and to new items whose content it does not read."
+    )
+    title = f"Without training interactions, {data}{comparison.suffix}"
+    return build.table(f"{comparison.name}-cold-{data}", title, [note])
 
 
 def validation_table(comparison: Comparison, data: str) -> Table:
