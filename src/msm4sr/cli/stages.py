@@ -31,6 +31,7 @@ from msm4sr.cli.console import (
     SettingsFile,
     Strategy,
     Strict,
+    WarmStart,
     chosen_executor,
     console,
     feature_sources,
@@ -57,8 +58,8 @@ class Request:
 
     data: Path
     out: Path
-    preset: str
-    model: str
+    preset: str | None
+    model: str | None
     file: Path | None
     changes: list[str]
     seed: int | None
@@ -66,16 +67,29 @@ class Request:
     overwrite: bool
     strict: bool
     resume: bool = False
+    warm_start: Path | None = None
 
     def __post_init__(self) -> None:
         check_local_path("DATA", self.data)
         check_local_path("--out", self.out)
+        if self.warm_start is not None and self.preset is not None:
+            raise InputError("--warm-start uses the settings of its run, so --preset cannot be given too; use --set")
 
     def settings(self) -> RunSettings:
         """The settings, resolved. Raises InputError."""
-        from msm4sr.experiments.settings import resolve_settings
+        from msm4sr.experiments.run import open_run
+        from msm4sr.experiments.settings import resolve_settings, warm_start_settings
 
-        return resolve_settings(self.preset, self.model, self.changes, self.seed, self.file)
+        if self.warm_start is not None:
+            source = open_run(self.warm_start).settings
+            return warm_start_settings(self.warm_start, source, self.model, self.changes, self.seed, self.file)
+        return resolve_settings(self.preset or "best", self.model or "msm4sr", self.changes, self.seed, self.file)
+
+    def preset_name(self) -> str:
+        """The name that is recorded with the settings."""
+        from msm4sr.experiments.run import open_run
+
+        return self.preset or ("best" if self.warm_start is None else open_run(self.warm_start).preset)
 
     def options(self) -> list[str]:
         """The options that were given, for another command about the same run."""
@@ -94,8 +108,8 @@ class Request:
 def run(
     data: Data,
     out: Out,
-    preset: Preset = "best",
-    model: ModelName = "msm4sr",
+    preset: Preset = None,
+    model: ModelName = None,
     file: SettingsFile = None,
     changes: Changes = [],
     seed: Seed = None,
@@ -103,6 +117,7 @@ def run(
     overwrite: Overwrite = False,
     strict: Strict = False,
     resume: Resume = False,
+    warm_start: WarmStart = None,
     devices: Devices = None,
     strategy: Strategy = None,
     log: Log = None,
@@ -119,7 +134,9 @@ def run(
 
         check_logger(log)
         changes = [*changes, *_device_changes(devices, strategy)]
-        request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
+        request = Request(
+            data, out, preset, model, file, changes, seed, features, overwrite, strict, resume, warm_start
+        )
         if ray is not None:
             _run_on_ray(request, ray, cpus, gpus, log)
             return
@@ -153,8 +170,8 @@ def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str
 def extract(
     data: Data,
     out: Out,
-    preset: Preset = "best",
-    model: ModelName = "msm4sr",
+    preset: Preset = None,
+    model: ModelName = None,
     file: SettingsFile = None,
     changes: Changes = [],
     seed: Seed = None,
@@ -303,7 +320,8 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     if request.resumes:
         planned = resume_run(request.data, request.out, settings, folder, precomputed)
     else:
-        planned = plan_run(request.data, request.out, settings, request.preset, folder, request.overwrite, precomputed)
+        preset = request.preset_name()
+        planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)
     describe_data(dataset)
     return planned, dataset
 
@@ -313,8 +331,11 @@ def _begin(
 ) -> Model:
     """Extract the features, then write config.yaml, so that every run has its features."""
     from msm4sr.experiments.run import begin_run
+    from msm4sr.experiments.warm_start import start_warm
 
     network = _extract(planned, dataset, strict, merge, executor)
+    if planned.settings.warm_start.run:  # so that weights that do not fit are refused before anything is written
+        start_warm(planned, dataset, network)
     begin_run(planned)
     return network
 

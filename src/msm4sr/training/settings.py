@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -41,6 +41,12 @@ class StageSettings(Strict):
     checkpoint_every: float = Field(
         60.0, ge=0, description="seconds between two checkpoints inside an epoch; each epoch ends with one"
     )
+
+    def reduced(self, budget: float, learning_rate: float = 1.0) -> Self:
+        """With this share of epochs and steps (at least one, unless either is 0) and this factor of the rate."""
+        epochs, steps = (max(1, round(budget * n)) if budget and n else 0 for n in (self.epochs, self.max_steps))
+        changes = {"epochs": epochs, "max_steps": steps, "learning_rate": learning_rate * self.learning_rate}
+        return self.model_copy(update=changes)
 
     def epochs_within(self, steps_per_epoch: int) -> int:
         """How many epochs fit into `epochs` and `max_steps`."""
