@@ -13,7 +13,7 @@ every night trains
 
 and `unchanged` is the model from before the week. NDCG@10 is the mean over the interactions of the next day, in any
 number per user: the item is ranked among all unseen items, given all interactions of the user before it, those of the
-same day included, as a service is asked. An interaction is left out if the user has none before it, or the item is not
+same day included, as a service is asked. An interaction is not counted if the user has none before it, or the item is not
 yet in the catalogue.
 
 Seconds are those of the complete command, evaluation and report included; all runs share extracted features, which are

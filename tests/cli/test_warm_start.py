@@ -168,7 +168,7 @@ def test_it_is_resumed_and_evaluated_without_the_run_that_it_started_from(
             "the models differ: model.dim is 16 there and 32 now; use the same model and features",
         ),
         (("--set=features.text.max_tokens=7",), "the features of text differ"),
-        (("--set=model.score_with=[taste]",), "unknown modality 'taste'"),
+        (("--set=model.score_with=[sound]",), "unknown modality 'sound'"),
         (("--set=warm_start.finetune_budget=0",), "warm_start.finetune_budget: Input should be greater than 0"),
     ],
 )

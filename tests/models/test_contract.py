@@ -294,16 +294,16 @@ def common_rows(inputs: Inputs) -> dict[RowKind, Common]:
 
 
 def renumbered(inputs: Inputs) -> Inputs:
-    """The same inputs with other numbers, and new items, users and categories: without interactions, or new ones."""
+    """The same inputs in another order, with new items, users and categories; these have no interactions."""
     items, users, categories = OTHERS.values()
     assert inputs.categories is not None
 
-    def rows(table: Ragged, order: list[int], numbers: list[int] | None = None) -> Ragged:
+    def rows(table: Ragged, order: list[int], values_of: list[int] | None = None) -> Ragged:
         """`order` of the rows; a new one is a copy of row 0, if it has vectors, else empty."""
-        found = [table[n] if n < len(table) else table[0] if numbers is None else table.values[:0] for n in order]
+        found = [table[n] if n < len(table) else table[0] if values_of is None else table.values[:0] for n in order]
         values = torch.cat(found)
-        if numbers is not None:
-            values = torch.tensor([numbers.index(int(value)) for value in values], dtype=torch.int64)
+        if values_of is not None:
+            values = torch.tensor([values_of.index(int(value)) for value in values], dtype=torch.int64)
         return Ragged(values, torch.tensor([0, *map(len, found)]).cumsum(0))
 
     return replace(
