@@ -13,8 +13,8 @@ every night trains
 
 and `unchanged` is the model from before the week. NDCG@10 is the mean over the interactions of the next day, in any
 number per user: the item is ranked among all unseen items, given all interactions of the user before it, those of the
-same day included, as a service is asked. An interaction is not counted if the user has none before it, or the item is not
-yet in the catalogue.
+same day included, as a service is asked. Not counted are a user's first interaction, and one with an item
+that is not yet in the catalogue.
 
 Seconds are those of the complete command, evaluation and report included; all runs share extracted features, which are
 extracted before. Finished runs are kept in --out and not repeated; `--name` keeps the warm starts of several settings.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,70 +38,16 @@ from msm4sr.cli.console import (
     progress_bar,
     say_next,
 )
-from msm4sr.cluster import check_local_path
+from msm4sr.cli.request import Request
 from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
-    from msm4sr.experiments.settings import RunSettings
     from msm4sr.models.base import Model
     from msm4sr.training.callbacks import Callback
     from msm4sr.training.device import Device
-
-
-@dataclass(frozen=True)
-class Request:
-    """The run that the options of `run` or `extract` ask for."""
-
-    data: Path
-    out: Path
-    preset: str | None
-    model: str | None
-    file: Path | None
-    changes: list[str]
-    seed: int | None
-    features: list[str]
-    overwrite: bool
-    strict: bool
-    resume: bool = False
-    warm_start: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_local_path("DATA", self.data)
-        check_local_path("--out", self.out)
-        if self.warm_start is not None and self.preset is not None:
-            raise InputError("--warm-start uses the settings of its run, so --preset cannot be given too; use --set")
-
-    def settings(self) -> RunSettings:
-        """The settings, resolved. Raises InputError."""
-        from msm4sr.experiments.run import open_run
-        from msm4sr.experiments.settings import resolve_settings, warm_start_settings
-
-        if self.warm_start is not None:
-            source = open_run(self.warm_start).settings
-            return warm_start_settings(self.warm_start, source, self.model, self.changes, self.seed, self.file)
-        return resolve_settings(self.preset or "best", self.model or "msm4sr", self.changes, self.seed, self.file)
-
-    def preset_name(self) -> str:
-        """The name that is recorded with the settings."""
-        from msm4sr.experiments.run import open_run
-
-        return self.preset or ("best" if self.warm_start is None else open_run(self.warm_start).preset)
-
-    def options(self) -> list[str]:
-        """The options that were given, for another command about the same run."""
-        named = {"--preset": self.preset, "--model": self.model, "--settings": self.file, "--seed": self.seed}
-        words = [word for name, value in named.items() if value is not None for word in (name, str(value))]
-        words += [word for change in self.changes for word in ("--set", change)]
-        words += [word for source in self.features for word in ("--features", source)]
-        return words + ["--overwrite"] * self.overwrite + ["--strict"] * self.strict
-
-    @property
-    def resumes(self) -> bool:
-        """Whether there is a run to resume."""
-        return self.resume and (self.out / "config.yaml").exists()
 
 
 def run(
@@ -320,7 +265,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     if request.resumes:
         planned = resume_run(request.data, request.out, settings, folder, precomputed)
     else:
-        preset = request.preset_name()
+        preset = request.source.preset if request.source else request.preset or "best"
         planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)
     describe_data(dataset)
     return planned, dataset

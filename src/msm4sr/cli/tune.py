@@ -122,13 +122,12 @@ def tune(
         options = [] if file is None else ["--settings", file.name]
         options += [word for change in changes for word in ("--set", change)]
         text = best_text(tuning, ended, preset, _command(tuning, preset, options))
-        for target in (out / "best.yaml", save):
-            if target is not None:
-                write_text(target, text)
-                console.print(f"best settings: {target}", markup=False)
-        best = save or out / "best.yaml"
-        sources = [word for source in features for word in ("--features", source)]
-        say_next("run", data, "--model", model, "--preset", preset, "--settings", best, *sources, "--out", "RUN")
+        for target in filter(None, (out / "best.yaml", save)):
+            write_text(target, text)
+            console.print(f"best settings: {target}", markup=False)
+        given: list[str | Path] = ["--model", model, "--preset", preset, "--settings", save or out / "best.yaml"]
+        given += [word for source in features for word in ("--features", source)]
+        say_next("run", data, *given, "--out", "RUN")
 
 
 def _settings(
