@@ -175,7 +175,11 @@ def test_gradients_reach_every_trainable_weight(name: str) -> None:
     if name in PRETRAINING:
         loss = loss + PRETRAINING[name](model)
     loss.backward()
-    missed = {n for n, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() < 1e-8}
+    missed = {
+        n
+        for n, weight in model.named_parameters()
+        if weight.requires_grad and (weight.grad is None or weight.grad.abs().max() < 1e-8)
+    }
     assert missed - NO_GRADIENT.get(name, set()) == set()
 
 

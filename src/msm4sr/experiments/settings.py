@@ -50,7 +50,7 @@ class WarmStart(Strict):
     weights: str | None = Field(None, description="checksum of its weights, recorded when training begins")
     pretrain_budget: float = Field(0.0, ge=0, le=1, description="share of the epochs of pre-training; 0 skips it")
     finetune_budget: float = Field(0.2, gt=0, le=1, description="share of the epochs of fine-tuning, at least one")
-    learning_rate: float = Field(1.0, gt=0, le=1, description="factor of the learning rates")
+    learning_rate: float = Field(0.3, gt=0, le=1, description="factor of the learning rates")
 
 
 class RunSettings(Strict):
