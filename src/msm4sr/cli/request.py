@@ -35,6 +35,8 @@ class Request:
     def __post_init__(self) -> None:
         check_local_path("DATA", self.data)
         check_local_path("--out", self.out)
+        if self.warm_start is not None:
+            check_local_path("--warm-start", self.warm_start)
         if self.warm_start is not None and self.preset is not None:
             raise InputError("--warm-start uses the settings of its run, so --preset cannot be given too; use --set")
 

@@ -101,6 +101,7 @@ def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str
     from msm4sr.ray_executor import RayExecutor
 
     files = [request.data, *feature_sources(request.features)[1].values()]
+    files += [request.warm_start] if request.warm_start else []
     with locked_run(request.out), chosen_executor(1, address, cpus, gpus, files, request.out) as executor:
         assert isinstance(executor, RayExecutor)
         started, dataset = _plan(request)
