@@ -48,8 +48,10 @@ class WarmStart(Strict):
         None, description="a finished run of the same model; null: training from scratch"
     )
     weights: str | None = Field(None, description="checksum of its weights, recorded when training begins")
-    pretrain_budget: float = Field(0.0, ge=0, le=1, description="share of the epochs of pre-training; 0 skips it")
-    finetune_budget: float = Field(0.2, gt=0, le=1, description="share of the epochs of fine-tuning, at least one")
+    finetune_budget: float = Field(
+        0.2, gt=0, le=1, description="of fine-tuning: share of epochs, steps and patience, at least one of each"
+    )
+    pretrain_budget: float = Field(0.0, ge=0, le=1, description="the same of pre-training; 0 skips it")
     learning_rate: float = Field(0.3, gt=0, le=1, description="factor of the learning rates")
 
 

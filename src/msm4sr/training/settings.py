@@ -43,10 +43,12 @@ class StageSettings(Strict):
     )
 
     def reduced(self, budget: float, learning_rate: float = 1.0) -> Self:
-        """With this share of epochs and steps (at least one, unless either is 0) and this factor of the rate."""
-        epochs, steps = (max(1, round(budget * n)) if budget and n else 0 for n in (self.epochs, self.max_steps))
-        changes = {"epochs": epochs, "max_steps": steps, "learning_rate": learning_rate * self.learning_rate}
-        return self.model_copy(update=changes)
+        """With this share of epochs, steps and patience (at least one, unless 0), and this factor of the rate."""
+        numbers = {name: getattr(self, name) for name in ("epochs", "max_steps", "patience")}
+        changes: dict[str, float] = {name: max(1, round(budget * n)) if n else 0 for name, n in numbers.items()}
+        if not budget:
+            changes["epochs"] = 0
+        return self.model_copy(update={**changes, "learning_rate": learning_rate * self.learning_rate})
 
     def epochs_within(self, steps_per_epoch: int) -> int:
         """How many epochs fit into `epochs` and `max_steps`."""
