@@ -201,7 +201,8 @@ def enlarge(model: torch.nn.Module) -> None:
     """Enlarge weights: those of N(0, 0.02) hide mistakes under the tolerance of a comparison, zero biases hide all."""
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0.3 * torch.randn_like(weight))
+            if weight.requires_grad:  # not what features are whitened or centred by
+                weight.add_(0.3 * torch.randn_like(weight))
 
 
 def make_batch(sequences: Sequence[Sequence[int]]) -> Batch:

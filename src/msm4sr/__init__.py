@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from msm4sr.experiments.loading import load_recommender as load_recommender
     from msm4sr.experiments.settings import from_preset as from_preset
     from msm4sr.experiments.settings import resolve_settings as resolve_settings
+    from msm4sr.experiments.warm_start import warm_start as warm_start
     from msm4sr.features.extract import extract_features as extract_features
     from msm4sr.features.settings import FeatureSettings as FeatureSettings
     from msm4sr.models.msm4sr import MSM4SR as MSM4SR
@@ -41,6 +42,7 @@ _MODULES = {
     "load_recommender": "experiments.loading",
     "from_preset": "experiments.settings",
     "resolve_settings": "experiments.settings",
+    "warm_start": "experiments.warm_start",
     "FeatureSettings": "features.settings",
     "extract_features": "features.extract",
     "MSM4SR": "models.msm4sr",

@@ -35,8 +35,8 @@ from torch import Tensor
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.evaluate import evaluate
-from msm4sr.models.base import Model
-from msm4sr.models.extend import extend_catalogue
+from msm4sr.models.base import Inputs, Model, RowKind
+from msm4sr.models.carry_over import Common, carry_over
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.registry import MODELS, build, from_pretrained
 from msm4sr.ragged import Ragged
@@ -175,7 +175,11 @@ def test_gradients_reach_every_trainable_weight(name: str) -> None:
     if name in PRETRAINING:
         loss = loss + PRETRAINING[name](model)
     loss.backward()
-    missed = {n for n, weight in model.named_parameters() if weight.grad is None or weight.grad.abs().max() < 1e-8}
+    missed = {
+        n
+        for n, weight in model.named_parameters()
+        if weight.requires_grad and (weight.grad is None or weight.grad.abs().max() < 1e-8)
+    }
     assert missed - NO_GRADIENT.get(name, set()) == set()
 
 
@@ -275,37 +279,98 @@ def test_a_model_learns_which_items_go_together(name: str) -> None:
     assert evaluate(trained("popularity", dataset, 0), dataset, "test")["recall@10"] < 0.5
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_over_an_extended_catalogue_scores_the_known_items_as_before(name: str) -> None:
-    """The new items are between the known ones; they have no interactions."""
-    config, known = tiny_config(name), torch.tensor([i for i in range(N_ITEMS + 3) if i not in (2, 7, 8)])
+# The same model over other items, users and categories
 
-    def spread(rows: Ragged) -> Ragged:
-        """The known items keep their rows, each new one has those of item 0."""
-        of_all = [rows[known.tolist().index(i)] if i in known else rows[0] for i in range(N_ITEMS + 3)]
-        return Ragged(torch.cat(of_all), torch.tensor([0, *map(len, of_all)]).cumsum(0))
+OTHERS = {
+    "items": [14, 3, 0, 13, 5, 1, 7, 2, 12, 4, 6, 9, 8, 11, 10],
+    "users": [5, 2, 0, 3, 1, 4],
+    "categories": [2, 0, 3, 1],
+}
+"""The rows of the new model: numbers of the trained one, and from its size on what is new."""
 
-    inputs = every_input()
+
+def common_rows(inputs: Inputs) -> dict[RowKind, Common]:
+    sizes = {"items": inputs.n_items, "users": inputs.n_users, "categories": inputs.n_categories}
+    return {
+        kind: Common.of([str(n) for n in range(sizes[kind])], [str(n) for n in numbers])  # type: ignore[misc]
+        for kind, numbers in OTHERS.items()
+    }
+
+
+def renumbered(inputs: Inputs) -> Inputs:
+    """The same inputs in another order, with new items, users and categories; these have no interactions."""
+    items, users, categories = OTHERS.values()
     assert inputs.categories is not None
-    larger = replace(
+
+    def rows(table: Ragged, order: list[int], values_of: list[int] | None = None) -> Ragged:
+        """`order` of the rows; a new one is a copy of row 0, if it has vectors, else empty."""
+        found = [table[n] if n < len(table) else table[0] if values_of is None else table.values[:0] for n in order]
+        values = torch.cat(found)
+        if values_of is not None:
+            values = torch.tensor([values_of.index(int(value)) for value in values], dtype=torch.int64)
+        return Ragged(values, torch.tensor([0, *map(len, found)]).cumsum(0))
+
+    return replace(
         inputs,
-        n_items=N_ITEMS + 3,
-        histories=Ragged(known[inputs.histories.values], inputs.histories.offsets),
-        features={a: spread(rows) for a, rows in inputs.features.items()},
-        categories=spread(inputs.categories),
+        n_items=len(items),
+        n_users=len(users),
+        n_categories=len(categories),
+        histories=rows(inputs.histories, users, items),
+        features={name: rows(table, items) for name, table in inputs.features.items()},
+        categories=rows(inputs.categories, items, categories),
     )
-    model, extended = make_model(name, inputs).eval(), build(config, larger, seed=5).eval()
-    extend_catalogue(model, extended, known)
-    users = torch.tensor([0, 1, 3])
-    lengths = [4, 4, 4]
-    before, after = scores(model, ROWS, lengths, users), scores(extended, known[ROWS], lengths, users)
-    torch.testing.assert_close(after[:, known], before, rtol=1e-4, atol=1e-4)
-    trained = dict(model.named_parameters())
-    per_item = [
-        weight for weight_name, weight in extended.named_parameters() if weight.shape != trained[weight_name].shape
-    ]
-    assert not any(weight[[2, 7, 8]].any() for weight in per_item)
-    assert all(weight[known].any() for weight in per_item)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_new_items_and_users_scores_the_others_as_before(name: str) -> None:
+    """All have other numbers, and the new items other content: what the rows of a weight belong to is declared."""
+    inputs, items, users = every_input(), OTHERS["items"], OTHERS["users"]
+    model, other = make_model(name, inputs).eval(), build(tiny_config(name), renumbered(inputs), seed=5).eval()
+    carry_over(dict(model.named_parameters()), other, common_rows(inputs), zero_new=True)
+    rows = torch.tensor([[items.index(int(item)) for item in row] for row in ROWS])
+    number = torch.tensor([items.index(item) for item in range(N_ITEMS)])
+    before = scores(model, ROWS, [4, 4, 4], torch.tensor([0, 1, 3]))
+    after = scores(other, rows, [4, 4, 4], torch.tensor([users.index(user) for user in (0, 1, 3)]))
+    torch.testing.assert_close(after[:, number], before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_new_rows_are_zero_or_as_initialised_and_those_of_what_left_are_dropped(name: str) -> None:
+    inputs = every_input()
+    trained = dict(make_model(name, inputs).named_parameters())
+    few = replace(inputs, n_users=2, histories=as_ragged(HISTORIES[:2]))
+    for zero_new in (True, False):
+        other = build(tiny_config(name), renumbered(inputs), seed=5)
+        initial = weights_of(other)
+        carry_over(trained, other, common_rows(inputs), zero_new=zero_new)
+        for weight_name, weight in other.named_parameters():
+            if (kind := other.row_kind(weight_name)) is None:
+                continue
+            size = len(trained[weight_name])
+            for row, number in enumerate(OTHERS[kind]):
+                new = torch.zeros_like(weight[row]) if zero_new else initial[weight_name][row]
+                assert torch.equal(weight[row], trained[weight_name][number] if number < size else new)
+        fewer = build(tiny_config(name), few, seed=5)
+        same = {
+            kind: Common(torch.arange(n), torch.arange(n))
+            for kind, n in (("items", N_ITEMS), ("users", 2), ("categories", 3))
+        }
+        carry_over(trained, fewer, same, zero_new=zero_new)  # type: ignore[arg-type]
+        for weight_name, weight in fewer.named_parameters():
+            assert torch.equal(weight, trained[weight_name][: len(weight)] if weight.dim() else trained[weight_name])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_trains_on_from_carried_weights(name: str) -> None:
+    """New items and users must not stop it: a gradient through the length of a row of 0 would be enormous."""
+    inputs = every_input()
+    other = build(tiny_config(name), renumbered(inputs), seed=5)
+    trained = dict(make_model(name, inputs).named_parameters())
+    carry_over(trained, other, common_rows(inputs), zero_new=type(other).zero_new_rows)
+    loss = loss_of_training(other)
+    loss.backward()
+    gradients = [weight.grad for weight in other.parameters() if weight.grad is not None]
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e4
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if issubclass(MODELS[name], GraphModel)])

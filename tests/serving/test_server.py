@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import httpx2 as httpx
+import polars as pl
 import psutil
 import pytest
 import uvicorn
@@ -95,41 +97,79 @@ def test_workers_share_items_and_counters(run_folder: Path, ids: list[str], tmp_
         server.stop()
 
 
+@contextmanager
+def asking(server: Server, history: list[str]) -> Iterator[None]:
+    """Three callers ask during the block, without a pause; every request must be answered."""
+    stop, answers = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(server.client.post("/recommend", json={"history": history}).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(answers) == {200}
+
+
+def switch(link: Path, run: Path) -> None:
+    """Let the link point to another run, in one step."""
+    following = link.with_name("next")
+    following.symlink_to(run)
+    following.replace(link)
+
+
 @pytest.mark.slow
 def test_a_newer_run_is_loaded_without_a_failed_request(run_folder: Path, ids: list[str], tmp_path: Path) -> None:
     link = tmp_path / "current"
     link.symlink_to(run_folder)
     with serving(link, tmp_path / "state") as server:
         assert add(server, "n1") == 201
-        stop, answers = threading.Event(), []
-
-        def ask() -> None:
-            while not stop.is_set():
-                answers.append(server.client.post("/recommend", json={"history": [*ids[:2], "n1"]}).status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(3)]
-        for thread in threads:
-            thread.start()
 
         def reloads() -> float:
             lines: list[str] = server.client.get("/metrics").text.splitlines()
             return next(float(line.split()[1]) for line in lines if line.startswith("msm4sr_reloads_total"))
 
-        for count in (1, 2, 3):
-            if count == 2:
-                assert server.client.post("/reload").status_code == 202
-            else:
-                copy = tmp_path / f"copy-{count}"
-                shutil.copytree(run_folder, copy)
-                (tmp_path / "next").symlink_to(copy)
-                (tmp_path / "next").replace(link)
-            while reloads() < count:
-                pass
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert set(answers) == {200}
+        with asking(server, [*ids[:2], "n1"]):
+            for count in (1, 2, 3):
+                if count == 2:
+                    assert server.client.post("/reload").status_code == 202
+                else:
+                    switch(link, Path(shutil.copytree(run_folder, tmp_path / f"copy-{count}")))
+                while reloads() < count:
+                    pass
         assert known(server, "n1")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_continued_at_night_is_loaded_without_a_failed_request(
+    run_folder: Path, toyshop: Path, ids: list[str], tmp_path: Path
+) -> None:
+    """Its data has an item more, and one less, than that of the run that is served."""
+    link, data = tmp_path / "current", Path(shutil.copytree(toyshop, tmp_path / "data"))
+    link.symlink_to(run_folder)
+    items, log = (pl.read_parquet(toyshop / f"{name}.parquet") for name in ("items", "interactions"))
+    new = items[:1].with_columns(pl.lit("toy-new").alias("item_id"))
+    pl.concat([items.filter(pl.col("item_id") != ids[5]), new]).write_parquet(data / "items.parquet")
+    latest = log.group_by("user_id").last()[:20].with_columns(pl.lit("toy-new").alias("item_id"))
+    log = pl.concat([log.filter(pl.col("item_id") != ids[5]), latest.select(log.columns)])
+    log.write_parquet(data / "interactions.parquet")
+    with serving(link, tmp_path / "state") as server:
+        assert add(server, "n1") == 201
+        with asking(server, [*ids[:8], "n1"]):
+            tonight = tmp_path / "tonight"
+            command = [sys.executable, "-m", "msm4sr", "run", str(data), "--out", str(tonight)]
+            subprocess.run([*command, "--warm-start", str(run_folder)], check=True, stdout=subprocess.DEVNULL)
+            switch(link, tonight)
+            while not known(server, "toy-new"):
+                pass
+        assert [known(server, name) for name in ("n1", ids[4], ids[5])] == [True, True, False]
 
 
 def test_a_full_disk_stops_changes_only(run_folder: Path, ids: list[str], tmp_path: Path) -> None:

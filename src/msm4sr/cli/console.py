@@ -35,9 +35,19 @@ Data = Annotated[Path, typer.Argument(help="A prepared folder.", metavar="DATA",
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)]
 MovedData = Annotated[Path | None, typer.Option("--data", help="The prepared folder, if it has moved.")]
 Out = Annotated[Path, typer.Option("--out", help="The run folder to create.", show_default=False)]
-Preset = Annotated[str, typer.Option("--preset", help="seed, released or best.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="seed, released or best.", show_default="best")]
 _MODELS = MODELS.names()
-ModelName = Annotated[str, typer.Option("--model", help=f"{', '.join(_MODELS[:-1])} or {_MODELS[-1]}.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help=f"{', '.join(_MODELS[:-1])} or {_MODELS[-1]}.", show_default="msm4sr")
+]
+WarmStart = Annotated[
+    Path | None,
+    typer.Option(
+        "--warm-start",
+        metavar="RUN",
+        help="Continue from the weights of a finished run, with its settings and a part of its epochs.",
+    ),
+]
 SettingsFile = Annotated[
     Path | None,
     typer.Option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,7 @@ from msm4sr.cli.console import (
     SettingsFile,
     Strategy,
     Strict,
+    WarmStart,
     chosen_executor,
     console,
     feature_sources,
@@ -38,64 +38,23 @@ from msm4sr.cli.console import (
     progress_bar,
     say_next,
 )
-from msm4sr.cluster import check_local_path
+from msm4sr.cli.request import Request
 from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
 
 if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, so that --help is quick
     from msm4sr.data.dataset import Dataset
     from msm4sr.experiments.run import Run
-    from msm4sr.experiments.settings import RunSettings
     from msm4sr.models.base import Model
     from msm4sr.training.callbacks import Callback
     from msm4sr.training.device import Device
 
 
-@dataclass(frozen=True)
-class Request:
-    """The run that the options of `run` or `extract` ask for."""
-
-    data: Path
-    out: Path
-    preset: str
-    model: str
-    file: Path | None
-    changes: list[str]
-    seed: int | None
-    features: list[str]
-    overwrite: bool
-    strict: bool
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        check_local_path("DATA", self.data)
-        check_local_path("--out", self.out)
-
-    def settings(self) -> RunSettings:
-        """The settings, resolved. Raises InputError."""
-        from msm4sr.experiments.settings import resolve_settings
-
-        return resolve_settings(self.preset, self.model, self.changes, self.seed, self.file)
-
-    def options(self) -> list[str]:
-        """The options that were given, for another command about the same run."""
-        named = {"--preset": self.preset, "--model": self.model, "--settings": self.file, "--seed": self.seed}
-        words = [word for name, value in named.items() if value is not None for word in (name, str(value))]
-        words += [word for change in self.changes for word in ("--set", change)]
-        words += [word for source in self.features for word in ("--features", source)]
-        return words + ["--overwrite"] * self.overwrite + ["--strict"] * self.strict
-
-    @property
-    def resumes(self) -> bool:
-        """Whether there is a run to resume."""
-        return self.resume and (self.out / "config.yaml").exists()
-
-
 def run(
     data: Data,
     out: Out,
-    preset: Preset = "best",
-    model: ModelName = "msm4sr",
+    preset: Preset = None,
+    model: ModelName = None,
     file: SettingsFile = None,
     changes: Changes = [],
     seed: Seed = None,
@@ -103,6 +62,7 @@ def run(
     overwrite: Overwrite = False,
     strict: Strict = False,
     resume: Resume = False,
+    warm_start: WarmStart = None,
     devices: Devices = None,
     strategy: Strategy = None,
     log: Log = None,
@@ -119,7 +79,9 @@ def run(
 
         check_logger(log)
         changes = [*changes, *_device_changes(devices, strategy)]
-        request = Request(data, out, preset, model, file, changes, seed, features, overwrite, strict, resume)
+        request = Request(
+            data, out, preset, model, file, changes, seed, features, overwrite, strict, resume, warm_start
+        )
         if ray is not None:
             _run_on_ray(request, ray, cpus, gpus, log)
             return
@@ -139,6 +101,7 @@ def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str
     from msm4sr.ray_executor import RayExecutor
 
     files = [request.data, *feature_sources(request.features)[1].values()]
+    files += [request.warm_start] if request.warm_start else []
     with locked_run(request.out), chosen_executor(1, address, cpus, gpus, files, request.out) as executor:
         assert isinstance(executor, RayExecutor)
         started, dataset = _plan(request)
@@ -153,8 +116,8 @@ def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str
 def extract(
     data: Data,
     out: Out,
-    preset: Preset = "best",
-    model: ModelName = "msm4sr",
+    preset: Preset = None,
+    model: ModelName = None,
     file: SettingsFile = None,
     changes: Changes = [],
     seed: Seed = None,
@@ -303,7 +266,8 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     if request.resumes:
         planned = resume_run(request.data, request.out, settings, folder, precomputed)
     else:
-        planned = plan_run(request.data, request.out, settings, request.preset, folder, request.overwrite, precomputed)
+        preset = request.source.preset if request.source else request.preset or "best"
+        planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)
     describe_data(dataset)
     return planned, dataset
 
@@ -313,8 +277,11 @@ def _begin(
 ) -> Model:
     """Extract the features, then write config.yaml, so that every run has its features."""
     from msm4sr.experiments.run import begin_run
+    from msm4sr.experiments.warm_start import start_warm
 
     network = _extract(planned, dataset, strict, merge, executor)
+    if planned.settings.warm_start.run:  # so that weights that do not fit are refused before anything is written
+        start_warm(planned, dataset, network)
     begin_run(planned)
     return network
 

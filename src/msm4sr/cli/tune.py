@@ -71,10 +71,10 @@ Save = Annotated[
 def tune(
     data: Data,
     out: StudyFolder,
-    model: ModelName = "msm4sr",
+    model: ModelName = None,
     search: SearchSpace = None,
     trials: Trials = None,
-    preset: Preset = "best",
+    preset: Preset = None,
     file: SettingsFile = None,
     changes: Changes = [],
     seed: Seed = None,
@@ -106,6 +106,7 @@ def tune(
         check_local_path("--out", out)
         check_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        preset, model = preset or "best", model or "msm4sr"
         space = load_search(search, model)
         settings = _settings(space, model, preset, file, changes, seed)
         check_folder(out, storage)
@@ -121,13 +122,12 @@ def tune(
         options = [] if file is None else ["--settings", file.name]
         options += [word for change in changes for word in ("--set", change)]
         text = best_text(tuning, ended, preset, _command(tuning, preset, options))
-        for target in (out / "best.yaml", save):
-            if target is not None:
-                write_text(target, text)
-                console.print(f"best settings: {target}", markup=False)
-        best = save or out / "best.yaml"
-        sources = [word for source in features for word in ("--features", source)]
-        say_next("run", data, "--model", model, "--preset", preset, "--settings", best, *sources, "--out", "RUN")
+        for target in filter(None, (out / "best.yaml", save)):
+            write_text(target, text)
+            console.print(f"best settings: {target}", markup=False)
+        given: list[str | Path] = ["--model", model, "--preset", preset, "--settings", save or out / "best.yaml"]
+        given += [word for source in features for word in ("--features", source)]
+        say_next("run", data, *given, "--out", "RUN")
 
 
 def _settings(
@@ -142,6 +142,8 @@ def _settings(
     settings = change_settings(settings, changes)
     check_defaults(space, settings)
     settings.device.check()
+    if settings.warm_start.run:
+        raise InputError("warm_start.run: every trial is trained from scratch; leave it out")
     if settings.device.processes > 1:
         raise InputError("device.devices: a trial runs on one device; use --jobs or --ray to run several")
     return settings

@@ -200,7 +200,7 @@ def check_settings(cell: Cell, metrics: Mapping[str, Any] | None) -> None:
     """Raise InputError for a cell whose run has other settings than its row, or than when it wrote these `metrics`."""
     file = cell.folder / "config.yaml"
     then, now = flatten(read_yaml(file)), flatten(cell.settings.model_dump(mode="json"))
-    if found := differences(then, now, now.keys() & then.keys()):
+    if found := differences(then, now, now.keys() & then.keys() - {"warm_start.weights"}):
         raise InputError(f"{cell.folder}: made with different settings: {shorten(sorted(found))}; {HINT}")
     stored = None if metrics is None else metrics["identity"].get("settings")
     if stored is not None and stored != open_run(cell.folder).settings_digest:

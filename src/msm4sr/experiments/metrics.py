@@ -20,12 +20,12 @@ from msm4sr.evaluation.metrics import chance, mean_metrics
 from msm4sr.evaluation.ranking import Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of, users_of, users_table
 from msm4sr.experiments.machine import hardware, memory_peak, versions
-from msm4sr.experiments.model_folder import save_model
+from msm4sr.experiments.model_folder import row_ids, save_model
 from msm4sr.experiments.run import Run, write_metrics
 from msm4sr.experiments.stages import build_model, complete_catalogue, complete_run, extract_stage
 from msm4sr.files import atomic_file
 from msm4sr.models.base import Model
-from msm4sr.models.extend import extend_catalogue
+from msm4sr.models.carry_over import Common, carry_over
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.tensor_files import read_checksum
@@ -97,6 +97,7 @@ def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) ->
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "protocol": f"{dataset.split}, full ranking, seen items {'excluded' if excludes else 'included'}",
         "training_seconds": seconds,
+        **({"warm_start": settings.warm_start.run} if settings.warm_start.run else {}),
         "peak_memory_mib": round(memory_peak()),
         "hardware": hardware(device),
     }
@@ -131,7 +132,9 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         items=complete.items.with_columns(pl.col("categories").list.eval(pl.element().filter(known_categories))),
     )
     extended = build_model(settings, catalogue, extract_stage(complete_run(run), complete))
-    extend_catalogue(model, extended, torch.from_numpy(known))
+    there, here = row_ids(dataset, model), row_ids(catalogue, model)
+    common = {kind: Common.of(there[kind], here[kind]) for kind in there}
+    carry_over(dict(model.named_parameters()), extended, common, zero_new=True)
     extended.to(settings.device.torch_device()).eval()
     scorer = scorer_of(extended, settings)
     protocol = settings.evaluation.protocol

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msm4sr.data.dataset import Dataset, training_counts
+from msm4sr.data.dataset import Dataset, item_categories, training_counts
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
-from msm4sr.models.base import Model
+from msm4sr.models.base import Model, RowKind
 from msm4sr.tensor_files import read_checksum
 
 
@@ -30,6 +30,7 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     model.save_pretrained(folder)
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
     write_items(folder, StoredItems(dataset.item_ids, titles, training_counts(dataset).tolist()))
+    write_row_ids(folder, row_ids(dataset, model))
     write_text(folder / "README.md", _model_card(result))
 
 
@@ -37,6 +38,41 @@ def write_items(folder: Path, items: StoredItems) -> None:
     """Write items.json, beside the model.safetensors that the items belong to."""
     content = items._asdict() | {"checksum": _checksum(folder, items)}
     write_text(folder / "items.json", json.dumps(content, ensure_ascii=False))
+
+
+def row_ids(dataset: Dataset, model: Model) -> dict[RowKind, list[str]]:
+    """The ids of what the model has rows of weights for, in row order (see `Model.row_weights`)."""
+    kinds = {model.row_kind(name) for name, _ in model.named_parameters()}
+    every: dict[RowKind, list[str]] = {
+        "items": dataset.item_ids,
+        "users": dataset.user_ids,
+        "categories": item_categories(dataset)[1],
+    }
+    return {kind: ids for kind, ids in every.items() if kind in kinds}
+
+
+def write_row_ids(folder: Path, ids: Mapping[RowKind, list[str]]) -> None:
+    """Write rows.json: `row_ids` without the items, which items.json has."""
+    content = {kind: names for kind, names in ids.items() if kind != "items"}
+    (folder / "rows.json").unlink(missing_ok=True)  # of an earlier model
+    if content:
+        weights = read_checksum(folder / "model.safetensors")
+        write_text(folder / "rows.json", json.dumps({**content, "checksum": json_digest(content, weights)}))
+
+
+def read_row_ids(run: Run) -> dict[RowKind, list[str]]:
+    """What `write_row_ids` was given. Raises InputError for a damaged file, or one of another model."""
+    file = run.folder / "model" / "rows.json"
+    ids: dict[RowKind, list[str]] = {"items": read_stored_items(run).item_ids}
+    if not file.exists():
+        return ids
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("checksum") != json_digest(content, read_checksum(file.with_name("model.safetensors"))):
+            raise ValueError("it does not belong to model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: damaged ({error}); `msm4sr evaluate {run.folder}` writes it again") from None
+    return {**ids, **content}
 
 
 def metric_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:

@@ -8,7 +8,8 @@ metrics.json          {"validation": {"ndcg@10": ...}, "test": {...}, "seen_excl
 users.parquet         each user's rank of the target on validation and on test, for paired tests
 checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of each stage's best epoch;
                       pretrain.last.safetensors, ...: from which an interrupted stage resumes
-model/                config.json, model.safetensors, items.json, README.md: self-contained
+model/                config.json, model.safetensors, items.json, rows.json (the ids of users and categories, of
+                      models that have weights for them), README.md: self-contained
 report.html           the report of the run
 """
 
@@ -34,9 +35,11 @@ from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
 from msm4sr.files import make_folder, remove, write_json, write_text
 from msm4sr.locks import try_lock, unlock
+from msm4sr.models.registry import MODELS
+from msm4sr.tensor_files import read_checksum
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
-PROCESSES = ("device.devices", "device.num_nodes", "device.strategy")  # may change when a run is resumed
+MAY_DIFFER = ("device.devices", "device.num_nodes", "device.strategy", "warm_start.weights")  # when a run is resumed
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
 
 
@@ -70,8 +73,10 @@ class Run:
     @property
     def settings_digest(self) -> str:
         """A digest of preset and settings, without the seconds between checkpoints."""
-        seconds = {stage: {"checkpoint_every"} for stage in ("pretrain", "finetune")}
-        return json_digest(self.preset, self.settings.model_dump(mode="json", exclude=seconds))
+        unimportant: dict[str, Any] = {stage: {"checkpoint_every"} for stage in ("pretrain", "finetune")}
+        if self.settings.warm_start.run is None:
+            unimportant["warm_start"] = True
+        return json_digest(self.preset, self.settings.model_dump(mode="json", exclude=unimportant))
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -158,12 +163,34 @@ def plan_run(
     run = Run(folder, data.absolute(), (features or folder / "features").absolute(), preset, settings, files)
     source = Path(settings.pretrain.init_from or "")
     if settings.pretrain.init_from and (source / "config.yaml").exists():  # else `start_from` refuses it
-        _check_encoders(run, open_run(source))
-    return run
+        _check_encoders(run, open_run(source), "pretrain.init_from")
+    return _warm_started(run, features is None) if settings.warm_start.run else run
 
 
-def _check_encoders(run: Run, source: Run) -> None:
-    """Raise InputError if the features of `pretrain.init_from` were made by other encoders."""
+def _warm_started(run: Run, shares: bool) -> Run:
+    """The run with the checksum of the weights that it starts from; if it `shares` features, with the folder of those.
+
+    Raises InputError if the run that it starts from is not finished, or is one of another model or other encoders.
+    """
+    source = open_run(Path(run.settings.warm_start.run or ""))
+    if source.folder.resolve() == run.folder.resolve():
+        raise InputError(f"{run.folder}: a run cannot replace the one that it starts from; choose another --out")
+    if not source.metrics_file.exists():
+        raise InputError(f"--warm-start {source.folder}: it is not finished; `msm4sr evaluate {source.folder}` ends it")
+    ours, theirs = run.settings.model.name, source.settings.model.name
+    if ours != theirs:
+        raise InputError(f"--warm-start {source.folder}: a run of {theirs}, not of {ours}")
+    if MODELS[ours].uses_features:
+        _check_encoders(run, source, f"--warm-start {source.folder}")
+    checksum = read_checksum(source.folder / "model" / "model.safetensors", f"`msm4sr evaluate {source.folder}` does")
+    start = run.settings.warm_start.model_copy(update={"weights": checksum})
+    shared = shares and not source.features.is_relative_to(source.folder.absolute())
+    settings = run.settings.model_copy(update={"warm_start": start})
+    return replace(run, settings=settings, features=source.features if shared else run.features)
+
+
+def _check_encoders(run: Run, source: Run, where: str) -> None:
+    """Raise InputError, which begins with `where`, if the features of another run were made by other encoders."""
     for modality in ("text", "visual"):
         ours, theirs = (
             "precomputed embeddings"
@@ -173,7 +200,7 @@ def _check_encoders(run: Run, source: Run) -> None:
         )
         if ours != theirs:
             raise InputError(
-                f"pretrain.init_from: the features of {modality} differ: {theirs} in {source.folder}, {ours} here; "
+                f"{where}: the features of {modality} differ: {theirs} in {source.folder}, {ours} here; "
                 "both need the same encoder"
             )
 
@@ -235,7 +262,7 @@ def resume_run(
         now, then = now | {"--features": str(features.absolute())}, then | {"--features": str(run.features)}
     now |= {f"--features {name}": file_digest(file) for name, file in (precomputed or {}).items()}
     then |= {f"--features {name}": found.sha256 for name, found in run.precomputed.items()}
-    if found := differences(then, now, [key for key in {**now, **then} if key not in PROCESSES]):
+    if found := differences(then, now, [key for key in {**now, **then} if key not in MAY_DIFFER]):
         raise InputError(
             f"{folder}: cannot resume this run: {shorten(found)}; give the options it was started with, or start "
             "from scratch with --overwrite"

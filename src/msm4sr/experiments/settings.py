@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from msm4sr.data.dataset import DataSettings
 from msm4sr.dotted import flatten, nest, put
@@ -25,7 +26,7 @@ from msm4sr.ragged import Ragged
 from msm4sr.registry import closest
 from msm4sr.strict import Strict
 from msm4sr.training.device import Device
-from msm4sr.training.settings import FinetuneSettings, PretrainSettings
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings, StageSettings
 
 PRESETS = {file.stem: file for file in sorted(Path(__file__).with_name("presets").glob("*.yaml"))}
 
@@ -50,6 +51,20 @@ def _model_config(settings: Any) -> Any:
     return MODELS[name].Config.model_validate(settings)
 
 
+class WarmStart(Strict):
+    """Training that continues from the model of a finished run, with a part of the budget."""
+
+    run: Annotated[str, AfterValidator(os.path.abspath)] | None = Field(
+        None, description="a finished run of the same model; null: training from scratch"
+    )
+    weights: str | None = Field(None, description="checksum of its weights, recorded when training begins")
+    finetune_budget: float = Field(
+        0.2, gt=0, le=1, description="of fine-tuning: share of epochs, steps and patience, at least one of each"
+    )
+    pretrain_budget: float = Field(0.0, ge=0, le=1, description="the same of pre-training; 0 skips it")
+    learning_rate: float = Field(0.3, gt=0, le=1, description="factor of the learning rates")
+
+
 class RunSettings(Strict):
     """All settings that determine the result of a run. `model` is the config of any registered model."""
 
@@ -59,8 +74,19 @@ class RunSettings(Strict):
     model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_model_config)] = MSM4SRConfig()
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    warm_start: WarmStart = WarmStart()
     evaluation: EvaluationSettings = EvaluationSettings()
     device: Device = Device()
+
+    def within_budget(self) -> RunSettings:
+        """The settings that training uses: after a warm start those of the stages are reduced."""
+        start = self.warm_start
+        if start.run is None:
+            return self
+        shares = {"pretrain": start.pretrain_budget, "finetune": start.finetune_budget}
+        stages: dict[str, StageSettings] = {name: getattr(self, name) for name in shares}
+        reduced = {name: stage.reduced(shares[name], start.learning_rate) for name, stage in stages.items()}
+        return self.model_copy(update=reduced)
 
 
 def resolve_settings(
@@ -94,6 +120,33 @@ def resolve_settings(
     settings = nest(flatten(read_yaml(PRESETS["seed"])) | _for_model(read_yaml(PRESETS[preset]), model, "--preset"))
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
+    return _updated_by(settings, model, changes, seed, file)
+
+
+def warm_start_settings(
+    run: Path,
+    source: RunSettings,
+    model: str | None = None,
+    changes: Sequence[str] = (),
+    seed: int | None = None,
+    file: Path | None = None,
+) -> RunSettings:
+    """The settings of a run that continues from `run`: its settings `source`, updated as by `resolve_settings`.
+
+    Raises InputError as that function does, and if `model` is another one.
+    """
+    name = source.model.name
+    if model not in (None, name):
+        raise InputError(f"--warm-start {run}: a run of {name}, not of {model}; train {model} from scratch first")
+    settings = source.model_dump(mode="json")
+    settings["warm_start"] |= {"run": str(run), "weights": None}
+    return _updated_by(settings, name, changes, seed, file)
+
+
+def _updated_by(
+    settings: dict[str, Any], model: str, changes: Sequence[str], seed: int | None, file: Path | None
+) -> RunSettings:
+    """Settings of a model, updated by a file, then by `seed`, then by `key=value` changes."""
     if file is not None:
         values = _for_model(read_yaml(file), model, str(file))
         name = values.pop("model.name", model)

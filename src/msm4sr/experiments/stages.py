@@ -19,6 +19,7 @@ from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings, feature_tensors
+from msm4sr.experiments.warm_start import bring_features, start_warm
 from msm4sr.features.extract import Extraction
 from msm4sr.features.store import Features
 from msm4sr.features.store_builder import Shard
@@ -120,6 +121,7 @@ def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) ->
     for modality in getattr(run.settings.model, "score_with", ()):
         if modality not in known:  # before hours of extraction
             raise InputError(f"model.score_with: unknown modality {modality!r}; choose from {', '.join(known)}")
+    bring_features(run)
     return Extraction(
         complete_catalogue(run, dataset),
         run.features,
@@ -183,11 +185,15 @@ def train_stage(
 
     With `resume` it continues from the stage's last checkpoint, if there is one.
     """
-    task = task_for(model, stage, run.settings)
+    settings = run.settings.within_budget()
+    task = task_for(model, stage, settings)
     if task is None:
         return
     run.settings.device.check()  # the run may have been made on another machine
     state = read_state(run.checkpoints, stage) if resume else None
+    if state is None and run.settings.warm_start.run and stage == _trained_stages(run, model)[0]:
+        for line in start_warm(run, dataset, model):
+            logger.info("warm start: %s", line)
     if state is not None and state.done:
         logger.info("%s: already complete, %d epochs", stage, state.epoch - 1)
     elif state is not None:
@@ -202,7 +208,7 @@ def train_stage(
         resume=resume,
         identity=run_identity(run, stage),
     )
-    Trainer(task, getattr(run.settings, stage), options, [RunRecorder(run, stage, state), *callbacks]).fit(dataset)
+    Trainer(task, getattr(settings, stage), options, [RunRecorder(run, stage, state), *callbacks]).fit(dataset)
 
 
 def _use_threads(threads: int) -> None:
@@ -215,11 +221,13 @@ def _use_threads(threads: int) -> None:
 def run_identity(run: Run, stage: str) -> dict[str, Any]:
     """What the weights of a stage depend on besides its settings: those of the model, and earlier stages."""
     decisive = flatten(run.settings.model_dump(mode="json", include={"dataset", "features", "model"}))
-    pretrain, earlier = run.settings.pretrain, best_file(run.checkpoints, "pretrain")
+    pretrain, earlier = run.settings.within_budget().pretrain, best_file(run.checkpoints, "pretrain")
     if stage == "finetune":
         decisive |= flatten({"pretrain": pretrain.model_dump(mode="json", exclude={"checkpoint_every"})})
         if earlier.exists():
             decisive["pretrain.weights"] = read_checksum(earlier)
+    if run.settings.warm_start.run is not None:
+        decisive["warm_start.weights"] = run.settings.warm_start.weights
     if pretrain.init_from is not None:
         source = best_file(Path(pretrain.init_from) / "checkpoints", "pretrain")
         decisive |= {"pretrain.init_from": pretrain.init_from, "pretrain.init_from.weights": read_checksum(source)}
@@ -278,7 +286,7 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     if not file.exists():
         raise InputError(f"{run.folder}: {stage} has no trained weights yet; run `{command}` first")
     _warn_if_incomplete(run.checkpoints, stage, command)
-    settings: StageSettings = getattr(run.settings, stage)
+    settings: StageSettings = getattr(run.settings.within_budget(), stage)
     identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
     check_identity(file, read_about(file, f"run `{command}` again"), identity, f"run `{command}` again")
     weights = mapped_tensors(file, f"run `{command}` again")
@@ -307,9 +315,13 @@ def _warn_if_incomplete(checkpoints: Path, stage: str, command: str) -> None:
 def restore_last(run: Run, dataset: Dataset, model: Model, before: str | None = None) -> None:
     """Load the weights of the last stage that this run has (of those before stage `before`) into the model."""
     earlier = STAGES[: STAGES.index(before) if before else None]
-    stages = [stage for stage in earlier if has_stage(model, stage, run.settings)]
-    if stages:
+    if stages := [stage for stage in _trained_stages(run, model) if stage in earlier]:
         restore(run, dataset, model, stages[-1])
+
+
+def _trained_stages(run: Run, model: Model) -> list[str]:
+    """The stages that the model is trained in, in order."""
+    return [stage for stage in STAGES if has_stage(model, stage, run.settings.within_budget())]
 
 
 def start_from(folder: Path, model: Model) -> None:

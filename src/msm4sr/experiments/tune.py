@@ -302,7 +302,7 @@ def _open(tuning: Tuning) -> optuna.Study:
         **flatten(
             {"data": {**tuning.dataset.identity, "content": tuning.dataset.content_digest}, "features": features}
         ),
-        **flatten({"settings": tuning.settings.model_dump(mode="json")}),
+        **flatten({"settings": tuning.settings.model_dump(mode="json", exclude={"warm_start"})}),
         "search": {key: part.model_dump(mode="json") for key, part in tuning.search.parameters.items()},
     }
     study = load_study(tuning)

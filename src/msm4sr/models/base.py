@@ -10,6 +10,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from msm4sr.errors import InputError
 from msm4sr.files import write_json
 from msm4sr.models.item_table import Shard
-from msm4sr.models.layers import ItemCategories, ItemFeatures
+from msm4sr.models.layers import ItemCategories, ItemFeatures, Means
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.whitening import Whitened, Whitening
 from msm4sr.ragged import Ragged
@@ -29,6 +30,8 @@ from msm4sr.strict import Strict
 from msm4sr.tensor_files import load_tensors, read_about, save_tensors
 
 REMEDY = "`msm4sr evaluate RUN` writes it again"
+RowKind = Literal["items", "users", "categories"]
+KEPT_WITH_FEATURES = ("whitening.mean", "whitening.matrix", "centre", "length")
 SEEN_BIAS_SCALE = 10.0  # Adam moves a weight by its learning rate at most, and the bias has far to go in few steps
 
 
@@ -203,6 +206,15 @@ class Model(Scorer):
     budget: ClassVar[Literal["default", "graph"]] = "default"
     """The tuning budget of the search."""
 
+    row_weights: ClassVar[Mapping[str, RowKind]] = {
+        "item_embedding.weight": "items",
+        "user_embedding.weight": "users",
+        "category_embedding.weight": "categories",
+    }
+    """The weights with a row for each item, user or category; `*` in a name stands for any text."""
+    zero_new_rows: ClassVar[bool] = True
+    """Whether training may begin with rows of 0 for new items and users; not where their length is divided by."""
+
     features: nn.ModuleDict
     categories: ItemCategories
 
@@ -215,6 +227,10 @@ class Model(Scorer):
         if self.uses_categories:
             categories = empty_rows(inputs.n_items) if inputs.categories is None else inputs.categories
             self.categories = ItemCategories(categories, inputs.n_categories)
+
+    def row_kind(self, name: str) -> RowKind | None:
+        """What the rows of a weight belong to; None: it is a weight of the complete model."""
+        return next((kind for pattern, kind in self.row_weights.items() if fnmatchcase(name, pattern)), None)
 
     def pretrained_scorer(self) -> Scorer:
         """The scorer that validates pre-training and ranks for a model that is only pre-trained."""
@@ -237,10 +253,13 @@ class Model(Scorer):
             return Ragged(state[f"{module}.{values}"], state[f"{module}.offsets"])
 
         def item_features(module: str) -> Ragged:
-            mean, matrix = (state.get(f"{module}.whitening.{name}") for name in ("mean", "matrix"))
-            if mean is None or matrix is None:
-                return rows(module)
-            return Whitened(state[f"{module}.values"], state[f"{module}.offsets"], Whitening(mean, matrix))
+            found, kept = rows(module), {name: state.get(f"{module}.{name}") for name in KEPT_WITH_FEATURES}
+            mean, matrix, centre, length = kept.values()
+            if mean is not None and matrix is not None:
+                return Whitened(found.values, found.offsets, Whitening(mean, matrix))
+            if centre is not None and length is not None:
+                return Means(found.values, found.offsets, centre, length)
+            return found
 
         return Inputs(
             sizes["n_items"],

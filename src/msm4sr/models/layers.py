@@ -5,6 +5,8 @@ Shape letters: N items, R feature rows (sentences or images) of those items, D_i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,30 +113,57 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
-class ItemMeans(ItemFeatures):
-    """One frozen vector per item in one modality: the mean of its rows, centred and scaled.
+@dataclass(frozen=True, eq=False)
+class Means(Ragged):
+    """The means of the rows of items, centred and scaled: one vector for each item that has rows."""
 
-    Encoders differ in length and offset (pooled layers of an image network have no negative values). So the means are
-    centred over the items that have rows, and divided by their mean length: a weight of N(0, 0.02) then gives every
-    modality the scale of an ID embedding. An item without rows has no mean.
+    centre: Tensor
+    """[D_in], subtracted from all means."""
+    length: Tensor
+    """A number, by which they are divided then."""
+
+
+def centred_means(rows: Ragged) -> Means:
+    """Of the frozen embeddings of items: centred over the items that have rows, of mean length 1; `Means` as they are.
+
+    Encoders differ in length and offset (pooled layers of an image network have no negative values). Of mean length 1,
+    a weight of N(0, 0.02) gives every modality the scale of an ID embedding.
     """
+    if isinstance(rows, Means):
+        return rows
+    values, offsets = rows.values, rows.offsets
+    present = offsets.diff() > 0
+    order = torch.arange(len(values), device=values.device)
+    means = F.embedding_bag(order, values, offsets[:-1][present], mode="mean")
+    centre = means.mean(dim=0)
+    means = means - centre
+    length = means.norm(dim=1).mean().clamp(min=1e-12)  # if all items have the same vector, all means are 0
+    return Means(means / length, F.pad(present.long().cumsum(0), (1, 0)), centre, length)
+
+
+class ItemMeans(ItemFeatures):
+    """One frozen vector per item in one modality, its `centred_means`; an item without rows has none."""
+
+    _applied: Tensor
 
     def __init__(self, rows: Ragged) -> None:
-        values, offsets = rows.values, rows.offsets
-        present = offsets.diff() > 0
-        order = torch.arange(len(values), device=values.device)
-        means = F.embedding_bag(order, values, offsets[:-1][present], mode="mean")
-        centre = means.mean(dim=0)
-        means = means - centre
-        length = means.norm(dim=1).mean().clamp(min=1e-12)  # if all items have the same vector, all means are 0
-        super().__init__(Ragged(means / length, F.pad(present.long().cumsum(0), (1, 0))))
-        self.centre: Tensor = centre
-        self.length: Tensor = length
+        means = centred_means(rows)
+        super().__init__(means)
+        # parameters without a gradient: checkpoints and models that continue from this one keep them with the weights
+        self.centre = nn.Parameter(means.centre, requires_grad=False)  # [D_in]
+        self.length = nn.Parameter(means.length, requires_grad=False)
+        self.register_buffer("_applied", self._measures(), persistent=False)
 
-    def measure_as(self, other: ItemMeans) -> None:
-        """Centre and scale as `other`, which was computed from other items."""
-        self.values = (self.values * self.length + self.centre - other.centre) / other.length
-        self.centre, self.length = other.centre, other.length
+    def update(self) -> None:
+        """Centre and scale again if `centre` and `length` were replaced by those of other items."""
+        if not torch.equal(self._applied, self._measures()):
+            with torch.no_grad():
+                self.values = (self.values * self._applied[-1] + self._applied[:-1] - self.centre) / self.length
+            self._applied = self._measures()
+
+    def _measures(self) -> Tensor:
+        """A copy of centre and length: [D_in + 1]."""
+        return torch.cat([self.centre, self.length.reshape(1)]).detach()
 
 
 class ItemCategories(ItemFeatures):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -41,6 +41,14 @@ class StageSettings(Strict):
     checkpoint_every: float = Field(
         60.0, ge=0, description="seconds between two checkpoints inside an epoch; each epoch ends with one"
     )
+
+    def reduced(self, budget: float, learning_rate: float = 1.0) -> Self:
+        """With this share of epochs, steps and patience (at least one, unless 0), and this factor of the rate."""
+        numbers = {name: getattr(self, name) for name in ("epochs", "max_steps", "patience")}
+        changes: dict[str, float] = {name: max(1, round(budget * n)) if n else 0 for name, n in numbers.items()}
+        if not budget:
+            changes["epochs"] = 0
+        return self.model_copy(update={**changes, "learning_rate": learning_rate * self.learning_rate})
 
     def epochs_within(self, steps_per_epoch: int) -> int:
         """How many epochs fit into `epochs` and `max_steps`."""

@@ -84,6 +84,7 @@ class DIFSR(FactorizedModel):
         "model.attribute_dim": {"kind": "categorical", "choices": [16, 32, 64]},
     }
     config: DIFSRConfig
+    row_weights = {**FactorizedModel.row_weights, "predictor.*": "categories"}
 
     def __init__(self, config: DIFSRConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -66,6 +66,8 @@ class DualGNN(MultimodalGraphModel):
         "model.neighbours": {"kind": "categorical", "choices": [10, 20, 40, 80]},
     }
     config: DualGNNConfig
+    row_weights = {"preferences.*": "users", "attention": "users"}
+    zero_new_rows = False
     weights: Tensor  # [E]
     neighbours: Tensor  # [U, k]
     shares: Tensor  # [U, k]

@@ -81,6 +81,13 @@ class GRCN(MultimodalGraphModel):
     }
     config: GRCNConfig
     folds_in_by_degree = False
+    row_weights = {
+        **MultimodalGraphModel.row_weights,
+        "preferences.*": "users",
+        "user_confidence": "users",
+        "item_confidence": "items",
+    }
+    zero_new_rows = False
 
     def __init__(self, config: GRCNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -66,6 +66,7 @@ class SINE(FactorizedModel):
         "model.interest_temperature": {"kind": "float", "low": 0.05, "high": 0.5, "log": True},
     }
     config: SINEConfig
+    zero_new_rows = False  # concepts of items are normalised
 
     def __init__(self, config: SINEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
