@@ -8,7 +8,7 @@ from pydantic import Field
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets
+from msm4sr.evaluation.ranking import OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of
 from msm4sr.models.base import Scorer
 from msm4sr.progress import Advance
@@ -39,13 +39,15 @@ def rank_users(
     part: Part,
     protocols: Sequence[Protocol] = ("seen_included",),
     advance: Advance = lambda users: None,
+    on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
     """Each user's rank of the target among all items, by each protocol (`rank_targets`).
 
-    Validation ranks each user's second-last item given the training part, test the last item given all before it.
+    Validation ranks each user's second-last item given the training part, test the last item given all before it. The
+    lists of `on_lists` are as for `rank_targets`.
     """
     was_training = model.training
     model.eval()
-    ranks = rank_targets(model, targets_of(dataset, part), protocols, advance=advance)
+    ranks = rank_targets(model, targets_of(dataset, part), protocols, advance=advance, on_lists=on_lists)
     model.train(was_training)
     return ranks

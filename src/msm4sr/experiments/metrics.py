@@ -14,10 +14,12 @@ from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
+from msm4sr.evaluation.beyond_accuracy import BeyondAccuracy, ItemFacts
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
-from msm4sr.evaluation.ranking import Ranks, rank_targets
+from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, users_table
+from msm4sr.experiments.content import content_vectors
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import save_model
 from msm4sr.experiments.run import Run, write_metrics
@@ -31,14 +33,22 @@ from msm4sr.tensor_files import read_checksum
 from msm4sr.training.identity import CODE_VERSION, inputs_identity
 from msm4sr.training.stages import STAGES, scorer_of
 
+PROTOCOLS: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
 
-def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress = NoProgress()) -> dict[str, Any]:
+
+def evaluate_stage(
+    run: Run, dataset: Dataset, model: Model, progress: Progress = NoProgress(), *, extract_content: bool = False
+) -> dict[str, Any]:
     """Evaluate the model and write users.parquet, the model folder and, last, metrics.json.
+
+    Args:
+        extract_content: see `content_vectors`.
 
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
-        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "run",
-        "versions", and "identity" (digests of what the metrics depend on).
+        "seen_excluded" (both again, with seen items excluded), "beyond_accuracy" (see `evaluation.beyond_accuracy`; of
+        the test lists, by protocol), "held_out" if items are held out of training, "run", "versions", and "identity"
+        (digests of what the metrics depend on).
     """
     settings = run.settings
     device = settings.device.torch_device()
@@ -46,12 +56,16 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     scorer = scorer_of(model, settings)
     parts: tuple[Part, ...] = ("validation", "test")
     ranks: dict[Part, tuple[Ranks, Ranks]] = {}
+    facts = ItemFacts.of(dataset, content_vectors(run, dataset, extract_content))
+    lists: dict[Protocol, BeyondAccuracy] = {protocol: BeyondAccuracy(facts) for protocol in PROTOCOLS}
     with progress.task("evaluate", len(parts) * dataset.n_users, "users") as advance:
         for part in parts:
-            found = rank_users(scorer, dataset, part, ("seen_included", "seen_excluded"), advance)
+            on_lists = None if part == "validation" else lambda protocol, found: lists[protocol].add(found)
+            found = rank_users(scorer, dataset, part, PROTOCOLS, advance, on_lists)
             ranks[part] = found[settings.evaluation.protocol], found["seen_excluded"]
     result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
     result["seen_excluded"] = {part: mean_metrics(seen_excluded) for part, (_, seen_excluded) in ranks.items()}
+    result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in lists.items()}
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
     result["run"] = _describe(run, dataset, model, device)
