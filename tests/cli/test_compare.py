@@ -91,7 +91,7 @@ def test_what_is_finished_is_left_alone(
 def test_an_interrupted_cell_is_resumed(
     cli: Cli, grid: Path, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: Any) -> None:
+    def interrupt(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     other = tmp_path / "other"

@@ -367,7 +367,8 @@ def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
 
 
 def _summary(metrics: dict[str, Any]) -> None:
-    from msm4sr.experiments.model_folder import metric_columns
+    from msm4sr.evaluation.beyond_accuracy import MEASURES
+    from msm4sr.experiments.model_folder import beyond_accuracy_columns, metric_columns
 
     about = metrics["run"]
     console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
@@ -377,6 +378,13 @@ def _summary(metrics: dict[str, Any]) -> None:
     for name in metrics["test"]:
         table.add_row(name, *(f"{column[name]:.4f}" for column in columns.values()))
     console.print(table)
+    lists = next(iter(beyond_accuracy_columns(metrics).values()))
+    shown = ", ".join(
+        f"{measure.replace('_', ' by ')} {lists[name]:.3g}"
+        for measure in MEASURES
+        if (name := f"{measure}@10") in lists
+    )
+    console.print(f"lists of 10: {shown}", markup=False)
     seconds = about["training_seconds"]
     console.print(
         f"{about['parameters']:,} parameters; pre-training {seconds['pretrain']:.0f} s, "

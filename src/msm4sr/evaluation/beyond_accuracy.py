@@ -33,6 +33,7 @@ from msm4sr.data.remaining import pairs_of
 from msm4sr.evaluation.metrics import CUTOFFS
 from msm4sr.evaluation.ranking import NO_ITEM, Lists
 
+MEASURES = ("coverage", "gini", "novelty", "popularity", "cold", "diversity_content", "diversity_categories")
 LISTS_AT_ONCE = 128  # whose vectors are compared at a time: 20 MiB of 384-d content
 
 Ints = npt.NDArray[np.int64]

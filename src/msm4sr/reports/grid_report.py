@@ -19,6 +19,7 @@ from msm4sr.reports.results import GridResults, Outcome, read_grid
 from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
+    beyond_accuracy_table,
     cells_table,
     cost_table,
     difference_table,
@@ -94,6 +95,8 @@ def _sections(
     differences = [section for one, data in product(every, results.data) for section in _differences(one, data)]
     popularity = [section for one, data in product(comparisons, results.data) for section in _popularity(one, data)]
     yield from [*popularity, *differences] if "cold" in results.kind else [*differences, *popularity]
+    for data, one in product(results.data, every):
+        yield from _of_table(beyond_accuracy_table(one, data))
     for data in results.data:
         yield from _curves(results, data)
     for data, one in product(results.data, comparisons):

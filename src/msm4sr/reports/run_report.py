@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from msm4sr.data.dataset import Dataset, test_targets
-from msm4sr.experiments.model_folder import metric_columns
+from msm4sr.evaluation.beyond_accuracy import MEASURES as LIST_MEASURES
+from msm4sr.evaluation.metrics import CUTOFFS
+from msm4sr.experiments.model_folder import beyond_accuracy_columns, metric_columns
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model
@@ -34,6 +36,7 @@ class RunReport:
     metrics: Mapping[str, Mapping[str, float]]  # label, such as "test, seen items included", to metrics
     epochs: Sequence[Mapping[str, object]]  # the lines of metrics.jsonl
     settings_yaml: str
+    beyond_accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # protocol to metrics
     users: Sequence[ExampleUser] = ()
     folder: Path | None = None  # of the data set, for the images
     comparison: Sequence[tuple[str, Mapping[str, float]]] = ()  # systems and their test metrics, in order
@@ -57,6 +60,7 @@ def write_run_report(
         metrics=metric_columns(metrics),
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
+        beyond_accuracy=beyond_accuracy_columns(metrics),
         users=_example_users(dataset, model, run.settings.seed),
         folder=dataset.folder,
         comparison=comparison,
@@ -106,6 +110,12 @@ def run_page(report: RunReport) -> str:
         report=report,
         headline=[(name, test[name]) for name in HEADLINE if name in test],
         metric_names=_metric_order(report.metrics.values()),
+        lists=[
+            name
+            for name in LIST_MEASURES
+            if any(f"{name}@{CUTOFFS[0]}" in of for of in report.beyond_accuracy.values())
+        ],
+        cutoffs=CUTOFFS,
         compared=compared,
         best={name: max(values.get(name, -math.inf) for _, values in report.comparison) for name in compared},
         charts=learning_curves(report.epochs),

@@ -8,12 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from msm4sr.evaluation.beyond_accuracy import MEASURES
 from msm4sr.experiments.grid import Row
 from msm4sr.reports.comparison import LEVEL, Comparison, Score, by_popularity, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import DIGITS, Column, Table, TableCell, TableRow, signed
 
+LISTED = 10  # items of the lists that are described beyond accuracy
+WRITTEN = {
+    "recall": "Recall",
+    "ndcg": "NDCG",
+    "mrr": "MRR",
+    "coverage": "Coverage",
+    "gini": "Gini",
+    "novelty": "Novelty",
+    "popularity": "Popularity",
+    "cold": "Cold items",
+    "diversity_content": "Diversity by content",
+    "diversity_categories": "Diversity by categories",
+}
 BY_POPULARITY = ("recall@10", "ndcg@10")
 HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out items"}
 
@@ -21,7 +35,7 @@ HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out it
 def metric_name(name: str, short: bool = False) -> str:
     """`ndcg@10` -> `NDCG@10`, or as in the paper's tables `N@10`."""
     measure, _, cutoff = name.partition("@")
-    written = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(measure, measure)
+    written = WRITTEN.get(measure, measure)
     return f"{written[0] if short else written}@{cutoff}" if cutoff else written
 
 
@@ -217,6 +231,30 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
     return build.table(f"{comparison.name}-popularity-{data}", title, [note])
 
 
+def beyond_accuracy_table(comparison: Comparison, data: str) -> Table:
+    """Coverage, concentration, novelty, popularity and diversity of the lists of each row, means over seeds."""
+    protocol = "seen_excluded" if comparison.excludes_seen else "seen_included"
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in comparison.rows:
+        there = [outcome.metrics.get("beyond_accuracy") for outcome in comparison.results.finished(data, row.name)]
+        if there and all(there):
+            found[row.name] = [metrics[protocol] for metrics in there if metrics is not None]
+    build = _Builder((row for row in comparison.rows if row.name in found), comparison.results)
+    for name in (f"{measure}@{LISTED}" for measure in MEASURES):
+        values = [[cell.get(name) for cell in found[row.name]] for row in build.rows]
+        digits = 1 if name.startswith("popularity") else DIGITS
+        cells = [_mean_cell(each, f",.{digits}f") for each in values]
+        if any(cell.value is not None for cell in cells):  # without content or categories there is no diversity
+            build.add(Column(metric_name(name)), cells)
+    note = (
+        f"The first {LISTED} items of the list of each user, test part, means over seeds. Coverage: share of the "
+        "catalogue in any list; Gini: 0 if all items are listed equally often; novelty: bits; popularity: training "
+        "interactions; cold items: share without any; diversity: mean of 1 - cosine over pairs of a list."
+    )
+    title = f"Beyond accuracy, {data}{comparison.suffix}"
+    return build.table(f"{comparison.name}-beyond-accuracy-{data}", title, [note])
+
+
 def held_out_table(comparison: Comparison, data: str) -> Table:
     """Metrics of items held out of training, and a last row: a random order. No rows if none are held out."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -273,10 +311,10 @@ def cost_table(results: GridResults, data: str) -> Table:
     return build.table(f"{results.name}-cost-{data}", f"Weights, time and memory, {data}", [note])
 
 
-def _mean_cell(values: Iterable[float | None]) -> TableCell:
+def _mean_cell(values: Iterable[float | None], form: str = ",.0f") -> TableCell:
     """The mean over the runs that have recorded the value."""
     there = [value for value in values if value is not None]
-    return TableCell(f"{np.mean(there):,.0f}", float(np.mean(there))) if there else TableCell()
+    return TableCell(format(np.mean(there), form), float(np.mean(there))) if there else TableCell()
 
 
 def cells_table(results: GridResults) -> Table:
