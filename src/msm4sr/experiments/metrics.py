@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.beyond_accuracy import BeyondAccuracy, ItemFacts
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
-from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets
+from msm4sr.evaluation.ranking import OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, users_table
 from msm4sr.experiments.content import content_vectors
 from msm4sr.experiments.machine import hardware, memory_peak, versions
@@ -25,15 +27,56 @@ from msm4sr.experiments.model_folder import save_model
 from msm4sr.experiments.run import Run, write_metrics
 from msm4sr.experiments.stages import build_model, complete_catalogue, complete_run, extract_stage
 from msm4sr.files import atomic_file
-from msm4sr.models.base import Model
+from msm4sr.models.base import Model, Scorer
 from msm4sr.models.extend import extend_catalogue
-from msm4sr.progress import NoProgress, Progress
+from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.tensor_files import read_checksum
 from msm4sr.training.identity import CODE_VERSION, inputs_identity
 from msm4sr.training.stages import STAGES, scorer_of
 
+PARTS: tuple[Part, ...] = ("validation", "test")
 PROTOCOLS: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The ranks of all users by both protocols, and what their lists of the test part are like."""
+
+    ranks: Mapping[Part, tuple[Ranks, Ranks]]  # by the protocol of the settings, and with seen items excluded
+    lists: Mapping[Protocol, BeyondAccuracy]
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of `evaluate_stage`, and "versions"."""
+        result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in self.ranks.items()}
+        result["seen_excluded"] = {part: mean_metrics(excluded) for part, (_, excluded) in self.ranks.items()}
+        result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in self.lists.items()}
+        return result | {"versions": versions()}
+
+
+def measure(
+    rank: Callable[[Part, Advance, OnLists | None], Mapping[Protocol, Ranks]],
+    facts: ItemFacts,
+    protocol: Protocol,
+    advance: Advance,
+) -> Measured:
+    """Rank the users of validation and test with `rank`, which calls `on_lists` as `rank_targets` does.
+
+    `protocol` is that of the settings.
+    """
+    lists: dict[Protocol, BeyondAccuracy] = {name: BeyondAccuracy(facts) for name in PROTOCOLS}
+    ranks: dict[Part, tuple[Ranks, Ranks]] = {}
+    for part in PARTS:
+        on_lists = None if part == "validation" else lambda name, found: lists[name].add(found)
+        found = rank(part, advance, on_lists)
+        ranks[part] = found[protocol], found["seen_excluded"]
+    return Measured(ranks, lists)
+
+
+def write_users(folder: Path, dataset: Dataset, measured: Measured) -> None:
+    """Write users.parquet."""
+    with atomic_file(folder / "users.parquet") as file, writing(file):
+        users_table(dataset, measured.ranks).write_parquet(file)
 
 
 def evaluate_stage(
@@ -54,26 +97,20 @@ def evaluate_stage(
     device = settings.device.torch_device()
     model.to(device)
     scorer = scorer_of(model, settings)
-    parts: tuple[Part, ...] = ("validation", "test")
-    ranks: dict[Part, tuple[Ranks, Ranks]] = {}
     facts = ItemFacts.of(dataset, content_vectors(run, dataset, extract_content))
-    lists: dict[Protocol, BeyondAccuracy] = {protocol: BeyondAccuracy(facts) for protocol in PROTOCOLS}
-    with progress.task("evaluate", len(parts) * dataset.n_users, "users") as advance:
-        for part in parts:
-            on_lists = None if part == "validation" else lambda protocol, found: lists[protocol].add(found)
-            found = rank_users(scorer, dataset, part, PROTOCOLS, advance, on_lists)
-            ranks[part] = found[settings.evaluation.protocol], found["seen_excluded"]
-    result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in ranks.items()}
-    result["seen_excluded"] = {part: mean_metrics(seen_excluded) for part, (_, seen_excluded) in ranks.items()}
-    result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in lists.items()}
+
+    def rank(part: Part, advance: Advance, on_lists: OnLists | None) -> dict[Protocol, Ranks]:
+        return rank_users(scorer, dataset, part, PROTOCOLS, advance, on_lists)
+
+    with progress.task("evaluate", len(PARTS) * dataset.n_users, "users") as advance:
+        found = measure(rank, facts, settings.evaluation.protocol, advance)
+    result = found.metrics()
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
-    result["run"] = _describe(run, dataset, model, device)
+    result["run"] = describe(run, dataset, model)
     if scorer is not model:
         result["run"]["protocol"] += ", not fine-tuned"
-    result["versions"] = versions()
-    with atomic_file(run.folder / "users.parquet") as file, writing(file):
-        users_table(dataset, ranks).write_parquet(file)
+    write_users(run.folder, dataset, found)
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
     save_model(run, dataset, model, result)
     content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
@@ -87,8 +124,9 @@ def evaluate_stage(
     return result
 
 
-def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) -> dict[str, Any]:
+def describe(run: Run, dataset: Dataset, model: Scorer) -> dict[str, Any]:
     """How the run was made: data, settings, protocol, seconds, memory and hardware."""
+    device = run.settings.device.torch_device()
     settings, epochs = run.settings, run.epochs()
     seconds = {stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES}
     excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items

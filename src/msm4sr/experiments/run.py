@@ -10,6 +10,7 @@ checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of
                       pretrain.last.safetensors, ...: from which an interrupted stage resumes
 model/                config.json, model.safetensors, items.json, README.md: self-contained
 report.html           the report of the run
+evaluations/NAME/     metrics.json and users.parquet of the stored model on other data
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from msm4sr.locks import try_lock, unlock
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
 PROCESSES = ("device.devices", "device.num_nodes", "device.strategy")  # may change when a run is resumed
-RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
+RESULTS = ("metrics.json", "users.parquet", "report.html", "model", "evaluations")  # written by evaluation
 
 
 @dataclass(frozen=True)
