@@ -14,6 +14,7 @@ from torch import nn
 from msm4sr.data.dataset import Dataset, training_counts
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.users import SCHEMA
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import Run, begin_run, locked_run, open_run, plan_run, read_metrics
 from msm4sr.experiments.settings import resolve_settings
@@ -204,7 +205,7 @@ def test_metrics_are_means_of_the_stored_ranks(run: Run) -> None:
     train_stage(run, "finetune", dataset, model)
     result = evaluate_stage(run, dataset, model)
     users = pl.read_parquet(run.folder / "users.parquet")
-    assert users.columns == ["part", "user_id", "item_id", "rank", "rank_seen_excluded", "item_count"]
+    assert users.columns == list(SCHEMA)
     for part in ("validation", "test"):
         own = users.filter(pl.col("part") == part)
         assert own["user_id"].to_list() == dataset.user_ids

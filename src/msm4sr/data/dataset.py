@@ -36,6 +36,7 @@ from pydantic import Field
 from msm4sr.data.histories import HistoryRules, load_histories
 from msm4sr.data.remaining import Flags, Ints, Remaining, pairs_of
 from msm4sr.data.schema import read_items
+from msm4sr.data.user_table import read_users
 from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
@@ -71,6 +72,7 @@ class Dataset:
     dropped: dict[str, int]  # reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0
     prefixes: tuple[Ragged, ...] = ()  # the histories without their last 0, 1, 2 items, if they are stored
     trained_on: Flags | None = None  # bool [users]: whose interactions are trained on; None: those of all users
+    users: pl.DataFrame | None = None  # columns to compare users by, if there are any: see `read_users`
 
     @property
     def n_users(self) -> int:
@@ -129,6 +131,7 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
         items=items,
         dropped=stored.dropped,
         prefixes=stored.prefixes,
+        users=read_users(folder),
     )
     if settings.hold_out_items:
         dataset = without_items(dataset, _draw(settings.hold_out_items, dataset.n_items, settings.hold_out_seed, 0))
@@ -191,6 +194,7 @@ def without_items(dataset: Dataset, items: Flags) -> Dataset:
         histories=left.histories(),
         items=kept,
         dropped={reason: count for reason, count in dropped.items() if count},
+        users=dataset.users,
     )
 
 

@@ -8,6 +8,10 @@ One row per user and part:
     rank           float64  1 is the best, ties at their mean
     rank_seen_excluded  float64  the same with seen items excluded
     item_count     int32    interactions of the target in the training part: its popularity
+    user_count     int32    interactions of the user in the training part
+    history_length int32    items of the history that the target is ranked after
+    categories     list[str]  of the target
+    user.COLUMN             each column of users.parquet of the data
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, validation_targets
+from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, training_histories, validation_targets
 from msm4sr.evaluation.ranking import Ranks
 
 Part = Literal["validation", "test"]
@@ -30,7 +34,11 @@ SCHEMA = {
     "rank": pl.Float64(),
     "rank_seen_excluded": pl.Float64(),
     "item_count": pl.Int32(),
+    "user_count": pl.Int32(),
+    "history_length": pl.Int32(),
+    "categories": pl.List(pl.String()),
 }
+OWN = "user."
 
 
 def targets_of(dataset: Dataset, part: Part) -> Targets:
@@ -47,9 +55,12 @@ def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> 
     """
     counts = training_counts(dataset)
     item_ids = np.array(dataset.item_ids, dtype=object)
+    categories = dataset.items.get_column(
+        "categories", default=pl.Series([[]] * dataset.n_items, dtype=pl.List(pl.String))
+    )
     parts = []
     for part, (rank, seen_excluded) in ranks.items():
-        targets = targets_of(dataset, part).targets
+        histories, targets = targets_of(dataset, part).histories, targets_of(dataset, part).targets
         columns = {
             "part": [part] * dataset.n_users,
             "user_id": dataset.user_ids,
@@ -57,6 +68,13 @@ def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> 
             "rank": rank,
             "rank_seen_excluded": seen_excluded,
             "item_count": counts[targets].astype(np.int32),
+            "user_count": training_histories(dataset).lengths.astype(np.int32),
+            "history_length": histories.lengths.astype(np.int32),
+            "categories": categories[targets],
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))
-    return pl.concat(parts)
+    table = pl.concat(parts)
+    if dataset.users is None:
+        return table
+    own = dataset.users.rename({name: f"{OWN}{name}" for name in dataset.users.columns if name != "user_id"})
+    return table.join(own, on="user_id", how="left", maintain_order="left")

@@ -60,7 +60,7 @@ def metric_cells(scores: Sequence[Score | None]) -> list[TableCell]:
     ]
 
 
-class _Builder:
+class TableBuilder:
     """Builds a table column by column: a row for each row of a grid and, if it has a label, a summary."""
 
     def __init__(self, rows: Iterable[Row], results: GridResults) -> None:
@@ -85,7 +85,7 @@ def main_table(comparison: Comparison, only: str | None = None) -> Table:
     """The table in the paper's form, of all data sets or `only` one; last row: the improvement over the baselines."""
     results = comparison.results
     shown = results.data if only is None else (only,)
-    build = _Builder(comparison.rows, results)
+    build = TableBuilder(comparison.rows, results)
     build.add(Column("Seen items", words=True), [TableCell(_seen_items(comparison, row.name)) for row in build.rows])
     for data in shown:
         printed = _printed(comparison, data)
@@ -220,7 +220,7 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
     """Metrics by the training interactions of the target, means over seeds."""
     counts, found = by_popularity(comparison, data, BY_POPULARITY)
     named = {name for name, _, _ in found}
-    build = _Builder((row for row in comparison.rows if row.name in named), comparison.results)
+    build = TableBuilder((row for row in comparison.rows if row.name in named), comparison.results)
     for metric in BY_POPULARITY:
         for bucket, users in counts.items():
             values = [found.get((row.name, metric, bucket)) for row in build.rows]
@@ -239,7 +239,7 @@ def beyond_accuracy_table(comparison: Comparison, data: str) -> Table:
         there = [outcome.metrics.get("beyond_accuracy") for outcome in comparison.results.finished(data, row.name)]
         if there and all(there):
             found[row.name] = [metrics[protocol] for metrics in there if metrics is not None]
-    build = _Builder((row for row in comparison.rows if row.name in found), comparison.results)
+    build = TableBuilder((row for row in comparison.rows if row.name in found), comparison.results)
     for name in (f"{measure}@{LISTED}" for measure in MEASURES):
         values = [[cell.get(name) for cell in found[row.name]] for row in build.rows]
         digits = 1 if name.startswith("popularity") else DIGITS
@@ -263,7 +263,7 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
         cells = [outcome.metrics["held_out"] for outcome in finished if "held_out" in outcome.metrics]
         if cells and len(cells) == len(finished):
             found[row.name] = cells
-    build = _Builder((row for row in comparison.rows if row.name in found), comparison.results)
+    build = TableBuilder((row for row in comparison.rows if row.name in found), comparison.results)
     first = next(iter(found.values()), [{}])[0]
     for among, group in HELD_OUT.items() if found else ():
         for metric in comparison.metrics:
@@ -282,7 +282,7 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
 def validation_table(comparison: Comparison, data: str) -> Table:
     """Metrics of the validation part, which selects the weights of each row."""
     scores, results = scores_of(comparison, "validation"), comparison.results
-    build = _Builder((row for row in comparison.rows if results.finished(data, row.name)), results)
+    build = TableBuilder((row for row in comparison.rows if results.finished(data, row.name)), results)
     for metric in comparison.metrics:
         column = Column(metric_name(metric, short=True))
         build.add(column, metric_cells([scores[data, row.name, metric] for row in build.rows]))
@@ -293,7 +293,7 @@ def validation_table(comparison: Comparison, data: str) -> Table:
 def cost_table(results: GridResults, data: str) -> Table:
     """Weights, time and memory of each row, means over its finished seeds."""
     finished = {row.name: results.finished(data, row.name) for row in results.rows}
-    build = _Builder((row for row in results.rows if finished[row.name]), results)
+    build = TableBuilder((row for row in results.rows if finished[row.name]), results)
     cells = [finished[row.name] for row in build.rows]
     runs = [[outcome.metrics["run"] for outcome in outcomes] for outcomes in cells]
     seconds = [[run.get("training_seconds", {}) for run in each] for each in runs]
