@@ -18,6 +18,7 @@ from msm4sr.cli.console import handle_errors
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.significance import holm, mean_over_seeds, paired_bootstrap
+from msm4sr.evaluation.users import users_of
 from msm4sr.reports.results import GridResults, read_grid
 
 PROTOCOLS = {"included": "rank", "excluded": "rank_seen_excluded"}
@@ -30,7 +31,7 @@ def ndcg_of(results: GridResults, data: str, row: str, ranks: str) -> np.ndarray
     found = [table for table in tables if table is not None]
     if not found:
         raise InputError(f"{results.folder}: no finished cell of {row} on {data}")
-    return mean_over_seeds([metrics_per_user(table[ranks].to_numpy())["ndcg@10"] for table in found])
+    return mean_over_seeds([metrics_per_user(table[ranks].to_numpy(), users_of(table))["ndcg@10"] for table in found])
 
 
 def main(grid: Path, pair: Annotated[list[str], typer.Option(help="ROW:OTHER, repeatable.")]) -> None:

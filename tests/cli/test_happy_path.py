@@ -19,13 +19,13 @@ from calling import QUICK, Cli, Trained, metrics_of, small_items, small_log, wri
 
 import msm4sr
 from msm4sr.data.dataset import load_dataset, test_targets
-from msm4sr.evaluation.metrics import mean_metrics
+from msm4sr.evaluation.metrics import METRICS, mean_metrics
 from msm4sr.evaluation.ranking import rank_targets
 from msm4sr.experiments.run import open_run
 from msm4sr.models.registry import from_pretrained
 from msm4sr.tensor_files import load_tensors
 
-KEYS = {*(f"{name}@{k}" for name in ("recall", "ndcg") for k in (5, 10, 20, 50)), "mrr"}
+KEYS = set(METRICS)
 
 
 def test_a_run_leaves_all_that_it_promises(trained: Trained, shop: Path) -> None:

@@ -7,9 +7,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+import temporal
 import yaml
+from temporal import CUTS, load
 from tiny_images import tiny_image
 
+from msm4sr.data.dataset import DataSettings, test_targets, training_histories, validation_targets
 from msm4sr.data.export import export_csv, export_recbole
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.preparation.source import Rules
@@ -176,3 +179,51 @@ def test_ratings_cannot_be_filtered_where_there_are_none(tmp_path: Path) -> None
         prepare(RecBole(inter=folder), tmp_path / "out", Rules(min_rating=3))
     prepare(RecBole(inter=folder), tmp_path / "out")
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet").rows() == [("1", "2", 0)]
+
+
+def test_the_parts_of_a_temporal_split_are_exported_for_both_kinds_of_recommender(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    split = DataSettings(split="temporal", targets="all", **CUTS)
+    dataset = load(temporal.LOG, folder, targets="all")
+    export_recbole(folder, tmp_path / "shop", split)
+    parts = {
+        path.name.split(".")[1]: pl.read_csv(path, separator="\t", infer_schema=False).rows()
+        for path in sorted((tmp_path / "shop").glob("shop.*.inter"))
+    }
+    users, items = dataset.user_ids, dataset.item_ids
+    histories = [[items[item] for item in history] for history in training_histories(dataset)]
+    assert parts["train"] == [(user, item) for user, own in zip(users, histories, strict=True) for item in own]
+    assert parts["train-sequential"] == [
+        (user, own[n], " ".join(own[:n]))
+        for user, own in zip(users, histories, strict=True)
+        for n in range(1, len(own))
+    ]
+    for name, targets in (("valid", validation_targets(dataset)), ("test", test_targets(dataset))):
+        assert targets.users is not None
+        assert targets.rows is not None
+        expected = [
+            (users[user], items[item], " ".join(items[one] for one in targets.histories[row]))
+            for user, item, row in zip(targets.target_users, targets.targets, targets.rows, strict=True)
+            if histories[user]
+        ]
+        assert parts[f"{name}-sequential"] == expected
+        assert parts[name] == [row[:2] for row in expected]
+        assert expected
+    general, sequential = (
+        yaml.safe_load((tmp_path / "shop" / f"shop{kind}.yaml").read_text()) for kind in ("", "-sequential")
+    )
+    assert general["benchmark_filename"] == ["train", "valid", "test"]
+    assert sequential["load_col"]["inter"] == ["user_id", "item_id_list", "item_id"]
+    prepare(RecBole(inter=tmp_path / "shop" / "shop.inter"), tmp_path / "again")
+    assert tables(tmp_path / "again")[0].height == len(set(temporal.LOG))
+
+
+def test_settings_that_an_export_cannot_have_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data")
+    with pytest.raises(InputError, match="leave-one-out exports all interactions"):
+        export_recbole(folder, tmp_path / "shop", DataSettings(user_core=3))
+    spaces = [(user, f"item {item}", time) for user, item, time in temporal.LOG]
+    load(spaces, tmp_path / "spaces", sorted({item for _, item, _ in spaces}))
+    with pytest.raises(InputError, match="an item ID contains ' '"):
+        export_recbole(tmp_path / "spaces", tmp_path / "shop", DataSettings(split="temporal", **CUTS))
+    assert not (tmp_path / "shop").exists()

@@ -25,6 +25,7 @@ Event = tuple[str, str, int]
 LOG: list[Event] = [("u", item, time) for time, item in enumerate("abca")] + [
     ("v", item, time) for time, item in enumerate("cbd")
 ]
+RECORDED = ["record.json", "complete_offsets.npy", "complete.npy", "before_validation.npy", "users.parquet"]
 EVENTS = st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(0, 5))
 
 
@@ -118,7 +119,7 @@ def test_files_are_made_once_for_each_set_of_rules_and_again_for_changed_tables(
     assert len(list((folder / ".histories").iterdir())) == 1, "those of the earlier tables are removed"
 
 
-@pytest.mark.parametrize("name", ["record.json", "offsets.npy", "without_0.npy", "without_2.npy", "users.parquet"])
+@pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_damaged_files_are_made_again(tmp_path: Path, name: str, damage: str) -> None:
     folder = write(tmp_path / "data", LOG)

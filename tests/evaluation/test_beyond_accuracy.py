@@ -185,7 +185,7 @@ def test_lists_are_the_first_of_a_stable_sort_without_minus_infinity(data: st.Da
 def lists_of(model: Any, dataset: Dataset) -> dict[Protocol, Lists]:
     """The lists of the test part, by protocol."""
     found: dict[Protocol, list[Lists]] = {"seen_included": [], "seen_excluded": []}
-    rank_users(model, dataset, "test", tuple(found), on_lists=lambda protocol, lists: found[protocol].append(lists))
+    rank_users(model, dataset, "test", tuple(found), on_lists=lambda protocol, _, lists: found[protocol].append(lists))
     return {protocol: np.concatenate(lists) for protocol, lists in found.items()}
 
 
@@ -200,7 +200,7 @@ def test_each_user_has_the_best_items_of_each_protocol(make: Callable[[], Any]) 
         for user in range(dataset.n_users):
             alone = Targets(targets.histories.take(np.array([user])), targets.targets[[user]], np.array([user]))
             own: list[Lists] = []
-            rank_targets(model, alone, (protocol,), on_lists=lambda _, found, own=own: own.append(found))
+            rank_targets(model, alone, (protocol,), on_lists=lambda *chunk, own=own: own.append(chunk[2]))
             (row,) = own[0].tolist()
             one_by_one.append(row)
             if protocol == "seen_excluded":
@@ -213,7 +213,7 @@ def test_a_list_is_shorter_where_most_items_are_seen() -> None:
     targets = Targets(ragged([history]), np.array([N_ITEMS - 1]))
     own: list[list[int]] = []
     model = make_popularity(list(range(N_ITEMS)))
-    rank_targets(model, targets, ("seen_excluded",), on_lists=lambda _, lists: own.extend(lists.tolist()))
+    rank_targets(model, targets, ("seen_excluded",), on_lists=lambda *chunk: own.extend(chunk[2].tolist()))
     assert own == [[N_ITEMS - 1, N_ITEMS - 2, N_ITEMS - 3] + [NO_ITEM] * (LIST_LENGTH - 3)]
 
 

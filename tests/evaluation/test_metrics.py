@@ -11,7 +11,7 @@ RANKS = np.array([1.0, 2.0, 5.0, 5.5, 6.0, 10.0, 20.5, 50.0, 51.0, 400.0])
 
 
 def test_metrics_are_reported_at_5_10_20_and_50() -> None:
-    names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20, 50)]
+    names = [f"{metric}@{k}" for metric in ("recall", "ndcg", "map", "precision") for k in (5, 10, 20, 50)]
     assert list(metrics_per_user(RANKS)) == [*names, "mrr"]
     assert list(mean_metrics(RANKS)) == [*names, "mrr"]
 
@@ -34,5 +34,6 @@ def test_means_are_over_users() -> None:
     assert all(type(value) is float for value in means.values())
 
 
-def test_the_best_rank_gives_one_everywhere() -> None:
-    assert set(mean_metrics(np.array([1.0, 1.0])).values()) == {1.0}
+def test_the_best_rank_gives_the_highest_metrics() -> None:
+    for name, value in mean_metrics(np.array([1.0, 1.0])).items():
+        assert value == (1 / int(name.partition("@")[2]) if name.startswith("precision") else 1.0)

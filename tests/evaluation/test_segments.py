@@ -18,7 +18,10 @@ from msm4sr.evaluation.users import users_table
 def table(**columns: Any) -> pl.DataFrame:
     """Rows of one part; ranks 1, 2, ..."""
     (n,) = {len(values) for values in columns.values()}
-    return pl.DataFrame({"rank": np.arange(1.0, n + 1), "rank_seen_excluded": np.arange(1.0, n + 1) * 2, **columns})
+    ids = [f"u{row}" for row in range(n)]
+    return pl.DataFrame(
+        {"user_id": ids, "rank": np.arange(1.0, n + 1), "rank_seen_excluded": np.arange(1.0, n + 1) * 2, **columns}
+    )
 
 
 def rows_of(frame: pl.DataFrame, kind: str) -> dict[str, list[int]]:
@@ -111,7 +114,7 @@ def test_the_table_of_a_run_has_what_segments_need() -> None:
     ranks = np.array([1.0, 2.0, 3.0])
     test = users_table(dataset, {"validation": (ranks, ranks), "test": (ranks, ranks)}).filter(pl.col("part") == "test")
     assert test["history_length"].to_list() == [2, 3, 4]
-    assert test["user_count"].to_list() == [1, 0, 3]
+    assert test["user_count"].to_list() == [1, 2, 3]
     assert test["categories"].to_list() == [["b", "a"], ["b", "a"], ["a"]]
     assert test["user.plan"].to_list() == ["free", None, "pro"]
     assert "user.plan" not in users_table(plain, {"test": (ranks, ranks)}).columns

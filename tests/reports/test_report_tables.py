@@ -196,7 +196,7 @@ def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) ->
     assert (best.text, best.place) == ("0.3500", 1)
     assert best.deviation == pytest.approx(0.0707, abs=1e-4)
     assert line(table, "Random")["among held-out items", "N@5"].text == "0.0500"
-    assert table.notes[0].startswith("The 1,200 users whose last item is one of the 34 held out of training")
+    assert table.notes[0].startswith("The 1,200 users with a test target among the 34 items held out of training")
 
 
 def test_without_held_out_items_the_table_is_empty(tmp_path: Path) -> None:

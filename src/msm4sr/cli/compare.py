@@ -119,15 +119,15 @@ def compare(
 
 
 def _print_tables(results: GridResults) -> None:
-    """Print means over the seeds on the test part, and metrics of held-out items, if any."""
+    """Print means over the seeds on the test part, and metrics of held-out and of cold items and users, if any."""
     from msm4sr.reports.comparison import measure
-    from msm4sr.reports.tables import held_out_table, main_table
+    from msm4sr.reports.tables import cold_table, held_out_table, main_table
 
     for comparison in measure(results, SHOWN, resamples=0):
         seeds = f"mean over {len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}"
-        console.print(f"test, {seeds}; leave-one-out, full ranking{comparison.suffix}", markup=False)
+        console.print(f"test, {seeds}; {comparison.split}, full ranking{comparison.suffix}", markup=False)
         _print_table(main_table(comparison))
-        for table in (held_out_table(comparison, data) for data in results.data):
+        for table in (make(comparison, data) for data in results.data for make in (held_out_table, cold_table)):
             if table.rows:
                 console.print(table.title, markup=False)
                 _print_table(table)

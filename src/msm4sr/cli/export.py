@@ -28,13 +28,26 @@ def report_files(exported: Exported, default_separator: str) -> list[str]:
 
 
 @export.command("recbole")
-def export_recbole(data: Data, out: Out) -> None:
+def export_recbole(
+    data: Data,
+    out: Out,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting of the data, such as dataset.split=temporal; repeatable.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+) -> None:
     """Export RecBole's atomic files: NAME.inter, NAME.item and settings for the same protocol. NAME is OUT's name."""
     from msm4sr.data.export import export_recbole
 
     with handle_errors("interrupted; nothing was written"):
-        exported = export_recbole(data, out)
-        say_next("prepare", "recbole", out, "DATA", "--images", data, *report_files(exported, " "))
+        from msm4sr.experiments.settings import resolve_settings
+
+        split = resolve_settings("seed", "popularity", changes or []).dataset
+        exported = export_recbole(data, out, split)
+        source = out if split.split == "leave_one_out" else out / f"{out.resolve().name}.inter"  # one of several
+        say_next("prepare", "recbole", source, "DATA", "--images", data, *report_files(exported, " "))
 
 
 @export.command("onnx")

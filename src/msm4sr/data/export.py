@@ -13,6 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
+from msm4sr.data.dataset import Dataset, DataSettings, load_dataset
+from msm4sr.data.recbole_parts import LONGEST, PARTS, recbole_parts, write_recbole_parts
 from msm4sr.data.schema import INTERACTIONS, ITEMS, read_items, scan_interactions
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder
@@ -35,12 +37,17 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
-def export_recbole(folder: Path, out: Path) -> Exported:
+def export_recbole(folder: Path, out: Path, split: DataSettings = DataSettings()) -> Exported:
     """Write RecBole's atomic files: `NAME.inter`, `NAME.item`, and `NAME.yaml` with the columns and the protocol.
 
+    With a temporal split the parts are written too (`msm4sr.data.recbole_parts`).
+
     `out` is a new or an empty folder; its name is NAME, as RecBole requires. Raises InputError where `folder` is not
-    a prepared folder, an ID contains a tab or a line break, or `out` is not empty.
+    a prepared folder or cannot be split, an ID contains a tab or a line break, or `out` is not empty.
     """
+    if split.split != "temporal" and split != DataSettings():
+        raise InputError("--set: leave-one-out exports all interactions without other settings of the data")
+    dataset = load_dataset(folder, split) if split.split == "temporal" else None
     name, tables, notes = out.resolve().name, _tables(folder), []
     for file, table in tables.items():
         if any(table.select(pl.col("^(user|item)_id$").str.contains(BREAKS).any()).collect(engine="streaming").row(0)):
@@ -57,12 +64,15 @@ def export_recbole(folder: Path, out: Path) -> Exported:
             notes.append(f"{changed:,} items have a line break or a tab in their texts; replaced by a space")
         tables[ITEMS] = clean.lazy()
     separator = _separator(folder, tables, SEPARATORS)
+    parts = {} if dataset is None else recbole_parts(dataset, separator)
     columns = {RECBOLE_ENDINGS[file]: table.collect_schema().names() for file, table in tables.items()}
     with atomic_folder(out) as target:
         for (kind, names), table in zip(columns.items(), tables.values(), strict=True):
             typed = _joined(table, separator).rename({column: f"{column}:{RECBOLE_TYPES[column]}" for column in names})
             typed.sink_csv(target / f"{name}.{kind}", separator="\t", quote_style="never", engine="streaming")
-        (target / f"{name}.yaml").write_text(_recbole_settings(name, separator, columns), encoding="utf-8")
+        for file, text in _recbole_settings(name, separator, columns, dataset).items():
+            (target / file).write_text(text, encoding="utf-8")
+        write_recbole_parts(parts, target, name)
     return Exported(sorted(out.iterdir()), separator, notes)
 
 
@@ -102,28 +112,53 @@ def _joined(table: pl.LazyFrame, separator: str) -> pl.LazyFrame:
     return table.with_columns(pl.col(pl.List(pl.String)).list.join(separator))
 
 
-def _recbole_settings(name: str, separator: str, columns: Mapping[str, Sequence[str]]) -> str:
+def _recbole_settings(
+    name: str, separator: str, columns: Mapping[str, Sequence[str]], dataset: Dataset | None
+) -> dict[str, str]:
+    """Settings file to its text: one, or with a temporal split of `dataset` one for each kind of model."""
     order = next(column for column in ("timestamp", "position") if column in columns["inter"])
-    load = "\n".join(f"  {part}: [{', '.join(names)}]" for part, names in columns.items())
+    if dataset is None:
+        about = "The protocol is msm4sr's: leave-one-out by\n# time, full ranking, no user or item filtered."
+        by_time = f"TIME_FIELD: {order}\n" + _load(columns) + LEAVE_ONE_OUT
+        return {f"{name}.yaml": _settings_text(name, separator, about, by_time)}
+    about = f"For general recommenders. The protocol is msm4sr's:\n# {dataset.split}; full ranking."
+    general = _load({**columns, "inter": ["user_id", "item_id"]}) + _benchmark("")
+    sequential = _load({**columns, "inter": ["user_id", "item_id_list", "item_id"]}) + _benchmark("-sequential")
+    sequential += f"alias_of_item_id: [item_id_list]\nMAX_ITEM_LIST_LENGTH: {LONGEST}\n"
+    return {
+        f"{name}.yaml": _settings_text(name, separator, about, general),
+        f"{name}-sequential.yaml": _settings_text(name, separator, about.replace("general", "sequential"), sequential),
+    }
+
+
+LEAVE_ONE_OUT = """\
+eval_args:
+  split: {LS: valid_and_test}
+  order: TO
+  group_by: user
+  mode: full
+"""
+
+
+def _benchmark(kind: str) -> str:
+    return f"benchmark_filename: [{', '.join(part + kind for part in PARTS)}]\neval_args: {{order: TO, mode: full}}\n"
+
+
+def _load(columns: Mapping[str, Sequence[str]]) -> str:
+    return "load_col:\n" + "".join(f"  {part}: [{', '.join(names)}]\n" for part, names in columns.items())
+
+
+def _settings_text(name: str, separator: str, about: str, protocol: str) -> str:
     return f"""\
-# For RecBole: --config_files {name}.yaml with data_path one folder up. The protocol is msm4sr's: leave-one-out by
-# time, full ranking, no user or item filtered.
+# For RecBole: --config_files with data_path one folder up. {about}
 dataset: {name}
 field_separator: "\\t"
 seq_separator: "{separator if separator.isprintable() else chr(92) + f"x{ord(separator):02x}"}"
 USER_ID_FIELD: user_id
 ITEM_ID_FIELD: item_id
-TIME_FIELD: {order}
-load_col:
-{load}
 user_inter_num_interval: "[0,inf)"
 item_inter_num_interval: "[0,inf)"
-eval_args:
-  split: {{LS: valid_and_test}}
-  order: TO
-  group_by: user
-  mode: full
-metrics: [Recall, NDCG, MRR]
+{protocol}metrics: [Recall, NDCG, MRR, MAP, Precision]
 topk: [5, 10, 20, 50]
 valid_metric: NDCG@10
 """

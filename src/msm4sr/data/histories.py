@@ -12,17 +12,19 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from msm4sr.data.cutoffs import Cutoff, seconds_of, time_text
 from msm4sr.data.database import Database, default_memory, parquet_files
-from msm4sr.data.remaining import Flags, Ints, Remaining
+from msm4sr.data.remaining import MIN_HISTORY, Flags, Ints, Remaining
 from msm4sr.data.schema import INTERACTIONS, ITEMS, check_interactions
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
@@ -30,9 +32,9 @@ from msm4sr.files import sync, write_json
 from msm4sr.ragged import Ragged
 
 FOLDER = ".histories"
-VERSION = 1  # of the files
+VERSION = 2  # of the files
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, pl.exceptions.PolarsError)  # not there, or damaged
-PREFIXES = (0, 1, 2)  # histories without their last items, for training, validation and test
+PREFIXES = ("complete", "before_test", "before_validation")  # of the histories
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class HistoryRules:
     unknown_items: str
     user_core: int
     item_core: int
+    cutoffs: tuple[Cutoff, Cutoff] | None = None
+    """When validation and test begin, for a temporal split; None: leave-one-out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +55,18 @@ class Histories:
     """The users and items that the rules keep.
 
     Attributes:
-        user_ids: in order of first appearance.
+        user_ids: in order of first appearance; with a temporal split, of first appearance in training, then the others.
         kept_items: bool [rows of the catalogue].
-        prefixes: the histories of the users without their last 0, 1 and 2 items: int32, kept items numbered from 0.
+        prefixes: the histories, their parts before test, and before validation: int32, kept items numbered from 0.
         dropped: reason to count.
+        times: when validation and test begin, in seconds since 1970, for a temporal split.
     """
 
     user_ids: list[str]
     kept_items: Flags
     prefixes: tuple[Ragged, ...]
     dropped: dict[str, int]
+    times: tuple[float, float] | None
 
 
 def load_histories(folder: Path, items: pl.DataFrame, rules: HistoryRules) -> Histories:
@@ -91,15 +97,15 @@ def load_histories(folder: Path, items: pl.DataFrame, rules: HistoryRules) -> Hi
 
 def _open(stored: Path, mapped: bool) -> Histories:
     record = json.loads((stored / "record.json").read_text(encoding="utf-8"))
-    arrays = {name: _read(stored / f"{name}.npy", mapped) for name in ("offsets", *map("without_{}".format, PREFIXES))}
-    offsets = arrays["offsets"]
     prefixes = tuple(
-        Ragged(arrays[f"without_{k}"], offsets - k * np.arange(len(offsets)) if k else offsets) for k in PREFIXES
+        Ragged(_read(stored / f"{name}.npy", mapped), _read(stored / f"{name}_offsets.npy", mapped))
+        for name in PREFIXES
     )
     user_ids = pl.read_parquet(stored / "users.parquet", glob=False)["user_id"].to_list()
-    if any(len(rows.values) != rows.offsets[-1] for rows in prefixes) or len(user_ids) != len(offsets) - 1:
+    if any(len(rows.values) != rows.offsets[-1] or len(rows) != len(user_ids) for rows in prefixes):
         raise ValueError(f"{stored}: damaged")
-    return Histories(user_ids, np.load(stored / "kept_items.npy"), prefixes, record["dropped"])
+    times = None if record["times"] is None else (record["times"][0], record["times"][1])
+    return Histories(user_ids, np.load(stored / "kept_items.npy"), prefixes, record["dropped"], times)
 
 
 def _read(path: Path, mapped: bool) -> Ints:
@@ -132,30 +138,80 @@ def _make(out: Path, folder: Path, items: pl.DataFrame, rules: HistoryRules) -> 
     (out / "work").mkdir()
     with Database(out / "work", default_memory(), (folder / INTERACTIONS).stat().st_size) as database:
         order = check_interactions(folder)
-        dropped = _order(database, folder, items, rules, order)
+        times = _times(database, folder, rules.cutoffs, order) if rules.cutoffs else None
+        dropped = _order(database, folder, items, rules, order, times)
         n_users, read = database.count("users"), database.count("source")
-        left = Remaining(lambda: _pairs(database), n_users, len(items), dropped)
+        training = partial(_pairs, database, 1) if rules.cutoffs else None
+        left = Remaining(partial(_pairs, database), n_users, len(items), dropped, training)
         left.apply_cores(rules.user_core, rules.item_core)
-        lengths = left.lengths()
-        if not len(lengths):
+        lengths = [left.lengths()]
+        if not len(lengths[0]):
             reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items() if count)
             raise InputError(
                 f"{folder}: nothing left of {read} interactions ({reasons}); a user needs at least "
-                f"3, and user_core is {rules.user_core}, item_core {rules.item_core}"
+                f"{1 if times else MIN_HISTORY}, and user_core is {rules.user_core}, item_core {rules.item_core}"
             )
+        if times:
+            lengths += [left.lengths(partial(_pairs, database, parts)) for parts in (2, 1)]
+        else:
+            lengths += [lengths[0] - 1, lengths[0] - 2]
         _write(out, left, lengths)
         users = pl.concat(database.chunks("users", "user_id", in_order=True))
         users.filter(pl.Series(left.keep_user)).write_parquet(out / "users.parquet")
     shutil.rmtree(out / "work")
     tables = [path for path in (folder / INTERACTIONS, folder / ITEMS) if path.exists()]
     source = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in tables]
-    write_json(out / "record.json", {"source": source, "dropped": {k: n for k, n in dropped.items() if n}})
+    dropped_counts = {reason: count for reason, count in dropped.items() if count}
+    write_json(out / "record.json", {"source": source, "dropped": dropped_counts, "times": times})
+
+
+def _times(database: Database, folder: Path, cutoffs: tuple[Cutoff, Cutoff], order: list[str]) -> tuple[float, float]:
+    """When validation and test begin. Raises InputError where the data has no times, or a part no interactions.
+
+    A fraction is of all rows of the file, so that it depends on nothing but the times.
+    """
+    path = folder / INTERACTIONS
+    if "timestamp" not in order:
+        raise InputError(
+            f"{path}: a temporal split needs the column 'timestamp'; the file has only 'position', the order within a "
+            "user. Prepare the data with times, or set dataset.split=leave_one_out"
+        )
+    source = parquet_files([path])
+    rows, first, last = database.row(f"SELECT count(*), min(timestamp), max(timestamp) FROM {source}")
+    times = []
+    for cutoff in cutoffs:
+        if isinstance(cutoff, float):
+            place = int(cutoff * rows + 1e-6)  # 0.29 * 100 is less than 29
+            cutoff = database.row(f"SELECT timestamp FROM {source} ORDER BY timestamp LIMIT 1 OFFSET {place}")[0]
+        times.append(seconds_of(cutoff))
+    validation, test = times
+    texts = [f"{name}={cutoff}" for name, cutoff in zip(("validation_from", "test_from"), cutoffs, strict=True)]
+    texts = [f"dataset.{text} ({time_text(time)})" for text, time in zip(texts, times, strict=True)]
+    period = f"the times of the file are {time_text(first)} to {time_text(last)}"
+    if validation >= test:
+        raise InputError(f"{path}: {texts[0]} is not before {texts[1]}; {period}")
+    empty = {f"before {texts[0]}": f"timestamp < {validation!r}",
+             f"from {texts[0]} to {texts[1]}": f"timestamp >= {validation!r} AND timestamp < {test!r}",
+             f"from {texts[1]} on": f"timestamp >= {test!r}"}  # fmt: skip
+    for when, condition in empty.items():
+        if not database.row(f"SELECT count(*) FROM {source} WHERE {condition}")[0]:
+            raise InputError(f"{path}: no interactions {when}; {period}")
+    return validation, test
 
 
 def _order(
-    database: Database, folder: Path, items: pl.DataFrame, rules: HistoryRules, order: list[str]
+    database: Database,
+    folder: Path,
+    items: pl.DataFrame,
+    rules: HistoryRules,
+    order: list[str],
+    times: tuple[float, float] | None,
 ) -> Counter[str]:
-    """Create the tables `users`, in order of first appearance, and `ordered`, the interactions by user and time."""
+    """Create the tables `users` and `ordered`, the interactions by user and time.
+
+    `users` are in order of first appearance; with `times`, in training first. `ordered.part` is then 0, 1 or 2:
+    training, validation, test.
+    """
     path, dropped = folder / INTERACTIONS, Counter[str]()
     listed = database.folder / "items.parquet"
     items.select("item_id", item_code=pl.int_range(len(items), dtype=pl.Int32)).write_parquet(listed)
@@ -171,48 +227,53 @@ def _order(
             f"{path}: column 'item_id', row {row + 1}: item {item_id!r} "
             f"is not in {ITEMS} ({unknown} such rows); add the item, or set unknown_items: drop"
         )
+    part, trained = "0", "true"
+    if times:
+        part, trained = (
+            f"(timestamp >= {times[0]!r})::INT + (timestamp >= {times[1]!r})::INT",
+            f"timestamp < {times[0]!r}",
+        )
     run(
-        "CREATE TABLE users AS SELECT user_id, (row_number() OVER (ORDER BY earliest) - 1)::INTEGER AS user_code "
-        "FROM (SELECT user_id, min(row) AS earliest FROM source GROUP BY user_id) ORDER BY earliest"
+        "CREATE TABLE users AS SELECT user_id, (row_number() OVER (ORDER BY trained NULLS LAST, earliest) - 1)::INT AS "
+        f"user_code FROM (SELECT user_id, min(row) AS earliest, min(row) FILTER (WHERE {trained}) AS trained "
+        "FROM source GROUP BY user_id) ORDER BY trained NULLS LAST, earliest"
     )
     key = f"user_code, item_code, {moment}"
     run(
-        f"CREATE TABLE ordered AS SELECT user_code, item_code FROM (SELECT {key}, min(row) AS row FROM source "
-        f"JOIN users USING (user_id) JOIN items USING (item_id) GROUP BY {key}) ORDER BY user_code, {moment}, row"
+        f"CREATE TABLE ordered AS SELECT user_code, item_code, ({part})::TINYINT AS part FROM "
+        f"(SELECT {key}, min(row) AS row FROM source JOIN users USING (user_id) JOIN items USING (item_id) "
+        f"GROUP BY {key}) ORDER BY user_code, {moment}, row"
     )
     dropped["interactions: unknown items"] = unknown
     dropped["interactions: exact duplicates"] = database.count("source") - unknown - database.count("ordered")
     return dropped
 
 
-def _pairs(database: Database) -> Iterator[tuple[Ints, Ints]]:
-    for chunk in database.chunks("ordered", "user_code, item_code", in_order=True):
+def _pairs(database: Database, parts: int | None = None) -> Iterator[tuple[Ints, Ints]]:
+    """The interactions: all, or those of the first `parts` of training, validation and test."""
+    for chunk in database.chunks("ordered", "user_code, item_code, part", in_order=True):
+        chunk = chunk if parts is None else chunk.filter(pl.col("part") < parts)
         yield chunk["user_code"].to_numpy(), chunk["item_code"].to_numpy()
 
 
-def _write(out: Path, left: Remaining, lengths: Ints) -> None:
-    """Write the arrays, one chunk of interactions after the other."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    np.save(out / "offsets.npy", offsets)
+def _write(out: Path, left: Remaining, lengths: Sequence[Ints]) -> None:
+    """Write the arrays, one chunk of interactions after the other; `lengths` of each of `PREFIXES`."""
+    complete = np.concatenate([[0], np.cumsum(lengths[0])]).astype(np.int64)
     np.save(out / "kept_items.npy", left.keep_item)
-    for number in PREFIXES:
-        _save(
-            out / f"without_{number}.npy",
-            _prefixes(left.values(), offsets, number),
-            offsets[-1] - number * len(lengths),
-        )
+    for name, own in zip(PREFIXES, lengths, strict=True):
+        np.save(out / f"{name}_offsets.npy", np.concatenate([[0], np.cumsum(own)]).astype(np.int64))
+        _save(out / f"{name}.npy", _prefixes(left.values(), complete, own), own.sum())
 
 
-def _prefixes(chunks: Iterable[Ints], offsets: Ints, number: int) -> Iterator[Ints]:
-    """The values without the last `number` of each row."""
+def _prefixes(chunks: Iterable[Ints], offsets: Ints, lengths: Ints) -> Iterator[Ints]:
+    """The first `lengths` [rows] values of each row."""
     start = 0
     for chunk in chunks:
-        kept = np.ones(len(chunk), dtype=bool)
-        for place in range(1, number + 1):
-            first, last = np.searchsorted(offsets[1:] - place, (start, start + len(chunk)))
-            kept[offsets[1:][first:last] - place - start] = False
-        yield chunk[kept]
-        start += len(chunk)
+        end = start + len(chunk)
+        first, stop = np.searchsorted(offsets, start, side="right") - 1, np.searchsorted(offsets, end)
+        within = np.diff(np.clip(offsets[first : stop + 1], start, end))
+        yield chunk[np.arange(start, end) < np.repeat(offsets[first:stop] + lengths[first:stop], within)]
+        start = end
 
 
 def _save(path: Path, chunks: Iterable[Ints], count: Any) -> None:

@@ -55,14 +55,23 @@ def k_core(pairs: Pairs, n_users: int, n_items: int, user_core: int, item_core: 
 class Remaining:
     """Interactions, sorted by user and time, and flags of the users and items that the rules keep.
 
+    Args:
+        pairs: the interactions.
+        n_users, n_items: how many there are.
+        dropped: see below.
+        training: for a temporal split, the interactions before validation: only they count for the cores, and every
+            user with an interaction is kept. None: all count, and a user needs `MIN_HISTORY`.
+
     Attributes:
         keep_user: bool [n_users].
         keep_item: bool [n_items].
         dropped: what was dropped, counted by reason.
     """
 
-    def __init__(self, pairs: Pairs, n_users: int, n_items: int, dropped: Counter[str]) -> None:
-        self._pairs, self.dropped = pairs, dropped
+    def __init__(
+        self, pairs: Pairs, n_users: int, n_items: int, dropped: Counter[str], training: Pairs | None = None
+    ) -> None:
+        self._pairs, self._training, self.dropped = pairs, training, dropped
         self.keep_user, self.keep_item = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
 
     def drop(self, reason: str, users: Flags | bool = False, items: Flags | bool = False) -> None:
@@ -77,9 +86,10 @@ class Remaining:
             self.dropped[f"{name}: {reason}"] += int(count)
 
     def drop_short_histories(self) -> bool:
-        """Drop users with fewer than `MIN_HISTORY` interactions. Returns whether there was any."""
-        short = self.keep_user & (self._lengths() < MIN_HISTORY)
-        self.drop(f"fewer than {MIN_HISTORY} interactions", users=short)
+        """Drop users with fewer than `MIN_HISTORY` interactions (temporal split: none). Returns whether any was."""
+        least = MIN_HISTORY if self._training is None else 1
+        short = self.keep_user & (self._lengths() < least)
+        self.drop(f"fewer than {least} interactions" if least > 1 else "no interactions left", users=short)
         return bool(short.any())
 
     def apply_cores(self, user_core: int, item_core: int) -> None:
@@ -88,13 +98,13 @@ class Remaining:
         while changed:
             if user_core or item_core:
                 sizes = len(self.keep_user), len(self.keep_item)
-                users, items = k_core(self._kept, *sizes, user_core, item_core)
+                users, items = k_core(lambda: self._kept(self._training), *sizes, user_core, item_core)
                 self.drop("k-core", ~users, ~items)
             changed = self.drop_short_histories()
 
-    def lengths(self) -> Ints:
-        """The number of interactions of each user that is kept: int64."""
-        return self._lengths()[self.keep_user].astype(np.int64)
+    def lengths(self, pairs: Pairs | None = None) -> Ints:
+        """The number of interactions (of all, or of these) of each user that is kept: int64."""
+        return self._lengths(pairs)[self.keep_user].astype(np.int64)
 
     def values(self) -> Iterator[Ints]:
         """The items of the interactions that are kept, in chunks: their new numbers, int32."""
@@ -106,13 +116,13 @@ class Remaining:
         """The histories of the users that are kept, in memory."""
         return Ragged.from_lengths(np.concatenate([np.zeros(0, np.int32), *self.values()]), self.lengths())
 
-    def _lengths(self) -> Ints:
+    def _lengths(self, pairs: Pairs | None = None) -> Ints:
         lengths = np.zeros(len(self.keep_user), dtype=np.uint32)
-        for user, _ in self._kept():
+        for user, _ in self._kept(pairs):
             np.add.at(lengths, user, ONE)
         return lengths
 
-    def _kept(self) -> Iterator[tuple[Ints, Ints]]:
-        for user, item in self._pairs():
+    def _kept(self, pairs: Pairs | None = None) -> Iterator[tuple[Ints, Ints]]:
+        for user, item in (pairs or self._pairs)():
             kept = self.keep_user[user] & self.keep_item[item]
             yield (user, item) if kept.all() else (user[kept], item[kept])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from pydantic import Field
 
-from msm4sr.data.dataset import Dataset
+from msm4sr.data.dataset import Dataset, Targets, user_counts
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of
@@ -29,8 +30,13 @@ class EvaluationSettings(Strict):
 def evaluate(
     model: Scorer, dataset: Dataset, part: Part, settings: EvaluationSettings = EvaluationSettings()
 ) -> dict[str, float]:
-    """Recall and NDCG at 5, 10, 20, 50 and MRR: means over users of a ranking of all items (`rank_users`)."""
-    return mean_metrics(rank_users(model, dataset, part, (settings.protocol,))[settings.protocol])
+    """The metrics of `evaluation.metrics` of a ranking of all items: means over users with training interactions."""
+    targets = targets_of(dataset, part)
+    users = np.arange(len(targets.histories)) if targets.users is None else targets.users
+    known = user_counts(dataset)[users] > 0
+    targets = targets if known.all() else targets.take(np.flatnonzero(known))
+    ranks = _rank(model, targets, (settings.protocol,))[settings.protocol]
+    return mean_metrics(ranks, targets.target_users)
 
 
 def rank_users(
@@ -41,13 +47,24 @@ def rank_users(
     advance: Advance = lambda users: None,
     on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
-    """Each user's rank of the target among all items, by each protocol (`rank_targets`).
+    """The rank of each target among all items, by each protocol (`rank_targets`).
 
-    Validation ranks each user's second-last item given the training part, test the last item given all before it. The
-    lists of `on_lists` are as for `rank_targets`.
+    Validation ranks the items of the validation part given the training part, test those of the test part given all
+    before it. The lists of `on_lists` are as for `rank_targets`.
     """
+    return _rank(model, targets_of(dataset, part), protocols, advance, on_lists)
+
+
+def _rank(
+    model: Scorer,
+    targets: Targets,
+    protocols: Sequence[Protocol],
+    advance: Advance = lambda users: None,
+    on_lists: OnLists | None = None,
+) -> dict[Protocol, Ranks]:
+    """`rank_targets` in evaluation mode."""
     was_training = model.training
     model.eval()
-    ranks = rank_targets(model, targets_of(dataset, part), protocols, advance=advance, on_lists=on_lists)
+    ranks = rank_targets(model, targets, protocols, advance=advance, on_lists=on_lists)
     model.train(was_training)
     return ranks

@@ -1,12 +1,12 @@
-"""Metrics by item popularity: users grouped by the training interactions of their target.
+"""Metrics by item popularity: targets grouped by their training interactions.
 
 Buckets are 0 (an item without training data), 1 to 5, 6 to 10, 11 to 20, 21 to 50, and more than 50 interactions. A
-bucket's metrics are means over its users.
+bucket's metrics are means over the users with a target in it, of these targets.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +18,26 @@ BUCKETS = {"0": (0, 0), "1-5": (1, 5), "6-10": (6, 10), "11-20": (11, 20), "21-5
 
 
 class Bucket(NamedTuple):
-    """A bucket, the number of its users and their metrics; no metrics without users."""
+    """A bucket, the number of users with a target in it and their metrics; no metrics without users."""
 
     name: str
     users: int
     metrics: dict[str, float]
 
 
-def bucket_metrics(ranks: npt.NDArray[np.float64], item_counts: npt.NDArray[np.int32]) -> list[Bucket]:
+def bucket_metrics(
+    ranks: npt.NDArray[np.float64], item_counts: npt.NDArray[np.int32], users: npt.NDArray[Any] | None = None
+) -> list[Bucket]:
     """The metrics of each bucket.
 
     Args:
-        ranks: float64 [users].
-        item_counts: int32 [users], training interactions of each user's target.
+        ranks: float64 [targets].
+        item_counts: int32 [targets], training interactions of each target.
+        users: as for `metrics_per_user`.
     """
     found = []
     for name, (low, high) in BUCKETS.items():
         inside = (item_counts >= low) & ((item_counts <= high) if high is not None else True)
-        count = int(inside.sum())
-        found.append(Bucket(name, count, mean_metrics(ranks[inside]) if count else {}))
+        own = np.flatnonzero(inside) if users is None else users[inside]
+        found.append(Bucket(name, len(np.unique(own)), mean_metrics(ranks[inside], own) if len(own) else {}))
     return found

@@ -1,8 +1,8 @@
-"""Full ranking: the rank of each user's next item among all items of the catalogue."""
+"""Full ranking: the ranks of each user's next items among all items of the catalogue."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Targets
+from msm4sr.data.remaining import Ints
 from msm4sr.evaluation.metrics import CUTOFFS
 from msm4sr.models.base import Scorer
 from msm4sr.progress import Advance
@@ -23,14 +24,15 @@ USERS_AT_ONCE = 32  # at least: products of fewer rows read the item vectors for
 TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
 
 Ranks = npt.NDArray[np.float64]
-"""The rank of each user's target [users]: 1 is the best, ties rank at their mean."""
+"""The rank of each target [targets]: 1 is the best, ties rank at their mean."""
 Protocol = Literal["seen_included", "seen_excluded"]
 """Whether the items of a user's history are ranked like any item, or last."""
 Lists = npt.NDArray[np.int64]
 """The best items of each row [B, k], best first; `NO_ITEM` after the last where fewer items are ranked."""
 NO_ITEM = -1
 LIST_LENGTH = max(CUTOFFS)
-OnLists = Callable[[Protocol, Lists], None]
+OnLists = Callable[[Protocol, Ints, Lists], None]
+"""Is given the lists of some histories, and the numbers of these."""
 
 
 @torch.inference_mode()
@@ -43,46 +45,61 @@ def rank_targets(
     advance: Advance = lambda users: None,
     on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
-    """The rank of `targets.targets[u]` given `targets.histories[u]`, among all N items, by each protocol.
+    """The rank of each target given its history, among all N items, by each protocol.
 
     All protocols use the same scores. Users are ranked in chunks, so that memory does not depend on users times items:
-    a chunk has `scores_at_once` scores, or those of `USERS_AT_ONCE` users if that is more.
+    a chunk has `scores_at_once` scores, or those of `USERS_AT_ONCE` users if that is more. After an empty history all
+    items tie, unless the model `ranks_without_history`.
 
     Args:
         model: put into evaluation mode by the caller. If it never ranks seen items, both protocols exclude them.
-        targets: histories of users 0, 1, ... and what to rank.
+        targets: histories and what to rank after each.
         protocols: the protocols wanted. A target that is in its history is a miss when seen items are excluded.
         among: [N], rank only these items, of which every target is one; None: all.
         advance: called with the number of users ranked since the last call.
-        on_lists: called with the `LIST_LENGTH` best items of each user of a chunk, for each protocol (`best_items`).
+        on_lists: called with the `LIST_LENGTH` best items after each history of a chunk, for each protocol
+            (`best_items`).
 
     Raises:
         FloatingPointError: a score of the model is not a number.
     """
     embeddings = model.encode_items()
     item_vectors = model.scoring_vectors(embeddings)
-    n_users, device = len(targets.targets), item_vectors.device
-    ranks: dict[Protocol, Ranks] = {protocol: np.empty(n_users) for protocol in protocols}
+    n_users, device = len(targets.histories), item_vectors.device
+    ranks: dict[Protocol, Ranks] = {protocol: np.empty(len(targets.targets)) for protocol in protocols}
+    places = Ragged.from_lengths(np.arange(len(targets.targets)), targets.counts)  # of each history's targets
     lengths = np.minimum(np.diff(targets.histories.offsets), model.max_history)
     by_length = np.argsort(lengths, kind="stable")
     chunk = max(USERS_AT_ONCE, scores_at_once(device) // len(item_vectors))
-    chunk = max(1, min(chunk, TOKENS_AT_ONCE // max(1, int(lengths.max()))))
+    chunk = max(1, min(chunk, TOKENS_AT_ONCE // max(1, int(lengths.max(initial=1)))))
     for start in range(0, n_users, chunk):
         users = by_length[start : start + chunk]
         items, length = (part.to(device) for part in pad_histories(targets.histories, model.max_history, users))
         trained = torch.from_numpy(users if targets.users is None else targets.users[users]).to(device)
-        scores = model.score(items, length, embeddings, item_vectors, trained).float()
-        target = torch.from_numpy(targets.targets[users]).to(scores.device)
+        scores = model.score(items, length.clamp(min=1), embeddings, item_vectors, trained).float()
+        if not model.ranks_without_history:
+            scores[length == 0] = 0.0
         if among is not None:
             scores[:, torch.from_numpy(~among).to(scores.device)] = -torch.inf
         for protocol in sorted(ranks, reverse=True):  # "seen_included" first: excluding changes the scores
             if protocol == "seen_excluded" or not model.ranks_seen_items:
                 _exclude_seen(scores, targets.histories.take(users))
-            ranks[protocol][users] = ranks_of(scores, target).numpy()
+            for row, place in _one_target_each(places.take(users)):
+                target = torch.from_numpy(targets.targets[place]).to(scores.device)
+                own = scores if len(row) == len(users) else scores[torch.from_numpy(row).to(scores.device)]
+                ranks[protocol][place] = ranks_of(own, target).numpy()
             if on_lists is not None:
-                on_lists(protocol, best_items(scores, LIST_LENGTH))
+                on_lists(protocol, users, best_items(scores, LIST_LENGTH))
         advance(len(users))
     return ranks
+
+
+def _one_target_each(places: Ragged) -> Iterator[tuple[Ints, Ints]]:
+    """The rows that have an n-th value, and these values, for n = 1, 2, ..."""
+    lengths = places.lengths
+    for number in range(int(lengths.max())):
+        rows = np.flatnonzero(lengths > number)
+        yield rows, places.values[places.offsets[rows] + number]
 
 
 def _exclude_seen(scores: Tensor, histories: Ragged) -> None:

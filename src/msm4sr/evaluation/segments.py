@@ -1,6 +1,7 @@
 """Metrics of segments of the users: by history length, popularity and category of the target, training, own columns.
 
-They follow from `users.parquet` of a run (`evaluation.users`). A segment's metrics are means over its users.
+They follow from `users.parquet` of a run (`evaluation.users`). A segment's metrics are means
+over the users with a target in it, of these targets.
 
     history length       items of the history that the target is ranked after, in the buckets of `popularity`
     target's popularity  training interactions of the target, in the same buckets
@@ -23,7 +24,7 @@ import polars as pl
 
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.popularity import BUCKETS, Bucket
-from msm4sr.evaluation.users import OWN
+from msm4sr.evaluation.users import OWN, users_of
 
 MOST = 10  # values of a column, or categories, that are segments of their own
 NONE, OTHERS = "none", "others"
@@ -40,11 +41,14 @@ def segments(table: pl.DataFrame, rank: str = "rank") -> dict[str, list[Bucket]]
         table: a part of users.parquet.
         rank: the column of ranks.
     """
-    ranks, found = table[rank].to_numpy(), {}
+    ranks, users, found = table[rank].to_numpy(), users_of(table), {}
     for kind, groups in groups_of(table).items():
         some = {name: rows for name, rows in groups.items() if rows.any()}
         if len(some) > 1:
-            found[kind] = [Bucket(name, int(rows.sum()), mean_metrics(ranks[rows])) for name, rows in some.items()]
+            found[kind] = [
+                Bucket(name, len(np.unique(users[rows])), mean_metrics(ranks[rows], users[rows]))
+                for name, rows in some.items()
+            ]
     return found
 
 

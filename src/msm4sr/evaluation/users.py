@@ -1,6 +1,6 @@
-"""The rank of each user's target, from which every metric follows: `users.parquet` in a run's folder.
+"""The rank of each target, from which every metric follows: `users.parquet` in a run's folder.
 
-One row per user and part:
+One row per target and part, those of a user next to each other:
 
     part           str      "validation" or "test"
     user_id        str
@@ -17,12 +17,13 @@ One row per user and part:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, training_histories, validation_targets
+from msm4sr.data.dataset import Dataset, Targets, test_targets, training_counts, user_counts, validation_targets
+from msm4sr.evaluation.metrics import Ints
 from msm4sr.evaluation.ranking import Ranks
 
 Part = Literal["validation", "test"]
@@ -46,31 +47,36 @@ def targets_of(dataset: Dataset, part: Part) -> Targets:
     return validation_targets(dataset) if part == "validation" else test_targets(dataset)
 
 
+def users_of(table: pl.DataFrame) -> Ints:
+    """The number of the user of each row of a part of users.parquet, as `metrics_per_user` wants it."""
+    return table["user_id"].rle_id().to_numpy()
+
+
 def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> pl.DataFrame:
     """The table of this module.
 
     Args:
         dataset: the users and their targets.
-        ranks: for each part the columns `rank` and `rank_seen_excluded`, float64 [users] each.
+        ranks: for each part the columns `rank` and `rank_seen_excluded`, float64 [targets] each.
     """
-    counts = training_counts(dataset)
-    item_ids = np.array(dataset.item_ids, dtype=object)
-    categories = dataset.items.get_column(
-        "categories", default=pl.Series([[]] * dataset.n_items, dtype=pl.List(pl.String))
-    )
+    of_items, of_users = training_counts(dataset), user_counts(dataset)
+    user_ids, item_ids = (np.array(ids, dtype=object) for ids in (dataset.user_ids, dataset.item_ids))
+    no_categories = pl.Series([[]] * dataset.n_items, dtype=pl.List(pl.String))
+    categories = dataset.items.get_column("categories", default=no_categories)
     parts = []
     for part, (rank, seen_excluded) in ranks.items():
-        histories, targets = targets_of(dataset, part).histories, targets_of(dataset, part).targets
-        columns = {
-            "part": [part] * dataset.n_users,
-            "user_id": dataset.user_ids,
-            "item_id": item_ids[targets].tolist(),
+        targets = targets_of(dataset, part)
+        users = targets.target_users
+        columns: dict[str, Any] = {
+            "part": [part] * len(users),
+            "user_id": user_ids[users].tolist(),
+            "item_id": item_ids[targets.targets].tolist(),
             "rank": rank,
             "rank_seen_excluded": seen_excluded,
-            "item_count": counts[targets].astype(np.int32),
-            "user_count": training_histories(dataset).lengths.astype(np.int32),
-            "history_length": histories.lengths.astype(np.int32),
-            "categories": categories[targets],
+            "item_count": of_items[targets.targets].astype(np.int32),
+            "user_count": of_users[users].astype(np.int32),
+            "history_length": np.repeat(targets.histories.lengths, targets.counts).astype(np.int32),
+            "categories": categories[targets.targets],
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))
     table = pl.concat(parts)

@@ -235,10 +235,12 @@ def features_folder(root: Path, cell: Cell) -> Path:
     Rows with other settings that are not part of a store's name (such as the number of keywords) use
     `root`/DATASET-HASH, since a store has one version of its features.
     """
-    settings = cell.settings
+    settings, of_items = cell.settings, {"user_core", "item_core"}
+    if settings.dataset.user_core or settings.dataset.item_core:  # which interactions the cores count
+        of_items |= {"split", "validation_from"}
     changed = [
         settings.features.model_dump(mode="json", exclude=NAMED, exclude_defaults=True),
-        settings.dataset.model_dump(mode="json", include={"user_core", "item_core"}, exclude_defaults=True),
+        settings.dataset.model_dump(mode="json", include=of_items, exclude_defaults=True),
     ]
     if not any(any(part.values()) for part in changed):
         return root / cell.data.name

@@ -11,16 +11,18 @@ import numpy as np
 import polars as pl
 import torch
 
-from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows
+from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows, user_counts
+from msm4sr.data.remaining import Ints
 from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.beyond_accuracy import BeyondAccuracy, ItemFacts
+from msm4sr.evaluation.cold import cold_metrics
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
-from msm4sr.evaluation.ranking import OnLists, Protocol, Ranks, rank_targets
-from msm4sr.evaluation.users import Part, users_table
+from msm4sr.evaluation.ranking import Lists, OnLists, Protocol, Ranks, rank_targets
+from msm4sr.evaluation.users import Part, targets_of, users_of, users_table
 from msm4sr.experiments.content import content_vectors
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import save_model
@@ -41,42 +43,55 @@ PROTOCOLS: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
 
 @dataclass(frozen=True)
 class Measured:
-    """The ranks of all users by both protocols, and what their lists of the test part are like."""
+    """The ranks of all targets by both protocols, and what the lists of the test part are like."""
 
-    ranks: Mapping[Part, tuple[Ranks, Ranks]]  # by the protocol of the settings, and with seen items excluded
+    users: pl.DataFrame  # users.parquet
     lists: Mapping[Protocol, BeyondAccuracy]
+    temporal: bool
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of `evaluate_stage`, and "versions"."""
-        result: dict[str, Any] = {part: mean_metrics(rank) for part, (rank, _) in self.ranks.items()}
-        result["seen_excluded"] = {part: mean_metrics(excluded) for part, (_, excluded) in self.ranks.items()}
+        known = self.users.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
+        result: dict[str, Any] = {}
+        for column, into in (("rank", result), ("rank_seen_excluded", result.setdefault("seen_excluded", {}))):
+            into |= {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in PARTS}
+        if self.temporal:
+            result["cold"] = {part: cold_metrics(self.users.filter(pl.col("part") == part)) for part in PARTS}
         result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in self.lists.items()}
         return result | {"versions": versions()}
 
 
 def measure(
+    dataset: Dataset,
     rank: Callable[[Part, Advance, OnLists | None], Mapping[Protocol, Ranks]],
     facts: ItemFacts,
     protocol: Protocol,
-    advance: Advance,
+    progress: Progress,
 ) -> Measured:
     """Rank the users of validation and test with `rank`, which calls `on_lists` as `rank_targets` does.
 
-    `protocol` is that of the settings.
+    Lists are those of users with training interactions. `protocol` is that of the settings.
     """
     lists: dict[Protocol, BeyondAccuracy] = {name: BeyondAccuracy(facts) for name in PROTOCOLS}
     ranks: dict[Part, tuple[Ranks, Ranks]] = {}
-    for part in PARTS:
-        on_lists = None if part == "validation" else lambda name, found: lists[name].add(found)
-        found = rank(part, advance, on_lists)
-        ranks[part] = found[protocol], found["seen_excluded"]
-    return Measured(ranks, lists)
+    targets = {part: targets_of(dataset, part) for part in PARTS}
+    users = targets["test"].users
+    known = user_counts(dataset)[slice(None) if users is None else users] > 0
+
+    def add(name: Protocol, histories: Ints, found: Lists) -> None:
+        lists[name].add(found[known[histories]])
+
+    with progress.task("evaluate", sum(len(each.histories) for each in targets.values()), "users") as advance:
+        for part in PARTS:
+            found = rank(part, advance, add if part == "test" else None)
+            ranks[part] = found[protocol], found["seen_excluded"]
+    return Measured(users_table(dataset, ranks), lists, dataset.temporal is not None)
 
 
-def write_users(folder: Path, dataset: Dataset, measured: Measured) -> None:
+def write_users(folder: Path, measured: Measured) -> None:
     """Write users.parquet."""
     with atomic_file(folder / "users.parquet") as file, writing(file):
-        users_table(dataset, measured.ranks).write_parquet(file)
+        measured.users.write_parquet(file)
 
 
 def evaluate_stage(
@@ -90,8 +105,9 @@ def evaluate_stage(
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
         "seen_excluded" (both again, with seen items excluded), "beyond_accuracy" (see `evaluation.beyond_accuracy`; of
-        the test lists, by protocol), "held_out" if items are held out of training, "run", "versions", and "identity"
-        (digests of what the metrics depend on).
+        the test lists, by protocol), "held_out" if items are held out of training, "cold" for a temporal split (see
+        `evaluation.cold`), "run", "versions", and "identity" (digests of what the metrics depend on). With a temporal
+        split all but "cold" are of the users with training interactions.
     """
     settings = run.settings
     device = settings.device.torch_device()
@@ -102,15 +118,14 @@ def evaluate_stage(
     def rank(part: Part, advance: Advance, on_lists: OnLists | None) -> dict[Protocol, Ranks]:
         return rank_users(scorer, dataset, part, PROTOCOLS, advance, on_lists)
 
-    with progress.task("evaluate", len(PARTS) * dataset.n_users, "users") as advance:
-        found = measure(rank, facts, settings.evaluation.protocol, advance)
+    found = measure(dataset, rank, facts, settings.evaluation.protocol, progress)
     result = found.metrics()
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
     result["run"] = describe(run, dataset, model)
     if scorer is not model:
         result["run"]["protocol"] += ", not fine-tuned"
-    write_users(run.folder, dataset, found)
+    write_users(run.folder, found)
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
     save_model(run, dataset, model, result)
     content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
@@ -139,7 +154,7 @@ def describe(run: Run, dataset: Dataset, model: Scorer) -> dict[str, Any]:
         "preset": run.preset,
         "seed": settings.seed,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "protocol": f"leave-one-out, full ranking, seen items {'excluded' if excludes else 'included'}",
+        "protocol": f"{dataset.split}, full ranking, seen items {'excluded' if excludes else 'included'}",
         "training_seconds": seconds,
         "peak_memory_mib": round(memory_peak()),
         "hardware": hardware(device),
@@ -155,16 +170,16 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
     The model is not retrained: it gets the content of the new items, and every per-item weight is 0 (equation 12).
 
     Returns:
-        The numbers of users and of new items, metrics "among_all" items and "among_held_out" items, and the expected
-        metrics of a random order, "chance_among_all" and "chance_among_held_out".
+        The numbers of users, of targets and of new items, metrics "among_all" items and "among_held_out" items, and
+        the expected metrics of a random order, "chance_among_all" and "chance_among_held_out".
 
     Raises:
-        InputError: no user's last item is held out.
+        InputError: no test target is held out.
     """
     settings, complete = run.settings, complete_catalogue(run, dataset)
     targets = cold_start_targets(complete, dataset)
     if not len(targets.targets):
-        raise InputError(f"{run.data}: no user's last item is held out; raise dataset.hold_out_items")
+        raise InputError(f"{run.data}: no test target is held out; raise dataset.hold_out_items")
     known = item_rows(complete, dataset)
     new = ~np.isin(np.arange(complete.n_items), known)
     known_categories = pl.element().is_in(item_categories(dataset)[1])  # the model has no weights for others
@@ -183,6 +198,8 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
         name: rank_targets(scorer, targets, (protocol,), among=among)[protocol]
         for name, among in (("among_all", None), ("among_held_out", new))
     }
-    metrics = {name: mean_metrics(rank) for name, rank in ranks.items()}
-    chances = {"chance_among_all": chance(complete.n_items), "chance_among_held_out": chance(int(new.sum()))}
-    return {"users": len(targets.targets), "items": int(new.sum()), **metrics, **chances}
+    metrics = {name: mean_metrics(rank, targets.target_users) for name, rank in ranks.items()}
+    sizes = {"chance_among_all": complete.n_items, "chance_among_held_out": int(new.sum())}
+    chances = {name: chance(n_items, targets.counts) for name, n_items in sizes.items()}
+    counts = {"users": len(targets.histories), "targets": len(targets.targets), "items": int(new.sum())}
+    return {**counts, **metrics, **chances}

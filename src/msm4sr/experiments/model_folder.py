@@ -40,11 +40,20 @@ def write_items(folder: Path, items: StoredItems) -> None:
 
 
 def metric_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Label to metrics, of validation and test: with seen items included if the run ranks them, and excluded."""
+    """Label to metrics, of validation and test: with seen items included if the run ranks them, and excluded.
+
+    With a temporal split also those of users and of items without training interactions, on test.
+    """
     protocols = {"excluded": result["seen_excluded"]}
     if "seen items included" in result["run"]["protocol"]:
         protocols = {"included": result} | protocols
-    return {f"{part}, seen items {word}": of[part] for word, of in protocols.items() for part in ("validation", "test")}
+    columns = {
+        f"{part}, seen items {word}": of[part] for word, of in protocols.items() for part in ("validation", "test")
+    }
+    for what, cold in result.get("cold", {}).get("test", {}).items():
+        if cold["metrics"]:
+            columns[f"test, {what} without training interactions ({cold[what]:,})"] = cold["metrics"]
+    return columns
 
 
 def beyond_accuracy_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:

@@ -70,13 +70,12 @@ def evaluate_on(run: Run, dataset: Dataset, progress: Progress = NoProgress()) -
         InputError: the model does not know an item and cannot encode it.
     """
     ranker = OtherItems.of(run, dataset, progress)
-    with progress.task("evaluate", 2 * dataset.n_users, "users") as advance:
-        found = measure(ranker.rank, ItemFacts.of(dataset), run.settings.evaluation.protocol, advance)
+    found = measure(dataset, ranker.rank, ItemFacts.of(dataset), run.settings.evaluation.protocol, progress)
     result = found.metrics()
     result["run"] = describe(run, dataset, ranker.model) | {"new_items": ranker.n_new}
     folder = run.folder / FOLDER / dataset.folder.resolve().name
     make_folder(folder)
-    write_users(folder, dataset, found)
+    write_users(folder, found)
     write_metrics(folder, result)
     return folder, result
 
@@ -88,6 +87,7 @@ class KnownByHistory(Scorer):
         super().__init__()
         self.model, self._new = model, new
         self.max_history, self.ranks_seen_items = model.max_history, model.ranks_seen_items  # type: ignore[misc]
+        self.ranks_without_history = model.ranks_without_history  # type: ignore[misc]
 
     def encode_items(self) -> Tensor:
         """The items of the model, and then the new ones: [N + n, M, D]."""
@@ -149,7 +149,9 @@ class OtherItems:
             PROTOCOLS,
             among=number[:-1] != NO_ITEM,
             advance=advance,
-            on_lists=None if on_lists is None else lambda protocol, lists: on_lists(protocol, number[lists]),
+            on_lists=None
+            if on_lists is None
+            else lambda protocol, users, lists: on_lists(protocol, users, number[lists]),
         )
 
 

@@ -30,6 +30,16 @@ from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 PRESETS = {file.stem: file for file in sorted(Path(__file__).with_name("presets").glob("*.yaml"))}
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads dates as strings, as JSON does."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _model_config(settings: Any) -> Any:
     """A mapping as the config of the model that it names; anything else as it is."""
     if not isinstance(settings, Mapping):
@@ -140,7 +150,7 @@ def _updated(settings: dict[str, Any], values: Mapping[str, Any], where: str) ->
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises InputError if the file is not readable or not a mapping."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -202,7 +212,7 @@ def parse_change(change: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise InputError(f"--set {change}: {text!r} is not a valid value; quote it if it is text") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it has no dot

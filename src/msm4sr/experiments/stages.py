@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_histories
+from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_counts, training_histories, user_counts
 from msm4sr.data.schema import changed_tables
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
@@ -61,6 +61,10 @@ def describe_data(dataset: Dataset) -> None:
         dataset.folder.name,
         *(f"{count:,}" for count in (dataset.n_users, dataset.n_items, dataset.n_interactions)),
     )
+    if dataset.temporal is not None:
+        logger.info("%s: %s", dataset.folder.name, dataset.split)
+        users, items = (int((counts == 0).sum()) for counts in (user_counts(dataset), training_counts(dataset)))
+        logger.info("%s users and %s items have no training interactions", f"{users:,}", f"{items:,}")
     for reason, count in dataset.dropped.items():
         logger.info("dropped %s %s", f"{count:,}", reason)
     for file in changed_tables(dataset.folder):

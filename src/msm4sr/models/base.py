@@ -80,6 +80,8 @@ class Scorer(nn.Module):
     """The number of latest items of a history that are read."""
     ranks_seen_items: ClassVar[bool] = True
     """False: seen items are never recommended again, whatever the evaluation settings say."""
+    ranks_without_history: ClassVar[bool] = False
+    """Whether the scores after an empty history mean something."""
 
     @abstractmethod
     def encode_items(self) -> Tensor:

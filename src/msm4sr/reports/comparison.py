@@ -11,25 +11,27 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from msm4sr.errors import InputError
-from msm4sr.evaluation.metrics import CUTOFFS, metrics_per_user
+from msm4sr.evaluation.metrics import METRICS as ALL_METRICS
+from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
 from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
-from msm4sr.evaluation.users import Part
+from msm4sr.evaluation.users import Part, users_of
 from msm4sr.experiments.grid import Row
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import signed
 
-ALL_METRICS = (*(f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS), "mrr")
 METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")  # the columns of the paper
 LEVEL = 0.05  # of significance, after Holm's adjustment; confidence intervals have the level 1 - LEVEL
 VARIANTS = ("ablation", "modality", "sensitivity", "any_modality")
 EXCLUDES = "evaluation.exclude_seen"
+FULL_RANKING = ", full ranking, seen items "  # in the protocol of a run, between its split and "included" or "excluded"
 PROTOCOLS = {False: "seen items included", True: "seen items excluded"}
 
 PerUser = Mapping[str, npt.NDArray[np.float64]]
@@ -86,6 +88,7 @@ class Comparison:
     resamples: int
     excludes_seen: bool
     protocol: str = ""  # what a title adds if a grid has several protocols, such as "seen items excluded"
+    split: str = "leave-one-out"
     secondary: bool = False  # a second evaluation, with seen items excluded, of rows whose own protocol includes them
     scores: Scores = field(default_factory=dict)
     references: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -98,7 +101,7 @@ class Comparison:
     @property
     def name(self) -> str:
         """The name of the grid with the protocol, for files."""
-        return "-".join([self.results.name, *self.protocol.split()])
+        return "-".join([self.results.name, *self.protocol.replace(",", "").split()])
 
     @property
     def suffix(self) -> str:
@@ -140,17 +143,35 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
 
     Without resamples of the paired bootstrap there are no tests.
     """
-    protocols: dict[bool, list[Row]] = {}
+    protocols: dict[tuple[str, bool], list[Row]] = {}
     for row in results.rows:
-        finished = [outcome for data in results.data for outcome in results.finished(data, row.name)]
-        excludes = {bool(outcome.settings.get(EXCLUDES, False)) for outcome in finished}
-        for value in excludes or {bool(row.changes.get(EXCLUDES, False))}:
-            protocols.setdefault(value, []).append(row)
-    several = len(protocols) > 1
+        finished = [outcome.settings for data in results.data for outcome in results.finished(data, row.name)]
+        for protocol in {_protocol(settings) for settings in finished or [row.changes]}:
+            protocols.setdefault(protocol, []).append(row)
+    several = [len(set(values)) > 1 for values in zip(*protocols, strict=True)]
     return [
-        _compare(Comparison(results, tuple(rows), tuple(metrics), resamples, excludes, PROTOCOLS[excludes] * several))
-        for excludes, rows in sorted(protocols.items())
+        _compare(
+            Comparison(
+                results,
+                tuple(rows),
+                tuple(metrics),
+                resamples,
+                excludes,
+                ", ".join(itertools.compress([split, PROTOCOLS[excludes]], several)),
+                split,
+            )
+        )
+        for (split, excludes), rows in sorted(protocols.items())
     ]
+
+
+def _protocol(settings: Mapping[str, Any]) -> tuple[str, bool]:
+    """The split in words, and whether seen items are excluded."""
+    split = "leave-one-out"
+    if settings.get("dataset.split") == "temporal":
+        validation, test = settings.get("dataset.validation_from", 0.8), settings.get("dataset.test_from", 0.9)
+        split = f"temporal split at {validation} and {test}, {settings.get('dataset.targets', 'first')} targets"
+    return split, bool(settings.get(EXCLUDES, False))
 
 
 def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | None:
@@ -161,7 +182,8 @@ def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | Non
     cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
     if all(cell["test"] == cell["seen_excluded"]["test"] for cell in cells):
         return None
-    return _compare(replace(one, excludes_seen=True, protocol=PROTOCOLS[True], secondary=True))
+    protocol = ", ".join(filter(None, [one.protocol, PROTOCOLS[True]]))
+    return _compare(replace(one, excludes_seen=True, protocol=protocol, secondary=True))
 
 
 def scores_of(comparison: Comparison, part: Part) -> Scores:
@@ -169,9 +191,12 @@ def scores_of(comparison: Comparison, part: Part) -> Scores:
     found = {}
     for data in comparison.results.data:
         for row in comparison.rows:
-            cells = [outcome.metrics for outcome in comparison.results.finished(data, row.name)]
-            parts = [(cell["seen_excluded"] if comparison.secondary else cell)[part] for cell in cells]
+            cells = comparison.results.finished(data, row.name)
+            parts = [(c.metrics["seen_excluded"] if comparison.secondary else c.metrics)[part] for c in cells]
             for metric in comparison.metrics if parts else ():
+                for cell, values in zip(cells, parts, strict=True):
+                    if metric not in values:
+                        raise InputError(f"{cell.folder}: has no {metric}; `msm4sr evaluate {cell.folder}` adds it")
                 found[data, row.name, metric] = Score(tuple(float(values[metric]) for values in parts))
     return found
 
@@ -218,9 +243,9 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
             reasons.append(f"{comparison.label(row)} was tested on other users or items than the others")
             continue
         column = "rank_seen_excluded" if comparison.secondary else "rank"
-        seeds = [metrics_per_user(table[column].to_numpy()) for table in tables]
+        seeds = [metrics_per_user(table[column].to_numpy(), users_of(table)) for table in tables]
         values[row] = {metric: mean_over_seeds([seed[metric] for seed in seeds]) for metric in comparison.metrics}
-    return values, 0 if users is None else len(users), reasons
+    return values, 0 if users is None else users["user_id"].n_unique(), reasons
 
 
 def user_tables(outcomes: Sequence[Outcome]) -> list[pl.DataFrame]:
@@ -265,7 +290,10 @@ def by_popularity(
     found: dict[tuple[str, str, str], float] = {}
     for row in comparison.rows:
         tables = user_tables(comparison.results.finished(data, row.name))
-        seeds = [bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy()) for table in tables]
+        seeds = [
+            bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy(), users_of(table))
+            for table in tables
+        ]
         for buckets in zip(*seeds, strict=True):
             if there := [bucket for bucket in buckets if bucket.users]:
                 counts.setdefault(there[0].name, there[0].users)

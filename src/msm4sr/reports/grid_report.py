@@ -13,6 +13,7 @@ from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
 from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
+from msm4sr.reports.lists import beyond_accuracy_table
 from msm4sr.reports.pages.charts import Curve, DifferenceBar, Panels, difference_bars, panels
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.results import GridResults, Outcome, read_grid
@@ -20,8 +21,8 @@ from msm4sr.reports.segments import segment_tables
 from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
-    beyond_accuracy_table,
     cells_table,
+    cold_table,
     cost_table,
     difference_table,
     held_out_table,
@@ -92,6 +93,7 @@ def _sections(
         yield Section(f"Results on {data}{one.suffix}", _size(one, data), main_table(one, data))
     for one, data in product(comparisons, results.data):
         yield from _of_table(held_out_table(one, data))
+        yield from _of_table(cold_table(one, data))
         yield from _shares(one, data)
     differences = [section for one, data in product(every, results.data) for section in _differences(one, data)]
     popularity = [section for one, data in product(comparisons, results.data) for section in _popularity(one, data)]

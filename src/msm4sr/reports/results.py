@@ -37,13 +37,14 @@ class Outcome:
     epochs: Sequence[Mapping[str, Any]] = ()  # the lines of metrics.jsonl
 
     def test_users(self) -> pl.DataFrame | None:
-        """The test part of users.parquet; None for a run without that file."""
+        """The test part of users.parquet, of users with training interactions; None for a run without that file."""
         file = self.folder / "users.parquet"
         if not file.exists():
             return None
         if file_digest(file) != self.metrics["identity"].get("users.parquet"):
             raise InputError(f"{file}: does not belong to metrics.json; `msm4sr evaluate {self.folder}` writes both")
-        return pl.read_parquet(file).filter(pl.col("part") == "test")
+        table = pl.read_parquet(file).filter(pl.col("part") == "test")
+        return table.filter(pl.col("user_count") > 0) if "user_count" in table.columns else table
 
 
 @dataclass(frozen=True)

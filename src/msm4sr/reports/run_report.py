@@ -28,7 +28,7 @@ from msm4sr.reports.segments import BY_SEGMENT
 
 EXAMPLES = 6  # users shown
 HEADLINE = ("recall@20", "ndcg@10", "mrr")
-MEASURES = ("recall", "ndcg", "mrr")  # in reading order
+MEASURES = ("recall", "ndcg", "map", "precision", "mrr")  # in reading order
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,19 @@ def write_run_report(
 
 
 def _example_users(dataset: Dataset, model: Model, seed: int) -> list[ExampleUser]:
-    """A few users with their history (all but the test item), ten recommendations, and the test item."""
+    """A few users with their history before test, ten recommendations, and their first test item."""
     targets = test_targets(dataset)
-    users = np.random.default_rng(seed).choice(dataset.n_users, min(EXAMPLES, dataset.n_users), replace=False)
+    known = np.flatnonzero(targets.histories.lengths)
+    rows = np.random.default_rng(seed).choice(known, min(EXAMPLES, len(known)), replace=False)
+    first = np.cumsum(targets.counts) - targets.counts  # target of each history
     recommender = Recommender.from_dataset(model, dataset)
     examples = []
-    for user in sorted(users.tolist()):
-        history = [recommender.catalogue.item(row) for row in targets.histories[user].tolist()]
+    for row in sorted(rows.tolist()):
+        history = [recommender.catalogue.item(item) for item in targets.histories[row].tolist()]
         found = recommender.recommend([item.item_id for item in history]).items
         recommended = [(recommender.item(one.item_id), one.score) for one in found]
-        target = recommender.catalogue.item(int(targets.targets[user]))
+        target = recommender.catalogue.item(int(targets.targets[first[row]]))
+        user = row if targets.users is None else targets.users[row]
         examples.append(ExampleUser(f"User {dataset.user_ids[user]}", history, recommended, target))
     return examples
 
@@ -100,6 +103,7 @@ def _data_lines(dataset: Dataset) -> list[tuple[str, str]]:
         ("Items", f"{items:,}"),
         ("Interactions", f"{interactions:,} (mean {interactions / users:.1f} per user)"),
         ("Sparsity", f"{1 - interactions / (users * items):.2%}"),
+        ("Split", dataset.split),
         ("Items with text", f"{with_text:,} ({with_text / items:.1%})"),
         ("Items with an image", f"{with_image:,} ({with_image / items:.1%})"),
         *((f"Dropped {reason}", f"{count:,}") for reason, count in dataset.dropped.items()),

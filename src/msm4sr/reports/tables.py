@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from msm4sr.evaluation.beyond_accuracy import MEASURES
 from msm4sr.experiments.grid import Row
-from msm4sr.reports.comparison import LEVEL, Comparison, Score, by_popularity, scores_of
+from msm4sr.reports.comparison import FULL_RANKING, LEVEL, Comparison, Score, by_popularity, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import DIGITS, Column, Table, TableCell, TableRow, signed
 
-LISTED = 10  # items of the lists that are described beyond accuracy
 WRITTEN = {
     "recall": "Recall",
     "ndcg": "NDCG",
+    "map": "MAP",
+    "precision": "Precision",
     "mrr": "MRR",
     "coverage": "Coverage",
     "gini": "Gini",
@@ -123,7 +123,7 @@ def _seen_items(comparison: Comparison, row: str) -> str:
     if comparison.secondary:
         return "excluded"
     recorded = {
-        str(outcome.metrics["run"]["protocol"]).removeprefix("leave-one-out, full ranking, seen items ")
+        str(outcome.metrics["run"]["protocol"]).partition(FULL_RANKING)[2]
         for data in comparison.results.data
         for outcome in comparison.results.finished(data, row)
     }
@@ -165,8 +165,9 @@ def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
         )
     else:
         notes.append(
-            "Test part, leave-one-out, full ranking. Seen items: whether the items of a user's history are ranked "
-            "(included) or not (excluded). Models that do not read the order of interactions always exclude them."
+            f"Test part, {comparison.split}, full ranking. Seen items: whether the items of a user's history are "
+            "ranked (included) or not (excluded). Models that do not read the order of interactions always exclude "
+            "them."
         )
     notes.append("Best measured value in bold, second best underlined.")
     if len(results.seeds) > 1:
@@ -231,30 +232,6 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
     return build.table(f"{comparison.name}-popularity-{data}", title, [note])
 
 
-def beyond_accuracy_table(comparison: Comparison, data: str) -> Table:
-    """Coverage, concentration, novelty, popularity and diversity of the lists of each row, means over seeds."""
-    protocol = "seen_excluded" if comparison.excludes_seen else "seen_included"
-    found: dict[str, list[dict[str, float]]] = {}
-    for row in comparison.rows:
-        there = [outcome.metrics.get("beyond_accuracy") for outcome in comparison.results.finished(data, row.name)]
-        if there and all(there):
-            found[row.name] = [metrics[protocol] for metrics in there if metrics is not None]
-    build = TableBuilder((row for row in comparison.rows if row.name in found), comparison.results)
-    for name in (f"{measure}@{LISTED}" for measure in MEASURES):
-        values = [[cell.get(name) for cell in found[row.name]] for row in build.rows]
-        digits = 1 if name.startswith("popularity") else DIGITS
-        cells = [_mean_cell(each, f",.{digits}f") for each in values]
-        if any(cell.value is not None for cell in cells):  # without content or categories there is no diversity
-            build.add(Column(metric_name(name)), cells)
-    note = (
-        f"The first {LISTED} items of the list of each user, test part, means over seeds. Coverage: share of the "
-        "catalogue in any list; Gini: 0 if all items are listed equally often; novelty: bits; popularity: training "
-        "interactions; cold items: share without any; diversity: mean of 1 - cosine over pairs of a list."
-    )
-    title = f"Beyond accuracy, {data}{comparison.suffix}"
-    return build.table(f"{comparison.name}-beyond-accuracy-{data}", title, [note])
-
-
 def held_out_table(comparison: Comparison, data: str) -> Table:
     """Metrics of items held out of training, and a last row: a random order. No rows if none are held out."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -272,11 +249,33 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
             column = Column(metric_name(metric, short=True), group)
             build.add(column, metric_cells(scores), TableCell(f"{chance:.{DIGITS}f}", chance))
     note = (
-        f"The {first.get('users', 0):,} users whose last item is one of the {first.get('items', 0):,} held out of "
+        f"The {first.get('users', 0):,} users with a test target among the {first.get('items', 0):,} items held out of "
         "training; nothing is trained further. Random: the expected metrics of a random order."
     )
     title = f"Items held out of training, {data}{comparison.suffix}"
     return build.table(f"{comparison.name}-held-out-{data}", title, [note], "Random")
+
+
+def cold_table(comparison: Comparison, data: str) -> Table:
+    """Metrics of users and of items without training interactions; no rows without a temporal split."""
+    finished = {row.name: comparison.results.finished(data, row.name) for row in comparison.rows}
+    cells = {
+        name: [outcome.metrics["cold"]["test"] for outcome in outcomes]
+        for name, outcomes in finished.items()
+        if outcomes and all("cold" in outcome.metrics for outcome in outcomes)
+    }
+    build = TableBuilder((row for row in comparison.rows if row.name in cells), comparison.results)
+    first: dict[str, Any] = next(iter(cells.values()), [{}])[0]
+    for what, counted in first.items():
+        for metric in comparison.metrics if counted["metrics"] else ():
+            scores = [Score(tuple(cell[what]["metrics"][metric] for cell in cells[row.name])) for row in build.rows]
+            build.add(Column(metric_name(metric, short=True), f"{what} ({counted[what]:,})"), metric_cells(scores))
+    note = (
+        "Test part, what has no training interactions: such users, and such targets of the users of the main table. A "
+        "model gives equal scores after an empty history, and to new items whose content it does not read."
+    )
+    title = f"Without training interactions, {data}{comparison.suffix}"
+    return build.table(f"{comparison.name}-cold-{data}", title, [note])
 
 
 def validation_table(comparison: Comparison, data: str) -> Table:
@@ -302,7 +301,7 @@ def cost_table(results: GridResults, data: str) -> Table:
     columns += [("fine-tuning, s", seconds, "finetune"), ("epochs", epochs, "epochs")]
     columns += [("memory, MiB", runs, "peak_memory_mib"), ("GPU memory, MiB", runs, "peak_gpu_memory_mib")]
     for heading, records, key in columns:
-        found = [_mean_cell([record.get(key) for record in each]) for each in records]
+        found = [mean_cell([record.get(key) for record in each]) for each in records]
         if key != "peak_gpu_memory_mib" or any(cell.value is not None for cell in found):
             build.add(Column(heading), found)
     hardware = [TableCell("; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in each))) for each in runs]
@@ -311,7 +310,7 @@ def cost_table(results: GridResults, data: str) -> Table:
     return build.table(f"{results.name}-cost-{data}", f"Weights, time and memory, {data}", [note])
 
 
-def _mean_cell(values: Iterable[float | None], form: str = ",.0f") -> TableCell:
+def mean_cell(values: Iterable[float | None], form: str = ",.0f") -> TableCell:
     """The mean over the runs that have recorded the value."""
     there = [value for value in values if value is not None]
     return TableCell(format(np.mean(there), form), float(np.mean(there))) if there else TableCell()

@@ -35,7 +35,7 @@ class StageSettings(Strict):
     validate_every: int = Field(1, ge=1, description="epochs between two validations; the last epoch always has one")
     select: str = Field(
         "recall@20",
-        pattern=r"^((recall|ndcg)@(5|10|20|50)|mrr)$",
+        pattern=r"^((recall|ndcg|map|precision)@(5|10|20|50)|mrr)$",
         description="the validation metric that selects the best epoch",
     )
     checkpoint_every: float = Field(

@@ -27,6 +27,7 @@ class Popularity(FactorizedModel):
     config: PopularityConfig
     counts: Tensor  # [N]
     max_history = 1
+    ranks_without_history = True
 
     def __init__(self, config: PopularityConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
