@@ -78,7 +78,9 @@ def write_cell(
         "user_id": list(users or (f"u{u}" for u in range(n))),
         "item_id": [f"i{u % 7}" for u in range(n)],
         "item_count": list(item_counts or range(n)),
-        "user_count": [1] * n,
+        "user_count": [3] * n,
+        "history_length": [5 + u % 2 for u in range(n)],
+        "categories": [[f"c{u % 3}"] for u in range(n)],
     }
     parts = {"validation": [1.0] * n, "test": [float(rank) for rank in ranks]}
     excluded = parts | ({} if seen_excluded is None else {"test": [float(rank) for rank in seen_excluded]})

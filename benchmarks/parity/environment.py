@@ -1,4 +1,4 @@
-"""RecBole's own virtual environment, created on first use."""
+"""The virtual environments of other libraries, created on first use."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from msm4sr.errors import InputError
 
 Environment = Annotated[Path, typer.Option("--environment", help="The virtual environment of RecBole.")]
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+RECBOLE = Path(__file__).with_name("requirements.txt")
+RECTOOLS = Path(__file__).with_name("rectools.txt")
 
 
-def ensure_environment(folder: Path) -> Path:
-    """The Python of the environment in `folder`; creates and fills it (minutes, 2 GB) unless it is complete.
+def ensure_environment(folder: Path, requirements: Path = RECBOLE) -> Path:
+    """The Python of the environment in `folder`; creates and fills it (RecBole: minutes, 2 GB) unless it is complete.
 
     Raises:
         InputError: there is no Python 3.11, the latest version that all of its packages support.
     """
     python, mark = folder / "bin" / "python", folder / ".installed"
-    if mark.exists() and mark.read_text() == REQUIREMENTS.read_text():
+    if mark.exists() and mark.read_text() == requirements.read_text():
         return python
     base = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
     if base is None:
-        raise InputError("there is no python3.11 on PATH; RecBole's dependencies do not support a newer version")
-    print(f"creating {folder} for RecBole: some minutes", flush=True)
+        raise InputError("there is no python3.11 on PATH; these packages do not support a newer version")
+    print(f"creating {folder}: some minutes", flush=True)
     subprocess.run([base, "-m", "venv", folder], check=True)
-    subprocess.run([python, "-m", "pip", "install", "-qq", "-r", REQUIREMENTS], check=True)
-    mark.write_text(REQUIREMENTS.read_text())
+    subprocess.run([python, "-m", "pip", "install", "-qq", "-r", requirements], check=True)
+    mark.write_text(requirements.read_text())
     return python
 
 

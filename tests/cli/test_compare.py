@@ -91,7 +91,7 @@ def test_what_is_finished_is_left_alone(
 def test_an_interrupted_cell_is_resumed(
     cli: Cli, grid: Path, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: Any) -> None:
+    def interrupt(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     other = tmp_path / "other"
@@ -461,3 +461,22 @@ def test_the_grids_of_the_checkout_are_grids(file: Path, tmp_path: Path) -> None
     write_folder(tmp_path / "ml-1m", small_log())
     grid = plan_grid(GridRequest(str(file), [tmp_path / "ml-1m"], settings=CHECKOUT / "models"))
     assert {row.name for row in grid.rows} >= set(grid.best_against)
+
+
+def test_all_cells_are_compared_by_the_same_content_if_one_row_uses_features(
+    cli: Cli, shop: Path, features: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("rows:\n  - {name: popularity, model: popularity}\n  - {name: sasrecm, model: sasrecm}\n")
+    pooled = "--set=features.visual.kind=pooled"
+    quick = ("--set=finetune.epochs=1", "--set=model.dim=8", "--set=model.inner_dim=8", pooled)
+    out = tmp_path / "grid"
+    called = cli("compare", rows, "--data", shop, "--out", out, "--features", features, *quick)
+    assert called.code == 0, called
+    for row in ("popularity", "sasrecm"):
+        metrics = metrics_of(out / "cells" / shop.name / row / "seed-0")
+        assert 0 < metrics["beyond_accuracy"]["seen_included"]["diversity_content@10"] < 1
+    alone = cli("compare", rows, "--data", shop, "--out", tmp_path / "alone", "--rows", "popularity", pooled)
+    assert alone.code == 0, alone
+    metrics = metrics_of(tmp_path / "alone" / "cells" / shop.name / "popularity" / "seed-0")
+    assert "diversity_content@10" not in metrics["beyond_accuracy"]["seen_included"]

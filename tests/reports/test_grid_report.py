@@ -46,6 +46,8 @@ def test_a_report_of_real_runs_has_all_its_parts(real: Path) -> None:
         "40 users, 12 items,",
         "Differences on ring",
         "By the target's popularity, ring",
+        "By history length, ring",
+        "Beyond accuracy, ring",
         "Learning curves, ring",
         "Weights, time and memory, ring",
         "Settings",
@@ -69,6 +71,9 @@ def test_tables_are_written_in_three_formats_and_linked(real: Path) -> None:
         "trial-differences-ring",
         "trial-seen-items-excluded-differences-ring",
         "trial-popularity-ring",
+        "trial-by-history-length-ring",
+        "trial-beyond-accuracy-ring",
+        "trial-seen-items-excluded-beyond-accuracy-ring",
         "trial-validation-ring",
         "trial-cost-ring",
         "trial-cells",
@@ -77,6 +82,9 @@ def test_tables_are_written_in_three_formats_and_linked(real: Path) -> None:
     assert {link["href"] for link in page.all("a")} == names
     (row,) = (row for row in csv.DictReader((real.parent / "trial.csv").open()) if row["System"] == "SASREC")
     assert 0 < float(row["ring R@10"]) <= 1
+    lists = {row["System"]: row for row in csv.DictReader((real.parent / "trial-beyond-accuracy-ring.csv").open())}
+    assert all(0 < float(row["Coverage@10"]) <= 1 for row in lists.values())
+    assert not any(name.startswith("Diversity") for row in lists.values() for name in row)  # the data has IDs only
 
 
 def test_the_page_makes_no_requests_and_runs_no_script(real: Path) -> None:

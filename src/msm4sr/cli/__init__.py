@@ -19,12 +19,13 @@ from msm4sr.cli.console import ConsoleHandler, console, handle_errors
 from msm4sr.cli.data import data, fetch_images
 from msm4sr.cli.demo import demo
 from msm4sr.cli.doctor import doctor
+from msm4sr.cli.evaluate import evaluate
 from msm4sr.cli.export import export
 from msm4sr.cli.features import features
 from msm4sr.cli.prepare import prepare
 from msm4sr.cli.recommend import recommend
 from msm4sr.cli.serve import serve
-from msm4sr.cli.stages import evaluate, extract, finetune, pretrain, run
+from msm4sr.cli.stages import extract, finetune, pretrain, run
 from msm4sr.cli.tune import tune
 from msm4sr.threads import spin_briefly, use_free_cores
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
 
 from msm4sr.cli.console import (
     Changes,
@@ -38,6 +37,7 @@ from msm4sr.cli.console import (
     progress_bar,
     say_next,
 )
+from msm4sr.cli.evaluate import evaluate_run, load, new_model
 from msm4sr.cli.request import Request
 from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
@@ -90,7 +90,7 @@ def run(
             for stage in ("pretrain", "finetune"):
                 _train(started, stage, dataset, network, resume, log)
             if started.settings.device.is_first:
-                _evaluate(started, dataset, network)
+                evaluate_run(started, dataset, network)
 
 
 def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str | None) -> None:
@@ -105,12 +105,12 @@ def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str
     with locked_run(request.out), chosen_executor(1, address, cpus, gpus, files, request.out) as executor:
         assert isinstance(executor, RayExecutor)
         started, dataset = _plan(request)
-        begin = _extract if request.resumes else _begin
+        begin = new_model if request.resumes else _begin
         network = begin(started, dataset, request.strict, executor=executor)
         with progress_bar() as progress:
             train_on_ray(started, executor, log, progress)
         restore_last(started, dataset, network)
-        _evaluate(started, dataset, network)
+        evaluate_run(started, dataset, network)
 
 
 def extract(
@@ -199,24 +199,11 @@ def _train_one(
         started = open_run(folder, changes, data)
         with _locked(folder, started.settings.device):
             with _first_process_first(started.settings.device):
-                dataset, network = _load(started)
+                dataset, network = load(started)
             restore_last(started, dataset, network, before=stage)
             _train(started, stage, dataset, network, resume, log)
         if started.settings.device.is_first:
             say_next(following, folder)
-
-
-def evaluate(folder: RunFolder, data: MovedData = None) -> None:
-    """The last stage: rank all items for every user, write metrics.json, the model folder and report.html."""
-    with handle_errors():
-        from msm4sr.experiments.run import locked_run, open_run
-        from msm4sr.experiments.stages import restore_last
-
-        started = open_run(folder, data=data)
-        with locked_run(folder):
-            dataset, network = _load(started)
-            restore_last(started, dataset, network)
-            _evaluate(started, dataset, network)
 
 
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
@@ -228,9 +215,9 @@ def _start(request: Request) -> tuple[Run, Dataset, Model]:
     with _first_process_first(device):
         if not device.is_first:
             started = with_processes_of(open_run(request.out), settings)
-            return started, *_load(started)
+            return started, *load(started)
         planned, dataset = _plan(request)
-        begin = _extract if request.resumes else _begin
+        begin = new_model if request.resumes else _begin
         return planned, dataset, begin(planned, dataset, request.strict)
 
 
@@ -279,7 +266,7 @@ def _begin(
     from msm4sr.experiments.run import begin_run
     from msm4sr.experiments.warm_start import start_warm
 
-    network = _extract(planned, dataset, strict, merge, executor)
+    network = new_model(planned, dataset, strict, merge, executor)
     if planned.settings.warm_start.run:  # so that weights that do not fit are refused before anything is written
         start_warm(planned, dataset, network)
     begin_run(planned)
@@ -289,24 +276,6 @@ def _begin(
 def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
     given = {"devices": devices, "strategy": strategy}
     return [f"device.{name}={value}" for name, value in given.items() if value is not None]
-
-
-def _load(run: Run) -> tuple[Dataset, Model]:
-    from msm4sr.experiments.stages import load_run_data
-
-    dataset = load_run_data(run)
-    return dataset, _extract(run, dataset)
-
-
-def _extract(
-    run: Run, dataset: Dataset, strict: bool = False, merge: bool = False, executor: Executor = LocalExecutor()
-) -> Model:
-    """A new model over extracted features."""
-    from msm4sr.experiments.stages import build_model, extract_stage
-
-    with progress_bar() as progress:
-        features = extract_stage(run, dataset, progress, strict=strict, merge=merge, executor=executor)
-    return build_model(run.settings, dataset, features)
 
 
 def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:
@@ -319,33 +288,3 @@ def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool,
         if log is not None and run.settings.device.is_first:
             callbacks.append(LoggerCallback(make_logger(log, run.folder)))
         train_stage(run, stage, dataset, network, callbacks, resume=resume)
-
-
-def _evaluate(run: Run, dataset: Dataset, network: Model) -> None:
-    from msm4sr.experiments.metrics import evaluate_stage
-    from msm4sr.reports.run_report import write_run_report
-
-    with progress_bar() as progress:
-        metrics = evaluate_stage(run, dataset, network, progress)
-    report = write_run_report(run, dataset, network, metrics)
-    _summary(metrics)
-    console.print(f"report: {report}", markup=False)
-    say_next("recommend", run.folder, "--user", dataset.user_ids[0])
-
-
-def _summary(metrics: dict[str, Any]) -> None:
-    from msm4sr.experiments.model_folder import metric_columns
-
-    about = metrics["run"]
-    console.print(f"{about['model']} on {about['data']}: {about['protocol']}", markup=False)
-    columns = metric_columns(metrics)
-    headers = (Column(label.replace(", ", "\n"), justify="right") for label in columns)
-    table = Table("metric", *headers)  # no title: it would be wrapped at the width of the table
-    for name in metrics["test"]:
-        table.add_row(name, *(f"{column[name]:.4f}" for column in columns.values()))
-    console.print(table)
-    seconds = about["training_seconds"]
-    console.print(
-        f"{about['parameters']:,} parameters; pre-training {seconds['pretrain']:.0f} s, "
-        f"fine-tuning {seconds['finetune']:.0f} s (excluding validation); peak memory {about['peak_memory_mib']} MiB"
-    )

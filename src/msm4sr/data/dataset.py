@@ -42,6 +42,7 @@ from msm4sr.data.cutoffs import Cutoff, time_text
 from msm4sr.data.histories import HistoryRules, load_histories
 from msm4sr.data.remaining import Flags, Ints, Remaining, pairs_of
 from msm4sr.data.schema import ITEMS, read_items
+from msm4sr.data.user_table import read_users
 from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
@@ -99,6 +100,7 @@ class Dataset:
     dropped: dict[str, int]  # reason to count, for example {"interactions: exact duplicates": 3}; never a count of 0
     prefixes: tuple[Ragged, ...] = ()  # the histories, their parts before test and before validation, if stored
     trained_on: Flags | None = None  # bool [users]: whose interactions are trained on; None: those of all users
+    users: pl.DataFrame | None = None  # columns to compare users by, if there are any: see `read_users`
     temporal: TemporalSplit | None = None  # None: leave-one-out
 
     @property
@@ -201,6 +203,7 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
         items=items,
         dropped=stored.dropped,
         prefixes=stored.prefixes,
+        users=read_users(folder),
     )
     if stored.times is not None:
         test, validation = (prefix.lengths for prefix in stored.prefixes[1:])
@@ -276,6 +279,7 @@ def without_items(dataset: Dataset, items: Flags) -> Dataset:
         histories=left.histories(),
         items=kept,
         dropped={reason: count for reason, count in dropped.items() if count},
+        users=dataset.users,
         temporal=temporal,
     )
     _check_parts(found)

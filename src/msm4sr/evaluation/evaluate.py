@@ -9,7 +9,7 @@ from pydantic import Field
 
 from msm4sr.data.dataset import Dataset, Targets, user_counts
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets
+from msm4sr.evaluation.ranking import OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of
 from msm4sr.models.base import Scorer
 from msm4sr.progress import Advance
@@ -45,21 +45,26 @@ def rank_users(
     part: Part,
     protocols: Sequence[Protocol] = ("seen_included",),
     advance: Advance = lambda users: None,
+    on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
     """The rank of each target among all items, by each protocol (`rank_targets`).
 
     Validation ranks the items of the validation part given the training part, test those of the test part given all
-    before it.
+    before it. The lists of `on_lists` are as for `rank_targets`.
     """
-    return _rank(model, targets_of(dataset, part), protocols, advance)
+    return _rank(model, targets_of(dataset, part), protocols, advance, on_lists)
 
 
 def _rank(
-    model: Scorer, targets: Targets, protocols: Sequence[Protocol], advance: Advance = lambda users: None
+    model: Scorer,
+    targets: Targets,
+    protocols: Sequence[Protocol],
+    advance: Advance = lambda users: None,
+    on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
     """`rank_targets` in evaluation mode."""
     was_training = model.training
     model.eval()
-    ranks = rank_targets(model, targets, protocols, advance=advance)
+    ranks = rank_targets(model, targets, protocols, advance=advance, on_lists=on_lists)
     model.train(was_training)
     return ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from msm4sr.data.batches import pad_histories
 from msm4sr.data.dataset import Targets
 from msm4sr.data.remaining import Ints
+from msm4sr.evaluation.metrics import CUTOFFS
 from msm4sr.models.base import Scorer
 from msm4sr.progress import Advance
 from msm4sr.ragged import Ragged
@@ -26,6 +27,12 @@ Ranks = npt.NDArray[np.float64]
 """The rank of each target [targets]: 1 is the best, ties rank at their mean."""
 Protocol = Literal["seen_included", "seen_excluded"]
 """Whether the items of a user's history are ranked like any item, or last."""
+Lists = npt.NDArray[np.int64]
+"""The best items of each row [B, k], best first; `NO_ITEM` after the last where fewer items are ranked."""
+NO_ITEM = -1
+LIST_LENGTH = max(CUTOFFS)
+OnLists = Callable[[Protocol, Ints, Lists], None]
+"""Is given the lists of some histories, and the numbers of these."""
 
 
 @torch.inference_mode()
@@ -36,6 +43,7 @@ def rank_targets(
     *,
     among: npt.NDArray[np.bool_] | None = None,
     advance: Advance = lambda users: None,
+    on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
     """The rank of each target given its history, among all N items, by each protocol.
 
@@ -49,6 +57,8 @@ def rank_targets(
         protocols: the protocols wanted. A target that is in its history is a miss when seen items are excluded.
         among: [N], rank only these items, of which every target is one; None: all.
         advance: called with the number of users ranked since the last call.
+        on_lists: called with the `LIST_LENGTH` best items after each history of a chunk, for each protocol
+            (`best_items`).
 
     Raises:
         FloatingPointError: a score of the model is not a number.
@@ -78,6 +88,8 @@ def rank_targets(
                 target = torch.from_numpy(targets.targets[place]).to(scores.device)
                 own = scores if len(row) == len(users) else scores[torch.from_numpy(row).to(scores.device)]
                 ranks[protocol][place] = ranks_of(own, target).numpy()
+            if on_lists is not None:
+                on_lists(protocol, users, best_items(scores, LIST_LENGTH))
         advance(len(users))
     return ranks
 
@@ -119,3 +131,21 @@ def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
         for compare in (torch.gt, torch.ge):
             places += compare(block, own, out=flags).sum(dim=1).long()
     return places.cpu().double() / 2  # some devices have no float64
+
+
+def best_items(scores: Tensor, k: int) -> Lists:
+    """The items of the k highest of scores [B, N], best first; equal scores in the order of the items; -inf is none."""
+    width = min(k, scores.shape[1])
+    highest = torch.topk(scores, width, sorted=False).values
+    least = highest.amin(dim=1, keepdim=True)
+    chosen = scores >= least
+    several = chosen.sum(dim=1) > width  # more items share the lowest score than have a place
+    if several.any():
+        places = (highest[several] == least[several]).sum(dim=1, keepdim=True)
+        tied = scores[several] == least[several]
+        chosen[several] &= ~tied | (tied.cumsum(dim=1, dtype=torch.int32) <= places)
+    items = chosen.nonzero()[:, 1].view(len(scores), width)  # ascending
+    ordered, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
+    lists = np.full((len(scores), k), NO_ITEM, dtype=np.int64)
+    lists[:, :width] = torch.where(ordered > -torch.inf, items.gather(1, order), NO_ITEM).cpu().numpy()
+    return lists

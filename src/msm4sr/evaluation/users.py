@@ -9,6 +9,9 @@ One row per target and part, those of a user next to each other:
     rank_seen_excluded  float64  the same with seen items excluded
     item_count     int32    interactions of the target in the training part: its popularity
     user_count     int32    interactions of the user in the training part
+    history_length int32    items of the history that the target is ranked after
+    categories     list[str]  of the target
+    user.COLUMN             each column of users.parquet of the data
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ SCHEMA = {
     "rank_seen_excluded": pl.Float64(),
     "item_count": pl.Int32(),
     "user_count": pl.Int32(),
+    "history_length": pl.Int32(),
+    "categories": pl.List(pl.String()),
 }
+OWN = "user."
 
 
 def targets_of(dataset: Dataset, part: Part) -> Targets:
@@ -55,6 +61,8 @@ def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> 
     """
     of_items, of_users = training_counts(dataset), user_counts(dataset)
     user_ids, item_ids = (np.array(ids, dtype=object) for ids in (dataset.user_ids, dataset.item_ids))
+    no_categories = pl.Series([[]] * dataset.n_items, dtype=pl.List(pl.String))
+    categories = dataset.items.get_column("categories", default=no_categories)
     parts = []
     for part, (rank, seen_excluded) in ranks.items():
         targets = targets_of(dataset, part)
@@ -67,6 +75,12 @@ def users_table(dataset: Dataset, ranks: Mapping[Part, tuple[Ranks, Ranks]]) -> 
             "rank_seen_excluded": seen_excluded,
             "item_count": of_items[targets.targets].astype(np.int32),
             "user_count": of_users[users].astype(np.int32),
+            "history_length": np.repeat(targets.histories.lengths, targets.counts).astype(np.int32),
+            "categories": categories[targets.targets],
         }
         parts.append(pl.DataFrame(columns, schema=SCHEMA))
-    return pl.concat(parts)
+    table = pl.concat(parts)
+    if dataset.users is None:
+        return table
+    own = dataset.users.rename({name: f"{OWN}{name}" for name in dataset.users.columns if name != "user_id"})
+    return table.join(own, on="user_id", how="left", maintain_order="left")

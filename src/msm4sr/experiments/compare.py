@@ -21,6 +21,7 @@ from msm4sr.experiments.run import begin_run, locked_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import full_disk, make_folder, remove, write_json
 from msm4sr.locks import try_lock
+from msm4sr.models.registry import MODELS
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.callbacks import TrainingProgress
 from msm4sr.training.stages import STAGES
@@ -76,7 +77,8 @@ def run_cells(
             _log(cell, cells)
     kept = [*finished, *([] if retry_failed else failed)]
     lost = 0
-    for cell, result in executor.run(CellRunner(features), [cell for cell in cells if cell not in kept], progress):
+    runner = CellRunner(features, any(MODELS[cell.settings.model.name].uses_features for cell in cells))
+    for cell, result in executor.run(runner, [cell for cell in cells if cell not in kept], progress):
         if isinstance(result, Lost):
             lost += 1
             logger.warning("%s  %s", cell.title, result.reason)
@@ -119,13 +121,14 @@ class CellRunner:
     """
 
     features: Path  # with a features folder for each data set
+    extract_content: bool  # in every cell, since a row of the grid needs the features: lists are compared by content
 
     def __call__(self, cell: Cell, progress: Progress) -> Ended:
         host = socket.gethostname()
         try:
             with locked_run(cell.folder, ENDING):
                 if not cell.finished:
-                    run_cell(cell, features_folder(self.features, cell), progress)
+                    run_cell(cell, features_folder(self.features, cell), progress, self.extract_content)
         except Exception as error:
             if (full := full_disk(error)) is not None:
                 raise full from error
@@ -133,7 +136,9 @@ class CellRunner:
         return Ended(host)
 
 
-def run_cell(cell: Cell, features: Path, progress: Progress = NoProgress()) -> dict[str, Any]:
+def run_cell(
+    cell: Cell, features: Path, progress: Progress = NoProgress(), extract_content: bool = False
+) -> dict[str, Any]:
     """Run one cell and return its metrics; an existing run is resumed."""
     settings = cell.settings
     precomputed = cell.row.precomputed_files(cell.data.name, cell.seed)
@@ -148,7 +153,7 @@ def run_cell(cell: Cell, features: Path, progress: Progress = NoProgress()) -> d
         begin_run(run)
     for stage in STAGES:
         train_stage(run, stage, dataset, model, [TrainingProgress(progress, cell.title, lines=False)], resume=True)
-    return evaluate_stage(run, dataset, model)
+    return evaluate_stage(run, dataset, model, extract_content=extract_content)
 
 
 def _failure(cell: Cell, error: Exception, host: str) -> dict[str, Any]:

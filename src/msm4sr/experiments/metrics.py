@@ -2,72 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows
+from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows, user_counts
+from msm4sr.data.remaining import Ints
 from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
+from msm4sr.evaluation.beyond_accuracy import BeyondAccuracy, ItemFacts
 from msm4sr.evaluation.cold import cold_metrics
 from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
-from msm4sr.evaluation.ranking import Ranks, rank_targets
+from msm4sr.evaluation.ranking import Lists, OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of, users_of, users_table
+from msm4sr.experiments.content import content_vectors
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import row_ids, save_model
 from msm4sr.experiments.run import Run, write_metrics
 from msm4sr.experiments.stages import build_model, complete_catalogue, complete_run, extract_stage
 from msm4sr.files import atomic_file
-from msm4sr.models.base import Model
+from msm4sr.models.base import Model, Scorer
 from msm4sr.models.carry_over import Common, carry_over
-from msm4sr.progress import NoProgress, Progress
+from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.tensor_files import read_checksum
 from msm4sr.training.identity import CODE_VERSION, inputs_identity
 from msm4sr.training.stages import STAGES, scorer_of
 
+PARTS: tuple[Part, ...] = ("validation", "test")
+PROTOCOLS: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
 
-def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress = NoProgress()) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Measured:
+    """The ranks of all targets by both protocols, and what the lists of the test part are like."""
+
+    users: pl.DataFrame  # users.parquet
+    lists: Mapping[Protocol, BeyondAccuracy]
+    temporal: bool
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of `evaluate_stage`, and "versions"."""
+        known = self.users.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
+        result: dict[str, Any] = {}
+        for column, into in (("rank", result), ("rank_seen_excluded", result.setdefault("seen_excluded", {}))):
+            into |= {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in PARTS}
+        if self.temporal:
+            result["cold"] = {part: cold_metrics(self.users.filter(pl.col("part") == part)) for part in PARTS}
+        result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in self.lists.items()}
+        return result | {"versions": versions()}
+
+
+def measure(
+    dataset: Dataset,
+    rank: Callable[[Part, Advance, OnLists | None], Mapping[Protocol, Ranks]],
+    facts: ItemFacts,
+    protocol: Protocol,
+    progress: Progress,
+) -> Measured:
+    """Rank the users of validation and test with `rank`, which calls `on_lists` as `rank_targets` does.
+
+    Lists are those of users with training interactions. `protocol` is that of the settings.
+    """
+    lists: dict[Protocol, BeyondAccuracy] = {name: BeyondAccuracy(facts) for name in PROTOCOLS}
+    ranks: dict[Part, tuple[Ranks, Ranks]] = {}
+    targets = {part: targets_of(dataset, part) for part in PARTS}
+    users = targets["test"].users
+    known = user_counts(dataset)[slice(None) if users is None else users] > 0
+
+    def add(name: Protocol, histories: Ints, found: Lists) -> None:
+        lists[name].add(found[known[histories]])
+
+    with progress.task("evaluate", sum(len(each.histories) for each in targets.values()), "users") as advance:
+        for part in PARTS:
+            found = rank(part, advance, add if part == "test" else None)
+            ranks[part] = found[protocol], found["seen_excluded"]
+    return Measured(users_table(dataset, ranks), lists, dataset.temporal is not None)
+
+
+def write_users(folder: Path, measured: Measured) -> None:
+    """Write users.parquet."""
+    with atomic_file(folder / "users.parquet") as file, writing(file):
+        measured.users.write_parquet(file)
+
+
+def evaluate_stage(
+    run: Run, dataset: Dataset, model: Model, progress: Progress = NoProgress(), *, extract_content: bool = False
+) -> dict[str, Any]:
     """Evaluate the model and write users.parquet, the model folder and, last, metrics.json.
+
+    Args:
+        extract_content: see `content_vectors`.
 
     Returns:
         The contents of metrics.json: metrics of "validation" and "test" by the protocol of the settings,
-        "seen_excluded" (both again, with seen items excluded), "held_out" if items are held out of training, "cold" for
-        a temporal split (see `evaluation.cold`), "run", "versions", and "identity" (digests of what the metrics depend
-        on). With a temporal split all but "cold" are of the users with training interactions.
+        "seen_excluded" (both again, with seen items excluded), "beyond_accuracy" (see `evaluation.beyond_accuracy`; of
+        the test lists, by protocol), "held_out" if items are held out of training, "cold" for a temporal split (see
+        `evaluation.cold`), "run", "versions", and "identity" (digests of what the metrics depend on). With a temporal
+        split all but "cold" are of the users with training interactions.
     """
     settings = run.settings
     device = settings.device.torch_device()
     model.to(device)
     scorer = scorer_of(model, settings)
-    parts: tuple[Part, ...] = ("validation", "test")
-    ranks: dict[Part, tuple[Ranks, Ranks]] = {}
-    n_users = sum(len(targets_of(dataset, part).histories) for part in parts)
-    with progress.task("evaluate", n_users, "users") as advance:
-        for part in parts:
-            found = rank_users(scorer, dataset, part, ("seen_included", "seen_excluded"), advance)
-            ranks[part] = found[settings.evaluation.protocol], found["seen_excluded"]
-    table = users_table(dataset, ranks)
-    known = table.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
-    result: dict[str, Any] = {}
-    for column, into in (("rank", result), ("rank_seen_excluded", result.setdefault("seen_excluded", {}))):
-        into |= {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in parts}
-    if dataset.temporal is not None:
-        result["cold"] = {part: cold_metrics(table.filter(pl.col("part") == part)) for part in parts}
+    facts = ItemFacts.of(dataset, content_vectors(run, dataset, extract_content))
+
+    def rank(part: Part, advance: Advance, on_lists: OnLists | None) -> dict[Protocol, Ranks]:
+        return rank_users(scorer, dataset, part, PROTOCOLS, advance, on_lists)
+
+    found = measure(dataset, rank, facts, settings.evaluation.protocol, progress)
+    result = found.metrics()
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
-    result["run"] = _describe(run, dataset, model, device)
+    result["run"] = describe(run, dataset, model)
     if scorer is not model:
         result["run"]["protocol"] += ", not fine-tuned"
-    result["versions"] = versions()
-    with atomic_file(run.folder / "users.parquet") as file, writing(file):
-        table.write_parquet(file)
+    write_users(run.folder, found)
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
     save_model(run, dataset, model, result)
     content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
@@ -81,8 +139,9 @@ def evaluate_stage(run: Run, dataset: Dataset, model: Model, progress: Progress 
     return result
 
 
-def _describe(run: Run, dataset: Dataset, model: Model, device: torch.device) -> dict[str, Any]:
+def describe(run: Run, dataset: Dataset, model: Scorer) -> dict[str, Any]:
     """How the run was made: data, settings, protocol, seconds, memory and hardware."""
+    device = run.settings.device.torch_device()
     settings, epochs = run.settings, run.epochs()
     seconds = {stage: round(sum(row["seconds"] for row in epochs if row["stage"] == stage), 1) for stage in STAGES}
     excludes = settings.evaluation.exclude_seen or not model.ranks_seen_items

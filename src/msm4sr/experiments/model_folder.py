@@ -92,6 +92,14 @@ def metric_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return columns
 
 
+def beyond_accuracy_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Label to metrics beyond accuracy, of test: with seen items included if the run ranks them, and excluded."""
+    found = {"excluded": result["beyond_accuracy"]["seen_excluded"]}
+    if "seen items included" in result["run"]["protocol"]:
+        found = {"included": result["beyond_accuracy"]["seen_included"]} | found
+    return {f"seen items {word}": metrics for word, metrics in found.items()}
+
+
 def _model_card(result: Mapping[str, Any]) -> str:
     columns = metric_columns(result)
     lines = [["metric", *columns], ["---"] * (len(columns) + 1)]

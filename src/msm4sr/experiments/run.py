@@ -11,6 +11,7 @@ checkpoints/          pretrain.safetensors, finetune.safetensors: the weights of
 model/                config.json, model.safetensors, items.json, rows.json (the ids of users and categories, of
                       models that have weights for them), README.md: self-contained
 report.html           the report of the run
+evaluations/NAME/     metrics.json and users.parquet of the stored model on other data
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from msm4sr.tensor_files import read_checksum
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
 MAY_DIFFER = ("device.devices", "device.num_nodes", "device.strategy", "warm_start.weights")  # when a run is resumed
-RESULTS = ("metrics.json", "users.parquet", "report.html", "model")  # written by evaluation
+RESULTS = ("metrics.json", "users.parquet", "report.html", "model", "evaluations")  # written by evaluation
 
 
 @dataclass(frozen=True)

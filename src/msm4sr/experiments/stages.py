@@ -100,7 +100,7 @@ def extract_stage(
     """
     if not MODELS[run.settings.model.name].uses_features:
         return {}
-    features = replace(_extraction(run, dataset, progress, strict), executor=executor).extract(merge)
+    features = replace(extraction_of(run, dataset, progress, strict), executor=executor).extract(merge)
     if run.settings.dataset.hold_out_items:
         features = {modality: rows.of(dataset.item_ids) for modality, rows in features.items()}
     for modality in features:
@@ -113,10 +113,11 @@ def extract_run_shard(
 ) -> None:
     """Encode one shard of the items into the features folder; does nothing for a model that uses no features."""
     if MODELS[run.settings.model.name].uses_features:
-        _extraction(run, dataset, progress, strict).extract_shard(shard)
+        extraction_of(run, dataset, progress, strict).extract_shard(shard)
 
 
-def _extraction(run: Run, dataset: Dataset, progress: Progress, strict: bool) -> Extraction:
+def extraction_of(run: Run, dataset: Dataset, progress: Progress = NoProgress(), strict: bool = False) -> Extraction:
+    """What extracts the features of the items of a run, those that are held out included."""
     known = dict.fromkeys(("text", "visual", *run.precomputed))
     for modality in getattr(run.settings.model, "score_with", ()):
         if modality not in known:  # before hours of extraction

@@ -130,6 +130,10 @@ class Extraction:
         found = {modality: extractors[modality].extract(merge) for modality in order}
         return {modality: found[modality] for modality in extractors}
 
+    def extract_one(self, modality: str) -> Features:
+        """The features of one modality; see `extract_features`."""
+        return self._extractors()[modality].extract()
+
     def extract_shard(self, shard: Shard) -> None:
         """Encode one shard of the items; `extract(merge=True)` joins them when all shards are in `out`.
 

@@ -234,7 +234,7 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
     references = {row for (name, _), row in comparison.references.items() if name == data}
     for row in sorted(rows, key=lambda name: name not in references):
         finished = comparison.results.finished(data, row)
-        tables = _user_tables(finished)
+        tables = user_tables(finished)
         if len(tables) < len(finished):
             reasons.append(f"{comparison.label(row)} has no users.parquet (`msm4sr evaluate` makes it)")
             continue
@@ -248,7 +248,8 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
     return values, 0 if users is None else users["user_id"].n_unique(), reasons
 
 
-def _user_tables(outcomes: Sequence[Outcome]) -> list[pl.DataFrame]:
+def user_tables(outcomes: Sequence[Outcome]) -> list[pl.DataFrame]:
+    """The test part of users.parquet of the outcomes that have it."""
     return [table for outcome in outcomes if (table := outcome.test_users()) is not None]
 
 
@@ -288,7 +289,7 @@ def by_popularity(
     counts: dict[str, int] = {}
     found: dict[tuple[str, str, str], float] = {}
     for row in comparison.rows:
-        tables = _user_tables(comparison.results.finished(data, row.name))
+        tables = user_tables(comparison.results.finished(data, row.name))
         seeds = [
             bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy(), users_of(table))
             for table in tables

@@ -13,9 +13,11 @@ from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
 from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
+from msm4sr.reports.lists import beyond_accuracy_table
 from msm4sr.reports.pages.charts import Curve, DifferenceBar, Panels, difference_bars, panels
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.results import GridResults, Outcome, read_grid
+from msm4sr.reports.segments import segment_tables
 from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (
     BY_POPULARITY,
@@ -95,7 +97,12 @@ def _sections(
         yield from _shares(one, data)
     differences = [section for one, data in product(every, results.data) for section in _differences(one, data)]
     popularity = [section for one, data in product(comparisons, results.data) for section in _popularity(one, data)]
+    segments = [table for one, data in product(comparisons, results.data) for table in segment_tables(one, data)]
     yield from [*popularity, *differences] if "cold" in results.kind else [*differences, *popularity]
+    for table in segments:
+        yield from _of_table(table)
+    for data, one in product(results.data, every):
+        yield from _of_table(beyond_accuracy_table(one, data))
     for data in results.data:
         yield from _curves(results, data)
     for data, one in product(results.data, comparisons):

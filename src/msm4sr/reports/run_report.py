@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from msm4sr.data.dataset import Dataset, test_targets
-from msm4sr.experiments.model_folder import metric_columns
+from msm4sr.evaluation.beyond_accuracy import MEASURES as LIST_MEASURES
+from msm4sr.evaluation.metrics import CUTOFFS
+from msm4sr.evaluation.popularity import Bucket
+from msm4sr.evaluation.segments import segments
+from msm4sr.experiments.model_folder import beyond_accuracy_columns, metric_columns
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model
@@ -19,6 +24,7 @@ from msm4sr.recommend.recommender import Recommender
 from msm4sr.reports.pages.charts import learning_curves
 from msm4sr.reports.pages.page import ExampleUser, render
 from msm4sr.reports.pages.thumbnails import Thumbnails
+from msm4sr.reports.segments import BY_SEGMENT
 
 EXAMPLES = 6  # users shown
 HEADLINE = ("recall@20", "ndcg@10", "mrr")
@@ -34,6 +40,8 @@ class RunReport:
     metrics: Mapping[str, Mapping[str, float]]  # label, such as "test, seen items included", to metrics
     epochs: Sequence[Mapping[str, object]]  # the lines of metrics.jsonl
     settings_yaml: str
+    beyond_accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # protocol to metrics
+    segments: Mapping[str, Sequence[Bucket]] = field(default_factory=dict)  # of the test part, by kind
     users: Sequence[ExampleUser] = ()
     folder: Path | None = None  # of the data set, for the images
     comparison: Sequence[tuple[str, Mapping[str, float]]] = ()  # systems and their test metrics, in order
@@ -57,6 +65,8 @@ def write_run_report(
         metrics=metric_columns(metrics),
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
+        beyond_accuracy=beyond_accuracy_columns(metrics),
+        segments=segments(pl.read_parquet(run.folder / "users.parquet").filter(pl.col("part") == "test")),
         users=_example_users(dataset, model, run.settings.seed),
         folder=dataset.folder,
         comparison=comparison,
@@ -110,6 +120,13 @@ def run_page(report: RunReport) -> str:
         report=report,
         headline=[(name, test[name]) for name in HEADLINE if name in test],
         metric_names=_metric_order(report.metrics.values()),
+        lists=[
+            name
+            for name in LIST_MEASURES
+            if any(f"{name}@{CUTOFFS[0]}" in of for of in report.beyond_accuracy.values())
+        ],
+        cutoffs=CUTOFFS,
+        by_segment=BY_SEGMENT if report.segments else (),
         compared=compared,
         best={name: max(values.get(name, -math.inf) for _, values in report.comparison) for name in compared},
         charts=learning_curves(report.epochs),

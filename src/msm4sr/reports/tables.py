@@ -14,6 +14,20 @@ from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import DIGITS, Column, Table, TableCell, TableRow, signed
 
+WRITTEN = {
+    "recall": "Recall",
+    "ndcg": "NDCG",
+    "map": "MAP",
+    "precision": "Precision",
+    "mrr": "MRR",
+    "coverage": "Coverage",
+    "gini": "Gini",
+    "novelty": "Novelty",
+    "popularity": "Popularity",
+    "cold": "Cold items",
+    "diversity_content": "Diversity by content",
+    "diversity_categories": "Diversity by categories",
+}
 BY_POPULARITY = ("recall@10", "ndcg@10")
 HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out items"}
 
@@ -21,9 +35,7 @@ HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out it
 def metric_name(name: str, short: bool = False) -> str:
     """`ndcg@10` -> `NDCG@10`, or as in the paper's tables `N@10`."""
     measure, _, cutoff = name.partition("@")
-    written = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "precision": "Precision", "mrr": "MRR"}.get(
-        measure, measure
-    )
+    written = WRITTEN.get(measure, measure)
     return f"{written[0] if short else written}@{cutoff}" if cutoff else written
 
 
@@ -48,7 +60,7 @@ def metric_cells(scores: Sequence[Score | None]) -> list[TableCell]:
     ]
 
 
-class _Builder:
+class TableBuilder:
     """Builds a table column by column: a row for each row of a grid and, if it has a label, a summary."""
 
     def __init__(self, rows: Iterable[Row], results: GridResults) -> None:
@@ -73,7 +85,7 @@ def main_table(comparison: Comparison, only: str | None = None) -> Table:
     """The table in the paper's form, of all data sets or `only` one; last row: the improvement over the baselines."""
     results = comparison.results
     shown = results.data if only is None else (only,)
-    build = _Builder(comparison.rows, results)
+    build = TableBuilder(comparison.rows, results)
     build.add(Column("Seen items", words=True), [TableCell(_seen_items(comparison, row.name)) for row in build.rows])
     for data in shown:
         printed = _printed(comparison, data)
@@ -209,7 +221,7 @@ def popularity_table(comparison: Comparison, data: str) -> Table:
     """Metrics by the training interactions of the target, means over seeds."""
     counts, found = by_popularity(comparison, data, BY_POPULARITY)
     named = {name for name, _, _ in found}
-    build = _Builder((row for row in comparison.rows if row.name in named), comparison.results)
+    build = TableBuilder((row for row in comparison.rows if row.name in named), comparison.results)
     for metric in BY_POPULARITY:
         for bucket, users in counts.items():
             values = [found.get((row.name, metric, bucket)) for row in build.rows]
@@ -228,7 +240,7 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
         cells = [outcome.metrics["held_out"] for outcome in finished if "held_out" in outcome.metrics]
         if cells and len(cells) == len(finished):
             found[row.name] = cells
-    build = _Builder((row for row in comparison.rows if row.name in found), comparison.results)
+    build = TableBuilder((row for row in comparison.rows if row.name in found), comparison.results)
     first = next(iter(found.values()), [{}])[0]
     for among, group in HELD_OUT.items() if found else ():
         for metric in comparison.metrics:
@@ -252,7 +264,7 @@ def cold_table(comparison: Comparison, data: str) -> Table:
         for name, outcomes in finished.items()
         if outcomes and all("cold" in outcome.metrics for outcome in outcomes)
     }
-    build = _Builder((row for row in comparison.rows if row.name in cells), comparison.results)
+    build = TableBuilder((row for row in comparison.rows if row.name in cells), comparison.results)
     first: dict[str, Any] = next(iter(cells.values()), [{}])[0]
     for what, counted in first.items():
         for metric in comparison.metrics if counted["metrics"] else ():
@@ -269,7 +281,7 @@ def cold_table(comparison: Comparison, data: str) -> Table:
 def validation_table(comparison: Comparison, data: str) -> Table:
     """Metrics of the validation part, which selects the weights of each row."""
     scores, results = scores_of(comparison, "validation"), comparison.results
-    build = _Builder((row for row in comparison.rows if results.finished(data, row.name)), results)
+    build = TableBuilder((row for row in comparison.rows if results.finished(data, row.name)), results)
     for metric in comparison.metrics:
         column = Column(metric_name(metric, short=True))
         build.add(column, metric_cells([scores[data, row.name, metric] for row in build.rows]))
@@ -280,7 +292,7 @@ def validation_table(comparison: Comparison, data: str) -> Table:
 def cost_table(results: GridResults, data: str) -> Table:
     """Weights, time and memory of each row, means over its finished seeds."""
     finished = {row.name: results.finished(data, row.name) for row in results.rows}
-    build = _Builder((row for row in results.rows if finished[row.name]), results)
+    build = TableBuilder((row for row in results.rows if finished[row.name]), results)
     cells = [finished[row.name] for row in build.rows]
     runs = [[outcome.metrics["run"] for outcome in outcomes] for outcomes in cells]
     seconds = [[run.get("training_seconds", {}) for run in each] for each in runs]
@@ -289,7 +301,7 @@ def cost_table(results: GridResults, data: str) -> Table:
     columns += [("fine-tuning, s", seconds, "finetune"), ("epochs", epochs, "epochs")]
     columns += [("memory, MiB", runs, "peak_memory_mib"), ("GPU memory, MiB", runs, "peak_gpu_memory_mib")]
     for heading, records, key in columns:
-        found = [_mean_cell([record.get(key) for record in each]) for each in records]
+        found = [mean_cell([record.get(key) for record in each]) for each in records]
         if key != "peak_gpu_memory_mib" or any(cell.value is not None for cell in found):
             build.add(Column(heading), found)
     hardware = [TableCell("; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in each))) for each in runs]
@@ -298,10 +310,10 @@ def cost_table(results: GridResults, data: str) -> Table:
     return build.table(f"{results.name}-cost-{data}", f"Weights, time and memory, {data}", [note])
 
 
-def _mean_cell(values: Iterable[float | None]) -> TableCell:
+def mean_cell(values: Iterable[float | None], form: str = ",.0f") -> TableCell:
     """The mean over the runs that have recorded the value."""
     there = [value for value in values if value is not None]
-    return TableCell(f"{np.mean(there):,.0f}", float(np.mean(there))) if there else TableCell()
+    return TableCell(format(np.mean(there), form), float(np.mean(there))) if there else TableCell()
 
 
 def cells_table(results: GridResults) -> Table:

@@ -32,6 +32,7 @@ import polars as pl
 
 from msm4sr.data.database import Database, default_memory
 from msm4sr.data.preparation.catalogue import ImageFolder, write_catalogue
+from msm4sr.data.preparation.describe_users import read_user_table, write_user_table
 from msm4sr.data.preparation.numbering import Numbering
 from msm4sr.data.preparation.source import PrepareReport, Rules, Source
 from msm4sr.data.schema import INTERACTIONS, ITEMS, PROVENANCE, file_record, result_record
@@ -54,6 +55,7 @@ def prepare(source: Source, out: Path, rules: Rules | None = None, memory: int |
     """
     report = PrepareReport(out.resolve(), rules or source.rules)
     images = ImageFolder(source.images, report)
+    users = read_user_table(source)
     with atomic_folder(out) as folder:
         (folder / "parts").mkdir()
         (folder / "images").mkdir()
@@ -68,6 +70,8 @@ def prepare(source: Source, out: Path, rules: Rules | None = None, memory: int |
             if not interactions.count:
                 raise report.nothing_left(source.files[0], "; use a smaller core")
             interactions.write(folder / INTERACTIONS, report)
+            if users is not None:
+                write_user_table(users, source, folder, report)
             kept = interactions.seen_items()
             if report.rules.unseen_items == "keep" and not report.rules.item_core:
                 kept |= numbering.listed_items()
@@ -90,7 +94,7 @@ def _provenance(source: Source, report: PrepareReport, folder: Path) -> dict[str
     return {
         "made_by": f"msm4sr {version('msm4sr')}, polars {pl.__version__}, duckdb {duckdb.__version__}",
         "format": source.format,
-        "sources": [file_record(path) for path in source.files],
+        "sources": [file_record(path) for path in [*source.files, *([source.users] if source.users else [])]],
         "settings": {**report.rules.model_dump(mode="json"), **source.settings()},
         **{name: counts[name] for name in counts if name not in ("out", "rules")},
         "result": result_record(folder),

@@ -81,6 +81,8 @@ class PrepareReport:
     steps: list[dict[str, int | str]] = field(default_factory=list)
     dropped: list[Drop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    user_columns: list[str] = field(default_factory=list)  # of the table of users, if there is one
+    users_described: int = 0  # users with a row in it
 
     def drop(self, reason: str, count: int, example: str) -> None:
         """Count what is dropped; of each reason the first example stays."""
@@ -103,6 +105,7 @@ class PrepareReport:
             f"order         {self.order}",
             f"items         {self.items_kept:,} kept ({read}): {self.with_title:,} with title, "
             f"{self.with_text:,} text, {self.with_categories:,} categories, {self.with_image:,} image",
+            *(f"user column   {name}, {self.users_described:,} users" for name in self.user_columns),
             *(f"dropped       {drop.count:,} {drop.reason} (first: {drop.example})" for drop in self.dropped),
             *(f"note          {note}" for note in self.notes),
             f"written       {self.out}",
@@ -131,11 +134,17 @@ class Source(Strict):
     unit: ClassVar[str] = "line"  # what `row` counts in the blocks, for messages
 
     images: Path | None = Field(None, description="A folder of images.")
+    users: Path | None = Field(None, description="A table of users, with columns that reports compare users by.")
 
     @property
     @abstractmethod
     def files(self) -> list[Path]:
         """The files that are read; the first has the interactions, the last the items."""
+
+    @property
+    def user_column(self) -> str:
+        """The ID column of the table of users."""
+        return "user_id"
 
     def place(self, table: TableName, row: int) -> Place:
         """Where a `row` of the blocks was read."""

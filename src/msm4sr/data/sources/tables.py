@@ -78,6 +78,10 @@ class Tables(Source):
         return "\t" if value == "\\t" else value  # as shells pass it on
 
     @property
+    def user_column(self) -> str:
+        return self.user
+
+    @property
     def files(self) -> list[Path]:
         return [path for table in self._tables.values() for path in table.paths]
 
