@@ -151,10 +151,9 @@ def test_a_grid_has_the_results_of_this_machine(
 @pytest.mark.parametrize(
     ("size", "answer"),
     [
-        ("16k", "No space left on device (on node"),
-        ("64m", "of 8 cells were lost, as said above; rerun the command to continue"),
+        pytest.param("16k", "No space left on device (on node", marks=pytest.mark.slow, id="full"),
+        pytest.param("64m", "of 8 cells were lost, as said above; rerun the command to continue", id="of its own"),
     ],
-    ids=["full", "of its own"],
 )
 def test_a_grid_of_which_a_node_cannot_write_into_the_folder(
     cli: Cli, compare: Callable[..., list[str | Path]], cluster: Cluster, tmp_path: Path, size: str, answer: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
+from service import serving
 
-from msm4sr.serving.app import create_app
-from msm4sr.serving.service import ServeSettings
+pytestmark = pytest.mark.xdist_group("openapi")  # which share what takes long to make
 
 OPERATIONS = [
     ("POST", "/recommend"),
@@ -20,6 +21,7 @@ OPERATIONS = [
     ("GET", "/items"),
     ("POST", "/items"),
     ("GET", "/items/{item_id}"),
+    ("PATCH", "/items/{item_id}"),
     ("DELETE", "/items/{item_id}"),
     ("GET", "/items/{item_id}/similar"),
     ("GET", "/items/{item_id}/image"),
@@ -31,9 +33,9 @@ OPERATIONS = [
 
 
 @pytest.fixture(scope="module")
-def api(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    service = ServeSettings(run=run_folder, state=tmp_path_factory.mktemp("state"))
-    return schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+def api(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with serving(run_folder, tmp_path_factory.mktemp("state")) as server:
+        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
 def test_every_operation_is_tried(api: Any) -> None:
