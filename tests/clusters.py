@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from ray.cluster_utils import Cluster
-
-on_ray = pytest.mark.xdist_group("ray")  # one process of pytest has all clusters: each costs memory and seconds
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from clusters import on_ray
 from ray.cluster_utils import Cluster
 
 from msm4sr.cluster import connected
@@ -32,7 +31,7 @@ def connection(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         yield executor
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=on_ray)])
+@pytest.fixture(params=["local", "ray"])
 def executor(request: pytest.FixtureRequest) -> Executor:
     if request.param == "local":
         return LocalExecutor(2)
@@ -179,7 +178,6 @@ def test_an_error_in_a_stream_is_raised(executor: Executor, tmp_path: Path) -> N
         list(executor.stream(Counting(tmp_path), ["a", "wrong"], lambda done: None))
 
 
-@on_ray
 def test_a_stream_survives_a_killed_actor(connection: RayExecutor, tmp_path: Path) -> None:
     results = sorted(connection.stream(Counting(tmp_path, "words"), WORDS, lambda done: None))
     assert results == sorted((word, len(word)) for word in WORDS)
@@ -204,7 +202,6 @@ class Waiting:
         return here
 
 
-@on_ray
 def test_the_task_of_a_removed_node_is_run_on_another(
     cluster: Cluster, connection: RayExecutor, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def _connect(address: str) -> None:
     elif address not in (LOCAL, AUTO):
         raise InputError(f"--ray {address}: give HOST:PORT, auto, or local")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES as it is
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # our own errors say what is wrong
     logging.getLogger("ray").setLevel(logging.ERROR)
     own: dict[str, Any] = {}
     if address == LOCAL:

@@ -24,6 +24,7 @@ def metrics_slowly(dataset: Dataset, scores: np.ndarray, exclude_seen: bool) -> 
         for k in CUTOFFS:
             hit = place <= k
             values = {"recall": float(hit), "ndcg": hit / np.log2(place + 1), "mrr": hit / place}
+            values |= {"map": hit / place, "precision": hit / k}
             for name, value in values.items():
                 found.setdefault(f"{name}@{k}", []).append(value)
         found.setdefault("mrr", []).append(1 / place)

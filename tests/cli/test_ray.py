@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 from calling import Cli, metrics_of, small_log, write_folder
-from clusters import on_ray
 from ray.cluster_utils import Cluster
 
 import msm4sr
 
-pytestmark = on_ray
 QUICK = ("--set=finetune.epochs=3", "--set=model.dim=8", "--set=model.inner_dim=8", "--set=finetune.checkpoint_every=0")
 ROWS = """
 rows:

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import yaml
 from calling import Cli, metrics_of, small_log, write_folder
-from clusters import on_ray, two_nodes
+from clusters import two_nodes
 from ray.cluster_utils import Cluster
 
 from msm4sr.data.toyshop import generate_toyshop
 
-pytestmark = [on_ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 KILLS = 10  # of each job; every third removes a node in place of killing a worker
 SMALL = ("--set=model.dim=8", "--set=model.inner_dim=8", "--set=finetune.checkpoint_every=0")
 LONG = (*SMALL, "--set=finetune.epochs=60", "--set=finetune.patience=60", "--set=finetune.max_steps=0")

@@ -9,8 +9,6 @@ import pytest
 
 from msm4sr.experiments.demo import CHANGES, Demo, run_demo
 
-pytestmark = pytest.mark.xdist_group("demo")  # which share what takes long to make
-
 # Two patterns, one that only images show and one that only texts name; a small shop shows both.
 USERS, ITEMS = 1000, 200
 

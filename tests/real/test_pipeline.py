@@ -19,7 +19,7 @@ from msm4sr.models.registry import from_pretrained
 FILMS = 150  # the most watched ones: seconds of encoding in place of minutes
 FAST = ("--set", "pretrain.epochs=2", "--set", "finetune.epochs=4", "--set", "finetune.batch_pairs=512")
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("films")]  # which share what takes long to make
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")

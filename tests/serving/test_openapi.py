@@ -12,8 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from service import serving
 
-pytestmark = pytest.mark.xdist_group("openapi")  # which share what takes long to make
-
 OPERATIONS = [
     ("POST", "/recommend"),
     ("POST", "/recommend/batch"),

@@ -15,8 +15,6 @@ from two_processes import CASES, SEQUENCES, main
 from msm4sr.tensor_files import load_tensors
 from msm4sr.training.device import shares
 
-pytestmark = pytest.mark.xdist_group("processes")  # which share what takes long to make
-
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 

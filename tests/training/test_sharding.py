@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from msm4sr.models.item_table import ROWS_AT_ONCE, ItemTable, Shard
 from msm4sr.tensor_files import load_tensors
 
-pytestmark = pytest.mark.xdist_group("sharding")  # which share what takes long to make
-
 SCRIPT = Path(__file__).with_name("sharded_training.py")
 CALM = ("sasrec", "msm4sr", "pretraining")
 """Cases without dropout, which each process draws for itself."""

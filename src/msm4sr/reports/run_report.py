@@ -66,7 +66,7 @@ def write_run_report(
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         beyond_accuracy=beyond_accuracy_columns(metrics),
-        segments=segments(pl.read_parquet(run.folder / "users.parquet").filter(pl.col("part") == "test")),
+        segments=segments(pl.read_parquet(run.folder / "users.parquet", glob=False).filter(pl.col("part") == "test")),
         users=_example_users(dataset, model, run.settings.seed),
         folder=dataset.folder,
         comparison=comparison,
