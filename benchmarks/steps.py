@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from msm4sr.data.batches import Batch
 from msm4sr.data.dataset import Dataset
@@ -119,18 +119,42 @@ def run_steps(
         raise InputError(f"{type(model).__name__} has no stage {stage}")
     listen(task)
     marks = [clock()]
-    hook = register_optimizer_step_post_hook(lambda *_: marks.append(clock()))
+    hooks = on_steps(lambda: None, lambda: marks.append(clock()))
     options = TrainerOptions(settings.seed, settings.device, checkpoints=checkpoints)
     trainer = BriefTrainer(task, getattr(settings, stage), options)
     trainer.limit, trainer.used = limit, []
     try:
         trainer.fit(dataset)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     if len(marks) != len(trainer.used) + 1:
         raise RuntimeError(f"{len(trainer.used)} batches, {len(marks) - 1} steps: a step must be the work on one batch")
     costs = (after - before for before, after in itertools.pairwise(marks))
     return [Step(cost, batch) for cost, batch in zip(costs, trainer.used, strict=True)]
+
+
+def on_steps(begin: Callable[[], None], end: Callable[[], None]) -> list[Any]:
+    """Hooks before and after each step of any optimiser; remove them.
+
+    PyTorch calls its hooks for the step of a subclass and, inside, for that of `torch.optim.Adam` too, if the process
+    has used that class by itself.
+    """
+    depth = 0
+
+    def before(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            begin()
+
+    def after(*_: object) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            end()
+
+    return [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
 
 
 class Parts:
@@ -155,8 +179,7 @@ class Parts:
         self._hooks += [
             task.register_forward_pre_hook(lambda *_: self._end("batches")),
             task.register_forward_hook(lambda *_: self._end("rest of forward, losses")),
-            register_optimizer_step_pre_hook(lambda *_: self._end("backward, clipping")),
-            register_optimizer_step_post_hook(self._stepped),
+            *on_steps(lambda: self._end("backward, clipping"), self._stepped),
         ]
 
     def _time(self, module: nn.Module, part: str) -> None:
@@ -170,7 +193,7 @@ class Parts:
         self.seconds[part] += now - self._since
         self._since = now
 
-    def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+    def _stepped(self) -> None:
         self._end("optimiser")
         self.steps += 1
         if self.steps == 1:  # set-up and warm-up
