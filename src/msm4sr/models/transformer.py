@@ -76,9 +76,12 @@ class CausalAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        position = torch.arange(k.shape[2], device=x.device)
-        visible = position <= position[-n:, None]  # [n, P + L]
-        mixed = F.scaled_dot_product_attention(q[:, :, -n:], k, v, visible, scale=v.shape[-1] ** -0.5)
+        visible, causal = None, past is None and n > 1  # the last position attends to all
+        if past is not None and n > 1:
+            position = torch.arange(k.shape[2], device=x.device)
+            visible = position <= position[-n:, None]  # [n, P + L]
+        scale = v.shape[-1] ** -0.5
+        mixed = F.scaled_dot_product_attention(q[:, :, -n:], k, v, visible, is_causal=causal, scale=scale)
         return self.out(mixed.transpose(1, 2).flatten(2)), (k, v)
 
 
