@@ -15,7 +15,7 @@ from msm4sr.models.base import FactorizedModel
 from msm4sr.recommend.history_cache import LOOK_BACK, HistoryCache
 from msm4sr.recommend.recommender import Recommender
 
-CACHED = ["msm4sr", "sasrec", "sasrecm"]
+CACHED = ["msm4sr", "sasrec", "sasrecm", "s3rec", "mvrnn", "lightgcn"]
 Histories = list[list[int]]
 
 RECOMMENDERS = {name: make_recommender(name, max_history=16) for name in CACHED}

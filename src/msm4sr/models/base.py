@@ -115,8 +115,6 @@ class FactorizedScorer(Scorer):
     can_pad: ClassVar[bool] = False
     """Whether fine-tuning may pad pairs and items, so that its step can be compiled: `encode_some_items` reads only
     what `locate` found, and there is no auxiliary loss."""
-    can_extend: ClassVar[bool] = False
-    """Whether `extend_history` reads the items of a history that are new, and what it has kept of the others."""
     loss: Literal["softmax", "bce", "bpr"] = "softmax"
     """How fine-tuning compares the next item: with all items, or with one negative (see `msm4sr.objectives`)."""
 
@@ -158,7 +156,7 @@ class FactorizedScorer(Scorer):
         return torch.addcmul(scores, seen, self.seen_bias)
 
     def extend_history(self, items: Tensor, embeddings: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """`encode_last` of one history that continues another one, if the model `can_extend`.
+        """`encode_last` of one history that may continue another one.
 
         Args:
             items: int64 [1, L], rows of `embeddings`: the items that are new.
@@ -166,9 +164,9 @@ class FactorizedScorer(Scorer):
             past: what the call for the items before has returned; (): `items` is the complete history.
 
         Returns:
-            [1, Q], and what the next call needs.
+            [1, Q], and what the next call needs; (): this model cannot continue a history.
         """
-        raise NotImplementedError
+        return self.encode_last(items, torch.tensor([items.shape[1]], device=items.device), embeddings), ()
 
     def auxiliary_loss(self, prefixes: Tensor, items: Tensor, embeddings: Tensor) -> Tensor | None:
         """A weighted term that fine-tuning adds to the loss of a batch; None: no term.

@@ -70,7 +70,7 @@ class MSM4SR(ContentModel):
 
     Config = MSM4SRConfig
     label = "MSM4SR"
-    can_pad = can_extend = True
+    can_pad = True
     tasks = {"pretrain": "multimodal_contrastive", "finetune": "next_item"}
     search = {
         **SEARCH,

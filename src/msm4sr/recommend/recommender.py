@@ -102,7 +102,7 @@ class Recommender:
         self.model, self.encoder, self.folder, self.strict = model, encoder, folder, strict
         self.index: VectorIndex = index or ExactIndex(catalogue.tensors.item_vectors)
         self.catalogue, self.modalities = catalogue, modalities_of(model)
-        self.cache = HistoryCache(model) if is_factorized(model) and model.can_extend else None
+        self.cache = HistoryCache(model) if is_factorized(model) else None
         self.users, self._keywords, self._changing = users, keywords, Lock()
 
     @classmethod

@@ -75,7 +75,7 @@ class SASRec(IDTransformer):
 
     Config = SASRecConfig
     label = "SASRec"
-    can_pad = can_extend = True
+    can_pad = True
     search = {**SEARCH, "model.layers": {"kind": "int", "low": 1, "high": 3}}
 
     def __init__(self, config: SASRecConfig, inputs: Inputs) -> None:

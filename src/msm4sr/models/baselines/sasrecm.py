@@ -51,7 +51,6 @@ class SASRecM(IDTransformer):
 
     Config = SASRecMConfig
     label = "SASRecM"
-    can_extend = True
     uses_features = True
     search = {**SEARCH, "model.layers": {"kind": "int", "low": 1, "high": 3}}
 
