@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
-    python benchmarks/serving.py --run runs/ml-1m --growing   # histories that grow by an item from request to request
+    python benchmarks/serving.py --run runs/ml-1m --growing   # each request has one more item of a history
     python benchmarks/serving.py --items 10000 --page   # the requests of the web page, instead
 
 Prints a table (Markdown). Each index first receives requests from 8 connections as fast as it answers, then at fixed
@@ -42,7 +42,7 @@ from msm4sr.ragged import Ragged
 WIDTH, CENTRES = 32, 1000
 MAX_HISTORIES = 20_000  # sent, in turn: more than there are requests, so that none is sent twice
 LONGEST = 2000  # of a history, as a service takes by default
-TOGETHER, STEPS = 64, 8  # users whose histories grow at the same time, and by how many items
+TOGETHER, STEPS = 64, 8  # users whose histories become longer at the same time, and by how many items
 RATES = (50.0, 100.0, 300.0)  # requests per second
 
 
@@ -153,7 +153,7 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Duration of each measurement.")] = 30,
     workers: Annotated[int, typer.Option(min=1)] = 1,
-    growing: Annotated[bool, typer.Option("--growing", help="Each history grows from request to request.")] = False,
+    growing: Annotated[bool, typer.Option("--growing", help="Each request has one more item of a history.")] = False,
     page: Annotated[bool, typer.Option("--page", help="Measure the requests of the web page.")] = False,
 ) -> None:
     with handle_errors(), tempfile.TemporaryDirectory() as scratch:

@@ -19,7 +19,7 @@ from msm4sr.errors import InputError, first_line
 from msm4sr.features.backends import FrozenModel, choose_device, move, quiet_loading
 from msm4sr.registry import Registry
 
-# pysbd's time grows with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
+# pysbd's time increases with the square of the length (16,000 characters of "1. 1. 1." take 4 s, 4,000 take
 # 0.4 s), and ten sentences rarely need more.
 MAX_CHARACTERS = 4_000
 # Control characters, lone surrogates, non-characters: encoders and files refuse them.

@@ -102,7 +102,7 @@ class SINE(FactorizedModel):
         return self.encode_prefixes(histories, ends, embeddings)
 
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, D]; one prefix per history is encoded, since memory grows with their number."""
+        """[B, D]; one prefix per history is encoded, since memory increases with their number."""
         return self.encode_prefixes(histories, lengths[:, None] - 1, embeddings)[:, 0]
 
     def encode_prefixes(self, histories: Tensor, ends: Tensor, embeddings: Tensor) -> Tensor:
