@@ -4,6 +4,7 @@
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
     python benchmarks/serving.py --run runs/ml-1m --growing   # each request has one more item of a history
     python benchmarks/serving.py --items 10000 --page   # the requests of the web page, instead
+    python benchmarks/serving.py --run runs/ml-1m --batch 100  # batches of 100 histories against single ones, instead
 
 Prints a table (Markdown). Each index first receives requests from 8 connections as fast as it answers, then at fixed
 rates, except those above its throughput. The latency of a request counts from the time at which it was due (see
@@ -44,6 +45,7 @@ MAX_HISTORIES = 20_000  # sent, in turn: more than there are requests, so that n
 LONGEST = 2000  # of a history, as a service takes by default
 TOGETHER, STEPS = 64, 8  # users whose histories become longer at the same time, and by how many items
 RATES = (50.0, 100.0, 300.0)  # requests per second
+LENGTHS = (5, 20, 50)  # of the histories of batches
 
 
 def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
@@ -142,6 +144,25 @@ def measure_page(server: Server, histories: Sequence[Sequence[str]], seconds: fl
         )
 
 
+def measure_batches(server: Server, histories: Sequence[Sequence[str]], size: int, seconds: float) -> None:
+    """Print a row for each length: histories per second, each in a request of its own, and `size` in one."""
+    for length in LENGTHS:
+        latest = [history[-length:] for history in histories if len(history) >= length]
+        single: list[Request] = [("POST", "/recommend", {"history": history, "k": 10}) for history in latest]
+        batches: list[Request] = [
+            ("POST", "/recommend/batch", {"histories": latest[first : first + size], "k": 10})
+            for first in range(0, len(latest) - size, size)
+        ]
+        one = run_load(server.url, single, 0, seconds, connections=8)
+        many = run_load(server.url, batches, 0, seconds, connections=2)
+        together = many.per_second * size
+        print(
+            f"| {length} | {one.per_second:.0f} | {together:.0f} | {together / one.per_second:.1f} "
+            f"| {one.failed + many.failed} |",
+            flush=True,
+        )
+
+
 def main(
     run: Annotated[Path | None, typer.Option(help="A finished run.")] = None,
     items: Annotated[int | None, typer.Option(min=100, help="Size of a generated catalogue.")] = None,
@@ -155,6 +176,9 @@ def main(
     workers: Annotated[int, typer.Option(min=1)] = 1,
     growing: Annotated[bool, typer.Option("--growing", help="Each request has one more item of a history.")] = False,
     page: Annotated[bool, typer.Option("--page", help="Measure the requests of the web page.")] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=2, max=256, help="Measure batches of so many histories against single ones.")
+    ] = None,
 ) -> None:
     with handle_errors(), tempfile.TemporaryDirectory() as scratch:
         if (run is None) == (items is None):
@@ -169,6 +193,14 @@ def main(
             )
             with serving(folder, Path(scratch) / "state", "--workers", str(workers)) as server:
                 return measure_page(server, histories, seconds)
+        if batch is not None:
+            print(
+                f"| items per history | histories/s, single | in batches of {batch} | ratio | failed |\n"
+                + "|--:" * 5
+                + "|"
+            )
+            with serving(folder, Path(scratch) / "state", "--workers", str(workers)) as server:
+                return measure_batches(server, histories, batch, seconds)
         print(
             "| items | index | recall@20 | asked, requests/s | answered | p50, ms | p95, ms | p99, ms | longest, ms "
             "| failed | server's CPU, ms a request | load's CPU, ms a request |\n" + "|---" * 3 + "|--:" * 9 + "|"

@@ -72,17 +72,22 @@ def test_another_model_takes_over_what_it_shares_with_the_preset() -> None:
     ours = resolve_settings("best").model
     assert isinstance(sasrec, SASRecConfig)
     assert isinstance(ours, MSM4SRConfig)
-    shared = (set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields)) - {"name", "seen_item_bias"}
+    shared = (set(SASRecConfig.model_fields) & set(MSM4SRConfig.model_fields)) - {"name"}
     assert {"dim", "layers", "heads", "max_history"} <= shared
     assert {name: getattr(sasrec, name) for name in shared} == {name: getattr(ours, name) for name in shared}
     assert resolve_settings("best", "popularity").model == PopularityConfig()
 
 
+def test_every_sequential_model_learns_the_seen_item_bias_by_default() -> None:
+    biases = {name: getattr(resolve_settings("best", name).model, "seen_item_bias", None) for name in MODELS}
+    sequential = {"msm4sr", "sasrec", "sasrecm", "s3rec", "difsr", "sine", "mvrnn"}
+    assert {name for name, bias in biases.items() if bias} == sequential
+    assert not any(biases[name] for name in set(MODELS) - sequential)
+
+
 def test_a_preset_may_have_settings_of_single_models() -> None:
     rates = {name: resolve_settings("best", name).finetune.learning_rate for name in ("msm4sr", "sasrec", "lightgcn")}
     assert rates == {"msm4sr": 2e-3, "sasrec": 3e-3, "lightgcn": 3e-3}
-    biases = {name: resolve_settings("best", name).model.seen_item_bias for name in ("msm4sr", "sasrec")}  # type: ignore
-    assert biases == {"msm4sr": True, "sasrec": False}
     assert resolve_settings("best", changes=["finetune.learning_rate=1e-3"]).finetune.learning_rate == 1e-3
 
 

@@ -134,6 +134,24 @@ def test_an_unknown_history_is_folded_in_as_a_new_user(make: Callable[..., Graph
         torch.testing.assert_close(scores(model, [history])[0], (items @ folded).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_known_users_new_items_are_folded_in_if_asked(make: Callable[..., GraphModel]) -> None:
+    plain, model = make().eval(), make(fold_in_new_items=True).eval()
+    trained = INTERACTIONS[0]  # 1, 5, 0
+    repeated = scores(model, [[*trained, 1, 1]], users=[0])
+    torch.testing.assert_close(repeated, scores(plain, [trained], users=[0]), rtol=1e-4, atol=1e-6)
+    users, items = (vectors.detach() for vectors in model.propagate())
+
+    def folded(history: list[int]) -> torch.Tensor:
+        return sum(model.fold_in_weights[item] * items[item] for item in history) / len(history) ** 0.5  # type: ignore
+
+    new = [*trained, 7, 10, 7]
+    moved = users[0] + folded([*trained, 7, 10]) - folded(trained)
+    torch.testing.assert_close(scores(model, [new], users=[0])[0], items @ moved, rtol=1e-4, atol=1e-5)
+    together = scores(model, [new, [2]], users=[0, 2])  # padded
+    torch.testing.assert_close(together[0], items @ moved, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[1], items @ users[2], rtol=1e-4, atol=1e-5)
+
+
 def test_a_score_does_not_depend_on_the_other_histories_nor_on_what_comes_later(
     make: Callable[..., GraphModel],
 ) -> None:

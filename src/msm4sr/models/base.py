@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
@@ -180,6 +180,13 @@ class ModelConfig(Strict):
     """The settings of a model. A model's own class gives `name` a default, the name that it is registered under."""
 
     name: str
+
+
+class SequentialConfig(ModelConfig):
+    """The settings that all models of the order of a history share."""
+
+    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
+    seen_item_bias: bool = Field(False, description="learn a number that is added to the scores of seen items")
 
 
 class Model(Scorer):

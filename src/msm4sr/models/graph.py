@@ -82,6 +82,13 @@ class UserItemGraph(nn.Module):
         """The number of users of each item: int64 [N]."""
         return self.item_offsets.diff()
 
+    def has_edges(self, users: Tensor, items: Tensor) -> Tensor:
+        """Whether users [B] have edges to items [B, L]: bool [B, L]."""
+        n_items = len(self.item_offsets) - 1
+        edges, wanted = self.users * n_items + self.items, users.unsqueeze(1) * n_items + items
+        place = torch.searchsorted(edges, wanted).clamp(max=max(0, len(edges) - 1))
+        return edges[place] == wanted
+
     def sum_to_users(self, weights: Tensor, vectors: Tensor) -> Tensor:
         """sum_i w_ui x_i for each user u: weights [E], item vectors [N, D], to [U, D]."""
         return _Sum.apply(weights, vectors, self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]

@@ -37,6 +37,9 @@ class GraphConfig(ModelConfig):
     dim: int = Field(64, ge=1, description="dimension of a node's vector")
     l2: float = Field(1e-4, ge=0, description="weight of the squared length of the trained vectors of a batch")
     max_history: int = Field(50, ge=1, description="latest items that are folded in for an unknown user")
+    fold_in_new_items: bool = Field(
+        False, description="fold in a user's items that are not in the graph, such as the validation item before test"
+    )
 
 
 class GraphModel(FactorizedModel):
@@ -45,6 +48,8 @@ class GraphModel(FactorizedModel):
     A user of the training data has a node, whatever the given history. The history of an unknown user is **folded in**
     as a new node, by one more propagation step from the items' final vectors: a weighted sum over its distinct items
     (`fold_in_weights`), divided by the square root of their number. The order is ignored, so seen items are excluded.
+    With `fold_in_new_items` a known user's node moves by the difference that the items outside of the graph make to
+    this sum.
     """
 
     ranks_seen_items = False
@@ -94,10 +99,22 @@ class GraphModel(FactorizedModel):
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Each prefix, folded in as a new user: [B, L, Q]."""
-        same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
-        first = ~same.tril(-1).any(dim=2)  # [B, L]: the first occurrence of an item
+        first = _first_occurrence(histories)
         sums = (take(embeddings[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
         return sums / first.cumsum(dim=1).sqrt().unsqueeze(2)
+
+    def _moved(self, users: Tensor, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
+        """How far folding in moves when the items that are not in the graph join the others: [B, Q]."""
+        counted = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)
+        counted = counted & _first_occurrence(histories)
+        known = counted & self.graph.has_edges(users, histories)
+        vectors = take(embeddings[:, 1], histories)
+
+        def folded(items: Tensor) -> Tensor:
+            """The sum over bool [B, L] of the history."""
+            return (vectors * items.unsqueeze(2)).sum(dim=1) / items.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+
+        return folded(counted) - folded(known)
 
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, Q]."""
@@ -109,11 +126,20 @@ class GraphModel(FactorizedModel):
         """[B, N]; by the nodes of `users` with training items, otherwise by their `histories`."""
         if users is None:
             return super().score(histories, lengths, embeddings, item_vectors)
-        scores = self.nodes()[0][users] @ item_vectors.T
+        vectors = self.nodes()[0][users]
+        if self.config.fold_in_new_items:
+            vectors = vectors + self._moved(users, histories, lengths, embeddings)
+        scores = vectors @ item_vectors.T
         new = self.graph.user_degrees()[users] == 0  # without training items
         if new.any():
             scores[new] = super().score(histories[new], lengths[new], embeddings, item_vectors)
         return scores
+
+
+def _first_occurrence(histories: Tensor) -> Tensor:
+    """Whether an item occurs for the first time in its history: [B, L] to bool [B, L]."""
+    same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
+    return ~same.tril(-1).any(dim=2)
 
 
 class MultimodalGraphModel(GraphModel):

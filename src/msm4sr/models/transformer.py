@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from msm4sr.models.base import ModelConfig
+from msm4sr.models.base import SequentialConfig
 from msm4sr.models.layers import Dropout
 
 SEARCH: Mapping[str, Mapping[str, Any]] = {
@@ -116,7 +116,7 @@ class TransformerLayer(nn.Module):
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 
-class TransformerConfig(ModelConfig):
+class TransformerConfig(SequentialConfig):
     """The settings of the sequence encoder, shared by all models that have one; defaults are the MSM4SR paper's."""
 
     dim: int = Field(64, ge=1, description="dimension of item and history vectors")
@@ -125,8 +125,6 @@ class TransformerConfig(ModelConfig):
     inner_dim: int = Field(256, ge=1, description="dimension inside the feed-forward network")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout everywhere except for attention weights")
     attention_dropout: float = Field(0.2, ge=0, lt=1, description="dropout of attention weights")
-    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
-    seen_item_bias: bool = Field(False, description="learn a number that is added to the scores of seen items")
 
     split_by_heads: ClassVar[tuple[str, ...]] = ("dim",)
 

@@ -35,7 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
+from msm4sr.models.base import FactorizedModel, Inputs, SequentialConfig
 from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import Dropout, ItemMeans, initialise, take
 from msm4sr.models.located_items import LocatedItems
@@ -43,10 +43,9 @@ from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH
 
 
-class MVRNNConfig(ModelConfig):
+class MVRNNConfig(SequentialConfig):
     name: Literal["mvrnn"] = "mvrnn"
     dim: int = Field(64, ge=1, description="dimension of the latent and of the content vector")
-    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
     structure: Literal["united", "separate"] = Field("united", description="one hidden state, or one per view")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the network's input; the authors have none")
     corruption: float = Field(0.3, ge=0, lt=1, description="probability that training removes a modality")

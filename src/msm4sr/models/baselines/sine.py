@@ -34,17 +34,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
+from msm4sr.models.base import FactorizedModel, Inputs, SequentialConfig
 from msm4sr.models.item_table import ItemTable
 from msm4sr.models.layers import initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
 
 
-class SINEConfig(ModelConfig):
+class SINEConfig(SequentialConfig):
     name: Literal["sine"] = "sine"
     dim: int = Field(64, ge=1, description="dimension of item, prototype and history vectors")
-    max_history: int = Field(50, ge=1, description="latest items of a history that are read")
     prototypes: int = Field(500, ge=1, description="size of the pool; L of the paper")
     interests: int = Field(4, ge=1, description="prototypes that a history activates; K of the paper")
     interest_temperature: float = Field(0.1, gt=0, description="tau, divides the score of an interest")
