@@ -2,7 +2,8 @@
 
 A parallel operation ends when its last thread does. With more threads than free cores one of them waits for a core, and
 the others, if they spin, take the time that it needs. OpenMP reads the choice when torch is first imported, so it is
-made in the environment; this module imports nothing heavy.
+made in the environment; this module imports nothing heavy. It is made once: another number of threads changes the last
+bits of sums, and a later change would come at a moment that no second run repeats.
 """
 
 from __future__ import annotations

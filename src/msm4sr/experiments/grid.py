@@ -286,7 +286,7 @@ class Base(Strict):
 
 
 def plan_grid(request: GridRequest) -> Grid:
-    """The requested grid; base and options are applied to each row.
+    """The requested grid; base and options are applied to each row, whose own changes take precedence.
 
     A configuration without rows has one for each registered model.
 

@@ -2,8 +2,8 @@
 
 Politely: a few requests at a time, increasing waits, and those that a server asks for (`Retry-After`). Safely: https
 only, at every redirect; all addresses that a host resolves to must be public, and the address of each socket is checked
-again before it connects, so that no spelling of a host evades the check. No proxy of the environment is used. Each
-answer must be a complete image, by its content, of a bounded size.
+again before it connects, so that no spelling of a host evades the check (aiohttp also reads digits of other scripts).
+No proxy of the environment is used. Each answer must be a complete image, by its content, of a bounded size.
 
 Files are written atomically, so that an interrupted run resumes: what is there is not requested again. What fails is
 listed with its reason in `failed-images.jsonl`, stays an address, and is tried again by the next run.

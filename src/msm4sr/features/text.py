@@ -102,7 +102,7 @@ class TransformerSentenceEncoder(FrozenModel):
     The files of the model define pooling, prompt and truncation; a plain model (such as BERT) gets the mean over its
     tokens, the default of sentence-transformers. Vectors have unit length, so that encoders can be swapped under the
     same settings. Sentences of similar length share a batch of `batch_tokens`, including padding; None: 1,024 on a CPU
-    (what its caches hold), 32,768 on a GPU.
+    (what its caches hold), 32,768 on a GPU. In such batches torch in fp32 is as fast as ONNX Runtime, and bf16 faster.
     """
 
     def __init__(self, name: str, max_tokens: int = 128, batch_tokens: int | None = None, device: str = "auto") -> None:

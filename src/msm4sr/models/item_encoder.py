@@ -19,7 +19,8 @@ class AttentionPooling(nn.Module):
 
     alpha = softmax((x W1 + b1) W2 + b2) over the rows of the item, e = sum_j alpha_j x_j.
 
-    Both maps are applied as one: x (W1 W2) costs a `hidden`-th of (x W1) W2.
+    Both maps are applied as one: x (W1 W2) costs a `hidden`-th of (x W1) W2. b1 W2 + b2 is the same for all rows and
+    cancels in the softmax; both biases are kept as printed, and their true gradient is zero.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:

@@ -1,4 +1,7 @@
-"""Checkpoints: one safetensors file each, written atomically, with a description as JSON in its header."""
+"""Checkpoints: one safetensors file each, written atomically, with a description as JSON in its header.
+
+Two files could be of two moments after a kill. The best weights are written before the checkpoint that refers to them.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ NEW_NAMES = ("user_id", "parent_asin", "timestamp", "rating")
 PLAIN_ID = r"^[A-Za-z0-9][!-~]*$"
 NO_NUMBER = r"^(?:[A-Z]|0[0-9])[!-~]*$"  # and plain; an ID as most are
 
-# Each attempt ends where the next one would start, so that no text takes more than linear time.
+# Each attempt ends where the next one would start, so that no text takes more than linear time (html.parser of Python
+# 3.11 takes quadratic time on hostile markup).
 INVISIBLE = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->", re.I | re.S)
 INLINE = re.compile(r"</?(?:a|b|em|font|i|small|span|strong|sub|sup|u)\b[^<>]*>", re.I)  # within a word too
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")

@@ -1,4 +1,7 @@
-"""An index in a Qdrant server, for catalogues whose graph is too large for each process."""
+"""An index in a Qdrant server, for catalogues whose graph is too large for each process.
+
+Without the server a search raises IndexUnavailable instead of scoring all items, which would overload every replica.
+"""
 
 from __future__ import annotations
 
