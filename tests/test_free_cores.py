@@ -221,6 +221,7 @@ def test_ctrl_c_during_the_measurement_is_one_line(monkeypatch: pytest.MonkeyPat
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["LOCAL_RANK", "SLURM_PROCID"])
 def test_only_the_first_of_several_processes_prints_the_choice(tmp_path: Path, rank: str) -> None:
     line = "1 thread (OMP_NUM_THREADS)\n"

@@ -89,6 +89,7 @@ def test_a_node_with_another_version(
     assert f"has another version of msm4sr, in {other / 'msm4sr'}; install the same version on all nodes" in answer
 
 
+@pytest.mark.slow
 def test_a_path_that_a_node_does_not_see(
     refused: Callable[..., str], compare: Callable[..., list[str]], cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -146,10 +147,11 @@ def test_a_grid_has_the_results_of_this_machine(
     assert not list((tmp_path / "there").glob(".ray-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "answer"),
     [
-        pytest.param("16k", "No space left on device (on node", marks=pytest.mark.slow, id="full"),
+        pytest.param("16k", "No space left on device (on node", id="full"),
         pytest.param("64m", "of 8 cells were lost, as said above; rerun the command to continue", id="of its own"),
     ],
 )
@@ -192,6 +194,7 @@ def test_more_processes_than_fit(refused: Callable[..., str], ring: Path, cluste
     assert "3 processes of 1 CPU each, but only 2 fit on the cluster" in refused(*command, "--devices=3")
 
 
+@pytest.mark.slow
 def test_a_study_has_the_trials_of_this_machine(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
     command = ("tune", ring, "--model=itemknn", "--trials=3", "--out")
     assert cli(*command, tmp_path / "here").code == 0

@@ -90,6 +90,7 @@ def undisturbed(cli: Cli, shop: Path, features: Path, tmp_path_factory: pytest.T
     return run
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     undisturbed: Path, shop: Path, features: Path, tmp_path: Path
 ) -> None:
