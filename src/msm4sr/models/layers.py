@@ -47,9 +47,9 @@ class ItemFeatures(nn.Module):
         return Ragged(self.values, self.offsets)
 
     @property
-    def source(self) -> Tensor:
-        """The frozen encoder's embeddings that `rows` are computed from [R, D_in]."""
-        return self.values
+    def source(self) -> Ragged:
+        """The frozen encoder's embeddings that `rows` are computed from, as long as the caller has them."""
+        return self.rows
 
     @property
     def source_dim(self) -> int:
@@ -149,10 +149,15 @@ class ItemMeans(ItemFeatures):
     def __init__(self, rows: Ragged) -> None:
         means = centred_means(rows)
         super().__init__(means)
+        self._embeddings = rows
         # parameters without a gradient: checkpoints and models that continue from this one keep them with the weights
         self.centre = nn.Parameter(means.centre, requires_grad=False)  # [D_in]
         self.length = nn.Parameter(means.length, requires_grad=False)
         self.register_buffer("_applied", self._measures(), persistent=False)
+
+    @property
+    def source(self) -> Ragged:
+        return self._embeddings
 
     def update(self) -> None:
         """Centre and scale again if `centre` and `length` were replaced by those of other items."""

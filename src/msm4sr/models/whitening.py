@@ -93,8 +93,8 @@ class WhitenedFeatures(ItemFeatures):
         self._embeddings, self._applied = rows.embeddings, self.whitening.as_tensor()
 
     @property
-    def source(self) -> Tensor:
-        return self.values if self._embeddings is None else self._embeddings
+    def source(self) -> Ragged:
+        return self.rows if self._embeddings is None else Ragged(self._embeddings, self.offsets)
 
     @property
     def source_dim(self) -> int:

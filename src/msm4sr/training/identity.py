@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from msm4sr.data.dataset import Dataset
 from msm4sr.dotted import flatten
 from msm4sr.models.base import Scorer
@@ -30,12 +28,12 @@ def stage_identity(model: Scorer, dataset: Dataset, settings: StageSettings, see
 def inputs_identity(model: Scorer) -> dict[str, str]:
     """A digest of each input that a model keeps, such as "features.text" or "graph".
 
-    Of whitened features it is that of the embeddings, since last bits of a product differ between machines.
+    Of features it is that of the encoder's embeddings: equal for all models, however each of them prepares them.
     """
     trained = dict(model.named_parameters())
-    sources = {f"{name}.values": m.source for name, m in model.named_modules() if isinstance(m, ItemFeatures)}
-    kept: dict[str, list[Tensor]] = {}
+    features = {name: module.source for name, module in model.named_modules() if isinstance(module, ItemFeatures)}
+    kept = {name: [rows.values, rows.offsets] for name, rows in features.items()}
     for name, tensor in model.state_dict().items():
-        if name not in trained:
-            kept.setdefault(name.rpartition(".")[0] or name, []).append(sources.get(name, tensor))
+        if name not in trained and (module := name.rpartition(".")[0] or name) not in features:
+            kept.setdefault(module, []).append(tensor)
     return {name: tensor_digest(*tensors) for name, tensors in kept.items()}
