@@ -132,15 +132,20 @@ def _validate(settings: type[Settings], values: dict[str, Any]) -> Settings:
 @prepare.command("toyshop")
 def prepare_toyshop(
     out: Out,
-    users: Annotated[int, typer.Option(min=10)] = 3000,
-    items: Annotated[int, typer.Option(min=40)] = 600,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int, typer.Option(min=10, help="Number of users.")] = 3000,
+    items: Annotated[int, typer.Option(min=40, help="Number of items.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another shop.")] = 0,
+    csv: Annotated[bool, typer.Option("--csv", help="Write log.csv, items.csv and photos/ for `prepare csv`.")] = False,
 ) -> None:
     """Generate a small shop with drawn images, whose interactions depend on images, texts and order."""
-    from msm4sr.data.toyshop import generate_toyshop
+    from msm4sr.data.toyshop import generate_toyshop, write_toyshop_csv
 
     with handle_errors(INTERRUPTED):
         with atomic_folder(out) as folder:
-            generate_toyshop(folder, users=users, items=items, seed=seed)
+            (write_toyshop_csv if csv else generate_toyshop)(folder, users=users, items=items, seed=seed)
         console.print(f"toyshop: {out}", markup=False)
-        say_next("run", out, "--out", "RUN")
+        if csv:
+            columns = ("--images", out / "photos", "--user", "customer", "--item", "sku", "--time", "date")
+            say_next("prepare", "csv", out / "log.csv", out / "items.csv", "DATA", *columns)
+        else:
+            say_next("run", out, "--out", "RUN")

@@ -112,6 +112,23 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
     return ToyshopTruth(item_ids, pattern, theme, has_image, has_text, pattern_step, theme_step, oracle)
 
 
+def write_toyshop_csv(out: Path, users: int = 3000, items: int = 600, seed: int = 0) -> None:
+    """Write a toyshop as an application would export it: `log.csv`, `items.csv`, and `photos/*.png`.
+
+    The log has the columns `customer`, `sku` and `date` (ISO 8601, UTC); a photo has the name of its item. The toys and
+    the interactions are those of `generate_toyshop` with the same arguments.
+    """
+    generate_toyshop(out, users, items, seed)
+    date = pl.from_epoch("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S").alias("date")
+    log = pl.read_parquet(out / "interactions.parquet")
+    log.select(pl.col("user_id").alias("customer"), pl.col("item_id").alias("sku"), date).write_csv(out / "log.csv")
+    table = pl.read_parquet(out / "items.parquet").drop("image")
+    table.with_columns(pl.col("categories").list.join("|")).write_csv(out / "items.csv")
+    (out / "images").rename(out / "photos")
+    for name in ("interactions.parquet", "items.parquet"):
+        (out / name).unlink()
+
+
 def _attributes(items: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """The pattern and the theme of every toy: all equally frequent, and so are their combinations."""
     i = np.arange(items)
