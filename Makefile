@@ -3,7 +3,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format test test-all clean
+.PHONY: help setup demo docs lint format test test-all clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,15 +29,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## generate a toy shop, train on it and write its report to demo/
 	$(BIN)/msm4sr demo --out demo
 
+docs: setup ## build the documentation site in site/; a broken link, a missing snippet or docstring is an error
+	$(BIN)/mkdocs build --strict --quiet
+
 lint: setup ## check style, types and import contracts
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 format: setup ## fix style with ruff
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks scripts
+	$(BIN)/ruff format src tests benchmarks scripts
 
 test: lint ## lint, then the fast tests
 	$(PYTEST) -m 'not slow'
@@ -46,5 +49,5 @@ test-all: lint ## lint, then all tests
 	$(PYTEST)
 
 clean: ## remove caches, built packages and the demo (.venv stays)
-	rm -rf demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf demo dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +

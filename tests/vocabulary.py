@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SEARCHED = ("src", "tests", "benchmarks", "docs", "configs", "README.md", "Makefile", "pyproject.toml")
+SEARCHED = ("src", "tests", "benchmarks", "scripts", "docs", "configs", "README.md", "Makefile", "pyproject.toml")
 SUFFIXES = {".py", ".md", ".yaml", ".jinja", ".js", ".css", ".toml", ""}
 
 # What to say, and a pattern of what we no longer say. Identifiers count as well as prose: an underscore ends a word.

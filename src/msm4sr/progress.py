@@ -17,6 +17,8 @@ class Update(Protocol):
 
 
 class Progress(Protocol):
+    """Where long work reports how far it is: bars on a terminal, messages to another process, or nothing."""
+
     def task(
         self, title: str, total: float | None = None, unit: str = "", done: float = 0
     ) -> AbstractContextManager[Update]:

@@ -18,9 +18,9 @@ SHOWN = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr")
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo; an earlier demo is replaced.")] = Path("demo"),
-    users: Annotated[int, typer.Option(min=10)] = 3000,
-    items: Annotated[int, typer.Option(min=40)] = 600,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int, typer.Option(min=10, help="Number of users.")] = 3000,
+    items: Annotated[int, typer.Option(min=40, help="Number of items.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
 ) -> None:
     """Train and compare on a generated toy shop: popularity, texts only, images only, and both."""
     from msm4sr.experiments.demo import run_demo

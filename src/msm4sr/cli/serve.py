@@ -78,7 +78,7 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="The address to listen on; 0.0.0.0: all addresses.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = 8000,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Number of processes.")] = 1,
     state: Annotated[
         str | None,

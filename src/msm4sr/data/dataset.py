@@ -36,7 +36,7 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from msm4sr.data.cutoffs import Cutoff, time_text
 from msm4sr.data.histories import HistoryRules, load_histories
@@ -51,6 +51,8 @@ from msm4sr.strict import Strict
 
 class DataSettings(Strict):
     """How a prepared folder becomes a `Dataset`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     user_core: int = Field(0, ge=0)
     """Users with fewer interactions are dropped; 0 keeps all that can be split."""
@@ -105,14 +107,17 @@ class Dataset:
 
     @property
     def n_users(self) -> int:
+        """Number of users."""
         return len(self.user_ids)
 
     @property
     def n_items(self) -> int:
+        """Number of items, unseen ones included."""
         return len(self.item_ids)
 
     @property
     def n_interactions(self) -> int:
+        """Number of interactions of all users."""
         return len(self.histories.values)
 
     @cached_property

@@ -179,6 +179,7 @@ class Extractor(ABC):
         return StoreBuilder(self, self.job.progress, self.job.executor).build(merge)
 
     def extract_shard(self, shard: Shard) -> None:
+        """Encode one shard of the items; see `Extraction.extract_shard`."""
         StoreBuilder(self, self.job.progress).build_shard(shard)
 
 

@@ -58,10 +58,12 @@ class Features(Ragged):
 
     @property
     def n_rows(self) -> int:
+        """Number of vectors of all items."""
         return len(self.values)
 
     @property
     def dim(self) -> int:
+        """Dimension of a vector."""
         return int(self.values.shape[1])
 
     def of(self, item_ids: Sequence[str]) -> Features:

@@ -20,7 +20,7 @@ class StageSettings(Strict):
 
     epochs: int = Field(200, ge=0, description="upper bound; 0 skips the stage")
     max_steps: int = Field(0, ge=0, description="upper bound on steps, in complete epochs (at least one); 0: unlimited")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate of Adam")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",

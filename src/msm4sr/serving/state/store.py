@@ -55,7 +55,9 @@ class StateStore(Protocol):
         """The message about a store that cannot be read or written."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close files and connections."""
+        ...
 
     def wait(self, seconds: float) -> None:
         """Return when another process may have changed the store, at the latest after so long. For one thread."""
