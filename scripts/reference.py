@@ -1,4 +1,4 @@
-"""The generated pages of the documentation: settings, command line, the list of design records, and those of `api_reference`.
+"""The generated pages of the documentation: settings, command line, design records, and those of `api_reference`.
 
 `scripts/site_hook.py` adds them to the site; tests/docs/test_reference.py checks that they are complete.
 """
@@ -72,7 +72,7 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Change a setting with `--set NAME=VALUE`, for example `--set finetune.learning_rate=1e-4`, or with a YAML "
-        "file (`--settings FILE`). The tables give the values in the presets `seed` (the paper) and `best` (the default).",
+        "file: `--settings FILE`. The tables give the values of the presets `seed` (the paper) and `best` (default).",
     ]
     sections: dict[str, list[Setting]] = {}
     for setting in settings_of(RunSettings):
