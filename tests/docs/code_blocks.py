@@ -149,10 +149,9 @@ def begins_with(path: Path) -> str:
     return given
 
 
-def execute(path: Path, folder: Path) -> list[str]:
-    """Execute the blocks of a page in a folder, the working directory. Returns one line for each block."""
-    document = parse(path)
-    page, lines = Page(folder), []
+def execute(path: Path, folder: Path, lines: list[str]) -> None:
+    """Execute the blocks of a page in a folder, the working directory; add a line for each block to `lines`."""
+    document, page = parse(path), Page(folder)
     document.namespace["__name__"] = "__main__"
     name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     try:
@@ -162,8 +161,8 @@ def execute(path: Path, folder: Path) -> list[str]:
             if block.how == "skip":
                 lines.append(f"{name}:{example.line}: {block.language}, skipped: {block.value}")
                 continue
+            lines.append(f"{name}:{example.line}: {block.language}, failed")
             (page.shell if block.language == COMMAND else page.python)(example)
-            lines.append(f"{name}:{example.line}: {block.language}, executed in {time.monotonic() - start:.1f} s")
+            lines[-1] = f"{name}:{example.line}: {block.language}, executed in {time.monotonic() - start:.1f} s"
     finally:
         page.end()
-    return lines

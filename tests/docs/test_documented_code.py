@@ -38,10 +38,10 @@ def log() -> Iterator[Log]:
     """Written to a file when the last page is done."""
     log = Log()
     yield log
-    skipped = sum(", skipped: " in line for line in log.lines)
-    counts = (
-        f"{len(log.pages)} pages, {len(log.lines)} blocks found: {len(log.lines) - skipped} executed, {skipped} skipped"
+    kinds = ", ".join(
+        f"{sum(f', {kind}' in line for line in log.lines)} {kind}" for kind in ("executed", "skipped", "failed")
     )
+    counts = f"{len(log.pages)} pages, {len(log.lines)} blocks: {kinds}"
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("\n".join([counts, *log.lines, ""]), encoding="utf-8")
 
@@ -61,7 +61,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "```\n"
     )
     parent = folders["empty"].parent
-    execute(made, parent)
+    execute(made, parent, [])
     return {name: parent / name for name in folders}
 
 
@@ -80,7 +80,7 @@ def test_the_code_of_a_page_runs(
     monkeypatch.chdir(folder)
     log.pages.append(str(page))
     with FileLock(PORT):
-        log.lines += execute(page, folder)
+        execute(page, folder, log.lines)
 
 
 def copy(given: Path, folder: Path) -> Path:
@@ -107,7 +107,8 @@ def test_blocks_run_in_order_and_share_the_folder_and_the_names(
         "<!-- skip: needs a GPU -->\n```bash\nfalse\n```\n\n<!-- fails -->\n```bash\nfalse\n```\n"
     )
     monkeypatch.chdir(tmp_path)
-    lines = execute(write_page(tmp_path, text), tmp_path)
+    lines: list[str] = []
+    execute(write_page(tmp_path, text), tmp_path, lines)
     assert (tmp_path / "b").read_text() == "3\n"
     assert len(lines) == 5
     assert lines[3] == "page.md:21: bash, skipped: needs a GPU"
@@ -120,9 +121,9 @@ def test_a_background_block_runs_until_the_page_ends(tmp_path: Path) -> None:
     )
     page = write_page(tmp_path, text)
     with FileLock(PORT):
-        assert len(execute(page, tmp_path)) == 2
+        execute(page, tmp_path, [])
         with pytest.raises(AssertionError, match="exit status 1"):
-            execute(write_page(tmp_path, text[text.index("```\n") + 4 :]), tmp_path)
+            execute(write_page(tmp_path, text[text.index("```\n") + 4 :]), tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_background_block_runs_until_the_page_ends(tmp_path: Path) -> None:
 def test_what_does_not_run_fails(text: str, error: str, tmp_path: Path) -> None:
     page = write_page(tmp_path, text)
     with pytest.raises(AssertionError) as raised:
-        execute(page, tmp_path)
+        execute(page, tmp_path, [])
     assert error in str(raised.value) or "1 == 2" in error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +66,16 @@ def test_every_public_name_is_documented_on_a_page_and_has_docstrings() -> None:
     assert not api.undocumented()
     pages = api.api_pages()
     assert "| [`finetune`](training.md#msm4sr.training.stages.finetune) |" in pages["index.md"]
+
+
+def test_every_parameter_of_a_public_function_is_documented() -> None:
+    functions = [getattr(msm4sr, name) for name in msm4sr.__all__ if inspect.isfunction(getattr(msm4sr, name))]
+    functions += [getattr(msm4sr.Recommender, name) for name in ("recommend", "recommend_batch", "similar_items")]
+    for function in functions:
+        text = inspect.getdoc(function) or ""
+        for name in inspect.signature(function).parameters:
+            assert name == "self" or re.search(rf"^ +{name}: ", text, re.MULTILINE), (function.__qualname__, name)
+    assert len(functions) > 10
 
 
 def test_a_name_without_a_docstring_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

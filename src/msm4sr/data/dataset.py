@@ -188,8 +188,13 @@ class Targets:
 def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) -> Dataset:
     """Read a prepared folder by the rules of this module.
 
-    Raises InputError as `read_interactions` and `read_items` do, for an item that the catalogue lacks, and where
-    nothing is left: of all interactions, or of a part of the split.
+    Args:
+        folder: the prepared folder.
+        settings: the split, filters, and held-out items and users.
+
+    Raises:
+        InputError: as `read_interactions` and `read_items`; an item that the catalogue lacks; nothing is left of all
+            interactions, or of a part of the split.
     """
     folder = Path(folder)
     items, cutoffs = read_items(folder), None

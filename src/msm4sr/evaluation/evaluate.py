@@ -30,7 +30,16 @@ class EvaluationSettings(Strict):
 def evaluate(
     model: Scorer, dataset: Dataset, part: Part, settings: EvaluationSettings = EvaluationSettings()
 ) -> dict[str, float]:
-    """The metrics of `evaluation.metrics` of a ranking of all items: means over users with training interactions."""
+    """The metrics of `evaluation.metrics` of a ranking of all items: means over users with training interactions.
+
+        evaluate(model, dataset, "test", EvaluationSettings(exclude_seen=True))["ndcg@10"]
+
+    Args:
+        model: a trained model.
+        dataset: that it was trained on.
+        part: "validation" or "test".
+        settings: whether seen items are ranked.
+    """
     targets = targets_of(dataset, part)
     users = np.arange(len(targets.histories)) if targets.users is None else targets.users
     known = user_counts(dataset)[users] > 0
@@ -50,7 +59,15 @@ def rank_users(
     """The rank of each target among all items, by each protocol (`rank_targets`).
 
     Validation ranks the items of the validation part given the training part, test those of the test part given all
-    before it. The lists of `on_lists` are as for `rank_targets`.
+    before it.
+
+    Args:
+        model: a trained model.
+        dataset: that it was trained on.
+        part: "validation" or "test".
+        protocols: "seen_included", "seen_excluded" or both.
+        advance: called with how many more users are ranked.
+        on_lists: called with the recommended lists, as by `rank_targets`.
     """
     return _rank(model, targets_of(dataset, part), protocols, advance, on_lists)
 

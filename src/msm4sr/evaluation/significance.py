@@ -50,7 +50,8 @@ def paired_bootstrap(
     """The differences of T pairs of systems (or metrics), all with the same resamples of the users.
 
     Args:
-        first, second: float64 [users, T]; row u is one user in both.
+        first: float64 [users, T], the first system of each pair.
+        second: float64 [users, T], the second; row u is the same user in both.
         resamples: how many; the smallest p is 2 / (resamples + 1).
         confidence: of the percentile interval.
         seed: of the draws; `numpy.random.default_rng(seed)` draws them in order, however they are chunked.

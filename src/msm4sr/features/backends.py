@@ -8,6 +8,7 @@ a clock, so that a resumed run uses the same backend.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,7 +117,9 @@ class FrozenModel(ABC):
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Keep transformers from drawing a bar for every model and from listing unused weights."""
-    from transformers.utils import logging
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of its bars, in a notebook without ipywidgets
+        from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -42,8 +42,16 @@ def extract_features(
     """Extract the features of every item, or read features extracted before.
 
     Each modality and encoder has a folder under `out` (see `store`), such as `text-minilm/`. Only items whose content
-    is new or changed are encoded, chunk by chunk, so a killed run loses at most one chunk. The arguments are the
-    attributes of `Extraction`.
+    is new or changed are encoded, chunk by chunk, so a killed run loses at most one chunk.
+
+    Args:
+        dataset: its items, and its folder for their images.
+        out: the folder of the stores.
+        settings: the encoders and their limits.
+        progress: shows how far it is.
+        precomputed: modality to a Parquet file with item_id and vector; no encoder is run for it.
+        device: of the encoders: "auto", "cpu", "cuda" or "mps".
+        strict: an image that cannot be used is an error; else it is counted and skipped.
 
     Returns:
         Features of "text", "visual" and each modality of `precomputed`; entry i is item `dataset.item_ids[i]`, without

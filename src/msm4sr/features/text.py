@@ -109,9 +109,9 @@ class TransformerSentenceEncoder(FrozenModel):
         source = self.source(name)
         self._device = choose_device(device)
         try:
-            from sentence_transformers import SentenceTransformer
-
             with quiet_loading():
+                from sentence_transformers import SentenceTransformer
+
                 model = SentenceTransformer(source, device=str(self._device), local_files_only=Path(source).is_dir())
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(

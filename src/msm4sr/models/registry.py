@@ -37,8 +37,9 @@ def register_model(name: str) -> Callable[[M], M]:
         @register_model("mymodel")
         class MyModel(FactorizedModel): ...
 
-    The file (or the entry point in the group `msm4sr.models`) must have the same name, and the `name` of the model's
-    `Config` must have it as default.
+    Args:
+        name: of the option `--model`. The file (or the entry point in the group `msm4sr.models`) must have the same
+            name, and the `name` of the model's `Config` must have it as default.
     """
     return MODELS.register(name)  # type: ignore[return-value]
 
@@ -53,7 +54,14 @@ def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
 
 
 def from_pretrained(folder: str | Path) -> Model:
-    """The model that `save_pretrained` wrote to a folder. Raises InputError if it is missing or incomplete."""
+    """The model that `save_pretrained` wrote to a folder.
+
+    Args:
+        folder: that folder, such as `runs/shop/model`.
+
+    Raises:
+        InputError: the model is missing or incomplete.
+    """
     from msm4sr.models.base import read_config
 
     stored = read_config(Path(folder))

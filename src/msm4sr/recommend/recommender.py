@@ -157,6 +157,8 @@ class Recommender:
 
         Args:
             history: item ids, oldest first.
+            k: number of items.
+            exclude_seen: do not recommend items of the history.
             rules: which items to rank, boosts, and diversity; for popular items too.
             by: a modality: its content and the ID alone score (MSM4SR-T and -V of the paper); "both": all modalities.
             reasons: add a reason to each item unless they are popular ones, at the cost of about 20 more histories.
@@ -176,7 +178,16 @@ class Recommender:
         by: str = BOTH,
         reasons: bool = False,
     ) -> list[Recommendations]:
-        """As `recommend`, for several histories; an InputError names the history, counted from 1."""
+        """As `recommend`, for several histories; an InputError names the history, counted from 1.
+
+        Args:
+            histories: of item ids, each oldest first.
+            k: number of items for each.
+            exclude_seen: do not recommend items of the history.
+            rules: which items to rank, boosts, and diversity.
+            by: a modality, or "both".
+            reasons: add a reason to each item.
+        """
         if k < 1:
             raise InputError(f"k is {k}: ask for at least 1 recommendation")
         if not histories:
@@ -205,7 +216,13 @@ class Recommender:
         return found
 
     def recommend_for_user(self, user_id: str, k: int = 10, **options: Any) -> Recommendations:
-        """As `recommend`, after the history of a user of the run's data. Raises as `user_history` too."""
+        """As `recommend`, after the history of a user of the run's data. Raises as `user_history` too.
+
+        Args:
+            user_id: of the data.
+            k: number of items.
+            options: those of `recommend`.
+        """
         return self.recommend(self.user_history(user_id), k, **options)
 
     def user_history(self, user_id: str) -> list[str]:
@@ -223,6 +240,8 @@ class Recommender:
         """The `k` items most similar to an item, best first; the score is a cosine.
 
         Args:
+            item_id: of the catalogue, or added.
+            k: number of items.
             by: a modality: the embeddings of its content, among the items that have it; "both": the mean over the
                 modalities of the item, with 0 for a modality that the other item lacks; "collaborative": the item
                 vectors, which are close for items that follow the same histories. A model that reads no content only
@@ -241,6 +260,9 @@ class Recommender:
 
     def add_items(self, items: Sequence[Item]) -> None:
         """Encode new items; from the next call on they are recommended by their content. All are added, or none.
+
+        Args:
+            items: with texts, the bytes of images, or features.
 
         Raises:
             InputError: a model without new items; an id that is in the catalogue, given twice or malformed; an
@@ -263,7 +285,13 @@ class Recommender:
         return encoded
 
     def update(self, removed: Sequence[str], added: Sequence[Item], available: Mapping[str, bool] = {}) -> None:
-        """Remove items, add encoded ones, and switch known items off or on; no reader sees a state in between."""
+        """Remove items, add encoded ones, and switch known items off or on; no reader sees a state in between.
+
+        Args:
+            removed: ids of items to remove.
+            added: items from `encode_items`.
+            available: item id to whether it is recommended.
+        """
         tensors = self.tensors_of(added) if added else None
         with self._changing:
             catalogue = self.catalogue.without(removed) if removed else self.catalogue
@@ -309,8 +337,14 @@ class Recommender:
         return tensors
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
-        """Explain the score of an item after a history. Raises InputError as `recommend`, for the item, or if no item
-        of the history is known.
+        """Explain the score of an item after a history: its parts, and what each history item contributes.
+
+        Args:
+            history: item ids, oldest first.
+            item_id: the item whose score is explained.
+
+        Raises:
+            InputError: as `recommend`; an unknown item; no item of the history is known.
         """
         model, catalogue = self.model, self.catalogue
         row = catalogue.known_row(item_id)

@@ -74,6 +74,16 @@ def pretrain(
 
         pretrain(model, load_dataset("shop"), PretrainSettings(epochs=20))
 
+    Args:
+        model: changed in place.
+        dataset: its training part is learned, its validation part selects the best epoch.
+        settings: of the stage.
+        options: seed, device, checkpoints.
+        callbacks: are called at every epoch, such as `TrainingProgress`.
+
+    Returns:
+        A record of each epoch.
+
     Raises:
         InputError: the model has no pre-training; or as `Trainer.fit`.
     """
@@ -90,6 +100,16 @@ def finetune(
     """Fine-tune a model on the training parts of the histories; the weights of the best epoch remain in it.
 
         finetune(model, load_dataset("shop"), FinetuneSettings(epochs=20))
+
+    Args:
+        model: changed in place.
+        dataset: its training part is learned, its validation part selects the best epoch.
+        settings: of the stage.
+        options: seed, device, checkpoints.
+        callbacks: are called at every epoch, such as `TrainingProgress`.
+
+    Returns:
+        A record of each epoch.
 
     Raises:
         InputError: the model has nothing to train; or as `Trainer.fit`.
