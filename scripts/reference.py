@@ -54,8 +54,6 @@ def _type(schema: Mapping[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
-    if "pattern" in schema and "type" in schema:
-        return f"string matching `{schema['pattern']}`".replace("|", r"\|")
     kind = {"null": "`null`", "array": "list", "object": "mapping"}.get(
         schema.get("type", ""), schema.get("type", "any")
     )
@@ -72,7 +70,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Change a setting with `--set NAME=VALUE`, for example `--set finetune.learning_rate=1e-4`, or with a YAML "
-        "file: `--settings FILE`. The tables give the values of the presets `seed` (the paper) and `best` (default).",
+        "file: `--settings FILE`. A single value is that of the presets `seed` (the paper) and `best` (the default); "
+        "of two, the first is that of `seed`, the second that of `best`.",
     ]
     sections: dict[str, list[Setting]] = {}
     for setting in settings_of(RunSettings):
@@ -109,14 +108,16 @@ def _differing(model: str, values: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 def _table(settings: Iterable[Setting], model: str, presets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A row a setting; the name has an anchor (`#finetune.epochs`), in the section of another model with its name."""
-    yield "| setting | type | `seed` | `best` | description |"
-    yield "|---|---|---|---|---|"
+    yield "| setting | type | value | description |"
+    yield "|---|---|---|---|"
     for setting in settings:
         name = setting.name
         anchor = name if not name.startswith("model.") or model == "msm4sr" else f"{model}.{name}"
-        values = (f"`{_shown(presets[preset][model][name])}`" for preset in presets)
+        values = dict.fromkeys(
+            f"`{_shown(presets[preset][model][name])}`" for preset in presets
+        )  # one if they are equal
         description = _sentence(setting.description).replace("|", r"\|")
-        yield f"| `{name}`{{ #{anchor} }} | {setting.type} | {' | '.join(values)} | {description} |"
+        yield f"| `{name}`{{ #{anchor} }} | {setting.type} | {', '.join(values)} | {description} |"
 
 
 def _shown(value: Any) -> str:

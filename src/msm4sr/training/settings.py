@@ -36,7 +36,8 @@ class StageSettings(Strict):
     select: str = Field(
         "recall@20",
         pattern=r"^((recall|ndcg|map|precision)@(5|10|20|50)|mrr)$",
-        description="the validation metric that selects the best epoch",
+        description="the validation metric that selects the best epoch: recall, ndcg, map or precision @5, @10, @20 or "
+        "@50, or mrr",
     )
     checkpoint_every: float = Field(
         60.0, ge=0, description="seconds between two checkpoints inside an epoch; each epoch ends with one"
