@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from msm4sr.data.toyshop import THEMES, ToyshopTruth, _titles, generate_toyshop
+from msm4sr.data.preparation.pipeline import prepare
+from msm4sr.data.sources.tables import Tables
+from msm4sr.data.toyshop import THEMES, ToyshopTruth, _titles, generate_toyshop, write_toyshop_csv
 from msm4sr.data.toyshop_images import PATTERNS, SIDE, TOYS, draw_toy
 from msm4sr.errors import InputError
 
@@ -240,3 +242,29 @@ def test_frozen_encoders_read_the_pattern_in_images_only_and_the_theme_in_texts_
     assert accuracy(texts, truth.theme[truth.has_text]) > 0.9
     assert accuracy(images, truth.theme[truth.has_image]) < 0.25
     assert accuracy(texts, truth.pattern[truth.has_text]) < 0.25
+
+
+def test_its_csv_files_and_photos_are_prepared_as_the_same_shop(tmp_path: Path) -> None:
+    generate_toyshop(tmp_path / "shop", users=20, items=40)
+    write_toyshop_csv(tmp_path / "raw", users=20, items=40)
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["items.csv", "log.csv", "photos"]
+    raw = tmp_path / "raw"
+    source = Tables(
+        interactions=raw / "log.csv",
+        items=raw / "items.csv",
+        images=raw / "photos",
+        user="customer",
+        item="sku",
+        time="date",
+    )
+    report = prepare(source, tmp_path / "prepared")
+    assert not any("image" in note for note in report.notes), report.notes
+    for name, columns in (
+        ("interactions", ["timestamp", "user_id", "item_id"]),
+        ("items", ["item_id", "title", "text", "categories"]),
+    ):
+        paths = (tmp_path / folder / f"{name}.parquet" for folder in ("shop", "prepared"))
+        ours, theirs = (pl.read_parquet(path, columns=columns).select(columns).sort(columns[:3]) for path in paths)
+        assert ours.equals(theirs), name
+    items = pl.read_parquet(tmp_path / "prepared" / "items.parquet")
+    assert items["image"].is_not_null().sum() == len(list((raw / "photos").iterdir()))
