@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning and loads nothing from other hosts; links outside of it lead to files."""
+"""The site builds without a warning and loads nothing from other hosts; the links of the README lead to files."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_a_page_that_loads_from_another_host_is_found(tag: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
 def test_every_link_of_a_page_outside_of_the_site_leads_to_a_file(page: str) -> None:
     links = LINK.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert len(links) > 3
+    assert len(links) > 1
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
     assert not missing
