@@ -27,13 +27,13 @@ from msm4sr.recommend.onnx_export import export_onnx, write_graphs
 PRODUCTS = [name for name in MODELS if isinstance(make_model(name), FactorizedModel)]
 
 
-SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "onnx.md"
 
 
 def lines_of(page: Path) -> str:
-    """The Python on a page that reads an export."""
+    """The Python on a page that reads an export, here from the working directory."""
     (code,) = (code for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if ".onnx" in code)
-    return str(code)
+    return str(code).replace('Path("shop-onnx")', "Path()")
 
 
 def session(file: Path) -> onnxruntime.InferenceSession:
@@ -96,7 +96,7 @@ def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
     monkeypatch.chdir(tmp_path / "out")
     printed = [
         subprocess.run([sys.executable, "-c", lines_of(page)], capture_output=True, text=True, check=True).stdout
-        for page in (Path("README.md"), SERVING)
+        for page in (Path("README.md"), GUIDE)
     ]
     model = from_pretrained(run_folder / "model")
     item_ids = json.loads((tmp_path / "out" / "items.json").read_text())["item_ids"]
@@ -132,7 +132,7 @@ def test_the_lines_of_the_readme_and_of_the_docs_add_the_seen_item_bias(
         expected = model.score(torch.tensor([[0, 1, 2]]), torch.tensor([3]), embeddings, embeddings.flatten(1))[0]
         assert abs(float(model.seen_bias)) > 0.1  # type: ignore[attr-defined]
     monkeypatch.chdir(tmp_path / "out")
-    for page in (Path("README.md"), SERVING):
+    for page in (Path("README.md"), GUIDE):
         variables: dict[str, Any] = {}
         exec(lines_of(page), variables)
         np.testing.assert_allclose(variables["scores"], expected.numpy(), atol=1e-4, err_msg=str(page))
