@@ -27,7 +27,8 @@ from msm4sr.recommend.onnx_export import export_onnx, write_graphs
 PRODUCTS = [name for name in MODELS if isinstance(make_model(name), FactorizedModel)]
 
 
-SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "onnx.md"
+EXPORT = "shop-onnx"  # the folder of the export in the guide
 
 
 def lines_of(page: Path) -> str:
@@ -82,9 +83,9 @@ def test_new_items_are_encoded_as_in_pytorch_whatever_they_lack(whiten: int, tmp
 
 
 def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
-    run_folder: Path, tmp_path: Path, umask: None, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, tmp_path: Path, umask: None
 ) -> None:
-    files = export_run(run_folder, tmp_path / "out")
+    files = export_run(run_folder, tmp_path / EXPORT)
     assert not wrong_modes(tmp_path)
     assert [file.name for file in files] == [
         "README.md",
@@ -93,13 +94,14 @@ def test_an_exported_run_ranks_as_the_run_by_the_lines_of_its_readme(
         "items.json",
         "items.onnx",
     ]
-    monkeypatch.chdir(tmp_path / "out")
     printed = [
-        subprocess.run([sys.executable, "-c", lines_of(page)], capture_output=True, text=True, check=True).stdout
-        for page in (Path("README.md"), SERVING)
+        subprocess.run(
+            [sys.executable, "-c", lines_of(page)], cwd=cwd, capture_output=True, text=True, check=True
+        ).stdout
+        for page, cwd in ((tmp_path / EXPORT / "README.md", tmp_path / EXPORT), (GUIDE, tmp_path))
     ]
     model = from_pretrained(run_folder / "model")
-    item_ids = json.loads((tmp_path / "out" / "items.json").read_text())["item_ids"]
+    item_ids = json.loads((tmp_path / EXPORT / "items.json").read_text())["item_ids"]
     with torch.no_grad():
         embeddings = model.encode_items()
         scores = model.score(
@@ -126,13 +128,13 @@ def test_the_lines_of_the_readme_and_of_the_docs_add_the_seen_item_bias(
     """Of a model whose item vectors are its embeddings."""
     model = make_model("sasrec", seen_item_bias=True).eval()
     names = [f"i{row}" for row in range(model.n_items)]
-    export_onnx(model, names, names, tmp_path / "out", "run")
+    export_onnx(model, names, names, tmp_path / EXPORT, "run")
     with torch.no_grad():
         embeddings = model.encode_items()
         expected = model.score(torch.tensor([[0, 1, 2]]), torch.tensor([3]), embeddings, embeddings.flatten(1))[0]
         assert abs(float(model.seen_bias)) > 0.1  # type: ignore[attr-defined]
-    monkeypatch.chdir(tmp_path / "out")
-    for page in (Path("README.md"), SERVING):
+    for page, folder in ((tmp_path / EXPORT / "README.md", tmp_path / EXPORT), (GUIDE, tmp_path)):
+        monkeypatch.chdir(folder)
         variables: dict[str, Any] = {}
         exec(lines_of(page), variables)
         np.testing.assert_allclose(variables["scores"], expected.numpy(), atol=1e-4, err_msg=str(page))
