@@ -117,12 +117,13 @@ def command(folder: Path, *arguments: str | Path, **variables: str) -> subproces
 
 def run_logged(folder: Path, data: Path, logger: str, **variables: str) -> list[dict[str, Any]]:
     """Run `msm4sr run --log` with `shop` in `folder` as run folder; the rows of its `metrics.jsonl`."""
-    options = ("--model", "sasrec", "--set", "finetune.epochs=2", "--set", "model.dim=8")
+    options = ("--model", "sasrec", "--set", "finetune.epochs=2", "--set", "model.dim=8", "--preset", "seed")
     done = command(folder, "run", data, "--out", "shop", *options, "--log", logger, **variables)
     assert done.returncode == 0, done.stdout
     return [json.loads(line) for line in (folder / "shop" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_metrics_of_a_run(tmp_path: Path, ring: Path) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
@@ -138,6 +139,7 @@ def test_mlflow_has_the_metrics_of_a_run(tmp_path: Path, ring: Path) -> None:
         assert {one.step: one.value for one in history} == {row["epoch"]: row[column] for row in rows}
 
 
+@pytest.mark.slow
 def test_mlflow_logs_where_its_variable_says(tmp_path: Path, ring: Path) -> None:
     pytest.importorskip("mlflow")
     run_logged(tmp_path, ring, "mlflow", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/shared.db")
@@ -170,6 +172,7 @@ def wandb_records(folder: Path) -> Iterator[Any]:
             content = b""
 
 
+@pytest.mark.slow
 def test_wandb_has_the_metrics_of_a_run(tmp_path: Path, ring: Path) -> None:
     pytest.importorskip("wandb")
     rows = run_logged(tmp_path, ring, "wandb", WANDB_MODE="offline")
@@ -186,6 +189,7 @@ def test_wandb_has_the_metrics_of_a_run(tmp_path: Path, ring: Path) -> None:
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_says_how_to_log_in_or_offline(tmp_path: Path, ring: Path) -> None:
     pytest.importorskip("wandb")
     done = command(tmp_path, "run", ring, "--out", "shop", "--model", "sasrec", "--log", "wandb")
