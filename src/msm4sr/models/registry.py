@@ -52,11 +52,19 @@ def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
         return MODELS[config.name](config, inputs)
 
 
-def from_pretrained(folder: str | Path) -> Model:
-    """The model that `save_pretrained` wrote to a folder. Raises InputError if it is missing or incomplete."""
-    from msm4sr.models.base import read_config
+def from_pretrained(source: str | Path) -> Model:
+    """The model that `save_pretrained` wrote to a folder, or that is on the hub by a name such as "organisation/name".
 
-    stored = read_config(Path(folder))
+    A folder that exists is preferred. The hub needs the extra `hub`.
+
+    Raises:
+        InputError: the model is missing or incomplete, or the hub cannot be reached.
+    """
+    from msm4sr.models.base import read_config
+    from msm4sr.models.hub import model_folder
+
+    folder = model_folder(source)
+    stored = read_config(folder)
     try:
         model = MODELS[stored["config"]["name"]]
     except (KeyError, TypeError):
