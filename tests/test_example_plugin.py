@@ -35,7 +35,7 @@ def test_a_source_of_another_package_prepares_data(tmp_path: Path, environment: 
     assert "1 interactions: lines that are no event" in printed
     found = pl.read_parquet(tmp_path / "shop" / "interactions.parquet")
     for user, items in (("u0", ["i1", "i2", "i0"]), ("u1", ["i2", "i0", "i1"])):  # the latest line is the oldest event
-        assert found.filter(pl.col("user_id") == user).sort("order")["item_id"].to_list() == items
+        assert found.filter(pl.col("user_id") == user).sort("timestamp")["item_id"].to_list() == items
 
 
 def test_an_encoder_of_another_package_encodes_the_texts(tmp_path: Path, environment: dict[str, str]) -> None:

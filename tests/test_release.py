@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -90,24 +91,17 @@ def raw_shop(folder: Path, commands: list[list[str]]) -> None:
     columns = {word: value for word, value in pairwise(prepare) if word.startswith("--")}
     user, item, time = (columns.get(f"--{name}", name) for name in ("user", "item", "time"))
     generate_toyshop(folder / "toyshop", users=60, items=60)
-    log = pl.read_parquet(folder / "toyshop" / "interactions.parquet").sort("order")
+    log = pl.read_parquet(folder / "toyshop" / "interactions.parquet")
     items = pl.read_parquet(folder / "toyshop" / "items.parquet")
     wanted = [word for words in commands if "recommend" in words for word in _after(words, "--history")]
     names = dict(zip(items["item_id"], [*wanted, *items["item_id"][len(wanted) :]], strict=True))
-    users = dict.fromkeys(log["user_id"].unique(maintain_order=True)[:1], _first(commands, "--user"))
+    users = {log["user_id"][0]: _first(commands, "--user")}
     (folder / "photos").mkdir()
-    for item_id, images in items.select("item_id", "image").iter_rows():
-        for image in images[:1]:
-            (folder / "photos" / f"{names[item_id]}.jpg").write_bytes((folder / "toyshop" / image).read_bytes())
-    pl.DataFrame(
-        {
-            user: log["user_id"].replace(users),
-            item: log["item_id"].replace(names),
-            time: pl.int_range(1_700_000_000, 1_700_000_000 + len(log), eager=True),
-        }
-    ).write_csv(folder / "log.csv")
-    columns_kept = [pl.col("item_id").replace(names).alias(item), "title", "text"]
-    items.select(columns_kept).write_csv(folder / "items.csv")
+    for item_id, image in items.select("item_id", "image").drop_nulls().iter_rows():
+        shutil.copy(folder / "toyshop" / image, folder / "photos" / f"{names[item_id]}{Path(image).suffix}")
+    ids = {user: pl.col("user_id").replace(users), item: pl.col("item_id").replace(names)}
+    log.select(**ids, **{time: "timestamp"}).write_csv(folder / "log.csv")
+    items.select(ids[item].alias(item), "title", "text").write_csv(folder / "items.csv")
 
 
 def _after(words: list[str], option: str) -> list[str]:
