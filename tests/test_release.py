@@ -101,7 +101,7 @@ def raw_shop(folder: Path, commands: list[list[str]]) -> None:
         shutil.copy(folder / "toyshop" / image, folder / "photos" / f"{names[item_id]}{Path(image).suffix}")
     ids = {user: pl.col("user_id").replace(users), item: pl.col("item_id").replace(names)}
     log.select(**ids, **{time: "timestamp"}).write_csv(folder / "log.csv")
-    items.select(ids[item].alias(item), "title", "text").write_csv(folder / "items.csv")
+    items.select(ids[item], "title", "text").write_csv(folder / "items.csv")
 
 
 def _after(words: list[str], option: str) -> list[str]:
