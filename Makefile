@@ -3,7 +3,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs lint format test test-all clean
+.PHONY: help setup demo docs lint format test test-all dist clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,6 +47,10 @@ test: lint ## lint, then the fast tests
 
 test-all: lint ## lint, then all tests
 	$(PYTEST)
+
+dist: setup ## build the source archive and the wheel in dist/
+	rm -rf dist
+	$(BIN)/python -m build
 
 clean: ## remove caches, built packages and the demo (.venv stays)
 	rm -rf demo dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from msm4sr.experiments.warm_start import warm_start as warm_start
     from msm4sr.features.extract import extract_features as extract_features
     from msm4sr.features.settings import FeatureSettings as FeatureSettings
+    from msm4sr.models.hub import push_to_hub as push_to_hub
+    from msm4sr.models.model_card import TrainingSummary as TrainingSummary
     from msm4sr.models.msm4sr import MSM4SR as MSM4SR
     from msm4sr.models.registry import from_pretrained as from_pretrained
     from msm4sr.models.registry import register_model as register_model
@@ -45,6 +47,8 @@ _MODULES = {
     "warm_start": "experiments.warm_start",
     "FeatureSettings": "features.settings",
     "extract_features": "features.extract",
+    "push_to_hub": "models.hub",
+    "TrainingSummary": "models.model_card",
     "MSM4SR": "models.msm4sr",
     "from_pretrained": "models.registry",
     "register_model": "models.registry",

@@ -356,7 +356,7 @@ def test_a_stored_model_scores_the_same_to_the_last_bit(modalities: tuple[str, .
     assert again.modalities == modalities
     assert not again.training
     assert torch.equal(all_scores(model), all_scores(again))
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_modalities_that_share_their_tensors_can_be_stored(tmp_path: Path) -> None:

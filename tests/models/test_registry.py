@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import polars as pl
 import pytest
+from plugins import plugin_environment
 
 from msm4sr.models.base import Model
 from msm4sr.models.registry import MODELS, register_model
 
-PLUGIN = Path(__file__).parents[1] / "example_plugin"
 QUICK = ("--set", "finetune.epochs=1", "--set", "model.dim=8")
 
 
@@ -48,15 +46,7 @@ def test_two_models_of_one_name_are_refused() -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """As after `pip install tests/example_plugin`: the module and its metadata are on the path."""
-    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
-    metadata = tmp_path / "site" / f"msm4sr_markov-{project['version']}.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    lines = [f"{name} = {module}" for name, module in project["entry-points"]["msm4sr.models"].items()]
-    (metadata / "entry_points.txt").write_text("\n".join(["[msm4sr.models]", *lines]))
-    path = os.pathsep.join([str(tmp_path / "site"), str(PLUGIN), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "COLUMNS": "300", "TERM": "dumb"}
+    return plugin_environment(tmp_path)
 
 
 def test_a_model_of_another_package_runs_and_is_compared(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -86,11 +76,11 @@ def test_a_model_of_another_package_runs_and_is_compared(tmp_path: Path, environ
     [("import no_such_module", "No module named"), ("", "the module registers no model of that name")],
 )
 def test_a_broken_package_is_named(tmp_path: Path, environment: dict[str, str], code: str, message: str) -> None:
-    broken = tmp_path / "site" / "msm4sr_markov"  # before the example on the path
+    broken = tmp_path / "site" / "msm4sr_examples"  # before the example on the path
     broken.mkdir()
     (broken / "__init__.py").touch()
     (broken / "markov.py").write_text(code)
     command = [sys.executable, "-m", "msm4sr", "run", tmp_path, "--model", "markov", "--out", tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: entry point markov = msm4sr_markov.markov of msm4sr.models: " + message)
+    assert done.stderr.startswith("error: entry point markov = msm4sr_examples.markov of msm4sr.models: " + message)

@@ -23,6 +23,9 @@ EXTRAS = {  # to the command that needs it
     "fetch": "msm4sr fetch-images",
     "onnx": "msm4sr export onnx",
     "tensorboard": "--log tensorboard",
+    "mlflow": "--log mlflow",
+    "wandb": "--log wandb",
+    "hub": "push_to_hub",
 }
 LOW_DISK = 5 * 2**30  # bytes; features and checkpoints of a mid-sized catalogue need less
 STYLES = {"ok": "green", "missing": "yellow", "broken": "red"}

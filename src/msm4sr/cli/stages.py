@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -286,5 +287,5 @@ def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool,
     with progress_bar() as progress:
         callbacks: list[Callback] = [TrainingProgress(progress)]
         if log is not None and run.settings.device.is_first:
-            callbacks.append(LoggerCallback(make_logger(log, run.folder)))
+            callbacks.append(LoggerCallback(partial(make_logger, log, run.folder)))
         train_stage(run, stage, dataset, network, callbacks, resume=resume)

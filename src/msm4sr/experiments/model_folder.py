@@ -13,6 +13,7 @@ from msm4sr.errors import InputError, first_line
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model, RowKind
+from msm4sr.models.model_card import TrainingSummary
 from msm4sr.tensor_files import read_checksum
 
 
@@ -27,11 +28,12 @@ class StoredItems(NamedTuple):
 def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, Any]) -> None:
     """Write the model folder: weights, settings, the items in row order, and a model card with the metrics."""
     folder = run.folder / "model"
-    model.save_pretrained(folder)
+    about = result["run"]
+    known = {name: about[name] for name in ("data", "preset", "seed", "users", "items", "interactions", "protocol")}
+    model.save_pretrained(folder, TrainingSummary(**known, metrics=metric_columns(result)))
     titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
     write_items(folder, StoredItems(dataset.item_ids, titles, training_counts(dataset).tolist()))
     write_row_ids(folder, row_ids(dataset, model))
-    write_text(folder / "README.md", _model_card(result))
 
 
 def write_items(folder: Path, items: StoredItems) -> None:
@@ -98,23 +100,6 @@ def beyond_accuracy_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str,
     if "seen items included" in result["run"]["protocol"]:
         found = {"included": result["beyond_accuracy"]["seen_included"]} | found
     return {f"seen items {word}": metrics for word, metrics in found.items()}
-
-
-def _model_card(result: Mapping[str, Any]) -> str:
-    columns = metric_columns(result)
-    lines = [["metric", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(f"{column[name]:.4f}" for column in columns.values())] for name in result["test"]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = result["run"]
-    return (
-        f"# {about['model']} on {about['data']}\n\n"
-        f"Trained by msm4sr, preset `{about['preset']}`, seed {about['seed']}, on "
-        f"{about['users']:,} users, {about['items']:,} items and {about['interactions']:,} interactions. "
-        f"{about['parameters']:,} parameters. Protocol: {about['protocol']}.\n\n"
-        f"{table}\n\n"
-        "`from msm4sr import from_pretrained; from_pretrained(folder)` loads it. "
-        "`items.json` has the ids, titles and training interactions of the items, in row order.\n"
-    )
 
 
 def read_stored_items(run: Run) -> StoredItems:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msm4sr.errors import InputError, first_line
@@ -57,7 +58,7 @@ class RayTraining:
         model = build_model(run.settings, dataset, extract_stage(run, dataset))
         callbacks: list[Callback] = [TrainingProgress(Reporter(self.post))]
         if self.log is not None and is_first:
-            callbacks.append(LoggerCallback(make_logger(self.log, run.folder)))
+            callbacks.append(LoggerCallback(partial(make_logger, self.log, run.folder)))
         with reported_log(self.post, logging.INFO if is_first else logging.ERROR):
             for stage in STAGES:
                 train_stage(run, stage, dataset, model, callbacks, resume=True)

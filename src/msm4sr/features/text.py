@@ -75,7 +75,7 @@ class SentenceEncoderClass(Protocol):
         ...
 
 
-SENTENCE_ENCODERS = Registry[SentenceEncoderClass]("sentence encoder", "msm4sr.encoders")
+SENTENCE_ENCODERS = Registry[SentenceEncoderClass]("sentence encoder", "msm4sr.sentence_encoders")
 
 
 def find_sentence_encoder(name: str) -> SentenceEncoderClass:

@@ -63,7 +63,7 @@ class ImageEncoderClass(Protocol):
         ...
 
 
-IMAGE_ENCODERS = Registry[ImageEncoderClass]("image encoder", "msm4sr.encoders", ["msm4sr.features.efficientnet"])
+IMAGE_ENCODERS = Registry[ImageEncoderClass]("image encoder", "msm4sr.image_encoders", ["msm4sr.features.efficientnet"])
 
 
 def find_image_encoder(name: str, clip: bool = False) -> ImageEncoderClass:

@@ -20,10 +20,12 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from msm4sr.errors import InputError
-from msm4sr.files import write_json
+from msm4sr.files import write_json, write_text
+from msm4sr.models.hub import model_folder
 from msm4sr.models.item_table import Shard
 from msm4sr.models.layers import ItemCategories, ItemFeatures, Means
 from msm4sr.models.located_items import LocatedItems
+from msm4sr.models.model_card import TrainingSummary, model_card
 from msm4sr.models.whitening import Whitened, Whitening
 from msm4sr.ragged import Ragged
 from msm4sr.strict import Strict
@@ -275,17 +277,26 @@ class Model(Scorer):
             n_categories=sizes.get("n_categories", 0),
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (the weights and what the model keeps of its inputs)."""
+    def save_pretrained(
+        self, folder: str | Path, training: TrainingSummary | None = None, license: str | None = None
+    ) -> None:
+        """Write `config.json`, `model.safetensors` (the weights and what the model keeps of its inputs) and a card.
+
+        `training` and `license` are what the card says; see `model_card`.
+        """
         folder = Path(folder)
         config = {"config": self.config.model_dump(mode="json"), **self.sizes()}
         save_tensors(self.state_dict(), folder / "model.safetensors", config)
         write_json(folder / "config.json", config)
+        write_text(folder / "README.md", model_card(self, training, license))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote. Raises InputError if the files are missing or incomplete."""
-        folder = Path(folder)
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Read what `save_pretrained` wrote to a folder, or a model of the hub, such as "organisation/name".
+
+        Raises InputError if the files are missing or incomplete.
+        """
+        folder = model_folder(source)
         stored, file = read_config(folder), folder / "model.safetensors"
         state = load_tensors(file, REMEDY)
         if read_about(file) != stored:

@@ -53,18 +53,22 @@ def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
         return MODELS[config.name](config, inputs)
 
 
-def from_pretrained(folder: str | Path) -> Model:
-    """The model that `save_pretrained` wrote to a folder.
+def from_pretrained(source: str | Path) -> Model:
+    """The model that `save_pretrained` wrote to a folder, or that is on the hub.
+
 
     Args:
-        folder: that folder, such as `runs/shop/model`.
+        source: a folder, such as `runs/shop/model`, or a name on the hub, such as "organisation/name" (extra `hub`); a
+            folder that exists is preferred.
 
     Raises:
-        InputError: the model is missing or incomplete.
+        InputError: the model is missing or incomplete, or the hub cannot be reached.
     """
     from msm4sr.models.base import read_config
+    from msm4sr.models.hub import model_folder
 
-    stored = read_config(Path(folder))
+    folder = model_folder(source)
+    stored = read_config(folder)
     try:
         model = MODELS[stored["config"]["name"]]
     except (KeyError, TypeError):

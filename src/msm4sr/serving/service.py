@@ -44,7 +44,8 @@ class ServeSettings(Strict):
     run: Path = Field(description="The run folder, or a link to one.")
     state: Path = Field(description="The folder for added items and thumbnails.")
     database: SecretStr | None = Field(
-        None, description="The URL of a PostgreSQL database for added items; null: an SQLite file in `state`."
+        None,
+        description="The URL of a PostgreSQL database (or another store) for added items; null: SQLite in `state`.",
     )
     last_run: Path | None = Field(
         None,

@@ -1,1 +1,0 @@
-"""A model for msm4sr in a package of its own."""
