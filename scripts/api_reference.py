@@ -67,6 +67,8 @@ API = {
             "msm4sr.models.msm4sr.MSM4SRConfig",
             "msm4sr.models.registry.from_pretrained",
             "msm4sr.models.registry.build",
+            "msm4sr.models.hub.push_to_hub",
+            "msm4sr.models.model_card.TrainingSummary",
             "msm4sr.models.base.Inputs",
             "msm4sr.models.base.Model",
             "msm4sr.models.base.FactorizedModel",

@@ -192,6 +192,7 @@ def reported(err: str, name: str) -> str:
     return str(value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("busy_machine")
 def test_a_run_on_a_busy_machine_has_one_thread_that_would_not_spin(tmp_path: Path) -> None:
     out, err = command("run", tmp_path / "nowhere", "--out", tmp_path / "run")

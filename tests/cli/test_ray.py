@@ -220,6 +220,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_features_are_those_of_this_machine_byte_for_byte(
     cli: Cli, toyshop: Path, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_two_processes_resume_after_an_interruption(shop: Path, tmp_path: Path, 
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_processes(cli: Cli, shop: Path, tmp_path: Path) -> None:
     changes = ("batch_pairs=8", "epochs=3", "checkpoint_every=0")
     run, options = tmp_path / "run", ("--model=sasrec", *(f"--set=finetune.{change}" for change in changes))

@@ -112,6 +112,7 @@ def test_standard_variables_turn_traces_on(
     assert "GET /ready" in {span.name for span in receiver.spans}
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_away_delays_no_answer_and_no_end(run_folder: Path, tmp_path: Path) -> None:
     with serving(run_folder, tmp_path / "state", "--trace", "http://127.0.0.1:9") as server:
         assert [server.client.get("/ready").status_code for _ in range(20)] == [200] * 20

@@ -101,6 +101,7 @@ def test_a_killed_training_resumes_with_another_number_of_processes(
     assert apart(stored(by_one, "sasrec"), stored(folder, "sasrec"), "optimizer/") < 1e-5
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_bit_identically_with_as_many_processes(train: Train) -> None:
     undisturbed, folder = train(2, "dropout"), train(2, "dropout", stop=13)
     train(2, "dropout", folder)
