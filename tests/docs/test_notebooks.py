@@ -47,7 +47,7 @@ def test_quickstart_trains_shows_bars_and_recommends(tmp_path: Path, monkeypatch
 def test_compare_models_reads_what_the_grid_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = run((NOTEBOOKS / "compare-models.md").read_text(encoding="utf-8"), tmp_path, monkeypatch)
     assert "MSM4SR" in "".join(shown(outputs[1]))
-    assert "shape: (4, " in shown(outputs[3])[0]
+    assert "shape: (5, " in shown(outputs[3])[0], "four systems, and the improvement"
     assert "over 30" in shown(outputs[5])[0]
     assert "MSM4SR - SASRec: " in shown(outputs[6])[0]
 
