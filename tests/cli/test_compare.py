@@ -453,16 +453,6 @@ def test_a_modality_of_ones_own_is_there_in_the_rows_that_say_so(
     assert models["all"]["config"]["score_with"] == []
 
 
-CHECKOUT = Path(__file__).parents[2] / "configs"
-
-
-@pytest.mark.parametrize("file", sorted((CHECKOUT / "grids").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_grids_of_the_checkout_are_grids(file: Path, tmp_path: Path) -> None:
-    write_folder(tmp_path / "ml-1m", small_log())
-    grid = plan_grid(GridRequest(str(file), [tmp_path / "ml-1m"], settings=CHECKOUT / "models"))
-    assert {row.name for row in grid.rows} >= set(grid.best_against)
-
-
 def test_all_cells_are_compared_by_the_same_content_if_one_row_uses_features(
     cli: Cli, shop: Path, features: Path, tmp_path: Path
 ) -> None:
