@@ -126,7 +126,7 @@ def main(
 def measure_all(options: Options, quick: bool, out: Path) -> None:
     """A row for each cell, and the plot."""
     print(
-        "| what grows | stage | max_history | items | users | speed | first step, s | peak memory, MiB "
+        "| what increases | stage | max_history | items | users | speed | first step, s | peak memory, MiB "
         "| of it above features and weights, MiB | steps |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
     results = []

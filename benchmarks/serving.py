@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
-    python benchmarks/serving.py --run runs/ml-1m --growing   # each request has one more item of a history
+    python benchmarks/serving.py --run runs/ml-1m --continued # each request has one more item of a history
     python benchmarks/serving.py --items 10000 --page   # the requests of the web page, instead
     python benchmarks/serving.py --run runs/ml-1m --batch 100  # batches of 100 histories against single ones, instead
 
@@ -90,7 +90,7 @@ def histories_of(folder: Path) -> list[list[str]]:
     return histories
 
 
-def growing_histories(histories: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+def continued_histories(histories: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """The histories as they were before each of their latest items, of several users in turn."""
     return [
         history[: max(1, len(history) - back)]
@@ -174,7 +174,9 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Duration of each measurement.")] = 30,
     workers: Annotated[int, typer.Option(min=1)] = 1,
-    growing: Annotated[bool, typer.Option("--growing", help="Each request has one more item of a history.")] = False,
+    continued: Annotated[
+        bool, typer.Option("--continued", help="Each request has one more item of a history.")
+    ] = False,
     page: Annotated[bool, typer.Option("--page", help="Measure the requests of the web page.")] = False,
     batch: Annotated[
         int | None, typer.Option(min=2, max=256, help="Measure batches of so many histories against single ones.")
@@ -184,7 +186,7 @@ def main(
         if (run is None) == (items is None):
             raise InputError("name either a run (--run) or the size of a generated catalogue (--items)")
         folder = run if run is not None else generate_run(Path(scratch), items or 0)
-        histories = growing_histories(histories_of(folder)) if growing else histories_of(folder)
+        histories = continued_histories(histories_of(folder)) if continued else histories_of(folder)
         lengths = np.mean([len(history) for history in histories])
         print(f"{describe()}; workers {workers}; {len(histories):,} histories of {lengths:.0f} items on average\n")
         if page:

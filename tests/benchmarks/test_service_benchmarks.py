@@ -60,7 +60,7 @@ def test_an_interval_is_wide_if_few_items_decide() -> None:
     assert low == 0 < 0.25 < 0.5 <= high
 
 
-def test_growing_memory_is_reported() -> None:
+def test_memory_that_increases_is_reported() -> None:
     printed = growth([Sample(10 * n, 500 + 2 * n, 0, 0, 0) for n in range(12)])
     assert printed == "memory: 512 MiB at half time, 522 at the end, +12.0 MiB a minute"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.graph import UserItemGraph
-from msm4sr.models.layers import ItemMeans, fill_missing, take
+from msm4sr.models.layers import ItemMeans, fill_missing, first_occurrence, take
 
 
 class ItemContent(nn.Module):
@@ -99,14 +99,14 @@ class GraphModel(FactorizedModel):
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Each prefix, folded in as a new user: [B, L, Q]."""
-        first = _first_occurrence(histories)
+        first = first_occurrence(histories)
         sums = (take(embeddings[:, 1], histories) * first.unsqueeze(2)).cumsum(dim=1)
         return sums / first.cumsum(dim=1).sqrt().unsqueeze(2)
 
     def _moved(self, users: Tensor, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
         """How far folding in moves when the items that are not in the graph join the others: [B, Q]."""
         counted = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)
-        counted = counted & _first_occurrence(histories)
+        counted = counted & first_occurrence(histories)
         known = counted & self.graph.has_edges(users, histories)
         vectors = take(embeddings[:, 1], histories)
 
@@ -134,12 +134,6 @@ class GraphModel(FactorizedModel):
         if new.any():
             scores[new] = super().score(histories[new], lengths[new], embeddings, item_vectors)
         return scores
-
-
-def _first_occurrence(histories: Tensor) -> Tensor:
-    """Whether an item occurs for the first time in its history: [B, L] to bool [B, L]."""
-    same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
-    return ~same.tril(-1).any(dim=2)
 
 
 class MultimodalGraphModel(GraphModel):

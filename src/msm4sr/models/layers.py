@@ -217,6 +217,12 @@ def take(table: Tensor, rows: Tensor) -> Tensor:
     return F.embedding(rows, table.flatten(1)).view(*rows.shape, *table.shape[1:])
 
 
+def first_occurrence(histories: Tensor) -> Tensor:
+    """Whether an item occurs for the first time in its history: int64 [B, L] to bool [B, L]."""
+    same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]
+    return ~same.tril(-1).any(dim=2)
+
+
 def initialise(module: nn.Module) -> None:
     """Weights from N(0, 0.02) and biases of 0, as in the code of MSM4SR and SASRec: `model.apply(initialise)`."""
     if isinstance(module, ItemTable):

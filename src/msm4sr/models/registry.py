@@ -56,7 +56,6 @@ def build(config: ModelConfig, inputs: Inputs, seed: int = 0) -> Model:
 def from_pretrained(source: str | Path) -> Model:
     """The model that `save_pretrained` wrote to a folder, or that is on the hub.
 
-
     Args:
         source: a folder, such as `runs/shop/model`, or a name on the hub, such as "organisation/name" (extra `hub`); a
             folder that exists is preferred.

@@ -14,7 +14,7 @@ from msm4sr.data.batches import Batch
 from msm4sr.errors import InputError
 from msm4sr.models.base import FactorizedModel, FactorizedScorer
 from msm4sr.models.item_table import item_tables, shard_of
-from msm4sr.models.layers import take
+from msm4sr.models.layers import first_occurrence, take
 from msm4sr.models.located_items import Limits, LocatedItems, pad_end, pad_slots
 from msm4sr.objectives import (
     SeenItems,
@@ -183,8 +183,7 @@ def _seen_items(model: FactorizedScorer, step: FinetuneStep) -> SeenItems | None
     items, width = step.histories, step.histories.shape[1]
     row, last = step.pairs // width, step.pairs % width  # [P] each
     slot = torch.arange(width, device=row.device)
-    repeated = (items.unsqueeze(2) == items.unsqueeze(1)).tril(-1).any(dim=2)  # [B, L]: occurs earlier
-    return SeenItems(items[row], (slot <= last.unsqueeze(1)) & ~repeated[row], model.seen_bias)
+    return SeenItems(items[row], (slot <= last.unsqueeze(1)) & first_occurrence(items)[row], model.seen_bias)
 
 
 @TASKS.register("next_item")
