@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from msm4sr.errors import InputError
@@ -160,6 +161,28 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     assert after == before
 
 
+SIZES = """
+model: {dropout: 0.1, dim: 32}
+models: {sasrec: {model: {layers: 1}}}
+sizes:
+- {below: 100, model: {dropout: 0.5}, models: {sasrec: {finetune: {epochs: 90}}}}
+- {below: 1000, model: {dropout: 0.3}}
+"""
+
+
+@pytest.mark.parametrize(("interactions", "dropout", "epochs"), [(99, 0.5, 90), (100, 0.3, 150), (1000, 0.1, 150)])
+def test_a_file_may_have_settings_for_few_interactions(
+    tmp_path: Path, interactions: int, dropout: float, epochs: int
+) -> None:
+    pl.DataFrame({"user_id": ["u"] * interactions}).write_parquet(tmp_path / "interactions.parquet")
+    settings = resolve_settings("best", "sasrec", file=settings_file(tmp_path, SIZES), data=tmp_path)
+    assert isinstance(settings.model, SASRecConfig)
+    assert (settings.model.dropout, settings.finetune.epochs) == (dropout, epochs)
+    assert (settings.model.dim, settings.model.layers) == (32, 1)
+    changed = resolve_settings("best", "sasrec", ["model.dropout=0.2"], None, settings_file(tmp_path, SIZES), tmp_path)
+    assert changed.model.model_dump()["dropout"] == 0.2
+
+
 def test_options_come_after_the_file(tmp_path: Path) -> None:
     file = settings_file(tmp_path, "seed: 5\nmodel: {dropout: 0.3, layers: 1}\n")
     settings = resolve_settings("best", "sasrec", ["model.dropout=0.1"], 6, file)
@@ -184,6 +207,8 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),
         ("models: {sasrec: {model: {dims: 8}}}", r"no setting 'model.dims' of sasrec"),
         ("model: {name: difsr}", r"settings of difsr, but --model is sasrec"),
+        ("sizes: {below: 3}", r"sizes: not a list of settings, each with a number `below`"),
+        ("sizes: [{model: {dropout: 0.4}}]", r"sizes: not a list of settings, each with a number `below`"),
         ("model: 3", r"no setting 'model'"),
         ("model: {dropout: {rate: 3}}", r"no setting 'model.dropout.rate'"),
         ("- model", r"not a mapping"),

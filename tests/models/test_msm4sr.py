@@ -86,9 +86,15 @@ def test_the_features_are_frozen() -> None:
 
 
 def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
-    """Item by item: sum over modalities of sim(h, F_i + E_i), h the encoding of the history."""
+    """Item by item: sum over modalities of sim(h, F_i + E_i), h the encoding of the history.
+
+    Or the mean over the modalities that the item has, or over all if it has none.
+    """
     scores = torch.zeros(N_ITEMS)
-    for name in model.content_modalities:
+    modalities = model.content_modalities
+    has = [{a for a in modalities if model.content_rows(a).lengths[item] > 0} for item in range(N_ITEMS)]
+    counted = [names or set(modalities) for names in has]
+    for name in modalities:
         content = model.encode_content(name)
         embedding = model.item_embedding.weight
         steps = [content[i] + embedding[i] if model.config.id_in_input else content[i] for i in history]
@@ -99,6 +105,8 @@ def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
             if model.config.similarity == "cosine":
                 product /= math.sqrt(float(hidden @ hidden)) * math.sqrt(float(other @ other))
                 product /= model.config.temperature
+            if model.config.modality_scores == "mean":
+                product = product / len(counted[item]) if name in counted[item] else 0.0
             scores[item] += product
     return scores
 
@@ -106,14 +114,19 @@ def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("id_in_input", [False, True])
 @pytest.mark.parametrize("score_with", [(), ("text",), ("visual",), ("visual", "text")])
-def test_scores_are_equation_12(similarity: str, id_in_input: bool, score_with: tuple[str, ...]) -> None:
-    model = make_msm4sr(similarity=similarity, id_in_input=id_in_input, score_with=score_with).eval()
+@pytest.mark.parametrize("modality_scores", ["sum", "mean"])
+def test_scores_are_equation_12(
+    similarity: str, id_in_input: bool, score_with: tuple[str, ...], modality_scores: str
+) -> None:
+    settings = {"similarity": similarity, "id_in_input": id_in_input, "modality_scores": modality_scores}
+    model = make_msm4sr(score_with=score_with, **settings).eval()
     with torch.no_grad():
         catalogue = model.encode_items()
         for history in ([4], [1, 5, 0, 7, 2]):
             last = model.encode_histories(torch.tensor([history]), catalogue)[0, -1]
             ours = model.scoring_vectors(catalogue) @ last
             torch.testing.assert_close(ours, scores_slowly(model, history), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(model.score_parts(last, catalogue).sum(1), ours, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("modalities", MODALITIES)

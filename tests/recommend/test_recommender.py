@@ -121,9 +121,12 @@ def test_categories_and_candidates_rank_what_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("modality", ["text", "visual"])
-def test_by_one_modality_is_the_score_of_the_paper_s_variant(modality: str, similarity: str) -> None:
-    """MSM4SR-T: equation (12) without the term of the other modality, with the same weights."""
-    recommender = make_recommender(similarity=similarity)
+@pytest.mark.parametrize("modality_scores", ["sum", "mean"])
+def test_by_one_modality_is_the_score_of_the_paper_s_variant(
+    modality_scores: str, modality: str, similarity: str
+) -> None:
+    """MSM4SR-T: equation (12) without the term of the other modality, with the same weights; items with a text only."""
+    recommender = make_recommender(similarity=similarity, modality_scores=modality_scores)
     model = recommender.model
     assert isinstance(model, MSM4SR)
     alone = MSM4SR(model.config.model_copy(update={"score_with": (modality,)}), make_inputs_of(model)).eval()
@@ -131,6 +134,9 @@ def test_by_one_modality_is_the_score_of_the_paper_s_variant(modality: str, simi
     catalogue = alone.encode_items()
     expected = alone.score(torch.tensor([[3, 1, 5]]), torch.tensor([3]), catalogue, alone.scoring_vectors(catalogue))[0]
     found = recommender.recommend(HISTORY, k=12, by=modality, exclude_seen=False).items
+    having = model.content_rows(modality).lengths.nonzero().flatten().tolist()
+    assert 0 < len(having) < 12
+    assert {row_of(one) for one in found} == set(having)
     torch.testing.assert_close(
         torch.tensor([one.score for one in found]),
         expected[[row_of(one) for one in found]].detach(),
@@ -349,9 +355,10 @@ def test_only_one_of_several_threads_can_add_an_id() -> None:
 # -- explaining
 
 
+@pytest.mark.parametrize("modality_scores", ["sum", "mean"])
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_the_parts_of_a_score_sum_to_it(similarity: str) -> None:
-    recommender = make_recommender(similarity=similarity)
+def test_the_parts_of_a_score_sum_to_it(similarity: str, modality_scores: str) -> None:
+    recommender = make_recommender(similarity=similarity, modality_scores=modality_scores)
     recommender.add_items([new_item("n0", image=b"x")])
     scores = {one.item_id: one.score for one in recommender.recommend(HISTORY, k=30, exclude_seen=False).items}
     for item_id in ("i0", "i3", "i11", "n0"):
@@ -361,7 +368,7 @@ def test_the_parts_of_a_score_sum_to_it(similarity: str) -> None:
         assert explained.score == pytest.approx(scores[item_id], abs=1e-5)
     model = recommender.model
     assert isinstance(model, MSM4SR)
-    if similarity == "dot":
+    if similarity == "dot" and modality_scores == "sum":
         prefix = model.encode_histories(torch.tensor([[3, 1, 5]]), model.encode_items())[0, -1].view(2, -1)
         explained = recommender.explain(HISTORY, "i0")
         assert explained.parts["text"] == pytest.approx(

@@ -54,7 +54,7 @@ class Request:
         changes = self.changes, self.seed, self.file
         if self.source is not None:
             return warm_start_settings(self.source.folder, self.source.settings, self.model, *changes)
-        return resolve_settings(self.preset or "best", self.model or "msm4sr", *changes)
+        return resolve_settings(self.preset or "best", self.model or "msm4sr", *changes, data=self.data)
 
     def options(self) -> list[str]:
         """The options that were given, for another command about the same run."""

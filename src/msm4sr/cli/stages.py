@@ -244,7 +244,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     """The requested run, or the existing one to resume, checked; nothing is written yet."""
     from msm4sr.data.dataset import load_dataset
     from msm4sr.experiments.run import plan_run, resume_run
-    from msm4sr.experiments.stages import describe_data
+    from msm4sr.experiments.stages import describe_data, describe_settings
 
     if request.resume and request.overwrite:
         raise InputError("--resume continues a run, --overwrite replaces it: use one of them")
@@ -257,6 +257,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
         preset = request.source.preset if request.source else request.preset or "best"
         planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)
     describe_data(dataset)
+    describe_settings(planned, dataset)
     return planned, dataset
 
 

@@ -108,7 +108,7 @@ def tune(
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         preset, model = preset or "best", model or "msm4sr"
         space = load_search(search, model)
-        settings = _settings(space, model, preset, file, changes, seed)
+        settings = _settings(data, space, model, preset, file, changes, seed)
         check_folder(out, storage)
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset)
@@ -131,13 +131,13 @@ def tune(
 
 
 def _settings(
-    space: Search, model: str, preset: str, file: Path | None, changes: list[str], seed: int | None
+    data: Path, space: Search, model: str, preset: str, file: Path | None, changes: list[str], seed: int | None
 ) -> RunSettings:
     """The settings of the first trial, checked."""
     from msm4sr.experiments.search import check_defaults
     from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
 
-    settings = resolve_settings(preset, model, seed=seed, file=file)
+    settings = resolve_settings(preset, model, seed=seed, file=file, data=data)
     settings = with_values(settings, space.budget, f"the budget of search {space.name}")
     settings = change_settings(settings, changes)
     check_defaults(space, settings)

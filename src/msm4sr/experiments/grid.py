@@ -50,12 +50,12 @@ class Row(Strict):
     settings: str | None = Field(None, description="a settings file")
     precomputed: Mapping[str, str] = Field({}, description="modality to its file of precomputed embeddings")
 
-    def resolve(self, data: str, seed: int) -> RunSettings:
+    def resolve(self, data: Data, seed: int) -> RunSettings:
         """The settings of one cell. Raises InputError, which names the row, for an invalid setting."""
-        changes = [f"{key}={json.dumps(_filled_in(value, data, seed))}" for key, value in self.changes.items()]
-        file = None if self.settings is None else Path(_filled_in(self.settings, data, seed))
+        changes = [f"{key}={json.dumps(_filled_in(value, data.name, seed))}" for key, value in self.changes.items()]
+        file = None if self.settings is None else Path(_filled_in(self.settings, data.name, seed))
         try:
-            return resolve_settings(self.preset, self.model, changes, seed, file)
+            return resolve_settings(self.preset, self.model, changes, seed, file, data.folder)
         except InputError as error:
             raise InputError(f"row {self.name}: {error}") from None
 
@@ -103,7 +103,7 @@ class Cell:
 
     @property
     def settings(self) -> RunSettings:
-        return self.row.resolve(self.data.name, self.seed)
+        return self.row.resolve(self.data, self.seed)
 
     @property
     def failed_file(self) -> Path:
@@ -389,5 +389,5 @@ def _check_grid(grid: Grid, where: str) -> None:
         if len({row.precomputed[modality] for row in grid.rows if modality in row.precomputed}) > 1:
             raise InputError(f"{where}: rows have different files of {modality}; give each a different name")
     for entry, row in product(grid.data, grid.rows):
-        if row.resolve(entry.name, grid.seeds[0]).device.processes > 1:
+        if row.resolve(entry, grid.seeds[0]).device.processes > 1:
             raise InputError(f"row {row.name}: device.devices: a cell uses one process; --jobs runs several cells")

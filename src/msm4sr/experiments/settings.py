@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, cast
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from msm4sr.data.dataset import DataSettings
+from msm4sr.data.dataset import DataSettings, count_interactions
 from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
@@ -95,12 +95,13 @@ def resolve_settings(
     changes: Sequence[str] = (),
     seed: int | None = None,
     file: Path | None = None,
+    data: Path | None = None,
 ) -> RunSettings:
     """The settings of a preset for a model, updated by a file, then by `seed`, then by `key=value` changes.
 
     The presets are `seed` (the paper's settings) and, as changes to it, `released` (the authors' code without its
     bugs) and `best` (the best validation results). A baseline uses the settings that it shares with the preset, for a
-    fair comparison. The section `models` of a preset or file has settings for single models.
+    fair comparison. In a preset or file, the section `models` has settings for single models, `sizes` for small data.
 
     Args:
         preset: name of a preset.
@@ -108,6 +109,7 @@ def resolve_settings(
         changes: such as `finetune.learning_rate=1e-4`.
         seed: None for the preset's.
         file: YAML in the shape of a preset, with changes to it only.
+        data: a prepared folder, for the section `sizes`; None: that section is not used.
 
     Raises:
         InputError: an unknown preset, model or key (with the closest valid name), an invalid value, an unreadable file
@@ -117,10 +119,12 @@ def resolve_settings(
     if preset not in PRESETS:
         known = f"only {', '.join(PRESETS)}{closest(preset, PRESETS)}"
         raise InputError(f"--preset: there is no preset {preset!r}, {known}")
-    settings = nest(flatten(read_yaml(PRESETS["seed"])) | _for_model(read_yaml(PRESETS[preset]), model, "--preset"))
+    interactions = None if data is None else count_interactions(data)
+    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", interactions)
+    settings = nest(flatten(read_yaml(PRESETS["seed"])) | chosen)
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
-    return _updated_by(settings, model, changes, seed, file)
+    return _updated_by(settings, model, changes, seed, file, interactions)
 
 
 def warm_start_settings(
@@ -144,11 +148,16 @@ def warm_start_settings(
 
 
 def _updated_by(
-    settings: dict[str, Any], model: str, changes: Sequence[str], seed: int | None, file: Path | None
+    settings: dict[str, Any],
+    model: str,
+    changes: Sequence[str],
+    seed: int | None,
+    file: Path | None,
+    interactions: int | None = None,
 ) -> RunSettings:
     """Settings of a model, updated by a file, then by `seed`, then by `key=value` changes."""
     if file is not None:
-        values = _for_model(read_yaml(file), model, str(file))
+        values = _for_model(read_yaml(file), model, str(file), interactions)
         name = values.pop("model.name", model)
         if name != model:
             raise InputError(f"{file}: settings of {name}, but --model is {model}; change one of them")
@@ -249,14 +258,23 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
 
 
-def _for_model(settings: dict[str, Any], model: str, where: str) -> dict[str, Any]:
-    """Dotted names and values; those in the section `models` for this model replace the others."""
-    models = settings.pop("models", {})
+def _for_model(settings: dict[str, Any], model: str, where: str, interactions: int | None = None) -> dict[str, Any]:
+    """Dotted names and values; those in the section `models` for this model replace the others.
+
+    Those of the section `sizes` replace both: of its entries, the first whose `below` is more than `interactions`.
+    """
+    models, sizes = settings.pop("models", {}), settings.pop("sizes", [])
     if not isinstance(models, dict) or not all(isinstance(section, dict) for section in models.values()):
         raise InputError(f"{where}: models: not a mapping from models to settings")
     for name in models:
         MODELS.find(str(name), f"{where}: models")
-    return flatten(settings) | flatten(models.get(model, {}))
+    values = flatten(settings) | flatten(models.get(model, {}))
+    if not isinstance(sizes, list) or not all(isinstance(e, dict) and type(e.get("below")) is int for e in sizes):
+        raise InputError(f"{where}: sizes: not a list of settings, each with a number `below`")
+    for entry in sizes:
+        if interactions is not None and interactions < entry.pop("below"):
+            return values | _for_model(entry, model, where)
+    return values
 
 
 def parse_change(change: str) -> tuple[str, Any]:

@@ -43,6 +43,23 @@ FEW = 0.5  # warn if a smaller share of the items has a modality
 DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the items and users of the other data
 
 
+CHOSEN = ("model.dim", "model.dropout", "pretrain.epochs", "finetune.epochs")  # what size decides, or could
+
+
+def describe_settings(run: Run, dataset: Dataset) -> None:
+    """Log the settings that depend on the size of the data, or are the first to be changed for another size."""
+    settings = run.settings
+    values = flatten(settings.model_dump(mode="json"))
+    stages = [stage for stage in STAGES if stage in MODELS[settings.model.name].tasks]
+    if not stages:
+        return
+    named = [f"{key}={values[key]}" for key in CHOSEN if key in values and key.split(".")[0] in ("model", *stages)]
+    if MODELS[settings.model.name].tasks["finetune"] == "next_item":
+        samples = settings.finetune.samples_of(dataset.n_items)
+        named.append("softmax over all items" if samples is None else f"softmax over the batch and {samples:,} samples")
+    logger.info("preset %s for this size: %s", run.preset, ", ".join(named))
+
+
 def load_run_data(run: Run) -> Dataset:
     """The run's data set; logs its size, and what was dropped and why. Raises InputError if it is not there."""
     if not run.data.is_dir():

@@ -210,7 +210,7 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
     The other changes of the trials to the preset are included, except the budget.
     """
     best, model = best_of(trials, tuning.folder), tuning.settings.model.name
-    plain = flatten(resolve_settings(preset, model).model_dump(mode="json"))
+    plain = flatten(resolve_settings(preset, model, data=tuning.dataset.folder).model_dump(mode="json"))
     changed = {
         key: value
         for key, value in flatten(tuning.settings.model_dump(mode="json")).items()

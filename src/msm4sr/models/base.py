@@ -387,5 +387,12 @@ class ContentModel(FactorizedModel):
         """
 
     @abstractmethod
+    def modality_weights(self, present: Tensor) -> Tensor:
+        """The weight of each modality in the scores of items with the `present` ones, bool [n, M]: [n, M]."""
+
+    @abstractmethod
     def only(self, prefixes: Tensor, modality: str) -> Tensor:
-        """Vectors of histories [B, Q] that score by one modality (its content and the ID) alone: [B, Q]."""
+        """Vectors of histories [B, Q] without the other modalities: [B, Q].
+
+        The score of an item by one modality (its content and the ID) alone is the product divided by its weight.
+        """

@@ -84,9 +84,13 @@ class ItemEncoder(nn.Module):
         # the length of a content vector: a mean of `count` independent normalised vectors
         self.missing = nn.Parameter(torch.randn(dim) / count**0.5)
 
-    def forward(self, rows: Tensor, segments: Segments) -> Tensor:
-        """Rows [R, D_in] of N items, of which some may have none, to content vectors [N, D]."""
+    def forward(self, rows: Tensor, segments: Segments, fill: bool = True) -> Tensor:
+        """Rows [R, D_in] of N items, of which some may have none, to content vectors [N, D].
+
+        Without `fill` an item without rows has zeros.
+        """
+        missing = self.missing if fill else torch.zeros_like(self.missing)
         if len(rows) == 0:
-            return self.missing.expand(segments.items, -1)
+            return missing.expand(segments.items, -1)
         content: Tensor = self.experts(self.pooling(rows, segments))
-        return content if segments.present is None else scatter(content, segments.present, segments.items, self.missing)
+        return content if segments.present is None else scatter(content, segments.present, segments.items, missing)

@@ -50,6 +50,11 @@ class MSM4SRConfig(TransformerConfig):
     )
     temperature: float = Field(0.07, ge=0.005, description="tau of the contrastive losses and of cosine scoring")
     similarity: Literal["dot", "cosine"] = Field("dot", description="in equation 12; cosine is divided by tau")
+    modality_scores: Literal["sum", "mean"] = Field(
+        "sum",
+        description="in equation 12; sum: of all modalities, as printed, with the missing-modality embedding for one "
+        "that an item lacks; mean: of the modalities that the item has",
+    )
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
     projections: Literal["pretrain", "none"] = Field(
         "pretrain",
@@ -106,10 +111,13 @@ class MSM4SR(ContentModel):
     def locate(self, items: Tensor) -> LocatedItems:
         return LocatedItems(items, {a: self._features_of(a).locate(items) for a in self.modalities})
 
-    def encode_content(self, modality: str, items: LocatedItems | None = None) -> Tensor:
-        """z of some items (None: of all) in one modality: [N, D] (equations 3 to 5)."""
+    def encode_content(self, modality: str, items: LocatedItems | None = None, fill: bool = True) -> Tensor:
+        """z of some items (None: of all) in one modality: [N, D] (equations 3 to 5).
+
+        Items without the modality have the missing-modality embedding; without `fill` they have zeros.
+        """
         rows, segments = self._features_of(modality).read(None if items is None else items.features[modality])
-        return self.encoders[modality](rows, segments)  # type: ignore[no-any-return]
+        return self.encoders[modality](rows, segments, fill)  # type: ignore[no-any-return]
 
     def encode_sequences(self, inputs: Tensor) -> Tensor:
         """The Transformer on all modalities in one call: [M, B, L, D] to [M, B, L, D]."""
@@ -129,15 +137,18 @@ class MSM4SR(ContentModel):
         return ContentMatcher(self)
 
     def encode_items(self) -> Tensor:
-        """F of the modalities that are scored, and last E: [N, M + 1, D]; without gradients in chunks."""
+        """F of the modalities that are scored, zeros for those that an item lacks, and last E: [N, M + 1, D].
+
+        Without gradients they are computed in chunks.
+        """
         if not torch.is_grad_enabled():
             return encode_in_chunks(self, self)
-        content = [self.encode_content(a) for a in self.content_modalities]
+        content = [self.encode_content(a, fill=False) for a in self.content_modalities]
         return torch.stack([*content, self.item_embedding.table()], dim=1)
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, M + 1, D]."""
-        content = [self.encode_content(a, items) for a in self.content_modalities]
+        content = [self.encode_content(a, items, fill=False) for a in self.content_modalities]
         return torch.stack([*content, self.item_embedding(items.numbers)], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
@@ -157,9 +168,14 @@ class MSM4SR(ContentModel):
         hidden, past = self.transformer.extend(inputs.flatten(0, 1), past)  # [M, D]
         return self._scaled(hidden.unsqueeze(1)).transpose(0, 1).flatten(1), past
 
+    def _filled(self, content: Tensor) -> Tensor:
+        """F [n, M, D] with the missing-modality embedding in place of zeros."""
+        missing = torch.stack([self.encoders[a].get_parameter("missing") for a in self.content_modalities])  # [M, D]
+        return torch.where(has_modality(content).unsqueeze(2), content, missing.to(content.dtype))
+
     def _inputs(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """The Transformer's input: [M, B, L, D]."""
-        content, ids = embeddings[:, :-1], embeddings[:, -1:]
+        content, ids = self._filled(embeddings[:, :-1]), embeddings[:, -1:]
         return take(content + ids if self.config.id_in_input else content, histories).permute(2, 0, 1, 3)
 
     def _scaled(self, hidden: Tensor) -> Tensor:
@@ -176,27 +192,36 @@ class MSM4SR(ContentModel):
         bias = SEEN_BIAS_SCALE * self.seen_item_bias
         return bias if self.config.similarity == "dot" else bias / self.config.temperature
 
+    def modality_weights(self, present: Tensor) -> Tensor:
+        """1, or for a mean 1 / the number of present modalities, 0 for the others; an item without any has all."""
+        if self.config.modality_scores == "sum":
+            return torch.ones_like(present, dtype=torch.float32)
+        scored = (present | ~present.any(dim=1, keepdim=True)).float()
+        return scored / scored.sum(dim=1, keepdim=True)
+
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:
-        """[F^t + E; F^v + E]: [N, M * D]."""
-        vectors = embeddings[:, :-1] + embeddings[:, -1:]
+        """[F^t + E; F^v + E], each times its weight: [N, M * D]."""
+        vectors = self._filled(embeddings[:, :-1]) + embeddings[:, -1:]
         if self.config.similarity == "cosine":
             vectors = F.normalize(vectors, dim=-1)
-        return vectors.flatten(1)
+        weights = self.modality_weights(has_modality(embeddings[:, :-1]))  # [N, M]
+        return (vectors * weights.unsqueeze(2)).flatten(1)
 
     def encode_part(self, modality: str, rows: Ragged) -> tuple[Tensor, Tensor]:
         """z [n, D], and alpha of equation 3 [R]."""
         encoder, lengths = self.encoders[modality], rows.lengths
         assert isinstance(encoder, ItemEncoder)
         segments = Segments.of(lengths, several=bool((lengths > 1).any()))
-        return encoder(rows.values, segments), encoder.pooling.weights(rows.values, segments)
+        return encoder(rows.values, segments, fill=False), encoder.pooling.weights(rows.values, segments)
 
     def score_parts(self, prefix: Tensor, embeddings: Tensor) -> Tensor:
         """h^a F^a of each modality, and h^t E + h^v E (with cosine, each divided by |F^a + E|): [n, M + 1]."""
         hidden = prefix.view(len(self.content_modalities), -1)  # [M, D]
-        content, ids = embeddings[:, :-1], embeddings[:, -1:]
+        content, ids = self._filled(embeddings[:, :-1]), embeddings[:, -1:]
+        weights = self.modality_weights(has_modality(embeddings[:, :-1])).unsqueeze(2)  # [n, M, 1]
         if self.config.similarity == "cosine":
-            lengths = (content + ids).norm(dim=2, keepdim=True).clamp(min=1e-12)  # [n, M, 1], as F.normalize
-            content, ids = content / lengths, ids / lengths
+            weights = weights / (content + ids).norm(dim=2, keepdim=True).clamp(min=1e-12)  # as F.normalize
+        content, ids = content * weights, ids * weights
         by_content = (hidden * content).sum(dim=2)  # [n, M]
         by_id = (hidden * ids).sum(dim=(1, 2))  # [n]
         return torch.cat([by_content, by_id.unsqueeze(1)], dim=1)
@@ -207,6 +232,11 @@ class MSM4SR(ContentModel):
         kept = torch.zeros_like(hidden)
         kept[:, self.content_modalities.index(modality)] = hidden[:, self.content_modalities.index(modality)]
         return kept.flatten(1)
+
+
+def has_modality(content: Tensor) -> Tensor:
+    """Whether an item has each modality: z [n, M, D] to bool [n, M]; z of one that it lacks is zeros."""
+    return content.any(dim=-1)
 
 
 def encode_in_chunks(scorer: FactorizedScorer, model: MSM4SR) -> Tensor:

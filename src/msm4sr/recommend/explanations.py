@@ -22,7 +22,7 @@ from msm4sr.models.base import ContentModel, Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
-from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, encode_histories, score_all
+from msm4sr.recommend.scoring import BOTH, Query, add_seen_bias, by_modality, encode_histories, score_all
 
 ID = "id"  # the part of a score that is no modality's content
 SEEN = "seen"  # the part that is the seen-item bias
@@ -115,7 +115,8 @@ def past_weights(
     chosen = torch.tensor(rows, dtype=torch.int64)
     if is_factorized(model):
         vectors = encode_histories(model, catalogue, histories, by)
-        scores = vectors @ catalogue.gather("item_vectors", chosen).T  # [histories, rows]
+        products = vectors @ catalogue.gather("item_vectors", chosen).T  # [histories, rows]
+        scores = by_modality(model, catalogue, by, products, chosen)
         for history, row in zip(histories, scores, strict=True):
             add_seen_bias(model, history, row, chosen)
     else:
@@ -145,8 +146,7 @@ def sentence_weights(
 ) -> list[Sentence]:
     """The sentences of an item and their weights, after a history with `vector` [Q].
 
-    `features` [sentences, k] are those of the sentences. Without its only sentence, the item has the
-    missing-modality embedding.
+    `features` [sentences, k] are those of the sentences. Without its only sentence, the item has no text.
     """
     n = len(texts)
     full, attention = model.encode_part("text", Ragged(features, torch.tensor([0, n])))

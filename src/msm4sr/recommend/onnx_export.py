@@ -88,16 +88,15 @@ class NewItemEncoder(nn.Module):
         return embeddings, self.model.scoring_vectors(embeddings)
 
     def encode(self, modality: str, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Equations 3 to 5: [n, D]."""
+        """Equations 3 to 5: [n, D], zeros for an item without features."""
         encoder = self.model.get_submodule(f"encoders.{modality}")
         assert isinstance(encoder, ItemEncoder)
         rows = self.model.prepare_rows(modality, rows)
         ends = lengths.cumsum(0).unsqueeze(1)  # [n, 1]
         slot = torch.arange(rows.shape[0], device=rows.device)
         own = (slot >= ends - lengths.unsqueeze(1)) & (slot < ends)  # [n, R]
-        # For an item without features the result is replaced by the missing-modality embedding.
         alpha = encoder.pooling.scores(rows).masked_fill(~own, -1e30).softmax(dim=1)
-        return torch.where(lengths.unsqueeze(1) > 0, encoder.experts(alpha @ rows), encoder.missing)
+        return torch.where(lengths.unsqueeze(1) > 0, encoder.experts(alpha @ rows), 0)
 
 
 def export_onnx(model: Model, item_ids: Sequence[str], titles: Sequence[str], out: Path, name: str) -> list[Path]:

@@ -39,6 +39,7 @@ class Query:
 
     read: Sequence[int]  # the rows that the model reads, oldest first: the latest `max_history` of the history
     vector: Tensor | None = None  # of the history [Q]; None for an empty one, or a model whose scores are no products
+    by: str = BOTH  # the modality that scores
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def make_queries(
     else:
         encoded = encode_histories(model, catalogue, filled, by)
     vectors = iter(encoded)
-    return [Query(history, next(vectors) if history else None) for history in read]
+    return [Query(history, next(vectors), by) if history else Query(history) for history in read]
 
 
 def encode_histories(model: FactorizedModel, catalogue: Catalogue, read: Sequence[Sequence[int]], by: str) -> Tensor:
@@ -116,12 +117,28 @@ def _chunks(histories: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
 
 
 def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
-    """The score of every row, -inf for excluded rows: [rows]. After an empty history, its popularity."""
+    """The score of every row, -inf for excluded rows and those without the modality of the query: [rows].
+
+    After an empty history, its popularity.
+    """
     if not query.read:
         return catalogue.popularity()
     if query.vector is not None:
-        return add_seen_bias(model, query.read, catalogue.score(query.vector))
+        scores = by_modality(model, catalogue, query.by, catalogue.score(query.vector))
+        return add_seen_bias(model, query.read, scores)
     return catalogue.without_excluded(_model_scores(model, catalogue, query))
+
+
+def by_modality(model: Model, catalogue: Catalogue, by: str, scores: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Products [..., n] of vectors by a modality with item vectors of `rows` (None: of all) as scores by it alone.
+
+    An item's modalities may share the weight of its score; alone a modality has it all. Without it: -inf.
+    """
+    if by == BOTH or not has_content(model):
+        return scores
+    present = catalogue.gather("present", torch.arange(len(catalogue)) if rows is None else rows)  # [n, modalities]
+    m = model.content_modalities.index(by)
+    return torch.where(present[:, m], scores / model.modality_weights(present)[:, m], -torch.inf)
 
 
 def _model_scores(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
@@ -187,7 +204,7 @@ def _highest(
     hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
     bonus = None if rules.bonus is None else score_deviation(model, catalogue, query) * rules.bonus
     beside = _beside(model, catalogue, query, selection)
-    if query.vector is None or len(beside) * BESIDE_SHARE > len(catalogue):
+    if query.vector is None or query.by != BOTH or len(beside) * BESIDE_SHARE > len(catalogue):
         scores = score_all(model, catalogue, query)
         scores = scores if bonus is None else scores + bonus
         scores[hidden] = -torch.inf
