@@ -170,3 +170,12 @@ def test_paired_compares_a_row_with_the_one_that_it_extends(tmp_path: Path) -> N
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| shop | included | sasrecm | sasrec | +0.1667 |" in printed
     assert "| shop | excluded | sasrecm | sasrec | +0.0000 |" in printed
+
+
+def test_the_chart_of_accuracy_has_a_point_for_each_finished_system(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "sasrecm", "difsr"))
+    write_cell(grid, "sasrec", [3, 30, 30], seen_excluded=[1, 30, 30])
+    write_cell(grid, "sasrecm", [1, 30, 30], seen_excluded=[1, 30, 30])
+    done = run_script("accuracy.py", grid, "--plot", tmp_path / "accuracy.png")
+    assert done.code == 0, done.error
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")

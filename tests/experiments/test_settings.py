@@ -183,6 +183,16 @@ def test_a_file_may_have_settings_for_few_interactions(
     assert changed.model.model_dump()["dropout"] == 0.2
 
 
+def test_the_default_trains_longer_on_few_interactions(tmp_path: Path) -> None:
+    epochs = []
+    for interactions in (9_999, 10_000):
+        pl.DataFrame({"user_id": ["u"] * interactions}).write_parquet(tmp_path / "interactions.parquet")
+        settings = resolve_settings(data=tmp_path)
+        assert isinstance(settings.model, MSM4SRConfig)
+        epochs.append((settings.finetune.epochs, settings.model.dropout))
+    assert epochs == [(48, 0.4), (12, 0.2)]
+
+
 def test_options_come_after_the_file(tmp_path: Path) -> None:
     file = settings_file(tmp_path, "seed: 5\nmodel: {dropout: 0.3, layers: 1}\n")
     settings = resolve_settings("best", "sasrec", ["model.dropout=0.1"], 6, file)

@@ -160,7 +160,8 @@ class Recommender:
             k: number of items.
             exclude_seen: do not recommend items of the history.
             rules: which items to rank, boosts, and diversity; for popular items too.
-            by: a modality: its content and the ID alone score (MSM4SR-T and -V of the paper); "both": all modalities.
+            by: a modality: its content and the ID alone score the items that have it (MSM4SR-T and -V of the paper);
+                "both": all modalities.
             reasons: add a reason to each item unless they are popular ones, at the cost of about 20 more histories.
 
         Raises:

@@ -60,7 +60,9 @@ class RecommendOptions(BaseModel):
         "(maximal marginal relevance).",
     )
     by: Text = Field(
-        "both", max_length=50, description="A modality to score by alone, such as text or visual; or both."
+        "both",
+        max_length=50,
+        description="A modality to score by alone, among the items that have it, such as text or visual; or both.",
     )
     reasons: bool = Field(False, description="Add a short reason to each item.")
 

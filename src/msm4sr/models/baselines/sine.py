@@ -40,6 +40,8 @@ from msm4sr.models.layers import initialise, take
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.registry import register_model
 
+PREFIXES_AT_ONCE = 32
+
 
 class SINEConfig(SequentialConfig):
     name: Literal["sine"] = "sine"
@@ -96,9 +98,13 @@ class SINE(FactorizedModel):
         return self.item_embedding(items.numbers).unsqueeze(1)  # type: ignore[no-any-return]
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """v: [B, L, D]."""
-        ends = torch.arange(histories.shape[1], device=histories.device).expand_as(histories)
-        return self.encode_prefixes(histories, ends, embeddings)
+        """v: [B, L, D]; some prefixes at a time, which read no later items and stay in cache."""
+        parts = []
+        for start in range(0, histories.shape[1], PREFIXES_AT_ONCE):
+            read = histories[:, : start + PREFIXES_AT_ONCE]
+            ends = torch.arange(start, read.shape[1], device=read.device).expand(len(read), -1)
+            parts.append(self.encode_prefixes(read, ends, embeddings))
+        return torch.cat(parts, dim=1)
 
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
         """[B, D]; one prefix per history is encoded, since memory increases with their number."""
