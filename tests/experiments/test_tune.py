@@ -131,7 +131,7 @@ def test_a_budget_of_no_time_is_enough_for_the_defaults(tmp_path: Path) -> None:
     assert trial.seconds > 0
 
 
-def test_no_trial_starts_once_all_have_taken_the_seconds_of_the_budget(
+def test_no_trial_starts_once_the_seconds_of_the_budget_are_spent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_seconds", lambda trial: 10.0)

@@ -51,7 +51,7 @@ SearchSpace = Annotated[
     ),
 ]
 Seconds = Annotated[
-    int, typer.Option("--seconds", min=0, help="Start no further trial once all have taken so long in sum.")
+    int, typer.Option("--seconds", min=0, help="Start no further trial once all have run for so long in sum.")
 ]
 Trials = Annotated[
     int | None, typer.Option("--trials", min=1, help="Largest number of trials.", show_default="no limit")
