@@ -123,10 +123,7 @@ def tune(
                 check_one_machine("--storage sqlite", "give --storage journal, or PostgreSQL")
             ended = run_trials(tuning, _print_trial, executor, progress)
         _print_table(ended)
-        options = [] if trials is None else ["--trials", str(trials)]
-        options += ["--preset", preset, *([] if file is None else ["--settings", file.name])]
-        options += [word for change in changes for word in ("--set", change)]
-        text = best_text(tuning, ended, preset, _command(tuning, options))
+        text = best_text(tuning, ended, preset, _command(tuning, preset, file, changes))
         for target in filter(None, (out / "best.yaml", save)):
             write_text(target, text)
             console.print(f"best settings: {target}", markup=False)
@@ -152,10 +149,13 @@ def _settings(
     return settings
 
 
-def _command(tuning: Tuning, options: list[str]) -> str:
+def _command(tuning: Tuning, preset: str, file: Path | None, changes: list[str]) -> str:
     """The command that ran the study, without the places of data and study."""
     words = ["msm4sr", "tune", f"DATA/{tuning.dataset.folder.resolve().name}", "--model", tuning.settings.model.name]
-    words += ["--search", tuning.search.name, "--seconds", f"{tuning.seconds:.0f}", *options]
+    words += ["--search", tuning.search.name, "--seconds", f"{tuning.seconds:.0f}"]
+    words += [] if tuning.trials is None else ["--trials", str(tuning.trials)]
+    words += ["--preset", preset, *([] if file is None else ["--settings", file.name])]
+    words += [word for change in changes for word in ("--set", change)]
     return shlex.join([*words, "--seed", str(tuning.settings.seed), "--out", "STUDY"])
 
 
