@@ -117,13 +117,10 @@ def test_a_training(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> N
 
 def test_a_study(cli: Cli, ring: Path, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(
-        "model: sasrec\nbudget: budget.yaml\nparameters:\n"
-        "  finetune.learning_rate: {kind: float, low: 1.0e-4, high: 1.0e-1, log: true}\n"
+        "model: sasrec\nparameters:\n  finetune.learning_rate: {kind: float, low: 1.0e-4, high: 1.0e-1, log: true}\n"
     )
-    (tmp_path / "budget.yaml").write_text(
-        "trials: 3\nsettings: {finetune: {epochs: 300, patience: 300, max_steps: 0}}\n"
-    )
-    command = ["tune", ring, "--model=sasrec", *SMALL, "--search", tmp_path / "search.yaml", "--out"]
+    command = ["tune", ring, "--model=sasrec", *LONG, "--set=finetune.epochs=300", "--set=finetune.patience=300"]
+    command += ["--search", tmp_path / "search.yaml", "--trials=3", "--seconds=100000", "--out"]
     killer = Killer(cluster)
     killer.run([*command, tmp_path / "there"])
     assert cli(*command, tmp_path / "here").code == 0

@@ -22,23 +22,20 @@ import msm4sr
 MSM4SR = Path(sys.executable).with_name("msm4sr")
 SEARCH = """
 model: sasrec
-budget: budget.yaml
 parameters:
   finetune.learning_rate: {kind: float, low: 1.0e-4, high: 1.0e-1, log: true}
   model.dropout: {kind: float, low: 0.0, high: 0.5}
 """
-BUDGET = """
-trials: 3
-settings: {finetune: {epochs: 6, max_steps: 0, batch_pairs: 16, validate_every: 1, patience: 9, select: ndcg@10}}
-"""
+SMALL = ("model.dim=8", "finetune.epochs=6", "finetune.max_steps=0", "finetune.batch_pairs=16")
+SMALL += ("finetune.validate_every=1", "finetune.patience=9")
 
 
 @pytest.fixture
 def command(shop: Path, tmp_path: Path) -> Callable[[str], list[str]]:
-    """`tune` with a small search, into the study of that name."""
+    """`tune` with three small trials at most, into the study of that name."""
     (tmp_path / "small.yaml").write_text(SEARCH)
-    (tmp_path / "budget.yaml").write_text(BUDGET)
-    options = ["--model", "sasrec", "--set", "model.dim=8", "--search", str(tmp_path / "small.yaml")]
+    options = ["--model", "sasrec", "--search", str(tmp_path / "small.yaml"), "--trials", "3", "--seconds", "100000"]
+    options += [f"--set={change}" for change in SMALL]
     return lambda name: ["tune", str(shop), *options, "--out", str(tmp_path / name)]
 
 
@@ -102,6 +99,22 @@ def test_a_study_that_is_killed_in_a_trial_ends_as_if_it_had_not_been(
     assert {file.name for file in (tmp_path / "killed").iterdir()} == {"study.db", "best.yaml", ".study.lock"}
 
 
+def test_more_seconds_continue_a_study(cli: Cli, command: Callable[[str], list[str]], tmp_path: Path) -> None:
+    short = cli(*command("study"), "--seconds", "0")
+    assert short.code == 0, short
+    assert [trial.number for trial in trials(tmp_path / "study")] == [0]
+    assert re.search(r" all 1 \W+ [0-9]+ \W+ 1 finished, 0 pruned, 0 failed ", short.out)
+    header = (tmp_path / "study" / "best.yaml").read_text()
+    assert re.search(r"; trials: 1 finished, 0 pruned, 0 failed, in [0-9]+ seconds\.$", header, re.MULTILINE)
+    assert "--seconds 0 --trials 3" in header
+    longer = cli(*command("study"))
+    assert longer.code == 0, longer
+    assert re.search(r" all 3 \W+ [0-9]+ \W+ [0-9] finished, [0-9] pruned, 0 failed ", longer.out)
+    assert [trial.number for trial in trials(tmp_path / "study")] == [0, 1, 2]
+    assert cli(*command("at once")).code == 0
+    assert values(tmp_path / "study") == values(tmp_path / "at once")
+
+
 def test_trials_run_side_by_side_in_one_study(
     cli: Cli, command: Callable[[str], list[str]], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -123,7 +136,7 @@ def test_its_result_is_what_run_takes(
     called = cli(*command("study"), "--save", saved, "--trials", "2", "--seed", "3")
     assert called.code == 0, called
     assert f"--settings {saved} --out RUN" in called.out
-    assert "Made by: msm4sr tune DATA/toyshop --model sasrec --search small --trials 2" in saved.read_text()
+    assert "tune DATA/toyshop --model sasrec --search small --seconds 100000 --trials 2 --preset" in saved.read_text()
     assert saved.read_text() == (tmp_path / "study" / "best.yaml").read_text()
     assert str(tmp_path) not in saved.read_text()
     run = ["run", shop, "--settings", saved, "--out", tmp_path / "run", "--set", "finetune.epochs=1"]
@@ -133,13 +146,13 @@ def test_its_result_is_what_run_takes(
     assert config["model"]["dropout"] == tuned["model"]["dropout"]
     assert config["model"]["dim"] == 8
     assert config["finetune"]["learning_rate"] == tuned["finetune"]["learning_rate"]
-    assert config["finetune"]["patience"] == 10  # the preset's, which the file does not name
+    assert config["finetune"]["patience"] == tuned["finetune"]["patience"] == 9
     assert cli(*run, "--model", "sasrec", "--resume").code == 0
     saved.write_text(saved.read_text().replace("dim: 8", "dim: 16"))
     assert "model.dim is 8 there and 16 now" in refused(*run, "--model", "sasrec", "--resume")
 
 
-def test_the_package_alone_has_the_searches_and_the_budgets(shop: Path, tmp_path: Path) -> None:
+def test_the_package_alone_has_the_searches(shop: Path, tmp_path: Path) -> None:
     """As installed from a wheel: without the repository's folder `configs`."""
     package = Path(msm4sr.__file__).parent
     shutil.copytree(package, tmp_path / "site" / "msm4sr", ignore=shutil.ignore_patterns("__pycache__"))

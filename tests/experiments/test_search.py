@@ -1,4 +1,4 @@
-"""Searches: those of the models fit them and share their budgets; errors in search files."""
+"""Searches: those of the models fit them; errors in search files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.search import BUDGETS, Choices, check_defaults, load_search
+from msm4sr.experiments.search import Choices, check_defaults, load_search
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.models.registry import MODELS
 
@@ -24,23 +24,10 @@ def test_every_model_with_settings_has_a_search_space() -> None:
         load_search("popularity", "sasrec")
 
 
-def test_all_models_have_the_same_budget_apart_from_the_steps_of_graph_models() -> None:
-    graph_models = {name for name in NAMES if MODELS[name].budget == "graph"}
-    assert graph_models == {name for name in NAMES if MODELS[name].tasks.get("finetune") == "bpr"}
-    assert graph_models == {"lightgcn", "grcn", "dualgnn"}
-    assert {file.name for file in BUDGETS.iterdir()} == {"default.yaml", "graph.yaml"}
-    ours, theirs = load_search(None, "sasrec"), load_search(None, "lightgcn")
-    assert ours.trials == theirs.trials
-    assert set(ours.budget) == set(theirs.budget)
-    differing = {key for key, value in ours.budget.items() if theirs.budget[key] != value}
-    assert differing == {"finetune.epochs", "finetune.max_steps", "finetune.validate_every"}
-    assert ours.budget["finetune.select"] == "ndcg@10"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_search_of_a_model_has_its_settings_around_their_defaults(name: str) -> None:
     search = load_search(None, name)
-    settings = with_values(resolve_settings("best", name), search.budget, "budget")
+    settings = resolve_settings("best", name)
     defaults = check_defaults(search, settings)
     assert set(defaults) == set(search.parameters)
     for key, parameter in search.parameters.items():
@@ -59,9 +46,8 @@ def test_the_search_of_a_model_has_the_learning_rate_and_only_its_stages(name: s
         assert parameters["finetune.learning_rate"].holds(1e-3)
 
 
-def write(folder: Path, parameters: str, budget: str = "trials: 3", model: str = "sasrec") -> Path:
-    (folder / "budget.yaml").write_text(budget)
-    (folder / "search.yaml").write_text(f"model: {model}\nbudget: budget.yaml\nparameters: {parameters}\n")
+def write(folder: Path, parameters: str, model: str = "sasrec") -> Path:
+    (folder / "search.yaml").write_text(f"model: {model}\nparameters: {parameters}\n")
     return folder / "search.yaml"
 
 
@@ -86,31 +72,13 @@ def write(folder: Path, parameters: str, budget: str = "trials: 3", model: str =
         ("{model.layers: {kind: int, low: 1, hihg: 3}}", "parameters.model.layers.h"),
         ("{}", "parameters: "),
         ("3\nparameter: {}", r"parameters?: "),
+        ("{model.layers: {kind: int, low: 1, high: 3}}\nbudget: default", r"budget: .*there are model, parameters"),
     ],
 )
 def test_an_error_in_a_search_file_names_the_file_and_the_key(tmp_path: Path, parameters: str, message: str) -> None:
     file = write(tmp_path, parameters)
     with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: .*{message}"):
         load_search(str(file), "sasrec")
-
-
-def test_settings_of_the_budget_cannot_be_searched(tmp_path: Path) -> None:
-    epochs = "{finetune.epochs: {kind: int, low: 1, high: 9}}"
-    with pytest.raises(InputError, match=r"finetune\.epochs is part of the budget"):
-        load_search(str(write(tmp_path, epochs, "{trials: 3, settings: {finetune: {epochs: 5}}}")), "sasrec")
-
-
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ("trials: 0", r"budget\.yaml: trials: "),
-        ("{trials: 3, settings: {finetune: {epoch: 5}}}", r"budget\.yaml: there is no setting 'finetune.epoch'"),
-        ("{trials: 3, time: 5}", r"budget\.yaml: time: .*there are trials, settings"),
-    ],
-)
-def test_an_error_in_a_budget_names_the_file_and_the_key(tmp_path: Path, budget: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_search(str(write(tmp_path, "{model.layers: {kind: int, low: 1, high: 3}}", budget)), "sasrec")
 
 
 def test_a_search_for_another_model_is_refused(tmp_path: Path) -> None:
@@ -127,12 +95,6 @@ def test_a_search_is_found_by_model_or_file_and_an_unknown_name_gets_the_closest
         load_search("sinus", "sine")
     with pytest.raises(InputError, match=r"--model: there is no model 'sinus', only .*did you mean 'sine'"):
         load_search(None, "sinus")
-
-
-def test_a_search_file_may_name_a_shipped_budget(tmp_path: Path) -> None:
-    file = tmp_path / "search.yaml"
-    file.write_text("model: sasrec\nbudget: graph\nparameters: {model.layers: {kind: int, low: 1, high: 3}}\n")
-    assert load_search(str(file), "sasrec").budget == load_search(None, "grcn").budget
 
 
 def test_a_default_outside_of_the_search_is_an_input_error(tmp_path: Path) -> None:

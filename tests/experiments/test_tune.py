@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from builders import cycle_dataset, wrong_modes
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
+from msm4sr.executors import LocalExecutor
 from msm4sr.experiments import tune as module
 from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search
 from msm4sr.experiments.settings import resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.experiments.study_storage import SQLITE, open_storage
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
+from msm4sr.progress import NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.training.callbacks import EpochRecord
 from msm4sr.training.trainer import Trainer
@@ -40,15 +44,16 @@ KNN = {
 }
 
 
-def tuning(folder: Path, parameters: dict[str, Any], trials: int = 4, dataset: Dataset | None = None) -> Tuning:
+def tuning(folder: Path, parameters: dict[str, Any], trials: int | None = 4, dataset: Dataset | None = None) -> Tuning:
     model, changes = ("itemknn", ()) if parameters is KNN else ("sasrec", (*TINY, "finetune.validate_every=1"))
     return Tuning(
         folder / "study",
-        Search("test", trials, {}, parameters),
+        Search("test", parameters),
         resolve_settings("best", model, changes),
-        trials,
         dataset or cycle_dataset(30, 12),
         {},
+        inf,
+        trials,
     )
 
 
@@ -116,10 +121,83 @@ def test_more_trials_of_the_same_study_begin_where_it_ended(tmp_path: Path) -> N
     assert [trial.number for trial in seen] == [2, 3]
 
 
+# -- the budget -------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_no_time_is_enough_for_the_defaults(tmp_path: Path) -> None:
+    (trial,) = tune(replace(tuning(tmp_path, KNN, None), seconds=0))
+    assert trial.is_default
+    assert trial.value
+    assert trial.seconds > 0
+
+
+def test_no_trial_starts_once_the_seconds_of_the_budget_are_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda trial: 10.0)
+    endless = tuning(tmp_path, KNN, None)
+    for seconds, trials in ((20, 2), (21, 3), (15, 3), (40, 4)):
+        assert len(tune(replace(endless, seconds=seconds))) == trials
+    assert len(tune(replace(endless, seconds=100, trials=5))) == 5
+    assert len(tune(replace(endless, seconds=100, trials=1))) == 5
+
+
+@dataclass
+class Holding:
+    """Begins as many trials as it gets, `most` at once, before the first one ends."""
+
+    most: int
+    begun: list[int] = field(default_factory=list)
+
+    def run(self, function: Callable[..., Any], tasks: Iterable[Any], progress: Progress) -> Iterator[tuple[Any, Any]]:
+        held = list(islice(tasks, self.most))
+        self.begun.append(len(held))
+        for task in held:
+            yield task, function(task, progress)
+
+    def stream(self, *arguments: Any) -> Iterator[tuple[Any, Any]]:
+        raise NotImplementedError
+
+
+def test_the_time_of_running_trials_counts(tmp_path: Path) -> None:
+    executor = Holding(3)
+    unlimited = tuning(tmp_path, KNN, None)
+    assert len(tune(replace(unlimited, seconds=1e-9), executor=executor)) == 1
+    assert len(tune(unlimited, executor=executor)) == 4
+    assert executor.begun == [1, 3]
+
+
+class Interrupting(LocalExecutor):
+    """Is interrupted in its first trial."""
+
+    def run(self, function: Callable[..., Any], tasks: Iterable[Any], progress: Progress = NoProgress()) -> Any:
+        next(iter(tasks))
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_trial_is_completed_whatever_the_budget_and_its_time_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda trial: 1000.0 if trial.number == 1 else 10.0)
+    task = tuning(tmp_path, KNN, None)
+
+    def numbers(seconds: float) -> list[int]:
+        return sorted(trial.number for trial in tune(replace(task, seconds=seconds)))
+
+    assert numbers(10) == [0]
+    with pytest.raises(KeyboardInterrupt):
+        tune(replace(task, seconds=20), executor=Interrupting())
+    assert numbers(0) == [0, 2]
+    assert numbers(30) == [0, 2, 3]
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
 def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
     first = tuning(tmp_path, KNN, 1)
     tune(first)
-    fewer = replace(first, search=Search("test", 1, {}, {"model.neighbours": KNN["model.neighbours"]}))
+    fewer = replace(first, search=Search("test", {"model.neighbours": KNN["model.neighbours"]}))
     titled = cycle_dataset(30, 12)
     titled = replace(titled, items=titled.items.with_columns(title=titled.items["item_id"].reverse()))
     datasets = [tuning(tmp_path, KNN, 1, dataset) for dataset in (cycle_dataset(31, 12), titled)]
@@ -247,7 +325,6 @@ def test_a_trial_leaves_a_row_in_the_database_and_no_weights(tmp_path: Path) -> 
 
 def test_the_best_settings_are_a_file_that_gives_the_trial_again(tmp_path: Path) -> None:
     task = tuning(tmp_path, SASREC, 3)
-    task = replace(task, search=replace(task.search, budget={"finetune.epochs": 4}))
     trials = tune(task)
     text = best_text(task, trials, "best", "msm4sr tune ...")
     file = tmp_path / "best.yaml"
@@ -256,10 +333,9 @@ def test_the_best_settings_are_a_file_that_gives_the_trial_again(tmp_path: Path)
     assert "sasrec on nowhere" in head[0]
     assert f"{trials[0].value:.4f} (trial {trials[0].number}); with the defaults: " in head[1]
     assert "Search test, seed 0; trials: " in head[2]
+    assert head[2].endswith(f", in {sum(trial.seconds for trial in trials):.0f} seconds.")
     counts = [int(count) for count in re.findall(r"(\d+) (?:finished|pruned|failed)", head[2])]
     assert counts == [sum(trial.state == state for trial in trials) for state in ("finished", "pruned", "failed")]
     assert "msm4sr tune ..." in head[3]
-    assert "epochs" not in yaml.safe_load(text)["finetune"]  # of the budget, not of the result
-    settings = resolve_settings("best", "sasrec", ["finetune.epochs=4"], file=file)
-    expected = module.trial_settings(task, trials[0].values)
-    assert settings == expected
+    assert yaml.safe_load(text)["finetune"]["epochs"] == 4  # a change of all trials
+    assert resolve_settings("best", "sasrec", file=file) == module.trial_settings(task, trials[0].values)

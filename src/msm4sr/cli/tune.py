@@ -50,8 +50,11 @@ SearchSpace = Annotated[
         "--search", metavar="FILE | NAME", help="A search file, or a model with a search space.", show_default="MODEL"
     ),
 ]
+Seconds = Annotated[
+    int, typer.Option("--seconds", min=0, help="Start no further trial once all have run for so long in sum.")
+]
 Trials = Annotated[
-    int | None, typer.Option("--trials", min=1, help="Number of trials.", show_default="from the budget")
+    int | None, typer.Option("--trials", min=1, help="Largest number of trials.", show_default="no limit")
 ]
 Storage = Annotated[
     str,
@@ -73,6 +76,7 @@ def tune(
     out: StudyFolder,
     model: ModelName = None,
     search: SearchSpace = None,
+    seconds: Seconds = 1800,
     trials: Trials = None,
     preset: Preset = None,
     file: SettingsFile = None,
@@ -113,15 +117,13 @@ def tune(
         dataset = load_dataset(data, settings.dataset)
         describe_data(dataset)
         rows = _features(out, dataset, settings, preset, features)
-        tuning = Tuning(out.absolute(), space, settings, trials or space.trials, dataset, rows, storage)
+        tuning = Tuning(out.absolute(), space, settings, dataset, rows, seconds, trials, storage)
         with chosen_executor(jobs, ray, cpus, gpus, [data], out) as executor, progress_bar() as progress:
             if ray is not None and storage == SQLITE:
                 check_one_machine("--storage sqlite", "give --storage journal, or PostgreSQL")
             ended = run_trials(tuning, _print_trial, executor, progress)
         _print_table(ended)
-        options = [] if file is None else ["--settings", file.name]
-        options += [word for change in changes for word in ("--set", change)]
-        text = best_text(tuning, ended, preset, _command(tuning, preset, options))
+        text = best_text(tuning, ended, preset, _command(tuning, preset, file, changes))
         for target in filter(None, (out / "best.yaml", save)):
             write_text(target, text)
             console.print(f"best settings: {target}", markup=False)
@@ -135,11 +137,9 @@ def _settings(
 ) -> RunSettings:
     """The settings of the first trial, checked."""
     from msm4sr.experiments.search import check_defaults
-    from msm4sr.experiments.settings import change_settings, resolve_settings, with_values
+    from msm4sr.experiments.settings import resolve_settings
 
-    settings = resolve_settings(preset, model, seed=seed, file=file, data=data)
-    settings = with_values(settings, space.budget, f"the budget of search {space.name}")
-    settings = change_settings(settings, changes)
+    settings = resolve_settings(preset, model, changes, seed, file, data)
     check_defaults(space, settings)
     settings.device.check()
     if settings.warm_start.run:
@@ -149,10 +149,13 @@ def _settings(
     return settings
 
 
-def _command(tuning: Tuning, preset: str, options: list[str]) -> str:
+def _command(tuning: Tuning, preset: str, file: Path | None, changes: list[str]) -> str:
     """The command that ran the study, without the places of data and study."""
     words = ["msm4sr", "tune", f"DATA/{tuning.dataset.folder.resolve().name}", "--model", tuning.settings.model.name]
-    words += ["--search", tuning.search.name, "--trials", str(tuning.trials), "--preset", preset, *options]
+    words += ["--search", tuning.search.name, "--seconds", f"{tuning.seconds:.0f}"]
+    words += [] if tuning.trials is None else ["--trials", str(tuning.trials)]
+    words += ["--preset", preset, *([] if file is None else ["--settings", file.name])]
+    words += [word for change in changes for word in ("--set", change)]
     return shlex.join([*words, "--seed", str(tuning.settings.seed), "--out", "STUDY"])
 
 
@@ -185,10 +188,14 @@ def _values(trial: Trial) -> str:
 
 
 def _print_table(trials: list[Trial]) -> None:
+    from msm4sr.experiments.tune import counts
+
     numbers = (Column(name, justify="right") for name in ("trial", "validation ndcg@10", "seconds"))
     table = Table(*numbers, "settings")
     for trial in trials[:SHOWN]:
         value = trial.state if trial.value is None else f"{trial.value:.4f}"
         result = ("the defaults: " if trial.is_default else "") + (trial.reason or _values(trial))
         table.add_row(str(trial.number), value, f"{trial.seconds:.0f}", escape(result))
+    table.add_section()
+    table.add_row(f"all {len(trials)}", "", f"{sum(trial.seconds for trial in trials):.0f}", counts(trials))
     console.print(table)

@@ -1,21 +1,12 @@
-"""The search space and the budget of a tuning study.
+"""The search space of a tuning study.
 
-Each model class declares its own search space (`Model.search`) and budget (`Model.budget`: `default` or `graph`). A
-search file replaces both:
+Each model class declares its own (`Model.search`). A search file replaces it:
 
     model: sasrec
-    budget: default
     parameters:
       finetune.learning_rate: {kind: float, low: 3.0e-4, high: 1.0e-2, log: true}
       model.layers: {kind: int, low: 1, high: 3}
       finetune.weight_decay: {kind: categorical, choices: [0.0, 1.0e-5, 1.0e-4]}
-
-`budget` is the name of a shipped budget or a file, relative to the search file, with the number of trials and the
-settings that all trials share:
-
-    trials: 6
-    settings:
-      finetune: {epochs: 40, patience: 3}
 """
 
 from __future__ import annotations
@@ -34,7 +25,6 @@ from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 from msm4sr.strict import Strict
 
-BUDGETS = Path(__file__).with_name("budgets")
 SEARCHED = ("model.", "pretrain.", "finetune.")  # data and features are read once; a seed is not tuned
 
 Value = bool | int | float | str
@@ -88,18 +78,10 @@ class Choices(Strict):
 Parameter = Annotated[FloatRange | IntRange | Choices, Field(discriminator="kind")]
 
 
-class Budget(Strict):
-    """The trials of a study and the settings that they share."""
-
-    trials: int = Field(ge=1, description="number of trials, pruned and failed ones included; the first is the default")
-    settings: dict[str, Any] = Field(default={}, description="settings of every trial, in the shape of a preset")
-
-
 class SearchFile(Strict):
     """The content of a search file."""
 
     model: str
-    budget: str = Field("default", description="name of a shipped budget, or a file relative to the search file")
     parameters: dict[str, Parameter] = Field(min_length=1)
 
 
@@ -108,8 +90,6 @@ class Search:
     """A search that has been checked against its model."""
 
     name: str  # of the model, or of the file without its suffix
-    trials: int
-    budget: Mapping[str, Any]  # the settings of every trial, by dotted name
     parameters: Mapping[str, Parameter]  # the searched settings, by dotted name
 
 
@@ -133,24 +113,16 @@ def load_search(search: str | None, model: str) -> Search:
         if not found.search:
             option = "--model" if search is None else "--search"
             raise InputError(f"{option} {name}: {found.label} has no search space; give one with --search FILE")
-        content = {"model": name, "budget": found.budget, "parameters": found.search}
+        content = {"model": name, "parameters": found.search}
     file = validated(SearchFile, content, where)
     if file.model != model:
         raise InputError(f"{where}: a search for {file.model}, but --model is {model}; change one of them")
-    shipped = BUDGETS / f"{file.budget}.yaml"
-    budget_file = shipped if shipped.is_file() else Path(where).parent / file.budget
-    budget = validated(Budget, read_yaml(budget_file), str(budget_file))
-    shared = flatten(budget.settings)
-    for key in shared:
-        check_key(key, model, str(budget_file))
     for key in file.parameters:
         check_key(key, model, f"{where}: parameters")
         if not key.startswith(SEARCHED):
             allowed = "only settings of model, pretrain and finetune"
             raise InputError(f"{where}: parameters: {key} cannot be searched, {allowed}")
-        if key in shared:
-            raise InputError(f"{where}: parameters: {key} is part of the budget ({file.budget}), shared by all models")
-    return Search(name, budget.trials, shared, file.parameters)
+    return Search(name, file.parameters)
 
 
 def check_defaults(search: Search, settings: RunSettings) -> dict[str, Value]:

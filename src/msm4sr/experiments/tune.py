@@ -1,18 +1,22 @@
 """Tuning: the trials of a search, each trained and evaluated on validation only, kept in STUDY/study.db.
 
 The first trial has the defaults, so that the result is never worse; TPE (Bergstra et al. 2011) proposes the others
-from the values of the finished ones. A trial that is behind the median of the others in the second half of its epochs
-is pruned. The value of a trial is `ndcg@10` on validation, whatever the other settings; test is not ranked. No weights
-are kept, only a row in the database.
+from the values of the finished ones. A trial trains in full, as `msm4sr run` does, unless it is behind the median of
+the others in the second half of its epochs: then it is pruned. The value of a trial is `ndcg@10` on validation,
+whatever the other settings; test is not ranked. No weights are kept, only a row in the database.
+
+The budget is in seconds, so that models are compared after the same time of tuning: no further trial starts once all
+have run for so long in sum. A trial that has begun is completed.
 
 One process, which holds the lock of the study, decides the trials and runs them by an executor. A trial that is marked
-as running when it starts was interrupted: it is repeated with the same values, and not counted.
+as running when it starts was interrupted: it is repeated with the same values, and neither it nor its time is counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +77,10 @@ class Tuning:
     folder: Path  # of the study
     search: Search
     settings: RunSettings  # of the first trial; `trial_settings` changes them for the others
-    trials: int  # how many to run
     dataset: Dataset
     features: Mapping[str, Features]  # of the items, the same for all trials
+    seconds: float  # of all trials together, after which no further one starts
+    trials: int | None = None  # the most to run; None: no limit
     storage: str = SQLITE
 
 
@@ -155,11 +160,17 @@ class Outcome:
 
 
 def _next_trials(study: optuna.Study, tuning: Tuning) -> Iterator[TrialTask]:
-    """The trials that are still to be run, each proposed when it can start."""
+    """The trials that are still to be run, each proposed when it can start.
+
+    Queued ones, which are the defaults and interrupted trials, are run whatever the budget.
+    """
     distributions = {key: _distribution(parameter) for key, parameter in tuning.search.parameters.items()}
     while True:
-        begun = sum(trial.state != TrialState.WAITING for trial in _counted(study))
-        if begun >= tuning.trials:
+        counted = _counted(study)
+        begun = sum(trial.state != TrialState.WAITING for trial in counted)
+        is_spent = sum(map(_seconds, counted)) >= tuning.seconds
+        is_limit = tuning.trials is not None and begun >= tuning.trials
+        if begun == len(counted) and (is_spent or is_limit):
             return
         # A seed per trial: after an interruption the next trials are the same as without it.
         seed = tuning.settings.seed * 1_000_003 + begun
@@ -204,28 +215,32 @@ def best_of(trials: Sequence[Trial], folder: Path) -> Trial:
     return trials[0]
 
 
+def counts(trials: Sequence[Trial]) -> str:
+    """How many trials ended in each way, such as "3 finished, 1 pruned, 0 failed"."""
+    states = ("finished", "pruned", "failed")
+    return ", ".join(f"{sum(trial.state == state for trial in trials)} {state}" for state in states)
+
+
 def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str) -> str:
     """A settings file with the values of the best trial; its comments say how they were found.
 
-    The other changes of the trials to the preset are included, except the budget.
+    The other changes of the trials to the preset are included.
     """
     best, model = best_of(trials, tuning.folder), tuning.settings.model.name
     plain = flatten(resolve_settings(preset, model, data=tuning.dataset.folder).model_dump(mode="json"))
     changed = {
         key: value
         for key, value in flatten(tuning.settings.model_dump(mode="json")).items()
-        if key.startswith(SEARCHED) and value != plain[key] and key not in tuning.search.budget
+        if key.startswith(SEARCHED) and value != plain[key]
     }
     default = next((trial for trial in trials if trial.is_default), None)
     untuned = f"{default.value:.4f}" if default is not None and default.value is not None else "none, it failed"
-    counts = ", ".join(
-        f"{sum(trial.state == state for trial in trials)} {state}" for state in ("finished", "pruned", "failed")
-    )
+    spent = f"{sum(trial.seconds for trial in trials):.0f} seconds"
     data = tuning.dataset.folder.resolve().name
     head = (
         f"{model} on {data}, tuned over preset {preset}.",
         f"Validation {OBJECTIVE}: {best.value:.4f} (trial {best.number}); with the defaults: {untuned}.",
-        f"Search {tuning.search.name}, seed {tuning.settings.seed}; trials: {counts}.",
+        f"Search {tuning.search.name}, seed {tuning.settings.seed}; trials: {counts(trials)}, in {spent}.",
         f"Made by: {command}",
         f"Use it by: msm4sr run DATA/{data} --model {model} --preset {preset} --settings FILE --out RUN",
     )
@@ -339,6 +354,13 @@ def _counted(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.number not in retried]
 
 
+def _seconds(trial: FrozenTrial) -> float:
+    """From the start of a trial to its end, or until now."""
+    if trial.datetime_start is None:
+        return 0.0
+    return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
+
+
 def _ended(study: optuna.Study, tuning: Tuning) -> list[Trial]:
     """The finished trials, best first, then the pruned and the failed ones."""
     names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -348,7 +370,7 @@ def _ended(study: optuna.Study, tuning: Tuning) -> list[Trial]:
             number=trial.number,
             state=names[trial.state],
             value=trial.value if trial.state == TrialState.COMPLETE else None,
-            seconds=trial.duration.total_seconds() if trial.duration else 0.0,
+            seconds=_seconds(trial),
             values=defaults if "default" in trial.user_attrs else _rounded(trial.params),
             reason=trial.user_attrs.get("reason", ""),
             is_default="default" in trial.user_attrs,

@@ -210,8 +210,6 @@ class Model(Scorer):
     """The training task of each stage, such as {"finetune": "next_item"}; empty: nothing is trained."""
     search: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The search space of `msm4sr tune` by dotted setting, such as {"model.layers": {"kind": "int", ...}}."""
-    budget: ClassVar[Literal["default", "graph"]] = "default"
-    """The tuning budget of the search."""
 
     row_weights: ClassVar[Mapping[str, RowKind]] = {
         "item_embedding.weight": "items",

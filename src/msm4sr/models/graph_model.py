@@ -54,7 +54,6 @@ class GraphModel(FactorizedModel):
 
     ranks_seen_items = False
     tasks = {"finetune": "bpr"}
-    budget = "graph"
     folds_in_by_degree: ClassVar[bool] = True
     """Whether folding in weighs an item by 1 / sqrt(its degree), as propagation does; if not, all weigh the same."""
     config: GraphConfig
