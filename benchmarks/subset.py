@@ -1,6 +1,6 @@
 """A prepared folder with a random share of the users of another one, and the items that they interacted with.
 
-    python benchmarks/subset.py DATA/scientific 0.1 runs/scientific-0.1
+python benchmarks/subset.py DATA/scientific 0.1 runs/scientific-0.1
 """
 
 from __future__ import annotations
