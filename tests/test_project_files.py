@@ -98,6 +98,18 @@ def test_workflows_test_the_declared_versions_with_commands_that_exist() -> None
             assert (ROOT / name).is_file()
 
 
+def test_a_release_has_a_readme_whose_links_do_not_need_the_repository(tmp_path: Path) -> None:
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]["build"]["steps"]
+    (command,) = [step["run"] for step in steps if "README.md" in step.get("run", "")]
+    shutil.copy(ROOT / "README.md", tmp_path)
+    variables = {"GITHUB_SERVER_URL": "https://x.org", "GITHUB_REPOSITORY": "us/msm4sr", "GITHUB_REF_NAME": "v1"}
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=os.environ | variables, check=True)
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", (tmp_path / "README.md").read_text())
+    assert all(link.startswith("https://") for _, link in links)
+    assert ("!", "https://x.org/us/msm4sr/raw/v1/docs/images/demo.png") in links
+    assert ("", "https://x.org/us/msm4sr/blob/v1/docs/contributing.md") in links
+
+
 def test_the_dockerfile_passes_hadolint(tmp_path: Path) -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if program is None:
