@@ -362,7 +362,7 @@ def _seconds(trial: FrozenTrial) -> float:
 
 
 def _ended(study: optuna.Study, tuning: Tuning) -> list[Trial]:
-    """The finished trials, best first, then the pruned and the failed ones."""
+    """The finished trials, best first (of equal ones the defaults), then the pruned and the failed ones."""
     names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
     defaults = check_defaults(tuning.search, tuning.settings)
     trials = [
@@ -379,4 +379,4 @@ def _ended(study: optuna.Study, tuning: Tuning) -> list[Trial]:
         if trial.state in names
     ]
     order = list(names.values())
-    return sorted(trials, key=lambda trial: (order.index(trial.state), -(trial.value or 0.0), trial.number))
+    return sorted(trials, key=lambda t: (order.index(t.state), -(t.value or 0.0), not t.is_default, t.number))
