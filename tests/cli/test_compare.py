@@ -310,7 +310,7 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
     ]
     config.write_text(f"rows: [{', '.join([*rows, '{name: knn, model: itemknn}'])}]")
     grid = plan_grid(GridRequest(str(config), [ring], settings=tmp_path))
-    assert [row.resolve("ring", 0).model.dim for row in grid.rows[:3]] == [24, 32, 8]  # type: ignore[union-attr]
+    assert [row.resolve(grid.data[0], 0).model.dim for row in grid.rows[:3]] == [24, 32, 8]  # type: ignore[union-attr]
     assert grid.rows[3].settings is None
 
 

@@ -63,6 +63,8 @@ def test_a_run_says_what_it_does_and_what_comes_next(trained: Trained) -> None:
     out = trained.first_answer.out
     for said in (
         "toyshop: 60 users, 60 items",
+        "preset seed for this size: model.dim=",
+        "softmax over all items",
         "text: 58 of 60 items",
         "visual: 58 of 60 items",
         "pretrain 1/1 loss",
