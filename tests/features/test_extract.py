@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from msm4sr.data.dataset import Dataset, load_dataset
+from msm4sr.features.backends import agrees
 from msm4sr.features.extract import extract_features
 from msm4sr.features.images import read_image
 from msm4sr.features.settings import FeatureSettings, TextSettings, VisualSettings
@@ -149,7 +150,7 @@ def test_keywords_of_a_small_catalogue_are_labels_through_the_text_encoder(shop:
     assert all(len(keywords) == 15 and set(keywords) <= set(imagenet_labels()) for keywords in words[0])
     assert words[0][1] == words[2][0] != words[0][0]
     encoded = MiniLM("minilm").encode([" ".join(words[0][0])])
-    assert np.allclose(rows(visual, 0)[:1], encoded, atol=1e-5)
+    assert agrees(rows(visual, 0)[:1], encoded)  # in bf16 the digits depend on the size of the batch
     table = read_rows(out / KEYWORDS)
     assert table is not None
     assert table["image"].to_list() == ["red.png", "blue.png", "blue.png", "red.png"]

@@ -160,7 +160,7 @@ def test_only_items_that_the_step_needs_are_encoded() -> None:
     model, batch = make_msm4sr(n_items=50), make_batch([[1, 2, 3], [4, 2]])
     asked: list[list[int]] = []
     encode = model.encode_content
-    model.encode_content = lambda a, items=None: asked.append(items.numbers.tolist()) or encode(a, items)  # type: ignore
+    model.encode_content = lambda a, items, fill: asked.append(items.numbers.tolist()) or encode(a, items, fill)  # type: ignore
     sampled_finetune_loss(model, batch, torch.tensor([7, 3]), uniform(50))
     assert asked == [[0, 1, 2, 3, 4, 7]] * 2  # 0 pads the shorter history
 

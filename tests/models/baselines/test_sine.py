@@ -90,7 +90,7 @@ def test_prefixes_that_are_encoded_some_at_a_time_are_those_of_all_at_once(monke
     model, histories = make_sine(), torch.tensor([[1, 5, 0, 7, 2], [2, 2, 4, 0, 0]])
     at_once = model.encode_histories(histories, model.encode_items())
     monkeypatch.setattr("msm4sr.models.baselines.sine.PREFIXES_AT_ONCE", 2)
-    torch.testing.assert_close(model.encode_histories(histories, model.encode_items()), at_once)
+    torch.testing.assert_close(model.train().encode_histories(histories, model.encode_items()), at_once)
 
 
 def test_the_nearest_prototypes_are_activated_and_the_others_are_not() -> None:

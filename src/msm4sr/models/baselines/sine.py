@@ -98,12 +98,14 @@ class SINE(FactorizedModel):
         return self.item_embedding(items.numbers).unsqueeze(1)  # type: ignore[no-any-return]
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
-        """v: [B, L, D]; some prefixes at a time, which read no later items and stay in cache."""
+        """v: [B, L, D]; in training some prefixes at a time, which read no later items and stay in cache."""
+        places = torch.arange(histories.shape[1], device=histories.device)
+        if not self.training:
+            return self.encode_prefixes(histories, places.expand_as(histories), embeddings)
         parts = []
-        for start in range(0, histories.shape[1], PREFIXES_AT_ONCE):
-            read = histories[:, : start + PREFIXES_AT_ONCE]
-            ends = torch.arange(start, read.shape[1], device=read.device).expand(len(read), -1)
-            parts.append(self.encode_prefixes(read, ends, embeddings))
+        for start in range(0, len(places), PREFIXES_AT_ONCE):
+            read, ends = histories[:, : start + PREFIXES_AT_ONCE], places[start : start + PREFIXES_AT_ONCE]
+            parts.append(self.encode_prefixes(read, ends.expand(len(read), -1), embeddings))
         return torch.cat(parts, dim=1)
 
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
