@@ -51,7 +51,10 @@ SearchSpace = Annotated[
     ),
 ]
 Seconds = Annotated[
-    int, typer.Option("--seconds", min=0, help="Start no further trial once all have run for so long in sum.")
+    int,
+    typer.Option(
+        "--seconds", min=0, help="Start no further trial once the trials have run for so many seconds in total."
+    ),
 ]
 Trials = Annotated[
     int | None, typer.Option("--trials", min=1, help="Largest number of trials.", show_default="no limit")

@@ -272,8 +272,9 @@ def _for_model(settings: dict[str, Any], model: str, where: str, interactions: i
     if not isinstance(sizes, list) or not all(isinstance(e, dict) and type(e.get("below")) is int for e in sizes):
         raise InputError(f"{where}: sizes: not a list of settings, each with a number `below`")
     for entry in sizes:
-        if interactions is not None and interactions < entry.pop("below"):
-            return values | _for_model(entry, model, where)
+        if interactions is not None and interactions < entry["below"]:
+            of_size = {key: value for key, value in entry.items() if key != "below"}
+            return values | _for_model(of_size, model, where)
     return values
 
 

@@ -43,11 +43,11 @@ FEW = 0.5  # warn if a smaller share of the items has a modality
 DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the items and users of the other data
 
 
-CHOSEN = ("model.dim", "model.dropout", "pretrain.epochs", "finetune.epochs")  # what size decides, or could
+CHOSEN = ("model.dim", "model.dropout", "pretrain.epochs", "finetune.epochs")
 
 
 def describe_settings(run: Run, dataset: Dataset) -> None:
-    """Log the settings that depend on the size of the data, or are the first to be changed for another size."""
+    """Log the settings that depend on the size of the data, and those that users change first for another size."""
     settings = run.settings
     values = flatten(settings.model_dump(mode="json"))
     stages = [stage for stage in STAGES if stage in MODELS[settings.model.name].tasks]

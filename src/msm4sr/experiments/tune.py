@@ -6,7 +6,7 @@ the others in the second half of its epochs: then it is pruned. The value of a t
 whatever the other settings; test is not ranked. No weights are kept, only a row in the database.
 
 The budget is in seconds, so that models are compared after the same time of tuning: no further trial starts once all
-have run for so long in sum. A trial that has begun is completed.
+have run for so long in total. A trial that has begun is completed.
 
 One process, which holds the lock of the study, decides the trials and runs them by an executor. A trial that is marked
 as running when it starts was interrupted: it is repeated with the same values, and neither it nor its time is counted.

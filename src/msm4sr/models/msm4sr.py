@@ -52,8 +52,8 @@ class MSM4SRConfig(TransformerConfig):
     similarity: Literal["dot", "cosine"] = Field("dot", description="in equation 12; cosine is divided by tau")
     modality_scores: Literal["sum", "mean"] = Field(
         "sum",
-        description="in equation 12; sum: of all modalities, as printed, with the missing-modality embedding for one "
-        "that an item lacks; mean: of the modalities that the item has",
+        description="how equation 12 combines the modalities of an item; sum: over all, as printed, with the "
+        "missing-modality embedding for one that it lacks; mean: over those that it has",
     )
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
     projections: Literal["pretrain", "none"] = Field(
