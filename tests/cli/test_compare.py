@@ -394,7 +394,7 @@ def test_the_rows_of_the_ablation_train_what_they_say(cli: Cli, shop: Path, shel
     called = cli("compare", "ablation", "--data", shop, "--features", shelf, "--out", out, *SHORT)
     assert called.code == 0, called
     runs = {path.parent.name: path for path in out.glob("cells/toyshop/*/seed-0")}
-    assert len(runs) == 7
+    assert len(runs) == 6
     assert {tuple(stages(run)) for name, run in runs.items() if name not in ("no-pretraining", "end-to-end")} == {
         ("pretrain", "finetune")
     }
@@ -402,7 +402,7 @@ def test_the_rows_of_the_ablation_train_what_they_say(cli: Cli, shop: Path, shel
     losses = {
         name: (run / "metrics.jsonl").read_text().split('"loss": ')[1].split(",")[0] for name, run in runs.items()
     }
-    assert len(set(losses.values())) == 7, losses
+    assert len(set(losses.values())) == 6, losses
     finished = metrics_of(runs["end-to-end"])
     assert cli("evaluate", runs["end-to-end"]).code == 0
     assert metrics_of(runs["end-to-end"]) == finished
@@ -430,6 +430,16 @@ def test_what_a_config_needs_is_asked_for(refused: Callable[..., str], ring: Pat
         ("any_modality", "give --features NAME=FILE: precomputed embeddings"),
     ):
         assert said in refused("compare", config, "--data", ring, "--out", tmp_path / "grid")
+
+
+def test_a_row_whose_change_precomputed_embeddings_would_hide_is_refused(
+    refused: Callable[..., str], ring: Path, tmp_path: Path
+) -> None:
+    options = ("--data", ring, "--features", "visual=clip.parquet", "--out", tmp_path / "grid")
+    said = refused("compare", "sensitivity", *options)
+    assert "row keywords-5: features.visual.kind has no effect on precomputed embeddings" in said
+    grid = plan_grid(GridRequest("ablation", [ring], precomputed={"visual": Path("clip.parquet")}))
+    assert all("visual" in row.precomputed for row in grid.rows)
 
 
 def test_a_modality_of_ones_own_is_there_in_the_rows_that_say_so(

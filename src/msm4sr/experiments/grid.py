@@ -388,6 +388,13 @@ def _check_grid(grid: Grid, where: str) -> None:
     for modality in {modality for row in grid.rows for modality in row.precomputed}:
         if len({row.precomputed[modality] for row in grid.rows if modality in row.precomputed}) > 1:
             raise InputError(f"{where}: rows have different files of {modality}; give each a different name")
+    for row in grid.rows:
+        for key in row.changes:
+            if key.startswith(tuple(f"features.{modality}." for modality in row.precomputed)):
+                raise InputError(
+                    f"row {row.name}: {key} has no effect on precomputed embeddings (--features NAME=FILE); leave the "
+                    "row out by naming the others with --rows"
+                )
     for entry, row in product(grid.data, grid.rows):
         if row.resolve(entry, grid.seeds[0]).device.processes > 1:
             raise InputError(f"row {row.name}: device.devices: a cell uses one process; --jobs runs several cells")
