@@ -31,6 +31,7 @@ OPTIONS = (
     *(f"--set={stage}.{setting}" for stage in STAGES for setting in ("epochs=4", "batch_pairs=8", "patience=2")),
     "--set=finetune.validate_every=2",
     "--set=pretrain.schedule=cosine",
+    "--set=finetune.averaging=true",
 )
 OFTEN = tuple(f"--set={stage}.checkpoint_every=0" for stage in STAGES)
 

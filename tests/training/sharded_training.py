@@ -35,7 +35,7 @@ from msm4sr.training.trainer import Trainer, TrainerOptions
 N_ITEMS = 203  # not a multiple of the numbers of processes
 DATASET = make_dataset(random_sequences(60, N_ITEMS, 12), N_ITEMS)
 COMMON: dict[str, Any] = {"epochs": 2, "batch_pairs": 40, "weight_decay": 0.01, "max_gradient_norm": 0.5}
-FINETUNING = FinetuneSettings(candidates="sampled", samples=30, learning_rate=3e-3, **COMMON)
+FINETUNING = FinetuneSettings(candidates="sampled", samples=30, learning_rate=3e-3, averaging=True, **COMMON)
 PRETRAINING = PretrainSettings(learning_rate=3e-3, **COMMON)
 
 

@@ -80,6 +80,8 @@ def test_every_loss_and_all_weights_are_those_of_one_process(
         assert {n: v for n, v in row.items() if "@" in n} == {n: v for n, v in expected.items() if "@" in n}
     for kind in (".last", ""):
         assert apart(stored(by_one, case, kind), stored(folder, case, kind), "weights/" if kind else "") < 1e-5
+    if case != "pretraining":
+        assert apart(stored(by_one, case), stored(folder, case), "average/") < 1e-5
     assert len(several["rows"]) == processes
     assert sum(several["rows"]) == 203
     assert max(several["rows"]) - min(several["rows"]) <= 1
@@ -97,8 +99,8 @@ def test_a_killed_training_resumes_with_another_number_of_processes(
     one, resumed = steps_of(by_one, "sasrec"), steps_of(folder, "sasrec")
     assert resumed["losses"] == pytest.approx(one["losses"][13:], abs=1e-5)
     assert resumed["records"][-1]["loss"] == pytest.approx(one["records"][-1]["loss"], abs=1e-5)
-    assert apart(stored(by_one, "sasrec"), stored(folder, "sasrec"), "weights/") < 1e-5
-    assert apart(stored(by_one, "sasrec"), stored(folder, "sasrec"), "optimizer/") < 1e-5
+    for kind in ("weights/", "average/", "optimizer/"):
+        assert apart(stored(by_one, "sasrec"), stored(folder, "sasrec"), kind) < 1e-5
 
 
 @pytest.mark.slow

@@ -26,6 +26,11 @@ class StageSettings(Strict):
         "constant",
         description="cosine: warm up over 5 % of all steps, at least 100 (but no more than a quarter), then fall to 0",
     )
+    averaging: bool = Field(
+        False,
+        description="validate and keep an average of the weights, over about the last ninth of the steps (polynomial "
+        "decay, Shamir and Zhang 2013)",
+    )
     batch_pairs: int = Field(1024, ge=1, description="pairs (prefix, next item) in a batch")
     pairs: Literal["all", "last"] = Field(
         "all", description="all: every prefix of a history window in one pass; last: one prefix per row"

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from msm4sr.models.item_table import Shard, item_tables
 from msm4sr.models.located_items import to_device
 from msm4sr.tensor_files import Blocks
 from msm4sr.threads import count_of
+from msm4sr.training.averaging import WeightAverage
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
 from msm4sr.training.checkpoint import Checkpoints, TrainingState, set_weights, weights_of
 from msm4sr.training.compilation import compiling, limits_of
@@ -120,11 +121,14 @@ class Trainer:
                         loss = self._step(batch)
                         self._loss_sum += loss * pairs
                         state.count_step(pairs)
+                        if self._average is not None:
+                            self._average.update(state.steps)
                         if step % REPORT_EVERY == 0:
                             self._report(loss)
                 state.seconds = time.perf_counter() - self._began
-                record = self._validate_epoch()
-                improved = self._select(record)
+                with self._selected_weights():
+                    record = self._validate_epoch()
+                    improved = self._select(record)
                 state.rows.append(record.as_row())
                 self._call("on_epoch_end", record, improved)
                 state.done = state.epoch == self.plan.epochs or state.waited >= self.settings.patience
@@ -174,6 +178,7 @@ class Trainer:
         self._loss_sum = torch.zeros((), device=fabric.device)  # over the pairs of the epoch
         self._generator_states: dict[str, Tensor] = {}  # when a training resumes inside an epoch
         self.state = TrainingState(processes=fabric.world_size)
+        self._average = WeightAverage(task, steps_per_epoch) if settings.averaging else None
         self._checkpoints: Checkpoints | None = None
         if options.checkpoints is None:
             self._best_weights = weights_of(self.model)
@@ -203,6 +208,9 @@ class Trainer:
             return
         tensors, self.state = found
         load_stored(self.task, self._optimizer, tensors)
+        if self._average is not None:
+            with self._average.in_use():
+                set_weights(self.task, below("average", tensors))
         processes, sums = self.fabric.world_size, tensors["loss_sum"].reshape(-1)  # of each process
         self._loss_sum.copy_(sums[self.fabric.global_rank] if len(sums) == processes else sums.mean())
         self._generator_states = below("generators", tensors)
@@ -222,12 +230,19 @@ class Trainer:
         tensors: dict[str, Tensor | Blocks] = {"loss_sum": all_gather(self.fabric, self._loss_sum)}
         tensors |= {f"weights/{name}": weight for name, weight in stored_weights(self.task).items()}
         moments = stored_moments(self.task, self._optimizer)
+        if self._average is not None:
+            with self._average.in_use():
+                tensors |= {f"average/{name}": weight for name, weight in stored_weights(self.task).items()}
         tensors |= {f"optimizer/{name}": moment for name, moment in moments.items()}
         if self.state.step:  # between two epochs no generator state is needed: each epoch seeds the generators
             states = generator_states(self.fabric, self._generator)
             tensors |= {f"generators/{name}": state for name, state in states.items()}
         self.state.threads = torch.get_num_threads()
         self._checkpoints.save_last(tensors, self.state)
+
+    def _selected_weights(self) -> AbstractContextManager[None]:
+        """During the block the model has the weights that are validated and kept."""
+        return nullcontext() if self._average is None else self._average.in_use()
 
     def _keep_best(self) -> None:
         """Leave the best weights in the model. If they are on disk, the latest ones remain until there are any."""
