@@ -13,7 +13,7 @@ UPDATES = 10  # in an epoch: an update reads all weights, an optimiser's step ma
 
 
 class WeightAverage:
-    """The polynomial-decay average of a module's trained weights (Shamir and Zhang 2013, section 4).
+    """The polynomial-decay average of a module's trained weights (Shamir and Zhang 2013, arXiv 1212.1824).
 
     w_avg = (1 - (eta + 1) / (t + eta)) w_avg + (eta + 1) / (t + eta) w at update t from 1, so that the first weights
     are forgotten. One process averages the rows of a table that it has.
