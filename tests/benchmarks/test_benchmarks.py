@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -179,3 +180,18 @@ def test_the_chart_of_accuracy_has_a_point_for_each_finished_system(tmp_path: Pa
     done = run_script("accuracy.py", grid, "--plot", tmp_path / "accuracy.png")
     assert done.code == 0, done.error
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_graph_models_of_a_grid_are_ranked_both_ways_by_the_same_weights(shop: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "grid"
+    command = [sys.executable, "-m", "msm4sr", "compare", "comparison", "--data", shop, "--out", grid]
+    options = ["--rows", "sasrec", "--rows", "lightgcn", "--set", "finetune.epochs=3"]
+    subprocess.run([*map(str, command), *options], check=True, capture_output=True)
+    cell = grid / "cells" / shop.name / "lightgcn" / "seed-0"
+    metrics = json.loads((cell / "metrics.json").read_text())["seen_excluded"]["test"]
+    done = run_script("fold_in.py", grid)
+    assert done.code == 0, done.error
+    (line,) = [line for line in done.out.splitlines() if shop.name in line]
+    plain = f"| {shop.name} | LightGCN | 1 | {metrics['recall@10']:.4f} | {metrics['ndcg@10']:.4f} |"
+    assert line.startswith(plain)
+    assert line.removeprefix(plain).split("|")[:2] != plain.split("|")[-3:-1]
