@@ -26,7 +26,7 @@ from msm4sr.reports.results import Outcome, read_grid
 METRICS = ("recall@10", "ndcg@10")
 
 
-def both_ways(cell: Outcome) -> list[list[float]]:
+def without_and_with(cell: Outcome) -> list[list[float]]:
     """The metrics of a finished cell without and with folding in: [2, metrics]."""
     run = open_run(cell.folder)
     dataset = load_run_data(run)
@@ -49,7 +49,7 @@ def main(grid: Path) -> None:
         lines = []
         for data, row in ((data, row) for data in results.data for row in rows):
             if cells := results.finished(data, row.name):
-                mean = np.mean([both_ways(cell) for cell in cells], axis=0)  # [2, metrics]
+                mean = np.mean([without_and_with(cell) for cell in cells], axis=0)  # [2, metrics]
                 values = " | ".join(f"{value:.4f}" for value in mean.flat)
                 lines.append(f"| {data} | {row.label} | {len(cells)} | {values} |")
         if not lines:

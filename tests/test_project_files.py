@@ -149,3 +149,10 @@ def test_the_code_of_the_contributors_page_is_that_of_the_example_package() -> N
     assert set(points) <= set(groups)
     declared = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     assert all(f'"{group}"' in declared for group in groups)
+
+
+def test_no_file_has_markers_of_a_merge() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in tracked.splitlines()]
+    texts = {file: file.read_text(errors="ignore") for file in files if file.is_file()}
+    assert [file for file, text in texts.items() if re.search(r"^(<{7}|>{7}) ", text, re.M)] == []
