@@ -182,7 +182,9 @@ def test_the_chart_of_accuracy_has_a_point_for_each_finished_system(tmp_path: Pa
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_graph_models_of_a_grid_are_ranked_with_and_without_folding_in_by_the_same_weights(shop: Path, tmp_path: Path) -> None:
+def test_graph_models_of_a_grid_are_ranked_with_and_without_folding_in_by_the_same_weights(
+    shop: Path, tmp_path: Path
+) -> None:
     grid = tmp_path / "grid"
     command = [sys.executable, "-m", "msm4sr", "compare", "comparison", "--data", shop, "--out", grid]
     options = ["--rows", "sasrec", "--rows", "lightgcn", "--set", "finetune.epochs=3"]
