@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import polars as pl
 import pytest
 import yaml
 from calling import Cli
@@ -133,10 +134,14 @@ def test_its_result_is_what_run_takes(
     cli: Cli, refused: Callable[..., str], command: Callable[[str], list[str]], shop: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "configs" / "models" / "toyshop" / "sasrec.yaml"
-    called = cli(*command("study"), "--save", saved, "--trials", "2", "--seed", "3")
+    ids = pl.read_parquet(shop / "items.parquet")["item_id"]
+    pl.DataFrame({"item_id": ids, "vector": [[1.0, 2.0]] * len(ids)}).write_parquet(tmp_path / "audio.parquet")
+    features = ("--features", f"audio={tmp_path / 'audio.parquet'}")
+    called = cli(*command("study"), "--save", saved, "--trials", "2", "--seed", "3", *features)
     assert called.code == 0, called
-    assert f"--settings {saved} --out RUN" in called.out
+    assert f"--settings {saved} --features audio={tmp_path / 'audio.parquet'} --out RUN" in called.out
     assert "tune DATA/toyshop --model sasrec --search small --seconds 100000 --trials 2 --preset" in saved.read_text()
+    assert " --features audio=audio.parquet --seed 3" in saved.read_text()
     assert saved.read_text() == (tmp_path / "study" / "best.yaml").read_text()
     assert str(tmp_path) not in saved.read_text()
     run = ["run", shop, "--settings", saved, "--out", tmp_path / "run", "--set", "finetune.epochs=1"]

@@ -126,7 +126,7 @@ def tune(
                 check_one_machine("--storage sqlite", "give --storage journal, or PostgreSQL")
             ended = run_trials(tuning, _print_trial, executor, progress)
         _print_table(ended)
-        text = best_text(tuning, ended, preset, _command(tuning, preset, file, changes))
+        text = best_text(tuning, ended, preset, _command(tuning, preset, file, changes, features))
         for target in filter(None, (out / "best.yaml", save)):
             write_text(target, text)
             console.print(f"best settings: {target}", markup=False)
@@ -152,13 +152,15 @@ def _settings(
     return settings
 
 
-def _command(tuning: Tuning, preset: str, file: Path | None, changes: list[str]) -> str:
+def _command(tuning: Tuning, preset: str, file: Path | None, changes: list[str], sources: list[str]) -> str:
     """The command that ran the study, without the places of data and study."""
     words = ["msm4sr", "tune", f"DATA/{tuning.dataset.folder.resolve().name}", "--model", tuning.settings.model.name]
     words += ["--search", tuning.search.name, "--seconds", f"{tuning.seconds:.0f}"]
     words += [] if tuning.trials is None else ["--trials", str(tuning.trials)]
     words += ["--preset", preset, *([] if file is None else ["--settings", file.name])]
     words += [word for change in changes for word in ("--set", change)]
+    precomputed = feature_sources(sources)[1]
+    words += [word for name, vectors in precomputed.items() for word in ("--features", f"{name}={vectors.name}")]
     return shlex.join([*words, "--seed", str(tuning.settings.seed), "--out", "STUDY"])
 
 
