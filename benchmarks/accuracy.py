@@ -8,6 +8,7 @@ without validation. Run the grid on an idle machine, one cell at a time, for sec
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -40,15 +41,15 @@ def main(grid: Path, plot: Annotated[Path, typer.Option(help="The PNG file to wr
         points = {data: points_of(results, data) for data in results.data}
         if not any(points.values()):
             raise InputError(f"{grid}: no cell is finished")
-        figure = new_figure(6.5 * len(points), 4.5)
+        figure = new_figure(8 * len(points), 4.5)
         for number, (data, found) in enumerate(points.items(), start=1):
             axes = figure.add_subplot(1, len(points), number, xscale="log", title=data)
             axes.set(xlabel="training, seconds", ylabel="test NDCG@10, seen items excluded")
             axes.grid(alpha=0.3)
-            axes.margins(x=0.25, y=0.1)
-            for label, (seconds, ndcg) in found.items():
-                axes.scatter(seconds, ndcg, color="C1" if label.startswith("MSM4SR") else "C0")
-                axes.annotate(label, (seconds, ndcg), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            axes.margins(x=0.1, y=0.1)
+            for (label, point), marker in zip(found.items(), cycle("osD^vP*Xhp<>d")):
+                axes.scatter(*point, marker=marker, s=60, label=label)
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         save_figure(figure, plot)
 
 
