@@ -29,9 +29,7 @@ from msm4sr.recommend.rules import RowRules
 
 BOTH = "both"  # all modalities
 COLLABORATIVE = "collaborative"
-SLOTS_AT_ONCE = (
-    768  # positions of padded histories that are encoded at once: what a layer makes of them stays in the cache
-)
+SLOTS_AT_ONCE = 1 << 11  # positions of padded histories that are encoded at once
 BESIDE_SHARE = 8  # at most one in so many rows is scored beside the index; if there are more, all are scored
 
 
