@@ -43,7 +43,7 @@ def without_and_with(cell: Outcome) -> list[list[float]]:
 
 def main(grid: Path) -> None:
     with handle_errors():
-        logging.getLogger("msm4sr").setLevel(logging.ERROR)  # a table alone
+        logging.getLogger("msm4sr").setLevel(logging.ERROR)  # print the table only
         results = read_grid(grid)
         rows = [row for row in results.rows if issubclass(MODELS[row.model], GraphModel)]
         lines = []

@@ -28,13 +28,8 @@ COLUMNS = {
     "N@10 ": ("seen_excluded", "test", "ndcg@10"),
 }
 
-OWN = (
-    "msm4sr",
-    "data",
-    "features_folder",
-    "seed",
-    "pretrain.init_from",
-)  # settings that runs of a group need not share
+# Settings that runs of a group need not share.
+OWN = ("msm4sr", "data", "features_folder", "seed", "pretrain.init_from")
 
 
 def value_of(metrics: dict[str, Any], path: tuple[str, ...]) -> float:

@@ -442,7 +442,7 @@ def test_a_row_whose_change_precomputed_embeddings_would_hide_is_refused(
     assert all("visual" in row.precomputed for row in grid.rows)
 
 
-def test_a_modality_of_ones_own_is_there_in_the_rows_that_say_so(
+def test_precomputed_embeddings_are_a_modality_of_the_rows_that_say_so(
     cli: Cli, shop: Path, shelf: Path, tmp_path: Path
 ) -> None:
     items = pl.read_parquet(shop / "items.parquet")["item_id"]

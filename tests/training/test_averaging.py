@@ -22,7 +22,7 @@ DATASET = make_dataset(random_sequences(30, 12, 8), 12)
 
 
 def share_of(update: int, updates: int) -> float:
-    """How much an update counts in the average of `updates`: what it adds, less what each later one takes away."""
+    """How much an update counts in the average of `updates`: its share when it is added, reduced by each later one."""
     share = (ETA + 1) / (update + ETA)
     for later in range(update + 1, updates + 1):
         share *= 1 - (ETA + 1) / (later + ETA)
@@ -30,7 +30,7 @@ def share_of(update: int, updates: int) -> float:
 
 
 @given(values=st.lists(st.floats(-5, 5), min_size=1, max_size=40), steps_per_epoch=st.integers(1, 35))
-def test_the_average_has_the_weights_of_some_steps_of_each_epoch_later_ones_count_more(
+def test_the_average_is_over_some_steps_of_each_epoch_and_later_ones_count_more(
     values: list[float], steps_per_epoch: int
 ) -> None:
     module = nn.Linear(1, 1, bias=False)
@@ -62,7 +62,7 @@ class Best(Callback):
         self.weights.append(weights_of(self.model))
 
 
-def test_a_training_validates_and_keeps_the_average_and_goes_on_from_its_own_weights() -> None:
+def test_a_training_validates_and_keeps_the_average_but_continues_from_the_latest_weights() -> None:
     def trained(averaging: bool) -> tuple[nn.Module, list[EpochRecord], Best]:
         model = make_sasrec(12, dropout=0.0)
         best = Best(model)

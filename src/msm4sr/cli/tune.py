@@ -153,7 +153,7 @@ def _settings(
 
 
 def _command(tuning: Tuning, preset: str, file: Path | None, changes: list[str], sources: list[str]) -> str:
-    """The command that ran the study, without the places of data and study."""
+    """The command that ran the study, without the folders of its files."""
     words = ["msm4sr", "tune", f"DATA/{tuning.dataset.folder.resolve().name}", "--model", tuning.settings.model.name]
     words += ["--search", tuning.search.name, "--seconds", f"{tuning.seconds:.0f}"]
     words += [] if tuning.trials is None else ["--trials", str(tuning.trials)]

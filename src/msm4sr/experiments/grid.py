@@ -392,8 +392,8 @@ def _check_grid(grid: Grid, where: str) -> None:
         for key in row.changes:
             if key.startswith(tuple(f"features.{modality}." for modality in row.precomputed)):
                 raise InputError(
-                    f"row {row.name}: {key} has no effect on precomputed embeddings (--features NAME=FILE); leave the "
-                    "row out by naming the others with --rows"
+                    f"row {row.name}: {key} has no effect on precomputed embeddings (--features NAME=FILE); name the "
+                    "other rows with --rows"
                 )
     for entry, row in product(grid.data, grid.rows):
         if row.resolve(entry, grid.seeds[0]).device.processes > 1:

@@ -135,15 +135,13 @@ def top_k(scores: Tensor, k: int) -> list[int]:
     k = min(k, len(scores))
     if k == 0:
         return []
-    best = torch.topk(scores, min(k + 1, len(scores)))  # one more shows whether the last one has an equal
-    if bool((best.values[:-1] > best.values[1:]).all()) and best.values[k - 1] > -torch.inf:
-        distinct: list[int] = best.indices[:k].tolist()
-        return distinct
-    least = float(best.values[k - 1])
-    there = scores >= least if least > -torch.inf else scores > -torch.inf
-    rows = torch.nonzero(there).squeeze(1)  # ascending; more than k with ties
-    order = torch.sort(scores[rows], descending=True, stable=True).indices[:k]
-    found: list[int] = rows[order].tolist()
+    best = torch.topk(scores, min(k + 1, len(scores)))  # one more, which may equal the last one
+    rows, least = best.indices[:k], float(best.values[k - 1])
+    if least == -torch.inf or not bool((best.values[:-1] > best.values[1:]).all()):
+        there = scores >= least if least > -torch.inf else scores > -torch.inf
+        rows = torch.nonzero(there).squeeze(1)  # ascending; more than k with ties
+        rows = rows[torch.sort(scores[rows], descending=True, stable=True).indices[:k]]
+    found: list[int] = rows.tolist()
     return found
 
 
