@@ -102,6 +102,7 @@ def as_recbole(settings: RunSettings) -> dict[str, Any]:
         "n_layers": model["hops"],
         "reg_weight": model["l2"],
         "require_pow": True,  # half the squared norm, as in the paper; RecBole's default is the norm
+        "repeatable": False,  # negatives are unseen items; with true, any item but the positive one
         **as_recbole_training(settings),
     }
 

@@ -36,11 +36,11 @@ def index(request: pytest.FixtureRequest, items: IndexedItems) -> VectorIndex:
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 45))
 def test_top_k_agrees_with_a_stable_sort(scores: list[int], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:k]
-    assert top_k(torch.tensor(scores, dtype=torch.float32), k) == expected
+    assert top_k(torch.tensor(scores, dtype=torch.float32), k).tolist() == expected
 
 
 def test_top_k_excludes_minus_infinity() -> None:
-    assert top_k(torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0]), 4) == [3, 1]
+    assert top_k(torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0]), 4).tolist() == [3, 1]
 
 
 def check_search(index: VectorIndex, items: IndexedItems, query: torch.Tensor, k: int, within: Within = ALL) -> int:
@@ -56,7 +56,24 @@ def check_search(index: VectorIndex, items: IndexedItems, query: torch.Tensor, k
     torch.testing.assert_close(found.scores, scores[found.rows])
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
     best = top_k(scores.masked_fill(~allowed, -torch.inf), k)
-    return len({*best} - {*found.rows.tolist()})
+    return len({*best.tolist()} - {*found.rows.tolist()})
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_searches_of_several_queries_are_those_of_each(
+    at_once: int, index: VectorIndex, items: IndexedItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msm4sr.recommend.index.base.SCORES_AT_ONCE", at_once * len(items.vectors))
+    queries, some = items.queries()[:7], torch.arange(5, HALF, 3)
+    for among in (None, some):
+        within = [
+            Within(among, excluded=top_k(items.vectors @ query, 2 * place)) for place, query in enumerate(queries)
+        ]
+        together = index.search_each(queries, 20, within)
+        for query, one, found in zip(queries, within, together, strict=True):
+            alone = index.search(query, 20, one)
+            assert found.rows.tolist() == alone.rows.tolist()
+            torch.testing.assert_close(found.scores, alone.scores)
 
 
 def may_miss(index: VectorIndex, k: int) -> int:
@@ -101,7 +118,7 @@ def test_categories_are_searched(
     monkeypatch.setattr("msm4sr.recommend.index.approximate.FEW", 0)
     rows = [row for row, categories in enumerate(items.categories) if {*names} & {*categories}]
     among = torch.tensor(rows, dtype=torch.int64)
-    excluded = torch.tensor(top_k(items.vectors @ items.queries()[0], 100), dtype=torch.int64)
+    excluded = top_k(items.vectors @ items.queries()[0], 100)
     for within in (Within(among, names), Within(among, names, excluded)):
         assert check_search(index, items, items.queries()[0], 20, within) <= may_miss(index, 20)
 
@@ -109,7 +126,7 @@ def test_categories_are_searched(
 def test_many_excluded_rows_are_no_results(index: VectorIndex, items: IndexedItems) -> None:
     """More than are sent with a search, and all of the best."""
     query = items.queries()[0]
-    excluded = torch.tensor(top_k(items.vectors @ query, HALF), dtype=torch.int64)
+    excluded = top_k(items.vectors @ query, HALF)
     assert check_search(index, items, query, 20, Within(excluded=excluded)) == 0
 
 

@@ -36,9 +36,9 @@ from msm4sr.recommend.explanations import (
     sentence_weights,
 )
 from msm4sr.recommend.history_cache import HistoryCache
-from msm4sr.recommend.index import ExactIndex, VectorIndex, top_k
+from msm4sr.recommend.index import ExactIndex, VectorIndex
 from msm4sr.recommend.rules import NO_RULES, Rules
-from msm4sr.recommend.scoring import BOTH, Selection, best_rows, make_queries, modalities_of, similarities
+from msm4sr.recommend.scoring import BOTH, Selection, best_pairs, best_rows, make_queries, modalities_of, similarities
 from msm4sr.recommend.stages import stage
 from msm4sr.recommend.users import UserHistories
 
@@ -204,10 +204,11 @@ class Recommender:
         with torch.inference_mode():
             with stage("encode"):
                 queries = make_queries(model, catalogue, [rows for rows, _ in known], by, self.cache)
-            for query, (rows, unknown) in zip(queries, known, strict=True):
-                hidden = set(rows) if exclude_seen or not model.ranks_seen_items else set()
-                with stage("search"):
-                    best = best_rows(model, catalogue, query, Selection(k, hidden, row_rules), self.index)
+            hides = exclude_seen or not model.ranks_seen_items
+            selections = [Selection(k, set(rows) if hides else set(), row_rules) for rows, _ in known]
+            with stage("search"):
+                lists = best_rows(model, catalogue, queries, selections, self.index)
+            for query, best, (rows, unknown) in zip(queries, lists, known, strict=True):
                 wanted = reasons and len(rows) > 0
                 why = None
                 if wanted:
@@ -257,7 +258,7 @@ class Recommender:
         row = catalogue.known_row(item_id)
         with torch.inference_mode():
             scores = similarities(self.model, catalogue, row, by)
-            return _recommendations(catalogue, [(other, float(scores[other])) for other in top_k(scores, k)])
+            return _recommendations(catalogue, best_pairs(torch.arange(len(scores)), scores, k))
 
     def add_items(self, items: Sequence[Item]) -> None:
         """Encode new items; from the next call on they are recommended by their content. All are added, or none.
@@ -381,7 +382,9 @@ def _recommendations(
     catalogue: Catalogue, best: Sequence[tuple[int, float]], reasons: Sequence[Reason | None] | None = None
 ) -> list[Recommendation]:
     """Rows and scores, best first, as recommendations."""
+    names = catalogue.named([row for row, _ in best])
+    listed = zip(names, best, reasons or [None] * len(best), strict=True)
     return [
-        Recommendation(catalogue.item_id(row), catalogue.name(row), score, rank, reason)
-        for rank, ((row, score), reason) in enumerate(zip(best, reasons or [None] * len(best), strict=True), start=1)
+        Recommendation(item_id, title, score, rank, reason)
+        for rank, ((item_id, title), (_, score), reason) in enumerate(listed, start=1)
     ]

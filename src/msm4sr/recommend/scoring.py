@@ -172,12 +172,29 @@ def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
 
 
 def best_rows(
+    model: Model, catalogue: Catalogue, queries: Sequence[Query], selections: Sequence[Selection], index: VectorIndex
+) -> list[list[tuple[int, float]]]:
+    """For each query the best selected rows and their scores, best first; equal scores by row.
+
+    Diverse ones if the rules say so. All selections have the same `k` and rules. `index` has the items of the run.
+    Raises IndexUnavailable.
+    """
+    asked = list(zip(queries, selections, strict=True))
+    by_index = [place for place, both in enumerate(asked) if _index_suffices(model, catalogue, *both)]
+    found = {}
+    if by_index:
+        vectors = torch.stack([vector for place in by_index if (vector := queries[place].vector) is not None])
+        within = [_within(catalogue, selections[place]) for place in by_index]
+        found = dict(zip(by_index, index.search_each(vectors, selections[0].k, within), strict=True))
+    return [
+        _pairs(*found[place]) if place in found else _best_rows(model, catalogue, *both, index)
+        for place, both in enumerate(asked)
+    ]
+
+
+def _best_rows(
     model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
 ) -> list[tuple[int, float]]:
-    """The best selected rows and their scores, best first; equal scores by row. Diverse ones if the rules say so.
-
-    `index` has the items of the run. Raises IndexUnavailable.
-    """
     k, diversity = selection.k, selection.rules.diversity
     if not diversity:
         return _highest(model, catalogue, query, selection, index)
@@ -200,33 +217,43 @@ def _highest(
     model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
 ) -> list[tuple[int, float]]:
     """The `k` selected rows with the highest scores, boosts included."""
-    k, rules, n = selection.k, selection.rules, len(catalogue.items)
-    hidden = torch.tensor(sorted(selection.hidden), dtype=torch.int64)
+    k, rules = selection.k, selection.rules
     bonus = None if rules.bonus is None else score_deviation(model, catalogue, query) * rules.bonus
     beside = _beside(model, catalogue, query, selection)
     if query.vector is None or query.by != BOTH or len(beside) * BESIDE_SHARE > len(catalogue):
         scores = score_all(model, catalogue, query)
         scores = scores if bonus is None else scores + bonus
-        scores[hidden] = -torch.inf
+        scores[list(selection.hidden)] = -torch.inf
         rows = torch.arange(len(scores)) if rules.allowed_rows is None else rules.allowed_rows
-        return _best_pairs(rows, scores[rows], k)
-    among = None if rules.allowed_rows is None else rules.allowed_rows[rules.allowed_rows < n]
-    excluded = torch.cat([hidden, beside, catalogue.excluded_rows])
-    excluded = excluded[excluded < n]
-    within, wanted = Within(among, rules.only_categories, excluded), k
+        return best_pairs(rows, scores[rows], k)
+    within, wanted = _within(catalogue, selection, beside), k
     products = catalogue.gather("item_vectors", beside) @ query.vector
     products = add_seen_bias(model, query.read, products, beside)
     while True:
         found = index.search(query.vector, wanted, within)
-        if not len(beside) and bonus is None:
-            return list(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
         rows, order = torch.cat([found.rows, beside]).sort()
         scores = torch.cat([found.scores, products])[order]
-        best = _best_pairs(rows, scores if bonus is None else scores + bonus[rows], k)
+        best = best_pairs(rows, scores if bonus is None else scores + bonus[rows], k)
         # What the index did not find has no higher product than what it found, and no positive boost.
         if bonus is None or len(found.rows) < wanted or (len(best) == k and best[-1][1] > float(found.scores[-1])):
             return best
         wanted *= 4
+
+
+def _index_suffices(model: Model, catalogue: Catalogue, query: Query, selection: Selection) -> bool:
+    """Whether the products of the run's items are the scores of all selected rows."""
+    rules = selection.rules
+    plain = query.vector is not None and query.by == BOTH and rules.bonus is None and not rules.diversity
+    return plain and not len(_beside(model, catalogue, query, selection))
+
+
+def _within(catalogue: Catalogue, selection: Selection, beside: Sequence[int] | Tensor = ()) -> Within:
+    """The selected rows of the run's items, without those `beside`."""
+    n, allowed = len(catalogue.items), selection.rules.allowed_rows
+    hidden = torch.tensor([*selection.hidden, *beside], dtype=torch.int64)
+    excluded = torch.cat([hidden, catalogue.excluded_rows]) if len(catalogue.excluded_rows) else hidden
+    excluded = excluded[excluded < n] if catalogue.added else excluded
+    return Within(None if allowed is None else allowed[allowed < n], selection.rules.only_categories, excluded)
 
 
 def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selection) -> Tensor:
@@ -236,8 +263,9 @@ def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selecti
     ascending.
     """
     n, rules = len(catalogue.items), selection.rules
-    has_bias = is_factorized(model) and model.seen_bias is not None
-    biased = set(query.read).difference(selection.hidden) if has_bias else ()
+    biased = set(query.read).difference(selection.hidden)
+    if biased and not (is_factorized(model) and model.seen_bias is not None):
+        biased = set()
     if not biased and not catalogue.added and not len(rules.raised_rows):
         return rules.raised_rows
     parts = [rules.raised_rows, torch.arange(n, len(catalogue)), torch.tensor(list(biased), dtype=torch.int64)]
@@ -247,10 +275,14 @@ def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selecti
     return rows if rules.allowed is None else rows[rules.allowed[rows]]
 
 
-def _best_pairs(rows: Tensor, scores: Tensor, k: int) -> list[tuple[int, float]]:
+def best_pairs(rows: Tensor, scores: Tensor, k: int) -> list[tuple[int, float]]:
     """The `k` best of ascending rows, and their scores."""
     best = top_k(scores, k)
-    return list(zip(rows[best].tolist(), scores[best].tolist(), strict=True))
+    return _pairs(rows[best], scores[best])
+
+
+def _pairs(rows: Tensor, scores: Tensor) -> list[tuple[int, float]]:
+    return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
 def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -> Tensor:

@@ -8,7 +8,7 @@ same length, and the order by cosine is the order by inner product (Bachrach et 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,6 +59,10 @@ class ApproximateIndex(ABC):
                     return Found(rows[best], scores[best])
                 asked *= 4
         return self._exact.search(query, k, within)
+
+    def search_each(self, queries: Tensor, k: int, within: Sequence[Within]) -> list[Found]:
+        """See `VectorIndex`."""
+        return [self.search(query, k, one) for query, one in zip(queries, within, strict=True)]
 
     def measured_recall(self, queries: Tensor) -> float:
         """The mean fraction of the exact best items that the graph finds; 1 without queries."""

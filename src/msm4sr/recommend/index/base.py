@@ -16,6 +16,7 @@ from msm4sr.registry import Registry
 from msm4sr.strict import Strict
 
 AUTO = "auto"
+SCORES_AT_ONCE = 1 << 22  # 16 MiB: products of queries with all items
 
 
 class IndexUnavailable(InputError):
@@ -104,6 +105,9 @@ class VectorIndex(Protocol):
         Raises IndexUnavailable.
         """
 
+    def search_each(self, queries: Tensor, k: int, within: Sequence[Within]) -> list[Found]:
+        """`search` for the vectors of several histories [B, Q], each with its own `within`."""
+
     def check(self) -> None:
         """Raise IndexUnavailable if a search would."""
 
@@ -130,18 +134,24 @@ def open_index(items: IndexedItems, settings: IndexSettings) -> VectorIndex:
     return INDEXES.find(settings.kind_for(len(items.vectors)), "--index")(items, settings)
 
 
-def top_k(scores: Tensor, k: int) -> list[int]:
-    """The rows of the `k` highest of scores [N], best first; equal scores by row; -inf is excluded."""
-    k = min(k, len(scores))
-    if k == 0:
-        return []
-    best = torch.topk(scores, min(k + 1, len(scores)))  # one more, which may equal the last one
-    rows, least = best.indices[:k], float(best.values[k - 1])
-    if least == -torch.inf or not bool((best.values[:-1] > best.values[1:]).all()):
-        there = scores >= least if least > -torch.inf else scores > -torch.inf
-        rows = torch.nonzero(there).squeeze(1)  # ascending; more than k with ties
-        rows = rows[torch.sort(scores[rows], descending=True, stable=True).indices[:k]]
-    found: list[int] = rows.tolist()
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The rows of the `k` highest of scores [N], best first; equal scores by row; -inf is excluded: int64 [found]."""
+    return top_k_of_each(scores.unsqueeze(0), k)[0].rows
+
+
+def top_k_of_each(scores: Tensor, k: int) -> list[Found]:
+    """`top_k` of each row of scores [B, N]."""
+    k = min(k, scores.shape[1])
+    best = torch.topk(scores, min(k + 1, scores.shape[1]))  # one more, which may equal the last one
+    values, rows = best.values[:, :k], best.indices[:, :k]
+    distinct = (best.values[:, :-1] > best.values[:, 1:]).all(dim=1) & (values > -torch.inf).all(dim=1)
+    found = [Found(*both) for both in zip(rows, values, strict=True)]
+    for place in (place for place, all_differ in enumerate(distinct.tolist()) if not all_differ):
+        least = float(values[place, -1])
+        there = scores[place] >= least if least > -torch.inf else scores[place] > -torch.inf
+        ascending = there.nonzero().squeeze(1)  # more than k with ties
+        ordered = torch.sort(scores[place, ascending], descending=True, stable=True)
+        found[place] = Found(ascending[ordered.indices[:k]], ordered.values[:k])
     return found
 
 
@@ -161,13 +171,24 @@ class ExactIndex:
         """See `VectorIndex`."""
         rows, excluded = within.among, within.excluded
         if rows is None:
-            scores = self.vectors @ query
-            scores[excluded] = -torch.inf
-        else:
-            rows = rows[~torch.isin(rows, excluded)] if len(excluded) else rows
-            scores = self.vectors[rows] @ query
-        best = torch.tensor(top_k(scores, k), dtype=torch.int64)
-        return Found(best if rows is None else rows[best], scores[best])
+            return self.search_each(query.unsqueeze(0), k, [within])[0]
+        rows = rows[~torch.isin(rows, excluded)] if len(excluded) else rows
+        scores = self.vectors[rows] @ query
+        best = top_k(scores, k)
+        return Found(rows[best], scores[best])
+
+    def search_each(self, queries: Tensor, k: int, within: Sequence[Within]) -> list[Found]:
+        """See `VectorIndex`. The products with all items are computed for several queries at once."""
+        if any(one.among is not None for one in within):
+            return [self.search(query, k, one) for query, one in zip(queries, within, strict=True)]
+        found: list[Found] = []
+        at_once = max(1, SCORES_AT_ONCE // len(self.vectors))
+        for start in range(0, len(queries), at_once):
+            scores = queries[start : start + at_once] @ self.vectors.T
+            for row, one in zip(scores, within[start : start + at_once], strict=True):
+                row.index_fill_(0, one.excluded, -torch.inf)
+            found += top_k_of_each(scores, k)
+        return found
 
     def check(self) -> None:
         """It can always be searched."""
