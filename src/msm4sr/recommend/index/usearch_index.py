@@ -21,6 +21,7 @@ from msm4sr.recommend.index.base import ALL, INDEXES, IndexedItems, IndexSetting
 FILE, ABOUT = "index.usearch", "index.json"
 BLOCK = 8192  # item vectors added at a time
 DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32, half of the memory
+METRIC = "ip"  # the order is that of the cosine, since all vectors have the same length, and needs no lengths
 
 
 class UsearchIndex(ApproximateIndex):
@@ -44,7 +45,7 @@ class UsearchIndex(ApproximateIndex):
     def open(cls, items: IndexedItems, settings: IndexSettings) -> Self:
         """Open the index in a model folder if it fits the item vectors and settings; else build and save it."""
         vectors, folder = items.vectors, items.folder
-        built_from = {"dtype": DTYPE, "item_vectors": array_digest(vectors.numpy()), "settings": settings.graph}
+        built_from = {"dtype": DTYPE, "metric": METRIC, "item_vectors": array_digest(vectors.numpy()), "settings": settings.graph}
         # An index that is missing, damaged or of another run is built again.
         with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError, InputError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -76,7 +77,7 @@ def _empty_graph(dim: int, settings: IndexSettings) -> Any:
     from usearch.index import Index
 
     graph: dict[str, Any] = settings.graph
-    return Index(ndim=dim + 1, metric="cos", dtype=DTYPE, **graph)
+    return Index(ndim=dim + 1, metric=METRIC, dtype=DTYPE, **graph)
 
 
 @INDEXES.register("approximate")
