@@ -247,11 +247,11 @@ def _index_suffices(model: Model, catalogue: Catalogue, query: Query, selection:
     return plain and not len(_beside(model, catalogue, query, selection))
 
 
-def _within(catalogue: Catalogue, selection: Selection, beside: Sequence[int] | Tensor = ()) -> Within:
-    """The selected rows of the run's items, without those `beside`."""
+def _within(catalogue: Catalogue, selection: Selection, *without: Tensor) -> Within:
+    """The selected rows of the run's items, `without` some rows."""
     n, allowed = len(catalogue.items), selection.rules.allowed_rows
-    hidden = torch.tensor([*selection.hidden, *beside], dtype=torch.int64)
-    excluded = torch.cat([hidden, catalogue.excluded_rows]) if len(catalogue.excluded_rows) else hidden
+    hidden = torch.tensor(list(selection.hidden), dtype=torch.int64)
+    excluded = torch.cat([hidden, *without, catalogue.excluded_rows])
     excluded = excluded[excluded < n] if catalogue.added else excluded
     return Within(None if allowed is None else allowed[allowed < n], selection.rules.only_categories, excluded)
 

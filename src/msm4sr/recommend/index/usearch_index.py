@@ -45,7 +45,12 @@ class UsearchIndex(ApproximateIndex):
     def open(cls, items: IndexedItems, settings: IndexSettings) -> Self:
         """Open the index in a model folder if it fits the item vectors and settings; else build and save it."""
         vectors, folder = items.vectors, items.folder
-        built_from = {"dtype": DTYPE, "metric": METRIC, "item_vectors": array_digest(vectors.numpy()), "settings": settings.graph}
+        built_from = {
+            "dtype": DTYPE,
+            "metric": METRIC,
+            "item_vectors": array_digest(vectors.numpy()),
+            "settings": settings.graph,
+        }
         # An index that is missing, damaged or of another run is built again.
         with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError, InputError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
