@@ -66,7 +66,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
         lifespan=partial(_lifespan, served, bodies, tracing),
-        responses=described(400, 403, 408, 413, 415, 422, 503),
+        responses=described(400, 403, 408, 413, 415, 422, 431, 503),
     )
     app.state.service, app.state.thumbnails, app.state.drain = served, ThumbnailCache(served), drain
     add_problem_handlers(app)
