@@ -1,6 +1,6 @@
 """Latency and throughput of `msm4sr serve`, under load from Locust (pip install 'msm4sr[bench]') on the same machine.
 
-    python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its log
+    python benchmarks/serving.py --run runs/ml-1m       # a finished run, the histories of its data
     python benchmarks/serving.py --items 1000000        # a generated catalogue: exact, then approximate with its recall
     python benchmarks/serving.py --run runs/ml-1m --continued # each request has one more item of a history
     python benchmarks/serving.py --items 10000 --page   # the requests of the web page, instead

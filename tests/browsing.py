@@ -24,8 +24,8 @@ def pick(page: Page, item_id: str) -> None:
     page.locator(f'#catalogue [data-id="{item_id}"] .pick').click()
 
 
-def answer(server: Server, history: list[str], way: str, **more: Any) -> list[str]:
-    found = server.client.post("/recommend", json={"history": history, "k": 12, "by": way} | more).json()
+def answer(server: Server, history: list[str], modality: str, **more: Any) -> list[str]:
+    found = server.client.post("/recommend", json={"history": history, "k": 12, "by": modality} | more).json()
     return [one["item_id"] for one in found["items"]]
 
 

@@ -416,7 +416,7 @@ def test_rows_with_items_held_out_are_shown_beside_chance(cli: Cli, ring: Path, 
     called = cli("compare", file, "--data", ring, "--out", out, *QUICK, *rows)
     assert called.code == 0, called
     held = metrics_of(cell(out, "sasrec"))["held_out"]
-    assert held["items"] == 8, "of the 27 that the log names"
+    assert held["items"] == 8, "of the 27 with interactions"
     shown = called.out.split("Items held out of training")[1]
     values = [held[part][metric] for part in ("among_all", "among_held_out") for metric in ("ndcg@10", "recall@10")]
     assert "sasrec " + " ".join(f"{value:.4f}" for value in values) in shown

@@ -209,7 +209,7 @@ def test_checkpoints_of_other_settings_or_items_are_refused_and_what_differs_is_
 def test_a_stage_is_not_resumed_with_other_texts(
     refused: Callable[..., str], interrupted: Path, tmp_path: Path
 ) -> None:
-    """The items and the log are the same; what the items' texts say is not."""
+    """The items and the interactions are the same; what the items' texts say is not."""
     config = (interrupted / "config.yaml").read_text()
     shop = Path(yaml.safe_load(config)["data"])
     other = Path(shutil.copytree(shop, tmp_path / "other"))

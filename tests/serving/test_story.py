@@ -30,9 +30,9 @@ def test_picks_change_what_is_recommended_and_the_switch_does_too(page: Page, se
     second = answer(server, [ids[0], ids[7]], "both")
     expect(page.locator(f'#recommended:not(.waiting) li:first-child[data-id="{second[0]}"]')).to_be_visible()
     assert recommended(page) == second
-    for label, way in (("Text", "text"), ("Image", "visual"), ("Both", "both")):
+    for label, modality in (("Text", "text"), ("Image", "visual"), ("Both", "both")):
         page.locator("#by").get_by_label(label, exact=True).check()
-        expect_recommended(page, answer(server, [ids[0], ids[7]], way))
+        expect_recommended(page, answer(server, [ids[0], ids[7]], modality))
     page.locator("#recommended button").first.click()  # a recommendation is picked as well
     expect(page.locator("#history li")).to_have_count(3)
     page.locator("#history button").first.click()  # and removed again

@@ -115,8 +115,8 @@ def generate_toyshop(out: Path, users: int = 3000, items: int = 600, seed: int =
 def write_toyshop_csv(out: Path, users: int = 3000, items: int = 600, seed: int = 0) -> None:
     """Write a toyshop as an application would export it: `log.csv`, `items.csv`, and `photos/*.png`.
 
-    The log has the columns `customer`, `sku` and `date` (ISO 8601, UTC); a photo has the name of its item. The toys and
-    the interactions are those of `generate_toyshop` with the same arguments.
+    The interactions have the columns `customer`, `sku` and `date` (ISO 8601, UTC); a photo has the name of its item.
+    Toys and interactions are those of `generate_toyshop` with the same arguments.
     """
     generate_toyshop(out, users, items, seed)
     date = pl.from_epoch("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S").alias("date")

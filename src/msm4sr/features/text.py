@@ -87,8 +87,7 @@ def find_sentence_encoder(name: str) -> SentenceEncoderClass:
 _PROBE = (
     "Toy.",
     "A red wooden train with four carriages, for children from three years.",
-    "An aging professor returns to the village of his childhood, "
-    "where nobody remembers him but a dog.",  # vocabulary: allow
+    "An aging professor returns to the village of his childhood, where only a dog remembers him.",
     "USB-C cable 2 m, 60 W, 480 Mbit/s (pack of 3)",
     "Größe 42, étanche à l'eau, 日本製",
     "Strings, brass and a choir of forty; recorded live in 1968, remastered from the tapes. " * 4,
