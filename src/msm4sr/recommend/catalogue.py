@@ -203,14 +203,6 @@ class Catalogue:
         n = len(self.items)
         return self.items.name(row) if row < n else self.added[row - n].name
 
-    def named(self, rows: Sequence[int]) -> list[tuple[str, str]]:
-        """`item_id` and `name` of each of `rows`."""
-        run, n = self.items, len(self.items)
-        return [
-            (run.item_ids[row], run.name(row)) if row < n else (self.added[row - n].item_id, self.added[row - n].name)
-            for row in rows
-        ]
-
     def gather(self, name: Literal["embeddings", "item_vectors", "present"], rows: Tensor) -> Tensor:
         """A tensor of `rows`, int64 [n]: [n, ...]."""
         tensor: Tensor = getattr(self.tensors, name)

@@ -36,9 +36,9 @@ from msm4sr.recommend.explanations import (
     sentence_weights,
 )
 from msm4sr.recommend.history_cache import HistoryCache
-from msm4sr.recommend.index import ExactIndex, VectorIndex
+from msm4sr.recommend.index import ExactIndex, Found, VectorIndex
 from msm4sr.recommend.rules import NO_RULES, Rules
-from msm4sr.recommend.scoring import BOTH, Selection, best_pairs, best_rows, make_queries, modalities_of, similarities
+from msm4sr.recommend.scoring import BOTH, best_of, best_rows, make_queries, modalities_of, similarities
 from msm4sr.recommend.stages import stage
 from msm4sr.recommend.users import UserHistories
 
@@ -204,16 +204,15 @@ class Recommender:
         with torch.inference_mode():
             with stage("encode"):
                 queries = make_queries(model, catalogue, [rows for rows, _ in known], by, self.cache)
-            hides = exclude_seen or not model.ranks_seen_items
-            selections = [Selection(k, set(rows) if hides else set(), row_rules) for rows, _ in known]
+            if exclude_seen or not model.ranks_seen_items:
+                queries = [replace(query, hidden=set(rows)) for query, (rows, _) in zip(queries, known, strict=True)]
             with stage("search"):
-                lists = best_rows(model, catalogue, queries, selections, self.index)
+                lists = best_rows(model, catalogue, queries, k, row_rules, self.index)
             for query, best, (rows, unknown) in zip(queries, lists, known, strict=True):
-                wanted = reasons and len(rows) > 0
                 why = None
-                if wanted:
+                if reasons and rows:
                     with stage("reasons"):
-                        why = reasons_for(model, catalogue, query, [row for row, _ in best], by)
+                        why = reasons_for(model, catalogue, query, best.rows.tolist(), by)
                 found.append(Recommendations(_recommendations(catalogue, best, why), unknown, not rows))
         return found
 
@@ -258,7 +257,7 @@ class Recommender:
         row = catalogue.known_row(item_id)
         with torch.inference_mode():
             scores = similarities(self.model, catalogue, row, by)
-            return _recommendations(catalogue, best_pairs(torch.arange(len(scores)), scores, k))
+            return _recommendations(catalogue, best_of(torch.arange(len(scores)), scores, k))
 
     def add_items(self, items: Sequence[Item]) -> None:
         """Encode new items; from the next call on they are recommended by their content. All are added, or none.
@@ -379,12 +378,10 @@ class Recommender:
 
 
 def _recommendations(
-    catalogue: Catalogue, best: Sequence[tuple[int, float]], reasons: Sequence[Reason | None] | None = None
+    catalogue: Catalogue, best: Found, reasons: Sequence[Reason | None] | None = None
 ) -> list[Recommendation]:
-    """Rows and scores, best first, as recommendations."""
-    names = catalogue.named([row for row, _ in best])
-    listed = zip(names, best, reasons or [None] * len(best), strict=True)
+    rows, scores = best.rows.tolist(), best.scores.tolist()
     return [
-        Recommendation(item_id, title, score, rank, reason)
-        for rank, ((item_id, title), (_, score), reason) in enumerate(listed, start=1)
+        Recommendation(catalogue.item_id(row), catalogue.name(row), score, rank, reason)
+        for rank, (row, score, reason) in enumerate(zip(rows, scores, reasons or [None] * len(rows), strict=True), 1)
     ]

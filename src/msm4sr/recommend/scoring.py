@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,7 @@ from msm4sr.ragged import Ragged
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.recommend.diversity import diversify, pool_size
 from msm4sr.recommend.history_cache import HistoryCache
-from msm4sr.recommend.index import VectorIndex, Within, top_k
+from msm4sr.recommend.index import Found, VectorIndex, Within, top_k
 from msm4sr.recommend.rules import RowRules
 
 BOTH = "both"  # all modalities
@@ -40,15 +40,7 @@ class Query:
     read: Sequence[int]  # the rows that the model reads, oldest first: the latest `max_history` of the history
     vector: Tensor | None = None  # of the history [Q]; None for an empty one, or a model whose scores are no products
     by: str = BOTH  # the modality that scores
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which rows to recommend: `k` of those that the rules allow, without the `hidden` ones."""
-
-    k: int
-    hidden: Collection[int]
-    rules: RowRules
+    hidden: Collection[int] = ()  # rows that are not recommended
 
 
 def modalities_of(model: Model) -> tuple[str, ...]:
@@ -172,37 +164,22 @@ def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
 
 
 def best_rows(
-    model: Model, catalogue: Catalogue, queries: Sequence[Query], selections: Sequence[Selection], index: VectorIndex
-) -> list[list[tuple[int, float]]]:
-    """For each query the best selected rows and their scores, best first; equal scores by row.
+    model: Model, catalogue: Catalogue, queries: Sequence[Query], k: int, rules: RowRules, index: VectorIndex
+) -> list[Found]:
+    """The `k` best rows after each query and their scores, boosts included; diverse ones if the rules say so.
 
-    Diverse ones if the rules say so. All selections have the same `k` and rules. `index` has the items of the run.
-    Raises IndexUnavailable.
+    `index` has the items of the run. Raises IndexUnavailable.
     """
-    asked = list(zip(queries, selections, strict=True))
-    by_index = [place for place, both in enumerate(asked) if _index_suffices(model, catalogue, *both)]
-    found = {}
-    if by_index:
-        vectors = torch.stack([vector for place in by_index if (vector := queries[place].vector) is not None])
-        within = [_within(catalogue, selections[place]) for place in by_index]
-        found = dict(zip(by_index, index.search_each(vectors, selections[0].k, within), strict=True))
-    return [
-        _pairs(*found[place]) if place in found else _best_rows(model, catalogue, *both, index)
-        for place, both in enumerate(asked)
-    ]
+    if not rules.diversity:
+        return _highest(model, catalogue, queries, k, rules, index)
+    pools = _highest(model, catalogue, queries, pool_size(k), rules, index)
+    return [_diverse(model, catalogue, pool, k, rules.diversity) for pool in pools]
 
 
-def _best_rows(
-    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
-) -> list[tuple[int, float]]:
-    k, diversity = selection.k, selection.rules.diversity
-    if not diversity:
-        return _highest(model, catalogue, query, selection, index)
-    pool = _highest(model, catalogue, query, replace(selection, k=pool_size(k)), index)
-    rows = torch.tensor([row for row, _ in pool], dtype=torch.int64)
-    scores = np.array([score for _, score in pool])
-    chosen = diversify(scores, _similar_to(model, catalogue, rows), k, diversity)
-    return [pool[place] for place in chosen]
+def _diverse(model: Model, catalogue: Catalogue, pool: Found, k: int, diversity: float) -> Found:
+    scores = pool.scores.double().numpy()
+    chosen = diversify(scores, _similar_to(model, catalogue, pool.rows), k, diversity)
+    return Found(pool.rows[chosen], pool.scores[chosen])
 
 
 def _similar_to(model: Model, catalogue: Catalogue, rows: Tensor) -> Callable[[int], np.ndarray]:
@@ -214,75 +191,86 @@ def _similar_to(model: Model, catalogue: Catalogue, rows: Tensor) -> Callable[[i
 
 
 def _highest(
-    model: Model, catalogue: Catalogue, query: Query, selection: Selection, index: VectorIndex
-) -> list[tuple[int, float]]:
-    """The `k` selected rows with the highest scores, boosts included."""
-    k, rules = selection.k, selection.rules
+    model: Model, catalogue: Catalogue, queries: Sequence[Query], k: int, rules: RowRules, index: VectorIndex
+) -> list[Found]:
+    """The `k` allowed rows with the highest scores after each query.
+
+    Where the products of the run's items are all that is needed, the index is searched for several queries at once.
+    """
+    beside = [_beside(model, catalogue, query, rules) for query in queries]
+    plain = {
+        number: query.vector
+        for number, query in enumerate(queries)
+        if query.vector is not None and query.by == BOTH and rules.bonus is None and not len(beside[number])
+    }
+    found: dict[int, Found] = {}
+    if plain:
+        within = [_within(catalogue, queries[number], rules) for number in plain]
+        found = dict(zip(plain, index.search_each(torch.stack([*plain.values()]), k, within), strict=True))
+    return [
+        found[number] if number in found else _scored(model, catalogue, query, beside[number], k, rules, index)
+        for number, query in enumerate(queries)
+    ]
+
+
+def _scored(
+    model: Model, catalogue: Catalogue, query: Query, beside: Tensor, k: int, rules: RowRules, index: VectorIndex
+) -> Found:
+    """`_highest` for a query with scores that are no products of the run's items: those of rows `beside`, or boosts."""
     bonus = None if rules.bonus is None else score_deviation(model, catalogue, query) * rules.bonus
-    beside = _beside(model, catalogue, query, selection)
     if query.vector is None or query.by != BOTH or len(beside) * BESIDE_SHARE > len(catalogue):
         scores = score_all(model, catalogue, query)
         scores = scores if bonus is None else scores + bonus
-        scores[list(selection.hidden)] = -torch.inf
+        scores[list(query.hidden)] = -torch.inf
         rows = torch.arange(len(scores)) if rules.allowed_rows is None else rules.allowed_rows
-        return best_pairs(rows, scores[rows], k)
-    within, wanted = _within(catalogue, selection, beside), k
+        return best_of(rows, scores[rows], k)
+    within, wanted = _within(catalogue, query, rules, beside), k
     products = catalogue.gather("item_vectors", beside) @ query.vector
     products = add_seen_bias(model, query.read, products, beside)
     while True:
         found = index.search(query.vector, wanted, within)
         rows, order = torch.cat([found.rows, beside]).sort()
         scores = torch.cat([found.scores, products])[order]
-        best = best_pairs(rows, scores if bonus is None else scores + bonus[rows], k)
+        best = best_of(rows, scores if bonus is None else scores + bonus[rows], k)
         # What the index did not find has no higher product than what it found, and no positive boost.
-        if bonus is None or len(found.rows) < wanted or (len(best) == k and best[-1][1] > float(found.scores[-1])):
+        if bonus is None or len(found.rows) < wanted:
+            return best
+        if len(best.rows) == k and best.scores[-1] > found.scores[-1]:
             return best
         wanted *= 4
 
 
-def _index_suffices(model: Model, catalogue: Catalogue, query: Query, selection: Selection) -> bool:
-    """Whether the products of the run's items are the scores of all selected rows."""
-    rules = selection.rules
-    plain = query.vector is not None and query.by == BOTH and rules.bonus is None and not rules.diversity
-    return plain and not len(_beside(model, catalogue, query, selection))
-
-
-def _within(catalogue: Catalogue, selection: Selection, *without: Tensor) -> Within:
-    """The selected rows of the run's items, `without` some rows."""
-    n, allowed = len(catalogue.items), selection.rules.allowed_rows
-    hidden = torch.tensor(list(selection.hidden), dtype=torch.int64)
+def _within(catalogue: Catalogue, query: Query, rules: RowRules, *without: Tensor) -> Within:
+    """The rows of the run's items to search among, `without` some rows."""
+    n, allowed = len(catalogue.items), rules.allowed_rows
+    hidden = torch.tensor(list(query.hidden), dtype=torch.int64)
     excluded = torch.cat([hidden, *without, catalogue.excluded_rows])
     excluded = excluded[excluded < n] if catalogue.added else excluded
-    return Within(None if allowed is None else allowed[allowed < n], selection.rules.only_categories, excluded)
+    return Within(None if allowed is None else allowed[allowed < n], rules.only_categories, excluded)
 
 
-def _beside(model: Model, catalogue: Catalogue, query: Query, selection: Selection) -> Tensor:
-    """The selected rows that are scored beside the index, which has only the products of the run's items.
+def _beside(model: Model, catalogue: Catalogue, query: Query, rules: RowRules) -> Tensor:
+    """The rows that are scored beside the index, which has only the products of the run's items.
 
     They are the added items, those of the history if they have a bias, and those with a positive boost: int64,
     ascending.
     """
-    n, rules = len(catalogue.items), selection.rules
-    biased = set(query.read).difference(selection.hidden)
+    biased = set(query.read).difference(query.hidden)
     if biased and not (is_factorized(model) and model.seen_bias is not None):
         biased = set()
     if not biased and not catalogue.added and not len(rules.raised_rows):
         return rules.raised_rows
-    parts = [rules.raised_rows, torch.arange(n, len(catalogue)), torch.tensor(list(biased), dtype=torch.int64)]
-    rows: Tensor = torch.unique(torch.cat(parts))
-    left = torch.tensor(list(selection.hidden), dtype=torch.int64)
-    rows = rows[~torch.isin(rows, torch.cat([left, catalogue.excluded_rows]))]
+    added = torch.arange(len(catalogue.items), len(catalogue))
+    rows: Tensor = torch.unique(torch.cat([rules.raised_rows, added, torch.tensor(list(biased), dtype=torch.int64)]))
+    hidden = torch.tensor(list(query.hidden), dtype=torch.int64)
+    rows = rows[~torch.isin(rows, torch.cat([hidden, catalogue.excluded_rows]))]
     return rows if rules.allowed is None else rows[rules.allowed[rows]]
 
 
-def best_pairs(rows: Tensor, scores: Tensor, k: int) -> list[tuple[int, float]]:
+def best_of(rows: Tensor, scores: Tensor, k: int) -> Found:
     """The `k` best of ascending rows, and their scores."""
     best = top_k(scores, k)
-    return _pairs(rows[best], scores[best])
-
-
-def _pairs(rows: Tensor, scores: Tensor) -> list[tuple[int, float]]:
-    return list(zip(rows.tolist(), scores.tolist(), strict=True))
+    return Found(rows[best], scores[best])
 
 
 def similarities(model: Model, catalogue: Catalogue, row: int, by: str = BOTH) -> Tensor:

@@ -16,7 +16,7 @@ from msm4sr.registry import Registry
 from msm4sr.strict import Strict
 
 AUTO = "auto"
-SCORES_AT_ONCE = 1 << 22  # 16 MiB: products of queries with all items
+SCORES_AT_ONCE = 1 << 22  # products of queries with all items: 16 MiB
 
 
 class IndexUnavailable(InputError):
@@ -106,7 +106,10 @@ class VectorIndex(Protocol):
         """
 
     def search_each(self, queries: Tensor, k: int, within: Sequence[Within]) -> list[Found]:
-        """`search` for the vectors of several histories [B, Q], each with its own `within`."""
+        """`search` for the vectors of several histories [B, Q], each with its own `within`.
+
+        Raises IndexUnavailable.
+        """
 
     def check(self) -> None:
         """Raise IndexUnavailable if a search would."""
