@@ -23,6 +23,7 @@ from steps import PARTS, Limit, Parts, Stage, run_steps
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.experiments.settings import RunSettings, resolve_settings
+from msm4sr.features.store import MISSING, StoreTables, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 N_ITEMS = 30
@@ -171,6 +172,23 @@ def test_paired_compares_a_row_with_the_one_that_it_extends(tmp_path: Path) -> N
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| shop | included | sasrecm | sasrec | +0.1667 |" in printed
     assert "| shop | excluded | sasrecm | sasrec | +0.0000 |" in printed
+
+
+def test_the_images_of_a_share_of_the_items_are_removed(tmp_path: Path) -> None:
+    names, counts = [f"item-{n}" for n in range(12)], np.array([1, 2, 0, 1] * 3)
+    vectors = np.arange(counts.sum(), dtype=np.float32)[:, None].repeat(4, axis=1)
+    missing = pl.DataFrame(schema=MISSING)
+    write_store(tmp_path / "visual", {}, StoreTables(names, names, counts, missing), [vectors], dim=4)
+    first = {name: float(row) for name, row, n in zip(names, np.cumsum(counts) - counts, counts, strict=True) if n}
+    kept = {}
+    for share in ("0", "0.3", "0.7"):
+        done = run_script("remove_images.py", tmp_path / "visual", share, tmp_path / "kept.parquet")
+        assert done.code == 0, done.error
+        rows = pl.read_parquet(tmp_path / "kept.parquet")
+        kept[share] = {name: vector[0] for name, vector in zip(rows["item_id"], rows["vector"], strict=True)}
+    assert kept["0"] == first
+    assert [len(found) for found in kept.values()] == [9, 6, 3]
+    assert kept["0.7"].items() < kept["0.3"].items() < kept["0"].items()
 
 
 def test_the_chart_of_accuracy_has_a_point_for_each_finished_system(tmp_path: Path) -> None:
