@@ -1,6 +1,6 @@
 """The extracted image embeddings of a random share of the items, as a file of precomputed embeddings.
 
-    msm4sr features DATA/ml-1m --out FEATURES
+    msm4sr extract DATA/ml-1m --features FEATURES --out EXTRACTED
     python benchmarks/remove_images.py FEATURES/visual-pooled-efficientnet-lite0 0.5 half.parquet
     msm4sr run DATA/ml-1m --features visual=half.parquet --out RUN
 
