@@ -165,16 +165,19 @@ SIZES = """
 model: {dropout: 0.1, dim: 32}
 models: {sasrec: {model: {layers: 1}}}
 sizes:
-- {below: 100, model: {dropout: 0.5}, models: {sasrec: {finetune: {epochs: 90}}}}
-- {below: 1000, model: {dropout: 0.3}}
+- {users_below: 100, model: {dropout: 0.5}, models: {sasrec: {finetune: {epochs: 90}}}}
+- {users_below: 1000, model: {dropout: 0.3}}
 """
 
 
-@pytest.mark.parametrize(("interactions", "dropout", "epochs"), [(99, 0.5, 90), (100, 0.3, 150), (1000, 0.1, 150)])
-def test_a_file_may_have_settings_for_few_interactions(
-    tmp_path: Path, interactions: int, dropout: float, epochs: int
-) -> None:
-    pl.DataFrame({"user_id": ["u"] * interactions}).write_parquet(tmp_path / "interactions.parquet")
+def write_users(folder: Path, users: int) -> None:
+    """Interactions of so many users, three each."""
+    pl.DataFrame({"user_id": [f"u{n // 3}" for n in range(3 * users)]}).write_parquet(folder / "interactions.parquet")
+
+
+@pytest.mark.parametrize(("users", "dropout", "epochs"), [(99, 0.5, 90), (100, 0.3, 150), (1000, 0.1, 150)])
+def test_a_file_may_have_settings_for_few_users(tmp_path: Path, users: int, dropout: float, epochs: int) -> None:
+    write_users(tmp_path, users)
     settings = resolve_settings("best", "sasrec", file=settings_file(tmp_path, SIZES), data=tmp_path)
     assert isinstance(settings.model, SASRecConfig)
     assert (settings.model.dropout, settings.finetune.epochs) == (dropout, epochs)
@@ -183,10 +186,10 @@ def test_a_file_may_have_settings_for_few_interactions(
     assert changed.model.model_dump()["dropout"] == 0.2
 
 
-def test_the_default_trains_longer_on_few_interactions(tmp_path: Path) -> None:
+def test_the_default_trains_longer_on_few_users(tmp_path: Path) -> None:
     epochs = []
-    for interactions in (9_999, 10_000):
-        pl.DataFrame({"user_id": ["u"] * interactions}).write_parquet(tmp_path / "interactions.parquet")
+    for users in (1_999, 2_000):
+        write_users(tmp_path, users)
         settings = resolve_settings(data=tmp_path)
         assert isinstance(settings.model, MSM4SRConfig)
         epochs.append((settings.finetune.epochs, settings.model.dropout))
@@ -217,8 +220,8 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),
         ("models: {sasrec: {model: {dims: 8}}}", r"no setting 'model.dims' of sasrec"),
         ("model: {name: difsr}", r"settings of difsr, but --model is sasrec"),
-        ("sizes: {below: 3}", r"sizes: not a list of settings, each with a number `below`"),
-        ("sizes: [{model: {dropout: 0.4}}]", r"sizes: not a list of settings, each with a number `below`"),
+        ("sizes: {users_below: 3}", r"sizes: not a list of settings, each with a number `users_below`"),
+        ("sizes: [{model: {dropout: 0.4}}]", r"sizes: not a list of settings, each with a number `users_below`"),
         ("model: 3", r"no setting 'model'"),
         ("model: {dropout: {rate: 3}}", r"no setting 'model.dropout.rate'"),
         ("- model", r"not a mapping"),

@@ -227,10 +227,11 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
     return dataset
 
 
-def count_interactions(folder: Path) -> int | None:
-    """The number of rows of a prepared folder's interactions; None if it cannot be read, as loading then reports."""
+def count_users(folder: Path) -> int | None:
+    """The number of users of a prepared folder; None if it cannot be read, as loading then reports."""
     try:
-        return int(pl.scan_parquet(folder / INTERACTIONS).select(pl.len()).collect().item())
+        users = pl.scan_parquet(folder / INTERACTIONS).select(pl.col("user_id").n_unique())
+        return int(users.collect(engine="streaming").item())
     except (OSError, pl.exceptions.PolarsError):
         return None
 

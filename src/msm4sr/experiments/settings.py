@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, cast
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from msm4sr.data.dataset import DataSettings, count_interactions
+from msm4sr.data.dataset import DataSettings, count_users
 from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
@@ -101,7 +101,7 @@ def resolve_settings(
 
     The presets are `seed` (the paper's settings) and, as changes to it, `released` (the authors' code without its
     bugs) and `best` (the best validation results). A baseline uses the settings that it shares with the preset, for a
-    fair comparison. In a preset or file, the section `models` has settings for single models, `sizes` for small data.
+    fair comparison. In a preset or file, the section `models` has settings for single models, `sizes` for few users.
 
     Args:
         preset: name of a preset.
@@ -119,12 +119,12 @@ def resolve_settings(
     if preset not in PRESETS:
         known = f"only {', '.join(PRESETS)}{closest(preset, PRESETS)}"
         raise InputError(f"--preset: there is no preset {preset!r}, {known}")
-    interactions = None if data is None else count_interactions(data)
-    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", interactions)
+    users = None if data is None else count_users(data)
+    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", users)
     settings = nest(flatten(read_yaml(PRESETS["seed"])) | chosen)
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
-    return _updated_by(settings, model, changes, seed, file, interactions)
+    return _updated_by(settings, model, changes, seed, file, users)
 
 
 def warm_start_settings(
@@ -153,11 +153,11 @@ def _updated_by(
     changes: Sequence[str],
     seed: int | None,
     file: Path | None,
-    interactions: int | None = None,
+    users: int | None = None,
 ) -> RunSettings:
     """Settings of a model, updated by a file, then by `seed`, then by `key=value` changes."""
     if file is not None:
-        values = _for_model(read_yaml(file), model, str(file), interactions)
+        values = _for_model(read_yaml(file), model, str(file), users)
         name = values.pop("model.name", model)
         if name != model:
             raise InputError(f"{file}: settings of {name}, but --model is {model}; change one of them")
@@ -258,10 +258,10 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
 
 
-def _for_model(settings: dict[str, Any], model: str, where: str, interactions: int | None = None) -> dict[str, Any]:
+def _for_model(settings: dict[str, Any], model: str, where: str, users: int | None = None) -> dict[str, Any]:
     """Dotted names and values; those in the section `models` for this model replace the others.
 
-    Those of the section `sizes` replace both: of its entries, the first whose `below` is more than `interactions`.
+    Those of the section `sizes` replace both: of its entries, the first whose `users_below` is more than `users`.
     """
     models, sizes = settings.pop("models", {}), settings.pop("sizes", [])
     if not isinstance(models, dict) or not all(isinstance(section, dict) for section in models.values()):
@@ -269,11 +269,11 @@ def _for_model(settings: dict[str, Any], model: str, where: str, interactions: i
     for name in models:
         MODELS.find(str(name), f"{where}: models")
     values = flatten(settings) | flatten(models.get(model, {}))
-    if not isinstance(sizes, list) or not all(isinstance(e, dict) and type(e.get("below")) is int for e in sizes):
-        raise InputError(f"{where}: sizes: not a list of settings, each with a number `below`")
+    if not isinstance(sizes, list) or not all(isinstance(e, dict) and type(e.get("users_below")) is int for e in sizes):
+        raise InputError(f"{where}: sizes: not a list of settings, each with a number `users_below`")
     for entry in sizes:
-        if interactions is not None and interactions < entry["below"]:
-            of_size = {key: value for key, value in entry.items() if key != "below"}
+        if users is not None and users < entry["users_below"]:
+            of_size = {key: value for key, value in entry.items() if key != "users_below"}
             return values | _for_model(of_size, model, where)
     return values
 
