@@ -1,10 +1,10 @@
-"""The extracted image embeddings of a random share of the items, as a file of precomputed embeddings.
+"""Remove the images of a random share of the items; the embeddings of the others become a file for --features.
 
     msm4sr extract DATA/ml-1m --features FEATURES --out EXTRACTED
     python benchmarks/remove_images.py FEATURES/visual-pooled-efficientnet-lite0 0.5 half.parquet
     msm4sr run DATA/ml-1m --features visual=half.parquet --out RUN
 
-Items of a smaller share are among those of a larger one.
+A larger share removes all that a smaller one removes. Of an item with several images, the first is kept.
 """
 
 from __future__ import annotations

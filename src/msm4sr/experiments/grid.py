@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from os.path import abspath
 from pathlib import Path
@@ -101,7 +101,7 @@ class Cell:
     def title(self) -> str:
         return f"{self.data.name} {self.row.name} seed {self.seed}"
 
-    @property
+    @cached_property
     def settings(self) -> RunSettings:
         return self.row.resolve(self.data, self.seed)
 

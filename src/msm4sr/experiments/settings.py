@@ -119,12 +119,11 @@ def resolve_settings(
     if preset not in PRESETS:
         known = f"only {', '.join(PRESETS)}{closest(preset, PRESETS)}"
         raise InputError(f"--preset: there is no preset {preset!r}, {known}")
-    users = None if data is None else count_users(data)
-    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", users)
+    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", data)
     settings = nest(flatten(read_yaml(PRESETS["seed"])) | chosen)
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
-    return _updated_by(settings, model, changes, seed, file, users)
+    return _updated_by(settings, model, changes, seed, file, data)
 
 
 def warm_start_settings(
@@ -153,11 +152,11 @@ def _updated_by(
     changes: Sequence[str],
     seed: int | None,
     file: Path | None,
-    users: int | None = None,
+    data: Path | None = None,
 ) -> RunSettings:
     """Settings of a model, updated by a file, then by `seed`, then by `key=value` changes."""
     if file is not None:
-        values = _for_model(read_yaml(file), model, str(file), users)
+        values = _for_model(read_yaml(file), model, str(file), data)
         name = values.pop("model.name", model)
         if name != model:
             raise InputError(f"{file}: settings of {name}, but --model is {model}; change one of them")
@@ -258,10 +257,11 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
 
 
-def _for_model(settings: dict[str, Any], model: str, where: str, users: int | None = None) -> dict[str, Any]:
+def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | None = None) -> dict[str, Any]:
     """Dotted names and values; those in the section `models` for this model replace the others.
 
-    Those of the section `sizes` replace both: of its entries, the first whose `users_below` is more than `users`.
+    Those of the section `sizes` replace both: of its entries, the first whose `users_below` is more than
+    the number of users of `data`.
     """
     models, sizes = settings.pop("models", {}), settings.pop("sizes", [])
     if not isinstance(models, dict) or not all(isinstance(section, dict) for section in models.values()):
@@ -271,6 +271,7 @@ def _for_model(settings: dict[str, Any], model: str, where: str, users: int | No
     values = flatten(settings) | flatten(models.get(model, {}))
     if not isinstance(sizes, list) or not all(isinstance(e, dict) and type(e.get("users_below")) is int for e in sizes):
         raise InputError(f"{where}: sizes: not a list of settings, each with a number `users_below`")
+    users = count_users(data) if sizes and data is not None else None
     for entry in sizes:
         if users is not None and users < entry["users_below"]:
             of_size = {key: value for key, value in entry.items() if key != "users_below"}
