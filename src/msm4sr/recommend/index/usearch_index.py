@@ -20,6 +20,7 @@ from msm4sr.recommend.index.base import ALL, INDEXES, IndexedItems, IndexSetting
 
 FILE, ABOUT = "index.usearch", "index.json"
 BLOCK = 8192  # item vectors added at a time
+ONE_THREAD = 8192  # so many items are added by one thread: several may leave an item that no path leads to
 DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32, half of the memory
 METRIC = "ip"  # the order is that of the cosine, since all vectors have the same length, and needs no lengths
 
@@ -62,8 +63,9 @@ class UsearchIndex(ApproximateIndex):
                     return cls(vectors, about, graph)
         began = time.perf_counter()
         graph = _empty_graph(vectors.shape[1], settings)
+        threads = 1 if len(vectors) <= ONE_THREAD else 0  # 0: all cores
         for numbers, block in extended(vectors, BLOCK):
-            graph.add(numbers, block)
+            graph.add(numbers, block, threads=threads)
         seconds, queries = round(time.perf_counter() - began, 1), items.queries()
         about = built_from | {"items": len(vectors), "build_seconds": seconds, "queries": len(queries)}
         index = cls(vectors, about, graph)
