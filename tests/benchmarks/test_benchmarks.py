@@ -124,6 +124,7 @@ def test_training_reports_a_stage(shop: Path) -> None:
     assert len(re.findall(r"^\| `", done.out, re.M)) == 10
 
 
+@pytest.mark.slow
 def test_processes_that_divide_a_catalogue_are_compared() -> None:
     done = run_script("sharded.py", "--items", 3000, "--users", 50, "--steps", 4, "--processes", 1, "--processes", 2)
     assert done.code == 0, done.error

@@ -88,7 +88,7 @@ def test_every_loss_and_all_weights_are_those_of_one_process(
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(1, 2), (2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, 4), (4, 2)))]
+    ("before", "after"), [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 2), (2, 4), (4, 2)))]
 )
 def test_a_killed_training_resumes_with_another_number_of_processes(
     before: int, after: int, by_one: Path, train: Train
