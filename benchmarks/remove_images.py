@@ -4,7 +4,7 @@
     python benchmarks/remove_images.py FEATURES/visual-pooled-efficientnet-lite0 0.5 half.parquet
     msm4sr run DATA/ml-1m --features visual=half.parquet --out RUN
 
-A larger share removes all that a smaller one removes. Of an item with several images, the first is kept.
+The items of a smaller share are among those of a larger one. Of an item with several images, the first is used.
 """
 
 from __future__ import annotations

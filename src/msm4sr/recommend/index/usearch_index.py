@@ -20,7 +20,7 @@ from msm4sr.recommend.index.base import ALL, INDEXES, IndexedItems, IndexSetting
 
 FILE, ABOUT = "index.usearch", "index.json"
 BLOCK = 8192  # item vectors added at a time
-ONE_THREAD = 8192  # so many items are added by one thread: several may leave an item that no path leads to
+ONE_THREAD = 8192  # a catalogue up to this size is added by one thread: with several, searches may miss an item
 DTYPE = "bf16"  # of the item vectors in the graph: faster to build than float32, half of the memory
 METRIC = "ip"  # the order is that of the cosine, since all vectors have the same length, and needs no lengths
 
