@@ -170,14 +170,16 @@ sizes:
 """
 
 
-def write_users(folder: Path, users: int) -> None:
-    """Interactions of so many users, three each."""
-    pl.DataFrame({"user_id": [f"u{n // 3}" for n in range(3 * users)]}).write_parquet(folder / "interactions.parquet")
+def write_interactions(folder: Path, users: int, items: int = 1_000_000) -> None:
+    """Interactions of so many users, three each, with so many items in turn."""
+    number = pl.arange(3 * users, eager=True)
+    frame = pl.DataFrame({"user_id": number // 3, "item_id": number % items})
+    frame.write_parquet(folder / "interactions.parquet")
 
 
 @pytest.mark.parametrize(("users", "dropout", "epochs"), [(99, 0.5, 90), (100, 0.3, 150), (1000, 0.1, 150)])
 def test_a_file_may_have_settings_for_few_users(tmp_path: Path, users: int, dropout: float, epochs: int) -> None:
-    write_users(tmp_path, users)
+    write_interactions(tmp_path, users)
     settings = resolve_settings("best", "sasrec", file=settings_file(tmp_path, SIZES), data=tmp_path)
     assert isinstance(settings.model, SASRecConfig)
     assert (settings.model.dropout, settings.finetune.epochs) == (dropout, epochs)
@@ -189,11 +191,21 @@ def test_a_file_may_have_settings_for_few_users(tmp_path: Path, users: int, drop
 def test_the_default_trains_longer_on_few_users(tmp_path: Path) -> None:
     epochs = []
     for users in (1_999, 2_000):
-        write_users(tmp_path, users)
+        write_interactions(tmp_path, users)
         settings = resolve_settings(data=tmp_path)
         assert isinstance(settings.model, MSM4SRConfig)
         epochs.append((settings.finetune.epochs, settings.model.dropout))
     assert epochs == [(48, 0.4), (12, 0.2)]
+
+
+@pytest.mark.parametrize(("items", "learning_rate"), [(60, 0.005), (61, 0.001)])
+def test_a_file_may_have_settings_for_many_interactions_per_item(
+    tmp_path: Path, items: int, learning_rate: float
+) -> None:
+    write_interactions(tmp_path, 2_000, items)
+    rule = "{interactions_per_item_from: 100, finetune: {learning_rate: 0.005}}"
+    file = settings_file(tmp_path, f"finetune: {{learning_rate: 0.001}}\nsizes: [{rule}]\n")
+    assert resolve_settings("best", "sasrec", file=file, data=tmp_path).finetune.learning_rate == learning_rate
 
 
 def test_options_come_after_the_file(tmp_path: Path) -> None:
@@ -220,8 +232,9 @@ def test_every_preset_is_a_settings_file_of_msm4sr() -> None:
         ("models: {sasrek: {model: {dim: 8}}}", r"models: there is no model 'sasrek', only .*; did you mean 'sasrec'"),
         ("models: {sasrec: {model: {dims: 8}}}", r"no setting 'model.dims' of sasrec"),
         ("model: {name: difsr}", r"settings of difsr, but --model is sasrec"),
-        ("sizes: {users_below: 3}", r"sizes: not a list of settings, each with a number `users_below`"),
-        ("sizes: [{model: {dropout: 0.4}}]", r"sizes: not a list of settings, each with a number `users_below`"),
+        ("sizes: {users_below: 3}", r"sizes: not a list of settings, each with a number `users_below` or `inter"),
+        ("sizes: [{model: {dropout: 0.4}}]", r"sizes: not a list of settings, each with a number `users_below` or"),
+        ("sizes: [{users_below: 9, interactions_per_item_from: 9}]", r"sizes: not a list of settings, each with a num"),
         ("model: 3", r"no setting 'model'"),
         ("model: {dropout: {rate: 3}}", r"no setting 'model.dropout.rate'"),
         ("- model", r"not a mapping"),

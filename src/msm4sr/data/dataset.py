@@ -227,13 +227,23 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
     return dataset
 
 
-def count_users(folder: Path) -> int | None:
-    """The number of users of a prepared folder; None if it cannot be read, as loading then reports."""
+@dataclass(frozen=True)
+class DataSize:
+    """How large a data set is. Items are those that have interactions."""
+
+    users: int
+    items: int
+    interactions: int
+
+
+def measure_size(folder: Path) -> DataSize | None:
+    """The size of a prepared folder; None if it cannot be read, as loading then reports."""
+    counts = [pl.col("user_id").n_unique(), pl.col("item_id").n_unique(), pl.len().alias("interactions")]
     try:
-        users = pl.scan_parquet(folder / INTERACTIONS).select(pl.col("user_id").n_unique())
-        return int(users.collect(engine="streaming").item())
+        row = pl.scan_parquet(folder / INTERACTIONS).select(counts).collect(engine="streaming").row(0)
     except (OSError, pl.exceptions.PolarsError):
         return None
+    return DataSize(*row)
 
 
 def training_histories(dataset: Dataset) -> Ragged:

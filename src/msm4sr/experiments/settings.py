@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, cast
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from msm4sr.data.dataset import DataSettings, count_users
+from msm4sr.data.dataset import DataSettings, DataSize, measure_size
 from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
@@ -101,7 +101,8 @@ def resolve_settings(
 
     The presets are `seed` (the paper's settings) and, as changes to it, `released` (the authors' code without its
     bugs) and `best` (the best validation results). A baseline uses the settings that it shares with the preset, for a
-    fair comparison. In a preset or file, the section `models` has settings for single models, `sizes` for few users.
+    fair comparison. In a preset or file, the section `models` has settings for single models, `sizes` for small or
+    dense data sets.
 
     Args:
         preset: name of a preset.
@@ -260,8 +261,7 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
 def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | None = None) -> dict[str, Any]:
     """Dotted names and values; those in the section `models` for this model replace the others.
 
-    Those of the section `sizes` replace both: of its entries, the first whose `users_below` is more than
-    the number of users of `data`.
+    Those of the section `sizes` replace both: of its entries, the first whose condition `data` meets.
     """
     models, sizes = settings.pop("models", {}), settings.pop("sizes", [])
     if not isinstance(models, dict) or not all(isinstance(section, dict) for section in models.values()):
@@ -269,14 +269,31 @@ def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | No
     for name in models:
         MODELS.find(str(name), f"{where}: models")
     values = flatten(settings) | flatten(models.get(model, {}))
-    if not isinstance(sizes, list) or not all(isinstance(e, dict) and type(e.get("users_below")) is int for e in sizes):
-        raise InputError(f"{where}: sizes: not a list of settings, each with a number `users_below`")
-    users = count_users(data) if sizes and data is not None else None
-    for entry in sizes:
-        if users is not None and users < entry["users_below"]:
-            of_size = {key: value for key, value in entry.items() if key != "users_below"}
-            return values | _for_model(of_size, model, where)
+    rules = _size_rules(sizes, where)
+    size = measure_size(data) if rules and data is not None else None
+    for condition, limit, changes in rules:
+        if size is not None and SIZE_CONDITIONS[condition](size, limit):
+            return values | _for_model(changes, model, where)
     return values
+
+
+SIZE_CONDITIONS: dict[str, Callable[[DataSize, float], bool]] = {
+    "users_below": lambda size, limit: size.users < limit,
+    "interactions_per_item_from": lambda size, limit: size.interactions >= limit * size.items,
+}
+
+
+def _size_rules(sizes: Any, where: str) -> list[tuple[str, float, dict[str, Any]]]:
+    """The entries of a section `sizes`: a condition, its limit, and the settings of data that meet it."""
+    rules = []
+    for entry in sizes if isinstance(sizes, list) else [None]:
+        changes = dict(entry) if isinstance(entry, dict) else {}
+        given = {name: changes.pop(name) for name in SIZE_CONDITIONS if name in changes}
+        if len(given) != 1 or type(limit := next(iter(given.values()))) not in (int, float):
+            conditions = " or ".join(f"`{name}`" for name in SIZE_CONDITIONS)
+            raise InputError(f"{where}: sizes: not a list of settings, each with a number {conditions}")
+        rules.append((next(iter(given)), limit, changes))
+    return rules
 
 
 def parse_change(change: str) -> tuple[str, Any]:

@@ -56,6 +56,9 @@ class MSM4SRConfig(TransformerConfig):
         "missing-modality embedding for one that it lacks; mean: over those that it has",
     )
     id_in_input: bool = Field(False, description="add the ID embedding to the Transformer's input too")
+    id_scale: float = Field(
+        1.0, gt=0, description="factor of the ID embeddings; with 4 they learn four times as fast as without"
+    )
     projections: Literal["pretrain", "none"] = Field(
         "pretrain",
         description="of equation 6: in pre-training, as printed; or none, as documented with the released code: NIP "
@@ -144,12 +147,12 @@ class MSM4SR(ContentModel):
         if not torch.is_grad_enabled():
             return encode_in_chunks(self, self)
         content = [self.encode_content(a, fill=False) for a in self.content_modalities]
-        return torch.stack([*content, self.item_embedding.table()], dim=1)
+        return torch.stack([*content, self.config.id_scale * self.item_embedding.table()], dim=1)
 
     def encode_some_items(self, items: LocatedItems) -> Tensor:
         """[n, M + 1, D]."""
         content = [self.encode_content(a, items, fill=False) for a in self.content_modalities]
-        return torch.stack([*content, self.item_embedding(items.numbers)], dim=1)
+        return torch.stack([*content, self.config.id_scale * self.item_embedding(items.numbers)], dim=1)
 
     def encode_histories(self, histories: Tensor, embeddings: Tensor) -> Tensor:
         """Rows of `embeddings` [B, L] to [h^t; h^v] at every prefix: [B, L, M * D]."""
