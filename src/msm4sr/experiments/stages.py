@@ -43,7 +43,10 @@ FEW = 0.5  # warn if a smaller share of the items has a modality
 DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the items and users of the other data
 
 
-CHOSEN = ("model.dim", "model.dropout", "pretrain.epochs", "finetune.epochs")
+CHOSEN = (
+    *("model.dim", "model.dropout", "model.expert_dropout", "model.id_scale"),
+    *("pretrain.epochs", "finetune.epochs", "finetune.batch_pairs", "finetune.learning_rate"),
+)
 
 
 def describe_settings(run: Run, dataset: Dataset) -> None:
@@ -53,7 +56,8 @@ def describe_settings(run: Run, dataset: Dataset) -> None:
     stages = [stage for stage in STAGES if stage in MODELS[settings.model.name].tasks]
     if not stages:
         return
-    named = [f"{key}={values[key]}" for key in CHOSEN if key in values and key.split(".")[0] in ("model", *stages)]
+    shown = [key for key in CHOSEN if key.split(".")[0] in ("model", *stages) and values.get(key) is not None]
+    named = [f"{key}={values[key]}" for key in shown]
     if MODELS[settings.model.name].tasks["finetune"] == "next_item":
         samples = settings.finetune.samples_of(dataset.n_items)
         named.append("softmax over all items" if samples is None else f"softmax over the batch and {samples:,} samples")
