@@ -41,7 +41,7 @@ from pydantic import ConfigDict, Field
 from msm4sr.data.cutoffs import Cutoff, time_text
 from msm4sr.data.histories import HistoryRules, load_histories
 from msm4sr.data.remaining import Flags, Ints, Remaining, pairs_of
-from msm4sr.data.schema import INTERACTIONS, ITEMS, read_items
+from msm4sr.data.schema import ITEMS, read_items
 from msm4sr.data.user_table import read_users
 from msm4sr.digests import array_digest, json_digest
 from msm4sr.errors import InputError
@@ -225,25 +225,6 @@ def load_dataset(folder: str | Path, settings: DataSettings = DataSettings()) ->
         held_out = _draw(settings.hold_out_users, dataset.n_users, settings.hold_out_seed, 1)
         dataset = replace(dataset, trained_on=~held_out)
     return dataset
-
-
-@dataclass(frozen=True)
-class DataSize:
-    """How large a data set is. Items are those that have interactions."""
-
-    users: int
-    items: int
-    interactions: int
-
-
-def measure_size(folder: Path) -> DataSize | None:
-    """The size of a prepared folder; None if it cannot be read, as loading then reports."""
-    counts = [pl.col("user_id").n_unique(), pl.col("item_id").n_unique(), pl.len().alias("interactions")]
-    try:
-        row = pl.scan_parquet(folder / INTERACTIONS).select(counts).collect(engine="streaming").row(0)
-    except (OSError, pl.exceptions.PolarsError):
-        return None
-    return DataSize(*row)
 
 
 def training_histories(dataset: Dataset) -> Ragged:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypeVar, cast
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from msm4sr.data.dataset import DataSettings, DataSize, measure_size
+from msm4sr.data.dataset import DataSettings
+from msm4sr.data.size import DataSize, measure_size
 from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
