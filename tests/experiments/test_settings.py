@@ -208,6 +208,14 @@ def test_a_file_may_have_settings_for_many_interactions_per_item(
     assert resolve_settings("best", "sasrec", file=file, data=tmp_path).finetune.learning_rate == learning_rate
 
 
+def test_the_default_for_dense_data_is_fine_tuned_as_other_models_are(tmp_path: Path) -> None:
+    write_interactions(tmp_path, 2_000, 60)
+    dense, other = resolve_settings(data=tmp_path), resolve_settings(model="sasrec", data=tmp_path)
+    assert isinstance(dense.model, MSM4SRConfig)
+    assert (dense.model.expert_dropout, dense.model.id_scale) == (0.0, 4.0)
+    assert dense.finetune == other.finetune
+
+
 def test_options_come_after_the_file(tmp_path: Path) -> None:
     file = settings_file(tmp_path, "seed: 5\nmodel: {dropout: 0.3, layers: 1}\n")
     settings = resolve_settings("best", "sasrec", ["model.dropout=0.1"], 6, file)

@@ -96,7 +96,7 @@ def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
     counted = [names or set(modalities) for names in has]
     for name in modalities:
         content = model.encode_content(name)
-        embedding = model.item_embedding.weight
+        embedding = model.config.id_scale * model.item_embedding.weight
         steps = [content[i] + embedding[i] if model.config.id_in_input else content[i] for i in history]
         hidden = model.transformer(torch.stack(steps)[None])[0, -1]
         for item in range(N_ITEMS):
@@ -115,13 +115,16 @@ def scores_slowly(model: MSM4SR, history: list[int]) -> Tensor:
 @pytest.mark.parametrize("id_in_input", [False, True])
 @pytest.mark.parametrize("score_with", [(), ("text",), ("visual",), ("visual", "text")])
 @pytest.mark.parametrize("modality_scores", ["sum", "mean"])
+@pytest.mark.parametrize("id_scale", [1.0, 4.0])
 def test_scores_are_equation_12(
-    similarity: str, id_in_input: bool, score_with: tuple[str, ...], modality_scores: str
+    similarity: str, id_in_input: bool, score_with: tuple[str, ...], modality_scores: str, id_scale: float
 ) -> None:
     settings = {"similarity": similarity, "id_in_input": id_in_input, "modality_scores": modality_scores}
-    model = make_msm4sr(score_with=score_with, **settings).eval()
+    model = make_msm4sr(score_with=score_with, id_scale=id_scale, **settings).eval()
+    trained = model.encode_items()  # with gradients, as in training
     with torch.no_grad():
         catalogue = model.encode_items()
+        torch.testing.assert_close(trained, catalogue)
         for history in ([4], [1, 5, 0, 7, 2]):
             last = model.encode_histories(torch.tensor([history]), catalogue)[0, -1]
             ours = model.scoring_vectors(catalogue) @ last
