@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from itertools import count
@@ -200,25 +199,6 @@ def test_the_chart_of_accuracy_has_a_point_for_each_finished_system(tmp_path: Pa
     done = run_script("accuracy.py", grid, "--plot", tmp_path / "accuracy.png")
     assert done.code == 0, done.error
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_saved_cells_have_neither_users_nor_items_and_are_restored_to_the_byte(tmp_path: Path) -> None:
-    grid, other, saved = tmp_path / "grid", tmp_path / "other", tmp_path / "saved"
-    for folder, n in ((grid, 3), (other, 4)):
-        write_grid(folder, ("sasrec", "popularity"))
-        write_cell(folder, "popularity", [9] * n)
-    cell = write_cell(grid, "sasrec", [3, 30, 1], seen_excluded=[1, 30, 1])
-    before = {name: (cell / name).read_bytes() for name in ("config.yaml", "metrics.json", "users.parquet")}
-    assert run_script("cells.py", "save", grid, saved).code == 0
-    assert sorted(file.name for file in saved.glob("*/sasrec/*/*")) == ["config.yaml", "metrics.json", "ranks.parquet"]
-    assert pl.read_parquet(saved / "*" / "*" / "*" / "ranks.parquet").columns == ["rank", "rank_seen_excluded"]
-    shutil.rmtree(cell)
-    assert run_script("cells.py", "restore", saved, grid).code == 0
-    assert {name: (cell / name).read_bytes() for name in before} == before
-    refused = run_script("cells.py", "restore", saved, other)
-    assert refused.code == 2
-    assert "sasrec/seed-0: of other users or targets" in refused.error
-    assert not (other / "cells" / "shop" / "sasrec" / "seed-0").exists()
 
 
 def test_graph_models_of_a_grid_are_ranked_with_and_without_folding_in_by_the_same_weights(
