@@ -128,8 +128,8 @@ class Failing:
             while not (self.folder / "working").exists():
                 time.sleep(0.01)
             raise InputError("task 1: no")
-        (self.folder / "working").touch()
         try:
+            (self.folder / "working").touch()
             while True:
                 time.sleep(0.01)
         except KeyboardInterrupt:

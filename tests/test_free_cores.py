@@ -268,6 +268,7 @@ def test_processes_that_train_together_share_the_free_cores(ring: Path, tmp_path
     assert state.threads == share_of_two(out)
 
 
+@pytest.mark.slow
 def test_processes_of_a_grid_share_the_free_cores(ring: Path, tmp_path: Path) -> None:
     config, grid = tmp_path / "one.yaml", tmp_path / "grid"
     config.write_text(CELLS)

@@ -113,6 +113,7 @@ def run_script(name: str, *options: object) -> SimpleNamespace:
     return SimpleNamespace(code=done.returncode, out=done.stdout, error=done.stderr)
 
 
+@pytest.mark.slow
 def test_training_reports_a_stage(shop: Path) -> None:
     few = ("--steps", 3, "--warmup", 1, "--threads", 1, "--model", "sasrec", "--set", "finetune.batch_pairs=50")
     done = run_script("training.py", "--data", shop, "--stage", "finetune", *few)
@@ -201,6 +202,7 @@ def test_the_chart_of_accuracy_has_a_point_for_each_finished_system(tmp_path: Pa
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_graph_models_of_a_grid_are_ranked_with_and_without_folding_in_by_the_same_weights(
     shop: Path, tmp_path: Path
 ) -> None:

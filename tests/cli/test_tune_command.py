@@ -116,6 +116,7 @@ def test_more_seconds_continue_a_study(cli: Cli, command: Callable[[str], list[s
     assert values(tmp_path / "study") == values(tmp_path / "at once")
 
 
+@pytest.mark.slow
 def test_trials_run_side_by_side_in_one_study(
     cli: Cli, command: Callable[[str], list[str]], tmp_path: Path, refused: Callable[..., str]
 ) -> None:

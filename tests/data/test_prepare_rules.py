@@ -60,7 +60,7 @@ def write_log(path: Path, log: list[Event]) -> Path:
 LOGS = st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcd"), st.integers(0, 3)), min_size=1, max_size=40)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(LOGS, st.sampled_from(["keep", "last"]), st.integers(0, 4), st.integers(0, 4))
 def test_the_rules_do_what_a_slow_reference_does(
     tmp_path_factory: pytest.TempPathFactory, log: list[Event], repeats: Any, user_core: int, item_core: int

@@ -9,6 +9,8 @@ import pytest
 
 from msm4sr.experiments.demo import CHANGES, Demo, run_demo
 
+pytestmark = pytest.mark.slow
+
 # Two patterns, one that only images show and one that only texts name; a small shop shows both.
 USERS, ITEMS = 1000, 200
 

@@ -236,6 +236,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_compiled_training_resumes_bit_identically(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Task, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     settings = SAMPLED.model_copy(update={"epochs": 1, "batch_pairs": 5, "checkpoint_every": 0.0})
