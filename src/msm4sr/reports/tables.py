@@ -44,10 +44,11 @@ def p_text(p: float) -> str:
 
 
 def places(values: Sequence[float | None]) -> list[int]:
-    """1 for the best of a column, 2 for the second, else 0; equal digits share a place, a single value has none."""
+    """1 for the best of a column, 2 for the second, else 0; equal digits share a place, and if all are equal, none has one."""
     shown = [None if value is None else round(value, DIGITS) for value in values]
     there = [value for value in shown if value is not None]
-    ranking = sorted(set(there), reverse=True)[:2] if len(there) > 1 else []
+    different = sorted(set(there), reverse=True)
+    ranking = different[:2] if len(different) > 1 else []
     return [ranking.index(value) + 1 if value in ranking else 0 for value in shown]
 
 
