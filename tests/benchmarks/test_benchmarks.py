@@ -125,6 +125,19 @@ def test_training_reports_a_stage(shop: Path) -> None:
     assert len(re.findall(r"^\| `", done.out, re.M)) == 10
 
 
+def test_labelled_runs_of_different_settings_have_a_line_each(shop: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / str(neighbours) for neighbours in (2, 20)]
+    for run in runs:
+        options = ["--model", "itemknn", "--set", f"model.neighbours={run.name}", "--out", str(run)]
+        subprocess.run([sys.executable, "-m", "msm4sr", "run", str(shop), *options], check=True, capture_output=True)
+    refused = run_script("runs.py", *runs)
+    assert refused.code == 2
+    assert f"{runs[1]}: other settings than the runs of ItemKNN on shop before it" in refused.error
+    done = run_script("runs.py", *(f"{run.name} neighbours={run}" for run in runs))
+    assert done.code == 0, done.error
+    assert re.findall(r"^\| shop \| (.*?) \| 1 \| 0\.", done.out, re.M) == ["2 neighbours", "20 neighbours"]
+
+
 @pytest.mark.slow
 def test_processes_that_divide_a_catalogue_are_compared() -> None:
     done = run_script("sharded.py", "--items", 3000, "--users", 50, "--steps", 4, "--processes", 1, "--processes", 2)

@@ -44,8 +44,14 @@ DATA_SPECIFIC = ("item_embedding.weight", "seen_item_bias")  # specific to the i
 
 
 CHOSEN = (
-    *("model.dim", "model.dropout", "model.expert_dropout", "model.id_scale"),
-    *("pretrain.epochs", "finetune.epochs", "finetune.batch_pairs", "finetune.learning_rate"),
+    "model.dim",
+    "model.dropout",
+    "model.expert_dropout",
+    "model.id_scale",
+    "pretrain.epochs",
+    "finetune.epochs",
+    "finetune.batch_pairs",
+    "finetune.learning_rate",
 )
 
 

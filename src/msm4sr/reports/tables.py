@@ -44,7 +44,7 @@ def p_text(p: float) -> str:
 
 
 def places(values: Sequence[float | None]) -> list[int]:
-    """1 for the best of a column, 2 for the second, else 0; equal digits share a place, and if all are equal, none has one."""
+    """1 for the best of a column, 2 for the second, else 0; equal digits share a place; all 0 if all are equal."""
     shown = [None if value is None else round(value, DIGITS) for value in values]
     there = [value for value in shown if value is not None]
     different = sorted(set(there), reverse=True)
