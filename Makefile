@@ -45,8 +45,8 @@ format: setup ## fix style with ruff
 test: lint ## lint, then the fast tests
 	$(PYTEST) -m 'not slow'
 
-test-all: lint ## lint, then all tests
-	$(PYTEST)
+test-all: lint ## lint, then all tests, property tests with more cases
+	$(PYTEST) --hypothesis-profile=thorough
 
 dist: setup ## build the source archive and the wheel in dist/
 	rm -rf dist

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from services import train
 
 from msm4sr.data.toyshop import generate_toyshop
@@ -15,6 +16,15 @@ from msm4sr.data.toyshop import generate_toyshop
 if TYPE_CHECKING:
     from postgresql import PostgreSQL
     from ray.cluster_utils import Cluster
+
+# Cases of a property test in `make test` and in `make test-all`. None may fail because the machine is slow.
+for profile, cases in {"fast": 25, "thorough": 200}.items():
+    settings.register_profile(
+        profile,
+        max_examples=cases,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
 
 
 @pytest.fixture(scope="session")

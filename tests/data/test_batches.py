@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import ragged
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msm4sr.data.batches import Batch, count_batches, epoch_batches, pad_histories
@@ -56,7 +56,6 @@ def widths(batch: Batch) -> list[int]:
 
 @both
 @given(lengths=lengths_of_users, max_history=st.integers(1, 9), batch_pairs=st.integers(1, 30), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
 def test_every_pair_of_every_history_comes_exactly_once(
     pairs: Pairs, lengths: list[int], max_history: int, batch_pairs: int, seed: int
 ) -> None:
@@ -72,7 +71,6 @@ def test_every_pair_of_every_history_comes_exactly_once(
 
 @both
 @given(lengths=lengths_of_users, max_history=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
 def test_a_row_is_a_window_of_one_history_no_longer_than_max_history(
     pairs: Pairs, lengths: list[int], max_history: int, seed: int
 ) -> None:
@@ -83,7 +81,6 @@ def test_a_row_is_a_window_of_one_history_no_longer_than_max_history(
 
 
 @given(lengths=lengths_of_users, max_history=st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
 def test_with_last_a_prefix_is_the_latest_items_of_its_history(lengths: list[int], max_history: int) -> None:
     for prefix, target in pairs_of(epoch(numbered(lengths), "last", max_history)):
         assert len(prefix) == min(max_history, target % 1000)
@@ -129,7 +126,6 @@ def test_padding_is_on_the_right_is_item_0_and_is_no_pair(pairs: Pairs) -> None:
     max_history=st.integers(1, 9),
     batch_pairs=st.integers(10, 60),
 )
-@settings(max_examples=40, deadline=None)
 def test_a_batch_has_about_the_pairs_asked_for(
     pairs: Pairs, lengths: list[int], max_history: int, batch_pairs: int
 ) -> None:
@@ -195,7 +191,6 @@ def test_histories_without_any_pair_are_an_epoch_without_batches(pairs: Pairs) -
 
 @both
 @given(lengths=lengths_of_users, drop=st.floats(0.01, 0.99), max_history=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
 def test_a_kept_item_keeps_the_one_that_followed_it_as_its_target(
     pairs: Pairs, lengths: list[int], drop: float, max_history: int, seed: int
 ) -> None:

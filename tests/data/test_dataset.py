@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -212,7 +212,6 @@ def test_a_sequence_that_is_not_there_is_an_index_error() -> None:
 logs = st.lists(
     st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.integers(0, 6)), min_size=1, max_size=60
 )
-few = settings(max_examples=60, deadline=None)
 
 
 def load_or_none(rows: list[Row], **options: int) -> Dataset | None:
@@ -239,14 +238,12 @@ def slow_histories(rows: list[Row]) -> dict[str, list[str]]:
     }
 
 
-@few
 @given(logs)
 def test_histories_are_the_distinct_events_stably_sorted_by_time(rows: list[Row]) -> None:
     dataset = load_or_none(rows)
     assert (histories(dataset) if dataset else {}) == slow_histories(rows)
 
 
-@few
 @given(logs)
 def test_training_validation_and_test_make_the_full_history(rows: list[Row]) -> None:
     dataset = load_or_none(rows)
@@ -261,7 +258,6 @@ def test_training_validation_and_test_make_the_full_history(rows: list[Row]) -> 
         assert test.histories[user].tolist() == [*training[user], validation.targets[user]]
 
 
-@few
 @given(logs, st.integers(0, 4), st.integers(0, 4))
 def test_the_core_is_satisfied_maximal_and_a_fixed_point(rows: list[Row], user_core: int, item_core: int) -> None:
     dataset = load_or_none(rows, user_core=user_core, item_core=item_core)
@@ -288,7 +284,6 @@ def test_the_core_is_satisfied_maximal_and_a_fixed_point(rows: list[Row], user_c
     assert not [reason for reason in again.dropped if "duplicates" not in reason]
 
 
-@few
 @given(logs, st.integers(0, 4), st.integers(0, 4))
 def test_every_row_is_kept_or_counted(rows: list[Row], user_core: int, item_core: int) -> None:
     dataset = load_or_none(rows, user_core=user_core, item_core=item_core)
@@ -302,7 +297,6 @@ def test_every_row_is_kept_or_counted(rows: list[Row], user_core: int, item_core
         assert kept + sum(n for reason, n in dataset.dropped.items() if reason.startswith(what)) == read
 
 
-@few
 @given(logs, st.randoms(use_true_random=False))
 def test_how_users_are_interleaved_does_not_change_a_history(rows: list[Row], random: object) -> None:
     turns = [user for user, _, _ in rows]

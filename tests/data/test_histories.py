@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msm4sr.data import schema
@@ -55,7 +55,6 @@ def histories(folder: Path, settings: DataSettings = DataSettings()) -> dict[str
     return {user: "".join(dataset.item_ids[item] for item in items) for user, items in rows}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EVENTS, min_size=1, max_size=60), st.integers(0, 4), st.integers(0, 4))
 def test_histories_are_what_a_slow_reference_gives(
     tmp_path_factory: pytest.TempPathFactory, log: list[Event], user_core: int, item_core: int

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 from amazon_files import dumps, review_2018, review_2023
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msm4sr.data.database import LEAST_MEMORY, parse_memory
@@ -224,7 +224,6 @@ def review_lines(draw: st.DrawFn) -> list[str]:
     return lines
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(review_lines())
 def test_native_parsing_gives_what_parsing_by_lines_gives(tmp_path: Path, lines: list[str]) -> None:
     path = tmp_path / "reviews.jsonl"

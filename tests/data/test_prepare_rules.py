@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from amazon_files import dumps, events, item_2018, review_2018, write_lines
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_images import tiny_image
 
@@ -60,7 +60,6 @@ def write_log(path: Path, log: list[Event]) -> Path:
 LOGS = st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcd"), st.integers(0, 3)), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(LOGS, st.sampled_from(["keep", "last"]), st.integers(0, 4), st.integers(0, 4))
 def test_the_rules_do_what_a_slow_reference_does(
     tmp_path_factory: pytest.TempPathFactory, log: list[Event], repeats: Any, user_core: int, item_core: int
@@ -85,7 +84,6 @@ def test_the_rules_do_what_a_slow_reference_does(
     assert report.interactions_read - sum(drop.count for drop in report.dropped) == len(expected)
 
 
-@settings(max_examples=100, deadline=None)
 @given(LOGS, st.integers(0, 4), st.integers(0, 4))
 def test_the_core_is_what_remains_when_nothing_more_falls_out(log: list[Event], user_core: int, item_core: int) -> None:
     user = np.array(["uvwx".index(u) for u, _, _ in log])

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_images import tiny_image
@@ -453,7 +453,6 @@ def test_parts_of_a_second_still_order_a_history(shop: Path) -> None:
     assert [item for _, item, _ in rows(shop)] == ["b", "c", "a"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"), st.integers(0, 4)), min_size=1))
 def test_rows_are_sorted_by_first_appearance_time_and_order_in_the_file(
     tmp_path_factory: pytest.TempPathFactory, log: list[tuple[str, str, int]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from temporal import DAY, ITEMS, LOG, Event, load, temporal, with_other_future, write
@@ -55,7 +55,6 @@ def slow_parts(log: list[Event], validation: int, test: int) -> list[dict[str, l
     return parts
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.integers(2, 20), st.integers(2, 20), st.sampled_from(["first", "all"]))
 def test_the_parts_are_what_a_slow_reference_gives(
     tmp_path_factory: pytest.TempPathFactory, log: list[Event], validation: int, test: int, wanted: str
@@ -83,7 +82,6 @@ def test_the_parts_are_what_a_slow_reference_gives(
     assert again.identity == dataset.identity
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.floats(0.05, 0.9), st.floats(0.05, 0.9))
 def test_fractions_are_of_all_interactions(
     tmp_path_factory: pytest.TempPathFactory, log: list[Event], validation: float, test: float

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 from builders import make_dataset, make_popularity, make_sasrec, ragged, random_sequences
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from parity.environment import RECTOOLS, ensure_environment
 
@@ -170,7 +170,6 @@ def test_gini_is_the_mean_absolute_difference_over_twice_the_mean(counts: list[i
 # The lists
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_lists_are_the_first_of_a_stable_sort_without_minus_infinity(data: st.DataObject) -> None:
     value = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0, np.inf])

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import bootstrap
@@ -90,14 +90,12 @@ METRIC = arrays(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(METRIC, st.integers(0, 9))
 def test_identical_systems_are_never_significant(values: np.ndarray, seed: int) -> None:
     (found,) = paired_bootstrap(values, values.copy(), resamples=99, seed=seed)
     assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
 
 
-@settings(max_examples=40, deadline=None)
 @given(METRIC, st.randoms(use_true_random=False), st.integers(0, 9))
 def test_swapping_the_systems_flips_the_sign_and_keeps_p(values: np.ndarray, random: object, seed: int) -> None:
     other = np.random.default_rng(random.randint(0, 99)).permutation(values)  # type: ignore[attr-defined]

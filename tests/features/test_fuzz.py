@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -183,7 +183,6 @@ odd_texts = st.one_of(
 
 
 @given(st.lists(st.tuples(st.none() | odd_texts, st.none() | odd_texts), min_size=4, max_size=4))
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_odd_texts_have_finite_vectors_or_none(minilm: MiniLM, items: list[tuple[str | None, str | None]]) -> None:
     """Fifty times four items: 200 odd texts and more."""
     sentences = [item_sentences(title, text, max_characters=1000) for title, text in items]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msm4sr.digests import json_digest
@@ -198,7 +198,6 @@ catalogues = st.dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(catalogues, min_size=2, max_size=4))
 def test_after_any_changes_the_store_is_that_of_the_last_catalogue(
     tmp_path_factory: pytest.TempPathFactory, history: list[Catalogue]

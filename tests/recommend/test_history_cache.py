@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from services import make_recommender, new_item
 
@@ -44,7 +44,6 @@ def cache_of(recommender: Recommender, **options: int) -> tuple[HistoryCache, li
 
 
 @pytest.mark.parametrize("name", CACHED)
-@settings(max_examples=20, deadline=None)
 @given(parts=st.lists(st.lists(ROWS, min_size=1, max_size=4), min_size=1, max_size=8), cut=st.integers(0, 15))
 def test_histories_that_grow_or_branch_have_the_vectors_of_an_empty_cache(
     name: str, parts: Histories, cut: int

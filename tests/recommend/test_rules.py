@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from indexes import KINDS, make_index
 from services import make_recommender, new_item
@@ -93,7 +93,6 @@ def slow_scores(recommender: Recommender, history: list[str], rules: Rules) -> d
 
 
 @given(model=st.sampled_from([*SHOPS]), history=histories, rules=some_rules, k=st.integers(1, 15))
-@settings(deadline=None, max_examples=300)
 def test_all_and_only_the_items_that_fit_are_ranked_by_their_boosted_scores(
     model: str, history: list[str], rules: Rules, k: int
 ) -> None:
@@ -112,7 +111,6 @@ def test_all_and_only_the_items_that_fit_are_ranked_by_their_boosted_scores(
 
 
 @given(model=st.sampled_from([*SHOPS]), history=histories, k=st.integers(1, 15))
-@settings(deadline=None)
 def test_without_rules_and_with_rules_that_change_nothing_the_result_is_the_same(
     model: str, history: list[str], k: int
 ) -> None:
@@ -236,7 +234,6 @@ def slow_values(
     diversity=st.floats(0.01, 1),
     popular=st.booleans(),
 )
-@settings(deadline=None)
 def test_each_item_has_the_highest_marginal_relevance(
     seed: int, n: int, k: int, diversity: float, popular: bool
 ) -> None:

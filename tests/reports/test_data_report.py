@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_pages import EVIL, Page
@@ -88,7 +88,6 @@ def test_provenance_is_shown(shop: Path, tmp_path: Path) -> None:
         assert part in text
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=60))
 def test_a_histogram_counts_every_value_once(values: list[int]) -> None:
     chart = histogram("Lengths", "users", np.array(values))

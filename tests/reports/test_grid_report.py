@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from grids import cell_folder, change_metrics, fail_cell, run_grid, write_cell, write_grid
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_pages import EVIL, Page
 
@@ -182,7 +182,6 @@ def test_a_report_is_written_to_a_chosen_folder_and_can_be_written_again(tmp_pat
 VALUE = st.floats(-1, 1, allow_subnormal=False)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=1, max_size=6))
 def test_bars_and_intervals_share_one_scale(rows: list[tuple[float, float, float]]) -> None:
     ordered = [sorted(row) for row in rows]
@@ -199,7 +198,6 @@ MILLIONTHS = st.integers(0, 10**6).map(lambda number: number / 1e6)  # a metric 
 POINTS = st.lists(st.tuples(st.floats(0, 1e6), MILLIONTHS), max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), st.lists(POINTS, max_size=3), max_size=4))
 def test_panels_stay_in_their_frames_and_ours_comes_first(systems: dict[str, list[list[tuple[float, float]]]]) -> None:
     drawn = panels(
