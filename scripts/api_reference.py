@@ -128,9 +128,9 @@ API = {
         "Settings and presets. Runs, grids and studies are commands: see the [command line](../command-line.md).",
         (
             "msm4sr.experiments.settings.resolve_settings",
-            "msm4sr.experiments.settings.from_preset",
             "msm4sr.experiments.settings.RunSettings",
             "msm4sr.experiments.settings.WarmStart",
+            "msm4sr.experiments.stages.build_model",
             "msm4sr.experiments.warm_start.warm_start",
         ),
     ),

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from msm4sr.errors import InputError as InputError
     from msm4sr.evaluation.evaluate import evaluate as evaluate
     from msm4sr.experiments.loading import load_recommender as load_recommender
-    from msm4sr.experiments.settings import from_preset as from_preset
     from msm4sr.experiments.settings import resolve_settings as resolve_settings
+    from msm4sr.experiments.stages import build_model as build_model
     from msm4sr.experiments.warm_start import warm_start as warm_start
     from msm4sr.features.extract import extract_features as extract_features
     from msm4sr.features.settings import FeatureSettings as FeatureSettings
@@ -42,8 +42,8 @@ _MODULES = {
     "InputError": "errors",
     "evaluate": "evaluation.evaluate",
     "load_recommender": "experiments.loading",
-    "from_preset": "experiments.settings",
     "resolve_settings": "experiments.settings",
+    "build_model": "experiments.stages",
     "warm_start": "experiments.warm_start",
     "FeatureSettings": "features.settings",
     "extract_features": "features.extract",

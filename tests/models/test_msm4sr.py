@@ -12,12 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import enlarge, finetune_loss, generator, make_batch, make_features, make_msm4sr, make_rows, pretrain_loss
+from builders import (
+    enlarge,
+    finetune_loss,
+    generator,
+    make_batch,
+    make_dataset,
+    make_features,
+    make_msm4sr,
+    make_rows,
+    pretrain_loss,
+)
 from pydantic import ValidationError
 from torch import Tensor
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.settings import from_preset
+from msm4sr.experiments.settings import resolve_settings
+from msm4sr.experiments.stages import build_model
 from msm4sr.features.store import Features
 from msm4sr.models.base import Inputs
 from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
@@ -411,7 +422,9 @@ def test_the_stored_settings_are_plain_json(tmp_path: Path) -> None:
 def test_a_model_reads_its_features_where_the_caller_has_them() -> None:
     """So that features mapped from a store are not copied into memory."""
     rows = {a: Features(np.ones((2, 3), np.float32), np.array([0, 1, 2]), ["i", "j"]) for a in ("text", "visual")}
-    model = from_preset("best", rows, dim=8, inner_dim=8, experts=2, whiten=0)
+    small = [f"model.{change}" for change in ("dim=8", "inner_dim=8", "experts=2", "whiten=0")]
+    model = build_model(resolve_settings("best", changes=small), make_dataset([[0, 1, 0]], 2), rows)
+    assert isinstance(model, MSM4SR)
     for name, given in rows.items():
         assert np.shares_memory(model.features[name].values.numpy(), given.values)
 

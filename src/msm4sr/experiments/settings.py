@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError
@@ -19,11 +18,9 @@ from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
 from msm4sr.features.settings import FeatureSettings
-from msm4sr.features.store import Features
-from msm4sr.models.base import Inputs, ModelConfig, as_tensors
-from msm4sr.models.msm4sr import MSM4SR, MSM4SRConfig
-from msm4sr.models.registry import MODELS, build
-from msm4sr.ragged import Ragged
+from msm4sr.models.base import ModelConfig
+from msm4sr.models.msm4sr import MSM4SRConfig
+from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
 from msm4sr.strict import Strict
 from msm4sr.training.device import Device
@@ -96,7 +93,7 @@ def resolve_settings(
     changes: Sequence[str] = (),
     seed: int | None = None,
     file: Path | None = None,
-    data: Path | None = None,
+    data: str | Path | None = None,
 ) -> RunSettings:
     """The settings of a preset for a model, updated by a file, then by `seed`, then by `key=value` changes.
 
@@ -111,7 +108,7 @@ def resolve_settings(
         changes: such as `finetune.learning_rate=1e-4`.
         seed: None for the preset's.
         file: YAML in the shape of a preset, with changes to it only.
-        data: a prepared folder, for the section `sizes`; None: that section is not used.
+        data: the prepared folder that the settings are for; None: the section `sizes` is not used.
 
     Raises:
         InputError: an unknown preset, model or key (with the closest valid name), an invalid value, an unreadable file
@@ -154,7 +151,7 @@ def _updated_by(
     changes: Sequence[str],
     seed: int | None,
     file: Path | None,
-    data: Path | None = None,
+    data: str | Path | None = None,
 ) -> RunSettings:
     """Settings of a model, updated by a file, then by `seed`, then by `key=value` changes."""
     if file is not None:
@@ -171,27 +168,6 @@ def _updated_by(
         validated(RunSettings, settings | {"seed": seed}, "--seed")
         settings["seed"] = seed
     return _updated(settings, _parsed(changes, model), "--set")
-
-
-def from_preset(name: str, features: Mapping[str, Features], seed: int = 0, **changes: Any) -> MSM4SR:
-    """A new MSM4SR model over the items of `features`, with the settings of a preset.
-
-        model = from_preset("best", features, dim=128)
-
-    Args:
-        name: of the preset.
-        features: as `extract_features` returns them.
-        seed: of the initial weights; the global random state is not changed.
-        changes: settings of the model that replace the preset's.
-    """
-    settings = resolve_settings(name, "msm4sr", [f"model.{key}={json.dumps(value)}" for key, value in changes.items()])
-    n_items = max((len(rows.item_ids) for rows in features.values()), default=0)
-    return cast(MSM4SR, build(settings.model, Inputs(n_items, features=feature_tensors(features)), seed))
-
-
-def feature_tensors(features: Mapping[str, Features]) -> dict[str, Ragged]:
-    """Stored features as tensors, in the memory (or the mapped file) where they are."""
-    return {name: as_tensors(rows) for name, rows in features.items()}
 
 
 def change_settings(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
@@ -259,7 +235,7 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
 
 
-def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | None = None) -> dict[str, Any]:
+def _for_model(settings: dict[str, Any], model: str, where: str, data: str | Path | None = None) -> dict[str, Any]:
     """Dotted names and values; those in the section `models` for this model replace the others.
 
     Those of the section `sizes` replace both: of its entries, the first whose condition `data` meets.
@@ -271,7 +247,7 @@ def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | No
         MODELS.find(str(name), f"{where}: models")
     values = flatten(settings) | flatten(models.get(model, {}))
     rules = _size_rules(sizes, where)
-    size = measure_size(data) if rules and data is not None else None
+    size = measure_size(Path(data)) if rules and data is not None else None
     for condition, limit, changes in rules:
         if size is not None and SIZE_CONDITIONS[condition](size, limit):
             return values | _for_model(changes, model, where)

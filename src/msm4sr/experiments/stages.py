@@ -18,7 +18,7 @@ from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
 from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.experiments.run import Run
-from msm4sr.experiments.settings import RunSettings, feature_tensors
+from msm4sr.experiments.settings import RunSettings
 from msm4sr.experiments.warm_start import bring_features, start_warm
 from msm4sr.features.extract import Extraction
 from msm4sr.features.store import Features
@@ -189,13 +189,21 @@ def _unchanged_files(run: Run) -> dict[str, Path]:
 
 
 def build_model(settings: RunSettings, dataset: Dataset, features: Mapping[str, Features]) -> Model:
-    """A new model with random weights from the seed, or with those of another run (`pretrain.init_from`)."""
+    """A new model with random weights from the seed, or with those of another run (`pretrain.init_from`).
+
+        model = build_model(resolve_settings("best", data="shop"), dataset, features)
+
+    Args:
+        settings: `settings.model` says which model; the global random state is not changed.
+        dataset: its items, users and training interactions are the model's.
+        features: as `extract_features` returns them; they are not copied.
+    """
     categories, names = item_categories(dataset)
     inputs = Inputs(
         n_items=dataset.n_items,
         n_users=dataset.n_users,
         histories=as_tensors(training_histories(dataset)),
-        features=feature_tensors(features),
+        features={name: as_tensors(rows) for name, rows in features.items()},
         categories=as_tensors(categories),
         n_categories=len(names),
         shard=shard_here(),
