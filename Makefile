@@ -29,8 +29,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## generate a toy shop, train on it and write its report to demo/
 	$(BIN)/msm4sr demo --out demo
 
+# Not --quiet: --strict does not see warnings then.
 docs: setup ## build the documentation site in site/; a broken link, a missing snippet or docstring is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup ## check style, types and import contracts
 	$(BIN)/ruff check src tests benchmarks scripts

@@ -212,5 +212,6 @@ def generated_pages(docs: Path) -> dict[str, str]:
         "reference/settings.md": settings_page(),
         "reference/command-line.md": command_line_page(),
         "adr/index.md": records_page(docs / "adr"),
+        "changelog.md": (docs.parent / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
     return pages | {f"reference/api/{name}": text for name, text in api_pages().items()}
