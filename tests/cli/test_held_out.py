@@ -81,6 +81,18 @@ def test_what_is_not_fine_tuned_ranks_by_content(cli: Cli, shop: Path, features:
     assert found["run"]["protocol"].endswith("not fine-tuned")
 
 
+def test_what_is_not_fine_tuned_does_not_recommend(
+    cli: Cli, refused: Callable[..., str], shop: Path, features: Path, tmp_path: Path
+) -> None:
+    """The fine-tuning scores of its model have random ID embeddings."""
+    run = tmp_path / "run"
+    trained = cli("run", shop, "--out", run, "--features", features, *QUICK, "--set=finetune.epochs=0")
+    assert trained.code == 0 and "msm4sr recommend" not in trained.out
+    assert "Example users" not in (run / "report.html").read_text()
+    for command in (("recommend", run, "--history", "toy-0001"), ("export", "onnx", run, tmp_path / "onnx")):
+        assert f"{run}: not fine-tuned (finetune.epochs is 0)" in refused(*command)
+
+
 def test_users_who_are_held_out_are_measured_and_not_trained_on(cli: Cli, tmp_path: Path) -> None:
     ring = write_folder(tmp_path / "ring", small_log(users=20, length=9, items=12))
     counts: list[Any] = []

@@ -27,10 +27,12 @@ from msm4sr.experiments.settings import resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.experiments.study_storage import SQLITE, open_storage
 from msm4sr.experiments.tune import Trial, Tuning, best_of, best_text, check_folder, tune
+from msm4sr.features.store import Features
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.training.callbacks import EpochRecord
-from msm4sr.training.trainer import Trainer
+from msm4sr.training.stages import pretrain
+from msm4sr.training.trainer import Trainer, TrainerOptions
 
 TINY = ("model.dim=8", "model.inner_dim=8", "model.layers=1", "finetune.epochs=4", "finetune.max_steps=0")
 SASREC = {
@@ -73,6 +75,19 @@ def test_the_first_trial_has_the_defaults_and_the_best_is_not_below_it(tmp_path:
     values = [trial.value or 0.0 for trial in trials]
     assert values == sorted(values, reverse=True)
     assert best_of(trials, tmp_path).value == max(values) >= (seen[0].value or 0.0) > 0
+
+
+def test_without_fine_tuning_a_trial_is_measured_by_the_pre_trained_scorer(tmp_path: Path) -> None:
+    dataset, rows = cycle_dataset(30, 12), np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    features = {"text": Features(rows, np.arange(13), dataset.item_ids)}
+    changes = ("pretrain.epochs=2", "pretrain.learning_rate=0.01", "finetune.epochs=0", "model.whiten=0")
+    settings = resolve_settings("best", "msm4sr", ["model.dim=8", "model.inner_dim=8", *changes])
+    search = Search("test", {"pretrain.learning_rate": SASREC["finetune.learning_rate"]})
+    (trial,) = tune(Tuning(tmp_path, search, settings, dataset, features, inf, 1))
+    model = build_model(settings, dataset, features)
+    pretrain(model, dataset, settings.pretrain, TrainerOptions(settings.seed, settings.device, settings.evaluation))
+    values = [evaluate(one, dataset, "validation")["ndcg@10"] for one in (model.pretrained_scorer(), model)]
+    assert trial.value == values[0] != values[1]
 
 
 def test_the_study_follows_the_umask_and_its_commits_survive_a_power_cut(tmp_path: Path, umask: None) -> None:

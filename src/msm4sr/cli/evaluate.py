@@ -72,7 +72,8 @@ def evaluate_run(run: Run, dataset: Dataset, network: Model) -> None:
     report = write_run_report(run, dataset, network, metrics)
     _summary(metrics)
     console.print(f"report: {report}", markup=False)
-    say_next("recommend", run.folder, "--user", dataset.user_ids[0])
+    if run.settings.scorer_of(network) is network:
+        say_next("recommend", run.folder, "--user", dataset.user_ids[0])
 
 
 def evaluate_elsewhere(run: Run, dataset: Dataset) -> None:

@@ -21,6 +21,7 @@ from msm4sr.experiments.run import Run, open_run, read_metrics
 from msm4sr.features.content import ContentEncoder
 from msm4sr.features.settings import store_names
 from msm4sr.features.store import load_features, read_rows
+from msm4sr.models.base import Model
 from msm4sr.models.capabilities import has_content, is_factorized
 from msm4sr.models.registry import from_pretrained
 from msm4sr.recommend.catalogue import Catalogue
@@ -50,10 +51,25 @@ def load_recommender(
         data: the prepared folder, if it is no longer where the run was made.
 
     Raises:
-        InputError: there is no finished run, the weights of the model are not finite, or the index cannot be opened.
+        InputError: there is no finished run, it was not fine-tuned, the weights of the model are not finite, or the
+            index cannot be opened.
     """
     run = open_run(Path(folder), data=data)
+    return recommender_of(run, _fine_tuned_model(run), index, strict)
+
+
+def _fine_tuned_model(run: Run) -> Model:
     model = from_pretrained(run.folder / "model")
+    if run.settings.scorer_of(model) is not model:
+        raise InputError(
+            f"{run.folder}: not fine-tuned (finetune.epochs is 0): it can be evaluated, but does not recommend; "
+            "make a run with finetune.epochs above 0"
+        )
+    return model
+
+
+def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(), strict: bool = False) -> Recommender:
+    """The recommender of the stored model of a run; `index` and `strict` are those of `load_recommender`."""
     stored = read_stored_items(run)
     weights = (read_metrics(run.folder) or {}).get("identity", {}).get("model.safetensors")
     if weights not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
@@ -85,7 +101,7 @@ def _run_data(run: Run) -> Dataset:
 def export_run(folder: Path, out: Path) -> list[Path]:
     """Export the model of a run as ONNX; see `recommend.onnx_export.export_onnx`."""
     run = open_run(folder)
-    model = from_pretrained(folder / "model").eval()
+    model = _fine_tuned_model(run).eval()
     stored = read_stored_items(run)
     return export_onnx(model, stored.item_ids, stored.titles, out, run.folder.resolve().name)
 

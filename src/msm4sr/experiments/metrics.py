@@ -35,7 +35,7 @@ from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.tensor_files import read_checksum
 from msm4sr.training.identity import CODE_VERSION, inputs_identity
-from msm4sr.training.stages import STAGES, scorer_of
+from msm4sr.training.stages import STAGES
 
 PARTS: tuple[Part, ...] = ("validation", "test")
 PROTOCOLS: tuple[Protocol, ...] = ("seen_included", "seen_excluded")
@@ -112,7 +112,7 @@ def evaluate_stage(
     settings = run.settings
     device = settings.device.torch_device()
     model.to(device)
-    scorer = scorer_of(model, settings)
+    scorer = settings.scorer_of(model)
     facts = ItemFacts.of(dataset, content_vectors(run, dataset, extract_content))
 
     def rank(part: Part, advance: Advance, on_lists: OnLists | None) -> dict[Protocol, Ranks]:
@@ -195,7 +195,7 @@ def evaluate_cold_start(run: Run, dataset: Dataset, model: Model) -> dict[str, A
     common = {kind: Common.of(there[kind], here[kind]) for kind in there}
     carry_over(dict(model.named_parameters()), extended, common, zero_new=True)
     extended.to(settings.device.torch_device()).eval()
-    scorer = scorer_of(extended, settings)
+    scorer = settings.scorer_of(extended)
     protocol = settings.evaluation.protocol
     ranks = {
         name: rank_targets(scorer, targets, (protocol,), among=among)[protocol]

@@ -26,7 +26,7 @@ from msm4sr.errors import InputError
 from msm4sr.evaluation.beyond_accuracy import ItemFacts
 from msm4sr.evaluation.ranking import NO_ITEM, OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of
-from msm4sr.experiments.loading import load_recommender
+from msm4sr.experiments.loading import recommender_of
 from msm4sr.experiments.metrics import PROTOCOLS, describe, measure, write_users
 from msm4sr.experiments.run import Run, read_metrics, write_metrics
 from msm4sr.experiments.stages import complete_run, load_run_data
@@ -34,10 +34,10 @@ from msm4sr.features.images import decode_image, read_image
 from msm4sr.files import make_folder
 from msm4sr.models.base import Scorer
 from msm4sr.models.capabilities import has_content
+from msm4sr.models.registry import from_pretrained
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.ragged import Ragged
 from msm4sr.recommend.recommender import Recommender
-from msm4sr.training.stages import scorer_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +123,12 @@ class OtherItems:
     @staticmethod
     def of(run: Run, dataset: Dataset, progress: Progress) -> OtherItems:
         """The stored model of a run with the items of a data set. Raises InputError for one that it cannot encode."""
-        recommender = load_recommender(run.folder)
+        recommender = recommender_of(run, from_pretrained(run.folder / "model"))
         known = recommender.catalogue.items.rows
         new = [place for place, item_id in enumerate(dataset.item_ids) if item_id not in known]
         rows = np.array([known.get(item_id, NO_ITEM) for item_id in dataset.item_ids], dtype=np.int64)
         rows[new] = np.arange(len(known), len(known) + len(new))
-        scorer, encoded = scorer_of(recommender.model, run.settings), None
+        scorer, encoded = run.settings.scorer_of(recommender.model), None
         if new:
             check_encodes(recommender, scorer, run, dataset, new)
             encoded = encode(recommender, dataset, new, progress)

@@ -18,7 +18,7 @@ from msm4sr.dotted import flatten, nest, put
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import EvaluationSettings
 from msm4sr.features.settings import FeatureSettings
-from msm4sr.models.base import ModelConfig
+from msm4sr.models.base import Model, ModelConfig, Scorer
 from msm4sr.models.msm4sr import MSM4SRConfig
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
@@ -75,6 +75,10 @@ class RunSettings(Strict):
     warm_start: WarmStart = WarmStart()
     evaluation: EvaluationSettings = EvaluationSettings()
     device: Device = Device()
+
+    def scorer_of(self, model: Model) -> Scorer:
+        """What evaluation ranks with: the model or, without fine-tuning, its pre-trained scorer."""
+        return model if self.finetune.epochs else model.pretrained_scorer()
 
     def within_budget(self) -> RunSettings:
         """The settings that training uses: after a warm start those of the stages are reduced."""

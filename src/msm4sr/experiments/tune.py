@@ -262,7 +262,7 @@ def _value(trial: optuna.Trial, task: TrialTask, tuning: Tuning, progress: Progr
             ]
             Trainer(training, getattr(settings, stage), options, callbacks).fit(tuning.dataset)
     model.to(settings.device.torch_device())
-    return evaluate(model, tuning.dataset, "validation", settings.evaluation)[OBJECTIVE]
+    return evaluate(settings.scorer_of(model), tuning.dataset, "validation", settings.evaluation)[OBJECTIVE]
 
 
 class Pruning(Callback):

@@ -67,7 +67,7 @@ def write_run_report(
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         beyond_accuracy=beyond_accuracy_columns(metrics),
         segments=segments(pl.read_parquet(run.folder / "users.parquet", glob=False).filter(pl.col("part") == "test")),
-        users=_example_users(dataset, model, run.settings.seed),
+        users=_example_users(dataset, model, run.settings.seed) if run.settings.scorer_of(model) is model else (),
         folder=dataset.folder,
         comparison=comparison,
     )

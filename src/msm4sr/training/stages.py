@@ -8,7 +8,7 @@ from typing import Protocol, TypeGuard
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.errors import InputError
-from msm4sr.models.base import Model, Scorer
+from msm4sr.models.base import Model
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.callbacks import Callback, EpochRecord
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings, StageSettings
@@ -56,11 +56,6 @@ def task_for(model: Model, stage: str, settings: TrainingSettings) -> Task | Non
             raise InputError("pretrain.end_to_end is for msm4sr only; skip the stage with pretrain.epochs=0")
     name = model.tasks[stage]
     return TASKS.find(name, f"{type(model).__name__}.tasks")(model, getattr(settings, stage))
-
-
-def scorer_of(model: Model, settings: TrainingSettings) -> Scorer:
-    """The scorer that evaluation ranks with: the model or, if it is not fine-tuned, its pre-trained scorer."""
-    return model if settings.finetune.epochs else model.pretrained_scorer()
 
 
 def pretrain(
