@@ -282,6 +282,23 @@ def test_in_mixed_precision_the_softmax_is_near_the_exact_one() -> None:
         torch.testing.assert_close(gradient, reference, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_mixed_precision_contrastive_losses_are_the_exact_ones(dtype: torch.dtype) -> None:
+    """Also where every other pair has the same next item, so that large sums nearly cancel."""
+    next_item = [7 if pair % 2 else pair % 5 for pair in range(200)]
+    items = random(8, 6, seed=9).detach().to(dtype)
+    views = [(items[next_item] + 0.3 * random(200, 6, seed=v).detach()).to(dtype) for v in range(2)]
+    losses: dict[str, Callable[[], Tensor]] = {
+        "next-item prediction": lambda: nip(views, items, next_item),
+        "contrast": lambda: cross_modality_contrast(*views, torch.tensor(next_item), TAU),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = {name: loss() for name, loss in losses.items()}
+    views, items = [view.float() for view in views], items.float()
+    for name, loss in losses.items():
+        torch.testing.assert_close(mixed[name], loss(), msg=name)
+
+
 # Softmax over a sample, with the log-q correction
 
 

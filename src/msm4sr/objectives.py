@@ -54,7 +54,7 @@ def next_item_prediction(
 
     Reference: MSM4SR, arXiv 2303.11879, equation 7: InfoNCE with in-batch negatives.
     """
-    view, item = F.normalize(torch.cat(tuple(views)), dim=1), F.normalize(items, dim=1)  # [V P, D], [C, D]
+    view, item = unit_vectors(torch.cat(tuple(views))), unit_vectors(items)  # [V P, D], [C, D]
     positive = exp_cosine(view, F.embedding(target.repeat(len(views)), item), temperature)
     total, _ = exp_cosine_sums(view, item, temperature, Masks(columns=counts))
     positive, total = (sums.view(len(views), -1).sum(dim=0) for sums in (positive, total))  # over the views: [P]
@@ -93,7 +93,7 @@ def cross_modality_contrast(
     every_row = rows == slice(None)
     same = next_item[rows].unsqueeze(1) == next_item.unsqueeze(0)  # [R, P]
     masks = Masks(None if weights is None else weights[rows], weights, same)
-    own, other = F.normalize(own, dim=1), F.normalize(other, dim=1)
+    own, other = unit_vectors(own), unit_vectors(other)
     positive = exp_cosine(own[rows], other[rows], temperature)  # [R]
     own_to_other, other_to_own = exp_cosine_sums(own[rows], other, temperature, masks)
     if not every_row:
@@ -107,6 +107,14 @@ def cross_modality_contrast(
         ]
     losses = torch.stack([(positive + negative).log() - positive.log() for negative in rest])
     return mean_over_pairs(losses, masks.rows)
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Vectors [A, D], divided by their lengths, in float32 at least.
+
+    Divided by a temperature, the rounding errors of cosines in bf16 would be larger than the differences to learn.
+    """
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
 def exp_cosine(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -147,14 +155,15 @@ class _ExpCosineSums(torch.autograd.Function):
         columns: Tensor | None,
         excluded: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        f = (a @ (b / temperature).T).to(_dtype(a, temperature)).sub_(1 / temperature).exp_()
-        if excluded is not None:
-            f.masked_fill_(excluded, 0)
-        columns = f.new_ones(len(b)) if columns is None else columns.to(f.dtype)
-        rows = None if rows is None else rows.to(f.dtype)
-        ctx.save_for_backward(a, b, f, rows, columns)
-        ctx.temperature = temperature
-        return f @ columns, f.sum(dim=0) if rows is None else rows @ f
+        with torch.autocast(a.device.type, enabled=False):  # in mixed precision too: see `unit_vectors`
+            f = (a @ (b / temperature).T).to(_dtype(a, temperature)).sub_(1 / temperature).exp_()
+            if excluded is not None:
+                f.masked_fill_(excluded, 0)
+            columns = f.new_ones(len(b)) if columns is None else columns.to(f.dtype)
+            rows = None if rows is None else rows.to(f.dtype)
+            ctx.save_for_backward(a, b, f, rows, columns)
+            ctx.temperature = temperature
+            return f @ columns, f.sum(dim=0) if rows is None else rows @ f
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
