@@ -190,6 +190,17 @@ def test_only_the_command_line_uses_rich() -> None:
     assert users <= {"cli"}
 
 
+def test_paths_are_no_patterns() -> None:
+    """To polars they are, without options that `schema.scan_parquet` sets."""
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in python_files()
+        for name in ("pl.scan_", "pl.read_parquet_schema", "pl.read_parquet(file", "pl.read_parquet(path")
+        if name in path.read_text(encoding="utf-8") and path != SOURCE / "data" / "schema.py"
+    ]
+    assert not found
+
+
 def test_only_models_look_at_the_class_of_a_model() -> None:
     """Other packages ask for declared capabilities (`msm4sr.models.capabilities`)."""
     found = [

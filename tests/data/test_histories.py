@@ -158,6 +158,16 @@ def test_several_processes_can_make_them_at_once(tmp_path: Path) -> None:
     assert len(list((folder / ".histories").iterdir())) == 1
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", LOG)
+    old, young = (folder / ".histories" / f".{name}.unfinished" for name in ("old", "young"))
+    for left in (old, young):
+        (left / "work").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    load_dataset(folder)
+    assert young.exists() and not old.exists()
+
+
 def test_a_wrong_value_after_the_first_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "BLOCK", 2)
     folder = write(tmp_path / "data", [*LOG, ("", "a", 1)])

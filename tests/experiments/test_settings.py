@@ -198,6 +198,13 @@ def test_the_default_trains_longer_on_few_users(tmp_path: Path) -> None:
     assert epochs == [(48, 0.4), (12, 0.2)]
 
 
+def test_rules_for_sizes_are_used_in_a_folder_with_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "shop[1]"
+    folder.mkdir()
+    write_interactions(folder, 1_999, 60)
+    assert resolve_settings(data=folder).finetune.epochs == 48
+
+
 @pytest.mark.parametrize(("items", "learning_rate"), [(60, 0.005), (61, 0.001)])
 def test_a_file_may_have_settings_for_many_interactions_per_item(
     tmp_path: Path, items: int, learning_rate: float

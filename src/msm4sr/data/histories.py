@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ import polars as pl
 from msm4sr.data.cutoffs import Cutoff, seconds_of, time_text
 from msm4sr.data.database import Database, default_memory, parquet_files
 from msm4sr.data.remaining import MIN_HISTORY, Flags, Ints, Remaining
-from msm4sr.data.schema import INTERACTIONS, ITEMS, check_interactions
+from msm4sr.data.schema import INTERACTIONS, ITEMS, check_interactions, scan_parquet
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.files import sync, write_json
@@ -33,6 +34,8 @@ from msm4sr.ragged import Ragged
 
 FOLDER = ".histories"
 VERSION = 2  # of the files
+UNFINISHED = ".unfinished"  # suffix of a folder that is being made
+ABANDONED = 24 * 3600  # seconds after which its process was killed
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, pl.exceptions.PolarsError)  # not there, or damaged
 PREFIXES = ("complete", "before_test", "before_validation")  # of the histories
 
@@ -81,7 +84,7 @@ def load_histories(folder: Path, items: pl.DataFrame, rules: HistoryRules) -> Hi
         return _open(stored, mapped=True)
     try:
         stored.parent.mkdir(exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".", suffix=".unfinished", dir=stored.parent))
+        unfinished = Path(tempfile.mkdtemp(prefix=".", suffix=UNFINISHED, dir=stored.parent))
     except OSError as error:
         logger.info("%s: cannot be written (%s); its histories are read into memory", folder, error.strerror)
         with tempfile.TemporaryDirectory() as temporary:
@@ -101,7 +104,7 @@ def _open(stored: Path, mapped: bool) -> Histories:
         Ragged(_read(stored / f"{name}.npy", mapped), _read(stored / f"{name}_offsets.npy", mapped))
         for name in PREFIXES
     )
-    user_ids = pl.read_parquet(stored / "users.parquet", glob=False)["user_id"].to_list()
+    user_ids = scan_parquet(stored / "users.parquet").collect()["user_id"].to_list()
     if any(len(rows.values) != rows.offsets[-1] or len(rows) != len(user_ids) for rows in prefixes):
         raise ValueError(f"{stored}: damaged")
     times = None if record["times"] is None else (record["times"][0], record["times"][1])
@@ -114,7 +117,7 @@ def _read(path: Path, mapped: bool) -> Ints:
 
 
 def _publish(unfinished: Path, stored: Path) -> None:
-    """Rename the complete folder, and remove those of earlier tables."""
+    """Rename the complete folder, and remove those of earlier tables and of killed processes."""
     for file in unfinished.iterdir():
         sync(file)
     try:
@@ -129,7 +132,10 @@ def _publish(unfinished: Path, stored: Path) -> None:
     source = json.loads((stored / "record.json").read_text(encoding="utf-8"))["source"]
     for other in stored.parent.iterdir():
         with suppress(*UNREADABLE):
-            if json.loads((other / "record.json").read_text(encoding="utf-8"))["source"] != source:
+            if other.suffix == UNFINISHED:
+                if time.time() - other.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(other)
+            elif json.loads((other / "record.json").read_text(encoding="utf-8"))["source"] != source:
                 shutil.rmtree(other)
 
 

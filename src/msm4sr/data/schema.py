@@ -136,6 +136,11 @@ def id_strings(column: pl.Series, path: Path) -> pl.Series:
     return column.cast(pl.String)
 
 
+def scan_parquet(*paths: Path) -> pl.LazyFrame:
+    """The table in Parquet files, in whose paths no character has a special meaning."""
+    return pl.scan_parquet(list(paths), glob=False, hive_partitioning=False)
+
+
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None, rows: tuple[int, int | None] = (0, None)
 ) -> pl.DataFrame:
@@ -144,7 +149,7 @@ def read_parquet(
     Raises InputError if the file cannot be read.
     """
     try:
-        table = pl.scan_parquet(path, glob=False, hive_partitioning=False).slice(*rows)
+        table = scan_parquet(path).slice(*rows)
         return (table if columns is None else table.select(columns)).collect()
     except UNREADABLE as error:
         raise _unreadable(path, error) from error

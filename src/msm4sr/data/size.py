@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from msm4sr.data.schema import INTERACTIONS
+from msm4sr.data.schema import INTERACTIONS, scan_parquet
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def measure_size(folder: Path) -> DataSize | None:
     """The size of a prepared folder; None if it cannot be read, as loading then reports."""
     counts = [pl.col("user_id").n_unique(), pl.col("item_id").n_unique(), pl.len().alias("interactions")]
     try:
-        row = pl.scan_parquet(folder / INTERACTIONS).select(counts).collect(engine="streaming").row(0)
+        row = scan_parquet(folder / INTERACTIONS).select(counts).collect(engine="streaming").row(0)
     except (OSError, pl.exceptions.PolarsError):
         return None
     return DataSize(*row)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 import yaml
 
-from msm4sr.data.schema import writing
+from msm4sr.data.schema import read_parquet, writing
 from msm4sr.data.toyshop_images import PATTERNS, TOYS, Floats, draw_toy
 from msm4sr.errors import InputError
 
@@ -120,9 +120,9 @@ def write_toyshop_csv(out: Path, users: int = 3000, items: int = 600, seed: int 
     """
     generate_toyshop(out, users, items, seed)
     date = pl.from_epoch("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S").alias("date")
-    log = pl.read_parquet(out / "interactions.parquet")
+    log = read_parquet(out / "interactions.parquet")
     log.select(pl.col("user_id").alias("customer"), pl.col("item_id").alias("sku"), date).write_csv(out / "log.csv")
-    table = pl.read_parquet(out / "items.parquet").drop("image")
+    table = read_parquet(out / "items.parquet").drop("image")
     table.with_columns(pl.col("categories").list.join("|")).write_csv(out / "items.csv")
     (out / "images").rename(out / "photos")
     for name in ("interactions.parquet", "items.parquet"):

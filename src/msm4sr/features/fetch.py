@@ -35,7 +35,7 @@ from yarl import URL
 from msm4sr.data.images import BrokenImage, image_suffix
 from msm4sr.data.items import is_url
 from msm4sr.data.preparation.catalogue import ITEM_GROUP, SafeNames, write_parquet
-from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, result_record
+from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, read_parquet, result_record
 from msm4sr.errors import InputError
 from msm4sr.features.images import decode_image
 from msm4sr.files import atomic_file, write_json, write_text
@@ -152,7 +152,7 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
     """Write the paths of `found` addresses to items.parquet, the failures, and the new hashes to provenance.json."""
     if found:
         image = items["image"].list.eval(pl.element().replace(found))
-        table = pl.read_parquet(folder / ITEMS, glob=False).with_columns(image)
+        table = read_parquet(folder / ITEMS).with_columns(image)
         with atomic_file(folder / ITEMS) as unfinished:
             write_parquet(table.lazy(), unfinished, ITEM_GROUP)
     (folder / FAILED).unlink(missing_ok=True)

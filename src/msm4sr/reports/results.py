@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from msm4sr.data.schema import read_parquet
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError
@@ -43,7 +44,7 @@ class Outcome:
             return None
         if file_digest(file) != self.metrics["identity"].get("users.parquet"):
             raise InputError(f"{file}: does not belong to metrics.json; `msm4sr evaluate {self.folder}` writes both")
-        table = pl.read_parquet(file).filter(pl.col("part") == "test")
+        table = read_parquet(file).filter(pl.col("part") == "test")
         return table.filter(pl.col("user_count") > 0) if "user_count" in table.columns else table
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Dataset, test_targets
+from msm4sr.data.schema import read_parquet
 from msm4sr.evaluation.beyond_accuracy import MEASURES as LIST_MEASURES
 from msm4sr.evaluation.metrics import CUTOFFS
 from msm4sr.evaluation.popularity import Bucket
@@ -66,7 +67,7 @@ def write_run_report(
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         beyond_accuracy=beyond_accuracy_columns(metrics),
-        segments=segments(pl.read_parquet(run.folder / "users.parquet", glob=False).filter(pl.col("part") == "test")),
+        segments=segments(read_parquet(run.folder / "users.parquet").filter(pl.col("part") == "test")),
         users=_example_users(dataset, model, run.settings.seed) if run.settings.scorer_of(model) is model else (),
         folder=dataset.folder,
         comparison=comparison,

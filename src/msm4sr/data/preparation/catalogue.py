@@ -19,7 +19,7 @@ from msm4sr.data.items import is_url
 from msm4sr.data.preparation.reading import column
 from msm4sr.data.preparation.source import PrepareReport, TableName
 from msm4sr.data.remaining import Flags
-from msm4sr.data.schema import ITEM_COLUMNS, ITEMS, writing
+from msm4sr.data.schema import ITEM_COLUMNS, ITEMS, read_parquet, scan_parquet, writing
 from msm4sr.errors import InputError, excerpt
 
 ITEM_GROUP = 1 << 16  # items of a row group: their texts are long
@@ -166,7 +166,7 @@ def write_catalogue(
     """
     names = SafeNames()
     for path in parts:
-        part = pl.read_parquet(path)
+        part = read_parquet(path)
         part = part.filter(pl.Series(kept[part["code"].to_numpy()]))
         ids = part["item_id"].to_list()
         listed = [paths or [] for paths in part["image"].to_list()] if "image" in part.columns else [None] * len(ids)
@@ -183,7 +183,7 @@ def write_catalogue(
             setattr(report, counter, getattr(report, counter) + part[name].count())
         with writing(path):
             part.write_parquet(path, compression="lz4")
-    write_parquet(pl.scan_parquet(list(parts), glob=False), folder / ITEMS, ITEM_GROUP)
+    write_parquet(scan_parquet(*parts), folder / ITEMS, ITEM_GROUP)
 
 
 def write_parquet(table: pl.LazyFrame, path: Path, group: int) -> None:

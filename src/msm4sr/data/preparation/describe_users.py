@@ -8,7 +8,7 @@ import polars as pl
 
 from msm4sr.data.preparation.source import PrepareReport, Source
 from msm4sr.data.preparation.table_files import read_table
-from msm4sr.data.schema import INTERACTIONS, writing
+from msm4sr.data.schema import INTERACTIONS, scan_parquet, writing
 from msm4sr.data.user_table import USERS, check_users, parse_users
 from msm4sr.errors import InputError
 
@@ -25,7 +25,7 @@ def write_user_table(table: pl.DataFrame, source: Source, folder: Path, report: 
 
     Raises InputError if there is none: the IDs are others.
     """
-    ids = pl.scan_parquet(folder / INTERACTIONS).select("user_id").unique().collect(engine="streaming")["user_id"]
+    ids = scan_parquet(folder / INTERACTIONS).select("user_id").unique().collect(engine="streaming")["user_id"]
     kept = table.filter(pl.col("user_id").is_in(ids.implode()))
     if kept.is_empty():
         raise InputError(

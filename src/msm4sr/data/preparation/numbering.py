@@ -15,6 +15,7 @@ from msm4sr.data.preparation.interactions import Interactions
 from msm4sr.data.preparation.source import PrepareReport, Source
 from msm4sr.data.preparation.times import Times
 from msm4sr.data.remaining import Flags
+from msm4sr.data.schema import scan_parquet
 from msm4sr.errors import InputError
 
 EXAMPLES = 1000  # unknown IDs that are compared with the catalogue for a message
@@ -66,7 +67,7 @@ class Numbering:
         if not parts:
             raise report.nothing_left(path)
         database.share_memory()
-        raw, columns = parquet_files(parts), pl.read_parquet_schema(parts[0])
+        raw, columns = parquet_files(parts), scan_parquet(parts[0]).collect_schema()
         if self.catalogue is None:
             database.run("CREATE TABLE items (item_id VARCHAR, item_code INTEGER)")
         unknown = self._number_items(raw)
@@ -182,7 +183,7 @@ class Numbering:
     def add_unlisted(self, table: str) -> None:
         """Add the items of `table` that only the interactions mention to the files of the catalogue."""
         parts, database = self.catalogue or [], self._database
-        schema = pl.read_parquet_schema(parts[0]) if parts else {"item_id": pl.String(), "code": pl.Int32()}
+        schema = scan_parquet(parts[0]).collect_schema() if parts else {"item_id": pl.String(), "code": pl.Int32()}
         appeared = f"SELECT item_code, min((user_code, moment, row)) AS place FROM {table} GROUP BY item_code"
         database.run(
             f"CREATE TABLE unlisted AS SELECT item_id, item_code FROM ({appeared}) JOIN items USING (item_code) "

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from msm4sr.data.schema import scan_parquet
 from msm4sr.digests import array_digest, file_digest, json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.extract import EXTRACTORS, Extraction, Extractor
@@ -124,10 +125,11 @@ def read_embeddings(file: Path) -> tuple[list[str], Ragged]:
 
 def _columns(file: Path) -> tuple[pl.Series, pl.Series]:
     try:
-        names = list(pl.read_parquet_schema(file))
+        table = scan_parquet(file)
+        names = table.collect_schema().names()
         if lacking := [name for name in ("item_id", "vector") if name not in names]:
             raise InputError(f"{file}: no column {lacking[0]!r}; the file has: {', '.join(names)}")
-        frame = pl.read_parquet(file, columns=["item_id", "vector"])
+        frame = table.select("item_id", "vector").collect()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
     except pl.exceptions.PolarsError as error:
