@@ -24,7 +24,9 @@ DATASET = make_dataset(random_sequences(30, N_ITEMS, longest=11), N_ITEMS)
 
 
 def rank_slowly(scores: list[float], target: int) -> float:
-    """The mean of the places that the items with the target's score take."""
+    """The mean of the places that the items with the target's score take; infinity if it is not ranked."""
+    if scores[target] == -np.inf:
+        return np.inf
     ordered = sorted(scores, reverse=True)
     places = [place for place, score in enumerate(ordered, start=1) if score == scores[target]]
     return sum(places) / len(places)
@@ -198,13 +200,14 @@ def test_a_score_that_is_not_a_number_is_found_in_any_place(data: st.DataObject)
             ranks_of(scores, torch.zeros(n_users, dtype=torch.int64))
 
 
-def test_an_item_of_the_history_ranks_last_when_histories_are_excluded() -> None:
+def test_an_item_of_the_history_is_not_ranked_when_histories_are_excluded() -> None:
     targets = Targets(ragged([[0, 2, 0], [1]]), np.array([1, 3]))
     model = Scores([9.0, 1.0, 8.0, 2.0])
     assert included(model, targets).tolist() == [4.0, 3.0]
     assert excluded(model, targets).tolist() == [2.0, 3.0]
     repeated = Targets(ragged([[0, 2, 0]]), np.array([2]))
-    assert excluded(model, repeated).tolist() == [3.5]  # a miss, behind all others
+    assert excluded(model, repeated).tolist() == [np.inf]
+    assert set(mean_metrics(excluded(model, repeated)).values()) == {0.0}, "a miss, however few items there are"
 
 
 def test_items_before_the_longest_history_are_excluded_too() -> None:

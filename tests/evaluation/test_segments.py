@@ -69,6 +69,19 @@ def test_many_numbers_are_divided_by_quartile_and_every_user_is_in_one() -> None
     assert sorted(row for rows in skewed.values() for row in rows) == list(range(70))
 
 
+def test_large_numbers_are_named_by_all_their_digits() -> None:
+    days = [1_700_000_000 + 10 * row for row in range(40)]
+    found = rows_of(table(**{"user.signup": days}), "signup")
+    assert list(found)[0] == "1700000000 to 1700000090"
+    assert sorted(len(rows) for rows in found.values()) == [10, 10, 10, 10]
+
+
+def test_a_column_with_the_name_of_another_kind_stays_apart() -> None:
+    found = groups_of(table(user_count=[0, 3], **{"user.user": ["a", "b"]}))
+    assert list(found["user"]) == ["cold", "warm"]
+    assert list(found["user (column)"])[:2] == ["a", "b"]
+
+
 def test_of_many_strings_the_most_frequent_are_segments() -> None:
     values = [f"city {number:02}" for number in range(15) for _ in range(20 - number)]
     found = rows_of(table(**{"user.city": values}), "city")

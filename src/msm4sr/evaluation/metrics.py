@@ -32,7 +32,8 @@ def metrics_per_user(ranks: Floats, users: Ints | None = None) -> dict[str, Floa
     """Each of `METRICS` for each user.
 
     Args:
-        ranks: float64 [targets], 1 is the best; a target that ties with others ranks at the mean of their places.
+        ranks: float64 [targets], 1 is the best; a target that ties with others ranks at the mean of their places, one
+            that is not ranked at infinity.
         users: [targets], the user of each target, those of a user next to each other; None: one target per user.
 
     Returns:

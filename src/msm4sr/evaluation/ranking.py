@@ -24,9 +24,9 @@ USERS_AT_ONCE = 32  # at least: products of fewer rows read the item vectors for
 TOKENS_AT_ONCE = 1 << 14  # padded history slots that go through the model at once
 
 Ranks = npt.NDArray[np.float64]
-"""The rank of each target [targets]: 1 is the best, ties rank at their mean."""
+"""The rank of each target [targets]: 1 is the best, ties rank at their mean, infinity is not ranked."""
 Protocol = Literal["seen_included", "seen_excluded"]
-"""Whether the items of a user's history are ranked like any item, or last."""
+"""Whether the items of a user's history are ranked like any item, or not at all."""
 Lists = npt.NDArray[np.int64]
 """The best items of each row [B, k], best first; `NO_ITEM` after the last where fewer items are ranked."""
 NO_ITEM = -1
@@ -103,7 +103,7 @@ def _one_target_each(places: Ragged) -> Iterator[tuple[Ints, Ints]]:
 
 
 def _exclude_seen(scores: Tensor, histories: Ragged) -> None:
-    """Rank the items of each row's history last: scores [B, N] are changed."""
+    """Rank no item of each row's history: scores [B, N] are changed."""
     row, seen = torch.from_numpy(histories.row_numbers), torch.from_numpy(histories.values.astype(np.int64))
     scores[row.to(scores.device), seen.to(scores.device)] = -torch.inf
 
@@ -117,7 +117,7 @@ def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
     """The rank of one item per row: scores float32 [B, N], targets int64 [B] to float64 [B]; ties rank at their mean.
 
     The mean of the first and the last place of the ties: 1 + the items that score higher, and the items that score at
-    least as high.
+    least as high. An item of score -inf is not ranked: its rank is infinity.
 
     Raises:
         FloatingPointError: a score is not a number; it would otherwise rank as the best.
@@ -130,7 +130,8 @@ def ranks_of(scores: Tensor, targets: Tensor) -> Tensor:
         flags = torch.empty_like(block)  # of the type of the scores: counted several times as fast as bool
         for compare in (torch.gt, torch.ge):
             places += compare(block, own, out=flags).sum(dim=1).long()
-    return places.cpu().double() / 2  # some devices have no float64
+    ranks = places.cpu().double() / 2  # some devices have no float64
+    return ranks.masked_fill_(own[:, 0].cpu() == -torch.inf, torch.inf)
 
 
 def best_items(scores: Tensor, k: int) -> Lists:

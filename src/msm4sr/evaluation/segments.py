@@ -63,7 +63,11 @@ def groups_of(table: pl.DataFrame) -> dict[str, Groups]:
         found["user"] = {"cold": ~warm, "warm": warm}
     if "categories" in table.columns:
         found["category"] = _categories(table["categories"])
-    return found | {name.removeprefix(OWN): _values(table[name]) for name in table.columns if name.startswith(OWN)}
+    for column in table.columns:
+        if column.startswith(OWN):
+            name = column.removeprefix(OWN)
+            found[f"{name} (column)" if name in found else name] = _values(table[column])
+    return found
 
 
 def _buckets(counts: npt.NDArray[np.int32]) -> Groups:
@@ -93,7 +97,8 @@ def _values(column: pl.Series) -> Groups:
         groups = {}
         for number, (low, high) in enumerate(pairwise(edges.tolist())):
             above = numbers >= low if number == 0 else numbers > low
-            groups[f"{'' if number == 0 else 'over '}{low:g} to {high:g}"] = above & (numbers <= high)
+            name = " to ".join(np.format_float_positional(edge, trim="-") for edge in (low, high))  # all digits
+            groups[name if number == 0 else f"over {name}"] = above & (numbers <= high)
     else:
         if len(values) > MOST:
             counts = column.drop_nulls().value_counts().sort(["count", column.name], descending=[True, False])
