@@ -355,6 +355,14 @@ def test_only_one_of_several_threads_can_add_an_id() -> None:
 # -- explaining
 
 
+@pytest.mark.parametrize("name", ["msm4sr", "itemknn", "lightgcn"])
+def test_an_unavailable_item_has_the_explanation_of_an_available_one(name: str) -> None:
+    recommender = make_recommender(name)
+    before = recommender.explain(HISTORY, "i7")
+    recommender.set_available(["i7"], False)
+    assert recommender.explain(HISTORY, "i7") == before
+
+
 @pytest.mark.parametrize("modality_scores", ["sum", "mean"])
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_the_parts_of_a_score_sum_to_it(similarity: str, modality_scores: str) -> None:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from builders import generator, make_batch, make_msm4sr, make_sasrec
+from builders import generator, make_batch, make_model, make_msm4sr, make_sasrec
 
 from msm4sr.tensor_files import save_tensors
 from msm4sr.training.device import Device, gather_with
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.task import Task
 from msm4sr.training.tasks.multimodal_contrastive import MultimodalContrastiveTask
+from msm4sr.training.tasks.mutual_information import MutualInformationTask
 from msm4sr.training.tasks.next_item import NextItemTask
 from msm4sr.training.trainer import shared_loss
 
@@ -40,6 +41,7 @@ CASES: dict[str, tuple[Task, list[list[int]]]] = {
     "pretrain three modalities": (pretraining(("text", "visual", "audio"), mixup=0.5), SEQUENCES),
     "pretrain contrast alone": (pretraining(nip_weight=0.0), SEQUENCES),
     "pretrain fewer rows than processes": (pretraining(), SEQUENCES[:1]),
+    "pretrain s3rec": (MutualInformationTask(make_model("s3rec"), PretrainSettings()), SEQUENCES),
     "finetune": (NextItemTask(make_msm4sr(), FinetuneSettings()), SEQUENCES),
     "finetune sasrec": (NextItemTask(make_sasrec(), FinetuneSettings()), SEQUENCES),
     "finetune one negative": (NextItemTask(make_sasrec(loss="bce"), FinetuneSettings()), SEQUENCES),

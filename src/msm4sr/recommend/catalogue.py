@@ -214,15 +214,15 @@ class Catalogue:
         return found
 
     def score(self, query: Tensor) -> Tensor:
-        """The score of every row for the vector of a history [Q]: [rows]; -inf for excluded rows."""
+        """The score of every row for the vector of a history [Q]: [rows]."""
         scores = self.tensors.item_vectors @ query
         if self.added:
             scores = torch.cat([scores, self.added_tensors.item_vectors @ query])
-        return self.without_excluded(scores)
+        return scores
 
     def popularity(self) -> Tensor:
-        """The training interactions of every row, 0 for added items and -inf for excluded rows: [rows]."""
-        return self.without_excluded(torch.cat([self.counts, torch.zeros(len(self.added))]))
+        """The training interactions of every row, 0 for added items: [rows]."""
+        return torch.cat([self.counts, torch.zeros(len(self.added))])
 
     def without_excluded(self, scores: Tensor) -> Tensor:
         """Scores [rows]; those of excluded rows are set to -inf in place."""

@@ -109,7 +109,7 @@ def _chunks(histories: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
 
 
 def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
-    """The score of every row, -inf for excluded rows and those without the modality of the query: [rows].
+    """The score of every row, excluded ones too, -inf for those without the modality of the query: [rows].
 
     After an empty history, its popularity.
     """
@@ -118,7 +118,7 @@ def score_all(model: Model, catalogue: Catalogue, query: Query) -> Tensor:
     if query.vector is not None:
         scores = by_modality(model, catalogue, query.by, catalogue.score(query.vector))
         return add_seen_bias(model, query.read, scores)
-    return catalogue.without_excluded(_model_scores(model, catalogue, query))
+    return _model_scores(model, catalogue, query)
 
 
 def by_modality(model: Model, catalogue: Catalogue, by: str, scores: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -219,7 +219,7 @@ def _scored(
     """`_highest` for a query with scores that are no products of the run's items: those of rows `beside`, or boosts."""
     bonus = None if rules.bonus is None else score_deviation(model, catalogue, query) * rules.bonus
     if query.vector is None or query.by != BOTH or len(beside) * BESIDE_SHARE > len(catalogue):
-        scores = score_all(model, catalogue, query)
+        scores = catalogue.without_excluded(score_all(model, catalogue, query))
         scores = scores if bonus is None else scores + bonus
         scores[list(query.hidden)] = -torch.inf
         rows = torch.arange(len(scores)) if rules.allowed_rows is None else rules.allowed_rows

@@ -70,6 +70,10 @@ class Task(nn.Module):
         """
         return parts[rank]
 
+    def count_terms(self, batch: Any) -> int:
+        """The number of terms that the loss of a batch is a mean over, by which processes are weighted: its pairs."""
+        return int(batch.mask.sum())
+
     @abstractmethod
     def forward(self, step: Any) -> Tensor:
         """The loss, a mean over the pairs of this process; `step` is from `prepare`, on the device of the model."""

@@ -351,7 +351,7 @@ class Trainer:
 def shared_loss(
     fabric: Fabric, forward: Callable[[Any], Tensor], task: Task, batch: TrainingBatch, generator: torch.Generator
 ) -> Tensor:
-    """This process's share of the loss of a batch; the mean of the shares over processes is the mean over all pairs.
+    """This process's share of the loss of a batch; the mean of the shares over processes is the loss of all rows.
 
     The same holds for the gradients, which DDP averages. `forward` is the task as Fabric has wrapped it.
     """
@@ -359,7 +359,7 @@ def shared_loss(
     alone = len(parts) == 1  # with fewer rows than processes, each process computes all of them
     rank = 0 if alone else fabric.global_rank
     loss = forward(to_device(task.prepare(parts, rank, generator), fabric.device))
-    return loss if alone else loss * (int(parts[rank].mask.sum()) * len(parts) / int(batch.mask.sum()))
+    return loss if alone else loss * (task.count_terms(parts[rank]) * len(parts) / task.count_terms(batch))
 
 
 def epoch_seed(seed: int, epoch: int, process: int = 0, step: int = 0) -> int:

@@ -154,6 +154,10 @@ class MutualInformationTask(Task):
     def prepare(self, parts: Sequence[Batch], rank: int, generator: torch.Generator) -> MaskedWindows:
         return shares(MaskedWindows.draw(self.model, join(parts), generator), len(parts))[rank]
 
+    def count_terms(self, batch: Batch) -> int:
+        """The positions of the windows: the pairs, and one for the last target of each row."""
+        return int(batch.mask.sum()) + len(batch.mask)
+
     def forward(self, step: MaskedWindows) -> Tensor:
         return s3rec_loss(self.model, step)
 
