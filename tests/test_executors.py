@@ -119,6 +119,37 @@ def test_a_task_whose_processes_always_die_is_lost_and_the_others_are_not(execut
     assert len(list(tmp_path.glob("try-1-*"))) == RETRIES + 1
 
 
+def leave(number: int, progress: Progress) -> int:
+    """Task 0 ends its process a moment after its result."""
+    if number == 0:
+        threading.Timer(0.1, os._exit, [1]).start()
+    return number
+
+
+def test_a_process_that_dies_while_it_is_idle_is_replaced() -> None:
+    results = []
+    for _, result in LocalExecutor(2).run(leave, range(5), NoProgress()):
+        results.append(result)
+        time.sleep(0.3)
+    assert sorted(results) == [0, 1, 2, 3, 4]
+
+
+class TwoReasons(Exception):
+    """Cannot be unpickled: its arguments are not those of Exception."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def fail_oddly(number: int, progress: Progress) -> None:
+    raise TwoReasons("this", "that")
+
+
+def test_an_error_that_cannot_be_sent_is_raised_as_its_text() -> None:
+    with pytest.raises(RuntimeError, match="TwoReasons: this and that"):
+        list(LocalExecutor(2).run(fail_oddly, range(1), NoProgress()))
+
+
 @dataclass(frozen=True)
 class Failing:
     folder: Path

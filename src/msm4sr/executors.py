@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol, TypeVar
 
 from msm4sr.progress import Advance, NoProgress, Progress, Update
@@ -232,7 +233,8 @@ class _Pool(ExitStack):
         worker = self._idle.pop() if self._idle else self._start()
         worker.task, worker.tries = task, tries
         self._busy[worker.connection] = worker
-        worker.connection.send(task)
+        with suppress(BrokenPipeError):  # it died while it was idle: `_receive` finds out
+            worker.connection.send(task)
 
     def _start(self) -> _Process:
         context = multiprocessing.get_context("spawn")
@@ -251,7 +253,7 @@ class _Pool(ExitStack):
         """Handle one message of a worker, or its death."""
         try:
             kind, value = worker.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             yield from self._lost(worker)
             return
         if kind not in ("result", "error"):
@@ -303,11 +305,20 @@ def _work(function: Callable[[Any, Progress], Any], connection: Connection) -> N
                 try:
                     result = function(task, Reporter(send))
                 except Exception as error:
-                    connection.send(("error", error))
+                    connection.send(("error", _sendable(error)))
                 else:
                     connection.send(("result", result))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         raise SystemExit(0) from None
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text as a RuntimeError if the first process could not read it."""
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _follow() -> None:

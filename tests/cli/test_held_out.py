@@ -87,7 +87,8 @@ def test_what_is_not_fine_tuned_does_not_recommend(
     """The fine-tuning scores of its model have random ID embeddings."""
     run = tmp_path / "run"
     trained = cli("run", shop, "--out", run, "--features", features, *QUICK, "--set=finetune.epochs=0")
-    assert trained.code == 0 and "msm4sr recommend" not in trained.out
+    assert trained.code == 0
+    assert "msm4sr recommend" not in trained.out
     assert "Example users" not in (run / "report.html").read_text()
     for command in (("recommend", run, "--history", "toy-0001"), ("export", "onnx", run, tmp_path / "onnx")):
         assert f"{run}: not fine-tuned (finetune.epochs is 0)" in refused(*command)

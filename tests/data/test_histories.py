@@ -165,7 +165,8 @@ def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> No
         (left / "work").mkdir(parents=True)
     os.utime(old, (0, 0))
     load_dataset(folder)
-    assert young.exists() and not old.exists()
+    assert young.exists()
+    assert not old.exists()
 
 
 def test_a_wrong_value_after_the_first_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

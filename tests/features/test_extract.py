@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import pairwise
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from msm4sr.data.dataset import Dataset, load_dataset
 from msm4sr.features.backends import agrees
-from msm4sr.features.extract import extract_features
+from msm4sr.features.extract import Extraction, extract_features
 from msm4sr.features.images import read_image
 from msm4sr.features.settings import FeatureSettings, TextSettings, VisualSettings
 from msm4sr.features.store import Features, load_features, read_manifest, read_missing, read_rows
@@ -265,6 +266,17 @@ def test_a_catalogue_without_any_content_gives_no_rows(make: Callable[[list[Row]
         for features in extract_features(dataset, tmp_path / "features", settings).values():
             assert features.n_rows == 0
             assert features.offsets.tolist() == [0, 0, 0]
+
+
+def test_a_worker_is_sent_no_histories(tmp_path: Path) -> None:
+    sizes = []
+    for users in (10, 1_000):
+        folder = tmp_path / str(users)
+        folder.mkdir()
+        log = [{"user_id": user, "item_id": item, "timestamp": item} for user in range(users) for item in range(5)]
+        pl.DataFrame(log).write_parquet(folder / "interactions.parquet")
+        sizes.append(len(ForkingPickler.dumps(Extraction(load_dataset(folder), tmp_path / "features"))))
+    assert sizes[1] - sizes[0] < 100
 
 
 def test_an_unknown_setting_is_an_error() -> None:

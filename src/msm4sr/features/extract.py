@@ -123,7 +123,7 @@ class Extraction:
         """For a worker, which loads its own encoders and needs no histories."""
         state = {part.name: getattr(self, part.name) for part in fields(self)}
         none = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
-        dataset = replace(self.dataset, histories=none, user_ids=[])
+        dataset = replace(self.dataset, histories=none, prefixes=(), user_ids=[])
         return state | {"dataset": dataset, "progress": NoProgress(), "executor": LocalExecutor()}
 
     @cached_property

@@ -103,7 +103,8 @@ class Trainer:
         Raises:
             InputError: there is nothing to train on; a checkpoint cannot be written, or belongs to another training.
             FloatingPointError: the loss is not finite.
-            KeyboardInterrupt: the model of a single process then has the best weights so far.
+            KeyboardInterrupt: the model of a single process then has the best weights so far; before the first
+                validation its initial ones, or with checkpoints the latest.
         """
         self._set_up(dataset)
         state, error = self.state, None
