@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -138,6 +140,31 @@ def test_the_thumbnails_of_an_item_are_removed_with_it(run_folder: Path, toyshop
     for name, left in (("n1", 3), (shown, 2), ("n2", 0)):
         assert client.delete(f"/items/{name}").status_code == 204
         assert len(list(tmp_path.glob("thumbnails/*"))) == left
+
+
+def test_a_changed_photo_has_a_new_thumbnail_also_after_a_restart(
+    run_folder: Path, toyshop: Path, tmp_path: Path
+) -> None:
+    """As after a night: the folder is prepared again, and its photos have the same names."""
+    data = shutil.copytree(toyshop, tmp_path / "data")
+
+    def start() -> TestClient:
+        client = TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path / "state")))
+        client.app.state.service.recommender.folder = data  # type: ignore[attr-defined]
+        return client
+
+    items = start().app.state.service.recommender.catalogue.items  # type: ignore[attr-defined]
+    one, other = [row for row in range(20) if items.images[row]][:2]
+    paths = [f"/items/{items.item_ids[row]}/image" for row in (one, other)]
+    running = start()
+    first = running.get(paths[0])
+    shutil.copyfile(data / items.images[other][0], data / items.images[one][0])
+    os.utime(data / items.images[one][0], (0, 0))
+    for client in (running, start()):
+        second = client.get(paths[0], headers={"If-None-Match": first.headers["etag"]})
+        assert second.status_code == 200
+        assert second.content == client.get(paths[1]).content != first.content
+    assert len(list(tmp_path.glob("state/thumbnails/*"))) == 2
 
 
 def damage_header(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -33,12 +34,13 @@ class ThumbnailCache:
         """
         if (source := self._source(item_id, number)) is None:
             return None
+        name, changed = source
         side = min(SIDES, key=lambda one: abs(one - side))
-        file = self._file(source, side)
-        tag = f'"{file.stem}"'
+        file = self._file(name, side)
         with suppress(OSError):
-            if (kept := file.read_bytes()).startswith(JPEG[0]) and kept.endswith(JPEG[1]):
-                return kept, tag
+            current = changed is None or int(file.stat().st_mtime) == changed
+            if current and (kept := file.read_bytes()).startswith(JPEG[0]) and kept.endswith(JPEG[1]):
+                return kept, _tag(kept)
         added = self._service.added_by(item_id) is not None
         if (stored := self._service.image(item_id, number) if added else b"") is None:
             return None
@@ -50,7 +52,9 @@ class ThumbnailCache:
                 return None
         with suppress(OSError), atomic_file(file) as path:  # such as a full disk: the next request makes it again
             path.write_bytes(thumbnail)
-        return thumbnail, tag
+            if changed is not None:
+                os.utime(path, (changed, changed))
+        return thumbnail, _tag(thumbnail)
 
     def files(self, item_id: str) -> list[Path]:
         """Where the thumbnails of an item are, if they were made."""
@@ -58,19 +62,30 @@ class ThumbnailCache:
         row = recommender.catalogue.row(item_id)
         numbers = range(0 if row is None else len(recommender.catalogue.item(row).images))
         sources = [found for number in numbers if (found := self._source(item_id, number)) is not None]
-        return [self._file(source, side) for source in sources for side in SIDES]
+        return [self._file(name, side) for name, _ in sources for side in SIDES]
 
     def _file(self, source: str, side: int) -> Path:
         name = hashlib.blake2b(f"{source} {side}".encode("utf-8", "replace"), digest_size=16).hexdigest()
         return self._folder / f"{name}.jpg"
 
-    def _source(self, item_id: str, number: int) -> str | None:
-        """What names an image of an item; None without such an image."""
+    def _source(self, item_id: str, number: int) -> tuple[str, int | None] | None:
+        """What names an image of an item, and the time of the last change of its file, in seconds; None without one.
+
+        The time is None where an image never changes (of an added item), or its file is gone.
+        """
         recommender = self._service.recommender
         catalogue = recommender.catalogue
         row = catalogue.row(item_id)
         if row is None or number >= len(catalogue.item(row).images):
             return None
-        if not catalogue.is_added(row):
-            return f"{recommender.folder}/{catalogue.items.images[row][number]}"
-        return f"added {item_id} {number} {self._service.added_by(item_id)} {self._service.store.name}"
+        if catalogue.is_added(row):
+            return f"added {item_id} {number} {self._service.added_by(item_id)} {self._service.store.name}", None
+        changed = None
+        image = f"{recommender.folder}/{catalogue.items.images[row][number]}"
+        with suppress(OSError):
+            changed = int(Path(image).stat().st_mtime)
+        return image, changed
+
+
+def _tag(thumbnail: bytes) -> str:
+    return f'"{hashlib.blake2b(thumbnail, digest_size=16).hexdigest()}"'
