@@ -27,7 +27,7 @@ OPTIONS = (
     *(f"--set={change}" for change in CALM),
     *(f"--set={stage}.{change}" for stage in STAGES for change in ("epochs=2", "batch_pairs=128")),
 )
-TWO = ("--devices=2", "--strategy=ddp")
+TWO = ("--devices=2",)
 
 
 def start(*command: str | Path) -> subprocess.Popen[str]:

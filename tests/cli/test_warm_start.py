@@ -116,6 +116,7 @@ def test_the_command_trains_with_the_settings_and_a_part_of_the_epochs_of_the_ru
     called = cli("run", tomorrow, "--out", run, "--warm-start", today)
     assert called.code == 0, called
     assert "items: 45 continue with their weights, 10 are new, 5 have left" in called.out
+    assert "pretrain.epochs=0, finetune.epochs=2" in called.out
     assert "pretrain 1/" not in called.out
     assert "finetune 1/2" in called.out  # a fifth of ten epochs
     opened, source = open_run(run), open_run(today)

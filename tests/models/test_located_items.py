@@ -87,7 +87,7 @@ def test_padded_sizes_are_powers_of_two() -> None:
 def test_pairs_keep_their_slots_when_histories_are_padded() -> None:
     histories = torch.arange(15).view(3, 5)
     pairs = torch.tensor([0, 4, 7, 14])
-    shape, places = Limits(pairs=6, history=7).pad_slots(histories, pairs)
+    shape, places = Limits(pairs=6, history=7).pad_pairs(histories, pairs)
     assert shape == (4, 7)
     assert pad_slots(histories, shape).flatten()[places].tolist() == [0, 4, 7, 14, 0, 0]
 

@@ -74,7 +74,6 @@ Devices = Annotated[
     int | None,
     typer.Option("--devices", min=1, help="Processes to train with, each on its own device.", show_default="1"),
 ]
-Strategy = Annotated[str | None, typer.Option("--strategy", help="auto or ddp: how several processes train together.")]
 Jobs = Annotated[
     int, typer.Option("--jobs", min=1, help="How many to run side by side on this machine, one process each.")
 ]

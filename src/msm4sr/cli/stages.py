@@ -28,7 +28,6 @@ from msm4sr.cli.console import (
     RunFolder,
     Seed,
     SettingsFile,
-    Strategy,
     Strict,
     WarmStart,
     chosen_executor,
@@ -65,7 +64,6 @@ def run(
     resume: Resume = False,
     warm_start: WarmStart = None,
     devices: Devices = None,
-    strategy: Strategy = None,
     log: Log = None,
     ray: RayAddress = None,
     cpus: Cpus = 1,
@@ -79,7 +77,7 @@ def run(
         from msm4sr.experiments.loggers import check_logger
 
         check_logger(log)
-        changes = [*changes, *_device_changes(devices, strategy)]
+        changes = [*changes, *_device_changes(devices)]
         request = Request(
             data, out, preset, model, file, changes, seed, features, overwrite, strict, resume, warm_start
         )
@@ -161,27 +159,17 @@ def extract(
 
 
 def pretrain(
-    folder: RunFolder,
-    data: MovedData = None,
-    resume: Resume = False,
-    devices: Devices = None,
-    strategy: Strategy = None,
-    log: Log = None,
+    folder: RunFolder, data: MovedData = None, resume: Resume = False, devices: Devices = None, log: Log = None
 ) -> None:
     """The second stage: pre-train on content, from scratch or with --resume. Next: finetune RUN."""
-    _train_one("pretrain", "finetune", folder, data, resume, _device_changes(devices, strategy), log)
+    _train_one("pretrain", "finetune", folder, data, resume, _device_changes(devices), log)
 
 
 def finetune(
-    folder: RunFolder,
-    data: MovedData = None,
-    resume: Resume = False,
-    devices: Devices = None,
-    strategy: Strategy = None,
-    log: Log = None,
+    folder: RunFolder, data: MovedData = None, resume: Resume = False, devices: Devices = None, log: Log = None
 ) -> None:
     """The third stage: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    _train_one("finetune", "evaluate", folder, data, resume, _device_changes(devices, strategy), log)
+    _train_one("finetune", "evaluate", folder, data, resume, _device_changes(devices), log)
 
 
 def _train_one(
@@ -275,9 +263,8 @@ def _begin(
     return network
 
 
-def _device_changes(devices: int | None, strategy: str | None) -> list[str]:
-    given = {"devices": devices, "strategy": strategy}
-    return [f"device.{name}={value}" for name, value in given.items() if value is not None]
+def _device_changes(devices: int | None) -> list[str]:
+    return [] if devices is None else [f"device.devices={devices}"]
 
 
 def _train(run: Run, stage: str, dataset: Dataset, network: Model, resume: bool, log: str | None) -> None:

@@ -40,7 +40,7 @@ from msm4sr.models.registry import MODELS
 from msm4sr.tensor_files import read_checksum
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
-MAY_DIFFER = ("device.devices", "device.num_nodes", "device.strategy", "warm_start.weights")  # when a run is resumed
+MAY_DIFFER = ("device.devices", "device.num_nodes", "warm_start.weights")  # when a run is resumed
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model", "evaluations")  # written by evaluation
 
 

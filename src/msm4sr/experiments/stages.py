@@ -57,7 +57,7 @@ CHOSEN = (
 
 def describe_settings(run: Run, dataset: Dataset) -> None:
     """Log the settings that depend on the size of the data, and those that users change first for another size."""
-    settings = run.settings
+    settings = run.settings.within_budget()
     values = flatten(settings.model_dump(mode="json"))
     stages = [stage for stage in STAGES if stage in MODELS[settings.model.name].tasks]
     if not stages:

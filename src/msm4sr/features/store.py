@@ -77,7 +77,7 @@ def load_features(folder: Path) -> Features:
     """Read a store; the vectors stay on disk until they are used. Raises InputError for none, or a damaged one."""
     with readable(folder):
         _check(folder, "vectors.safetensors")
-        arrays, _ = map_tensors(folder / "vectors.safetensors")
+        arrays = mapped_arrays(folder / "vectors.safetensors")
         return Features(arrays["vectors"], arrays["offsets"], _read(folder, "items.parquet")["item_id"].to_list())
 
 
@@ -291,8 +291,8 @@ def _stream_tensors(path: Path, offsets: np.ndarray, dim: int, blocks: Iterable[
         raise ValueError(f"{written} rows were given, {rows} were announced")
 
 
-def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file, memory-mapped, and its metadata. (The loader of safetensors copies them.)
+def mapped_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, memory-mapped. (The loader of safetensors copies them.)
 
     The format: 8 bytes with the length of the header, the header as JSON, then the bytes of the arrays. A damaged file
     raises OSError, ValueError or KeyError.
@@ -303,7 +303,6 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if length > size:
             raise ValueError(f"{path.name} is not a safetensors file")
         header = json.loads(file.read(length))
-    metadata: dict[str, str] = header.pop("__metadata__", {})
     arrays = {}
     for name, entry in header.items():
         shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
@@ -313,4 +312,4 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         # An empty array has nothing to map. "c": changes stay in this process.
         mapped = start < end
         arrays[name] = np.memmap(path, dtype, "c", 8 + length + start, shape) if mapped else np.zeros(shape, dtype)
-    return arrays, metadata
+    return arrays

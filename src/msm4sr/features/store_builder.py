@@ -35,7 +35,7 @@ from msm4sr.features.store import (
     is_current,
     load_features,
     locked,
-    map_tensors,
+    mapped_arrays,
     read_contents,
     read_manifest,
     read_missing,
@@ -150,7 +150,7 @@ class _Base:
 
     def vectors(self) -> Ragged:
         # Mapped again for each chunk: pages once read would otherwise count as memory of this process to the end.
-        mapped = no_vectors() if self.file is None else map_tensors(self.file)[0]["vectors"]
+        mapped = no_vectors() if self.file is None else mapped_arrays(self.file)["vectors"]
         return Ragged(mapped, self.paths.offsets)
 
 

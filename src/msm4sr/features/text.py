@@ -29,10 +29,10 @@ _UNPRINTABLE = re.compile(rf"[{CONTROL}\ud800-\udfff\ufffe\uffff]")
 def item_sentences(
     title: str | None, text: str | None, max_sentences: int = 10, max_characters: int = MAX_CHARACTERS
 ) -> list[str]:
-    """The title, then the sentences of the text in order, at most `max_sentences`; empty without words.
+    """The title, then the sentences of the text in order, at most `max_sentences`.
 
     Title and text are each cut at `max_characters` first. White space is collapsed; control characters, lone surrogates
-    and fragments without a letter or digit are removed.
+    and sentences of the text without a letter or digit are removed.
     """
     sentences = []
     if heading := " ".join(_clean(title, max_characters).split()):

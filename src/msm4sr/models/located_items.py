@@ -37,7 +37,7 @@ class Limits:
     pairs: int
     history: int
 
-    def pad_slots(self, histories: Tensor, pairs: Tensor) -> tuple[tuple[int, int], Tensor]:
+    def pad_pairs(self, histories: Tensor, pairs: Tensor) -> tuple[tuple[int, int], Tensor]:
         """The padded shape of `histories` [B, L], and the positions of `pairs` [P] in it, padded with position 0.
 
         The number of pairs changes little, so it is always the largest.

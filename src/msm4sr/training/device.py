@@ -59,7 +59,6 @@ class Device(Strict):
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="of products; weights are float32")
     devices: int = Field(1, ge=1, description="processes on this machine, each with a device (or a share of the CPU)")
     num_nodes: int = Field(1, ge=1, description="machines; start the command on each, or use torchrun, SLURM, ...")
-    strategy: Literal["auto", "ddp"] = Field("auto", description="auto: ddp for several processes")
     compile: bool = Field(
         False, description="compile the training step (torch.compile, for GPUs): MSM4SR and SASRec in one process"
     )
@@ -116,7 +115,7 @@ class Device(Strict):
         """A Fabric that has not started other processes yet. Raises InputError as `check` does."""
         self.check()
         strategy: DDPStrategy | str = "auto"
-        if self.strategy == "ddp" or self.processes > 1:
+        if self.processes > 1:
             # Pre-training does not train all weights (the ID embedding), and a batch may not use every weight (the
             # missing-modality embedding). Buffers are frozen features: equal in all processes, and large.
             strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)

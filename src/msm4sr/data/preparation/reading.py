@@ -31,7 +31,6 @@ TEXT = 8 << 20  # bytes that are parsed at a time
 FEW_LINES = 32  # that are parsed line by line if one is invalid
 MAX_LINE = 4 << 20  # bytes: the longest lines of real metadata stay under 1 MiB
 BLOCK = 100_000  # rows of a block
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 DAMAGE = (EOFError, cast(type[Exception], isal_zlib.error))  # the stub of isal names an instance
 TIME_REASONS = {"impossible dates", "times that are no number", "times that are no ISO 8601 date"}
 NO_UTF8 = "is not UTF-8 text; convert it first (for example `iconv -f latin1 -t utf8`, or `-f utf16`)"

@@ -126,7 +126,7 @@ class PretrainStep:
     def pad(self, limits: Limits) -> PretrainStep:
         """The same step of a single process, with one of a few shapes."""
         (n_pairs,), (n_next,) = self.n_pairs, self.n_next
-        shape, pairs = limits.pad_slots(self.histories, self.pairs)
+        shape, pairs = limits.pad_pairs(self.histories, self.pairs)
         size, columns = len(pairs), padded_size(n_next)
         turn = None if self.mixup.turn is None else pad_slots(self.mixup.turn, shape)
         return replace(

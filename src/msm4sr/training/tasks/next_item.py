@@ -113,7 +113,7 @@ class FinetuneStep:
 
     def pad(self, limits: Limits) -> FinetuneStep:
         """The same step with one of a few shapes; candidates that are padding represent no item."""
-        shape, pairs = limits.pad_slots(self.histories, self.pairs)
+        shape, pairs = limits.pad_pairs(self.histories, self.pairs)
         size, candidates = len(pairs), None if self.candidates is None else self.candidates.pad()
         log_weights = self.log_weights
         if candidates is not None and log_weights is not None:
