@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 
 class InputError(Exception):
     """A file, an option or a setting that the user gave is wrong.
@@ -14,6 +16,11 @@ class InputError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, at most 200 characters, or the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def command(*words: object) -> str:
+    """`msm4sr ...` for a message, with quotes where a shell needs them."""
+    return f"`{shlex.join(['msm4sr', *map(str, words)])}`"
 
 
 def excerpt(value: object, length: int = 60) -> str:

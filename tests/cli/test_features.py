@@ -77,7 +77,8 @@ def test_later_stages_find_precomputed_embeddings_and_notice_that_they_changed(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("items={v}",), "'items' cannot name a modality"),
+        (("items={v}",), "'items' is used otherwise; choose another name"),
+        (("seen={v}",), "'seen' is used otherwise"),
         (("my audio={v}",), "'my audio' cannot name a modality"),
         (("audio={v}", "audio={v}"), "audio already has a file; give one file per modality"),
         (("one", "two"), "give one folder, not one and two"),

@@ -145,6 +145,31 @@ def test_an_item_that_is_new_and_has_no_content_is_named(
     assert "item 'bare': it has no content that the model reads" in refused("evaluate", copy_of_run, "--data", other)
 
 
+def test_changed_content_is_refused_before_anything_is_written(
+    refused: Callable[..., str], shop: Path, copy_of_run: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(shop, tmp_path / "changed"))
+    table = pl.read_parquet(changed / "items.parquet").with_columns(pl.col("text").str.to_uppercase())
+    table.write_parquet(changed / "items.parquet")
+    before = digests(copy_of_run)
+    message = refused("evaluate", copy_of_run, "--data", changed)
+    assert f"{changed}: its items have other texts, categories or image names than" in message
+    assert digests(copy_of_run) == before
+
+
+def test_results_on_another_folder_with_the_same_name_are_kept(
+    cli: Cli, refused: Callable[..., str], shop: Path, copy_of_run: Path, tmp_path: Path
+) -> None:
+    for place, users in (("a", 25), ("b", 20)):
+        (tmp_path / place).mkdir()
+        other_shop(shop, tmp_path / place / "other", items=40, users=users)
+    first = evaluated(cli, copy_of_run, tmp_path / "a" / "other")
+    message = refused("evaluate", copy_of_run, "--data", tmp_path / "b" / "other")
+    assert f"has the results on {tmp_path / 'a' / 'other'}; rename one of the data folders" in message
+    assert read_metrics(copy_of_run / "evaluations" / "other") == first
+    assert evaluated(cli, copy_of_run, tmp_path / "a" / "other") is not None, "the same data replace them"
+
+
 def test_new_weights_remove_the_evaluations_of_the_old_ones(
     cli: Cli, shop: Path, copy_of_run: Path, tmp_path: Path
 ) -> None:

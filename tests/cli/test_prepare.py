@@ -60,6 +60,15 @@ def test_a_column_that_was_named_but_is_not_there(refused_csv: Refused, items: P
     assert f"{items}: no column 'headline'" in refused_csv("--title", "headline")
 
 
+@pytest.mark.parametrize("options", [("--user", "item_id"), ("--item", "timestamp")])
+def test_two_roles_of_one_column(refused_csv: Refused, log: Path, options: tuple[str, str]) -> None:
+    assert f"{log}: column '{options[1]}' is named twice; users, items, times" in refused_csv(*options)
+
+
+def test_a_text_column_that_is_named_twice(refused_csv: Refused) -> None:
+    assert "--text: a column is named twice" in refused_csv("--text", "title", "--text", "title")
+
+
 def test_an_optional_column_may_be_missing_and_is_reported(cli: Cli, log: Path, items: Path, out: Path) -> None:
     called = cli("prepare", "csv", log, items, out)
     assert called.code == 0, called

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,10 @@ def test_a_stage_where_there_is_no_run(refused: Refused, tmp_path: Path, stage: 
         (
             "data: d\nfeatures_folder: f\npreset: seed\nmodel: {name: msm4sr, dim: 8, x: 1}",
             "of msm4sr (unknown); train",
+        ),
+        (
+            f"msm4sr: {version('msm4sr')}\ndata: d\nfeatures_folder: f\npreset: seed\nspeed: 1",
+            "the file was edited: undo it",
         ),
         ("data: /no/such/data\nfeatures_folder: f\npreset: seed", "/no/such/data: the data of "),
     ],

@@ -422,6 +422,7 @@ def test_dates_of_a_parquet_file_become_seconds(shop: Path, moment: date) -> Non
         (["5", "6", "-7"], "auto", r"data row 3: '-7' is before 1970"),
         (["5", "6", "nan"], "auto", r"data row 3: 'nan' is no time"),
         (["5", f"{NOON}000", "7"], "s", r"data row 2: '\d+' is after the year 9999"),
+        ([str(2**63), str(2**63 + 1), "7"], "ns", r"data row 1: '9.*e\+18' is more than 64 bits can hold"),
         (["2020-01-01", "2020-13-01", "2020-01-02"], "auto", r"data row 2: '2020-13-01'.*ISO 8601"),
         (["2020-01-01", "1969-01-01", "2020-01-02"], "auto", r"data row 2: '1969-01-01' is before 1970"),
         (["2020-01-01"] * 3, "ms", r"data row 1: '2020-01-01' is no time; expected milliseconds"),

@@ -50,6 +50,9 @@ ITEM = part("item_id", b"n"), part("title", b"A thing")
         (FORM, b"a=b&" * 300, 400, ["fields"]),
         (FORM, b"text=" + b"%41" * 100_000, 400, ["more than 262,144 bytes"]),
         (FORM, b"item_id=%FF", 400, ["not UTF-8"]),
+        (MULTIPART, form(*ITEM, part("titel", b"A thing")), 422, ["titel: Extra inputs are not permitted"]),
+        (MULTIPART, form(part("item_id", b"n" * 201)), 422, ["item_id: String should have at most 200 characters"]),
+        (JSON, b'{"item_id": "n"}', 415, ["send a new item as multipart/form-data"]),
         (FORM, b"x" * 5_000_000, 413, ["larger than 4,194,304 bytes"]),
     ],
 )
@@ -73,6 +76,7 @@ def test_a_form_over_the_bounds_is_refused(
         (b'{"history": ["a"], "k": ' + b"1" * 1_000_000 + b"}", 422, ["JSON"]),
         (b'{"history": ["a"], "k": 1e999999999}', 422, []),
         (b'{"history": ["\\ud800"]}', 422, ["JSON"]),
+        (b'{"history": [', 422, ["the body is not JSON (character "]),
         ('{"history": ["a"]}'.encode("utf-16"), 422, ["JSON"]),
         (b'{"history": ["' + b"a" * 5_000_000 + b'"]}', 413, ["larger than 4,194,304 bytes"]),
     ],
@@ -99,6 +103,9 @@ def test_json_is_utf_8(client: TestClient) -> None:
     assert_problem(same, 422, "history")
     wrong = client.post("/recommend", content=form(*ITEM), headers={"Content-Type": MULTIPART})
     assert_problem(wrong, 415, "send JSON")
+    for headers in ({}, {"Content-Type": FORM}, {"Content-Type": "text/plain"}):  # FORM is that of curl -d
+        unnamed = client.post("/recommend", content=b'{"history": []}', headers=headers)
+        assert_problem(unnamed, 415, "Content-Type: application/json")
 
 
 def test_large_bodies_are_refused_while_others_fill_the_memory(

@@ -15,7 +15,7 @@ from torch import Tensor
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Items
 from msm4sr.data.schema import read_interactions, read_items
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items
 from msm4sr.experiments.run import Run, open_run, read_metrics
 from msm4sr.features.content import ContentEncoder
@@ -73,7 +73,7 @@ def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(
     stored = read_stored_items(run)
     weights = (read_metrics(run.folder) or {}).get("identity", {}).get("model.safetensors")
     if weights not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
-        raise InputError(f"{run.folder / 'model'}: of another run; `msm4sr evaluate {run.folder}` writes it again")
+        raise InputError(f"{run.folder / 'model'}: of another run; {command('evaluate', run.folder)} writes it again")
     items = with_content(run, stored)
     catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
     found = encoder = None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from msm4sr.data.dataset import Dataset, item_categories, training_counts
 from msm4sr.digests import json_digest
-from msm4sr.errors import InputError, first_line
+from msm4sr.errors import InputError, command, first_line
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
 from msm4sr.models.base import Model, RowKind
@@ -73,7 +73,7 @@ def read_row_ids(run: Run) -> dict[RowKind, list[str]]:
         if content.pop("checksum") != json_digest(content, read_checksum(file.with_name("model.safetensors"))):
             raise ValueError("it does not belong to model.safetensors")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: damaged ({error}); `msm4sr evaluate {run.folder}` writes it again") from None
+        raise InputError(f"{file}: damaged ({error}); {command('evaluate', run.folder)} writes it again") from None
     return {**ids, **content}
 
 
@@ -104,7 +104,7 @@ def beyond_accuracy_columns(result: Mapping[str, Any]) -> dict[str, Mapping[str,
 
 def read_stored_items(run: Run) -> StoredItems:
     """The items of the stored model. Raises InputError if they are missing."""
-    file, remedy = run.folder / "model" / "items.json", f"`msm4sr evaluate {run.folder}` writes it again"
+    file, remedy = run.folder / "model" / "items.json", f"{command('evaluate', run.folder)} writes it again"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         items = StoredItems(*(stored[name] for name in StoredItems._fields))

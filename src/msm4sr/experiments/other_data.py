@@ -55,6 +55,11 @@ def other_data(run: Run) -> Dataset | None:
         return None
     dataset, trained_on = load_run_data(run), metrics["identity"]
     if all(trained_on.get(f"data.{name}") == value for name, value in dataset.identity.items()):
+        if trained_on.get("data.content", dataset.content_digest) != dataset.content_digest:
+            raise InputError(
+                f"{run.data}: its items have other texts, categories or image names than those that {run.folder} was "
+                "trained on; a run knows its items by their IDs: give changed items other IDs, or make a new run"
+            )
         return None
     held_out = run.settings.dataset.hold_out_items or run.settings.dataset.hold_out_users
     return load_run_data(complete_run(run)) if held_out else dataset
@@ -67,13 +72,18 @@ def evaluate_on(run: Run, dataset: Dataset, progress: Progress = NoProgress()) -
         The folder, RUN/evaluations/NAME, and the content of its metrics.json. It has users.parquet too.
 
     Raises:
-        InputError: the model does not know an item and cannot encode it.
+        InputError: the model does not know an item and cannot encode it; the folder has results on another data set.
     """
+    folder, source = run.folder / FOLDER / dataset.folder.resolve().name, str(dataset.folder.resolve())
+    before = None
+    with suppress(InputError):  # a damaged file is replaced
+        before = read_metrics(folder)
+    if before is not None and before["run"]["folder"] != source:
+        raise InputError(f"{folder}: has the results on {before['run']['folder']}; rename one of the data folders")
     ranker = OtherItems.of(run, dataset, progress)
     found = measure(dataset, ranker.rank, ItemFacts.of(dataset), run.settings.evaluation.protocol, progress)
     result = found.metrics()
-    result["run"] = describe(run, dataset, ranker.model) | {"new_items": ranker.n_new}
-    folder = run.folder / FOLDER / dataset.folder.resolve().name
+    result["run"] = describe(run, dataset, ranker.model) | {"new_items": ranker.n_new, "folder": source}
     make_folder(folder)
     write_users(folder, found)
     write_metrics(folder, result)

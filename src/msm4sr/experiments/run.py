@@ -31,15 +31,18 @@ import yaml
 
 from msm4sr.digests import file_digest, json_digest
 from msm4sr.dotted import differences, flatten, shorten
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.experiments.machine import reset_memory_peak
 from msm4sr.experiments.settings import RunSettings, change_settings, read_yaml, validated
 from msm4sr.files import make_folder, remove, write_json, write_text
 from msm4sr.locks import try_lock, unlock
 from msm4sr.models.registry import MODELS
+from msm4sr.recommend.explanations import ID, SEEN
+from msm4sr.recommend.scoring import BOTH, COLLABORATIVE
 from msm4sr.tensor_files import read_checksum
 
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
+RESERVED = (ID, SEEN, BOTH, COLLABORATIVE)  # parts of a score, and choices beside the modalities
 MAY_DIFFER = ("device.devices", "device.num_nodes", "warm_start.weights")  # when a run is resumed
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model", "evaluations")  # written by evaluation
 
@@ -103,7 +106,9 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: damaged or edited ({error}); `msm4sr evaluate {folder}` writes it again") from None
+        raise InputError(
+            f"{file}: damaged or edited ({error}); {command('evaluate', folder)} writes it again"
+        ) from None
     return metrics
 
 
@@ -177,13 +182,17 @@ def _warm_started(run: Run, shares: bool) -> Run:
     if source.folder.resolve() == run.folder.resolve():
         raise InputError(f"{run.folder}: a run cannot replace the one that it starts from; choose another --out")
     if not source.metrics_file.exists():
-        raise InputError(f"--warm-start {source.folder}: it is not finished; `msm4sr evaluate {source.folder}` ends it")
+        raise InputError(
+            f"--warm-start {source.folder}: it is not finished; {command('evaluate', source.folder)} ends it"
+        )
     ours, theirs = run.settings.model.name, source.settings.model.name
     if ours != theirs:
         raise InputError(f"--warm-start {source.folder}: a run of {theirs}, not of {ours}")
     if MODELS[ours].uses_features:
         _check_encoders(run, source, f"--warm-start {source.folder}")
-    checksum = read_checksum(source.folder / "model" / "model.safetensors", f"`msm4sr evaluate {source.folder}` does")
+    checksum = read_checksum(
+        source.folder / "model" / "model.safetensors", f"{command('evaluate', source.folder)} does"
+    )
     start = run.settings.warm_start.model_copy(update={"weights": checksum})
     shared = shares and not source.features.is_relative_to(source.folder.absolute())
     settings = run.settings.model_copy(update={"warm_start": start})
@@ -210,7 +219,9 @@ def read_precomputed(files: Mapping[str, Path]) -> dict[str, Precomputed]:
     """Files of precomputed embeddings with hashes. Raises InputError for an unreadable file or an invalid modality."""
     for modality, file in files.items():
         # Modules are kept under the modality's name: `items` would hide a method of a mapping of modules.
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality) or hasattr(torch.nn.ModuleDict(), modality):
+        if modality in RESERVED or hasattr(torch.nn.ModuleDict(), modality):
+            raise InputError(f"--features {modality}={file}: {modality!r} is used otherwise; choose another name")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", modality):
             raise InputError(
                 f"--features {modality}={file}: {modality!r} cannot name a modality; use letters, digits and "
                 "underscores, for example audio"
@@ -287,7 +298,9 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
     """
     file = folder / "config.yaml"
     if not file.is_file():
-        raise InputError(f"{folder}: no run here (no config.yaml); `msm4sr run DATA --out {folder}` creates one")
+        raise InputError(
+            f"{folder}: no run here (no config.yaml); {command('run', 'DATA', '--out', folder)} creates one"
+        )
     config = read_yaml(file)
     try:
         stored, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
@@ -296,7 +309,10 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
     except (AttributeError, KeyError, TypeError):
         needed = "data, features_folder and preset, as `msm4sr run` writes them"
         raise InputError(f"{file}: not a run's settings: it must have {needed}") from None
-    hint = f"; the run was written by another version of msm4sr ({config.pop('msm4sr', 'unknown')}); train it again"
+    written_by = config.pop("msm4sr", "unknown")
+    hint = f"; the run was written by another version of msm4sr ({written_by}); train it again"
+    if written_by == version("msm4sr"):
+        hint = "; the file was edited: undo it, and make a new run for other settings"
     settings = change_settings(validated(RunSettings, config, str(file), hint), changes)
     place = stored if data is None else data.absolute()
     return Run(folder, place, folder.absolute() / features, preset, settings, precomputed)

@@ -15,7 +15,7 @@ from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training
 from msm4sr.data.schema import changed_tables
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.executors import Executor, LocalExecutor
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.settings import RunSettings
@@ -318,33 +318,33 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     Raises:
         InputError: the stage has no weights, or was trained with other settings or on other items.
     """
-    file, command = best_file(run.checkpoints, stage), f"msm4sr {stage} {run.folder}"
+    file, again = best_file(run.checkpoints, stage), f"run {command(stage, run.folder)} again"
     if not file.exists():
-        raise InputError(f"{run.folder}: {stage} has no trained weights yet; run `{command}` first")
-    _warn_if_incomplete(run.checkpoints, stage, command)
+        raise InputError(f"{run.folder}: {stage} has no trained weights yet; run {command(stage, run.folder)} first")
+    _warn_if_incomplete(run.folder, stage)
     settings: StageSettings = getattr(run.settings.within_budget(), stage)
     identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
-    check_identity(file, read_about(file, f"run `{command}` again"), identity, f"run `{command}` again")
-    weights = mapped_tensors(file, f"run `{command}` again")
+    check_identity(file, read_about(file, again), identity, again)
+    weights = mapped_tensors(file, again)
     try:
         set_weights(model, weights)
     except InputError as error:
-        raise InputError(f"{file}: {error}; run `{command}` again") from None
+        raise InputError(f"{file}: {error}; {again}") from None
 
 
-def _warn_if_incomplete(checkpoints: Path, stage: str, command: str) -> None:
+def _warn_if_incomplete(folder: Path, stage: str) -> None:
     try:
-        state = read_state(checkpoints, stage)
+        state = read_state(folder / "checkpoints", stage)
     except InputError as error:  # only resuming needs that file
         logger.warning("%s; the weights of the best epoch are used", error)
         return
     if state is not None and not state.done:
         logger.warning(
-            "%s was interrupted in epoch %d; the weights of epoch %d are used (`%s --resume` completes it)",
+            "%s was interrupted in epoch %d; the weights of epoch %d are used (%s completes it)",
             stage,
             state.epoch,
             state.best_epoch,
-            command,
+            command(stage, folder, "--resume"),
         )
 
 
@@ -374,8 +374,8 @@ def start_from(folder: Path, model: Model) -> None:
     file = best_file(folder / "checkpoints", "pretrain")
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
-    _warn_if_incomplete(folder / "checkpoints", "pretrain", f"msm4sr pretrain {folder}")
-    weights = mapped_tensors(file, f"run `msm4sr pretrain {folder}` again")
+    _warn_if_incomplete(folder, "pretrain")
+    weights = mapped_tensors(file, f"run {command('pretrain', folder)} again")
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
     for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.dotted import differences, flatten
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.experiments.model_folder import read_row_ids, row_ids
 from msm4sr.experiments.run import Run, open_run
 from msm4sr.files import atomic_folder
@@ -85,4 +85,4 @@ def warm_start(folder: str | Path, model: Model, dataset: Dataset) -> list[str]:
 
 
 def _remedy(source: Run) -> str:
-    return f"`msm4sr evaluate {source.folder}` writes it again"
+    return f"{command('evaluate', source.folder)} writes it again"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.evaluation.metrics import METRICS as ALL_METRICS
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
@@ -196,7 +196,7 @@ def scores_of(comparison: Comparison, part: Part) -> Scores:
             for metric in comparison.metrics if parts else ():
                 for cell, values in zip(cells, parts, strict=True):
                     if metric not in values:
-                        raise InputError(f"{cell.folder}: has no {metric}; `msm4sr evaluate {cell.folder}` adds it")
+                        raise InputError(f"{cell.folder}: has no {metric}; {command('evaluate', cell.folder)} adds it")
                 found[data, row.name, metric] = Score(tuple(float(values[metric]) for values in parts))
     return found
 

@@ -14,7 +14,7 @@ import polars as pl
 from msm4sr.data.schema import read_parquet
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, check_settings, open_grid
 from msm4sr.experiments.run import read_epochs
 from msm4sr.experiments.settings import read_yaml
@@ -43,7 +43,7 @@ class Outcome:
         if not file.exists():
             return None
         if file_digest(file) != self.metrics["identity"].get("users.parquet"):
-            raise InputError(f"{file}: does not belong to metrics.json; `msm4sr evaluate {self.folder}` writes both")
+            raise InputError(f"{file}: does not belong to metrics.json; {command('evaluate', self.folder)} writes both")
         table = read_parquet(file).filter(pl.col("part") == "test")
         return table.filter(pl.col("user_count") > 0) if "user_count" in table.columns else table
 

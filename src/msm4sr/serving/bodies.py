@@ -45,9 +45,12 @@ class BoundedRequest(Request):
     """A request with bounded parsers. They raise HTTPException, which FastAPI leaves as it is."""
 
     async def body(self) -> bytes:
-        if self.headers.get("content-type", "").lower().startswith(MULTIPART.decode()):
-            raise HTTPException(415, "send JSON; only new items are sent as multipart/form-data")
-        return await super().body()
+        body = await super().body()
+        kind, _ = parse_options_header(self.headers.get("content-type"))
+        if body and not kind.endswith((b"/json", b"+json")):
+            advice = "send JSON with the header Content-Type: application/json; only new items are sent as a form"
+            raise HTTPException(415, advice)
+        return body
 
     async def json(self) -> Any:
         body = await self.body()
@@ -62,6 +65,9 @@ class BoundedRequest(Request):
 
     async def form(self, **limits: object) -> FormData:  # type: ignore[override]
         chunks = [chunk async for chunk in self.stream()]
+        kind, _ = parse_options_header(self.headers.get("content-type"))
+        if any(chunks) and kind not in (FORM, MULTIPART):
+            raise HTTPException(415, "send a new item as multipart/form-data")
         try:
             return await anyio.to_thread.run_sync(parse_form, self.headers.get("content-type"), chunks)
         except ValueError as error:

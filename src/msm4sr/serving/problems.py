@@ -80,7 +80,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 def describe_errors(errors: Sequence[Any]) -> str:
     """The errors that pydantic found, field by field."""
     return "; ".join(
-        f"{_place(error['loc'][1:]) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
+        f"the body is not JSON (character {error['loc'][-1]})"
+        if error["type"] == "json_invalid"
+        else f"{_place(error['loc'][1:]) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
         for error in errors[:MAX_ERRORS]
     )
 

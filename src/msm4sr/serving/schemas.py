@@ -10,25 +10,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
+from fastapi import UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from msm4sr.data.items import LONGEST_CATEGORY, LONGEST_ID, check_characters, check_texts
+from msm4sr.data.items import (
+    LONGEST_CATEGORY,
+    LONGEST_ID,
+    LONGEST_TITLE,
+    MOST_CATEGORIES,
+    check_characters,
+    check_texts,
+)
 from msm4sr.recommend.explanations import Reason
 from msm4sr.recommend.recommender import Recommendation, Recommendations
 from msm4sr.recommend.rules import MAX_BOOST, Rules
 
 Text = Annotated[str, AfterValidator(check_characters)]
-ItemId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
+ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(check_characters)]
 # Many ids: their characters are checked in one search, and a list of wrong values is one error.
 ItemIds = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]], Field(fail_fast=True), AfterValidator(check_texts)
 ]
-Category = Annotated[Text, Field(max_length=LONGEST_CATEGORY)]
-
-
+Category = Annotated[str, Field(max_length=LONGEST_CATEGORY), AfterValidator(check_characters)]
 Categories = Annotated[list[Category], Field(max_length=100)]
-UserId = Annotated[Text, Field(min_length=1, max_length=LONGEST_ID)]
+UserId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(check_characters)]
 Boost = Annotated[float, Field(ge=-MAX_BOOST, le=MAX_BOOST, allow_inf_nan=False)]
+
+
+class NewItem(BaseModel):
+    """The fields of a form."""
+
+    model_config = ConfigDict(extra="forbid")
+    item_id: ItemId = Field(examples=["N-1"])
+    title: Text = Field("", max_length=LONGEST_TITLE, examples=["Red wooden train"])
+    text: Text = Field("", examples=["Four carriages, for children from three years."])
+    categories: list[Category] = Field([], max_length=MOST_CATEGORIES)
+    images: list[UploadFile] = Field([], description="JPEG, PNG, WEBP, GIF, BMP or TIFF")
 
 
 class RecommendOptions(BaseModel):

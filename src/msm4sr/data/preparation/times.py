@@ -44,6 +44,10 @@ UNIT_HELP = (
 )
 
 
+IMPOSSIBLE = ("before 1970", "after the year 9999", "more than 64 bits can hold")
+LARGEST = 2.0**63  # the first number that 64 bits with a sign cannot hold
+
+
 class Case(NamedTuple):
     """How often something was found, and its first row and value."""
 
@@ -69,14 +73,16 @@ class Times:
             seconds = numbers / np.array(list(SCALES.values()))[scale]
         else:
             seconds = _seconds(numbers, unit)
+        possible = (seconds < END_OF_TIME) & (numbers < LARGEST)
         cases = {
             "before 1970": ~(seconds >= 0),
-            "after the year 9999": seconds >= END_OF_TIME,
+            "after the year 9999": (seconds >= END_OF_TIME) & (numbers < LARGEST),
+            "more than 64 bits can hold": numbers >= LARGEST,
             "early": (seconds >= 0) & (seconds < USUAL),
-            "future": (seconds > time.time() + DAY) & (seconds < END_OF_TIME),
+            "future": (seconds > time.time() + DAY) & possible,
         }
         if unit == "auto":
-            fitting = (numbers > 0) & (seconds < END_OF_TIME)  # 0 is 1970 in each unit
+            fitting = (numbers > 0) & possible  # 0 is 1970 in each unit
             cases |= {name: fitting & (scale == number) for number, name in enumerate(SCALES)}
             cases |= {"digits": _digits_of_a_date(numbers)}
             cases |= {"days": (numbers >= SPREADSHEET_DAYS[0]) & (numbers <= SPREADSHEET_DAYS[1])}
@@ -118,7 +124,7 @@ class Times:
             scale = SCALES.get(unit, MICROSECONDS)
             seconds, factor = f"({value} / {scale})", per_second // scale
             moment = f"coalesce(time_int * {factor}, (time_float * {factor})::BIGINT)"
-        possible = f"({seconds} >= 0 AND {seconds} < {END_OF_TIME})"
+        possible = f"({seconds} >= 0 AND {seconds} < {END_OF_TIME} AND {value} < {LARGEST:.0f})"
         if written == "auto":
             place = list(SCALES).index(unit)
             low, high = ((0.0, *BOUNDS)[place], (*BOUNDS, float("inf"))[place])
@@ -155,7 +161,7 @@ class Times:
     def _check(self, written: str) -> None:
         """Count the rows without a possible time as dropped, or raise InputError."""
         report, unit = self._report, self._report.time_unit
-        wrong = {name: case for name, case in self._cases.items() if name in ("before 1970", "after the year 9999")}
+        wrong = {name: self._cases[name] for name in IMPOSSIBLE if name in self._cases}
         others = {name: self._cases[name] for name in SCALES if name in self._cases and name != unit}
         count = sum(case.rows for case in [*wrong.values(), *others.values()])
         if count > report.rules.max_invalid_fraction * report.interactions_read:

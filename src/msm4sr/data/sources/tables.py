@@ -77,6 +77,13 @@ class Tables(Source):
     def _tab(cls, value: object) -> object:
         return "\t" if value == "\\t" else value  # as shells pass it on
 
+    @field_validator("text")
+    @classmethod
+    def _each_once(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(columns)) < len(columns):
+            raise ValueError("a column is named twice")
+        return columns
+
     @property
     def user_column(self) -> str:
         return self.user
@@ -98,6 +105,12 @@ class Tables(Source):
         if "rating" in self.model_fields_set and lowest is None:
             raise InputError("rating is used only with min_rating (--min-rating), which is not set")
         columns = [self.user, self.item, *([] if lowest is None else [self.rating])]
+        named = [column for column in (*columns, self.time) if column is not None]
+        if twice := [column for column in named if named.count(column) > 1]:
+            raise InputError(
+                f"{self.interactions}: column '{twice[0]}' is named twice; users, items, times and ratings are "
+                "different columns (--user, --item, --time, --rating)"
+            )
         for path in files.paths:
             names = files.columns(path)
             require_columns(path, columns, names)

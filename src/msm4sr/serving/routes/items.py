@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Form, Query, Request, Response
 
-from msm4sr.data.items import LONGEST_ID, LONGEST_TITLE, MOST_CATEGORIES, Item, Items, is_url
+from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.bodies import BoundedRoute
@@ -27,16 +27,7 @@ from msm4sr.serving.dependencies import (
     check_sizes,
 )
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.schemas import (
-    Category,
-    FoundItems,
-    ItemChange,
-    ItemDetails,
-    ItemId,
-    ItemSummary,
-    SimilarItems,
-    Text,
-)
+from msm4sr.serving.schemas import FoundItems, ItemChange, ItemDetails, ItemSummary, NewItem, SimilarItems, Text
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import ThumbnailCache
 
@@ -62,28 +53,24 @@ def list_items(
 
 @router.post("", response_model=ItemDetails, status_code=201, responses=described(401, 409))
 async def add_item(
-    service: CurrentService,
-    request: Request,
-    item_id: Annotated[ItemId, Form(examples=["N-1"])],
-    title: Annotated[Text, Form(max_length=LONGEST_TITLE, examples=["Red wooden train"])] = "",
-    text: Annotated[Text, Form(examples=["Four carriages, for children from three years."])] = "",
-    categories: Annotated[list[Category], Form(max_length=MOST_CATEGORIES)] = [],
-    images: Annotated[list[UploadFile], File(description="JPEG, PNG, WEBP, GIF, BMP or TIFF")] = [],
+    service: CurrentService, request: Request, new: Annotated[NewItem, Form(media_type="multipart/form-data")]
 ) -> Response:
     """Add an item. From the next request on, it is recommended by its content, without training."""
     settings = service.settings
-    if len(text) > settings.max_text:
-        raise Refused(422, f"text has {len(text):,} characters; send at most {settings.max_text:,}")
-    files = [image for image in images if image.filename or image.size]
+    if len(new.text) > settings.max_text:
+        raise Refused(422, f"text has {len(new.text):,} characters; send at most {settings.max_text:,}")
+    files = [image for image in new.images if image.filename or image.size]
     if len(files) > settings.max_images:
         raise Refused(422, f"{len(files)} images; send at most {settings.max_images}")
-    names = tuple(name for name in categories if name.strip())
+    names = tuple(name for name in new.categories if name.strip())
     data = [file.file.read() for file in files]
-    item = Item(item_id, title if title.strip() else None, text if text.strip() else None, names, data)
+    item = Item(
+        new.item_id, new.title if new.title.strip() else None, new.text if new.text.strip() else None, names, data
+    )
 
     def add() -> ItemDetails:
         service.add([item])
-        return _details(service, item_id)
+        return _details(service, new.item_id)
 
     return as_json(await change_in_thread(request, add), 201)
 
