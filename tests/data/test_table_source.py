@@ -250,8 +250,9 @@ def test_text_that_is_not_utf8_is_an_error(shop: Path) -> None:
 
 def test_quoted_line_breaks_and_blank_lines_are_no_broken_rows(shop: Path) -> None:
     items = 'item_id,title,text\na,"A ""big""\none",\n\nb,B,\n'
-    prepare(shop, items=items)
+    report = prepare(shop, "user_id,item_id,timestamp\nu,a,1\n\n\nu,b,2\n", items)
     assert [row[:3] for row in rows(shop, "items")] == [("a", 'A "big"\none', None), ("b", "B", None)]
+    assert (report.interactions_read, report.interactions_kept, report.items_read) == (2, 2, 2)
 
 
 # Columns

@@ -128,6 +128,7 @@ class Tables(Source):
             rows, equal = self._interactions(block, times, checks)
             ties += equal
             yield rows
+        report.interactions_read -= checks.blank_lines
         if not report.interactions_read:
             raise InputError(f"{self.interactions}: no rows, only a header")
         checks.check(report.interactions_read)
@@ -178,6 +179,7 @@ class Tables(Source):
             if "categories" in rows.columns:
                 separators.add(rows["categories"].drop_nulls())
             yield rows
+        report.items_read -= checks.blank_lines
         checks.check(report.items_read)
         if self.images is None and content["image"] and not urls:
             if "image" in self.model_fields_set:
@@ -220,6 +222,7 @@ class _InvalidRows:
         self._table, self.report = table, report
         self._problems: dict[str, str] = {}  # of each reason, the first case
         self._counts: Counter[str] = Counter()
+        self.blank_lines = 0
 
     def add(self, wrong: pl.Series, reason: str, problem: str, block: Block) -> None:
         """Count rows of a block; `{place}` in `problem` becomes the first of them."""
@@ -233,9 +236,11 @@ class _InvalidRows:
                 self.check(0)
 
     def without_id(self, missing: pl.Series, reason: str, column: str, block: Block) -> None:
-        """Count rows without an ID; blank lines are not invalid."""
+        """Count rows without an ID; blank lines are no rows."""
         if missing.any():
-            self.add(missing & ~block.blank(), reason, f"column '{column}', {{place}}: no ID", block)
+            blank = block.blank()
+            self.blank_lines += int((missing & blank).sum())
+            self.add(missing & ~blank, reason, f"column '{column}', {{place}}: no ID", block)
 
     def check(self, read: int) -> None:
         """Raise InputError if one reason has more than the allowed fraction of the rows that were read."""
