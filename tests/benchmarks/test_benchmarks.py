@@ -19,7 +19,9 @@ from common import matrix_peak, memory_now, memory_peak
 from grids import write_cell, write_grid
 from parity.export import NAME, as_recbole_transformer, export_dataset
 from steps import PARTS, Limit, Parts, Stage, run_steps
+from typer.testing import CliRunner
 
+from msm4sr.cli import app
 from msm4sr.data.dataset import Dataset, training_histories
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.experiments.settings import RunSettings, resolve_settings
@@ -129,7 +131,7 @@ def test_labelled_runs_of_different_settings_have_a_line_each(shop: Path, tmp_pa
     runs = [tmp_path / str(neighbours) for neighbours in (2, 20)]
     for run in runs:
         options = ["--model", "itemknn", "--set", f"model.neighbours={run.name}", "--out", str(run)]
-        subprocess.run([sys.executable, "-m", "msm4sr", "run", str(shop), *options], check=True, capture_output=True)
+        assert CliRunner().invoke(app, ["run", str(shop), *options]).exit_code == 0
     refused = run_script("runs.py", *runs)
     assert refused.code == 2
     assert f"{runs[1]}: other settings than the runs of ItemKNN on shop before it" in refused.error
