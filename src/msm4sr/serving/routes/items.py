@@ -5,12 +5,13 @@ FastAPI runs functions that are not async in threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated
 from urllib.parse import quote
 
+import polars as pl
 from fastapi import APIRouter, Form, Query, Request, Response
 
 from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
@@ -153,25 +154,27 @@ def find_rows(catalogue: Catalogue, search: str) -> Sequence[int]:
 
     Added items come first, the latest before the others; then items with an image, then those without.
     """
-    n = len(catalogue.items)
-    order, titles = _search_index(catalogue.items)
-    rows = [*range(len(catalogue) - 1, n - 1, -1), *(row for row in order if row not in catalogue.removed)]
-    words, wanted = search.casefold().split(), search.strip()
-    if not words:
-        return rows
+    words, wanted, known = search.casefold().split(), search.strip(), _search_table(catalogue.items)
+    added: Iterator[int] = reversed(range(len(catalogue.items), len(catalogue)))
+    if words:
+        in_title = pl.all_horizontal(pl.col("title").str.contains(word, literal=True) for word in words)
+        known = known.filter(in_title | (pl.col("item_id").str.strip_chars() == wanted))
+        added = (row for row in added if _fits(catalogue, row, words, wanted))
+    rows = known["row"].to_list()
+    return [*added, *(row for row in rows if row not in catalogue.removed)] if catalogue.removed else [*added, *rows]
 
-    def fits(row: int) -> bool:
-        title = titles[row] if row < n else catalogue.name(row).casefold()
-        return all(word in title for word in words) or catalogue.item_id(row).strip() == wanted
 
-    return [row for row in rows if fits(row)]
+def _fits(catalogue: Catalogue, row: int, words: Sequence[str], wanted: str) -> bool:
+    title = catalogue.name(row).casefold()
+    return all(word in title for word in words) or catalogue.item_id(row).strip() == wanted
 
 
 @lru_cache(maxsize=2)
-def _search_index(items: Items) -> tuple[list[int], list[str]]:
-    """The rows of a run's items, those with an image first, and the title of each row for the search."""
+def _search_table(items: Items) -> pl.DataFrame:
+    """The row, the title as it is searched and the ID of each of a run's items, those with an image first."""
     order = sorted(range(len(items)), key=lambda row: not _has_image(items.images[row]))
-    return order, [items.name(row).casefold() for row in range(len(items))]
+    titles, ids = [items.name(row).casefold() for row in order], [items.item_ids[row] for row in order]
+    return pl.DataFrame({"row": order, "title": titles, "item_id": ids})
 
 
 def _has_image(paths: Sequence[str]) -> bool:
