@@ -6,7 +6,7 @@ One row per target and part, those of a user next to each other:
     user_id        str
     item_id        str      the target
     rank           float64  1 is the best, ties at their mean
-    rank_seen_excluded  float64  the same with seen items excluded
+    rank_seen_excluded  float64  the same with seen items excluded; infinity for a seen target
     item_count     int32    interactions of the target in the training part: its popularity
     user_count     int32    interactions of the user in the training part
     history_length int32    items of the history that the target is ranked after
