@@ -25,6 +25,11 @@ def is_url(image: str) -> bool:
     return image.startswith(("https://", "http://"))
 
 
+def has_image(images: Sequence[str] | None) -> bool:
+    """Whether an item has an image file; a URL is an image that is not fetched yet."""
+    return not all(map(is_url, images or ()))
+
+
 @dataclass(frozen=True, eq=False)
 class Item:
     """An item of a catalogue, or one to add: an id, its content, and optionally its features."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msm4sr.data.items import is_url
+from msm4sr.data.items import has_image
 from msm4sr.data.schema import END_OF_TIME, INTERACTIONS, read_items, scan_interactions
 from msm4sr.errors import InputError
 
@@ -59,7 +59,7 @@ class Statistics:
         """How many items have a title, text, categories or image. Images that are not fetched yet do not count."""
         if column != "image":
             return self.items[column].count()
-        return sum(any(not is_url(name) for name in names) for names in self.items["image"].drop_nulls().to_list())
+        return sum(map(has_image, self.items["image"].to_list()))
 
     def lines(self) -> list[tuple[str, str]]:
         """The statistics as label and value."""

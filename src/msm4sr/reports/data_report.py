@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from msm4sr.data.items import Item, is_url
+from msm4sr.data.items import Item, has_image
 from msm4sr.data.schema import PROVENANCE
 from msm4sr.data.statistics import Statistics
 from msm4sr.files import write_text
@@ -73,8 +73,7 @@ def _over_time(months: Sequence[tuple[str, int]]) -> Chart:
 
 def _examples(statistics: Statistics, seed: int) -> list[Item]:
     """Items drawn at random, those with an image first."""
-    images = statistics.items["image"].to_list()
-    has_image = np.array([any(not is_url(name) for name in names or ()) for names in images])
-    order = np.random.default_rng(seed).permutation(len(images))
-    rows = np.concatenate([order[has_image[order]], order[~has_image[order]]])[:EXAMPLES]
+    shown = np.array([has_image(images) for images in statistics.items["image"].to_list()])
+    order = np.random.default_rng(seed).permutation(len(shown))
+    rows = np.concatenate([order[shown[order]], order[~shown[order]]])[:EXAMPLES]
     return [Item.from_row(statistics.items, row) for row in rows.tolist()]

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from msm4sr.data.dataset import Dataset, test_targets
+from msm4sr.data.items import has_image
 from msm4sr.data.schema import read_parquet
 from msm4sr.evaluation.beyond_accuracy import MEASURES as LIST_MEASURES
 from msm4sr.evaluation.metrics import CUTOFFS
@@ -98,14 +99,14 @@ def _data_lines(dataset: Dataset) -> list[tuple[str, str]]:
     """The size of the data, as label and value."""
     users, items, interactions = dataset.n_users, dataset.n_items, dataset.n_interactions
     with_text = int((dataset.items["title"].is_not_null() | dataset.items["text"].is_not_null()).sum())
-    with_image = int((dataset.items["image"].list.len() > 0).sum())
+    with_image = sum(map(has_image, dataset.items["image"].to_list()))
     return [
         ("Users", f"{users:,}"),
         ("Items", f"{items:,}"),
         ("Interactions", f"{interactions:,} (mean {interactions / users:.1f} per user)"),
         ("Sparsity", f"{1 - interactions / (users * items):.2%}"),
         ("Split", dataset.split),
-        ("Items with text", f"{with_text:,} ({with_text / items:.1%})"),
+        ("Items with title or text", f"{with_text:,} ({with_text / items:.1%})"),
         ("Items with an image", f"{with_image:,} ({with_image / items:.1%})"),
         *((f"Dropped {reason}", f"{count:,}") for reason, count in dataset.dropped.items()),
     ]

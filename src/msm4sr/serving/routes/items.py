@@ -14,7 +14,7 @@ from urllib.parse import quote
 import polars as pl
 from fastapi import APIRouter, Form, Query, Request, Response
 
-from msm4sr.data.items import LONGEST_ID, Item, Items, is_url
+from msm4sr.data.items import LONGEST_ID, Item, Items, has_image
 from msm4sr.recommend.catalogue import Catalogue
 from msm4sr.reports.pages.thumbnails import initial_of, tint_of
 from msm4sr.serving.bodies import BoundedRoute
@@ -172,20 +172,16 @@ def _fits(catalogue: Catalogue, row: int, words: Sequence[str], wanted: str) -> 
 @lru_cache(maxsize=2)
 def _search_table(items: Items) -> pl.DataFrame:
     """The row, the title as it is searched and the ID of each of a run's items, those with an image first."""
-    order = sorted(range(len(items)), key=lambda row: not _has_image(items.images[row]))
+    order = sorted(range(len(items)), key=lambda row: not has_image(items.images[row]))
     titles, ids = [items.name(row).casefold() for row in order], [items.item_ids[row] for row in order]
     return pl.DataFrame({"row": order, "title": titles, "item_id": ids})
-
-
-def _has_image(paths: Sequence[str]) -> bool:
-    return not all(map(is_url, paths))
 
 
 def item_summary(catalogue: Catalogue, row: int, root: str) -> ItemSummary:
     """An item as lists show it, with paths below `root`."""
     item_id, title, added = catalogue.item_id(row), catalogue.name(row), catalogue.is_added(row)
-    has_image = bool(catalogue.item(row).images) if added else _has_image(catalogue.items.images[row])
-    image, page = image_path(item_id, root) if has_image else None, f"{root}/item/{quote(item_id, safe='')}"
+    shown = bool(catalogue.item(row).images) if added else has_image(catalogue.items.images[row])
+    image, page = image_path(item_id, root) if shown else None, f"{root}/item/{quote(item_id, safe='')}"
     available = item_id not in catalogue.unavailable
     return ItemSummary(item_id, title, image, page, initial_of(title), tint_of(item_id), added, available)
 
