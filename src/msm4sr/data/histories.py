@@ -35,7 +35,7 @@ from msm4sr.ragged import Ragged
 FOLDER = ".histories"
 VERSION = 2  # of the files
 UNFINISHED = ".unfinished"  # suffix of a folder that is being made
-ABANDONED = 24 * 3600  # seconds after which its process was killed
+ABANDONED = 24 * 3600  # seconds without a change; then the process that made it was killed
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, pl.exceptions.PolarsError)  # not there, or damaged
 PREFIXES = ("complete", "before_test", "before_validation")  # of the histories
 

@@ -122,11 +122,12 @@ def resolve_settings(
     if preset not in PRESETS:
         known = f"only {', '.join(PRESETS)}{closest(preset, PRESETS)}"
         raise InputError(f"--preset: there is no preset {preset!r}, {known}")
-    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", data)
+    prepared = None if data is None else Path(data)
+    chosen = _for_model(read_yaml(PRESETS[preset]), model, "--preset", prepared)
     settings = nest(flatten(read_yaml(PRESETS["seed"])) | chosen)
     shared = settings.get("model", {})
     settings["model"] = {key: value for key, value in shared.items() if key in config.model_fields} | {"name": model}
-    return _updated_by(settings, model, changes, seed, file, data)
+    return _updated_by(settings, model, changes, seed, file, prepared)
 
 
 def warm_start_settings(
@@ -155,7 +156,7 @@ def _updated_by(
     changes: Sequence[str],
     seed: int | None,
     file: Path | None,
-    data: str | Path | None = None,
+    data: Path | None = None,
 ) -> RunSettings:
     """Settings of a model, updated by a file, then by `seed`, then by `key=value` changes."""
     if file is not None:
@@ -239,7 +240,7 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
 
 
-def _for_model(settings: dict[str, Any], model: str, where: str, data: str | Path | None = None) -> dict[str, Any]:
+def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | None = None) -> dict[str, Any]:
     """Dotted names and values; those in the section `models` for this model replace the others.
 
     Those of the section `sizes` replace both: of its entries, the first whose condition `data` meets.
@@ -251,7 +252,7 @@ def _for_model(settings: dict[str, Any], model: str, where: str, data: str | Pat
         MODELS.find(str(name), f"{where}: models")
     values = flatten(settings) | flatten(models.get(model, {}))
     rules = _size_rules(sizes, where)
-    size = measure_size(Path(data)) if rules and data is not None else None
+    size = measure_size(data) if rules and data is not None else None
     for condition, limit, changes in rules:
         if size is not None and SIZE_CONDITIONS[condition](size, limit):
             return values | _for_model(changes, model, where)

@@ -45,12 +45,12 @@ class BoundedRequest(Request):
     """A request with bounded parsers. They raise HTTPException, which FastAPI leaves as it is."""
 
     async def body(self) -> bytes:
-        body = await super().body()
         kind, _ = parse_options_header(self.headers.get("content-type"))
-        if body and not kind.endswith((b"/json", b"+json")):
+        # A body of another type is refused before it is read; one without a type may be empty.
+        if not kind.endswith((b"/json", b"+json")) and (kind or await super().body()):
             advice = "send JSON with the header Content-Type: application/json; only new items are sent as a form"
             raise HTTPException(415, advice)
-        return body
+        return await super().body()
 
     async def json(self) -> Any:
         body = await self.body()
@@ -64,10 +64,10 @@ class BoundedRequest(Request):
         return value
 
     async def form(self, **limits: object) -> FormData:  # type: ignore[override]
-        chunks = [chunk async for chunk in self.stream()]
         kind, _ = parse_options_header(self.headers.get("content-type"))
-        if any(chunks) and kind not in (FORM, MULTIPART):
+        if kind not in (b"", FORM, MULTIPART):
             raise HTTPException(415, "send a new item as multipart/form-data")
+        chunks = [chunk async for chunk in self.stream()]
         try:
             return await anyio.to_thread.run_sync(parse_form, self.headers.get("content-type"), chunks)
         except ValueError as error:

@@ -38,7 +38,7 @@ Boost = Annotated[float, Field(ge=-MAX_BOOST, le=MAX_BOOST, allow_inf_nan=False)
 
 
 class NewItem(BaseModel):
-    """The fields of a form."""
+    """A new item, sent as a form."""
 
     model_config = ConfigDict(extra="forbid")
     item_id: ItemId = Field(examples=["N-1"])
