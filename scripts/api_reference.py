@@ -23,7 +23,8 @@ class ApiPage:
 def public_name(path: str) -> str:
     """The name by which a user imports an object: msm4sr.evaluate for msm4sr.evaluation.evaluate.evaluate."""
     name = path.rpartition(".")[2]
-    return f"msm4sr.{name}" if name in msm4sr.__all__ else path
+    exported = name in msm4sr.__all__ and getattr(msm4sr, name) is find_object(path)
+    return f"msm4sr.{name}" if exported else path
 
 
 API = {

@@ -71,7 +71,8 @@ def settings_page() -> str:
         "",
         "Change a setting with `--set NAME=VALUE`, for example `--set finetune.learning_rate=1e-4`, or with a YAML "
         "file: `--settings FILE`. A single value is that of the presets `seed` (the paper) and `best` (the default); "
-        "of two, the first is that of `seed`, the second that of `best`.",
+        "of two, the first is that of `seed`, the second that of `best`. The preset `best` changes some values by the "
+        "size of the data: see [presets](../explanation/method.md#presets); `run` prints them.",
     ]
     sections: dict[str, list[Setting]] = {}
     for setting in settings_of(RunSettings):

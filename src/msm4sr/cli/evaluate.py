@@ -25,8 +25,7 @@ def evaluate(
 ) -> None:
     """The last stage: rank all items for every user, write metrics.json, the model folder and report.html.
 
-    On other data than the run was made from, the stored model is evaluated without training; nothing of the run
-    changes, and the results are in RUN/evaluations/.
+    With --data of other content, evaluate the stored model without training and write to RUN/evaluations/ only.
     """
     with handle_errors():
         from msm4sr.experiments.other_data import other_data

@@ -112,7 +112,11 @@ def _from_field(name: str, field: FieldInfo, settings: BaseModel | None = None) 
     if field.is_required():
         info = typer.Argument(help=field.description, metavar=name.upper(), show_default=False)
         return _parameter(name, Annotated[kind, info])
-    option = typer.Option(help=field.description, rich_help_panel="Options" if settings is None else "Rules")
+    option = typer.Option(
+        help=field.description,
+        rich_help_panel="Options" if settings is None else "Rules",
+        show_default="a space" if field.default == " " else True,
+    )
     return _parameter(name, Annotated[kind, option], field.default if settings is None else getattr(settings, name))
 
 

@@ -41,7 +41,7 @@ class MSM4SRConfig(TransformerConfig):
     experts: int = Field(8, ge=1, description="number of experts in the item encoder (equation 4)")
     expert_dropout: float | None = Field(None, ge=0, lt=1, description="dropout in equation 4; null: `dropout`")
     expert_bias: bool = Field(
-        False, description="a bias in each expert of equation 5: false as printed, true as released"
+        False, description="a bias in each expert of equation 4: false as printed, true as released"
     )
     whiten: int = Field(
         0,
@@ -71,7 +71,7 @@ class MSM4SRConfig(TransformerConfig):
 
 @register_model("msm4sr")
 class MSM4SR(ContentModel):
-    """The model over a catalogue of N items.
+    """A Transformer over texts, images (or any modality) and item IDs, pre-trained with contrastive losses.
 
     Raises InputError for features of no modality or of another number of items, or an unknown one in `score_with`.
     """
