@@ -296,6 +296,7 @@ def test_the_test_targets_are_never_asked_for(tmp_path: Path, monkeypatch: pytes
     [
         ("model.heads", 2, 3, "dim must be a multiple of heads"),
         ("finetune.learning_rate", 3e-3, 1e30, "try a lower"),  # the loss, or a score, is soon not finite
+        ("model.inner_dim", 8, 10**14, "RuntimeError: "),  # more memory than there is
     ],
 )
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_others_run(
@@ -340,6 +341,7 @@ def test_a_trial_leaves_a_row_in_the_database_and_no_weights(tmp_path: Path) -> 
 
 def test_the_best_settings_are_a_file_that_gives_the_trial_again(tmp_path: Path) -> None:
     task = tuning(tmp_path, SASREC, 3)
+    task = replace(task, settings=with_values(task.settings, {"evaluation.exclude_seen": True}, "here"))
     trials = tune(task)
     text = best_text(task, trials, "best", "msm4sr tune ...")
     file = tmp_path / "best.yaml"

@@ -197,6 +197,17 @@ def test_gradients_reach_every_weight(make: Callable[..., GraphModel]) -> None:
             assert weight.grad.any(), name
 
 
+def test_mixed_precision_trains_to_about_the_same_loss(make: Callable[..., GraphModel]) -> None:
+    sequences = two_communities()
+    dataset, inputs = make_dataset(sequences, 24), make_inputs([s[:-2] for s in sequences], 24, ("text", "visual"))
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        options = TrainerOptions(device=Device(accelerator="cpu", precision=precision))  # type: ignore[arg-type]
+        records = finetune(make(inputs, dim=16), dataset, FinetuneSettings(epochs=2), options)
+        losses.append([record.loss for record in records])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_the_cached_propagation_is_dropped_by_a_step_and_by_new_weights(make: Callable[..., GraphModel]) -> None:
     def fresh() -> Tensor:
         with torch.no_grad():

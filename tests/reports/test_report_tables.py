@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msm4sr.reports.comparison import METRICS, measure
+from msm4sr.reports.grid_report import write_grid_report
 from msm4sr.reports.results import GridResults, read_grid
 from msm4sr.reports.table_writer import Table, TableCell, TableRow
 from msm4sr.reports.tables import (
+    cold_table,
     cost_table,
     difference_table,
     held_out_table,
@@ -197,6 +200,34 @@ def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) ->
     assert best.deviation == pytest.approx(0.0707, abs=1e-4)
     assert line(table, "Random")["among held-out items", "N@5"].text == "0.0500"
     assert table.notes[0].startswith("The 1,200 users with a test target among the 34 items held out of training")
+
+
+def test_rows_that_hold_out_different_items_have_no_common_chance(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"))
+    parts = list(product(("", "chance_"), ("all", "held_out")))
+    for row, users in (("sasrec", 6), ("msm4sr", 23)):
+        metrics = {f"{chance}among_{among}": dict.fromkeys(METRICS, 0.1) for chance, among in parts}
+        write_cell(grid, row, ranks(row), held_out={"users": users, "items": 4} | metrics)
+    (comparison,) = measure(read_grid(grid), METRICS, resamples=50)
+    table = held_out_table(comparison, "shop")
+    assert [each.label for each in table.rows] == ["SASREC", "MSM4SR"]
+    assert "not comparable" in table.notes[0]
+
+
+@pytest.mark.parametrize(("users", "columns"), [((0, 0), []), ((0, 7), ["users (7)"]), ((3, 7), ["users"])])
+def test_cold_users_have_columns_if_a_row_has_them(tmp_path: Path, users: tuple[int, int], columns: list[str]) -> None:
+    """Rows with other cores have other cold users, and may have none."""
+    grid = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"))
+    for row, number in zip(("sasrec", "msm4sr"), users, strict=True):
+        found = {"users": number, "metrics": dict.fromkeys(METRICS, 0.2) if number else {}}
+        cold = {"test": {"users": found, "items": {"items": 0, "metrics": {}}}}
+        change_metrics(write_cell(grid, row, ranks(row)), cold=cold)
+    (comparison,) = measure(read_grid(grid), METRICS, resamples=50)
+    table = cold_table(comparison, "shop")
+    assert [group for group, _ in table.groups if group] == columns
+    if columns:
+        assert (line(table, "SASREC")[columns[0], "R@10"].value is None) == (not users[0])
+    write_grid_report(grid, metrics=METRICS)
 
 
 def test_without_held_out_items_the_table_is_empty(tmp_path: Path) -> None:

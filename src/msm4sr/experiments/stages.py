@@ -340,10 +340,10 @@ def _warn_if_incomplete(folder: Path, stage: str) -> None:
         return
     if state is not None and not state.done:
         logger.warning(
-            "%s was interrupted in epoch %d; the weights of epoch %d are used (%s completes it)",
+            "%s was interrupted in epoch %d; the weights of %s are used (%s completes it)",
             stage,
             state.epoch,
-            state.best_epoch,
+            f"epoch {state.best_epoch}" if state.best_epoch else "its earlier training",
             command(stage, folder, "--resume"),
         )
 

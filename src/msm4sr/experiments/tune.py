@@ -31,7 +31,7 @@ from msm4sr.dotted import differences, flatten, nest, shorten
 from msm4sr.errors import InputError
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.executors import Executor, LocalExecutor, Lost
-from msm4sr.experiments.search import SEARCHED, Choices, FloatRange, IntRange, Search, check_defaults
+from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search, check_defaults
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.experiments.stages import build_model
 from msm4sr.experiments.study_storage import (
@@ -44,7 +44,7 @@ from msm4sr.experiments.study_storage import (
     usable,
 )
 from msm4sr.features.store import Features
-from msm4sr.files import make_folder
+from msm4sr.files import full_disk, make_folder
 from msm4sr.locks import try_lock
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.threads import count_of
@@ -198,8 +198,11 @@ class TrialRunner:
             return Outcome(TrialState.COMPLETE, _value(trial, task, self.tuning, progress))
         except optuna.TrialPruned:
             return Outcome(TrialState.PRUNED)
-        except (InputError, FloatingPointError) as error:
-            return Outcome(TrialState.FAIL, reason=str(error))
+        except Exception as error:  # such as too little memory: repeated, it would end the study each time
+            if (full := full_disk(error)) is not None:
+                raise full from error
+            known = isinstance(error, (InputError, FloatingPointError))
+            return Outcome(TrialState.FAIL, reason=str(error) if known else f"{type(error).__name__}: {error}")
 
 
 def trial_settings(tuning: Tuning, values: Mapping[str, Any]) -> RunSettings:
@@ -224,14 +227,14 @@ def counts(trials: Sequence[Trial]) -> str:
 def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str) -> str:
     """A settings file with the values of the best trial; its comments say how they were found.
 
-    The other changes of the trials to the preset are included.
+    The other changes of the trials to the preset are included, such as the split; seed and device are not.
     """
     best, model = best_of(trials, tuning.folder), tuning.settings.model.name
     plain = flatten(resolve_settings(preset, model, data=tuning.dataset.folder).model_dump(mode="json"))
     changed = {
         key: value
         for key, value in flatten(tuning.settings.model_dump(mode="json")).items()
-        if key.startswith(SEARCHED) and value != plain[key]
+        if key != "seed" and not key.startswith("device.") and value != plain[key]
     }
     default = next((trial for trial in trials if trial.is_default), None)
     untuned = f"{default.value:.4f}" if default is not None and default.value is not None else "none, it failed"
@@ -250,7 +253,7 @@ def best_text(tuning: Tuning, trials: Sequence[Trial], preset: str, command: str
 
 def _value(trial: optuna.Trial, task: TrialTask, tuning: Tuning, progress: Progress) -> float:
     """Train with the values of the trial, and validate the weights of the best epoch."""
-    settings = trial_settings(tuning, {} if task.is_default else _rounded(task.values))
+    settings = trial_settings(tuning, {} if task.is_default else _rounded(task.values, tuning.search))
     model = build_model(settings, tuning.dataset, tuning.features)
     for stage in STAGES:
         training = task_for(model, stage, settings)
@@ -293,9 +296,10 @@ def _distribution(parameter: FloatRange | IntRange | Choices) -> BaseDistributio
             return CategoricalDistribution(parameter.choices)
 
 
-def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Three digits, so that a readable settings file has exactly the values of the trial."""
-    return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
+def _rounded(values: Mapping[str, Any], search: Search) -> dict[str, Any]:
+    """Values of ranges with three digits, so that a readable settings file has exactly the values of the trial."""
+    drawn = {key for key, parameter in search.parameters.items() if isinstance(parameter, FloatRange)}
+    return {key: float(f"{value:.3g}") if key in drawn else value for key, value in values.items()}
 
 
 def load_study(tuning: Tuning) -> optuna.Study:
@@ -371,7 +375,7 @@ def _ended(study: optuna.Study, tuning: Tuning) -> list[Trial]:
             state=names[trial.state],
             value=trial.value if trial.state == TrialState.COMPLETE else None,
             seconds=_seconds(trial),
-            values=defaults if "default" in trial.user_attrs else _rounded(trial.params),
+            values=defaults if "default" in trial.user_attrs else _rounded(trial.params, tuning.search),
             reason=trial.user_attrs.get("reason", ""),
             is_default="default" in trial.user_attrs,
         )

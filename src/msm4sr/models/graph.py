@@ -91,15 +91,15 @@ class UserItemGraph(nn.Module):
 
     def sum_to_users(self, weights: Tensor, vectors: Tensor) -> Tensor:
         """sum_i w_ui x_i for each user u: weights [E], item vectors [N, D], to [U, D]."""
-        return _Sum.apply(weights, vectors, self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
+        return _Sum.apply(*_of_one_type(weights, vectors), self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
 
     def sum_to_items(self, weights: Tensor, vectors: Tensor) -> Tensor:
         """sum_u w_ui x_u for each item i: weights [E], user vectors [U, D], to [N, D]."""
-        return _Sum.apply(weights, vectors, self.to_items, self.to_users)  # type: ignore[no-any-return, no-untyped-call]
+        return _Sum.apply(*_of_one_type(weights, vectors), self.to_items, self.to_users)  # type: ignore[no-any-return, no-untyped-call]
 
     def products(self, users: Tensor, items: Tensor) -> Tensor:
         """x_u . x_i for each edge: [U, D], [N, D] to [E]."""
-        return _Products.apply(users, items, self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
+        return _Products.apply(*_of_one_type(users, items), self.to_users, self.to_items)  # type: ignore[no-any-return, no-untyped-call]
 
     def at_users(self, values: Tensor) -> Tensor:
         """The value of each edge's user: [U, D] to [E, D]."""
@@ -116,6 +116,12 @@ class UserItemGraph(nn.Module):
     def softmax_by_item(self, scores: Tensor) -> Tensor:
         """exp(s_ui) / sum_u' exp(s_u'i) over each item's edges: [E] to [E], for a small range of scores (cosines)."""
         return _softmax(scores, self.to_items)
+
+
+def _of_one_type(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """In mixed precision a product may be bfloat16 where the other operand is float32; embedding_bag needs one type."""
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return one.to(dtype), other.to(dtype)
 
 
 def _sum(weights: Tensor, vectors: Tensor, into: Direction) -> Tensor:

@@ -135,7 +135,7 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     for metric in metrics:
         if metric not in ALL_METRICS:
             raise InputError(f"--metric {metric}: there is no such metric; there are {', '.join(ALL_METRICS)}")
-    return tuple(metrics) or METRICS
+    return tuple(dict.fromkeys(metrics)) or METRICS
 
 
 def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: int = RESAMPLES) -> list[Comparison]:

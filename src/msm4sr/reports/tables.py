@@ -242,23 +242,29 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
         if cells and len(cells) == len(finished):
             found[row.name] = cells
     build = TableBuilder((row for row in comparison.rows if row.name in found), comparison.results)
-    first = next(iter(found.values()), [{}])[0]
+    counts = {(cell["users"], cell["items"]) for cells in found.values() for cell in cells}
+    same = len(counts) == 1  # rows or seeds may hold out different items
     for among, group in HELD_OUT.items() if found else ():
         for metric in comparison.metrics:
             scores = [Score(tuple(cell[among][metric] for cell in found[row.name])) for row in build.rows]
-            chance = first[f"chance_{among}"][metric]
-            column = Column(metric_name(metric, short=True), group)
-            build.add(column, metric_cells(scores), TableCell(f"{chance:.{DIGITS}f}", chance))
-    note = (
-        f"The {first.get('users', 0):,} users with a test target among the {first.get('items', 0):,} items held out of "
-        "training; nothing is trained further. Random: the expected metrics of a random order."
-    )
+            chance = found[build.rows[0].name][0][f"chance_{among}"][metric]
+            column, random = Column(metric_name(metric, short=True), group), TableCell(f"{chance:.{DIGITS}f}", chance)
+            build.add(column, metric_cells(scores), random if same else None)
+    users, items = counts.pop() if same else (0, 0)
+    notes = [
+        f"The {users:,} users with a test target among the {items:,} items held out of training; nothing is trained "
+        "further. Random: the expected metrics of a random order."
+        if same
+        else "Rows or seeds hold out different numbers of items or users: they are not comparable.",
+        "A row that scores all held-out items alike has each target in the middle of them: it knows as little as a "
+        "random order.",
+    ]
     title = f"Items held out of training, {data}{comparison.suffix}"
-    return build.table(f"{comparison.name}-held-out-{data}", title, [note], "Random")
+    return build.table(f"{comparison.name}-held-out-{data}", title, notes, "Random" if same else "")
 
 
 def cold_table(comparison: Comparison, data: str) -> Table:
-    """Metrics of users and of items without training interactions; no rows without a temporal split."""
+    """Metrics of users and of items without training interactions; no columns if there are none."""
     finished = {row.name: comparison.results.finished(data, row.name) for row in comparison.rows}
     cells = {
         name: [outcome.metrics["cold"]["test"] for outcome in outcomes]
@@ -266,11 +272,18 @@ def cold_table(comparison: Comparison, data: str) -> Table:
         if outcomes and all("cold" in outcome.metrics for outcome in outcomes)
     }
     build = TableBuilder((row for row in comparison.rows if row.name in cells), comparison.results)
-    first: dict[str, Any] = next(iter(cells.values()), [{}])[0]
-    for what, counted in first.items():
-        for metric in comparison.metrics if counted["metrics"] else ():
-            scores = [Score(tuple(cell[what]["metrics"][metric] for cell in cells[row.name])) for row in build.rows]
-            build.add(Column(metric_name(metric, short=True), f"{what} ({counted[what]:,})"), metric_cells(scores))
+    for what in ("users", "items"):
+        parts = {row.name: [cell[what] for cell in cells[row.name]] for row in build.rows}
+        counts = {part[what] for found in parts.values() for part in found if part["metrics"]}
+        group = f"{what} ({counts.pop():,})" if len(counts) == 1 else what  # rows with other cores have other counts
+        for metric in comparison.metrics if any(part["metrics"] for found in parts.values() for part in found) else ():
+            scores = [
+                Score(tuple(part["metrics"][metric] for part in found))
+                if all(part["metrics"] for part in found)
+                else None
+                for found in parts.values()
+            ]
+            build.add(Column(metric_name(metric, short=True), group), metric_cells(scores))
     note = (
         "Test part, what has no training interactions: such users, and such targets of the users of the main table. A "
         "model gives equal scores after an empty history, and to new items whose content it does not read."

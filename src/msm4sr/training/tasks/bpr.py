@@ -76,7 +76,9 @@ class BPRTask(Task):
     """Minimises `bpr_loss`; an epoch has every training interaction once."""
 
     model: GraphModel
-    no_pairs = "every user has seen every item of the catalogue, so there is no unseen item to draw as a negative"
+    no_pairs = (
+        "every user with training interactions has seen every item: there is no unseen item to draw as a negative"
+    )
 
     def __init__(self, model: GraphModel, settings: StageSettings) -> None:
         super().__init__(model)
