@@ -135,6 +135,20 @@ def test_boosts_of_an_item_add_up_in_units_of_the_standard_deviation() -> None:
     assert [one.rank for one in found] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("by", ["text", "visual"])
+def test_boosts_of_scores_by_one_modality_are_in_units_of_these_scores(by: str) -> None:
+    """With mean scores, an item with both modalities has half of its product in each."""
+    recommender = make_recommender("msm4sr", modality_scores="mean")
+    seen = ["i3", "i1", "i5"]
+    (query,) = make_queries(recommender.model, recommender.catalogue, [[3, 1, 5]], by)
+    with torch.inference_mode():
+        scores = score_all(recommender.model, recommender.catalogue, query).tolist()
+    deviation = statistics.pstdev([score for score in scores if math.isfinite(score)])
+    worst = recommender.recommend(seen, by=by).items[-1]
+    (found,) = recommender.recommend(seen, 1, by=by, rules=Rules(boost_items={worst.item_id: 5})).items
+    assert (found.item_id, found.score) == (worst.item_id, pytest.approx(worst.score + 5 * deviation, abs=1e-4))
+
+
 def test_boosts_order_items_of_equal_scores() -> None:
     recommender = of_vectors("exact", torch.ones(4, 2), [(), ("a",), (), ()], Path())
     rules = Rules(boost_categories={"a": 0.1}, boost_items={"i3": 0.2})

@@ -152,9 +152,14 @@ def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
     """The standard deviation of the scores of the run's items, without the seen-item bias; 1 if all are equal.
 
     Removed and unavailable items count, so that a change of the catalogue changes no other score. Of the products of a
-    history's vector q with item vectors of covariance C, it is sqrt(q^T C q).
+    history's vector q with item vectors of covariance C, it is sqrt(q^T C q). Scores by one modality are those of the
+    items that have it.
     """
-    if query.vector is not None:
+    if query.vector is not None and query.by != BOTH and has_content(model):
+        rows = torch.arange(len(catalogue.items))
+        scores = by_modality(model, catalogue, query.by, catalogue.score(query.vector)[rows], rows)
+        variance = float(scores[scores.isfinite()].double().var(correction=0))
+    elif query.vector is not None:
         vector = query.vector.double()
         variance = float(vector @ catalogue.tensors.covariance @ vector)
     else:
