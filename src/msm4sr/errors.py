@@ -23,6 +23,12 @@ def command(*words: object) -> str:
     return f"`{shlex.join(['msm4sr', *map(str, words)])}`"
 
 
+def reason_of(error: Exception) -> str:
+    """Why a run failed, in one line: the message of an InputError, else the type of the error too."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"
+
+
 def excerpt(value: object, length: int = 60) -> str:
     """A value as it is quoted in a message, cut after `length` characters."""
     written = repr(value)

@@ -128,7 +128,7 @@ def _print_tables(results: GridResults) -> None:
         console.print(f"test, {seeds}; {comparison.split}, full ranking{comparison.suffix}", markup=False)
         _print_table(main_table(comparison))
         for table in (make(comparison, data) for data in results.data for make in (held_out_table, cold_table)):
-            if table.rows and table.columns:
+            if table.rows:
                 console.print(table.title, markup=False)
                 _print_table(table)
 

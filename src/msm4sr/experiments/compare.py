@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msm4sr.data.dataset import load_dataset
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, reason_of
 from msm4sr.executors import Executor, Lost
 from msm4sr.experiments.grid import Cell, features_folder
 from msm4sr.experiments.metrics import evaluate_stage
@@ -157,11 +157,9 @@ def run_cell(
 
 
 def _failure(cell: Cell, error: Exception, host: str) -> dict[str, Any]:
-    known = isinstance(error, InputError)
-    reason = " ".join(str(error).split())
     return {
-        "reason": reason if known else f"{type(error).__name__}: {reason}",
-        "traceback": None if known else "".join(traceback.format_exception(error)),
+        "reason": reason_of(error),
+        "traceback": None if isinstance(error, InputError) else "".join(traceback.format_exception(error)),
         "data": str(cell.data.folder),
         "settings": cell.settings.model_dump(mode="json"),
         "host": host,

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from msm4sr.data.dataset import Dataset
 from msm4sr.digests import array_digest
 from msm4sr.dotted import differences, flatten, nest, shorten
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, reason_of
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.executors import Executor, LocalExecutor, Lost
 from msm4sr.experiments.search import Choices, FloatRange, IntRange, Search, check_defaults
@@ -198,11 +198,12 @@ class TrialRunner:
             return Outcome(TrialState.COMPLETE, _value(trial, task, self.tuning, progress))
         except optuna.TrialPruned:
             return Outcome(TrialState.PRUNED)
-        except Exception as error:  # such as too little memory: repeated, it would end the study each time
+        except FloatingPointError as error:
+            return Outcome(TrialState.FAIL, reason=str(error))
+        except Exception as error:  # such as too little memory: a trial left running would end every rerun too
             if (full := full_disk(error)) is not None:
                 raise full from error
-            known = isinstance(error, (InputError, FloatingPointError))
-            return Outcome(TrialState.FAIL, reason=str(error) if known else f"{type(error).__name__}: {error}")
+            return Outcome(TrialState.FAIL, reason=reason_of(error))
 
 
 def trial_settings(tuning: Tuning, values: Mapping[str, Any]) -> RunSettings:

@@ -155,7 +155,7 @@ def score_deviation(model: Model, catalogue: Catalogue, query: Query) -> float:
     history's vector q with item vectors of covariance C, it is sqrt(q^T C q). Scores by one modality are those of the
     items that have it.
     """
-    if query.vector is not None and query.by != BOTH and has_content(model):
+    if query.vector is not None and query.by != BOTH:
         rows = torch.arange(len(catalogue.items))
         scores = by_modality(model, catalogue, query.by, catalogue.score(query.vector)[rows], rows)
         variance = float(scores[scores.isfinite()].double().var(correction=0))

@@ -114,7 +114,7 @@ def _sections(
 
 
 def _of_table(table: Table, context: bool = False) -> Iterator[Section]:
-    if table.rows and table.columns:
+    if table.rows:
         yield Section(table.title, table=table, context=context)
 
 

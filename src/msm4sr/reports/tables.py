@@ -74,9 +74,10 @@ class TableBuilder:
         self._cells.append([*cells, summary or TableCell("")])
 
     def table(self, name: str, title: str, notes: Sequence[str], summary: str = "") -> Table:
+        """The table; without columns it has no rows, so that it is not shown."""
         rows = [
             TableRow(row.label, [cells[number] for cells in self._cells], row.name in self._results.ours)
-            for number, row in enumerate(self.rows)
+            for number, row in enumerate(self.rows if self.columns else ())
         ]
         rows += [TableRow(summary, [cells[-1] for cells in self._cells], summary=True)] if summary and rows else []
         return Table(name, title, "System", self.columns, rows, notes)
@@ -250,21 +251,22 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
             chance = found[build.rows[0].name][0][f"chance_{among}"][metric]
             column, random = Column(metric_name(metric, short=True), group), TableCell(f"{chance:.{DIGITS}f}", chance)
             build.add(column, metric_cells(scores), random if same else None)
-    users, items = counts.pop() if same else (0, 0)
-    notes = [
-        f"The {users:,} users with a test target among the {items:,} items held out of training; nothing is trained "
-        "further. Random: the expected metrics of a random order."
-        if same
-        else "Rows or seeds hold out different numbers of items or users: they are not comparable.",
-        "A row that scores all held-out items alike has each target in the middle of them: it knows as little as a "
-        "random order.",
-    ]
+    note = "Rows or seeds differ in the number of held-out items or of their users: they are not comparable."
+    if same:
+        ((users, items),) = counts
+        note = (
+            f"The {users:,} users with a test target among the {items:,} items held out of training; nothing is "
+            "trained further. Random: the expected metrics of a random order."
+        )
+    tied = (
+        "A system that scores all held-out items alike ranks each target in their middle; it is no better than random."
+    )
     title = f"Items held out of training, {data}{comparison.suffix}"
-    return build.table(f"{comparison.name}-held-out-{data}", title, notes, "Random" if same else "")
+    return build.table(f"{comparison.name}-held-out-{data}", title, [note, tied], "Random" if same else "")
 
 
 def cold_table(comparison: Comparison, data: str) -> Table:
-    """Metrics of users and of items without training interactions; no columns if there are none."""
+    """Metrics of users and of items without training interactions; no rows if there are none."""
     finished = {row.name: comparison.results.finished(data, row.name) for row in comparison.rows}
     cells = {
         name: [outcome.metrics["cold"]["test"] for outcome in outcomes]
@@ -273,15 +275,13 @@ def cold_table(comparison: Comparison, data: str) -> Table:
     }
     build = TableBuilder((row for row in comparison.rows if row.name in cells), comparison.results)
     for what in ("users", "items"):
-        parts = {row.name: [cell[what] for cell in cells[row.name]] for row in build.rows}
-        counts = {part[what] for found in parts.values() for part in found if part["metrics"]}
-        group = f"{what} ({counts.pop():,})" if len(counts) == 1 else what  # rows with other cores have other counts
-        for metric in comparison.metrics if any(part["metrics"] for found in parts.values() for part in found) else ():
+        parts = [[cell[what] for cell in cells[row.name]] for row in build.rows]
+        counts = {part[what] for row in parts for part in row if part["metrics"]}
+        group = f"{what} ({min(counts):,})" if len(counts) == 1 else what  # rows with other cores have other counts
+        for metric in comparison.metrics if counts else ():
             scores = [
-                Score(tuple(part["metrics"][metric] for part in found))
-                if all(part["metrics"] for part in found)
-                else None
-                for found in parts.values()
+                Score(tuple(part["metrics"][metric] for part in row)) if all(part["metrics"] for part in row) else None
+                for row in parts
             ]
             build.add(Column(metric_name(metric, short=True), group), metric_cells(scores))
     note = (
