@@ -181,12 +181,18 @@ def test_items_that_changed_since_the_training_are_refused(
     assert f"{copy_of_run}: training is incomplete: continue with `msm4sr run ... --resume`" in message
 
 
-def test_a_history_needs_the_model_folder_only(cli: Cli, refused: Refused, trained: Trained, copy_of_run: Path) -> None:
+def test_a_history_and_rules_need_the_model_folder_only(
+    cli: Cli, refused: Refused, trained: Trained, copy_of_run: Path, shop: Path
+) -> None:
+    category = pl.read_parquet(shop / "items.parquet")["categories"][2][0]
     config = copy_of_run / "config.yaml"
     lines = config.read_text().splitlines()
     config.write_text("\n".join("data: /nowhere" if line.startswith("data:") else line for line in lines))
     history = ["--history", "toy-0001", "toy-0002"]
-    assert cli("recommend", copy_of_run, *history).out == cli("recommend", trained.folder, *history).out
+    for rules in ([], ["--exclude-category", category], ["--include-category", category]):
+        without, expected = (cli("recommend", run, *history, *rules).out for run in (copy_of_run, trained.folder))
+        assert without.startswith("/nowhere: no such folder")
+        assert without.endswith(expected)
     message = refused("recommend", copy_of_run, "--user", "user-00007")
     assert "/nowhere" in message
     assert "--user needs the data of the run; --history needs only its model folder" in message
@@ -208,6 +214,7 @@ def test_rules_filter_boost_and_diversify(cli: Cli, trained: Trained, shop: Path
     assert listed("--exclude-category", price) == [item for item in plain if item not in only]
     assert listed("--exclude-item", plain[0], "--exclude-item", plain[2]) == [plain[1], *plain[3:]]
     assert listed("--boost-item", f"{plain[-1]}=50")[0] == plain[-1]
+    assert listed("--boost-item", f"{plain[-1]}=50", "--boost-item", f"{plain[-1]}=0")[0] == plain[-1]  # they add up
     assert listed("--boost-category", f"{price}=50")[: len(only)] == only
     diverse = listed("--diversity", "0.9")
     assert diverse[0] == plain[0]

@@ -52,6 +52,7 @@ def test_a_port_in_use_is_refused(refused: Refused, trained: Trained, tmp_path: 
     ("index", "says"),
     [
         ("qdrnt=http://localhost:1", "error: --index: there is no vector index 'qdrnt', only "),
+        ("exact=http://localhost:1", "--index exact=http://localhost:1: exact has no address; write --index exact"),
         ("qdrant", "--index qdrant=: give the address of the server, --index qdrant=http://HOST:6333"),
         (
             "qdrant=http://127.0.0.1:{port}",

@@ -76,6 +76,8 @@ def test_categorical_ids_become_strings(tmp_path: Path) -> None:
         ({"timestamp": [1.0, 2.5, 3.0]}, r"column 'timestamp' is Float64;.*does not convert is row 2: 2.5"),
         ({"timestamp": [1.0, 2.0, float("nan")]}, r"column 'timestamp' is Float64;.*row 3: nan"),
         ({"timestamp": [True, False, True]}, r"column 'timestamp' is Boolean; it should be int64"),
+        ({"Timestamp": [3, 2, 1]}, r"columns 3 and 4 are both named 'timestamp' and 'Timestamp'; rename one"),
+        ({"file_row_number": [0, 1, 2]}, r"column 'file_row_number' has a reserved name; rename or drop it"),
         ({"timestamp": None, "position": ["x"] * 3}, r"column 'position' is String; it should be int32.*row 1"),
     ],
 )

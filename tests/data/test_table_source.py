@@ -333,19 +333,33 @@ def test_a_rating_column_without_a_lowest_rating_is_refused(shop: Path) -> None:
 # Drops
 
 
+def test_a_long_value_before_an_empty_one_is_read(shop: Path) -> None:
+    prepare(shop, items=ITEMS + f'd,"{"long, " * 50_000}",,,\n')
+    assert rows(shop, "items")[-1][1] == ("long, " * 50_000).strip()
+
+
 def test_rows_without_ids_are_dropped_and_counted(shop: Path) -> None:
     log, items = LOG + ",a,1\nu, ,1\n,,\n", ITEMS + ",nameless,,,\n"
     with pytest.raises(InputError, match=r"log\.csv: column 'user_id', data row 5: no ID; correct it, or drop .*\(1\)"):
         prepare(shop, log, ITEMS)
     with pytest.raises(InputError, match=r"items\.csv: column 'item_id', data row 4: no ID"):
         prepare(shop, LOG, items)
-    report = prepare(shop, log, items, max_invalid_fraction=0.3)
+    with pytest.raises(InputError, match=r"'user_id', data row 5: no ID; correct it, or drop invalid rows \(2\) with"):
+        prepare(shop, log, items, max_invalid_fraction=0.3)  # a sixth for each reason, a third together
+    report = prepare(shop, log, items, max_invalid_fraction=0.34)
     assert dropped(report) == {
         "items without an ID": 1,
         "interactions without a user ID": 1,
         "interactions without an item ID": 1,
     }
     assert len(rows(shop)) == 4
+
+
+def test_invalid_rows_are_counted_for_all_reasons_together(shop: Path) -> None:
+    log = LOG + "u,a,soon\nu,a,-5\n"
+    with pytest.raises(InputError, match=r"column 'timestamp', data row 6: '-5' is before 1970"):
+        prepare(shop, log, max_invalid_fraction=0.3)
+    assert sum(dropped(prepare(shop, log, max_invalid_fraction=0.34)).values()) == 2
 
 
 def test_unknown_items_are_dropped_and_counted_with_an_example(shop: Path) -> None:

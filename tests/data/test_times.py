@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def recbole(folder: Path, times: list[Any], items: str = "abcdefgh", **settings:
     rows = [f"u\t{item}\t{time}\n" for item, time in zip(items, times, strict=False)]
     (folder / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(rows))
     return prepare(RecBole(inter=folder, **settings), folder / "out")
+
+
+def dates(folder: Path, dtype: pl.DataType, times: list[Any]) -> PrepareReport:
+    """A history of the items a, b, c ... at these times, prepared from a Parquet file in the folder `logs`."""
+    (folder / "logs").mkdir()
+    moments = pl.Series(times, dtype=dtype if dtype.is_decimal() else pl.Int64).cast(dtype)
+    log = pl.DataFrame({"user_id": "u", "item_id": list("abc"[: len(times)]), "timestamp": moments})
+    log.write_parquet(folder / "logs" / "a.parquet")
+    return prepare(Tables(interactions=folder / "logs", items=None), folder / "out")
 
 
 def prepared(folder: Path) -> list[tuple[str, int]]:
@@ -139,6 +149,49 @@ def test_nanoseconds_of_a_parquet_file_order_a_history(tmp_path: Path) -> None:
     log.write_parquet(tmp_path / "log.parquet")
     prepare(Tables(interactions=tmp_path / "log.parquet", items=None), tmp_path / "out")
     assert history(tmp_path) == "cba"
+
+
+def test_files_in_different_units_of_a_second_are_read_exactly(tmp_path: Path) -> None:
+    for name, unit, times in (("a", "ns", [NOON * 10**9 + 2, NOON * 10**9 + 1]), ("b", "us", [NOON * 10**6 + 1])):
+        moments = pl.Series(times, dtype=pl.Int64).cast(pl.Datetime(unit))  # type: ignore[arg-type]
+        log = pl.DataFrame({"user_id": "u", "item_id": [f"{name}{time % 10}" for time in times], "timestamp": moments})
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        log.write_parquet(tmp_path / "logs" / f"{name}.parquet")
+    report = prepare(Tables(interactions=tmp_path / "logs", items=None), tmp_path / "out")
+    assert "(ns)" in report.order
+    assert [item for item, _ in prepared(tmp_path)] == ["a1", "a2", "b1"]
+
+
+def test_dates_beyond_what_nanoseconds_hold_are_read_in_microseconds(tmp_path: Path) -> None:
+    report = dates(tmp_path, pl.Datetime("ns"), [NOON * 10**9 + 1, NOON * 10**9])
+    assert "(ns)" in report.order
+    late = pl.DataFrame({"user_id": "v", "item_id": "z", "timestamp": [datetime(2300, 1, 1)]})
+    late.write_parquet(tmp_path / "logs" / "b.parquet")
+    report = prepare(Tables(interactions=tmp_path / "logs", items=None), tmp_path / "late")
+    assert "(iso)" in report.order
+    assert any("1 different times become equal" in note for note in report.notes)
+
+
+def test_decimal_times_keep_every_digit(tmp_path: Path) -> None:
+    dates(tmp_path, pl.Decimal(38, 0), [Decimal(NOON * 10**9 + n) for n in (200, 100, 0)])
+    assert history(tmp_path) == "cba"
+
+
+def test_files_of_which_some_have_a_time_zone_are_refused(tmp_path: Path) -> None:
+    dates(tmp_path, pl.Datetime("us", "Europe/Berlin"), [NOON * 10**6])
+    for zone in (None, "UTC"):
+        log = pl.DataFrame({"user_id": "u", "item_id": "b", "timestamp": pl.Series([NOON * 10**6], dtype=pl.Int64)})
+        log.cast({"timestamp": pl.Datetime("us", zone)}).write_parquet(tmp_path / "logs" / "b.parquet")
+        with pytest.raises(
+            InputError, match=r"b\.parquet: column 'timestamp' holds dates, but dates with a time zone in"
+        ):
+            prepare(Tables(interactions=tmp_path / "logs", items=None), tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("time", ["1_600_000_001", "１６００００００００"])
+def test_numbers_that_only_python_reads_are_invalid(tmp_path: Path, time: str) -> None:
+    with pytest.raises(InputError, match=rf"1 times that are no number \(first: line 3: '{time}'\)"):
+        recbole(tmp_path, [NOON, time])
 
 
 def test_the_unit_can_be_named_for_each_source(tmp_path: Path) -> None:

@@ -32,14 +32,16 @@ def prepared(folder: Path, users: str) -> tuple[Path, list[str]]:
 
 
 def test_a_table_of_users_is_prepared_with_types_and_without_strangers(tmp_path: Path) -> None:
-    text = "age,customer,plan,since\n34,003, pro ,2020\n,000,,2021.5\n99,stranger,free,1\n51,001,free,1\n"
+    text = (
+        "age,customer,plan,since,zip\n34,003, pro ,2020,01234\n,000,,2021.5,\n99,stranger,free,1,1\n51,001,free,nan,9\n"
+    )
     out, lines = prepared(tmp_path, text)
     users = read_users(out)
     assert users is not None
     assert users.to_dicts() == [
-        {"user_id": "003", "age": 34, "plan": "pro", "since": 2020.0},
-        {"user_id": "000", "age": None, "plan": None, "since": 2021.5},
-        {"user_id": "001", "age": 51, "plan": "free", "since": 1.0},
+        {"user_id": "003", "age": 34, "plan": "pro", "since": 2020.0, "zip": "01234"},
+        {"user_id": "000", "age": None, "plan": None, "since": 2021.5, "zip": None},
+        {"user_id": "001", "age": 51, "plan": "free", "since": None, "zip": "9"},
     ]
     assert "user column   plan, 3 users" in lines
     assert any("2 of 5 users have no row in the table of users" in line for line in lines)
@@ -67,6 +69,7 @@ def test_without_a_table_there_is_none(tmp_path: Path) -> None:
         ("id,plan\n000,a\n", "users.csv: no column 'customer'; the file has: id, plan"),
         ("customer,plan\n000,a\n,b\n", "users.csv: column 'customer', row 2: no ID; every user needs one"),
         ("customer,plan\n000,a\n001,b\n000,c\n", "users.csv: column 'customer', rows 1 and 3: both are '000'"),
+        ("customer,plan\n", "users.csv: no rows; add the users, or omit the table"),
         ("customer\n000\n", "users.csv: only the column 'customer'; add columns to compare users by"),
         (
             "customer,plan\n0,a\n1,b\n",

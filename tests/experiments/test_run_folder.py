@@ -250,6 +250,7 @@ def test_the_model_folder_is_self_contained(run: Run) -> None:
     assert torch.equal(*scores)
     items = json.loads((run.folder / "model" / "items.json").read_text())
     assert items["item_ids"] == items["titles"] == dataset.item_ids  # the title of an item without one is its id
+    assert items["categories"] == [list(names or ()) for names in dataset.items["categories"].to_list()]
     assert items["interactions"] == training_counts(dataset).tolist()
 
 

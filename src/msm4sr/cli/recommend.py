@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,11 +90,11 @@ def recommend(
 
 
 def _boosts(option: str, values: list[str]) -> dict[str, float]:
-    boosts = {}
+    boosts = defaultdict[str, float](float)  # those of one name add up
     for value in values:
         name, equals, number = value.rpartition("=")
         try:
-            boosts[name] = float(number)
+            boosts[name] += float(number)
         except ValueError:
             equals = ""
         if not equals:

@@ -27,7 +27,7 @@ from typing import Any
 import polars as pl
 
 from msm4sr.digests import file_digest
-from msm4sr.errors import InputError, first_line
+from msm4sr.errors import InputError, excerpt, first_line
 from msm4sr.registry import closest
 
 INTERACTIONS = "interactions.parquet"
@@ -129,6 +129,17 @@ def require_columns(path: Path, columns: Iterable[str], existing: Iterable[str],
             raise InputError(f"{path}: no column '{column}'; the file has: {names}{more}{hint}{advice}")
 
 
+def refuse_duplicates(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError if two columns of a file have the same name, but for case and blanks."""
+    plain = ["".join(name.split()).casefold() for name in names]
+    for place, name in enumerate(plain):
+        if name and (first := plain.index(name)) < place:
+            both = "" if names[first] == names[place] else f" and {excerpt(names[place])}"
+            raise InputError(
+                f"{path}: columns {first + 1} and {place + 1} are both named {excerpt(names[first])}{both}; rename one"
+            )
+
+
 def id_strings(column: pl.Series, path: Path) -> pl.Series:
     """IDs as strings. Raises InputError for a type that is neither string nor integer: 7.0 and 7 would differ."""
     if not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
@@ -192,6 +203,9 @@ def changed_tables(folder: Path) -> list[Path]:
 def _open_interactions(folder: Path) -> tuple[Path, pl.Schema, str]:
     """The file of the interactions, its columns, and the one that histories are ordered by."""
     path, schema = _open(folder, INTERACTIONS, ["user_id", "item_id"])
+    refuse_duplicates(path, list(schema))  # DuckDB ignores case
+    if reserved := next((name for name in schema if name.casefold() == "file_row_number"), None):
+        raise InputError(f"{path}: column '{reserved}' has a reserved name; rename or drop it")
     order = next((column for column in ORDER_COLUMNS if column in schema), None)
     if order is None:
         missing = "no column 'timestamp' (seconds) nor 'position' (0, 1, 2 ... within the user)"

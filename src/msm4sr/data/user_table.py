@@ -31,6 +31,8 @@ def check_users(table: pl.DataFrame, path: Path, user: str = "user_id") -> pl.Da
     Raises InputError for a missing column, an ID that is null, empty or repeated, or a column of another type.
     """
     require_columns(path, [user], table.columns)
+    if table.is_empty():
+        raise InputError(f"{path}: no rows; add the users, or omit the table")
     ids = stripped(id_strings(table[user], path)).rename("user_id")
     if ids.has_nulls():
         row = int(ids.is_null().arg_max() or 0) + 1
@@ -47,7 +49,10 @@ def check_users(table: pl.DataFrame, path: Path, user: str = "user_id") -> pl.Da
 
 
 def parse_users(table: pl.DataFrame) -> pl.DataFrame:
-    """A table as read from text: a column of which every value is a number becomes one; empty values become null."""
+    """A table as read from text: a column of which every value is a number becomes one; empty values become null.
+
+    Numbers with leading zeros are codes, which stay texts.
+    """
     return table.with_columns(_parsed(table[name]) for name in table.columns if name != "user_id")
 
 
@@ -55,10 +60,12 @@ def _parsed(column: pl.Series) -> pl.Series:
     if column.dtype != pl.String:
         return column
     column = stripped(column)
+    if column.str.contains(r"^0\d").any():
+        return column
     for kind in (pl.Int64, pl.Float64):
         numbers = column.cast(kind, strict=False)
         if numbers.null_count() == column.null_count() and column.null_count() < len(column):
-            return numbers
+            return numbers.fill_nan(None)
     return column
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from itertools import chain, pairwise
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Items
-from msm4sr.data.schema import read_interactions, read_items
+from msm4sr.data.schema import ITEM_COLUMNS, read_interactions, read_items
 from msm4sr.errors import InputError, command
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items
 from msm4sr.experiments.run import Run, open_run, read_metrics
@@ -32,6 +33,8 @@ from msm4sr.recommend.scoring import make_queries
 from msm4sr.recommend.users import UserHistories
 from msm4sr.tensor_files import read_checksum
 
+logger = logging.getLogger(__name__)
+
 QUERIES = 500  # histories to measure the recall of an approximate index
 RANDOM_LENGTH = 10  # items of a random history
 
@@ -41,8 +44,8 @@ def load_recommender(
 ) -> Recommender:
     """The recommender of a finished run.
 
-    Only the model folder is needed; images, texts and categories are read from the data set if it still exists, and
-    the histories of its users when one is asked for.
+    Only the model folder is needed; texts and images are read from the data set if it still exists, and the histories
+    of its users when one is asked for.
 
     Args:
         folder: the run folder.
@@ -74,7 +77,7 @@ def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(
     weights = (read_metrics(run.folder) or {}).get("identity", {}).get("model.safetensors")
     if weights not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
         raise InputError(f"{run.folder / 'model'}: of another run; {command('evaluate', run.folder)} writes it again")
-    items = with_content(run, stored)
+    items = _with_content(run, stored)
     catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
     found = encoder = None
     if is_factorized(model):
@@ -106,17 +109,19 @@ def export_run(folder: Path, out: Path) -> list[Path]:
     return export_onnx(model, stored.item_ids, stored.titles, out, run.folder.resolve().name)
 
 
-def with_content(run: Run, stored: StoredItems) -> Items:
-    """The items of the stored model, with their content if the data set still exists."""
-    names = pl.List(pl.String)
+def _with_content(run: Run, stored: StoredItems) -> Items:
+    """The items of the stored model, with their texts and images if the data set can be read."""
+    schema = {name: ITEM_COLUMNS[name] for name in ("item_id", "text", "image")}
     try:
-        known = read_items(run.data)
-    except InputError:
-        known = pl.DataFrame(schema={"item_id": pl.String, "text": pl.String, "categories": names, "image": names})
+        known = read_items(run.data).select(*schema)
+    except InputError as error:
+        logger.warning("%s; the run is loaded without the texts and images of its items", error)
+        known = pl.DataFrame(schema=schema)
     frame = pl.DataFrame({"item_id": stored.item_ids}).join(known, on="item_id", how="left", maintain_order="left")
     # the stored title of an item without one is its id
     named = [None if title == item_id else title for title, item_id in zip(stored.titles, stored.item_ids, strict=True)]
-    return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String)))
+    categories = pl.Series("categories", stored.categories, pl.List(pl.String))
+    return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String), categories))
 
 
 def image_keywords(run: Run) -> Mapping[str, list[str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msm4sr.data.dataset import Dataset, item_categories, training_counts
+from msm4sr.data.items import Items
 from msm4sr.digests import json_digest
 from msm4sr.errors import InputError, command, first_line
 from msm4sr.experiments.run import Run
@@ -22,6 +24,7 @@ class StoredItems(NamedTuple):
 
     item_ids: list[str]
     titles: list[str]  # the id of an item without one
+    categories: list[list[str]]
     interactions: list[int]  # in training
 
 
@@ -31,8 +34,9 @@ def save_model(run: Run, dataset: Dataset, model: Model, result: Mapping[str, An
     about = result["run"]
     known = {name: about[name] for name in ("data", "preset", "seed", "users", "items", "interactions", "protocol")}
     model.save_pretrained(folder, TrainingSummary(**known, metrics=metric_columns(result)))
-    titles = [title or item for title, item in zip(dataset.items["title"], dataset.item_ids, strict=True)]
-    write_items(folder, StoredItems(dataset.item_ids, titles, training_counts(dataset).tolist()))
+    items = Items.from_frame(dataset.items)
+    names, categories = [*map(items.name, range(len(items)))], [*map(list, items.categories)]
+    write_items(folder, StoredItems(items.item_ids, names, categories, training_counts(dataset).tolist()))
     write_row_ids(folder, row_ids(dataset, model))
 
 
@@ -108,8 +112,8 @@ def read_stored_items(run: Run) -> StoredItems:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         items = StoredItems(*(stored[name] for name in StoredItems._fields))
-        if not all(isinstance(text, str) for text in [*items.item_ids, *items.titles]):
-            raise ValueError("an id or a title is no text")
+        if not all(isinstance(text, str) for text in chain(items.item_ids, items.titles, *items.categories)):
+            raise ValueError("an id, a title or a category is no text")
         complete = len({len(column) for column in items}) == 1
         if not complete or stored["checksum"] != _checksum(file.parent, items):
             raise InputError(f"{file}: does not belong to model.safetensors; {remedy}")
@@ -124,6 +128,6 @@ def read_stored_items(run: Run) -> StoredItems:
 
 
 def _checksum(folder: Path, items: StoredItems) -> str:
-    """Binds the items to the weights of the model; titles may be edited."""
+    """Binds the items to the weights of the model; titles and categories may be edited."""
     weights = read_checksum(folder / "model.safetensors", "`msm4sr evaluate RUN` writes it again")
     return json_digest(items.item_ids, items.interactions, weights)

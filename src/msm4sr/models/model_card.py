@@ -20,8 +20,8 @@ from msm4sr import from_pretrained
 model = from_pretrained(".")  # this folder, or the name of the model on the hub: "organisation/name"
 ```
 
-Weights and settings are in `model.safetensors` and `config.json`. `items.json`, where it exists, has the ids, titles
-and training interactions of the items, in the order of the model's rows.
+Weights and settings are in `model.safetensors` and `config.json`. `items.json`, where it exists, has the ids, titles,
+categories and training interactions of the items, in the order of the model's rows.
 """
 
 

@@ -31,7 +31,7 @@ class Cleaner:
                 malformed = ids.str.contains(NOT_IN_IDS) | (ids.str.len_chars() > LONGEST_ID)
                 if malformed.any():
                     example = self._example(block, malformed, table, ids)
-                    self._report.drop(self._malformed(table, name), int(malformed.sum()), example)
+                    self._report.drop_invalid(table, self._malformed(table, name), int(malformed.sum()), example)
                     block = block.filter(~malformed)
         return block
 
@@ -55,13 +55,13 @@ class Cleaner:
                 block = block.with_columns(pl.when(~empty).then(cleaned).alias(column))
         return block
 
-    def check(self, table: str, read: int, path: Path) -> None:
-        """Add the notes. Raises InputError if more IDs are malformed than the rules allow."""
+    def check(self, table: TableName, path: Path) -> None:
+        """Add the notes. Raises InputError if IDs are malformed and more rows invalid than allowed."""
         self._report.notes += [f"{drop.count:,} {drop.reason} (first: {drop.example})" for drop in self._found.values()]
         self._found.clear()
         reasons = [self._malformed(table, name) for name in ("user ID", "item ID")]
         wrong = [drop for drop in self._report.dropped if drop.reason in reasons]
-        if sum(drop.count for drop in wrong) > self._report.rules.max_invalid_fraction * read:
+        if wrong and self._report.too_many_invalid(table):
             raise InputError(
                 f"{path}: {wrong[0].count:,} {wrong[0].reason} (first: {wrong[0].example}); correct them, or drop such "
                 "rows with --max-invalid-fraction"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from msm4sr.data.preparation.lists import LISTED, written_list
-from msm4sr.errors import InputError, excerpt
+from msm4sr.errors import InputError
 
 
 def stripped(column: pl.Series) -> pl.Series:
@@ -35,14 +34,3 @@ def text_column(column: pl.Series, path: Path, separator: str = "\n") -> pl.Seri
             texts.scatter(listed.arg_true(), [separator.join(written_list(text)) for text in texts.filter(listed)])
         )
     return texts
-
-
-def refuse_duplicates(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError if two columns of a file have the same name, but for case and blanks."""
-    plain = ["".join(name.split()).casefold() for name in names]
-    for place, name in enumerate(plain):
-        if name and (first := plain.index(name)) < place:
-            both = "" if names[first] == names[place] else f" and {excerpt(names[place])}"
-            raise InputError(
-                f"{path}: columns {first + 1} and {place + 1} are both named {excerpt(names[first])}{both}; rename one"
-            )

@@ -44,7 +44,7 @@ class Numbering:
                 parts.append(write_part(block.with_columns(code=codes), self._database.folder, len(parts)))
                 self.catalogue_rows += len(block)
         path = self._source.files[-1]
-        self._cleaner.check("items", report.items_read, path)
+        self._cleaner.check("items", path)
         if not parts:
             raise InputError(f"{path}: no item with an ID in {report.items_read:,} rows")
         run, listed = self._database.run, parquet_files(parts)
@@ -62,7 +62,7 @@ class Numbering:
         """Number all interactions. Raises InputError if nothing is left."""
         report, database, path = self._report, self._database, self._source.files[0]
         parts = list(self._spill(blocks))
-        self._cleaner.check("interactions", report.interactions_read, path)
+        self._cleaner.check("interactions", path)
         report.steps.append({"step": "read", "interactions": report.interactions_read})
         if not parts:
             raise report.nothing_left(path)

@@ -125,7 +125,7 @@ def read_blocks(
         yield _in_order(found)
     setattr(report, f"{table}_read", invalid.rows)
     for drop in invalid.reasons.values():
-        report.drop(f"{table}: {drop.reason}", drop.count, f"{path.name}, {drop.example}")
+        report.drop_invalid(table, f"{table}: {drop.reason}", drop.count, f"{path.name}, {drop.example}")
 
 
 class _Parser:

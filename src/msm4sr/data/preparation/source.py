@@ -80,6 +80,8 @@ class PrepareReport:
     # Name of each step, with the number of interactions, users and seen items after it.
     steps: list[dict[str, int | str]] = field(default_factory=list)
     dropped: list[Drop] = field(default_factory=list)
+    # Rows of each table that could not be read; they are among the dropped.
+    invalid: dict[TableName, int] = field(default_factory=lambda: {"interactions": 0, "items": 0})
     notes: list[str] = field(default_factory=list)
     user_columns: list[str] = field(default_factory=list)  # of the table of users, if there is one
     users_described: int = 0  # users with a row in it
@@ -91,6 +93,16 @@ class PrepareReport:
             known.count += count
         elif count:
             self.dropped.append(Drop(reason, count, example))
+
+    def drop_invalid(self, table: TableName, reason: str, count: int, example: str) -> None:
+        """Count rows that cannot be read."""
+        self.drop(reason, count, example)
+        self.invalid[table] += count
+
+    def too_many_invalid(self, table: TableName) -> bool:
+        """Whether more rows, for all reasons together, are invalid than the rules allow."""
+        read = self.interactions_read if table == "interactions" else self.items_read or 0
+        return self.invalid[table] > self.rules.max_invalid_fraction * read
 
     def nothing_left(self, path: Path, advice: str = "") -> InputError:
         """The error if no interaction is left; it says what was dropped."""

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import polars as pl
 
-from msm4sr.data.preparation.columns import refuse_duplicates
 from msm4sr.data.preparation.reading import CR_ONLY, DAMAGE, NO_UTF8, read_chunks
 from msm4sr.data.preparation.source import Place
-from msm4sr.data.schema import UNREADABLE, read_parquet
+from msm4sr.data.schema import UNREADABLE, read_parquet, refuse_duplicates
 from msm4sr.errors import InputError, excerpt, first_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -222,7 +221,7 @@ def _broken_row(chunk: bytes, first: int, delimiter: str, header: bytes) -> str 
     """The first line of a chunk that is not a valid row, and why; None if all are valid."""
     apart = re.escape(delimiter)
     proper = re.compile(rf'(?:(?:"(?:[^"]|"")*"|[^"{apart}]*)(?:{apart}|$))*')
-    expected = len(next(csv.reader([header.decode().rstrip("\n")], delimiter=delimiter))) if header else 0
+    expected = _count_fields(header.decode().rstrip("\n"), delimiter) if header else 0
     try:
         for line, record in _records(chunk, first):
             if not record:
@@ -231,13 +230,18 @@ def _broken_row(chunk: bytes, first: int, delimiter: str, header: bytes) -> str 
                 return f"line {line}: a quotation mark opens and none closes"
             if not proper.fullmatch(record):
                 return f'line {line}: a quotation mark inside a value; quote the value and write "" for it'
-            fields = len(next(csv.reader([record], delimiter=delimiter)))
+            fields = _count_fields(record, delimiter)
             expected = expected or fields
             if fields != expected:
                 return f"line {line}: {fields} fields where the header has {expected}"
     except UnicodeDecodeError as error:
         return _undecodable(error)
     return None
+
+
+def _count_fields(record: str, delimiter: str) -> int:
+    """The number of fields of a row, of any length (csv refuses those over 128 KiB)."""
+    return re.sub(r'"(?:[^"]|"")*"', "", record).count(delimiter) + 1
 
 
 def _bare_cr(chunk: bytes, first: int) -> str | None:

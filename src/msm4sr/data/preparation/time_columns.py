@@ -13,6 +13,7 @@ from msm4sr.data.preparation.table_files import Block, TableFiles
 from msm4sr.data.preparation.times import TimeUnit, as_numbers, from_iso
 from msm4sr.errors import InputError
 
+OVERFLOW = 2262  # the year in which nanoseconds since 1970 exceed 64 bits
 FINER = r"[.,]\d{6}\d{0,2}[1-9]"  # than a microsecond
 
 
@@ -48,16 +49,14 @@ class TimeColumn:
         for path in self._files.paths:
             dtype = self._files.dtype(path, self.name)
             plain_column(pl.Series(self.name, [], dtype), path, "a number, a date or a text")
-            kinds.append("dates" if dtype.is_temporal() else "texts" if dtype == pl.String else "numbers")
+            kinds.append(_kind(dtype))
             if kinds[-1] != kinds[0]:
                 here = f"{path}: column '{self.name}' holds {kinds[-1]}, but {kinds[0]} in {first.name}"
                 raise InputError(f"{here}; write all files alike")
-        if kinds[0] == "dates":
+        if dtype.is_temporal():
             if self._written not in ("auto", "iso"):
                 raise InputError(f"{self._where(first)} holds dates ({dtype}); set time_unit to iso")
-            self._dates, nanoseconds = True, pl.Datetime("ns")
-            finer = dtype == nanoseconds and any((t.dt.epoch("ns") % 1000 != 0).any() for _, t in self._blocks())
-            self.unit = "ns" if finer else "iso"
+            self._dates, self.unit = True, "ns" if self._dates_fit_nanoseconds() else "iso"
         elif kinds[0] == "texts" and self._written in ("auto", "iso"):
             self._decide_by_texts(report)
         self._dates |= self._written == "iso"
@@ -66,11 +65,12 @@ class TimeColumn:
 
     def numbers(self, times: pl.Series) -> tuple[pl.Series, int]:
         """Times of the column as int64 or float64, null for what is none; and how many times became equal."""
-        times = stripped(times)
+        times = stripped(times.cast(pl.String) if times.dtype.is_decimal() else times)
         if not self._dates:
             return as_numbers(times)
         if times.dtype.is_temporal():
-            return times.dt.epoch("ns" if self.unit == "ns" else "us"), 0
+            elapsed = times.dt.epoch("ns" if self.unit == "ns" else "us")
+            return elapsed, times.n_unique() - elapsed.n_unique()
         if times.dtype.is_integer():
             times = times.cast(pl.String)
         texts = times.drop_nulls().unique()
@@ -97,6 +97,16 @@ class TimeColumn:
             return
         self._check_offsets(naive, zoned, report)
         self._dates, self.unit = True, "ns" if finer and self._fit_nanoseconds() else "iso"
+
+    def _dates_fit_nanoseconds(self) -> bool:
+        """`_fit_nanoseconds` of columns of dates."""
+        finer = False
+        for _, times in self._blocks():
+            if (times.dt.year() >= OVERFLOW).any():
+                return False
+            nanoseconds = isinstance(times.dtype, pl.Datetime) and times.dtype.time_unit == "ns"
+            finer = finer or (nanoseconds and bool((times.dt.epoch("ns") % 1000 != 0).any()))
+        return finer
 
     def _fit_nanoseconds(self) -> bool:
         """Whether nanoseconds are needed, and hold all dates."""
@@ -127,3 +137,11 @@ class TimeColumn:
 
     def _where(self, path: object) -> str:
         return f"{path}: column '{self.name}'"
+
+
+def _kind(dtype: pl.DataType) -> str:
+    """What a column of a file holds; all files of a table hold the same."""
+    if not dtype.is_temporal():
+        return "texts" if dtype == pl.String else "numbers"
+    zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else None
+    return "dates" if zone in (None, "UTC") else "dates with a time zone"

@@ -163,8 +163,13 @@ class Times:
         report, unit = self._report, self._report.time_unit
         wrong = {name: self._cases[name] for name in IMPOSSIBLE if name in self._cases}
         others = {name: self._cases[name] for name in SCALES if name in self._cases and name != unit}
-        count = sum(case.rows for case in [*wrong.values(), *others.values()])
-        if count > report.rules.max_invalid_fraction * report.interactions_read:
+        for case in wrong.values():
+            shown = self._example(case, value=False)
+            report.drop_invalid("interactions", "interactions: impossible dates", case.rows, shown)
+        for case in others.values():
+            reason = "interactions whose time is in another unit"
+            report.drop_invalid("interactions", reason, case.rows, self._example(case))
+        if report.too_many_invalid("interactions"):
             for name, case in wrong.items():
                 expected = f"; expected {UNITS[unit]} (time_unit {written})" if unit else ""
                 raise self._error(case, f"is {name}{expected}")
@@ -175,10 +180,6 @@ class Times:
                 f"seems to be in {UNITS[name]}, but '{self._shown(usual)}' in {self._beside(case, usual)} in "
                 f"{UNITS[unit]} ({case.rows:,} and {usual.rows:,} rows); write all in one unit, or pass --time-unit",
             )
-        for case in wrong.values():
-            report.drop("interactions: impossible dates", case.rows, self._example(case, value=False))
-        for case in others.values():
-            report.drop("interactions whose time is in another unit", case.rows, self._example(case))
 
     def _beside(self, case: Case, other: Case) -> str:
         """Where the other case is, for a message that names the place of the first."""

@@ -17,12 +17,11 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from msm4sr.data.preparation.columns import refuse_duplicates
 from msm4sr.data.preparation.lists import split_list, written_list
 from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, InvalidRow, read_blocks, read_header
 from msm4sr.data.preparation.source import SOURCES, PrepareReport, Source
 from msm4sr.data.preparation.times import UNIT_HELP, TimeUnit, as_numbers, from_iso
-from msm4sr.data.schema import ITEM_COLUMNS, require_columns
+from msm4sr.data.schema import ITEM_COLUMNS, refuse_duplicates, require_columns
 from msm4sr.errors import InputError, excerpt
 
 TITLES = ("title", "movie_title", "item_name", "name")
@@ -185,6 +184,6 @@ def _rating(field: str) -> float | None:
 
 def _number(field: str, what: str, hint: str = "") -> float:
     with suppress(ValueError):
-        if math.isfinite(number := float(field)):
+        if field.isascii() and "_" not in field and math.isfinite(number := float(field)):  # Python reads both
             return number
     raise InvalidRow(f"{what} that are no number", excerpt(field) + hint)

@@ -131,7 +131,7 @@ class Tables(Source):
         report.interactions_read -= checks.blank_lines
         if not report.interactions_read:
             raise InputError(f"{self.interactions}: no rows, only a header")
-        checks.check(report.interactions_read)
+        checks.check()
         if ties:
             report.notes.append(
                 f"column '{self.time}': {ties:,} different times become equal, since they have too many digits; rows "
@@ -180,7 +180,7 @@ class Tables(Source):
                 separators.add(rows["categories"].drop_nulls())
             yield rows
         report.items_read -= checks.blank_lines
-        checks.check(report.items_read)
+        checks.check()
         if self.images is None and content["image"] and not urls:
             if "image" in self.model_fields_set:
                 raise InputError(f"column '{self.image}' holds images: name their folder (--images)")
@@ -216,12 +216,11 @@ class Tables(Source):
 
 
 class _InvalidRows:
-    """Counts invalid rows of a table by reason. More than the allowed fraction are an error."""
+    """Counts invalid rows of a table. More than the allowed fraction are an error."""
 
     def __init__(self, table: TableName, report: PrepareReport) -> None:
         self._table, self.report = table, report
-        self._problems: dict[str, str] = {}  # of each reason, the first case
-        self._counts: Counter[str] = Counter()
+        self._problem = ""  # the first
         self.blank_lines = 0
 
     def add(self, wrong: pl.Series, reason: str, problem: str, block: Block) -> None:
@@ -229,11 +228,10 @@ class _InvalidRows:
         first, count = int(wrong.arg_max() or 0), int(wrong.sum())
         if count:
             place = f"data row {block.before_in_file + first + 1}"
-            self._problems.setdefault(reason, f"{block.path}: {problem.replace('{place}', place)}")
-            self._counts[reason] += count
-            self.report.drop(reason, count, f"{block.path.name}, {place}")
+            self._problem = self._problem or f"{block.path}: {problem.replace('{place}', place)}"
+            self.report.drop_invalid(self._table, reason, count, f"{block.path.name}, {place}")
             if not self.report.rules.max_invalid_fraction:
-                self.check(0)
+                self.check()
 
     def without_id(self, missing: pl.Series, reason: str, column: str, block: Block) -> None:
         """Count rows without an ID; blank lines are no rows."""
@@ -242,12 +240,12 @@ class _InvalidRows:
             self.blank_lines += int((missing & blank).sum())
             self.add(missing & ~blank, reason, f"column '{column}', {{place}}: no ID", block)
 
-    def check(self, read: int) -> None:
-        """Raise InputError if one reason has more than the allowed fraction of the rows that were read."""
-        for reason, count in self._counts.items():
-            if count > self.report.rules.max_invalid_fraction * read:
-                advice = f"correct it, or drop such rows ({count:,}) with --max-invalid-fraction"
-                raise InputError(f"{self._problems[reason]}; {advice}")
+    def check(self) -> None:
+        """Raise InputError if more rows are invalid than allowed."""
+        if self._problem and self.report.too_many_invalid(self._table):
+            count = self.report.invalid[self._table]
+            advice = f"correct it, or drop invalid rows ({count:,}) with --max-invalid-fraction"
+            raise InputError(f"{self._problem}; {advice}")
 
 
 class _Separators:

@@ -16,6 +16,7 @@ from msm4sr.registry import Registry
 from msm4sr.strict import Strict
 
 AUTO = "auto"
+IN_PROCESS = (AUTO, "exact", "approximate")  # kinds without an address
 SCORES_AT_ONCE = 1 << 22  # products of queries with all items: 16 MiB
 
 
@@ -37,10 +38,15 @@ class IndexSettings(Strict):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The settings of the option `--index`: KIND or KIND=ADDRESS. Raises InputError for an unknown kind."""
+        """The settings of the option `--index`: KIND or KIND=ADDRESS.
+
+        Raises InputError for an unknown kind, and for an address of one that runs in this process.
+        """
         kind, _, address = text.partition("=")
         if kind != AUTO:
             INDEXES.find(kind, "--index")
+        if address and kind in IN_PROCESS:
+            raise InputError(f"--index {text}: {kind} has no address; write --index {kind}")
         return cls(kind=kind, address=address)
 
     def kind_for(self, n_items: int) -> str:
