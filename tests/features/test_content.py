@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from msm4sr.data.dataset import Dataset, load_dataset
@@ -127,3 +128,14 @@ def test_keywords_of_a_run_whose_features_are_gone_are_an_error(dataset: Dataset
     item = next(item for item in range(60) if item_of(dataset, item).images)
     with pytest.raises(InputError, match="the features that the run was trained on are gone"):
         encoder.encode([item_of(dataset, item)])
+
+
+def test_keywords_learned_from_other_items_are_an_error(dataset: Dataset, tmp_path: Path) -> None:
+    settings, item = FeatureSettings(visual=KINDS["labels"]), item_of(dataset, 0)
+    stored = extract_features(dataset, tmp_path, settings)
+    folder, dims = tmp_path / store_names(settings)["visual"], {name: rows.dim for name, rows in stored.items()}
+    before = (read_manifest(folder) or {})["made_of"]
+    assert ContentEncoder(tmp_path, settings, dims, keywords_of=before).encode([item])
+    extract_features(replace(dataset, items=dataset.items.with_columns(title=pl.lit("Kite"))), tmp_path, settings)
+    with pytest.raises(InputError, match=f"{folder.name}: .* were replaced by those of other items"):
+        ContentEncoder(tmp_path, settings, dims, keywords_of=before).encode([item])

@@ -9,6 +9,7 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.stages import extraction_of
 from msm4sr.features.settings import store_names
+from msm4sr.features.store import read_manifest
 from msm4sr.models.registry import MODELS
 
 
@@ -38,3 +39,11 @@ def content_vectors(run: Run, dataset: Dataset, extract: bool = False) -> npt.ND
     means[there] = np.add.reduceat(rows.values, rows.offsets[there], axis=0)
     means[there] /= rows.lengths[there, None]
     return means
+
+
+def keyword_source(run: Run) -> str | None:
+    """What the keywords of the run's images were learned from (see `ContentEncoder`); None for a run without them."""
+    if run.settings.features.visual.kind != "keywords" or "visual" in run.precomputed:
+        return None
+    manifest = read_manifest(run.features / store_names(run.settings.features)["visual"])
+    return None if manifest is None else str(manifest.get("made_of"))

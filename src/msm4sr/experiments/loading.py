@@ -74,8 +74,8 @@ def _fine_tuned_model(run: Run) -> Model:
 def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(), strict: bool = False) -> Recommender:
     """The recommender of the stored model of a run; `index` and `strict` are those of `load_recommender`."""
     stored = read_stored_items(run)
-    weights = (read_metrics(run.folder) or {}).get("identity", {}).get("model.safetensors")
-    if weights not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
+    identity = (read_metrics(run.folder) or {}).get("identity", {})
+    if identity.get("model.safetensors") not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
         raise InputError(f"{run.folder / 'model'}: of another run; {command('evaluate', run.folder)} writes it again")
     items = _with_content(run, stored)
     catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
@@ -90,7 +90,8 @@ def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(
         vectors, folder = catalogue.tensors.item_vectors, run.folder / "model"
         found = open_index(IndexedItems(vectors, items.item_ids, items.categories, queries, folder), index)
     if has_content(model):
-        encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed)
+        keywords_of = identity.get("keywords", "")
+        encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed, keywords_of)
     users = UserHistories(partial(_run_data, run), items.item_ids)
     return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict, users)
 

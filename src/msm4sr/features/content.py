@@ -41,6 +41,7 @@ class ContentEncoder:
         settings: those of the run.
         dims: the modalities of the run, and the embedding dimension of each.
         precomputed: the modalities with precomputed embeddings.
+        keywords_of: what the keywords were learned from, `made_of` in the manifest of their store; None: not checked.
         device: see `Extraction`.
     """
 
@@ -50,10 +51,11 @@ class ContentEncoder:
         settings: FeatureSettings,
         dims: Mapping[str, int],
         precomputed: Collection[str] = (),
+        keywords_of: str | None = None,
         device: str = "cpu",
     ) -> None:
         self.folder, self.settings, self.dims = folder, settings, dict(dims)
-        self.precomputed = frozenset(precomputed)
+        self.precomputed, self.keywords_of = frozenset(precomputed), keywords_of
         self._encoders = Encoders(settings, device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
 
@@ -142,17 +144,19 @@ class ContentEncoder:
     def _tagger(self) -> ImageTagger:
         """The tagger of the run, with what it learned from the catalogue."""
         names = store_names(self.settings)
-        manifest = read_manifest(self.folder / names["visual"])
-        if manifest is None:
+        folder = self.folder / names["visual"]
+        manifest = read_manifest(folder)
+        if manifest is None or (self.keywords_of is not None and manifest.get("made_of") != self.keywords_of):
+            problem = "are gone" if manifest is None else "were replaced by those of other items"
             raise InputError(
-                f"{self.folder / names['visual']}: the features that the run was trained on are gone, and keywords of "
-                "a new image need them; restore the folder, or add the item without an image"
+                f"{folder}: the features that the run was trained on {problem}, and keywords of a new image need them; "
+                "restore the folder, or add the item without an image"
             )
         if self.settings.visual.uses_clip:
             return ClipTagger(self._encoders.clip, manifest.get("vocabulary_words", []))
         if manifest.get("tagger") == LabelTagger.name:
             return label_tagger(self._encoders)
         images, text, words = (load_features(self.folder / names[kind]) for kind in ("images", "text", "vocabulary"))
-        with readable(self.folder / names["visual"]):
+        with readable(folder):
             ridge = float(manifest["ridge"])
         return TextSpaceTagger(words.item_ids, words.values, fit_map(images, text, ridge))

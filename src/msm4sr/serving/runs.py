@@ -57,8 +57,5 @@ def encoder_name(recommender: Recommender) -> str:
     encoder = recommender.encoder
     if encoder is None:
         return ""
-    settings, precomputed = encoder.settings.model_dump(mode="json"), sorted(encoder.precomputed)
-    record = {"settings": settings, "dims": encoder.dims, "precomputed": precomputed}
-    if encoder.settings.visual.kind == "keywords":
-        record["folder"] = str(encoder.folder)  # keywords and their map are learned from the catalogue there
-    return json_digest(record)
+    keywords_of = encoder.keywords_of if encoder.settings.visual.kind == "keywords" else None
+    return json_digest(encoder.settings.model_dump(mode="json"), encoder.dims, sorted(encoder.precomputed), keywords_of)
