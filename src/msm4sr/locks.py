@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +23,18 @@ def try_lock(file: Path, seconds: float = 0) -> FileLock | None:
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror or error})") from None
     return lock
+
+
+@contextmanager
+def locked_by_us(file: Path, refusal: str) -> Iterator[None]:
+    """Lock a file during the block. Raises InputError, with this message, if another process holds it."""
+    lock = try_lock(file)
+    if lock is None:
+        raise InputError(refusal)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def unlock(lock: FileLock) -> None:

@@ -28,9 +28,11 @@ from PIL import Image
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.images import BrokenImage
+from msm4sr.errors import InputError
 from msm4sr.features import fetch
 from msm4sr.features.fetch import FetchReport, FetchSettings, fetch_images, is_public
 from msm4sr.features.images import load_image
+from msm4sr.locks import try_lock
 
 QUICK = FetchSettings(first_wait=0.01, timeout=5, max_mib=0.1, attempts=3)
 
@@ -243,7 +245,7 @@ def test_addresses_become_paths_of_complete_images(tmp_path: Path, server: Serve
     assert server.asked["good/shared"] == 1, "one image of two items is requested once"
     assert load_image(folder, "images/i0.png").size == (32, 32)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "failed-images.jsonl", "images", "interactions.parquet", "items.parquet", "provenance.json",
+        ".fetch.lock", "failed-images.jsonl", "images", "interactions.parquet", "items.parquet", "provenance.json",
     ]  # fmt: skip
     [failure] = map(json.loads, (folder / "failed-images.jsonl").read_text().splitlines())
     assert failure == {"items": ["i4"], "url": server.url("status/404"), "reason": "HTTP 404"}
@@ -374,6 +376,18 @@ def test_an_interrupted_run_resumes(
     assert sum(server.asked.values()) == 10
     assert images_of(folder) == [[f"images/i{n}.jpg"] for n in range(10)]
     assert len(list((folder / "images").iterdir())) == 10
+
+
+def test_one_process_at_a_time_fetches_images(tmp_path: Path, server: Server, fetched: Any) -> None:
+    folder = shop(tmp_path / "shop", server.url("good/a"))
+    (folder / "images" / ".a.jpg.0123.unfinished").touch()
+    lock = try_lock(folder / ".fetch.lock")
+    assert lock is not None
+    with pytest.raises(InputError, match="shop: another process fetches its images; wait until it ends"):
+        fetched(folder)
+    assert (folder / "images" / ".a.jpg.0123.unfinished").exists()
+    lock.release()
+    assert fetched(folder).fetched == 1
 
 
 def test_a_certificate_that_is_not_trusted_is_a_failure(tmp_path: Path, server: Server, fetched: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -206,6 +207,15 @@ def test_a_run_stores_its_index_in_its_model_folder(run_folder: Path, tmp_path: 
     assert (first.index.recall or 0) > 0.9
     assert load_recommender(copy).index.kind == "exact"
     assert load_recommender(copy, IndexSettings(approximate_from=60)).index.kind == "approximate"
+
+
+def test_the_recall_of_an_index_is_measured_without_histories_too(run_folder: Path, tmp_path: Path) -> None:
+    other, log = tmp_path / "other", {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "position": [0, 1, 2]}
+    other.mkdir()
+    pl.DataFrame(log).write_parquet(other / "interactions.parquet")
+    for name, data in (("gone", tmp_path / "nowhere"), ("others", other)):
+        recommender = load_recommender(shutil.copytree(run_folder, tmp_path / name), SETTINGS, data=data)
+        assert (recommender.index.recall or 0) > 0.9
 
 
 def test_an_unknown_kind_is_named_with_the_closest(run_folder: Path) -> None:

@@ -6,8 +6,8 @@ import logging
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import begin_run, locked_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import full_disk, make_folder, remove, write_json
-from msm4sr.locks import try_lock
+from msm4sr.locks import locked_by_us
 from msm4sr.models.registry import MODELS
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.callbacks import TrainingProgress
@@ -33,19 +33,10 @@ ENDING = 60.0  # seconds in which a process that was interrupted, or whose machi
 SHOWN = ("ndcg@10", "recall@10")  # metrics of a finished cell
 
 
-@contextmanager
-def locked_grid(folder: Path) -> Iterator[None]:
+def locked_grid(folder: Path) -> AbstractContextManager[None]:
     """Lock a grid during the block. Raises InputError if another process runs it."""
-    lock = try_lock(folder / GRID_LOCK)
-    if lock is None:
-        raise InputError(
-            f"{folder}: another process runs this grid; wait until it ends. To run cells side by side, use --jobs or "
-            "--ray"
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+    advice = "wait until it ends. To run cells side by side, use --jobs or --ray"
+    return locked_by_us(folder / GRID_LOCK, f"{folder}: another process runs this grid; {advice}")
 
 
 def run_cells(

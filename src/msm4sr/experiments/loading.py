@@ -145,12 +145,17 @@ def image_keywords(run: Run) -> Mapping[str, list[str]]:
 
 
 def sample_histories(run: Run, items: Items) -> list[list[int]]:
-    """Histories of the data set (rows, oldest first), or random ones if it no longer exists."""
+    """Histories of the data set (rows, oldest first), or random ones if it cannot be read or has none of the items."""
     try:
-        log = read_interactions(run.data)
+        histories = _known_histories(run.data, items)
     except InputError:
-        rows: list[list[int]] = np.random.default_rng(0).integers(0, len(items), (QUERIES, RANDOM_LENGTH)).tolist()
-        return rows
+        histories = []
+    return histories or np.random.default_rng(0).integers(0, len(items), (QUERIES, RANDOM_LENGTH)).tolist()
+
+
+def _known_histories(data: Path, items: Items) -> list[list[int]]:
+    """What some users of a data set did with the items."""
+    log = read_interactions(data)
     users = log["user_id"].unique(maintain_order=True)
     chosen = users.sample(min(QUERIES, len(users)), seed=0)
     log = log.filter(pl.col("user_id").is_in(chosen.implode())).sort("order", maintain_order=True)

@@ -45,7 +45,7 @@ from msm4sr.experiments.study_storage import (
 )
 from msm4sr.features.store import Features
 from msm4sr.files import full_disk, make_folder
-from msm4sr.locks import try_lock
+from msm4sr.locks import locked_by_us
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.threads import count_of
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan, TrainingProgress
@@ -112,29 +112,22 @@ def tune(
         ChildProcessError: processes of trials died again and again; these trials are run again the next time.
     """
     make_folder(tuning.folder)
-    lock = try_lock(tuning.folder / STUDY_LOCK)
-    if lock is None:
-        raise InputError(
-            f"{tuning.folder}: another process runs this study; wait until it ends. To run trials side by side, use "
-            "--jobs or --ray"
-        )
-    try:
-        with usable(tuning.storage, tuning.folder):
-            study = _open(tuning)
-            _retry_interrupted(study)
-            lost: list[Lost] = []
-            for task, result in executor.run(TrialRunner(tuning), _next_trials(study, tuning), progress):
-                if isinstance(result, Lost):
-                    lost.append(result)
-                else:
-                    _end(study, task, result)
-                    report(next(ended for ended in _ended(study, tuning) if ended.number == task.number))
-            if lost:
-                number = count_of(len(lost), "trial")
-                raise ChildProcessError(f"{number} lost ({lost[0].reason}); rerun the command to run them again")
-            return _ended(study, tuning)
-    finally:
-        lock.release()
+    advice = "wait until it ends. To run trials side by side, use --jobs or --ray"
+    refusal = f"{tuning.folder}: another process runs this study; {advice}"
+    with locked_by_us(tuning.folder / STUDY_LOCK, refusal), usable(tuning.storage, tuning.folder):
+        study = _open(tuning)
+        _retry_interrupted(study)
+        lost: list[Lost] = []
+        for task, result in executor.run(TrialRunner(tuning), _next_trials(study, tuning), progress):
+            if isinstance(result, Lost):
+                lost.append(result)
+            else:
+                _end(study, task, result)
+                report(next(ended for ended in _ended(study, tuning) if ended.number == task.number))
+        if lost:
+            number = count_of(len(lost), "trial")
+            raise ChildProcessError(f"{number} lost ({lost[0].reason}); rerun the command to run them again")
+        return _ended(study, tuning)
 
 
 @dataclass(frozen=True)

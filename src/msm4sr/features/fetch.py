@@ -39,10 +39,12 @@ from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, read_parquet, resu
 from msm4sr.errors import InputError
 from msm4sr.features.images import decode_image
 from msm4sr.files import atomic_file, write_json, write_text
+from msm4sr.locks import locked_by_us
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.strict import Strict
 
 FAILED = "failed-images.jsonl"
+LOCK = ".fetch.lock"
 UNFINISHED = ".unfinished"  # the suffix that `atomic_file` gives
 REDIRECTS = 5
 SMALLEST = 8  # pixels per side: shops answer with less if an image is gone
@@ -108,11 +110,23 @@ def fetch_images(
     """Download the images that `folder / "items.parquet"` lists by URL, and write their paths there.
 
     `allowed` says whether an address may be connected to; `tls` has the certificates to trust, None for those that
-    Python trusts. Raises InputError if there is no prepared folder with items.
+    Python trusts. Raises InputError if there is no prepared folder with items, or another process fetches its images.
     """
     items = read_items(folder)
     if not (folder / ITEMS).is_file():
         raise InputError(f"{folder / ITEMS}: no such file; a data set of IDs only has no images to fetch")
+    with locked_by_us(folder / LOCK, f"{folder}: another process fetches its images; wait until it ends"):
+        return _fetch(folder, items, settings, progress, allowed, tls)
+
+
+def _fetch(
+    folder: Path,
+    items: pl.DataFrame,
+    settings: FetchSettings,
+    progress: Progress,
+    allowed: Callable[[Address], bool],
+    tls: ssl.SSLContext | None,
+) -> FetchReport:
     stems = _stems(items)
     (folder / "images").mkdir(exist_ok=True)
     for path in (folder / "images").glob(f".*{UNFINISHED}"):  # of a run that was killed
