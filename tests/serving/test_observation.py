@@ -135,6 +135,18 @@ def test_every_stage_of_a_recommendation_is_counted_once_per_request(client: Tes
     assert 0 < spent < sum(asked)
 
 
+def test_unknown_items_of_every_history_are_counted(client: TestClient, ids: list[str]) -> None:
+    def unknown() -> float:
+        return samples(client.get("/metrics").text)["msm4sr_unknown_items_total"]
+
+    before = unknown()
+    assert client.post("/recommend", json={"history": [*ids[:2], "gone"]}).status_code == 200
+    assert unknown() == before + 1
+    histories = [[*ids[:2], "gone"], ids[:2], ["gone", "lost"]]
+    assert client.post("/recommend/batch", json={"histories": histories}).status_code == 200
+    assert unknown() == before + 4
+
+
 def test_gauges_describe_the_index_and_the_state(run_folder: Path, tmp_path: Path, ids: list[str]) -> None:
     client = make_client(run_folder, tmp_path / "state")
     found = samples(client.get("/metrics").text)

@@ -50,6 +50,7 @@ async def recommend_batch(body: BatchRequest, request: Request, service: Current
     assert histories is not None
     work = partial(recommender.recommend_batch, histories, **body.arguments())
     found = await _run(request, work, recommender, body, histories)
+    service.metrics.unknown.inc(sum(len(one.unknown) for one in found))
     with stage("json"):
         return as_json(BatchResults(found))
 
