@@ -151,8 +151,7 @@ def test_rows_are_compared_again_with_seen_items_excluded(tmp_path: Path) -> Non
         own = ranks(row)
         write_cell(folder, row, own.tolist(), seen_excluded=own.tolist() if row == "popularity" else [1.0] * len(own))
     measured = measure(read_grid(folder), METRICS, resamples=50)
-    without = measure_seen_excluded(measured)
-    assert without is not None
+    [without] = measure_seen_excluded(measured)
     assert without.scores["shop", "sasrec", "ndcg@10"].mean == 1.0
     assert without.scores["shop", "popularity", "ndcg@10"] == measured[0].scores["shop", "popularity", "ndcg@10"]
     assert without.tests["shop", "popularity", "ndcg@10"].difference.mean < 0
@@ -162,12 +161,29 @@ def test_rows_are_compared_again_with_seen_items_excluded(tmp_path: Path) -> Non
 def test_seen_items_are_not_excluded_again_where_nothing_would_change(tmp_path: Path) -> None:
     same = write_grid(tmp_path / "same", ("sasrec",))
     write_cell(same, "sasrec", ranks("sasrec").tolist())
-    assert measure_seen_excluded(measure(read_grid(same), METRICS, resamples=50)) is None
+    assert measure_seen_excluded(measure(read_grid(same), METRICS, resamples=50)) == []
+
+
+def test_rows_that_include_and_exclude_seen_items_are_compared_with_these_excluded(tmp_path: Path) -> None:
     mixed = write_grid(tmp_path / "mixed", ("sasrec", "s3rec"))
     for row in ("sasrec", "s3rec"):
         settings = {"evaluation": {"exclude_seen": row == "s3rec"}}
         write_cell(mixed, row, [5, 6], settings=settings, seen_excluded=[1, 2])
-    assert measure_seen_excluded(measure(read_grid(mixed), METRICS, resamples=50)) is None
+    first = measure(read_grid(mixed), METRICS, resamples=50)
+    [together] = measure_seen_excluded(first)
+    assert [row.name for row in together.rows] == ["sasrec", "s3rec"]
+    assert together.protocol == "all rows, seen items excluded"
+    assert len({one.name for one in (*first, together)}) == 3
+
+
+def test_each_split_has_its_table_with_seen_items_excluded(tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", ("sasrec", "s3rec"))
+    for row in ("sasrec", "s3rec"):
+        settings = {"dataset": {"split": "temporal"}} if row == "s3rec" else {}
+        write_cell(folder, row, [5, 6], settings=settings, seen_excluded=[1, 2])
+    found = measure_seen_excluded(measure(read_grid(folder), METRICS, resamples=50))
+    assert [[row.name for row in one.rows] for one in found] == [["sasrec"], ["s3rec"]]
+    assert [one.protocol.partition(",")[0] for one in found] == ["leave-one-out", "temporal split at 0.8 and 0.9"]
 
 
 def test_a_cell_of_another_protocol_than_its_row_is_an_error(tmp_path: Path) -> None:

@@ -317,10 +317,9 @@ def plan_grid(request: GridRequest) -> Grid:
         raise InputError("--data: name at least one prepared folder")
     data = [Data(name=folder.resolve().name, folder=Path(abspath(folder))) for folder in folders]  # without ".."
     _check_unique("--data: names of folders", [entry.name for entry in data])
-    known = [row.name for row in rows]
-    if unknown := [name for name in request.rows if name not in known]:
-        hint = closest(unknown[0], known)
-        raise InputError(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}{hint}")
+    _check_known("--rows", request.rows, rows)
+    if isinstance(ours := content.get("best_against"), list):
+        _check_known(f"{where}: best_against", ours, rows)
     rows = [row for row in rows if not request.rows or row.name in request.rows]
     if request.settings is not None:
         rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]
@@ -376,6 +375,13 @@ def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
 def _has(model: str, key: str) -> bool:
     """Whether a model has a setting; true for every setting outside of `model`."""
     return not key.startswith("model.") or model not in MODELS or key[6:] in MODELS[model].Config.model_fields
+
+
+def _check_known(where: str, names: Sequence[str], rows: Sequence[Row]) -> None:
+    known = [row.name for row in rows]
+    if unknown := [str(name) for name in names if name not in known]:
+        hint = closest(unknown[0], known)
+        raise InputError(f"{where}: there is no row {unknown[0]!r}; there are {', '.join(known)}{hint}")
 
 
 def _check_unique(where: str, names: Sequence[str]) -> None:

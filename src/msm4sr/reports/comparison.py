@@ -89,7 +89,7 @@ class Comparison:
     excludes_seen: bool
     protocol: str = ""  # what a title adds if a grid has several protocols, such as "seen items excluded"
     split: str = "leave-one-out"
-    secondary: bool = False  # a second evaluation, with seen items excluded, of rows whose own protocol includes them
+    secondary: bool = False  # a second evaluation, with seen items excluded, where a row's own protocol includes them
     scores: Scores = field(default_factory=dict)
     references: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(data set, metric) to the row that the others are tested against."""
@@ -174,16 +174,19 @@ def _protocol(settings: Mapping[str, Any]) -> tuple[str, bool]:
     return split, bool(settings.get(EXCLUDES, False))
 
 
-def measure_seen_excluded(comparisons: Sequence[Comparison]) -> Comparison | None:
-    """The same rows with seen items excluded; None if a row already excludes them, or nothing would change."""
-    if [one.excludes_seen for one in comparisons] != [False]:
-        return None
-    (one,) = comparisons
-    cells = [outcome.metrics for outcome in one.results.all() if outcome.state == "finished"]
-    if all(cell["test"] == cell["seen_excluded"]["test"] for cell in cells):
-        return None
-    protocol = ", ".join(filter(None, [one.protocol, PROTOCOLS[True]]))
-    return _compare(replace(one, excludes_seen=True, protocol=protocol, secondary=True))
+def measure_seen_excluded(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """All rows of each split with seen items excluded, unless that changes none of them."""
+    found, splits = [], {one.split: one.results for one in comparisons}
+    for split, results in splits.items():
+        own = [one for one in comparisons if one.split == split]
+        names = {row.name for one in own for row in one.rows}
+        rows = tuple(row for row in results.rows if row.name in names)
+        cells = [cell.metrics for data in results.data for row in rows for cell in results.finished(data, row.name)]
+        if any(cell["test"] != cell["seen_excluded"]["test"] for cell in cells):
+            parts = [split] * (len(splits) > 1) + ["all rows"] * (len(own) > 1) + [PROTOCOLS[True]]
+            one = replace(own[0], rows=rows, excludes_seen=True, protocol=", ".join(parts), secondary=True)
+            found.append(_compare(one))
+    return found
 
 
 def scores_of(comparison: Comparison, part: Part) -> Scores:

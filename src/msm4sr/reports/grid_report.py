@@ -59,8 +59,7 @@ def write_grid_report(
     """
     results = read_grid(folder)
     comparisons = measure(results, metrics, resamples)
-    seen_excluded = measure_seen_excluded(comparisons)
-    every = [*comparisons, *([seen_excluded] if seen_excluded else [])]
+    every = [*comparisons, *measure_seen_excluded(comparisons)]
     sections = list(_sections(results, comparisons, every))
     cells, shared_by = cells_table(results), split_settings(results)
     html = render(

@@ -162,8 +162,8 @@ def _notes(comparison: Comparison, shown: Sequence[str]) -> list[str]:
     results, notes = comparison.results, []
     if comparison.secondary:
         notes.append(
-            "The weights of the previous table, ranked with seen items excluded, as in serving, in most published "
-            "results, and in models that always exclude them."
+            "The same weights, ranked with seen items excluded, as in serving, in most published results, and in "
+            "models that always exclude them."
         )
     else:
         notes.append(
