@@ -20,7 +20,7 @@ import yaml
 from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
-from msm4sr.experiments.grid import CONFIGS, GridRequest, plan_grid
+from msm4sr.experiments.grid_config import CONFIGS, GridRequest, plan_grid
 from msm4sr.locks import try_lock
 from msm4sr.models.registry import MODELS
 from msm4sr.training.checkpoint import last_file, read_state
@@ -318,6 +318,11 @@ def test_rows_without_a_file_of_their_own_take_that_of_their_model(ring: Path, t
     ("text", "options", "said"),
     [
         (ROWS, ["--rows=SASRec"], "no row 'SASRec'; there are popularity, sasrec, itemknn; did you mean 'sasrec'?"),
+        (
+            f"best_against: [sasrecs]\n{ROWS}",
+            [],
+            "best_against: there is no row 'sasrecs'; there are popularity, sasrec",
+        ),
         (ROWS, ["--data=nothing"], "error: --data nothing: no such folder"),
         (ROWS, ["--set=model.hops=3"], "no model of these rows has that setting"),
         (ROWS, ["--set=finetune.epoch=3"], "there is no setting 'finetune.epoch' of popularity"),

@@ -85,7 +85,8 @@ def compare(
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.compare import locked_grid, run_cells
-        from msm4sr.experiments.grid import GridRequest, cells_of, check_cells, enter_grid, plan_grid
+        from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
+        from msm4sr.experiments.grid_config import GridRequest, plan_grid
         from msm4sr.reports.results import read_grid
 
         check_local_path("--out", out)
