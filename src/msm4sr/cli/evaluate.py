@@ -71,7 +71,7 @@ def evaluate_run(run: Run, dataset: Dataset, network: Model) -> None:
     report = write_run_report(run, dataset, network, metrics)
     _summary(metrics)
     console.print(f"report: {report}", markup=False)
-    if run.settings.scorer_of(network) is network:
+    if run.settings.is_fine_tuned(network):
         say_next("recommend", run.folder, "--user", dataset.user_ids[0])
 
 

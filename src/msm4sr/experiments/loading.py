@@ -63,7 +63,7 @@ def load_recommender(
 
 def _fine_tuned_model(run: Run) -> Model:
     model = from_pretrained(run.folder / "model")
-    if run.settings.scorer_of(model) is not model:
+    if not run.settings.is_fine_tuned(model):
         raise InputError(
             f"{run.folder}: not fine-tuned (finetune.epochs is 0): it can be evaluated, but does not recommend; "
             "make a run with finetune.epochs above 0"

@@ -123,7 +123,7 @@ def evaluate_stage(
     if settings.dataset.hold_out_items:
         result["held_out"] = evaluate_cold_start(run, dataset, model)
     result["run"] = describe(run, dataset, model)
-    if scorer is not model:
+    if not settings.is_fine_tuned(model):
         result["run"]["protocol"] += ", not fine-tuned"
     write_users(run.folder, found)
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation

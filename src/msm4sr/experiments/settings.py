@@ -80,6 +80,10 @@ class RunSettings(Strict):
         """What evaluation ranks with: the model or, without fine-tuning, its pre-trained scorer."""
         return model if self.finetune.epochs else model.pretrained_scorer()
 
+    def is_fine_tuned(self, model: Model) -> bool:
+        """Whether the model itself ranks, so that it can recommend."""
+        return self.scorer_of(model) is model
+
     def within_budget(self) -> RunSettings:
         """The settings that training uses: after a warm start those of the stages are reduced."""
         start = self.warm_start

@@ -69,7 +69,7 @@ def write_run_report(
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         beyond_accuracy=beyond_accuracy_columns(metrics),
         segments=segments(read_parquet(run.folder / "users.parquet").filter(pl.col("part") == "test")),
-        users=_example_users(dataset, model, run.settings.seed) if run.settings.scorer_of(model) is model else (),
+        users=_example_users(dataset, model, run.settings.seed) if run.settings.is_fine_tuned(model) else (),
         folder=dataset.folder,
         comparison=comparison,
     )
