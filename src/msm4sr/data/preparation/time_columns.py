@@ -56,7 +56,7 @@ class TimeColumn:
         if dtype.is_temporal():
             if self._written not in ("auto", "iso"):
                 raise InputError(f"{self._where(first)} holds dates ({dtype}); set time_unit to iso")
-            self._dates, self.unit = True, "ns" if self._dates_fit_nanoseconds() else "iso"
+            self._dates, self.unit = True, "ns" if self._dates_need_nanoseconds() else "iso"
         elif kinds[0] == "texts" and self._written in ("auto", "iso"):
             self._decide_by_texts(report)
         self._dates |= self._written == "iso"
@@ -96,20 +96,22 @@ class TimeColumn:
         if self._written == "auto" and 2 * numeric > given:
             return
         self._check_offsets(naive, zoned, report)
-        self._dates, self.unit = True, "ns" if finer and self._fit_nanoseconds() else "iso"
+        self._dates, self.unit = True, "ns" if finer and self._texts_need_nanoseconds() else "iso"
 
-    def _dates_fit_nanoseconds(self) -> bool:
-        """`_fit_nanoseconds` of columns of dates."""
+    def _dates_need_nanoseconds(self) -> bool:
+        """Whether nanoseconds are needed, and hold all dates."""
+        dtypes = [self._files.dtype(path, self.name) for path in self._files.paths]
+        if not any(isinstance(dtype, pl.Datetime) and dtype.time_unit == "ns" for dtype in dtypes):
+            return False
         finer = False
         for _, times in self._blocks():
             if (times.dt.year() >= OVERFLOW).any():
                 return False
-            nanoseconds = isinstance(times.dtype, pl.Datetime) and times.dtype.time_unit == "ns"
-            finer = finer or (nanoseconds and bool((times.dt.epoch("ns") % 1000 != 0).any()))
+            finer = finer or bool((times.dt.epoch("ns") % 1000 != 0).any())
         return finer
 
-    def _fit_nanoseconds(self) -> bool:
-        """Whether nanoseconds are needed, and hold all dates."""
+    def _texts_need_nanoseconds(self) -> bool:
+        """`_dates_need_nanoseconds` of texts."""
         finer = False
         for _, times in self._blocks():
             for moment in map(from_iso, times.drop_nulls().unique()):
