@@ -230,6 +230,15 @@ def test_a_seed_makes_the_same_model_and_another_seed_another(name: str) -> None
         assert not torch.equal(scores(one, ROWS, [4] * 3), scores(other.eval(), ROWS, [4] * 3))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_of_a_model_moves_to_its_device(name: str) -> None:
+    whitened = [{"whiten": 4}] if "whiten" in MODELS[name].Config.model_fields else []
+    for changes in [{}, *whitened]:
+        model = make_model(name, **changes).to("meta")
+        stay = {key for module in model.modules() for key, value in vars(module).items() if isinstance(value, Tensor)}
+        assert stay <= {"_embeddings"}  # which may be mapped from a file
+
+
 def trained(name: str, dataset: Dataset, epochs: int, **changes: Any) -> Model:
     """The model, trained on the data set if it has weights."""
     model = build(tiny_config(name, dim=16, inner_dim=32, max_history=12, **changes), training_inputs(dataset), seed=1)

@@ -87,10 +87,13 @@ def whiten(rows: Ragged, components: int) -> Whitened:
 class WhitenedFeatures(ItemFeatures):
     """The whitened embeddings of N items in one modality."""
 
+    _applied: Tensor
+
     def __init__(self, rows: Whitened) -> None:
         super().__init__(rows)
         self.whitening = rows.whitening
-        self._embeddings, self._applied = rows.embeddings, self.whitening.as_tensor()
+        self._embeddings = rows.embeddings
+        self.register_buffer("_applied", self.whitening.as_tensor(), persistent=False)
 
     @property
     def source(self) -> Ragged:
