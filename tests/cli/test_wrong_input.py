@@ -416,3 +416,14 @@ def test_damaged_features_are_read_from_the_items_again(cli: Cli, data: Path, tm
     called = cli("evaluate", out)
     assert called.code == 0, called
     assert "extracting again" in called.out
+
+
+def test_the_demo_replaces_only_what_it_made(refused: Refused, tmp_path: Path) -> None:
+    mine = tmp_path / "runs" / "popularity" / "config.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert f"{tmp_path / 'runs'}: the folder is not empty and was not made by the demo" in refused(
+        "demo", "--out", tmp_path / "runs"
+    )
+    assert [*mine.parent.parent.rglob("*")] == [mine.parent, mine]
+    assert mine.read_text() == "mine"

@@ -68,10 +68,9 @@ def run_demo(
     MSM4SR, -T and -V start from the same pre-training; they differ only in the modalities that score (equation 12).
     """
     shop = out / "toyshop"
-    if shop.exists():
-        if not (out / MARK).exists():
-            raise InputError(f"{shop}: the folder already exists and was not made by the demo; choose another --out")
-        remove(shop)
+    if out.exists() and not (out / MARK).exists() and any(out.iterdir()):
+        raise InputError(f"{out}: the folder is not empty and was not made by the demo; choose another --out")
+    remove(shop)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("`msm4sr demo` made this folder and replaces it.\n")
     logger.info("generating %d toys and the interactions of %s users into %s", items, f"{users:,}", shop)
