@@ -21,6 +21,7 @@ from calling import Cli, Trained, metrics_of, small_log, write_folder
 
 from msm4sr.experiments import compare
 from msm4sr.experiments.grid_config import CONFIGS, GridRequest, plan_grid
+from msm4sr.experiments.run import read_metrics, write_metrics
 from msm4sr.locks import try_lock
 from msm4sr.models.registry import MODELS
 from msm4sr.training.checkpoint import last_file, read_state
@@ -139,6 +140,52 @@ def test_a_failed_cell_stops_nothing_is_shown_and_is_run_again_on_demand(
     monkeypatch.undo()
     assert cli(*arguments, "--retry-failed", "--rows=blind").code == 1
     assert "text" in json.loads((cell(out, "blind") / "failed.json").read_text())["reason"]
+
+
+def test_a_cell_that_failed_after_its_training_is_not_trained_again(
+    cli: Cli, ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("compare", config, "--data", ring, "--out", tmp_path / "grid", *QUICK, "--rows=sasrec")
+    with monkeypatch.context() as patched:
+        patched.setattr(compare, "evaluate_stage", lambda *arguments, **options: fail())
+        assert cli(*arguments).code == 1
+    trained = last_file(cell(tmp_path / "grid", "sasrec") / "checkpoints", "finetune")
+    before = trained.stat().st_mtime_ns
+    assert cli(*arguments, "--retry-failed").code == 0
+    assert trained.stat().st_mtime_ns == before
+    assert not (cell(tmp_path / "grid", "sasrec") / "failed.json").exists()
+
+
+def test_a_cell_that_another_process_works_on_is_left_to_it(
+    cli: Cli, refused: Callable[..., str], ring: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "ENDING", 0.0)
+    out = tmp_path / "grid"
+    arguments = ("compare", config, "--data", ring, "--out", out, *QUICK, "--rows=sasrec")
+    assert cli(*arguments[:-1], "--rows=popularity").code == 0
+    lock = try_lock(cell(out, "sasrec") / ".run.lock")
+    assert lock is not None
+    called = cli(*arguments)
+    assert called.code == 1
+    assert "another process works on this run" in called.out
+    assert "1 of 1 cells were lost" in called.err
+    assert not (cell(out, "sasrec") / "failed.json").exists()
+    (cell(out, "sasrec") / "failed.json").write_text('{"reason": "of an earlier run", "traceback": null}')
+    assert "another process works on this run" in refused(*arguments, "--retry-failed")
+    assert (cell(out, "sasrec") / "failed.json").exists()
+    lock.release()
+    assert cli(*arguments, "--retry-failed").code == 0
+
+
+def test_a_cell_of_another_version_of_the_code_is_refused(
+    refused: Callable[..., str], grid: Path, config: Path, ring: Path
+) -> None:
+    old = cell(grid, "sasrec")
+    metrics = read_metrics(old) or {}
+    write_metrics(old, metrics | {"identity": metrics["identity"] | {"code": 1}})
+    answer = refused("compare", config, "--data", ring, "--out", grid, *QUICK)
+    assert f"{old}: made by another version of msm4sr: code is 1 there and " in answer
+    assert f"{old}: made by another version of msm4sr than other cells" in refused("report", grid)
 
 
 def test_a_row_that_has_only_failed_may_be_mended(cli: Cli, grid: Path, ring: Path, tmp_path: Path) -> None:

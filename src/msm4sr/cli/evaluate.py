@@ -43,10 +43,12 @@ def evaluate(
 
 
 def load(run: Run) -> tuple[Dataset, Model]:
-    """The data of a run, and a new model over its features."""
+    """The data of a run, verified, and a new model over its features."""
+    from msm4sr.experiments.run import check_data
     from msm4sr.experiments.stages import load_run_data
 
     dataset = load_run_data(run)
+    check_data(run, dataset.identity)
     return dataset, new_model(run, dataset)
 
 

@@ -259,7 +259,7 @@ def _begin(
     network = new_model(planned, dataset, strict, merge, executor)
     if planned.settings.warm_start.run:  # so that weights that do not fit are refused before anything is written
         start_warm(planned, dataset, network)
-    begin_run(planned)
+    begin_run(planned, dataset.identity)
     return network
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError, reason_of
 from msm4sr.executors import Executor, Lost
-from msm4sr.experiments.grid import Cell, features_folder
+from msm4sr.experiments.grid import Cell, check_settings, features_folder
 from msm4sr.experiments.metrics import evaluate_stage
-from msm4sr.experiments.run import begin_run, locked_run, plan_run, resume_run
+from msm4sr.experiments.run import RunLocked, begin_run, locked_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import full_disk, make_folder, remove, write_json
 from msm4sr.locks import locked_by_us
@@ -47,15 +47,16 @@ def run_cells(
     *,
     retry_failed: bool = False,
 ) -> int:
-    """Run the cells that are neither finished nor failed; with `retry_failed` failed ones as well, from scratch.
+    """Run the cells that are neither finished nor failed; with `retry_failed` failed ones as well.
 
-    A cell that fails is recorded in its folder and stops no other. The grid must be locked.
+    A failed cell is resumed or, for wrong input or with other settings now, begun again. A cell that fails is recorded
+    in its folder and stops no other. The grid must be locked.
 
     Args:
         features: has a features folder for each data set.
 
     Returns:
-        How many cells were lost: their processes died again and again.
+        How many cells were lost: their processes died again and again, or another process works on them.
     """
     finished = [cell for cell in cells if cell.finished]
     failed = [cell for cell in cells if cell.failure()]
@@ -63,7 +64,7 @@ def run_cells(
         logger.info("%d of %d cells are already finished", len(finished), len(cells))
     for cell in failed:
         if retry_failed:
-            remove(cell.folder)
+            _forget_failure(cell)
         else:
             _log(cell, cells)
     kept = [*finished, *([] if retry_failed else failed)]
@@ -75,13 +76,29 @@ def run_cells(
             logger.warning("%s  %s", cell.title, result.reason)
         elif result.failure is None and not cell.finished:
             lost += 1
-            logger.warning("%s  it ended on %s, but is not in %s here", cell.title, result.host, cell.folder)
+            elsewhere = f"it ended on {result.host}, but is not in {cell.folder} here"
+            logger.warning("%s  %s", cell.title, result.locked or elsewhere)
         else:
             if result.failure is not None:
                 make_folder(cell.folder)
                 write_json(cell.failed_file, result.failure)
             _log(cell, cells)
     return lost
+
+
+def _forget_failure(cell: Cell) -> None:
+    """Let a failed cell be resumed or, for wrong input or with other settings now, begun again.
+
+    Raises RunLocked if another process works on it.
+    """
+    with locked_run(cell.folder):
+        failure = cell.failure() or {}
+        try:
+            check_settings(cell, None)
+            resumes = failure.get("traceback") is not None
+        except InputError:
+            resumes = False
+        remove(cell.failed_file if resumes else cell.folder)
 
 
 def _log(cell: Cell, cells: Sequence[Cell]) -> None:
@@ -101,6 +118,7 @@ class Ended:
 
     host: str
     failure: dict[str, Any] | None = None  # the content of `failed.json`
+    locked: str = ""  # that another process works on it
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,8 @@ class CellRunner:
             with locked_run(cell.folder, ENDING):
                 if not cell.finished:
                     run_cell(cell, features_folder(self.features, cell), progress, self.extract_content)
+        except RunLocked as error:
+            return Ended(host, locked=str(error))
         except Exception as error:
             if (full := full_disk(error)) is not None:
                 raise full from error
@@ -141,7 +161,7 @@ def run_cell(
         run = plan_run(cell.data.folder, cell.folder, settings, cell.row.preset, features, True, precomputed)
     model = build_model(settings, dataset, extract_stage(run, dataset, progress))
     if not begun:
-        begin_run(run)
+        begin_run(run, dataset.identity)
     for stage in STAGES:
         train_stage(run, stage, dataset, model, [TrainingProgress(progress, cell.title, lines=False)], resume=True)
     return evaluate_stage(run, dataset, model, extract_content=extract_content)

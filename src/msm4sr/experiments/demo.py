@@ -83,7 +83,7 @@ def run_demo(
         run = plan_run(shop, out / name.lower(), settings, "seed", out / "features", overwrite=True)
         dataset = load_run_data(run)
         model = build_model(settings, dataset, extract_stage(run, dataset, progress))
-        begin_run(run)
+        begin_run(run, dataset.identity)
         if model_name == "msm4sr" and pretrained is None:
             train_stage(run, "pretrain", dataset, model, callbacks)
             pretrained = run

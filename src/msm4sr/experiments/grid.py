@@ -29,6 +29,7 @@ from msm4sr.experiments.run import RUN_LOCK, open_run, read_metrics
 from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings, validated
 from msm4sr.files import make_folder, write_text
 from msm4sr.strict import Strict
+from msm4sr.training.identity import CODE_VERSION
 
 # The settings of features that are part of a store's name (`store_names`).
 NAMED = {"text": {"encoder"}, "visual": {"kind", "network", "tagger"}}
@@ -206,7 +207,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
     """Raise InputError for a cell of other settings or embeddings than its row, or of data that has changed since."""
     digest, load = cache(file_digest), cache(load_dataset)  # several cells have the same
     for cell in cells:
-        if not (cell.folder / "config.yaml").exists() or cell.failed_file.exists():  # a failed cell is replaced
+        if not (cell.folder / "config.yaml").exists() or cell.failure():  # a failed cell is replaced
             continue
         metrics = cell.metrics()
         check_settings(cell, metrics)
@@ -216,6 +217,8 @@ def check_cells(cells: Sequence[Cell]) -> None:
             raise InputError(f"{cell.folder}: made with other embeddings: --features {shorten(found)}; {HINT}")
         if metrics is None:
             continue
+        if found := differences(metrics["identity"], {"code": CODE_VERSION}, ["code"]):
+            raise InputError(f"{cell.folder}: made by another version of msm4sr: {shorten(found)}; {HINT}")
         dataset, stored = load(cell.data.folder, cell.settings.dataset), metrics["identity"]
         same = flatten({"data": dataset.identity | {"content": dataset.content_digest}})
         if "data.content" not in stored:

@@ -65,6 +65,7 @@ class Run:
     preset: str
     settings: RunSettings
     precomputed: Mapping[str, Precomputed] = field(default_factory=dict)  # by modality
+    data_identity: Mapping[str, str] = field(default_factory=dict)  # `Dataset.identity` when it began; empty: unknown
 
     @property
     def metrics_file(self) -> Path:
@@ -229,10 +230,11 @@ def read_precomputed(files: Mapping[str, Path]) -> dict[str, Precomputed]:
     return {modality: Precomputed(file.absolute(), file_digest(file)) for modality, file in files.items()}
 
 
-def begin_run(run: Run) -> None:
+def begin_run(run: Run, data_identity: Mapping[str, str] = {}) -> None:
     """Write config.yaml and remove what an earlier run left, except its features; memory is measured from here on.
 
-    A features folder inside the run is written as a relative path, so that the run can be moved.
+    A features folder inside the run is written as a relative path, so that the run can be moved. `data_identity` is
+    that of its data set; see `check_data`.
     """
     reset_memory_peak()
     inside = run.features.is_relative_to(run.folder.absolute())
@@ -245,6 +247,7 @@ def begin_run(run: Run) -> None:
     }
     files = {name: {"file": str(found.file), "sha256": found.sha256} for name, found in run.precomputed.items()}
     config |= {"precomputed": files} if files else {}
+    config |= {"data_identity": dict(data_identity)} if data_identity else {}
     try:
         make_folder(run.folder)
         _remove_unfinished(run.folder)
@@ -306,7 +309,8 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
         stored, features, preset = Path(config.pop("data")), Path(config.pop("features_folder")), config.pop("preset")
         found = config.pop("precomputed", {})
         precomputed = {name: Precomputed(Path(one["file"]), str(one["sha256"])) for name, one in found.items()}
-    except (AttributeError, KeyError, TypeError):
+        identity = dict(config.pop("data_identity", {}))
+    except (AttributeError, KeyError, TypeError, ValueError):
         needed = "data, features_folder and preset, as `msm4sr run` writes them"
         raise InputError(f"{file}: not a run's settings: it must have {needed}") from None
     written_by = config.pop("msm4sr", "unknown")
@@ -315,7 +319,20 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
         hint = "; the file was edited: undo it, and make a new run for other settings"
     settings = change_settings(validated(RunSettings, config, str(file), hint), changes)
     place = stored if data is None else data.absolute()
-    return Run(folder, place, folder.absolute() / features, preset, settings, precomputed)
+    return Run(folder, place, folder.absolute() / features, preset, settings, precomputed, identity)
+
+
+def check_data(run: Run, identity: Mapping[str, str]) -> None:
+    """Raise InputError if the run was begun on other data than that with this `Dataset.identity`."""
+    if run.data_identity and (found := differences(run.data_identity, identity)):
+        raise InputError(
+            f"{run.data}: other data than {run.folder} was begun on: {shorten(found)}; make a new run, or finish this "
+            "one on its own data before it is evaluated on other data"
+        )
+
+
+class RunLocked(InputError):
+    """Another process works on the run."""
 
 
 @contextmanager
@@ -323,11 +340,11 @@ def locked_run(folder: Path, seconds: float = 0) -> Iterator[None]:
     """Lock a run folder during the block; at its end, remove the folder if no run was created in it.
 
     Raises:
-        InputError: another process works on it, and still does after `seconds`.
+        RunLocked: another process works on it, and still does after `seconds`.
     """
     lock = try_lock(folder / RUN_LOCK, seconds)
     if lock is None:
-        raise InputError(f"{folder}: another process works on this run; wait until it ends, or choose another --out")
+        raise RunLocked(f"{folder}: another process works on this run; wait until it ends, or choose another --out")
     try:
         _remove_unfinished(folder)
         yield

@@ -274,7 +274,7 @@ class RunRecorder(Callback):
     """Writes the epochs of a stage into metrics.jsonl, and warns if validation falls from the first epoch.
 
     The output of an earlier training of the stage is kept until the first weights are saved, so that an interruption
-    loses nothing. Saving them removes the results and the later stages that were made from the old weights.
+    loses nothing. Then the results and the later stages that were made from the old weights are removed.
     """
 
     def __init__(self, run: Run, stage: str, state: TrainingState | None = None) -> None:

@@ -49,6 +49,7 @@ from msm4sr.locks import locked_by_us
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.threads import count_of
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan, TrainingProgress
+from msm4sr.training.identity import CODE_VERSION
 from msm4sr.training.stages import STAGES, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
@@ -312,6 +313,7 @@ def _open(tuning: Tuning) -> optuna.Study:
     defaults = check_defaults(tuning.search, tuning.settings)
     features = {name: array_digest(rows.values, rows.offsets) for name, rows in tuning.features.items()}
     identity = {
+        "code": CODE_VERSION,
         **flatten(
             {"data": {**tuning.dataset.identity, "content": tuning.dataset.content_digest}, "features": features}
         ),

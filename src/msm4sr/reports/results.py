@@ -93,8 +93,15 @@ def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
 
 
 def _check_same_data(finished: Sequence[Outcome]) -> None:
-    """Raise InputError if cells with equal settings of the data or features were run on different data or features."""
+    """Raise InputError for cells of different code, or with different data or features by the same settings."""
     first: dict[tuple[Any, ...], tuple[Outcome, Any]] = {}
+    codes = {outcome.metrics["identity"].get("code"): outcome.folder for outcome in finished}
+    if len(codes) > 1:
+        (old, folder), (new, _), *_ = sorted(codes.items(), key=str)
+        raise InputError(
+            f"{folder}: made by another version of msm4sr than other cells (code {old} and {new}); remove it, and run "
+            "`msm4sr compare` again"
+        )
     for outcome in finished:
         for sections, kind in (("dataset.",), "data."), (("dataset.", "features.", "precomputed."), "inputs.features."):
             used = {
@@ -122,5 +129,6 @@ def _outcome(cell: Cell) -> Outcome:
         return outcome
     check_settings(cell, metrics)
     config = flatten(read_yaml(folder / "config.yaml"))
-    settings = {key: value for key, value in config.items() if key not in ("msm4sr", "data", "features_folder", "seed")}
+    others = ("msm4sr", "data", "features_folder", "seed", "data_identity")
+    settings = {key: value for key, value in config.items() if key.partition(".")[0] not in others}
     return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))

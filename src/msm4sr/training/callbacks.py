@@ -72,7 +72,7 @@ class Callback:
         """More steps are done."""
 
     def on_best(self, record: EpochRecord) -> None:
-        """Validation has improved; the current weights are about to replace those of the best epoch so far."""
+        """Validation has improved, and the current weights are kept as those of the best epoch."""
 
     def on_epoch_end(self, record: EpochRecord, improved: bool) -> None:
         """An epoch is complete; `improved`: its validation is the best so far."""

@@ -316,11 +316,11 @@ class Trainer:
         if state.best is not None and value <= state.best:
             state.waited += 1
             return False
-        self._call("on_best", record)
         if self._checkpoints is None:
             self._best_weights = weights_of(self.model)
         else:
             self._checkpoints.save_best(stored_weights(self.model), record.epoch)
+        self._call("on_best", record)
         state.best, state.best_epoch, state.waited = value, record.epoch, 0
         return True
 
