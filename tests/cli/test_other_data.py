@@ -135,6 +135,19 @@ def test_any_model_is_evaluated_on_other_users_of_its_items(
     assert not (run / "evaluations" / "other").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_an_unfinished_run_is_not_continued_on_other_data(
+    cli: Cli, refused: Callable[..., str], shop: Path, tmp_path: Path, command: str
+) -> None:
+    other, run = other_shop(shop, tmp_path / "other", items=30, users=20), tmp_path / "run"
+    assert cli("extract", shop, "--model", "popularity", "--out", run).code == 0
+    before = digests(run)
+    assert f"{other}: other data than {run} was begun on: users is " in refused(command, run, "--data", other)
+    assert digests(run) == before
+    same = shutil.copytree(shop, tmp_path / "moved")
+    assert cli("evaluate", run, "--data", same).code == 0
+
+
 def test_an_item_that_is_new_and_has_no_content_is_named(
     refused: Callable[..., str], shop: Path, copy_of_run: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from msm4sr.experiments.stages import build_model, load_run_data, restore, resto
 from msm4sr.models.registry import from_pretrained
 from msm4sr.tensor_files import load_tensors
 from msm4sr.training.callbacks import Callback, EpochRecord
-from msm4sr.training.checkpoint import best_file, weights_of
+from msm4sr.training.checkpoint import Checkpoints, best_file, weights_of
 
 SMALL = ("model.dim=8", "model.inner_dim=8", "finetune.epochs=3", "finetune.learning_rate=0.01")
 
@@ -166,6 +167,22 @@ def test_new_weights_remove_the_results_of_the_old_ones(run: Run) -> None:
     train_stage(run, "finetune", *begin(run))
     left = sorted(path.name for path in run.folder.iterdir())
     assert left == ["checkpoints", "config.yaml", "metrics.jsonl"]
+
+
+def test_new_weights_that_cannot_be_stored_remove_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, model = begin(run)
+    train_stage(run, "finetune", dataset, model)
+    evaluate_stage(run, dataset, model)
+    before = sorted(str(path) for path in run.folder.rglob("*"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save_best", full)
+    with pytest.raises(OSError, match="No space left"):
+        train_stage(run, "finetune", *begin(run))
+    assert sorted(str(path) for path in run.folder.rglob("*")) == before
+    assert read_metrics(run.folder) is not None
 
 
 def test_a_skipped_stage_needs_no_checkpoint(data: Path, tmp_path: Path) -> None:
