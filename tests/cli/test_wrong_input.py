@@ -427,3 +427,13 @@ def test_the_demo_replaces_only_what_it_made(refused: Refused, tmp_path: Path) -
     )
     assert [*mine.parent.parent.rglob("*")] == [mine.parent, mine]
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", [("--cpus", "2"), ("--gpus", "0.5")])
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_resources_of_workers_without_a_cluster(
+    refused: Refused, data: Path, out: Path, command: str, option: tuple[str, str]
+) -> None:
+    arguments = (data, "--model", "popularity") if command == "run" else ("comparison", "--data", data)
+    assert "give --ray, or --devices for a run" in refused(command, *arguments, "--out", out, *option)
+    assert not out.exists()

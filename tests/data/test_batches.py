@@ -139,8 +139,8 @@ def test_a_batch_has_about_the_pairs_asked_for(
 @both
 def test_the_number_of_batches_is_about_right(pairs: Pairs) -> None:
     lengths = np.random.default_rng(0).integers(2, 60, 200).tolist()
-    for batch_pairs in (50, 333, 10_000):
-        announced = count_batches(numbered(lengths), batch_pairs)
+    for batch_pairs in (5, 10, 50, 333, 10_000):
+        announced = count_batches(numbered(lengths), max_history=20, batch_pairs=batch_pairs, pairs=pairs)
         assert len(epoch(numbered(lengths), pairs, 20, batch_pairs)) == pytest.approx(announced, rel=0.05, abs=1)
 
 

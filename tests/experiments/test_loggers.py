@@ -74,6 +74,23 @@ def test_a_failed_and_an_interrupted_training_are_reported_as_failed(error: Base
     assert logger.succeeded == [False]
 
 
+@pytest.mark.parametrize("broken", ["log_metrics", "close"])
+def test_a_server_that_goes_away_does_not_end_the_training(broken: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Unreachable(FakeLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            if broken == "log_metrics":
+                raise ConnectionError("the server is gone")
+            super().log_metrics(metrics, step)
+
+        def close(self, succeeded: bool) -> None:
+            raise ConnectionError("the server is gone")
+
+    log_training(LoggerCallback(lambda stage: Unreachable()))
+    assert [record.message for record in caplog.records] == [
+        "--log failed (the server is gone): the rest of this stage is not logged"
+    ]
+
+
 def test_every_logger_of_a_training_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
     made = [FakeLogger(), FakeLogger()]
     callbacks = [LoggerCallback(lambda stage, logger=logger: logger) for logger in made]  # type: ignore[misc]

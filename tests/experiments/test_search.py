@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.search import Choices, check_defaults, load_search
+from msm4sr.experiments.search import Choices, FloatRange, IntRange, check_defaults, load_search
 from msm4sr.experiments.settings import RunSettings, resolve_settings, with_values
 from msm4sr.models.registry import MODELS
 
@@ -117,3 +118,20 @@ def test_tuned_settings_fit_their_model(file: Path) -> None:
 
 def test_there_are_tuned_settings_of_every_model_with_a_search() -> None:
     assert {file.stem for file in TUNED if file.parent.name == "ml-100k"} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "holds"),
+    [
+        ({"kind": "int", "low": 0, "high": 2}, 1, True),
+        ({"kind": "int", "low": 0, "high": 2}, 0.5, False),
+        ({"kind": "float", "low": 0, "high": 2}, 1, True),
+        ({"kind": "float", "low": 0, "high": 2}, True, False),
+        ({"kind": "categorical", "choices": [1, 2]}, 1.0, True),
+        ({"kind": "categorical", "choices": [1, 2]}, True, False),
+        ({"kind": "categorical", "choices": [True]}, True, True),
+    ],
+)
+def test_a_search_holds_the_values_that_it_can_draw(kind: dict[str, Any], value: Any, holds: bool) -> None:
+    classes: dict[str, Any] = {"int": IntRange, "float": FloatRange, "categorical": Choices}
+    assert classes[kind["kind"]](**kind).holds(value) is holds

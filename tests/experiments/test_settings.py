@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from msm4sr.errors import InputError
-from msm4sr.experiments.settings import RunSettings, resolve_settings, validated
+from msm4sr.experiments.settings import RunSettings, parse_change, resolve_settings, validated
 from msm4sr.models.baselines.popularity import PopularityConfig
 from msm4sr.models.baselines.sasrec import SASRecConfig
 from msm4sr.models.msm4sr import MSM4SRConfig
@@ -266,3 +267,13 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path, text: str, message: s
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.yaml: not readable"):
         resolve_settings(file=tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2024", 2024), ("'2024'", "2024"), ('"1e-4"', "1e-4"), ("1e-4", 1e-4), ("-2.5E+3", -2500.0), ("nan", "nan"),
+     ("e4", "e4"), ("2023-01-05", "2023-01-05")],
+)  # fmt: skip
+def test_a_quoted_value_is_text(text: str, value: Any) -> None:
+    key, found = parse_change(f"pretrain.init_from={text}")
+    assert (key, found, type(found)) == ("pretrain.init_from", value, type(value))

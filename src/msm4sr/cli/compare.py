@@ -16,6 +16,7 @@ from msm4sr.cli.console import (
     Gpus,
     Jobs,
     RayAddress,
+    check_workers,
     chosen_executor,
     console,
     errors,
@@ -75,8 +76,8 @@ def compare(
     features: Features = [],
     jobs: Jobs = 1,
     ray: RayAddress = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     retry_failed: RetryFailed = False,
 ) -> None:
     """Run a grid of systems on data sets with several seeds, one run folder per cell, and print its table.
@@ -85,10 +86,11 @@ def compare(
     """
     with handle_errors(f"interrupted; finished work is kept in {out}. Rerun the command to continue."):
         from msm4sr.experiments.compare import locked_grid, run_cells
-        from msm4sr.experiments.grid import cells_of, check_cells, enter_grid
+        from msm4sr.experiments.grid import cells_of, check_cells, join_grid, write_grid
         from msm4sr.experiments.grid_config import GridRequest, plan_grid
         from msm4sr.reports.results import read_grid
 
+        check_workers(ray, cpus, gpus)
         check_local_path("--out", out)
         for folder in data:
             check_local_path("--data", folder)
@@ -96,7 +98,7 @@ def compare(
                 raise InputError(f"--data {folder}: no such folder")
         kept, precomputed = feature_sources(features)
         asked = plan_grid(GridRequest(config, data, seeds, rows, changes, preset, settings, precomputed))
-        enter_grid(out, asked)
+        join_grid(out, asked)  # refused before anything is written
         cells = cells_of(out.absolute(), asked)
         folder = (kept or out / "features").absolute()
         read = [entry.folder for entry in asked.data]
@@ -105,7 +107,9 @@ def compare(
             chosen_executor(jobs, ray, cpus, gpus, read, out) as executor,
             progress_bar() as progress,
         ):
+            grid = join_grid(out, asked)
             check_cells(cells)
+            write_grid(out, grid)
             lost = run_cells(cells, folder, executor, progress, retry_failed=retry_failed)
         _print_tables(read_grid(out.absolute(), asked))
         failed = [cell for cell in cells if cell.failure()]

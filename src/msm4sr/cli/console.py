@@ -85,8 +85,8 @@ RayAddress = Annotated[
         help="Run on a Ray cluster: HOST:PORT of its head, auto, or local for a new one here.",
     ),
 ]
-Cpus = Annotated[int, typer.Option("--cpus", min=1, help="With --ray: CPUs of each worker.")]
-Gpus = Annotated[float, typer.Option("--gpus", min=0, help="With --ray: GPUs of each worker; a fraction shares one.")]
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, help="With --ray: CPUs of each worker; default: 1.")]
+Gpus = Annotated[float | None, typer.Option("--gpus", min=0, help="With --ray: GPUs of each worker; default: 0.")]
 Log = Annotated[str | None, typer.Option("--log", help="Also log to tensorboard, mlflow or wandb, under RUN/logs.")]
 
 
@@ -151,9 +151,15 @@ def feature_sources(values: list[str]) -> tuple[Path | None, dict[str, Path]]:
     return (folders[0] if folders else None), precomputed
 
 
+def check_workers(address: str | None, cpus: int | None, gpus: float | None) -> None:
+    """Raise InputError for --cpus or --gpus without --ray."""
+    if address is None and (cpus, gpus) != (None, None):
+        raise InputError("--cpus and --gpus are those of a worker on a cluster; give --ray, or --devices for a run")
+
+
 @contextmanager
 def chosen_executor(
-    jobs: int, address: str | None, cpus: int, gpus: float, data: Sequence[Path], out: Path
+    jobs: int, address: str | None, cpus: int | None, gpus: float | None, data: Sequence[Path], out: Path
 ) -> Iterator[Executor]:
     """The executor that the options --jobs, --ray, --cpus and --gpus ask for; `out` is made if it is missing."""
     if address is None:
@@ -162,7 +168,7 @@ def chosen_executor(
     if jobs > 1:
         raise InputError("--jobs is for this machine; with --ray as many run side by side as fit on the cluster")
     make_folder(out)
-    with connected(address, Resources(cpus, gpus), data, out) as executor:
+    with connected(address, Resources(cpus or 1, gpus or 0), data, out) as executor:
         yield executor
 
 

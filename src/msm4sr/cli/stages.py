@@ -30,6 +30,7 @@ from msm4sr.cli.console import (
     SettingsFile,
     Strict,
     WarmStart,
+    check_workers,
     chosen_executor,
     console,
     feature_sources,
@@ -66,8 +67,8 @@ def run(
     devices: Devices = None,
     log: Log = None,
     ray: RayAddress = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
 ) -> None:
     """Extract features, pre-train, fine-tune, evaluate: from a prepared folder to recommendations."""
     with handle_errors(
@@ -77,6 +78,7 @@ def run(
         from msm4sr.experiments.loggers import check_logger
 
         check_logger(log)
+        check_workers(ray, cpus, gpus)
         changes = [*changes, *_device_changes(devices)]
         request = Request(
             data, out, preset, model, file, changes, seed, features, overwrite, strict, resume, warm_start
@@ -92,7 +94,7 @@ def run(
                 evaluate_run(started, dataset, network)
 
 
-def _run_on_ray(request: Request, address: str, cpus: int, gpus: float, log: str | None) -> None:
+def _run_on_ray(request: Request, address: str, cpus: int | None, gpus: float | None, log: str | None) -> None:
     """All stages: extraction and training on the cluster, evaluation here."""
     from msm4sr.experiments.ray_training import train_on_ray
     from msm4sr.experiments.run import locked_run
@@ -129,8 +131,8 @@ def extract(
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards; all of them must be complete.")] = False,
     ray: RayAddress = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
 ) -> None:
     """The first stage: create the run folder, encode texts and images. Next: pretrain RUN."""
     with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
@@ -138,6 +140,7 @@ def extract(
         from msm4sr.experiments.stages import extract_run_shard
         from msm4sr.features.store_builder import Shard
 
+        check_workers(ray, cpus, gpus)
         only = None if shard is None else Shard.parse(shard)
         if only is not None and merge:
             raise InputError("--shard and --merge are two steps: run each shard first, then --merge without --shard")

@@ -23,6 +23,7 @@ from msm4sr.cli.console import (
     RayAddress,
     Seed,
     SettingsFile,
+    check_workers,
     chosen_executor,
     console,
     feature_sources,
@@ -90,8 +91,8 @@ def tune(
     storage: Storage = "sqlite",
     jobs: Jobs = 1,
     ray: RayAddress = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
 ) -> None:
     """Search for the settings of a model with the best validation ndcg@10. The test items are never ranked.
 
@@ -110,6 +111,7 @@ def tune(
         from msm4sr.experiments.tune import tune as run_trials
         from msm4sr.files import write_text
 
+        check_workers(ray, cpus, gpus)
         check_local_path("--out", out)
         check_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -45,6 +45,10 @@ class Windows:
     start: np.ndarray  # int64 [W]
     length: np.ndarray  # int64 [W]
 
+    def n_pairs(self, pairs: Literal["all", "last"]) -> np.ndarray:
+        """The pairs of the loss in each window: int64 [W]."""
+        return self.length if pairs == "all" else np.ones_like(self.length)
+
 
 def cut_windows(
     histories: Ragged, max_history: int, pairs: Literal["all", "last"], rng: np.random.Generator
@@ -89,15 +93,16 @@ def epoch_batches(
         rng: draws cuts, order and drops.
     """
     windows = cut_windows(histories, max_history, pairs, rng)
-    weight = windows.length if pairs == "all" else np.ones_like(windows.length)
-    for rows in _bucketed(windows.length, weight, batch_pairs, rng):
+    for rows in _bucketed(windows.length, windows.n_pairs(pairs), batch_pairs, rng):
         yield _batch(histories.values, windows.start[rows], windows.length[rows], pairs, drop, rng)
 
 
-def count_batches(histories: Ragged, batch_pairs: int) -> int:
-    """The approximate number of batches in an epoch."""
-    pairs = np.maximum(np.diff(histories.offsets) - 1, 0).sum()
-    return max(1, -(-int(pairs) // batch_pairs))
+def count_batches(
+    histories: Ragged, *, max_history: int, batch_pairs: int, pairs: Literal["all", "last"] = "all"
+) -> int:
+    """The number of batches in an epoch; approximate where windows have more pairs than a batch."""
+    windows = cut_windows(histories, max_history, pairs, np.random.default_rng(0))
+    return max(1, len(np.unique((windows.n_pairs(pairs).cumsum() - 1) // batch_pairs)))
 
 
 def _bucketed(length: np.ndarray, weight: np.ndarray, batch_pairs: int, rng: np.random.Generator) -> list[np.ndarray]:

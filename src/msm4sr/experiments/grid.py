@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock
 from pydantic import Field
 
 from msm4sr.data.dataset import load_dataset
@@ -27,7 +26,7 @@ from msm4sr.dotted import differences, flatten, shorten
 from msm4sr.errors import InputError
 from msm4sr.experiments.run import RUN_LOCK, open_run, read_metrics
 from msm4sr.experiments.settings import RunSettings, read_yaml, resolve_settings, validated
-from msm4sr.files import make_folder, write_text
+from msm4sr.files import write_text
 from msm4sr.strict import Strict
 from msm4sr.training.identity import CODE_VERSION
 
@@ -132,8 +131,8 @@ def open_grid(folder: Path) -> Grid:
     return validated(Grid, read_yaml(file), str(file))
 
 
-def enter_grid(folder: Path, asked: Grid) -> None:
-    """Add a grid to grid.yaml. Safe for several processes at a time.
+def join_grid(folder: Path, asked: Grid) -> Grid:
+    """The grid in `folder`, if there is one, with what is asked for; nothing is written.
 
     Rows, seeds and data sets may be added to a grid, and rows that have only failed may be changed.
 
@@ -141,15 +140,18 @@ def enter_grid(folder: Path, asked: Grid) -> None:
         InputError: the folder holds something else, or a grid that defines a name differently.
     """
     file = folder / "grid.yaml"
-    if not file.exists() and folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if file.exists():
+        return _joined(open_grid(folder), asked, file)
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise InputError(f"{folder}: the folder is not empty and holds no grid; choose another --out")
+    return asked
+
+
+def write_grid(folder: Path, grid: Grid) -> None:
+    """Write grid.yaml, which must be locked (`compare.locked_grid`)."""
+    content = yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     try:
-        make_folder(folder)
-        with FileLock(folder / ".grid.lock"):
-            stored = open_grid(folder) if file.exists() else None
-            joined = asked if stored is None else _joined(stored, asked, file)
-            if joined != stored:
-                write_text(file, yaml.safe_dump(joined.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        write_text(folder / "grid.yaml", content)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from msm4sr.errors import InputError, first_line
 from msm4sr.training.callbacks import Callback, EpochRecord, StepRecord, TrainingPlan
+
+logger = logging.getLogger(__name__)
 
 # From name to the modules that it needs; of those in one tuple, one suffices.
 LOGGERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -150,9 +154,17 @@ class LoggerCallback(Callback):
 
     def on_end(self, error: BaseException | None) -> None:
         if self._logger is not None:
-            self._logger.close(succeeded=error is None)
+            self._send(partial(self._logger.close, succeeded=error is None))
             self._logger = None
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
         if self._logger is not None:
-            self._logger.log_metrics(metrics, step)
+            self._send(partial(self._logger.log_metrics, metrics, step))
+
+    def _send(self, work: Callable[[], None]) -> None:
+        """A server that fails does not end the training: the rest of the stage is not logged."""
+        try:
+            work()
+        except Exception as error:
+            logger.warning("--log failed (%s): the rest of this stage is not logged", first_line(error))
+            self._logger = None

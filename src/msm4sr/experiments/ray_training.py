@@ -101,14 +101,14 @@ def train_on_ray(run: Run, executor: RayExecutor, log: str | None, progress: Pro
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            if bars().errors:
+                raise bars().errors[0] from None
             raise ChildProcessError(
                 f"the training was lost ({first_line(error)}); rerun the command with --resume"
             ) from None
         finally:
             remove(run.folder / STATE)
             bars().close_all()
-            if bars().errors:
-                raise bars().errors[0] from None
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Span(Strict):
 
     def holds(self, value: Any) -> bool:
         """Whether the search may draw the value."""
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        return type(value) in (int, float) and self.low <= value <= self.high
 
 
 class FloatRange(Span):
@@ -63,6 +63,10 @@ class IntRange(Span):
     low: int
     high: int
 
+    def holds(self, value: Any) -> bool:
+        """See `Span.holds`."""
+        return type(value) is int and super().holds(value)
+
 
 class Choices(Strict):
     """One of several values without an order."""
@@ -72,7 +76,7 @@ class Choices(Strict):
 
     def holds(self, value: Any) -> bool:
         """Whether the search may draw the value."""
-        return value in self.choices
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
 
 
 Parameter = Annotated[FloatRange | IntRange | Choices, Field(discriminator="kind")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,13 +29,16 @@ PRESETS = {file.stem: file for file in sorted(Path(__file__).with_name("presets"
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads dates as strings, as JSON does."""
+    """Reads dates as strings and 1e-4 as a number, as JSON does."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _model_config(settings: Any) -> Any:
@@ -288,13 +290,9 @@ def parse_change(change: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--set {change}: write it as key=value, for example finetune.learning_rate=1e-4")
     try:
-        value = yaml.load(text, _Loader)
+        return key, yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise InputError(f"--set {change}: {text!r} is not a valid value; quote it if it is text") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it has no dot
-        with suppress(ValueError):
-            return key, float(value)
-    return key, value
 
 
 def _parsed(changes: Sequence[str], model: str) -> dict[str, Any]:

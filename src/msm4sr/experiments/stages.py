@@ -232,7 +232,9 @@ def train_stage(
             logger.info("warm start: %s", line)
     if state is not None and state.done:
         logger.info("%s: already complete, %d epochs", stage, state.epoch - 1)
-    elif state is not None:
+        restore(run, dataset, model, stage)
+        return
+    if state is not None:
         logger.info("%s: resuming in epoch %d, after step %d", stage, state.epoch, state.step)
     if state is not None and were_chosen():
         _use_threads(state.threads)

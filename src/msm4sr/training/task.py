@@ -91,7 +91,9 @@ class Task(nn.Module):
 
     def count_batches(self, histories: Ragged, settings: StageSettings) -> int:
         """The approximate number of batches in an epoch."""
-        return count_batches(histories, settings.batch_pairs)
+        return count_batches(
+            histories, max_history=self.model.max_history, batch_pairs=settings.batch_pairs, pairs=settings.pairs
+        )
 
     @property
     def scorer(self) -> Scorer:

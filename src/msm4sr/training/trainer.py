@@ -257,7 +257,8 @@ class Trainer:
     def _seeded(self) -> Iterator[None]:
         """Seed all generators for the current epoch, or restore them inside it; the caller's state is kept."""
         seed, epoch, rank = self.options.seed, self.state.epoch, self.fabric.global_rank
-        with torch.random.fork_rng(devices=[] if self.fabric.device.type == "cpu" else None):
+        device = self.fabric.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # Steps have been done only if a training resumes. Its states then replace these, if they are of as many
             # processes.
             torch.manual_seed(epoch_seed(seed, epoch, rank, self.state.step))
