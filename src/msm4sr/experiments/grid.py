@@ -34,6 +34,10 @@ from msm4sr.training.identity import CODE_VERSION
 NAMED = {"text": {"encoder"}, "visual": {"kind", "network", "tagger"}}
 
 
+GridKind = Literal["comparison", "ablation", "modality", "cold_start", "strict_cold_start", "transfer", "sparsity",
+                   "sensitivity", "any_modality"]  # fmt: skip
+
+
 class Row(Strict):
     """A row of the grid. In its values, {data} is replaced by the name of the data set, {seed} by the seed."""
 
@@ -75,8 +79,7 @@ class Grid(Strict):
 
     name: str
     title: str
-    kind: Literal["comparison", "ablation", "modality", "cold_start", "strict_cold_start", "transfer", "sparsity",
-                  "sensitivity", "any_modality"] = "comparison"  # fmt: skip
+    kind: GridKind = "comparison"
     data: tuple[Data, ...]
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)

@@ -1,7 +1,6 @@
 """From a configuration and the options of `msm4sr compare` to the grid that is run.
 
-A configuration is a YAML file: title, kind, `base` (defaults of the rows), rows, `needs` (options that it cannot do
-without), `best_against`; those of `configs/` are found by name.
+A configuration is a YAML file (`Config`); those of `configs/` are found by name.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from msm4sr.errors import InputError
-from msm4sr.experiments.grid import Data, Grid, Row
+from msm4sr.experiments.grid import Data, Grid, GridKind, Row
 from msm4sr.experiments.settings import parse_change, read_yaml, validated
 from msm4sr.models.registry import MODELS
 from msm4sr.registry import closest
@@ -51,10 +52,22 @@ class Base(Strict):
     settings: str | None = None
 
 
+class Config(Strict):
+    """The contents of a configuration."""
+
+    name: str = ""  # that of the file
+    title: str = ""  # likewise
+    kind: GridKind = "comparison"
+    needs: Mapping[str, str] = Field({}, description="an option or setting that must be given, and why")
+    base: Base = Base()
+    rows: tuple[Mapping[str, Any], ...] | None = Field(None, description="as `Row`; null: one per registered model")
+    data: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    best_against: tuple[str, ...] = Grid.model_fields["best_against"].default
+
+
 def plan_grid(request: GridRequest) -> Grid:
     """The requested grid; base and options are applied to each row, whose own changes take precedence.
-
-    A configuration without rows has one for each registered model.
 
     Raises:
         InputError: something in the configuration or the options is not valid.
@@ -63,38 +76,50 @@ def plan_grid(request: GridRequest) -> Grid:
     file = CONFIGS.get(where, Path(where))
     if not file.is_file():
         raise InputError(f"{where}: neither a file nor one of {', '.join(CONFIGS)}{closest(where, CONFIGS)}")
-    content = {"name": Path(where).stem, "title": Path(where).stem} | read_yaml(file)
-    base = validated(Base, content.pop("base", {}), f"{where}: base")
-    if request.preset is not None:
-        base = base.model_copy(update={"preset": request.preset})
+    config = validated(Config, read_yaml(file), where)
     changes = dict(parse_change(change) for change in request.changes)
-    _check_needs(content.pop("needs", {}), request, changes)
-    given = content.pop("rows", _model_rows())
-    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
-        raise InputError(f"{where}: rows: a list of mappings such as {{name: sasrec, model: sasrec}}")
+    _check_needs(config.needs, request, changes)
+    rows = _rows(config, request, changes)
+    _check_known("--rows", request.rows, rows)
+    if "best_against" in config.model_fields_set:
+        _check_known(f"{where}: best_against", config.best_against, rows)
+    rows = [row for row in rows if not request.rows or row.name in request.rows]
+    data = _data_sets(request.data or [Path(folder) for folder in config.data])
+    if request.settings is not None:
+        rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]
+    content = {
+        "name": config.name or Path(where).stem,
+        "title": config.title or Path(where).stem,
+        "kind": config.kind,
+        "data": data,
+        "seeds": list(dict.fromkeys(request.seeds or config.seeds)),
+        "rows": rows,
+        "best_against": config.best_against,
+    }
+    grid = validated(Grid, content, where)
+    _check_grid(grid, where)
+    return grid
+
+
+def _rows(config: Config, request: GridRequest, changes: Mapping[str, Any]) -> list[Row]:
+    """All rows of a configuration, with base and options applied."""
+    base = config.base if request.preset is None else config.base.model_copy(update={"preset": request.preset})
     precomputed = {modality: str(file.absolute()) for modality, file in request.precomputed.items()}
-    rows = [_complete(row, base, changes, precomputed, where) for row in given]
-    _check_unique(f"{where}: rows", [row.name for row in rows])
+    given = _model_rows() if config.rows is None else config.rows
+    rows = [_complete(row, base, changes, precomputed, request.config) for row in given]
+    _check_unique(f"{request.config}: rows", [row.name for row in rows])
     for key in changes:
         if not any(_has(row.model, key) for row in rows):
             raise InputError(f"--set {key}: no model of these rows has that setting")
-    folders = request.data or [Path(folder) for folder in content.get("data", ())]
+    return rows
+
+
+def _data_sets(folders: Sequence[Path]) -> list[Data]:
     if not folders:
         raise InputError("--data: name at least one prepared folder")
     data = [Data(name=folder.resolve().name, folder=Path(abspath(folder))) for folder in folders]  # without ".."
     _check_unique("--data: names of folders", [entry.name for entry in data])
-    _check_known("--rows", request.rows, rows)
-    if isinstance(ours := content.get("best_against"), list):
-        _check_known(f"{where}: best_against", ours, rows)
-    rows = [row for row in rows if not request.rows or row.name in request.rows]
-    if request.settings is not None:
-        rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]
-    content |= {"rows": rows, "data": data}
-    if request.seeds:
-        content["seeds"] = list(dict.fromkeys(request.seeds))
-    grid = validated(Grid, content, where)
-    _check_grid(grid, where)
-    return grid
+    return data
 
 
 def _model_rows() -> list[dict[str, Any]]:
@@ -114,15 +139,17 @@ def _complete(
     row: Mapping[str, Any], base: Base, changes: Mapping[str, Any], precomputed: Mapping[str, str], where: str
 ) -> Row:
     """A row of a configuration, with base and options applied."""
-    model = row.get("model", base.model)
+    where = f"{where}: row {row.get('name', '')}"
+    own = validated(Row, row, where)
+    given = {name: getattr(own, name) for name in own.model_fields_set}
+    model = given.get("model", base.model)
     shared = {key: value for key, value in {**base.changes, **changes}.items() if _has(model, key)}
-    own = row.get("changes") or {}
-    own = {key: list(precomputed) if value == "{precomputed}" else value for key, value in own.items()}
-    inherited = {"label": row.get("name"), "model": model, "preset": base.preset, "settings": base.settings}
-    content = {**inherited, "precomputed": precomputed, **row, "changes": shared | own}
+    named = {key: list(precomputed) if value == "{precomputed}" else value for key, value in own.changes.items()}
+    inherited = {"label": own.name, "model": model, "preset": base.preset, "settings": base.settings}
+    content = {**inherited, "precomputed": precomputed, **given, "changes": shared | named}
     if isinstance(content["settings"], str):
         content["settings"] = str(Path(content["settings"]).absolute())
-    return validated(Row, content, f"{where}: row {row.get('name', '')}")
+    return validated(Row, content, where)
 
 
 def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:

@@ -243,7 +243,9 @@ def validated(kind: type[Kind], content: Any, where: str, if_unknown: str = "") 
         given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
         ending = if_unknown if problem["type"] == "extra_forbidden" else ""
         hint = f" (there are {', '.join(kind.model_fields)})" if unknown else given
-        raise InputError(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}{hint}{ending}") from None
+        said = problem["msg"].removeprefix("Value error, ")
+        said = said.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+        raise InputError(f"{where}: {key}: {said}{hint}{ending}") from None
 
 
 def _for_model(settings: dict[str, Any], model: str, where: str, data: Path | None = None) -> dict[str, Any]:
