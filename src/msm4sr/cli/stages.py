@@ -135,7 +135,8 @@ def extract(
     gpus: Gpus = None,
 ) -> None:
     """The first stage: create the run folder, encode texts and images. Next: pretrain RUN."""
-    with handle_errors(f"interrupted; finished chunks are kept in {out}. Rerun the command to continue."):
+    kept = next((folder for folder in features if "=" not in folder), str(out))
+    with handle_errors(f"interrupted; finished chunks are kept in {kept}. Rerun the command to continue."):
         from msm4sr.experiments.run import locked_run
         from msm4sr.experiments.stages import extract_run_shard
         from msm4sr.features.store_builder import Shard
@@ -185,13 +186,17 @@ def _train_one(
     ):
         from msm4sr.experiments.loggers import check_logger
         from msm4sr.experiments.run import open_run
-        from msm4sr.experiments.stages import restore_last
+        from msm4sr.experiments.stages import restore_last, use_threads_of
 
         check_logger(log)
         started = open_run(folder, changes, data)
         with _locked(folder, started.settings.device):
+            if resume:
+                use_threads_of(started, [stage])
             with _first_process_first(started.settings.device):
                 dataset, network = load(started)
+            if stage not in network.tasks and started.settings.device.is_first:
+                console.print(f"{network.label} has no {stage} stage: nothing is trained")
             restore_last(started, dataset, network, before=stage)
             _train(started, stage, dataset, network, resume, log)
         if started.settings.device.is_first:
@@ -201,12 +206,15 @@ def _train_one(
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process; the first one prepares what the others read."""
     from msm4sr.experiments.run import open_run, with_processes_of
+    from msm4sr.experiments.stages import use_threads_of
 
     settings = request.settings()
     device = settings.device
     with _first_process_first(device):
         if not device.is_first:
             started = with_processes_of(open_run(request.out), settings)
+            if request.resumes:
+                use_threads_of(started)
             return started, *load(started)
         planned, dataset = _plan(request)
         begin = new_model if request.resumes else _begin
@@ -235,7 +243,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     """The requested run, or the existing one to resume, checked; nothing is written yet."""
     from msm4sr.data.dataset import load_dataset
     from msm4sr.experiments.run import plan_run, resume_run
-    from msm4sr.experiments.stages import describe_data, describe_settings
+    from msm4sr.experiments.stages import describe_data, describe_settings, use_threads_of
 
     if request.resume and request.overwrite:
         raise InputError("--resume continues a run, --overwrite replaces it: use one of them")
@@ -244,6 +252,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     dataset = load_dataset(request.data, settings.dataset)  # first, so that wrong data is reported before any writing
     if request.resumes:
         planned = resume_run(request.data, request.out, settings, folder, precomputed)
+        use_threads_of(planned)
     else:
         preset = request.source.preset if request.source else request.preset or "best"
         planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError, reason_of
 from msm4sr.executors import Executor, Lost
 from msm4sr.experiments.grid import Cell, check_settings, features_folder
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import RunLocked, begin_run, locked_run, plan_run, resume_run
-from msm4sr.experiments.stages import build_model, extract_stage, train_stage
+from msm4sr.experiments.stages import build_model, extract_stage, train_stage, use_threads_of
 from msm4sr.files import full_disk, make_folder, remove, write_json
 from msm4sr.locks import locked_by_us
 from msm4sr.models.registry import MODELS
@@ -151,20 +153,24 @@ def run_cell(
     cell: Cell, features: Path, progress: Progress = NoProgress(), extract_content: bool = False
 ) -> dict[str, Any]:
     """Run one cell and return its metrics; an existing run is resumed."""
-    settings = cell.settings
+    settings, threads = cell.settings, torch.get_num_threads()
     precomputed = cell.row.precomputed_files(cell.data.name, cell.seed)
     dataset = load_dataset(cell.data.folder, settings.dataset)
     begun = (cell.folder / "config.yaml").exists()
     if begun:
         run = resume_run(cell.data.folder, cell.folder, settings, features, precomputed)
+        use_threads_of(run)
     else:
         run = plan_run(cell.data.folder, cell.folder, settings, cell.row.preset, features, True, precomputed)
-    model = build_model(settings, dataset, extract_stage(run, dataset, progress))
-    if not begun:
-        begin_run(run, dataset.identity)
-    for stage in STAGES:
-        train_stage(run, stage, dataset, model, [TrainingProgress(progress, cell.title, lines=False)], resume=True)
-    return evaluate_stage(run, dataset, model, extract_content=extract_content)
+    try:
+        model = build_model(settings, dataset, extract_stage(run, dataset, progress))
+        if not begun:
+            begin_run(run, dataset.identity)
+        for stage in STAGES:
+            train_stage(run, stage, dataset, model, [TrainingProgress(progress, cell.title, lines=False)], resume=True)
+        return evaluate_stage(run, dataset, model, extract_content=extract_content)
+    finally:
+        torch.set_num_threads(threads)  # those of an interrupted cell are not those of the next
 
 
 def _failure(cell: Cell, error: Exception, host: str) -> dict[str, Any]:

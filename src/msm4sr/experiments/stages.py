@@ -236,8 +236,6 @@ def train_stage(
         return
     if state is not None:
         logger.info("%s: resuming in epoch %d, after step %d", stage, state.epoch, state.step)
-    if state is not None and were_chosen():
-        _use_threads(state.threads)
     options = TrainerOptions(
         seed=run.settings.seed,
         device=run.settings.device,
@@ -249,8 +247,13 @@ def train_stage(
     Trainer(task, getattr(settings, stage), options, [RunRecorder(run, stage, state), *callbacks]).fit(dataset)
 
 
-def _use_threads(threads: int) -> None:
-    """Use as many threads as the interrupted training did, if this machine has as many cores."""
+def use_threads_of(run: Run, stages: Sequence[str] = STAGES) -> None:
+    """Use as many threads as the interrupted training of the last of these stages, if this machine has as many cores.
+
+    Call it before features are whitened: that depends on the number of threads too.
+    """
+    states = [read_state(run.checkpoints, stage) for stage in stages] if were_chosen() else []
+    threads = next((state.threads for state in reversed(states) if state is not None), 0)
     if threads != torch.get_num_threads() and 0 < threads <= len(usable_cores()):
         logger.info("using %s as before, so that results are bit-identical", count_of(threads, "thread"))
         torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ PostgreSQL.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ def check_storage(storage: str) -> None:
         if find_spec("psycopg") is None:
             raise InputError("--storage: PostgreSQL needs psycopg: pip install 'msm4sr[postgres]'")
     elif storage not in (SQLITE, JOURNAL):
-        raise InputError(f"--storage {storage}: give {SQLITE}, {JOURNAL} or postgresql://USER:PASSWORD@HOST/DATABASE")
+        shown = re.sub("://.*", "://...", storage)  # without a password
+        raise InputError(f"--storage {shown}: give {SQLITE}, {JOURNAL} or postgresql://USER:PASSWORD@HOST/DATABASE")
 
 
 def study_file(storage: str, folder: Path) -> Path | None:
