@@ -14,7 +14,7 @@ from msm4sr.data.items import Item
 from msm4sr.data.toyshop import generate_toyshop
 from msm4sr.errors import InputError
 from msm4sr.features.backends import cosines
-from msm4sr.features.content import ContentEncoder
+from msm4sr.features.content import ContentEncoder, keywords_digest
 from msm4sr.features.extract import extract_features
 from msm4sr.features.settings import FeatureSettings, TextSettings, VisualSettings, store_names
 from msm4sr.features.store import Features, read_manifest, read_rows
@@ -130,12 +130,22 @@ def test_keywords_of_a_run_whose_features_are_gone_are_an_error(dataset: Dataset
         encoder.encode([item_of(dataset, item)])
 
 
-def test_keywords_learned_from_other_items_are_an_error(dataset: Dataset, tmp_path: Path) -> None:
-    settings, item = FeatureSettings(visual=KINDS["labels"]), item_of(dataset, 0)
+@pytest.mark.parametrize("kind", ["labels", "learned"])
+@pytest.mark.parametrize("changed", ["texts", "settings", "items"])
+def test_keywords_learned_from_other_items_or_settings_are_an_error(
+    dataset: Dataset, tmp_path: Path, kind: str, changed: str
+) -> None:
+    settings, item = FeatureSettings(visual=KINDS[kind]), item_of(dataset, 0)
     stored = extract_features(dataset, tmp_path, settings)
-    folder, dims = tmp_path / store_names(settings)["visual"], {name: rows.dim for name, rows in stored.items()}
-    before = (read_manifest(folder) or {})["made_of"]
+    dims, before = {name: rows.dim for name, rows in stored.items()}, keywords_digest(tmp_path, settings)
     assert ContentEncoder(tmp_path, settings, dims, keywords_of=before).encode([item])
-    extract_features(replace(dataset, items=dataset.items.with_columns(title=pl.lit("Kite"))), tmp_path, settings)
-    with pytest.raises(InputError, match=f"{folder.name}: .* were replaced by those of other items"):
+    others = {
+        "texts": dataset.items.with_columns(title=pl.concat_str("title", pl.lit(" kite"))),
+        "items": dataset.items.head(40),
+    }.get(changed, dataset.items)
+    other = replace(dataset, items=others, item_ids=others["item_id"].to_list())
+    words = {"num_keywords": 4, "vocabulary_size": 30} if changed == "settings" else {}
+    visual = settings.visual.model_copy(update=words)
+    extract_features(other, tmp_path, settings.model_copy(update={"visual": visual}))
+    with pytest.raises(InputError, match="were replaced by those of other items or settings"):
         ContentEncoder(tmp_path, settings, dims, keywords_of=before).encode([item])

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from msm4sr.data.dataset import Dataset
 from msm4sr.experiments.run import Run
 from msm4sr.experiments.stages import extraction_of
+from msm4sr.features.content import keywords_digest
 from msm4sr.features.settings import store_names
-from msm4sr.features.store import read_manifest
 from msm4sr.models.registry import MODELS
 
 
@@ -41,9 +41,7 @@ def content_vectors(run: Run, dataset: Dataset, extract: bool = False) -> npt.ND
     return means
 
 
-def keyword_source(run: Run) -> str | None:
-    """What the keywords of the run's images were learned from (see `ContentEncoder`); None for a run without them."""
-    if run.settings.features.visual.kind != "keywords" or "visual" in run.precomputed:
-        return None
-    manifest = read_manifest(run.features / store_names(run.settings.features)["visual"])
-    return None if manifest is None else str(manifest.get("made_of"))
+def run_keywords(run: Run) -> str | None:
+    """The `keywords_digest` of a run's features folder; None for a run without keywords."""
+    finds = run.settings.features.visual.kind == "keywords" and "visual" not in run.precomputed
+    return keywords_digest(run.features, run.settings.features) if finds else None

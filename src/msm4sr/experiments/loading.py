@@ -17,6 +17,7 @@ from msm4sr.data.dataset import Dataset
 from msm4sr.data.items import Items
 from msm4sr.data.schema import ITEM_COLUMNS, read_interactions, read_items
 from msm4sr.errors import InputError, command
+from msm4sr.experiments.content import run_keywords
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items
 from msm4sr.experiments.run import Run, open_run, read_metrics
 from msm4sr.features.content import ContentEncoder
@@ -93,7 +94,8 @@ def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(
         keywords_of = identity.get("keywords", "")
         encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed, keywords_of)
     users = UserHistories(partial(_run_data, run), items.item_ids)
-    return Recommender(model, catalogue, encoder, run.data, found, image_keywords(run), strict, users)
+    keywords = image_keywords(run, identity.get("keywords", ""))
+    return Recommender(model, catalogue, encoder, run.data, found, keywords, strict, users)
 
 
 def _run_data(run: Run) -> Dataset:
@@ -125,9 +127,15 @@ def _with_content(run: Run, stored: StoredItems) -> Items:
     return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String), categories))
 
 
-def image_keywords(run: Run) -> Mapping[str, list[str]]:
-    """Item id to the keywords of its images, best first; empty for a run without keywords."""
-    if run.settings.features.visual.kind != "keywords" or "visual" in run.precomputed:
+def image_keywords(run: Run, made_of: str) -> Mapping[str, list[str]]:
+    """Item id to the keywords of its images, best first; empty for a run without keywords, or if they are gone.
+
+    `made_of` is what `run_keywords` was when the run was evaluated.
+    """
+    if (now := run_keywords(run)) is None:
+        return {}
+    if now != made_of:
+        logger.warning("%s: features of other items or settings; keywords of images are not shown", run.features)
         return {}
     folder = run.features / store_names(run.settings.features)["visual"]
     try:

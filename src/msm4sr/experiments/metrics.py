@@ -23,7 +23,7 @@ from msm4sr.evaluation.evaluate import rank_users
 from msm4sr.evaluation.metrics import chance, mean_metrics
 from msm4sr.evaluation.ranking import Lists, OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of, users_of, users_table
-from msm4sr.experiments.content import content_vectors, keyword_source
+from msm4sr.experiments.content import content_vectors, run_keywords
 from msm4sr.experiments.machine import hardware, memory_peak, versions
 from msm4sr.experiments.model_folder import row_ids, save_model
 from msm4sr.experiments.run import Run, write_metrics
@@ -129,7 +129,7 @@ def evaluate_stage(
     run.metrics_file.unlink(missing_ok=True)  # of an earlier evaluation
     save_model(run, dataset, model, result)
     content = {"content": dataset.content_digest} if model.uses_features or model.uses_categories else {}
-    keywords_of = keyword_source(run) if model.uses_features else None
+    keywords_of = run_keywords(run) if model.uses_features else None
     identity = {"code": CODE_VERSION, "data": dataset.identity | content, "inputs": inputs_identity(model)}
     result["identity"] = flatten(identity) | {
         **({} if keywords_of is None else {"keywords": keywords_of}),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from msm4sr.data.images import BrokenImage
 from msm4sr.data.items import Item
+from msm4sr.digests import json_digest
 from msm4sr.errors import InputError
 from msm4sr.features.extract import Encoders
 from msm4sr.features.extractors.keywords import label_tagger
@@ -41,7 +42,7 @@ class ContentEncoder:
         settings: those of the run.
         dims: the modalities of the run, and the embedding dimension of each.
         precomputed: the modalities with precomputed embeddings.
-        keywords_of: what the keywords were learned from, `made_of` in the manifest of their store; None: not checked.
+        keywords_of: the `keywords_digest` of the folder when the run was made; None: not checked.
         device: see `Extraction`.
     """
 
@@ -146,8 +147,8 @@ class ContentEncoder:
         names = store_names(self.settings)
         folder = self.folder / names["visual"]
         manifest = read_manifest(folder)
-        if manifest is None or (self.keywords_of is not None and manifest.get("made_of") != self.keywords_of):
-            problem = "are gone" if manifest is None else "were replaced by those of other items"
+        if manifest is None or self.keywords_of not in (None, keywords_digest(self.folder, self.settings)):
+            problem = "are gone" if manifest is None else "were replaced by those of other items or settings"
             raise InputError(
                 f"{folder}: the features that the run was trained on {problem}, and keywords of a new image need them; "
                 "restore the folder, or add the item without an image"
@@ -160,3 +161,14 @@ class ContentEncoder:
         with readable(folder):
             ridge = float(manifest["ridge"])
         return TextSpaceTagger(words.item_ids, words.values, fit_map(images, text, ridge))
+
+
+def keywords_digest(folder: Path, settings: FeatureSettings) -> str | None:
+    """A digest of how keywords are found, and of what they were learned from; None for a folder without keywords."""
+    names = store_names(settings)
+    visual = read_manifest(folder / names["visual"])
+    if visual is None:
+        return None
+    learned_from = ("images", "text", "vocabulary") if "ridge" in visual else ()
+    manifests = [visual, *(read_manifest(folder / names[kind]) or {} for kind in learned_from)]
+    return json_digest([[one.get(key) for key in ("encoder", "settings", "content", "made_of")] for one in manifests])
