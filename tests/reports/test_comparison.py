@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from grids import SEEN_EXCLUDED, cell_folder, write_cell, write_grid
 
 from msm4sr.errors import InputError
@@ -151,7 +152,7 @@ def test_rows_are_compared_again_with_seen_items_excluded(tmp_path: Path) -> Non
         own = ranks(row)
         write_cell(folder, row, own.tolist(), seen_excluded=own.tolist() if row == "popularity" else [1.0] * len(own))
     measured = measure(read_grid(folder), METRICS, resamples=50)
-    [without] = measure_seen_excluded(measured)
+    [without] = measure_seen_excluded(read_grid(folder), measured)
     assert without.scores["shop", "sasrec", "ndcg@10"].mean == 1.0
     assert without.scores["shop", "popularity", "ndcg@10"] == measured[0].scores["shop", "popularity", "ndcg@10"]
     assert without.tests["shop", "popularity", "ndcg@10"].difference.mean < 0
@@ -161,7 +162,7 @@ def test_rows_are_compared_again_with_seen_items_excluded(tmp_path: Path) -> Non
 def test_seen_items_are_not_excluded_again_where_nothing_would_change(tmp_path: Path) -> None:
     same = write_grid(tmp_path / "same", ("sasrec",))
     write_cell(same, "sasrec", ranks("sasrec").tolist())
-    assert measure_seen_excluded(measure(read_grid(same), METRICS, resamples=50)) == []
+    assert measure_seen_excluded(read_grid(same), measure(read_grid(same), METRICS, resamples=50)) == []
 
 
 def test_rows_that_include_and_exclude_seen_items_are_compared_with_these_excluded(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_rows_that_include_and_exclude_seen_items_are_compared_with_these_exclud
         settings = {"evaluation": {"exclude_seen": row == "s3rec"}}
         write_cell(mixed, row, [5, 6], settings=settings, seen_excluded=[1, 2])
     first = measure(read_grid(mixed), METRICS, resamples=50)
-    [together] = measure_seen_excluded(first)
+    [together] = measure_seen_excluded(read_grid(mixed), first)
     assert [row.name for row in together.rows] == ["sasrec", "s3rec"]
     assert together.protocol == "all rows, seen items excluded"
     assert len({one.name for one in (*first, together)}) == 3
@@ -181,9 +182,29 @@ def test_each_split_has_its_table_with_seen_items_excluded(tmp_path: Path) -> No
     for row in ("sasrec", "s3rec"):
         settings = {"dataset": {"split": "temporal"}} if row == "s3rec" else {}
         write_cell(folder, row, [5, 6], settings=settings, seen_excluded=[1, 2])
-    found = measure_seen_excluded(measure(read_grid(folder), METRICS, resamples=50))
+    found = measure_seen_excluded(read_grid(folder), measure(read_grid(folder), METRICS, resamples=50))
     assert [[row.name for row in one.rows] for one in found] == [["sasrec"], ["s3rec"]]
     assert [one.protocol.partition(",")[0] for one in found] == ["leave-one-out", "temporal split at 0.8 and 0.9"]
+
+
+def test_a_row_whose_protocol_differs_by_data_set_is_in_the_table_of_each(tmp_path: Path) -> None:
+    for name, split in (("a", "leave_one_out"), ("b", "temporal")):
+        (tmp_path / f"{name}.yaml").write_text(f"dataset: {{split: {split}}}\n")
+    row = {"name": "sasrec", "model": "sasrec", "preset": "seed", "settings": str(tmp_path / "{data}.yaml")}
+    folder = write_grid(tmp_path / "grid", (row, "popularity"), data=("a", "b"))
+    for data, split in (("a", "leave_one_out"), ("b", "temporal")):
+        settings = {"dataset": {"split": split}, "model": {"name": "sasrec"}}
+        write_cell(folder, "sasrec", [5, 6], data=data, settings=settings)
+    grid = yaml.safe_load((folder / "grid.yaml").read_text())
+    del grid["rows"][0]["changes"]  # the files of settings say it
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
+    first, second = measure(read_grid(folder), METRICS, resamples=50)
+    assert (first.split, first.results.data, [row.name for row in first.rows]) == (
+        "leave-one-out", ("a", "b"), ["sasrec", "popularity"],
+    )  # fmt: skip
+    assert (second.results.data, [row.name for row in second.rows]) == (("b",), ["sasrec"])
+    assert ("b", "sasrec", "ndcg@10") not in first.scores
+    assert ("b", "sasrec", "ndcg@10") in second.scores
 
 
 def test_a_cell_of_another_protocol_than_its_row_is_an_error(tmp_path: Path) -> None:

@@ -132,7 +132,9 @@ def _print_tables(results: GridResults) -> None:
         seeds = f"mean over {len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}"
         console.print(f"test, {seeds}; {comparison.split}, full ranking{comparison.suffix}", markup=False)
         _print_table(main_table(comparison))
-        for table in (make(comparison, data) for data in results.data for make in (held_out_table, cold_table)):
+        for table in (
+            make(comparison, data) for data in comparison.results.data for make in (held_out_table, cold_table)
+        ):
             if table.rows:
                 console.print(table.title, markup=False)
                 _print_table(table)

@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +81,7 @@ class PairedTest:
 class Comparison:
     """Rows that are ranked by one protocol, with their scores on the test part and the tests between them."""
 
-    results: GridResults
-    rows: tuple[Row, ...]
+    results: GridResults  # those of its protocol
     metrics: tuple[str, ...]
     resamples: int
     excludes_seen: bool
@@ -97,6 +95,10 @@ class Comparison:
     """(data set, row, metric) to the test of the row."""
     untested: Sequence[tuple[str, str]] = ()
     """Data set, and which row is not tested on it and why."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.results.rows
 
     @property
     def name(self) -> str:
@@ -143,48 +145,42 @@ def measure(results: GridResults, metrics: Sequence[str] = METRICS, resamples: i
 
     Without resamples of the paired bootstrap there are no tests.
     """
-    protocols: dict[tuple[str, bool], list[Row]] = {}
-    for row in results.rows:
-        finished = [outcome.settings for data in results.data for outcome in results.finished(data, row.name)]
-        for protocol in {_protocol(settings) for settings in finished or [row.changes]}:
-            protocols.setdefault(protocol, []).append(row)
+    protocols = sorted({_protocol(outcome) for outcome in results.all()})
     several = [len(set(values)) > 1 for values in zip(*protocols, strict=True)]
     return [
         _compare(
             Comparison(
-                results,
-                tuple(rows),
+                results.where(lambda cell, own=protocol: _protocol(cell) == own),  # type: ignore[misc]
                 tuple(metrics),
                 resamples,
-                excludes,
-                ", ".join(itertools.compress([split, PROTOCOLS[excludes]], several)),
-                split,
+                protocol[1],
+                ", ".join(itertools.compress([protocol[0], PROTOCOLS[protocol[1]]], several)),
+                protocol[0],
             )
         )
-        for (split, excludes), rows in sorted(protocols.items())
+        for protocol in protocols
     ]
 
 
-def _protocol(settings: Mapping[str, Any]) -> tuple[str, bool]:
-    """The split in words, and whether seen items are excluded."""
-    split = "leave-one-out"
+def _protocol(cell: Outcome) -> tuple[str, bool]:
+    """The split of a cell in words, and whether seen items are excluded."""
+    settings, split = cell.settings, "leave-one-out"
     if settings.get("dataset.split") == "temporal":
         validation, test = settings.get("dataset.validation_from", 0.8), settings.get("dataset.test_from", 0.9)
         split = f"temporal split at {validation} and {test}, {settings.get('dataset.targets', 'first')} targets"
     return split, bool(settings.get(EXCLUDES, False))
 
 
-def measure_seen_excluded(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def measure_seen_excluded(results: GridResults, comparisons: Sequence[Comparison]) -> list[Comparison]:
     """All rows of each split with seen items excluded, unless that changes none of them."""
-    found, splits = [], {one.split: one.results for one in comparisons}
-    for split, results in splits.items():
-        own = [one for one in comparisons if one.split == split]
-        names = {row.name for one in own for row in one.rows}
-        rows = tuple(row for row in results.rows if row.name in names)
-        cells = [cell.metrics for data in results.data for row in rows for cell in results.finished(data, row.name)]
-        if any(cell["test"] != cell["seen_excluded"]["test"] for cell in cells):
+    found, splits = [], list(dict.fromkeys(one.split for one in comparisons))
+    for split in splits:
+        part = results.where(lambda cell, own=split: _protocol(cell)[0] == own)  # type: ignore[misc]
+        metrics = [outcome.metrics for outcome in part.all() if outcome.state == "finished"]
+        if any(of["test"] != of["seen_excluded"]["test"] for of in metrics):
+            own = [one for one in comparisons if one.split == split]
             parts = [split] * (len(splits) > 1) + ["all rows"] * (len(own) > 1) + [PROTOCOLS[True]]
-            one = replace(own[0], rows=rows, excludes_seen=True, protocol=", ".join(parts), secondary=True)
+            one = replace(own[0], results=part, excludes_seen=True, protocol=", ".join(parts), secondary=True)
             found.append(_compare(one))
     return found
 

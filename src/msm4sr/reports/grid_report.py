@@ -59,7 +59,7 @@ def write_grid_report(
     """
     results = read_grid(folder)
     comparisons = measure(results, metrics, resamples)
-    every = [*comparisons, *measure_seen_excluded(comparisons)]
+    every = [*comparisons, *measure_seen_excluded(results, comparisons)]
     sections = list(_sections(results, comparisons, every))
     cells, shared_by = cells_table(results), split_settings(results)
     html = render(
@@ -88,28 +88,33 @@ def _sections(
     results: GridResults, comparisons: Sequence[Comparison], every: Sequence[Comparison]
 ) -> Iterator[Section]:
     """The sections in their order; `every` has the rows with seen items excluded too, for main tables and tests."""
-    for data, one in product(results.data, every):
+    for data, one in _places(results, every):
         yield Section(f"Results on {data}{one.suffix}", _size(one, data), main_table(one, data))
-    for one, data in product(comparisons, results.data):
+    for data, one in _places(results, comparisons):
         yield from _of_table(held_out_table(one, data))
         yield from _of_table(cold_table(one, data))
         yield from _shares(one, data)
-    differences = [section for one, data in product(every, results.data) for section in _differences(one, data)]
-    popularity = [section for one, data in product(comparisons, results.data) for section in _popularity(one, data)]
-    segments = [table for one, data in product(comparisons, results.data) for table in segment_tables(one, data)]
+    differences = [section for one in every for data in one.results.data for section in _differences(one, data)]
+    popularity = [section for one in comparisons for data in one.results.data for section in _popularity(one, data)]
+    segments = [table for one in comparisons for data in one.results.data for table in segment_tables(one, data)]
     yield from [*popularity, *differences] if "cold" in results.kind else [*differences, *popularity]
     for table in segments:
         yield from _of_table(table)
-    for data, one in product(results.data, every):
+    for data, one in _places(results, every):
         yield from _of_table(beyond_accuracy_table(one, data))
     for data in results.data:
         yield from _curves(results, data)
-    for data, one in product(results.data, comparisons):
+    for data, one in _places(results, comparisons):
         yield from _of_table(validation_table(one, data))
     for data in results.data:
         yield from _of_table(cost_table(results, data))
     for data in results.data:
         yield from _of_table(published_table(data), context=True)
+
+
+def _places(results: GridResults, comparisons: Sequence[Comparison]) -> list[tuple[str, Comparison]]:
+    """Each data set with the comparisons that have cells on it."""
+    return [(data, one) for data, one in product(results.data, comparisons) if data in one.results.data]
 
 
 def _of_table(table: Table, context: bool = False) -> Iterator[Section]:

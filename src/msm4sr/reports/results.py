@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class Outcome:
     state: State
     reason: str = ""  # why it failed
     metrics: Mapping[str, Any] = field(default_factory=dict)  # the contents of metrics.json of a finished cell
-    settings: Mapping[str, Any] = field(default_factory=dict)  # by dotted name, without data and seed
+    settings: Mapping[str, Any] = field(default_factory=dict)  # by dotted name, without data and seed if finished
     epochs: Sequence[Mapping[str, Any]] = ()  # the lines of metrics.jsonl
 
     def test_users(self) -> pl.DataFrame | None:
@@ -72,6 +72,14 @@ class GridResults:
 
     def all(self) -> Iterator[Outcome]:
         return itertools.chain.from_iterable(self.outcomes.values())
+
+    def where(self, keep: Callable[[Outcome], bool]) -> GridResults:
+        """These cells, and the rows and data sets that have any of them."""
+        kept = {place: list(filter(keep, cells)) for place, cells in self.outcomes.items()}
+        data = tuple(name for name in self.data if any(cells for (on, _), cells in kept.items() if on == name))
+        rows = tuple(row for row in self.rows if any(cells for (_, of), cells in kept.items() if of == row.name))
+        outcomes = {(name, row.name): kept[name, row.name] for name in data for row in rows}
+        return replace(self, data=data, rows=rows, outcomes=outcomes)
 
 
 def read_grid(folder: Path, grid: Grid | None = None) -> GridResults:
@@ -122,7 +130,7 @@ def _check_same_data(finished: Sequence[Outcome]) -> None:
 def _outcome(cell: Cell) -> Outcome:
     folder, metrics, failure = cell.folder, cell.metrics(), cell.failure()
     state: State = "running" if is_locked(cell.lock_file) else "missing"
-    outcome = Outcome(cell.data.name, cell.row.name, cell.seed, folder, state)
+    outcome = Outcome(cell.data.name, cell.row.name, cell.seed, folder, state, settings=_planned(cell))
     if failure is not None:
         return replace(outcome, state="failed", reason=str(failure.get("reason") or "no reason was recorded"))
     if metrics is None:
@@ -132,3 +140,11 @@ def _outcome(cell: Cell) -> Outcome:
     others = ("msm4sr", "data", "features_folder", "seed", "data_identity")
     settings = {key: value for key, value in config.items() if key.partition(".")[0] not in others}
     return replace(outcome, state="finished", metrics=metrics, settings=settings, epochs=read_epochs(folder))
+
+
+def _planned(cell: Cell) -> dict[str, Any]:
+    """The settings of a cell that is not finished; only the changes of its row if its data is not here."""
+    try:
+        return flatten(cell.settings.model_dump(mode="json"))
+    except InputError:
+        return dict(cell.row.changes)
