@@ -27,7 +27,7 @@ PROTOCOLS = {"included": "rank", "excluded": "rank_seen_excluded"}
 
 def ndcg_of(results: GridResults, data: str, row: str, ranks: str) -> np.ndarray:
     """NDCG@10 of each user: [users]."""
-    tables = [cell.test_users() for cell in results.finished(data, row)] if (data, row) in results.outcomes else []
+    tables = [cell.test_users for cell in results.finished(data, row)] if (data, row) in results.outcomes else []
     found = [table for table in tables if table is not None]
     if not found:
         raise InputError(f"{results.folder}: no finished cell of {row} on {data}")

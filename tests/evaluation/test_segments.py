@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import make_dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.metrics import mean_metrics
@@ -30,13 +32,22 @@ def rows_of(frame: pl.DataFrame, kind: str) -> dict[str, list[int]]:
 
 
 def test_history_length_and_popularity_are_in_buckets() -> None:
-    frame = table(history_length=[1, 5, 6, 51, 0], item_count=[0, 10, 11, 20, 9000])
-    assert rows_of(frame, "history length") == {"0": [4], "1-5": [0, 1], "6-10": [2], ">50": [3]}
-    assert rows_of(frame, "target's popularity") == {"0": [0], "6-10": [1], "11-20": [2, 3], ">50": [4]}
+    counts = [0, 1, 5, 6, 10, 11, 20, 21, 50, 51, 9000]
+    frame = table(history_length=counts, item_count=counts[::-1])
+    rows = {"0": [0], "1-5": [1, 2], "6-10": [3, 4], "11-20": [5, 6], "21-50": [7, 8], ">50": [9, 10]}
+    assert rows_of(frame, "history length") == rows
+    mirrored = {name: sorted(10 - row for row in own) for name, own in rows.items()}
+    assert rows_of(frame, "popularity of the target") == mirrored
 
 
-def test_users_without_training_interactions_are_cold() -> None:
-    assert rows_of(table(user_count=[0, 3, 1, 0]), "user") == {"cold": [0, 3], "warm": [1, 2]}
+@given(st.lists(st.tuples(st.integers(1, 99), st.integers(0, 99)), min_size=1, max_size=40))
+def test_the_mean_over_users_is_that_of_the_segments_weighted_by_users(rows: list[tuple[int, int]]) -> None:
+    ranks = np.array([rank for rank, _ in rows], dtype=float)
+    frame = table(item_count=[count for _, count in rows]).with_columns(rank=pl.Series(ranks))
+    for found in segments(frame).values():
+        assert sum(segment.users for segment in found) == len(rows)
+        for name, value in mean_metrics(ranks).items():
+            assert sum(one.users * one.metrics[name] for one in found) / len(rows) == pytest.approx(value)
 
 
 def test_a_target_is_in_the_segment_of_each_of_its_most_frequent_categories() -> None:
@@ -77,9 +88,9 @@ def test_large_numbers_are_named_by_all_their_digits() -> None:
 
 
 def test_a_column_with_the_name_of_another_kind_stays_apart() -> None:
-    found = groups_of(table(user_count=[0, 3], **{"user.user": ["a", "b"]}))
-    assert list(found["user"]) == ["cold", "warm"]
-    assert list(found["user (column)"])[:2] == ["a", "b"]
+    found = groups_of(table(categories=[["x"], []], **{"user.category": ["a", "b"]}))
+    assert next(iter(found["category"])) == "x"
+    assert list(found["category (column)"])[:2] == ["a", "b"]
 
 
 def test_of_many_strings_the_most_frequent_are_segments() -> None:
@@ -94,12 +105,11 @@ def test_a_value_that_is_named_like_a_rest_stays_apart() -> None:
     assert found == {"unknown": [0], "x": [2], "(unknown)": [1]}
 
 
-@pytest.mark.parametrize("rank", ["rank", "rank_seen_excluded"])
-def test_metrics_are_means_over_the_rows_of_a_segment(rank: str) -> None:
+def test_metrics_are_means_over_the_rows_of_a_segment() -> None:
     frame = table(**{"user.plan": ["b", "a", "a", "b", "a"], "user_count": [1] * 5})
-    found = segments(frame, rank)
+    found = segments(frame)
     assert list(found) == ["plan"], "a kind with one segment divides nothing"
-    ranks = frame[rank].to_numpy()
+    ranks = frame["rank"].to_numpy()
     assert [(one.name, one.users, one.metrics) for one in found["plan"]] == [
         ("a", 3, mean_metrics(ranks[[1, 2, 4]])),
         ("b", 2, mean_metrics(ranks[[0, 3]])),
@@ -107,7 +117,7 @@ def test_metrics_are_means_over_the_rows_of_a_segment(rank: str) -> None:
 
 
 def test_a_run_of_an_earlier_version_has_the_segments_that_it_recorded() -> None:
-    assert list(segments(table(item_count=[0, 3]))) == ["target's popularity"]
+    assert list(segments(table(item_count=[0, 3]))) == ["popularity of the target"]
 
 
 def test_the_table_of_a_run_has_what_segments_need() -> None:

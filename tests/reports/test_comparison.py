@@ -13,7 +13,7 @@ from grids import SEEN_EXCLUDED, cell_folder, write_cell, write_grid
 from msm4sr.errors import InputError
 from msm4sr.evaluation.metrics import metrics_per_user
 from msm4sr.evaluation.significance import holm, mean_over_seeds, paired_bootstrap
-from msm4sr.reports.comparison import Comparison, by_popularity, check_metrics, measure, measure_seen_excluded
+from msm4sr.reports.comparison import Comparison, check_metrics, measure, measure_seen_excluded
 from msm4sr.reports.results import read_grid
 from msm4sr.reports.tables import main_table
 
@@ -214,19 +214,6 @@ def test_a_cell_of_another_protocol_than_its_row_is_an_error(tmp_path: Path) -> 
         write_cell(folder, "sasrec", [1, 2], seed=seed, settings=settings)
     with pytest.raises(InputError, match=r"seed-0: made with different settings: evaluation\.exclude_seen is False"):
         read_grid(folder)
-
-
-def test_by_popularity_is_the_mean_over_seeds_of_each_bucket(tmp_path: Path) -> None:
-    folder = write_grid(tmp_path / "grid", ("sasrec", "msm4sr"), seeds=(0, 1))
-    for seed in (0, 1):
-        write_cell(folder, "sasrec", [1, 11 + seed, 20, 1 + 10 * seed], seed=seed, item_counts=[0, 0, 7, 99])
-    counts, found = by_popularity(only(folder), "shop", ["recall@10"])
-    assert counts == {"0": 2, "6-10": 1, ">50": 1}
-    assert found == {
-        ("sasrec", "recall@10", "0"): 0.5,
-        ("sasrec", "recall@10", "6-10"): 0.0,
-        ("sasrec", "recall@10", ">50"): 0.5,
-    }
 
 
 def test_unknown_metrics_are_errors() -> None:

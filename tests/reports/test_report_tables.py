@@ -22,7 +22,6 @@ from msm4sr.reports.tables import (
     held_out_table,
     main_table,
     places,
-    popularity_table,
     published_table,
     software_versions,
     split_settings,
@@ -172,15 +171,6 @@ def test_differences_have_intervals_around_them(tmp_path: Path) -> None:
         assert low.value <= (mean.value or 0) <= (high.value or 0)
         assert 0 < (p.value or 0) <= (corrected.value or 0) <= 1
     assert "300 resamples" in table.notes[0]
-
-
-def test_popularity_has_a_column_for_each_bucket_that_has_users(tmp_path: Path) -> None:
-    (comparison,) = measure(results(tmp_path, ("shop",)), METRICS, resamples=50)
-    table = popularity_table(comparison, "shop")  # targets were trained on 0, 1, 2, ... 199 times
-    names = ["0 (n=1)", "1-5 (n=5)", "6-10 (n=5)", "11-20 (n=10)", "21-50 (n=30)", ">50 (n=149)"]
-    assert [c.name for c in table.columns] == names * 2
-    assert table.groups == [("Recall@10", 6), ("NDCG@10", 6)]
-    assert max(cell.place for each in table.rows for cell in each.cells) == 2
 
 
 def test_held_out_items_have_a_table_with_chance_as_last_line(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_each_cell_is_finished_failed_running_or_missing(tmp_path: Path) -> None
     assert done.metrics["test"]["recall@5"] == 1
     assert done.settings == {"preset": "best", "model.name": "sasrec"}  # neither data nor seed, which name the cell
     assert [epoch["epoch"] for epoch in done.epochs] == [1, 2, 3]
-    users = done.test_users()
+    users = done.test_users
     assert users is not None
     assert users["rank"].to_list() == [1, 2, 3]
     assert (results.title, results.kind, results.ours) == ("A trial", "comparison", ("msm4sr",))
@@ -71,4 +71,4 @@ def test_a_damaged_file_of_a_cell_is_an_error_that_names_it(tmp_path: Path, name
     grid = write_grid(tmp_path / "grid")
     (write_cell(grid, "sasrec", [1, 2]) / name).write_text("{half a li")
     with pytest.raises(InputError, match=rf"seed-0/{name}"):
-        read_grid(grid).outcomes["shop", "sasrec"][0].test_users()
+        assert read_grid(grid).outcomes["shop", "sasrec"][0].test_users

@@ -3,9 +3,9 @@
 They follow from `users.parquet` of a run (`evaluation.users`). A segment's metrics are means
 over the users with a target in it, of these targets.
 
-    history length       items of the history that the target is ranked after, in the buckets of `popularity`
-    target's popularity  training interactions of the target, in the same buckets
-    user                 cold (without training interactions) and warm
+    history length       items of the history that the target is ranked after, in `BUCKETS`
+    popularity of the target
+                         its training interactions, in the same buckets; 0: an item without training data
     category             of the target: the `MOST` categories with the most targets, each with all targets that have
                          it, then those with other categories only, then those without a category
     a column of users.parquet of the data
@@ -17,36 +17,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from msm4sr.evaluation.metrics import mean_metrics
-from msm4sr.evaluation.popularity import BUCKETS, Bucket
 from msm4sr.evaluation.users import OWN, users_of
 
 MOST = 10  # values of a column, or categories, that are segments of their own
 NONE, OTHERS = "none", "others"
-POPULARITY = "target's popularity"
+POPULARITY = "popularity of the target"
+BUCKETS = {"0": (0, 0), "1-5": (1, 5), "6-10": (6, 10), "11-20": (11, 20), "21-50": (21, 50), ">50": (51, None)}
+"""From name to the lowest and the highest count; None: no upper bound."""
 
 Groups = Mapping[str, npt.NDArray[np.bool_]]
 """The rows of each segment: name to bool [rows]."""
 
 
-def segments(table: pl.DataFrame, rank: str = "rank") -> dict[str, list[Bucket]]:
+class Segment(NamedTuple):
+    """A segment, the number of its users, and their metrics."""
+
+    name: str
+    users: int
+    metrics: dict[str, float]
+
+
+def segments(table: pl.DataFrame) -> dict[str, list[Segment]]:
     """The segments of each kind, in the order of the module; kinds that divide nothing are omitted.
 
-    Args:
-        table: a part of users.parquet.
-        rank: the column of ranks.
+    `table` is what `evaluation.users.tested` returns.
     """
-    ranks, users, found = table[rank].to_numpy(), users_of(table), {}
+    ranks, users, found = table["rank"].to_numpy(), users_of(table), {}
     for kind, groups in groups_of(table).items():
         some = {name: rows for name, rows in groups.items() if rows.any()}
         if len(some) > 1:
             found[kind] = [
-                Bucket(name, len(np.unique(users[rows])), mean_metrics(ranks[rows], users[rows]))
+                Segment(name, len(np.unique(users[rows])), mean_metrics(ranks[rows], users[rows]))
                 for name, rows in some.items()
             ]
     return found
@@ -58,9 +66,6 @@ def groups_of(table: pl.DataFrame) -> dict[str, Groups]:
     for kind, column in (("history length", "history_length"), (POPULARITY, "item_count")):
         if column in table.columns:
             found[kind] = _buckets(table[column].to_numpy())
-    if "user_count" in table.columns:
-        warm = table["user_count"].to_numpy() > 0
-        found["user"] = {"cold": ~warm, "warm": warm}
     if "categories" in table.columns:
         found["category"] = _categories(table["categories"])
     for column in table.columns:

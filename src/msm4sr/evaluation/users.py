@@ -47,6 +47,12 @@ def targets_of(dataset: Dataset, part: Part) -> Targets:
     return validation_targets(dataset) if part == "validation" else test_targets(dataset)
 
 
+def tested(table: pl.DataFrame) -> pl.DataFrame:
+    """The test part of users.parquet, of users with training interactions: what the metrics on test are means over."""
+    table = table.filter(pl.col("part") == "test")
+    return table.filter(pl.col("user_count") > 0) if "user_count" in table.columns else table
+
+
 def users_of(table: pl.DataFrame) -> Ints:
     """The number of the user of each row of a part of users.parquet, as `metrics_per_user` wants it."""
     return table["user_id"].rle_id().to_numpy()

@@ -19,7 +19,6 @@ import polars as pl
 from msm4sr.errors import InputError, command
 from msm4sr.evaluation.metrics import METRICS as ALL_METRICS
 from msm4sr.evaluation.metrics import metrics_per_user
-from msm4sr.evaluation.popularity import BUCKETS, bucket_metrics
 from msm4sr.evaluation.significance import RESAMPLES, Difference, holm, mean_over_seeds, paired_bootstrap
 from msm4sr.evaluation.users import Part, users_of
 from msm4sr.experiments.grid import Row
@@ -249,7 +248,7 @@ def _values_per_user(comparison: Comparison, data: str) -> tuple[dict[str, PerUs
 
 def user_tables(outcomes: Sequence[Outcome]) -> list[pl.DataFrame]:
     """The test part of users.parquet of the outcomes that have it."""
-    return [table for outcome in outcomes if (table := outcome.test_users()) is not None]
+    return [table for outcome in outcomes if (table := outcome.test_users) is not None]
 
 
 def _tests(
@@ -274,28 +273,3 @@ def _tests(
         for ((row, _, reference), found), p in zip(own, holm([found.p for _, found in own]), strict=True):
             tests[data, row, metric] = PairedTest(reference, found, p, users)
     return tests
-
-
-def by_popularity(
-    comparison: Comparison, data: str, metrics: Sequence[str]
-) -> tuple[dict[str, int], dict[tuple[str, str, str], float]]:
-    """Metrics by the training interactions of the target (`evaluation.popularity`).
-
-    Returns:
-        Bucket to its number of users, for buckets that have any; (row, metric, bucket) to the mean over the row's
-        seeds, for rows with users.parquet.
-    """
-    counts: dict[str, int] = {}
-    found: dict[tuple[str, str, str], float] = {}
-    for row in comparison.rows:
-        tables = user_tables(comparison.results.finished(data, row.name))
-        seeds = [
-            bucket_metrics(table["rank"].to_numpy(), table["item_count"].to_numpy(), users_of(table))
-            for table in tables
-        ]
-        for buckets in zip(*seeds, strict=True):
-            if there := [bucket for bucket in buckets if bucket.users]:
-                counts.setdefault(there[0].name, there[0].users)
-                for metric in metrics:
-                    found[row.name, metric, there[0].name] = float(np.mean([one.metrics[metric] for one in there]))
-    return {bucket: counts[bucket] for bucket in BUCKETS if bucket in counts}, found

@@ -9,18 +9,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msm4sr.evaluation.segments import POPULARITY
 from msm4sr.evaluation.significance import RESAMPLES
 from msm4sr.experiments.grid import Row
 from msm4sr.files import write_text
-from msm4sr.reports.comparison import METRICS, Comparison, by_popularity, measure, measure_seen_excluded
+from msm4sr.reports.comparison import METRICS, Comparison, measure, measure_seen_excluded
 from msm4sr.reports.lists import beyond_accuracy_table
 from msm4sr.reports.pages.charts import Curve, DifferenceBar, Panels, difference_bars, panels
 from msm4sr.reports.pages.page import render
 from msm4sr.reports.results import GridResults, Outcome, read_grid
-from msm4sr.reports.segments import segment_tables
+from msm4sr.reports.segments import BY_SEGMENT, SegmentMetrics, segment_metrics, segment_tables
 from msm4sr.reports.table_writer import Table, signed, write_table
 from msm4sr.reports.tables import (
-    BY_POPULARITY,
     cells_table,
     cold_table,
     cost_table,
@@ -28,7 +28,6 @@ from msm4sr.reports.tables import (
     held_out_table,
     main_table,
     metric_name,
-    popularity_table,
     published_table,
     software_versions,
     split_settings,
@@ -95,11 +94,10 @@ def _sections(
         yield from _of_table(cold_table(one, data))
         yield from _shares(one, data)
     differences = [section for one in every for data in one.results.data for section in _differences(one, data)]
-    popularity = [section for one in comparisons for data in one.results.data for section in _popularity(one, data)]
-    segments = [table for one in comparisons for data in one.results.data for table in segment_tables(one, data)]
+    by_segment = [_segments(one, data) for one in comparisons for data in one.results.data]
+    popularity = [section for sections, _ in by_segment for section in sections]
     yield from [*popularity, *differences] if "cold" in results.kind else [*differences, *popularity]
-    for table in segments:
-        yield from _of_table(table)
+    yield from (section for _, sections in by_segment for section in sections)
     for data, one in _places(results, every):
         yield from _of_table(beyond_accuracy_table(one, data))
     for data in results.data:
@@ -189,20 +187,29 @@ def _differences(comparison: Comparison, data: str) -> Iterator[Section]:
         yield Section(table.title, subtitle, table, difference_bars(rows))
 
 
-def _popularity(comparison: Comparison, data: str) -> Iterator[Section]:
-    """Charts and table by the popularity of the target; nothing if no row has users.parquet."""
-    counts, found = by_popularity(comparison, data, BY_POPULARITY)
-    names, charts = list(counts), []
-    for metric in BY_POPULARITY:
+def _segments(comparison: Comparison, data: str) -> tuple[list[Section], list[Section]]:
+    """Charts and table by the popularity of the target, and the tables by other kinds of segments."""
+    found = segment_metrics(comparison, data)
+    popularity, others = list[Section](), list[Section]()
+    for one, table in zip(found, segment_tables(comparison, data, found), strict=True):
+        if one.kind == POPULARITY:
+            users = ", ".join(f"{count:,} at {segment}" for segment, count in one.users.items())
+            subtitle = "rows have different users" if one.differ else f"users: {users}"
+            popularity.append(Section(table.title, subtitle, table, charts=_popularity_charts(comparison, one)))
+        else:
+            others.append(Section(table.title, table=table))
+    return popularity, others
+
+
+def _popularity_charts(comparison: Comparison, found: SegmentMetrics) -> list[Panels]:
+    names, charts = list(found.users), []
+    for metric in BY_SEGMENT:
         curves = {}
         for row in comparison.rows:
-            values = [(float(x), found.get((row.name, metric, bucket))) for x, bucket in enumerate(names)]
+            values = [(float(x), found.metrics.get((row.name, metric, name))) for x, name in enumerate(names)]
             curves[row.label] = [Curve([(x, value) for x, value in values if value is not None])]
         charts.append(panels(metric_name(metric), "training interactions", curves, _ours(comparison.results), names))
-    if drawn := [chart for chart in charts if chart is not None]:
-        table = popularity_table(comparison, data)
-        users = ", ".join(f"{count:,} at {bucket}" for bucket, count in counts.items())
-        yield Section(table.title, f"users: {users}", table, charts=drawn)
+    return [chart for chart in charts if chart is not None]
 
 
 def _shares(comparison: Comparison, data: str) -> Iterator[Section]:

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from msm4sr.data.schema import read_parquet
 from msm4sr.digests import file_digest
 from msm4sr.dotted import flatten
 from msm4sr.errors import InputError, command
+from msm4sr.evaluation.users import tested
 from msm4sr.experiments.grid import Cell, Grid, Row, cells_of, check_settings, open_grid
 from msm4sr.experiments.run import read_epochs
 from msm4sr.experiments.settings import read_yaml
@@ -37,15 +39,15 @@ class Outcome:
     settings: Mapping[str, Any] = field(default_factory=dict)  # by dotted name, without data and seed if finished
     epochs: Sequence[Mapping[str, Any]] = ()  # the lines of metrics.jsonl
 
+    @cached_property
     def test_users(self) -> pl.DataFrame | None:
-        """The test part of users.parquet, of users with training interactions; None for a run without that file."""
+        """See `evaluation.users.tested`; None for a run without users.parquet."""
         file = self.folder / "users.parquet"
         if not file.exists():
             return None
         if file_digest(file) != self.metrics["identity"].get("users.parquet"):
             raise InputError(f"{file}: does not belong to metrics.json; {command('evaluate', self.folder)} writes both")
-        table = read_parquet(file).filter(pl.col("part") == "test")
-        return table.filter(pl.col("user_count") > 0) if "user_count" in table.columns else table
+        return tested(read_parquet(file))
 
 
 @dataclass(frozen=True)

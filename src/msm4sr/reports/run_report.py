@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from msm4sr.data.dataset import Dataset, test_targets
 from msm4sr.data.items import has_image
 from msm4sr.data.schema import read_parquet
 from msm4sr.evaluation.beyond_accuracy import MEASURES as LIST_MEASURES
 from msm4sr.evaluation.metrics import CUTOFFS
-from msm4sr.evaluation.popularity import Bucket
-from msm4sr.evaluation.segments import segments
+from msm4sr.evaluation.segments import Segment, segments
+from msm4sr.evaluation.users import tested
 from msm4sr.experiments.model_folder import beyond_accuracy_columns, metric_columns
 from msm4sr.experiments.run import Run
 from msm4sr.files import write_text
@@ -43,7 +42,7 @@ class RunReport:
     epochs: Sequence[Mapping[str, object]]  # the lines of metrics.jsonl
     settings_yaml: str
     beyond_accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # protocol to metrics
-    segments: Mapping[str, Sequence[Bucket]] = field(default_factory=dict)  # of the test part, by kind
+    segments: Mapping[str, Sequence[Segment]] = field(default_factory=dict)  # of the test part, by kind
     users: Sequence[ExampleUser] = ()
     folder: Path | None = None  # of the data set, for the images
     comparison: Sequence[tuple[str, Mapping[str, float]]] = ()  # systems and their test metrics, in order
@@ -68,7 +67,7 @@ def write_run_report(
         epochs=run.epochs(),
         settings_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         beyond_accuracy=beyond_accuracy_columns(metrics),
-        segments=segments(read_parquet(run.folder / "users.parquet").filter(pl.col("part") == "test")),
+        segments=segments(tested(read_parquet(run.folder / "users.parquet"))),
         users=_example_users(dataset, model, run.settings.seed) if run.settings.is_fine_tuned(model) else (),
         folder=dataset.folder,
         comparison=comparison,

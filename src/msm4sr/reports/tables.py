@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from msm4sr.experiments.grid import Row
-from msm4sr.reports.comparison import FULL_RANKING, LEVEL, Comparison, Score, by_popularity, scores_of
+from msm4sr.reports.comparison import FULL_RANKING, LEVEL, Comparison, Score, scores_of
 from msm4sr.reports.published import other_results, paper_results
 from msm4sr.reports.results import GridResults, Outcome
 from msm4sr.reports.table_writer import DIGITS, Column, Table, TableCell, TableRow, signed
@@ -28,7 +28,6 @@ WRITTEN = {
     "diversity_content": "Diversity by content",
     "diversity_categories": "Diversity by categories",
 }
-BY_POPULARITY = ("recall@10", "ndcg@10")
 HELD_OUT = {"among_all": "among all items", "among_held_out": "among held-out items"}
 
 
@@ -217,21 +216,6 @@ def difference_table(comparison: Comparison, data: str) -> Table:
     note = f"Paired bootstrap over {users:,} users, {comparison.resamples:,} resamples, percentile intervals."
     name, title = f"{comparison.name}-differences-{data}", f"Differences on {data}{comparison.suffix}"
     return Table(name, title, "System, metric", columns, rows, [note])
-
-
-def popularity_table(comparison: Comparison, data: str) -> Table:
-    """Metrics by the training interactions of the target, means over seeds."""
-    counts, found = by_popularity(comparison, data, BY_POPULARITY)
-    named = {name for name, _, _ in found}
-    build = TableBuilder((row for row in comparison.rows if row.name in named), comparison.results)
-    for metric in BY_POPULARITY:
-        for bucket, users in counts.items():
-            values = [found.get((row.name, metric, bucket)) for row in build.rows]
-            scores = [None if value is None else Score((value,)) for value in values]
-            build.add(Column(f"{bucket} (n={users:,})", metric_name(metric)), metric_cells(scores))
-    note = "Users by the training interactions of their target (n: users); test part, means over seeds."
-    title = f"By the target's popularity, {data}{comparison.suffix}"
-    return build.table(f"{comparison.name}-popularity-{data}", title, [note])
 
 
 def held_out_table(comparison: Comparison, data: str) -> Table:
