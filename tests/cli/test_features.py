@@ -53,6 +53,8 @@ def test_three_precomputed_modalities_train_without_texts_and_images(cli: Cli, d
     shown = cli("features", tmp_path / "run")
     assert shown.code == 0, shown
     assert "audio-precomputed" in shown.out
+    said = "error: --data, --items and --seed are of the page; give its file with --html"
+    assert cli("features", tmp_path / "run", "--items", "3").err == said
 
 
 def test_later_stages_find_precomputed_embeddings_and_notice_that_they_changed(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from services import train
 
 from msm4sr.evaluation.metrics import CUTOFFS
 from msm4sr.experiments.content import content_vectors
 from msm4sr.experiments.metrics import evaluate_stage
-from msm4sr.experiments.run import open_run, read_metrics
+from msm4sr.experiments.run import open_run, plan_run, read_metrics
+from msm4sr.experiments.settings import resolve_settings
 from msm4sr.experiments.stages import build_model, extract_stage, load_run_data
 
 BY_IDS = {"coverage", "gini", "novelty", "popularity", "cold", "diversity_categories"}
@@ -58,6 +61,17 @@ def test_content_is_not_extracted_for_a_model_that_uses_none_but_read_where_it_i
     there = read_metrics(folder)
     evaluate_stage(alone, dataset, build_model(alone.settings, dataset, {}), extract_content=True)
     assert (read_metrics(folder) or {})["beyond_accuracy"] == (there or {})["beyond_accuracy"]
+
+
+def test_features_of_other_items_are_neither_used_nor_replaced(toyshop: Path, run_folder: Path, tmp_path: Path) -> None:
+    features = Path(shutil.copytree(open_run(run_folder).features, tmp_path / "features"))
+    before = {file: file.stat().st_mtime_ns for file in features.rglob("*")}
+    other = Path(shutil.copytree(toyshop, tmp_path / "other"))
+    items = pl.read_parquet(other / "items.parquet").with_columns(title=pl.lit("Kite"))
+    items.write_parquet(other / "items.parquet")
+    run = plan_run(other, tmp_path / "run", resolve_settings("seed", "popularity"), "seed", features)
+    assert content_vectors(run, load_run_data(run)) is None
+    assert {file: file.stat().st_mtime_ns for file in features.rglob("*")} == before
 
 
 def test_the_content_of_an_item_is_the_mean_of_its_sentences(run_folder: Path) -> None:

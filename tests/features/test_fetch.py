@@ -251,7 +251,6 @@ def test_addresses_become_paths_of_complete_images(tmp_path: Path, server: Serve
     assert failure == {"items": ["i4"], "url": server.url("status/404"), "reason": "HTTP 404"}
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["format"] == "test"
-    assert provenance["fetched"] == {"images": 2, "failed": 1}
     assert provenance["result"]["images"]["files"] == 2
     assert load_dataset(folder).n_items == 5
 

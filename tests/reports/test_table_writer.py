@@ -116,10 +116,10 @@ def test_no_label_breaks_a_table(label: str) -> None:
     assert escaped.count("$") - escaped.count(r"\$") in range(0, 2 * len(label) + 1, 2)
 
 
-@pytest.mark.parametrize("text", ["a & b", "50%", "$x$", "#1", "a_b", "{x}", "~", "^", "\\cmd", "<>"])
+@pytest.mark.parametrize("text", ["a & b", "50%", "$x$", "#1", "a_b", "{x}", "~", "^", "\\cmd", "<>", "⁺⁻≤"])
 def test_latex_special_characters_are_escaped(text: str) -> None:
     assert escape_latex(text) != text
-    assert re.sub(r"\\text\w+\{\}|\\[&%$#_{}]|\$[<>]\$|[\w\s]", "", escape_latex(text)) == ""
+    assert re.sub(r"\\text\w+\{\}|\\[&%$#_{}]|\$([<>]|\^\{[+-]\}|\\leq)\$|[\w\s]", "", escape_latex(text)) == ""
 
 
 def test_a_table_is_written_as_markdown_latex_and_csv(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def doctor() -> None:
 def check_packages() -> Iterator[Check]:
     """Python, msm4sr and its core dependencies: one line if all versions fit, else one per package that does not."""
     python = ".".join(map(str, sys.version_info[:3]))
-    yield Check("python", "ok" if sys.version_info >= (3, 11) else "broken", python, "")
+    yield Check("python", "ok", python)
     yield Check("msm4sr", "ok", f"{version('msm4sr')} in {Path(__file__).parents[1]}")
     for problem in (wrong := problems("")):
         yield Check("core package", "broken", problem, "pip install msm4sr")

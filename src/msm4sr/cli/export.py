@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from msm4sr.cli.console import Data, RunFolder, console, handle_errors, say_next
+from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
     from msm4sr.data.export import Exported
@@ -44,6 +45,8 @@ def export_recbole(
     with handle_errors("interrupted; nothing was written"):
         from msm4sr.experiments.settings import resolve_settings
 
+        if other := next((change for change in changes or [] if not change.startswith("dataset.")), None):
+            raise InputError(f"--set {other}: only settings of the data (dataset.*) change an export")
         split = resolve_settings("seed", "popularity", changes or []).dataset
         exported = export_recbole(data, out, split)
         source = out if split.split == "leave_one_out" else out / f"{out.resolve().name}.inter"  # one of several

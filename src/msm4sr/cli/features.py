@@ -33,6 +33,8 @@ def features(
         from msm4sr.features.settings import store_names
         from msm4sr.features.store import find_stores, read_manifest, readable
 
+        if html is None and (data, items, seed) != (None, 40, 0):
+            raise InputError("--data, --items and --seed are of the page; give its file with --html")
         run = open_run(folder) if (folder / "config.yaml").exists() else None
         place = run.features if run else folder
         stores = find_stores(place)
@@ -71,7 +73,7 @@ def _table(store: Path, manifest: Mapping[str, Any]) -> Table:
     for label, shown in (
         ("modality", f"{manifest['modality']}, {manifest['kind']}"),
         ("encoder", encoder["name"] + (f" ({fingerprint[:16]})" if is_hash else "")),
-        ("ran on", ", ".join(manifest.get("ran_on", []))),
+        ("ran on", ", ".join(manifest.get("backends", []))),
         ("settings", ", ".join(settings)),
         ("items", f"{manifest['items_with_rows']:,} of {manifest['items']:,} have rows"),
         ("vectors", f"{manifest['rows']:,}, {manifest['dim']:,}-d"),

@@ -26,15 +26,18 @@ def content_vectors(run: Run, dataset: Dataset, extract: bool = False) -> npt.ND
     of the run. They are not extracted for a model that uses none, unless `extract`: that may take hours.
 
     Returns:
-        None where there are no features.
+        None where there are no features of the items.
     """
     modality = content_modality(dataset)
     folder = run.features / store_names(run.settings.features, run.precomputed)[modality]
-    if not (extract or MODELS[run.settings.model.name].uses_features or (folder / "manifest.json").exists()):
+    needed = extract or MODELS[run.settings.model.name].uses_features
+    if not needed and not (folder / "manifest.json").exists():
         return None
-    rows = extraction_of(run, dataset).extract_one(modality).of(dataset.item_ids)
-    if not rows.n_rows:
+    job = extraction_of(run, dataset)
+    stored = job.extract_one(modality) if needed else job.find_one(modality)
+    if stored is None or not stored.n_rows:
         return None
+    rows = stored.of(dataset.item_ids)
     means, there = np.zeros((len(rows), rows.dim), np.float32), np.flatnonzero(rows.lengths)
     means[there] = np.add.reduceat(rows.values, rows.offsets[there], axis=0)
     means[there] /= rows.lengths[there, None]

@@ -30,6 +30,8 @@ from msm4sr.features.store_builder import no_vectors
 from msm4sr.features.text import item_sentences
 from msm4sr.features.text_space import fit_map
 
+BATCH = 16  # images that are encoded at a time: each takes about 9 MiB
+
 
 class ContentEncoder:
     """Encodes new items as `extract_features` encoded those of the catalogue.
@@ -134,7 +136,8 @@ class ContentEncoder:
         bounds = np.cumsum([0, *map(len, images)]).tolist()
         flat = [image for item in images for image in item]
         keywords: list[list[str]] = []
-        vectors = self._encoders.images.encode(flat) if flat else no_vectors()
+        batches = [flat[start : start + BATCH] for start in range(0, len(flat), BATCH)]
+        vectors = np.concatenate(list(map(self._encoders.images.encode, batches))) if flat else no_vectors()
         if flat and self.settings.visual.kind == "keywords":
             keywords = scored_words(self._tagger, vectors, self.settings.visual.num_keywords)[0]
             vectors = self._encoders.sentences.encode([" ".join(words) for words in keywords])

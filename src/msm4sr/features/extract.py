@@ -142,6 +142,10 @@ class Extraction:
         """The features of one modality; see `extract_features`."""
         return self._extractors()[modality].extract()
 
+    def find_one(self, modality: str) -> Features | None:
+        """The stored features of one modality, if they are those of the items; nothing is encoded."""
+        return self._extractors()[modality].find()
+
     def extract_shard(self, shard: Shard) -> None:
         """Encode one shard of the items; `extract(merge=True)` joins them when all shards are in `out`.
 
@@ -185,6 +189,10 @@ class Extractor(ABC):
     def extract(self, merge: bool = False) -> Features:
         """The features of all items, from their store; what is new or changed is encoded first; see `StoreBuilder`."""
         return StoreBuilder(self, self.job.progress, self.job.executor).build(merge)
+
+    def find(self) -> Features | None:
+        """The store, if it is that of the items."""
+        return StoreBuilder(self, self.job.progress).unchanged()
 
     def extract_shard(self, shard: Shard) -> None:
         """Encode one shard of the items; see `Extraction.extract_shard`."""

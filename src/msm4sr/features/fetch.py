@@ -177,7 +177,6 @@ def _rewrite(folder: Path, items: pl.DataFrame, found: dict[str, str], report: F
     provenance = folder / PROVENANCE
     if provenance.is_file():
         record = json.loads(provenance.read_text(encoding="utf-8"))
-        record["fetched"] = {"images": len(found), "failed": len(report.failed)}
         write_json(provenance, {**record, "result": result_record(folder)})
 
 

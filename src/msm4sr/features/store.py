@@ -76,9 +76,11 @@ class Features(Ragged):
 def load_features(folder: Path) -> Features:
     """Read a store; the vectors stay on disk until they are used. Raises InputError for none, or a damaged one."""
     with readable(folder):
-        _check(folder, "vectors.safetensors")
+        manifest = _existing_manifest(folder)  # one for both files: the store may be replaced meanwhile
+        _check(folder, "vectors.safetensors", manifest)
         arrays = mapped_arrays(folder / "vectors.safetensors")
-        return Features(arrays["vectors"], arrays["offsets"], _read(folder, "items.parquet")["item_id"].to_list())
+        items = _read(folder, "items.parquet", manifest)
+        return Features(arrays["vectors"], arrays["offsets"], items["item_id"].to_list())
 
 
 def read_contents(folder: Path) -> list[str]:
@@ -144,17 +146,21 @@ def readable(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: damaged features ({why}); delete the folder and extract again") from error
 
 
-def _read(folder: Path, name: str) -> pl.DataFrame:
-    _check(folder, name)
+def _read(folder: Path, name: str, manifest: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    _check(folder, name, _existing_manifest(folder) if manifest is None else manifest)
     # Not memory-mapped: the file may be replaced while the frame lives.
     return pl.read_parquet((folder / name).read_bytes())
 
 
-def _check(folder: Path, name: str) -> None:
-    """Compare a file with its checksum in the manifest. Raises InputError without a manifest, else ValueError."""
+def _existing_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder}: no extracted features here (manifest.json is missing)")
+    return manifest
+
+
+def _check(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError if a file does not match its checksum in the manifest."""
     if file_digest(folder / name) != manifest["checksums"][name]:
         raise ValueError(f"{name} does not match its checksum")
 

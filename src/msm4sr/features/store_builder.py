@@ -206,7 +206,7 @@ class StoreBuilder:
         Each chunk is hashed just before it is encoded, so that the extractor can read a file once for both. With
         `merge` nothing is encoded: missing shards are an InputError.
         """
-        if (found := self._unchanged()) is not None:
+        if (found := self.unchanged()) is not None:
             return found
         if merge and not self.folder.exists() and not self.chunk_folder.exists():
             raise self._no_shards()  # before a lock file is made
@@ -250,7 +250,7 @@ class StoreBuilder:
         extractor = self.extractor
         return {**extractor.manifest, **extractor.extra, "content": json_digest(list(extractor.item_ids), contents)}
 
-    def _unchanged(self) -> Features | None:
+    def unchanged(self) -> Features | None:
         """The store if it is current. Stops hashing at the first chunk that has changed."""
         if cut_short(self.folder) or self.chunk_folder.exists():
             return None

@@ -17,6 +17,7 @@ ESCAPED = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "–": "--", "−": "$-$", "×": r"$\times$", ">": "$>$", "<": "$<$",
+    "⁺": "$^{+}$", "⁻": "$^{-}$", "≤": r"$\leq$",
 }  # fmt: skip
 
 

@@ -71,6 +71,12 @@ class KeywordExtractor(Extractor):
         self.missing = read_missing(self.images.folder)
         return super().extract()
 
+    def find(self) -> Features | None:
+        """See `Extractor.find`."""
+        if self.images.find() is None:
+            return None
+        return find_current(self.folder, {**self.manifest, "made_of": self._made_of()})
+
     def content_hashes(self, items: range) -> list[str]:
         return [json_digest(self._keywords[item].tolist()) for item in items]
 
@@ -122,6 +128,11 @@ class KeywordExtractor(Extractor):
             self.extra |= {"ridge": ridge, "near_duplicate_groups": groups, "fitted_on_items": has_both}
             return vectors
         if self.settings.vocabulary_file is not None:
+            if has_both >= self.settings.min_texts:
+                raise InputError(
+                    "features.visual.vocabulary_file: the offline tagger learns nothing from images that are almost "
+                    "all the same; set features.visual.tagger to a CLIP model"
+                )
             raise InputError(
                 "features.visual.vocabulary_file: the offline tagger learns keywords from at least "
                 f"{self.settings.min_texts} items with text and image (features.visual.min_texts), but there are "
