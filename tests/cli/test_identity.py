@@ -50,11 +50,10 @@ def test_weights_are_not_measured_on_a_log_that_has_changed(
 ) -> None:
     before = metrics_of(moved)
     without_last(tmp_path / "own" / "toyshop")
-    for command, stage in (("evaluate", "finetune"), ("finetune", "pretrain")):
+    for command in ("evaluate", "finetune"):
         message = refused(command, moved)
-        assert f"{stage}.safetensors: the checkpoint belongs to another training: " in message
-        assert "data.interactions is " in message
-        assert message.endswith(f"run `msm4sr {stage} {moved}` again")
+        assert f"{tmp_path / 'own' / 'toyshop'}: other data than {moved} was begun on: interactions is " in message
+        assert "make a new run" in message
     assert metrics_of(moved) == before
 
 
@@ -73,7 +72,6 @@ def test_damaged_features_are_extracted_again(cli: Cli, moved: Path, tmp_path: P
     [
         ("checkpoints/finetune.safetensors", "evaluate", "its content does not match its checksum"),
         ("checkpoints/pretrain.safetensors", "finetune", "its content does not match its checksum"),
-        ("checkpoints/finetune.last.safetensors", "finetune --resume", "its content does not match its checksum"),
         ("model/model.safetensors", "recommend --history toy-0001", "its content does not match its checksum"),
     ],
 )

@@ -44,6 +44,7 @@ from msm4sr.tensor_files import read_checksum
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
 RESERVED = (ID, SEEN, BOTH, COLLABORATIVE)  # parts of a score, and choices beside the modalities
 MAY_DIFFER = ("device.devices", "device.num_nodes", "warm_start.weights")  # when a run is resumed
+PLACES = ("msm4sr", "data", "features_folder")  # of config.yaml: they change if a run is moved
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model", "evaluations")  # written by evaluation
 
 
@@ -77,11 +78,9 @@ class Run:
 
     @property
     def settings_digest(self) -> str:
-        """A digest of preset and settings, without the seconds between checkpoints."""
-        unimportant: dict[str, Any] = {stage: {"checkpoint_every"} for stage in ("pretrain", "finetune")}
-        if self.settings.warm_start.run is None:
-            unimportant["warm_start"] = True
-        return json_digest(self.preset, self.settings.model_dump(mode="json", exclude=unimportant))
+        """A digest of preset and settings as config.yaml has them, so that it is the same in later versions."""
+        content = flatten(read_yaml(self.folder / "config.yaml"))
+        return json_digest({key: value for key, value in content.items() if key.partition(".")[0] not in PLACES})
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
