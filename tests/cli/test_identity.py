@@ -52,7 +52,8 @@ def test_weights_are_not_measured_on_a_log_that_has_changed(
     without_last(tmp_path / "own" / "toyshop")
     for command in ("evaluate", "finetune"):
         message = refused(command, moved)
-        assert f"{tmp_path / 'own' / 'toyshop'}: other data than {moved} was begun on: interactions is " in message
+        assert f"{tmp_path / 'own' / 'toyshop'}: other data than {moved} was begun on: " in message
+        assert "interactions is " in message
         assert "make a new run" in message
     assert metrics_of(moved) == before
 
