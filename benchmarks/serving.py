@@ -65,7 +65,7 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
     inputs = Inputs(items, features=features)
     build(settings.model, inputs, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
-    write_items(run.folder / "model", StoredItems(ids, [f"Item {item}" for item in ids], [0] * items))
+    write_items(run.folder / "model", StoredItems(ids, [f"Item {item}" for item in ids], [[]] * items, [0] * items))
     return run.folder
 
 

@@ -106,7 +106,7 @@ def test_rows_that_are_dropped_are_counted(cli: Cli, log: Path, items: Path, out
 
 def test_a_row_without_a_user_id_is_invalid(refused_csv: Refused, log: Path) -> None:
     log.write_text(log.read_text() + ",1,1700000000\n")
-    assert "column 'user_id', data row 9: no ID; correct it, or drop such rows (1) with --max-" in refused_csv()
+    assert "column 'user_id', data row 9: no ID; correct it, or drop invalid rows (1) with --max-" in refused_csv()
 
 
 @pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("\t", r"'\t'")])

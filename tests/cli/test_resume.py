@@ -161,7 +161,7 @@ def test_a_training_is_resumed_on_as_many_threads(
     if chosen is None:
         monkeypatch.delenv("MSM4SR_FREE_CORES")
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("msm4sr.experiments.stages.usable_cores", lambda: [[0], [1]])
+    monkeypatch.setattr("msm4sr.experiments.machine.usable_cores", lambda: [[0], [1]])
     torch.set_num_threads(1)
     try:
         called = cli("pretrain", interrupted, "--resume")

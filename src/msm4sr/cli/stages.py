@@ -185,14 +185,15 @@ def _train_one(
         "best epoch so far."
     ):
         from msm4sr.experiments.loggers import check_logger
+        from msm4sr.experiments.machine import use_threads_of
         from msm4sr.experiments.run import open_run
-        from msm4sr.experiments.stages import restore_last, use_threads_of
+        from msm4sr.experiments.stages import restore_last
 
         check_logger(log)
         started = open_run(folder, changes, data)
         with _locked(folder, started.settings.device):
             if resume:
-                use_threads_of(started, [stage])
+                use_threads_of(started.checkpoints, [stage])
             with _first_process_first(started.settings.device):
                 dataset, network = load(started)
             if stage not in network.tasks and started.settings.device.is_first:
@@ -205,8 +206,8 @@ def _train_one(
 
 def _start(request: Request) -> tuple[Run, Dataset, Model]:
     """The run, its data and a new model, in every process; the first one prepares what the others read."""
+    from msm4sr.experiments.machine import use_threads_of
     from msm4sr.experiments.run import open_run, with_processes_of
-    from msm4sr.experiments.stages import use_threads_of
 
     settings = request.settings()
     device = settings.device
@@ -214,7 +215,7 @@ def _start(request: Request) -> tuple[Run, Dataset, Model]:
         if not device.is_first:
             started = with_processes_of(open_run(request.out), settings)
             if request.resumes:
-                use_threads_of(started)
+                use_threads_of(started.checkpoints)
             return started, *load(started)
         planned, dataset = _plan(request)
         begin = new_model if request.resumes else _begin
@@ -242,8 +243,9 @@ def _first_process_first(device: Device) -> Iterator[None]:
 def _plan(request: Request) -> tuple[Run, Dataset]:
     """The requested run, or the existing one to resume, checked; nothing is written yet."""
     from msm4sr.data.dataset import load_dataset
+    from msm4sr.experiments.machine import use_threads_of
     from msm4sr.experiments.run import plan_run, resume_run
-    from msm4sr.experiments.stages import describe_data, describe_settings, use_threads_of
+    from msm4sr.experiments.stages import describe_data, describe_settings
 
     if request.resume and request.overwrite:
         raise InputError("--resume continues a run, --overwrite replaces it: use one of them")
@@ -252,7 +254,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     dataset = load_dataset(request.data, settings.dataset)  # first, so that wrong data is reported before any writing
     if request.resumes:
         planned = resume_run(request.data, request.out, settings, folder, precomputed)
-        use_threads_of(planned)
+        use_threads_of(planned.checkpoints)
     else:
         preset = request.source.preset if request.source else request.preset or "best"
         planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)

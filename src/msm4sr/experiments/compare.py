@@ -18,9 +18,10 @@ from msm4sr.data.dataset import load_dataset
 from msm4sr.errors import InputError, reason_of
 from msm4sr.executors import Executor, Lost
 from msm4sr.experiments.grid import Cell, check_settings, features_folder
+from msm4sr.experiments.machine import use_threads_of
 from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import RunLocked, begin_run, locked_run, plan_run, resume_run
-from msm4sr.experiments.stages import build_model, extract_stage, train_stage, use_threads_of
+from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import full_disk, make_folder, remove, write_json
 from msm4sr.locks import locked_by_us
 from msm4sr.models.registry import MODELS
@@ -159,7 +160,7 @@ def run_cell(
     begun = (cell.folder / "config.yaml").exists()
     if begun:
         run = resume_run(cell.data.folder, cell.folder, settings, features, precomputed)
-        use_threads_of(run)
+        use_threads_of(run.checkpoints)
     else:
         run = plan_run(cell.data.folder, cell.folder, settings, cell.row.preset, features, True, precomputed)
     try:

@@ -1,18 +1,24 @@
-"""The environment of a run: software versions, hardware, and the memory of this process."""
+"""The environment of a run: software versions, hardware, threads, and the memory of this process."""
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from msm4sr.threads import count_of
+from msm4sr.threads import count_of, usable_cores, were_chosen
+from msm4sr.training.checkpoint import read_state
+from msm4sr.training.stages import STAGES
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).resolve().parents[3]  # the root of a checkout; unrelated to an installed package
 
@@ -70,3 +76,15 @@ def memory_status(key: str) -> float:
 
 def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
+
+
+def use_threads_of(checkpoints: Path, stages: Sequence[str] = STAGES) -> None:
+    """Use as many threads as the interrupted training of the last of these stages, if this machine has as many cores.
+
+    Call it before features are whitened: that depends on the number of threads too.
+    """
+    states = [read_state(checkpoints, stage) for stage in stages] if were_chosen() else []
+    threads = next((state.threads for state in reversed(states) if state is not None), 0)
+    if threads != torch.get_num_threads() and 0 < threads <= len(usable_cores()):
+        logger.info("using %s as before, so that results are bit-identical", count_of(threads, "thread"))
+        torch.set_num_threads(threads)

@@ -17,8 +17,9 @@ from pathlib import Path
 from msm4sr.errors import InputError, first_line
 from msm4sr.executors import RETRIES, Bars, Reporter, reported_log
 from msm4sr.experiments.loggers import LoggerCallback, make_logger
+from msm4sr.experiments.machine import use_threads_of
 from msm4sr.experiments.run import Run, open_run
-from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, train_stage, use_threads_of
+from msm4sr.experiments.stages import build_model, extract_stage, load_run_data, train_stage
 from msm4sr.files import remove
 from msm4sr.nodes import NodeRequirements
 from msm4sr.progress import Progress
@@ -55,7 +56,7 @@ class RayTraining:
     def _train(self, is_first: bool) -> None:
         run = open_run(self.folder, self.device, self.data)
         dataset = load_run_data(run)  # logged by the command already
-        use_threads_of(run)
+        use_threads_of(run.checkpoints)
         model = build_model(run.settings, dataset, extract_stage(run, dataset))
         callbacks: list[Callback] = [TrainingProgress(Reporter(self.post))]
         if self.log is not None and is_first:

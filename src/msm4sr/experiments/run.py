@@ -78,9 +78,13 @@ class Run:
 
     @property
     def settings_digest(self) -> str:
-        """A digest of preset and settings as config.yaml has them, so that it is the same in later versions."""
+        """A digest of preset and settings as config.yaml has them, so that it is the same in later versions.
+
+        It is without the seconds between checkpoints.
+        """
         content = flatten(read_yaml(self.folder / "config.yaml"))
-        return json_digest({key: value for key, value in content.items() if key.partition(".")[0] not in PLACES})
+        decisive = [key for key in content if key.partition(".")[0] not in PLACES and "checkpoint_every" not in key]
+        return json_digest({key: content[key] for key in decisive})
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

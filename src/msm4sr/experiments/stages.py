@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from msm4sr.data.dataset import Dataset, item_categories, load_dataset, training_counts, training_histories, user_counts
 from msm4sr.data.schema import changed_tables
 from msm4sr.digests import file_digest
@@ -28,7 +26,6 @@ from msm4sr.models.base import Inputs, Model, as_tensors
 from msm4sr.models.registry import MODELS, build
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.tensor_files import mapped_tensors, read_about, read_checksum
-from msm4sr.threads import count_of, usable_cores, were_chosen
 from msm4sr.training.callbacks import Callback, EpochRecord
 from msm4sr.training.checkpoint import TrainingState, best_file, check_identity, last_file, read_state, set_weights
 from msm4sr.training.identity import stage_identity
@@ -245,18 +242,6 @@ def train_stage(
         identity=run_identity(run, stage),
     )
     Trainer(task, getattr(settings, stage), options, [RunRecorder(run, stage, state), *callbacks]).fit(dataset)
-
-
-def use_threads_of(run: Run, stages: Sequence[str] = STAGES) -> None:
-    """Use as many threads as the interrupted training of the last of these stages, if this machine has as many cores.
-
-    Call it before features are whitened: that depends on the number of threads too.
-    """
-    states = [read_state(run.checkpoints, stage) for stage in stages] if were_chosen() else []
-    threads = next((state.threads for state in reversed(states) if state is not None), 0)
-    if threads != torch.get_num_threads() and 0 < threads <= len(usable_cores()):
-        logger.info("using %s as before, so that results are bit-identical", count_of(threads, "thread"))
-        torch.set_num_threads(threads)
 
 
 def run_identity(run: Run, stage: str) -> dict[str, Any]:
