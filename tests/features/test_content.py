@@ -130,8 +130,7 @@ def test_keywords_of_a_run_whose_features_are_gone_are_an_error(dataset: Dataset
         encoder.encode([item_of(dataset, item)])
 
 
-@pytest.mark.parametrize("kind", ["labels", "learned"])
-@pytest.mark.parametrize("changed", ["texts", "settings", "items"])
+@pytest.mark.parametrize(("kind", "changed"), [("labels", "texts"), ("learned", "settings"), ("learned", "items")])
 def test_keywords_learned_from_other_items_or_settings_are_an_error(
     dataset: Dataset, tmp_path: Path, kind: str, changed: str
 ) -> None:
