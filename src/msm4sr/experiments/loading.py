@@ -78,7 +78,7 @@ def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(
     identity = (read_metrics(run.folder) or {}).get("identity", {})
     if identity.get("model.safetensors") not in (None, read_checksum(run.folder / "model" / "model.safetensors")):
         raise InputError(f"{run.folder / 'model'}: of another run; {command('evaluate', run.folder)} writes it again")
-    items = _with_content(run, stored)
+    items, keywords_of = _with_content(run, stored), identity.get("keywords", "")
     catalogue = Catalogue.of_model(model, items, stored.interactions, str(run.folder / "model"))
     found = encoder = None
     if is_factorized(model):
@@ -91,10 +91,9 @@ def recommender_of(run: Run, model: Model, index: IndexSettings = IndexSettings(
         vectors, folder = catalogue.tensors.item_vectors, run.folder / "model"
         found = open_index(IndexedItems(vectors, items.item_ids, items.categories, queries, folder), index)
     if has_content(model):
-        keywords_of = identity.get("keywords", "")
         encoder = ContentEncoder(run.features, run.settings.features, model.encoder_dims, run.precomputed, keywords_of)
     users = UserHistories(partial(_run_data, run), items.item_ids)
-    keywords = image_keywords(run, identity.get("keywords", ""))
+    keywords = image_keywords(run, keywords_of)
     return Recommender(model, catalogue, encoder, run.data, found, keywords, strict, users)
 
 
@@ -127,14 +126,14 @@ def _with_content(run: Run, stored: StoredItems) -> Items:
     return Items.from_frame(frame.with_columns(pl.Series("title", named, pl.String), categories))
 
 
-def image_keywords(run: Run, made_of: str) -> Mapping[str, list[str]]:
+def image_keywords(run: Run, keywords_of: str) -> Mapping[str, list[str]]:
     """Item id to the keywords of its images, best first; empty for a run without keywords, or if they are gone.
 
-    `made_of` is what `run_keywords` was when the run was evaluated.
+    `keywords_of` is what `run_keywords` was when the run was evaluated.
     """
     if (now := run_keywords(run)) is None:
         return {}
-    if now != made_of:
+    if now != keywords_of:
         logger.warning("%s: features of other items or settings; keywords of images are not shown", run.features)
         return {}
     folder = run.features / store_names(run.settings.features)["visual"]

@@ -44,7 +44,7 @@ from msm4sr.tensor_files import read_checksum
 RUN_LOCK = ".run.lock"  # locked while a process works on the run
 RESERVED = (ID, SEEN, BOTH, COLLABORATIVE)  # parts of a score, and choices beside the modalities
 MAY_DIFFER = ("device.devices", "device.num_nodes", "warm_start.weights")  # when a run is resumed
-PLACES = ("msm4sr", "data", "features_folder")  # of config.yaml: they change if a run is moved
+NO_SETTINGS = ("msm4sr", "data", "features_folder", "precomputed", "data_identity")  # of config.yaml
 RESULTS = ("metrics.json", "users.parquet", "report.html", "model", "evaluations")  # written by evaluation
 
 
@@ -78,12 +78,14 @@ class Run:
 
     @property
     def settings_digest(self) -> str:
-        """A digest of preset and settings as config.yaml has them, so that it is the same in later versions.
+        """A digest of preset and settings, without the seconds between checkpoints.
 
-        It is without the seconds between checkpoints.
+        They are those of config.yaml, so that a setting that a later version adds does not change the digest.
         """
         content = flatten(read_yaml(self.folder / "config.yaml"))
-        decisive = [key for key in content if key.partition(".")[0] not in PLACES and "checkpoint_every" not in key]
+        decisive = [
+            key for key in content if key.partition(".")[0] not in NO_SETTINGS and "checkpoint_every" not in key
+        ]
         return json_digest({key: content[key] for key in decisive})
 
     def epochs(self) -> list[dict[str, Any]]:
