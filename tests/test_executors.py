@@ -10,15 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
+from msm4sr import ray_executor
 from msm4sr.cluster import connected
 from msm4sr.errors import InputError
 from msm4sr.executors import RETRIES, Executor, LocalExecutor, Lost
-from msm4sr.nodes import Resources
+from msm4sr.nodes import Resources, nodes_alive
 from msm4sr.progress import Advance, NoProgress, Progress, Update
 from msm4sr.ray_executor import RayExecutor
 
@@ -88,6 +90,37 @@ def test_tasks_are_read_as_they_can_start(executor: Executor) -> None:
         assert isinstance(result, int)
         results.append(result)
     assert 4 <= len(results) <= 5, "at most one more had started"
+
+
+def test_tasks_wait_while_no_node_is_alive(connection: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count()
+    monkeypatch.setattr(ray_executor, "nodes_alive", lambda: nodes_alive() if next(calls) % 4 == 0 else [])
+    assert sorted(connection.run(square, range(3), NoProgress())) == [(0, 0), (1, 1), (2, 4)]
+    monkeypatch.setattr(ray_executor, "nodes_alive", list)
+    monkeypatch.setattr(ray_executor, "NODE_SECONDS", 0.5)
+    with pytest.raises(ChildProcessError, match="no node of the cluster can run"):
+        list(connection.run(square, range(3), NoProgress()))
+
+
+def half_sent(number: int, progress: Progress) -> bytes:
+    """A large result; at the first try of task 1 the process ends while it is sent."""
+    if number == 1 and not (file := Path(os.environ["HALF_SENT"])).exists():
+        time.sleep(0.3)
+        file.touch()
+        threading.Timer(0.5, os._exit, [1]).start()
+    return bytes(2**24)
+
+
+def test_a_process_that_dies_while_it_sends_its_result_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALF_SENT", str(tmp_path / "tried"))
+    results = LocalExecutor(2).run(half_sent, range(2), NoProgress())
+    assert next(results) == (0, bytes(2**24))
+    while not (tmp_path / "tried").exists():
+        time.sleep(0.01)
+    time.sleep(1)  # the other one waits until its message is read
+    assert list(results) == [(1, bytes(2**24))]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Items = TypeVar("Items", bound=Sized)
 Message = tuple[str, tuple[Any, ...]]
-"""What a worker reports: "begin", "update" or "end" of a progress bar, "log" or "error", with arguments."""
+"""What a worker reports: "begin", "update" or "end" of a progress bar, "log", "error" or "result", with arguments."""
 
 RETRIES = 3  # of a task whose process, or machine, was lost
 EVERY = 0.25  # seconds between two updates of one progress bar
@@ -252,18 +252,18 @@ class _Pool(ExitStack):
     def _receive(self, worker: _Process) -> Iterator[tuple[Any, Any]]:
         """Handle one message of a worker, or its death."""
         try:
-            kind, value = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
+            kind, values = worker.connection.recv()
+        except (EOFError, OSError):  # it died, perhaps in the middle of a message
             yield from self._lost(worker)
             return
         if kind not in ("result", "error"):
-            self._bars.show(worker, (kind, value))
+            self._bars.show(worker, (kind, values))
             return
         del self._busy[worker.connection]
         self._idle.append(worker)
         if kind == "error":
-            raise value
-        yield worker.task, value
+            raise values[0]
+        yield worker.task, values[0]
 
     def _lost(self, worker: _Process) -> Iterator[tuple[Any, Any]]:
         worker.process.join()
@@ -305,9 +305,9 @@ def _work(function: Callable[[Any, Progress], Any], connection: Connection) -> N
                 try:
                     result = function(task, Reporter(send))
                 except Exception as error:
-                    connection.send(("error", _sendable(error)))
+                    send(("error", (_sendable(error),)))
                 else:
-                    connection.send(("result", result))
+                    send(("result", (result,)))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         raise SystemExit(0) from None
 

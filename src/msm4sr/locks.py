@@ -26,7 +26,7 @@ def try_lock(file: Path, seconds: float = 0) -> FileLock | None:
 
 
 @contextmanager
-def locked_by_us(file: Path, refusal: str) -> Iterator[None]:
+def locked(file: Path, refusal: str) -> Iterator[None]:
     """Lock a file during the block. Raises InputError, with this message, if another process holds it."""
     lock = try_lock(file)
     if lock is None:

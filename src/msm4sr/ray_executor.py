@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Actor = ActorHandle[Any]
 
 POLL = 0.25  # seconds between two checks of the tasks and their progress
+NODE_SECONDS = 300.0  # to wait for a node when none is alive, such as while it is replaced
 CANCEL_SECONDS = 30.0  # in which an interrupted task writes its checkpoint; then its process is killed
 
 
@@ -86,6 +88,16 @@ class RayExecutor:
         """How many tasks fit on the nodes that are alive."""
         return sum(self.resources.fit_in(node["Resources"]) for node in nodes_alive())
 
+    def _free(self, running: int) -> int:
+        """How many more tasks fit. If nothing runs, wait until one does; nodes may be replaced at the moment."""
+        waited = 0.0
+        while (free := self.capacity() - running) <= 0 and not running:
+            if waited >= NODE_SECONDS:
+                raise ChildProcessError("no node of the cluster can run a task; start nodes, and rerun the command")
+            time.sleep(POLL)
+            waited += POLL
+        return max(0, free)
+
     def run(
         self, function: Callable[[Task, Progress], Result], tasks: Iterable[Task], progress: Progress = NoProgress()
     ) -> Iterator[tuple[Task, Result | Lost]]:
@@ -104,12 +116,13 @@ class RayExecutor:
         with mailbox(progress) as (actor, show):
             try:
                 while True:
-                    for task in islice(supply, max(0, self.capacity() - len(running))):
+                    free = self._free(len(running))
+                    for task in islice(supply, free):
                         count += 1
                         post = Post(actor, f"worker {count}")
                         running[remote.remote(shared, task, post, self.requirements)] = task, post.worker
                     if not running:
-                        return
+                        return  # there was a place, and no task for it
                     ended, _ = ray.wait(list(running), timeout=POLL)
                     bars = show()
                     for ref in ended:

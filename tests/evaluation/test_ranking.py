@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_dataset, make_msm4sr, make_popularity, make_sasrec, ragged, random_sequences
+from builders import make_dataset, make_model, make_msm4sr, make_popularity, make_sasrec, ragged, random_sequences
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +18,8 @@ from msm4sr.evaluation.evaluate import EvaluationSettings, evaluate
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import Protocol, Ranks, rank_targets, ranks_of
 from msm4sr.models.base import FactorizedScorer, Scorer
+from msm4sr.models.baselines.s3rec import S3Rec
+from msm4sr.models.msm4sr import MSM4SR
 
 N_ITEMS = 12
 DATASET = make_dataset(random_sequences(30, N_ITEMS, longest=11), N_ITEMS)
@@ -258,6 +260,25 @@ def test_evaluation_takes_place_without_dropout_and_leaves_the_mode_as_it_was() 
         model.train(mode)
         assert evaluate(model, DATASET, "test") == evaluate(model, DATASET, "test")
         assert model.training is mode
+
+
+@pytest.mark.parametrize("name", ["msm4sr", "s3rec"])
+def test_evaluating_what_wraps_a_model_leaves_its_mode_too(name: str) -> None:
+    model = make_model(name).eval()
+    assert isinstance(model, MSM4SR | S3Rec)
+    evaluate(model.pretrained_scorer(), DATASET, "test")
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("users", [1, 2, 33])
+def test_equal_items_tie_however_many_users_are_ranked_at_once(users: int) -> None:
+    """A product of one row can round the scores of equal items differently: seen with 17,033 64-d items."""
+    model = make_sasrec(17_033, dim=64, dropout=0.0).eval()
+    with torch.no_grad():
+        model.item_embedding.weight[1::2] = model.item_embedding.weight[1]
+    targets = Targets(ragged([[1, 2]] * users), np.full(users, 3))
+    expected = rank_targets(model, Targets(ragged([[1, 2]] * 64), np.full(64, 3)))["seen_included"][0]
+    assert rank_targets(model, targets)["seen_included"].tolist() == [expected] * users
 
 
 def test_histories_are_ranked_unless_excluded() -> None:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from postgresql import BIN, postgresql
+from sqlalchemy.exc import OperationalError
 from test_tune import KNN, SASREC, outcomes, tuning
 
 from msm4sr.errors import InputError
 from msm4sr.executors import LocalExecutor
+from msm4sr.experiments import tune as module
 from msm4sr.experiments.study_storage import check_storage
 from msm4sr.experiments.tune import tune
 
@@ -47,8 +50,37 @@ def test_several_processes_report_to_it(storage: str, tmp_path: Path) -> None:
 
 def test_a_database_that_does_not_answer_is_named_by_its_option(tmp_path: Path) -> None:
     task = replace(tuning(tmp_path, KNN, 1), storage="postgresql://127.0.0.1:1/none")
-    with pytest.raises(InputError, match=r"--storage: the database cannot be used \(.*correct its URL, or start it"):
-        tune(task)
+    message = (
+        r"--storage postgresql://127\.0\.0\.1:1/none: the database cannot be used \(.*correct its URL, or start it"
+    )
+    for use in (lambda: tune(task), lambda: check_storage(task.storage)):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
+def test_a_database_that_goes_away_is_reported(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: object, **options: object) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(module, "open_storage", refuses)
+    with pytest.raises(InputError, match=r"--storage: the database cannot be used \(server closed the connection\)"):
+        tune(replace(tuning(tmp_path, KNN, 1), storage=database))
+
+
+def test_a_study_in_a_database_is_run_by_one_machine(database: str, tmp_path: Path) -> None:
+    task = replace(tuning(tmp_path, KNN, 1), storage=database)
+    with psycopg.connect(database, autocommit=True) as other:  # as a process on another machine
+        other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [str(task.folder)])
+        with pytest.raises(InputError, match="another process runs this study"):
+            tune(task)
+    assert len(tune(task)) == 1
+
+
+@pytest.mark.parametrize("url", ["postgresql://user:secret@host:abc/d", "postgresql://user:se@cret@host:1/d"])
+def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InputError, match="--storage: not the URL of a PostgreSQL database") as refused:
+        check_storage(url)
+    assert "cret" not in str(refused.value)
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

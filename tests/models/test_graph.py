@@ -147,6 +147,8 @@ def test_a_known_users_new_items_are_folded_in_if_asked(make: Callable[..., Grap
     new = [*trained, 7, 10, 7]
     moved = users[0] + folded([*trained, 7, 10]) - folded(trained)
     torch.testing.assert_close(scores(model, [new], users=[0])[0], items @ moved, rtol=1e-4, atol=1e-5)
+    cut = scores(model, [[7, 10]], users=[0])  # a long history, of which the latest items are given
+    torch.testing.assert_close(cut[0], items @ moved, rtol=1e-4, atol=1e-5)
     together = scores(model, [new, [2]], users=[0, 2])  # padded
     torch.testing.assert_close(together[0], items @ moved, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together[1], items @ users[2], rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_an_index_is_opened_again_and_finds_the_same(tmp_path: Path) -> None:
     assert again.about == first.about
     for query in items.queries():
         assert again.search(query, 20).rows.tolist() == first.search(query, 20).rows.tolist()
+
+
+def test_of_several_that_open_an_index_one_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the workers of a service when a newer run is loaded."""
+    items, built, build = some_items(tmp_path), [], UsearchIndex._build
+    monkeypatch.setattr(UsearchIndex, "_build", lambda *arguments: built.append(build(*arguments)) or built[-1])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: UsearchIndex.open(items, SETTINGS), range(4)))
+    assert len(built) == 1
+    assert all(index.about == built[0].about for index in found)
 
 
 @pytest.mark.parametrize("what", ["other vectors", "other settings", "cut short", "a byte", "no json"])

@@ -166,7 +166,7 @@ def test_an_unknown_user_is_not_found_and_no_other_user_is_named(client: TestCli
 
 
 def test_the_service_needs_no_data_to_start_and_says_that_a_user_needs_it(
-    run_folder: Path, toyshop: Path, tmp_path: Path
+    run_folder: Path, toyshop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     config = (copy / "config.yaml").read_text()
@@ -174,7 +174,10 @@ def test_the_service_needs_no_data_to_start_and_says_that_a_user_needs_it(
     client = TestClient(create_app(ServeSettings(run=copy, state=tmp_path / "state")))
     assert client.post("/recommend", json={"history": ["toy-0001"]}).status_code == 200
     answer = client.post("/recommend", json={"user_id": "user-00007"})
-    assert_problem(answer, 422, "the history of a user needs the data of the run", str(tmp_path / "moved"))
+    assert_problem(answer, 503, "the histories of users cannot be read now; send a history")
+    assert answer.headers["retry-after"] == "10"
+    assert str(tmp_path) not in answer.text
+    assert any(f"needs the data of the run: {tmp_path / 'moved'}" in message for message in caplog.messages)
 
 
 def test_an_item_has_details_and_similar_items(client: TestClient, ids: list[str], recommender: Recommender) -> None:

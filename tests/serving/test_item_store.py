@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sqlite3
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,10 @@ from safetensors.numpy import save
 from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
+from msm4sr.features.images import decode_image
+from msm4sr.files import atomic_file
 from msm4sr.recommend.rules import Rules
+from msm4sr.serving import thumbnails
 from msm4sr.serving.app import create_app
 from msm4sr.serving.service import ServeSettings, Service
 from msm4sr.serving.state.sqlite import SQLiteStore
@@ -165,6 +171,32 @@ def test_a_changed_photo_has_a_new_thumbnail_also_after_a_restart(
         assert second.status_code == 200
         assert second.content == client.get(paths[1]).content != first.content
     assert len(list(tmp_path.glob("state/thumbnails/*"))) == 2
+
+
+def test_thumbnails_are_in_a_temporary_folder_if_the_state_folder_is_read_only(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Root may write everywhere but into a read-only file system, which a test cannot mount."""
+    client = TestClient(create_app(ServeSettings(run=run_folder, state=tmp_path)))
+    items = client.app.state.service.recommender.catalogue.items  # type: ignore[attr-defined]
+    paths = [f"/items/{items.item_ids[row]}/image" for row in range(20) if items.images[row]][:2]
+    decoded = []
+
+    def counted(data: bytes, side: int) -> Any:
+        decoded.append(side)
+        return decode_image(data, side)
+
+    def read_only(file: Path) -> AbstractContextManager[Path]:
+        if file.is_relative_to(tmp_path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return atomic_file(file)
+
+    monkeypatch.setattr(thumbnails, "decode_image", counted)
+    monkeypatch.setattr(thumbnails, "atomic_file", read_only)
+    for _ in range(4):
+        assert [client.get(path).status_code for path in paths] == [200, 200]
+    assert len(decoded) == 3, "one of the two was made before the folder was known to be read-only"
+    assert sum("thumbnails are in" in message for message in caplog.messages) == 1
 
 
 def damage_header(file: Path) -> None:

@@ -19,10 +19,10 @@ from msm4sr.data.dataset import load_dataset
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items, write_items
-from msm4sr.experiments.run import open_run
+from msm4sr.experiments.run import open_run, read_metrics, write_metrics
 from msm4sr.serving import service as module
 from msm4sr.serving.service import ServeSettings, Service
-from msm4sr.tensor_files import load_tensors, read_about, save_tensors
+from msm4sr.tensor_files import load_tensors, read_about, read_checksum, save_tensors
 
 
 def change_weights(change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
@@ -33,7 +33,10 @@ def change_weights(change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]
         items, about, weights = read_stored_items(open_run(run)), read_about(file), load_tensors(file)
         save_tensors({name: change(v) if v.is_floating_point() else v for name, v in weights.items()}, file, about)
         write_items(run / "model", items)
-        (run / "metrics.json").unlink()  # they are of other weights
+        metrics = read_metrics(run)
+        assert metrics is not None
+        metrics["identity"]["model.safetensors"] = read_checksum(file)
+        write_metrics(run, metrics)
 
     return breaks
 
@@ -100,6 +103,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "enormous settings": (in_place("config.yaml", sparse(2**30)), "too large to be loaded"),
     "weights are a folder": (in_place("model/model.safetensors", Path.mkdir), "model.safetensors"),
     "settings are binary": (in_place("config.yaml", lambda file: file.write_bytes(bytes(range(256)))), "config.yaml"),
+    "being evaluated": (lambda run: (run / "metrics.json").unlink(), "not evaluated to the end"),
     "no model": (lambda run: shutil.rmtree(run / "model"), "no model here"),
     "no run": (shutil.rmtree, "no run here"),
 }
@@ -189,3 +193,28 @@ def test_whatever_a_run_raises_is_reported(
     assert f"cannot be loaded ({type(error).__name__}: " in service.failed_reload
     service.store.request_reload()
     assert service.reload_if_changed()
+
+
+def test_a_run_that_could_not_be_loaded_is_tried_again_after_a_pause(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, tries = Service(ServeSettings(run=run_folder, state=tmp_path)), []
+    load = module.load_recommender
+
+    def fails_twice(*arguments: Any) -> Any:
+        tries.append(arguments)
+        if len(tries) <= 2:
+            raise OSError("too many open files")
+        return load(*arguments)
+
+    monkeypatch.setattr(module, "load_recommender", fails_twice)
+    monkeypatch.setattr(module, "RETRY", (0.0, 0.0))
+    service.store.request_reload()
+    assert [service.reload_if_changed() for _ in range(4)] == [False, False, True, False]
+    assert service.failed_reload == ""
+    assert sum("was not reloaded" in message for message in caplog.messages) == 1, "one message for one reason"
+    monkeypatch.setattr(module, "RETRY", (60.0, 60.0))
+    tries.clear()
+    service.store.request_reload()
+    assert [service.reload_if_changed() for _ in range(3)] == [False, False, False]
+    assert len(tries) == 1

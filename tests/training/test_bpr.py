@@ -10,6 +10,7 @@ import torch
 from builders import HISTORIES, make_dataset, make_inputs, make_lightgcn, ragged, random_sequences
 
 from msm4sr.data.dataset import training_histories
+from msm4sr.errors import InputError
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings
 from msm4sr.training.stages import finetune
@@ -43,6 +44,11 @@ def test_the_other_item_is_any_that_the_user_has_not_seen() -> None:
         assert set(counts) == set(range(N_ITEMS)) - set(HISTORIES[user])
         expected = sum(counts.values()) / len(counts)
         assert all(abs(n - expected) < 5 * expected**0.5 for n in counts.values())  # uniform
+
+
+def test_prefixes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"finetune\.pairs=last: LightGCN is trained on users and items"):
+        BPRTask(make_lightgcn(), FinetuneSettings(pairs="last"))
 
 
 def test_a_user_who_has_seen_everything_is_skipped() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_model, training_inputs
+from builders import tiny_config, training_inputs
 from temporal import DAY, LOG, Event, load, with_other_future
 
 from msm4sr.data.dataset import Dataset
 from msm4sr.evaluation.evaluate import evaluate
 from msm4sr.models.base import Model
-from msm4sr.models.registry import MODELS
+from msm4sr.models.registry import MODELS, build
 from msm4sr.training.device import Device
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.stages import finetune, pretrain
@@ -25,7 +25,7 @@ OPTIONS = TrainerOptions(device=Device(accelerator="cpu"))
 
 def trained(name: str, dataset: Dataset, epochs: int) -> tuple[Model, list[dict[str, Any]]]:
     """A model after all of its stages, and the lines of their epochs without seconds."""
-    model = make_model(name, training_inputs(dataset))
+    model = build(tiny_config(name), training_inputs(dataset), seed=0)
     records = []
     if "pretrain" in model.tasks:
         records += pretrain(model, dataset, PretrainSettings(epochs=epochs, batch_pairs=16), OPTIONS)
@@ -56,6 +56,16 @@ def test_permuting_the_test_part_changes_no_weight_and_no_choice(name: str, data
     assert epochs == same_epochs, "loss and validation of every epoch"
     assert same_state(model, same)
     assert evaluate(model, dataset, "test") != evaluate(same, other, "test"), "else nothing was permuted"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_users_who_come_after_training_change_no_loss(name: str, tmp_path: Path) -> None:
+    later = [(f"later-{user}", f"i{user}", TEST + DAY) for user in range(5)]
+    losses = []
+    for folder, log in (("without", LOG), ("with", LOG + later)):
+        _, epochs = trained(name, load(log, tmp_path / folder, targets="all"), 2)
+        losses.append([epoch["loss"] for epoch in epochs])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -62,7 +62,9 @@ def cut_windows(
         length = np.minimum(end, max_history)
         return Windows(first[user] + end - length, length)
     # the first cut is anywhere in a long history; a history that fits into one window is not cut
-    head = np.where(n_pairs > max_history, rng.integers(1, max_history + 1, len(first)), n_pairs)
+    head, has_pairs = n_pairs.copy(), n_pairs > 0  # a draw for each user with pairs: others change no batch
+    cuts = rng.integers(1, max_history + 1, int(has_pairs.sum()))
+    head[has_pairs] = np.where(n_pairs[has_pairs] > max_history, cuts, n_pairs[has_pairs])
     n_windows = np.where(n_pairs > 0, 1 + -(-(n_pairs - head) // max_history), 0)
     user = np.repeat(np.arange(len(first)), n_windows)
     nth = np.arange(len(user)) - np.repeat(n_windows.cumsum() - n_windows, n_windows)

@@ -5,8 +5,8 @@ The rules, each counted in `Dataset.dropped` if it drops something:
 1. An interaction with an item that `items.parquet` lacks is an error, or dropped (`unknown_items: drop`).
 2. A user's history is sorted by `timestamp` (else `position`; with both, `position` orders equal seconds);
    **ties keep the order of the file**.
-3. **Duplicates**: rows with the same user, item and time are one interaction; the first is kept. The same item at
-   another time is a repeat and stays.
+3. **Duplicates**: rows with the same user, item, time and `position` are one interaction; the first is kept. The same
+   item at another time is a repeat and stays.
 4. k-core: users with fewer than `user_core` and items with fewer than `item_core` interactions (repeats count) are
    dropped until all that remain satisfy both; such items leave the catalogue too.
 5. A user with fewer than 3 interactions cannot be split into training, validation and test, and is dropped.
@@ -95,7 +95,7 @@ class Dataset:
     """Users, items and histories, numbered from 0."""
 
     folder: Path
-    user_ids: list[str]  # in order of first appearance in the file
+    user_ids: list[str]  # in the order of `Histories.user_ids`
     item_ids: list[str]  # in row order of `items.parquet`: the complete catalogue, unseen items included
     histories: Ragged  # the item numbers (int32) of each user, oldest first
     items: pl.DataFrame  # row i describes item i: item_id, title, text, categories, image (see `read_items`)
@@ -248,6 +248,17 @@ def user_counts(dataset: Dataset) -> Ints:
     return dataset.parts[0]
 
 
+def known_users(dataset: Dataset) -> Flags:
+    """Whether a user has interactions before validation: bool [users]. Metrics are means over these users."""
+    return user_counts(dataset) > 0
+
+
+def of_known_users(dataset: Dataset, targets: Targets) -> Targets:
+    """The targets of `known_users`."""
+    known = known_users(dataset)[slice(None) if targets.users is None else targets.users]
+    return targets if known.all() else targets.take(np.flatnonzero(known))
+
+
 def validation_targets(dataset: Dataset) -> Targets:
     """The items of the validation part, to be ranked given the training part."""
     return _targets(dataset, 2)
@@ -368,9 +379,8 @@ def _check_parts(dataset: Dataset) -> None:
     """Raise InputError for a temporal split without users to train on, to validate or to test."""
     if dataset.temporal is None:
         return
-    trained = user_counts(dataset) > 0
     for part, targets in (("validation", validation_targets(dataset)), ("test", test_targets(dataset))):
-        if not trained[targets.target_users].any():
+        if not len(of_known_users(dataset, targets).targets):
             raise InputError(
                 f"{dataset.folder}: no user with training interactions has one in the {part} part; change "
                 f"dataset.validation_from and dataset.test_from ({dataset.split})"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from msm4sr.data.dataset import Dataset, test_targets, training_histories, user_counts, validation_targets
+from msm4sr.data.dataset import Dataset, of_known_users, test_targets, training_histories, validation_targets
 from msm4sr.data.remaining import Ints
 from msm4sr.errors import InputError
 from msm4sr.ragged import Ragged
@@ -29,11 +29,9 @@ def recbole_parts(dataset: Dataset, separator: str) -> dict[str, pl.DataFrame]:
     """
     if any(separator in item_id for item_id in dataset.item_ids):
         raise InputError(f"{dataset.folder}: an item ID contains {separator!r}, which separates the items of a history")
-    trained = user_counts(dataset) > 0
     general, sequential = {}, {}
     for name, targets in (("valid", validation_targets(dataset)), ("test", test_targets(dataset))):
-        users = np.arange(len(targets.histories)) if targets.users is None else targets.users
-        known = targets.take(np.flatnonzero(trained[users]))
+        known = of_known_users(dataset, targets)
         row = np.arange(len(known.targets)) if known.rows is None else known.rows
         end = known.histories.offsets[1:][row]
         general[name] = _columns(dataset, known.target_users, known.targets)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from pydantic import Field
 
-from msm4sr.data.dataset import Dataset, Targets, user_counts
+from msm4sr.data.dataset import Dataset, Targets, of_known_users
 from msm4sr.evaluation.metrics import mean_metrics
 from msm4sr.evaluation.ranking import OnLists, Protocol, Ranks, rank_targets
 from msm4sr.evaluation.users import Part, targets_of
@@ -30,7 +29,7 @@ class EvaluationSettings(Strict):
 def evaluate(
     model: Scorer, dataset: Dataset, part: Part, settings: EvaluationSettings = EvaluationSettings()
 ) -> dict[str, float]:
-    """The metrics of `evaluation.metrics` of a ranking of all items: means over users with training interactions.
+    """The metrics of `evaluation.metrics` of a ranking of all items: means over the `known_users`.
 
         evaluate(model, dataset, "test", EvaluationSettings(exclude_seen=True))["ndcg@10"]
 
@@ -40,10 +39,7 @@ def evaluate(
         part: "validation" or "test".
         settings: whether seen items are ranked.
     """
-    targets = targets_of(dataset, part)
-    users = np.arange(len(targets.histories)) if targets.users is None else targets.users
-    known = user_counts(dataset)[users] > 0
-    targets = targets if known.all() else targets.take(np.flatnonzero(known))
+    targets = of_known_users(dataset, targets_of(dataset, part))
     ranks = _rank(model, targets, (settings.protocol,))[settings.protocol]
     return mean_metrics(ranks, targets.target_users)
 
@@ -79,9 +75,10 @@ def _rank(
     advance: Advance = lambda users: None,
     on_lists: OnLists | None = None,
 ) -> dict[Protocol, Ranks]:
-    """`rank_targets` in evaluation mode."""
-    was_training = model.training
+    """`rank_targets` in evaluation mode; each module of the model is then in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     ranks = rank_targets(model, targets, protocols, advance=advance, on_lists=on_lists)
-    model.train(was_training)
+    for module in training:
+        module.training = True
     return ranks

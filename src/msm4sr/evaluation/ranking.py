@@ -74,11 +74,13 @@ def rank_targets(
     chunk = max(1, min(chunk, TOKENS_AT_ONCE // max(1, int(lengths.max(initial=1)))))
     for start in range(0, n_users, chunk):
         users = by_length[start : start + chunk]
-        items, length = (part.to(device) for part in pad_histories(targets.histories, model.max_history, users))
-        trained = torch.from_numpy(users if targets.users is None else targets.users[users]).to(device)
+        rows = users if len(users) > 1 else users.repeat(2)  # a product of one row may separate equal items
+        items, length = (part.to(device) for part in pad_histories(targets.histories, model.max_history, rows))
+        trained = torch.from_numpy(rows if targets.users is None else targets.users[rows]).to(device)
         scores = model.score(items, length.clamp(min=1), embeddings, item_vectors, trained).float()
         if not model.ranks_without_history:
             scores[length == 0] = 0.0
+        scores = scores[: len(users)]
         if among is not None:
             scores[:, torch.from_numpy(~among).to(scores.device)] = -torch.inf
         for protocol in sorted(ranks, reverse=True):  # "seen_included" first: excluding changes the scores

@@ -1,4 +1,4 @@
-"""Metrics of segments of the users: by history length, popularity and category of the target, training, own columns.
+"""Metrics of segments of the users: by history length, popularity and category of the target, and own columns.
 
 They follow from `users.parquet` of a run (`evaluation.users`). A segment's metrics are means
 over the users with a target in it, of these targets.

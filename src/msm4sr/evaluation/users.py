@@ -5,10 +5,10 @@ One row per target and part, those of a user next to each other:
     part           str      "validation" or "test"
     user_id        str
     item_id        str      the target
-    rank           float64  1 is the best, ties at their mean
+    rank           float64  1 is the best, ties at their mean; by the protocol of the settings
     rank_seen_excluded  float64  the same with seen items excluded; infinity for a seen target
     item_count     int32    interactions of the target in the training part: its popularity
-    user_count     int32    interactions of the user in the training part
+    user_count     int32    interactions of the user before validation
     history_length int32    items of the history that the target is ranked after
     categories     list[str]  of the target
     user.COLUMN             each column of users.parquet of the data

@@ -23,7 +23,7 @@ from msm4sr.experiments.metrics import evaluate_stage
 from msm4sr.experiments.run import RunLocked, begin_run, locked_run, plan_run, resume_run
 from msm4sr.experiments.stages import build_model, extract_stage, train_stage
 from msm4sr.files import full_disk, make_folder, remove, write_json
-from msm4sr.locks import locked_by_us
+from msm4sr.locks import locked
 from msm4sr.models.registry import MODELS
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.training.callbacks import TrainingProgress
@@ -39,7 +39,7 @@ SHOWN = ("ndcg@10", "recall@10")  # metrics of a finished cell
 def locked_grid(folder: Path) -> AbstractContextManager[None]:
     """Lock a grid during the block. Raises InputError if another process runs it."""
     advice = "wait until it ends. To run cells side by side, use --jobs or --ray"
-    return locked_by_us(folder / GRID_LOCK, f"{folder}: another process runs this grid; {advice}")
+    return locked(folder / GRID_LOCK, f"{folder}: another process runs this grid; {advice}")
 
 
 def run_cells(

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows, user_counts
+from msm4sr.data.dataset import Dataset, cold_start_targets, item_categories, item_rows, known_users
 from msm4sr.data.remaining import Ints
 from msm4sr.data.schema import writing
 from msm4sr.digests import file_digest
@@ -51,14 +51,16 @@ class Measured:
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of `evaluate_stage`, and "versions"."""
-        known = self.users.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
-        result: dict[str, Any] = {}
-        for column, into in (("rank", result), ("rank_seen_excluded", result.setdefault("seen_excluded", {}))):
-            into |= {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in PARTS}
+        result = self._means("rank") | {"seen_excluded": self._means("rank_seen_excluded")}
         if self.temporal:
             result["cold"] = {part: cold_metrics(self.users.filter(pl.col("part") == part)) for part in PARTS}
         result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in self.lists.items()}
         return result | {"versions": versions()}
+
+    def _means(self, column: str) -> dict[str, Any]:
+        """The metrics of each part by the ranks of a column, over the users with training interactions."""
+        known = self.users.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
+        return {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in PARTS}
 
 
 def measure(
@@ -76,7 +78,7 @@ def measure(
     ranks: dict[Part, tuple[Ranks, Ranks]] = {}
     targets = {part: targets_of(dataset, part) for part in PARTS}
     users = targets["test"].users
-    known = user_counts(dataset)[slice(None) if users is None else users] > 0
+    known = known_users(dataset)[slice(None) if users is None else users]
 
     def add(name: Protocol, histories: Ints, found: Lists) -> None:
         lists[name].add(found[known[histories]])

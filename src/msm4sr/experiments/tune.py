@@ -38,6 +38,8 @@ from msm4sr.experiments.study_storage import (
     DATABASE,
     JOURNAL_FILE,
     SQLITE,
+    STUDY_LOCK,
+    locked_study,
     open_storage,
     study_file,
     study_name,
@@ -45,7 +47,6 @@ from msm4sr.experiments.study_storage import (
 )
 from msm4sr.features.store import Features
 from msm4sr.files import full_disk, make_folder
-from msm4sr.locks import locked_by_us
 from msm4sr.progress import NoProgress, Progress
 from msm4sr.threads import count_of
 from msm4sr.training.callbacks import Callback, EpochRecord, TrainingPlan, TrainingProgress
@@ -54,7 +55,6 @@ from msm4sr.training.stages import STAGES, task_for
 from msm4sr.training.trainer import Trainer, TrainerOptions
 
 OBJECTIVE = "ndcg@10"
-STUDY_LOCK = ".study.lock"
 BEFORE_A_STUDY = {"features", STUDY_LOCK, DATABASE, f"{DATABASE}-journal", JOURNAL_FILE}
 
 
@@ -115,7 +115,8 @@ def tune(
     make_folder(tuning.folder)
     advice = "wait until it ends. To run trials side by side, use --jobs or --ray"
     refusal = f"{tuning.folder}: another process runs this study; {advice}"
-    with locked_by_us(tuning.folder / STUDY_LOCK, refusal), usable(tuning.storage, tuning.folder):
+    storage = tuning.storage, tuning.folder
+    with locked_study(*storage, refusal), usable(*storage):
         study = _open(tuning)
         _retry_interrupted(study)
         lost: list[Lost] = []

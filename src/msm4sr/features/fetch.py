@@ -39,7 +39,7 @@ from msm4sr.data.schema import ITEMS, PROVENANCE, read_items, read_parquet, resu
 from msm4sr.errors import InputError
 from msm4sr.features.images import decode_image
 from msm4sr.files import atomic_file, write_json, write_text
-from msm4sr.locks import locked_by_us
+from msm4sr.locks import locked
 from msm4sr.progress import Advance, NoProgress, Progress
 from msm4sr.strict import Strict
 
@@ -115,7 +115,7 @@ def fetch_images(
     items = read_items(folder)
     if not (folder / ITEMS).is_file():
         raise InputError(f"{folder / ITEMS}: no such file; a data set of IDs only has no images to fetch")
-    with locked_by_us(folder / LOCK, f"{folder}: another process fetches its images; wait until it ends"):
+    with locked(folder / LOCK, f"{folder}: another process fetches its images; wait until it ends"):
         return _fetch(folder, items, settings, progress, allowed, tls)
 
 

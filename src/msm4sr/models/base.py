@@ -23,7 +23,7 @@ from msm4sr.errors import InputError
 from msm4sr.files import write_json, write_text
 from msm4sr.models.hub import model_folder
 from msm4sr.models.item_table import Shard
-from msm4sr.models.layers import ItemCategories, ItemFeatures, Means
+from msm4sr.models.layers import ItemCategories, ItemFeatures, Means, at_last
 from msm4sr.models.located_items import LocatedItems
 from msm4sr.models.model_card import TrainingSummary, model_card
 from msm4sr.models.whitening import Whitened, Whitening
@@ -143,7 +143,7 @@ class FactorizedScorer(Scorer):
     def encode_last(self, histories: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
         """`encode_histories` at position `lengths` - 1: [B, Q]. Override it where that is cheaper than all prefixes."""
         prefixes = self.encode_histories(histories, embeddings)  # [B, L, Q]
-        return prefixes[torch.arange(len(histories), device=prefixes.device), lengths - 1]
+        return at_last(prefixes, lengths)
 
     def score(
         self, histories: Tensor, lengths: Tensor, embeddings: Tensor, item_vectors: Tensor, users: Tensor | None = None

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedModel, Inputs, ModelConfig
 from msm4sr.models.graph import UserItemGraph
-from msm4sr.models.layers import ItemMeans, fill_missing, first_occurrence, take
+from msm4sr.models.layers import ItemMeans, fill_missing, first_occurrence, rows_of, take
 
 
 class ItemContent(nn.Module):
@@ -36,7 +37,7 @@ class GraphConfig(ModelConfig):
 
     dim: int = Field(64, ge=1, description="dimension of a node's vector")
     l2: float = Field(1e-4, ge=0, description="weight of the squared length of the trained vectors of a batch")
-    max_history: int = Field(50, ge=1, description="latest items that are folded in for an unknown user")
+    max_history: int = Field(50, ge=1, description="latest items of a history that are folded in")
     fold_in_new_items: bool = Field(
         False, description="fold in a user's items that are not in the graph, such as the validation item before test"
     )
@@ -67,6 +68,20 @@ class GraphModel(FactorizedModel):
         self.register_buffer("fold_in_weights", weights, persistent=False)
         self._cache: tuple[list[tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None
 
+    def draw_user_rows(self, dim: int, std: float | None = None) -> Tensor:
+        """Initial weights of the users, from N(0, `std`): [U, `dim`]; None: Xavier's, of the users in the graph.
+
+        The other users, who are folded in, are drawn apart, so that they change no other weight.
+        """
+        known = self.graph.user_degrees() > 0
+        number = int(known.sum())
+        std = std or (2 / (number + dim)) ** 0.5
+        rows = torch.empty(len(known), dim)
+        rows[known] = nn.init.normal_(torch.empty(number, dim), std=std)
+        with torch.random.fork_rng(devices=[]):
+            rows[~known] = nn.init.normal_(torch.empty(len(known) - number, dim), std=std)
+        return rows
+
     @abstractmethod
     def propagate(self) -> tuple[Tensor, Tensor]:
         """The final vectors of all users and items, from the current weights: [U, Q], [N, Q]."""
@@ -78,7 +93,8 @@ class GraphModel(FactorizedModel):
     def nodes(self) -> tuple[Tensor, Tensor]:
         """`propagate()`, cached without gradients as long as no weight changes.
 
-        A training step drops the cache; any other write to a weight changes the version or the address of a tensor.
+        A training step drops the cache; any other write to a weight changes the version or the address of a tensor,
+        except one through `.data`.
         """
         if torch.is_grad_enabled():
             self._cache = None
@@ -106,14 +122,13 @@ class GraphModel(FactorizedModel):
         """How far folding in moves when the items that are not in the graph join the others: [B, Q]."""
         counted = torch.arange(histories.shape[1], device=histories.device) < lengths.unsqueeze(1)
         counted = counted & first_occurrence(histories)
-        known = counted & self.graph.has_edges(users, histories)
-        vectors = take(embeddings[:, 1], histories)
-
-        def folded(items: Tensor) -> Tensor:
-            """The sum over bool [B, L] of the history."""
-            return (vectors * items.unsqueeze(2)).sum(dim=1) / items.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-
-        return folded(counted) - folded(known)
+        new = counted & ~self.graph.has_edges(users, histories)
+        added = (take(embeddings[:, 1], histories) * new.unsqueeze(2)).sum(dim=1)
+        edges, degrees = rows_of(self.graph.offsets, users)
+        starts = degrees.cumsum(0) - degrees
+        known = F.embedding_bag(self.graph.items[edges], embeddings[:, 1], starts, mode="sum")
+        before, after = (count.unsqueeze(1).clamp(min=1).sqrt() for count in (degrees, degrees + new.sum(dim=1)))
+        return (known + added) / after - known / before
 
     def scoring_vectors(self, embeddings: Tensor) -> Tensor:
         """[N, Q]."""

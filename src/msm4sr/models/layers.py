@@ -217,6 +217,11 @@ def take(table: Tensor, rows: Tensor) -> Tensor:
     return F.embedding(rows, table.flatten(1)).view(*rows.shape, *table.shape[1:])
 
 
+def at_last(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """The vector at the last position of each history: [B, L, D], lengths [B] to [B, D]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
 def first_occurrence(histories: Tensor) -> Tensor:
     """Whether an item occurs for the first time in its history: int64 [B, L] to bool [B, L]."""
     same = histories.unsqueeze(2) == histories.unsqueeze(1)  # [B, L, L]

@@ -19,6 +19,10 @@ class UnknownUser(InputError):
     """The data set of the run has no user with that id."""
 
 
+class UsersUnavailable(InputError):
+    """The data set of the run is not there, or its items are no longer those of the run."""
+
+
 class UserHistories:
     """The history of each user, from the data set of a run, which is read at the first use. Thread-safe.
 
@@ -49,7 +53,7 @@ class UserHistories:
 
         Raises:
             UnknownUser: the data set has no such user.
-            InputError: the data set is not there, or its items are no longer those of the run.
+            UsersUnavailable: the data set is not there, or its items are no longer those of the run.
         """
         rows, histories = self._users or self._read()
         row = rows.get(user_id)
@@ -64,7 +68,7 @@ class UserHistories:
             if self._users is not None:
                 return self._users
             if self._failed and time.monotonic() < self._retry_at:
-                raise InputError(self._failed)
+                raise UsersUnavailable(self._failed)
             try:
                 dataset = self._load()
                 if dataset.item_ids != list(self._item_ids):
@@ -75,6 +79,6 @@ class UserHistories:
             except (InputError, OSError) as error:
                 self._failed = f"the history of a user needs the data of the run: {error}"
                 self._retry_at = time.monotonic() + RETRY_SECONDS
-                raise InputError(self._failed) from None
+                raise UsersUnavailable(self._failed) from None
             self._users = {user_id: row for row, user_id in enumerate(dataset.user_ids)}, dataset.histories
             return self._users

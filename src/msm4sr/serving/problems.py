@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,8 +16,10 @@ from starlette.exceptions import HTTPException
 from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexUnavailable
-from msm4sr.recommend.users import UnknownUser
+from msm4sr.recommend.users import UnknownUser, UsersUnavailable
 from msm4sr.serving.state.store import StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20  # that are described
@@ -65,6 +68,10 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
             return problem(error.status, error.detail, error.headers)
         case IndexUnavailable():
             return problem(503, str(error), {"Retry-After": "5"})
+        case UsersUnavailable():
+            logger.warning("%s", error)  # the answer does not name folders of the server
+            detail = "the histories of users cannot be read now; send a history, or try again later"
+            return problem(503, detail, {"Retry-After": "10"})
         case InputError():
             status = (
                 404 if isinstance(error, UnknownItem | UnknownUser) else 409 if isinstance(error, ItemExists) else 422

@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 from msm4sr.digests import json_digest
-from msm4sr.errors import InputError
+from msm4sr.errors import InputError, command
 from msm4sr.recommend.recommender import Recommender
 from msm4sr.recommend.scoring import COLLABORATIVE
 
 # The files that are loaded, and their largest size in bytes: half of the memory, if that is less.
 LARGEST = {
     "config.yaml": 2**20,
+    "metrics.json": 2**26,
     "model/config.json": 2**20,
     "model/items.json": 4 * 2**30,
     "model/model.safetensors": 2**50,
@@ -31,7 +32,10 @@ def run_signature(run: Path) -> list[object]:
 
 
 def check_files(run: Path) -> None:
-    """Raise InputError if a file of the run is no ordinary file, or too large to be loaded into memory."""
+    """Raise InputError if a file of the run is no ordinary file, or too large to be loaded into memory.
+
+    Or if the run is being evaluated: its model is then another than the one before, and the last file is missing.
+    """
     for file in [run / "config.yaml", *(run / "model").glob("*")]:
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise InputError(f"{file}: not an ordinary file")
@@ -40,6 +44,8 @@ def check_files(run: Path) -> None:
         file = run / name
         if file.exists() and (size := file.stat().st_size) > min(largest, available // 2):
             raise InputError(f"{file}: too large to be loaded ({size:,} bytes)")
+    if (run / "config.yaml").exists() and not (run / "metrics.json").exists():
+        raise InputError(f"{run}: not evaluated to the end (no metrics.json); {command('evaluate', run)} ends it")
 
 
 def try_out(recommender: Recommender) -> None:

@@ -8,6 +8,7 @@ between two requests.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,12 @@ from msm4sr.strict import Strict
 logger = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds after which a store that is not read by each request is read at the latest
+RETRY = 10.0, 300.0  # seconds after which a run that could not be loaded is tried again: at first, at most
 PRODUCTS_INLINE = 1 << 22  # multiplications of a request in the event loop; a larger request runs in a thread
+
+
+class LoadTimeout(InputError):
+    """A run takes too long to load. It is not tried again, since a thread may still be loading it."""
 
 
 class ServeSettings(Strict):
@@ -101,6 +107,7 @@ class Service:
         self._read = time.monotonic()  # when the items were last known to be up to date
         self._replacing, self._closed = Lock(), Event()
         self._signature = run_signature(settings.run)
+        self._retry_at, self._pause = 0.0, RETRY[0]
         try:
             self._reloads = self.store.counter("reload")
             try:
@@ -344,22 +351,27 @@ class Service:
     def reload_if_changed(self) -> bool:
         """Reload the run if it has changed or a reload was requested; whether it was reloaded.
 
-        If the new run cannot be loaded, the old one is kept, and `failed_reload` says why. While the store cannot be
-        read, nothing is reloaded.
+        If the new run cannot be loaded, the old one is kept, `failed_reload` says why, and later calls try again after
+        growing pauses (`RETRY`). While the store cannot be read, nothing is reloaded.
         """
         signature = run_signature(self.settings.run)
         try:
             reloads = self.store.counter("reload")
-            if signature == self._signature and reloads == self._reloads:
+            if signature != self._signature or reloads != self._reloads:
+                self._pause = RETRY[0]
+            elif not self.failed_reload or time.monotonic() < self._retry_at:
                 return False
             served = self._load_in_time()
         except StoreUnavailable:  # /ready says so; the next call tries again
             return False
         except InputError as error:
             self._signature, self._reloads = signature, reloads
+            self._retry_at = math.inf if isinstance(error, LoadTimeout) else time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, RETRY[1])
+            if str(error) != self.failed_reload:
+                logger.error("the run was not reloaded: %s", error)
             self.failed_reload = str(error)
             self.metrics.failed_reloads.inc()
-            logger.error("the run was not reloaded: %s", error)
             return False
         self._signature, self._reloads = signature, reloads
         with self._replacing:  # after a change is acknowledged, no request sees items without it
@@ -384,4 +396,4 @@ class Service:
             return loaded.result(self.settings.load_seconds)
         except TimeoutError:
             limit = self.settings.load_seconds
-            raise InputError(f"{self.settings.run}: not loaded within {limit:,g} seconds; given up") from None
+            raise LoadTimeout(f"{self.settings.run}: not loaded within {limit:,g} seconds; given up") from None

@@ -1,9 +1,16 @@
-"""Small versions of the items' images, made when first requested and stored in the state folder."""
+"""Small versions of the items' images, made when first requested and stored in the state folder.
+
+Where that cannot be written (the run is in a read-only file system, and the state is in a database), each process has
+a temporary folder.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +20,8 @@ from msm4sr.features.images import decode_image
 from msm4sr.files import atomic_file
 from msm4sr.reports.pages.thumbnails import small_jpeg
 from msm4sr.serving.service import Service
+
+logger = logging.getLogger(__name__)
 
 SIDES = (240, 640)  # pixels of the longer side: on a card, on the page of an item
 JPEG = b"\xff\xd8", b"\xff\xd9"  # how a complete file starts and ends
@@ -25,6 +34,7 @@ class ThumbnailCache:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._folder = service.settings.state / "thumbnails"
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._decoding = threading.BoundedSemaphore(DECODERS)
 
     def get(self, item_id: str, number: int, side: int) -> tuple[bytes, str] | None:
@@ -50,11 +60,21 @@ class ThumbnailCache:
                 thumbnail = small_jpeg(decode_image(data, side), side)
             except BrokenImage:
                 return None
-        with suppress(OSError), atomic_file(file) as path:  # such as a full disk: the next request makes it again
-            path.write_bytes(thumbnail)
-            if changed is not None:
-                os.utime(path, (changed, changed))
+        self._keep(file, thumbnail, changed)
         return thumbnail, _tag(thumbnail)
+
+    def _keep(self, file: Path, thumbnail: bytes, changed: int | None) -> None:
+        """Store a thumbnail. On a full disk it is not; the next request makes it again."""
+        try:
+            with atomic_file(file) as path:
+                path.write_bytes(thumbnail)
+                if changed is not None:
+                    os.utime(path, (changed, changed))
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES) and self._temporary is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="msm4sr-thumbnails-")
+                logger.warning("%s: %s; thumbnails are in %s", self._folder, error.strerror, self._temporary.name)
+                self._folder = Path(self._temporary.name)
 
     def files(self, item_id: str) -> list[Path]:
         """Where the thumbnails of an item are, if they were made."""

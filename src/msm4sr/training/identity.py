@@ -11,7 +11,7 @@ from msm4sr.models.layers import ItemFeatures
 from msm4sr.tensor_files import tensor_digest
 from msm4sr.training.settings import StageSettings
 
-CODE_VERSION = 4  # raised when a change of the code changes weights or metrics of the same settings and data
+CODE_VERSION = 5  # raised when a change of the code changes weights or metrics of the same settings and data
 
 
 def stage_identity(model: Scorer, dataset: Dataset, settings: StageSettings, seed: int) -> dict[str, Any]:

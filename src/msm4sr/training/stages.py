@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
 from msm4sr.data.dataset import Dataset
@@ -11,7 +11,7 @@ from msm4sr.errors import InputError
 from msm4sr.models.base import Model
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.training.callbacks import Callback, EpochRecord
-from msm4sr.training.settings import FinetuneSettings, PretrainSettings, StageSettings
+from msm4sr.training.settings import FinetuneSettings, PretrainSettings
 from msm4sr.training.task import TASKS, Task
 from msm4sr.training.tasks.end_to_end import EndToEndTask
 from msm4sr.training.trainer import Trainer, TrainerOptions
@@ -82,7 +82,7 @@ def pretrain(
     Raises:
         InputError: the model has no pre-training; or as `Trainer.fit`.
     """
-    return _train(model, dataset, settings, options, callbacks)
+    return _train(model, dataset, "pretrain", _Settings(pretrain=settings), options, callbacks)
 
 
 def finetune(
@@ -109,16 +109,28 @@ def finetune(
     Raises:
         InputError: the model has nothing to train; or as `Trainer.fit`.
     """
-    return _train(model, dataset, settings, options, callbacks)
+    return _train(model, dataset, "finetune", _Settings(finetune=settings), options, callbacks)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """`TrainingSettings` of which one stage is trained."""
+
+    pretrain: PretrainSettings = PretrainSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
 
 
 def _train(
-    model: Model, dataset: Dataset, settings: StageSettings, options: TrainerOptions, callbacks: Iterable[Callback]
+    model: Model,
+    dataset: Dataset,
+    stage: str,
+    settings: _Settings,
+    options: TrainerOptions,
+    callbacks: Iterable[Callback],
 ) -> list[EpochRecord]:
-    stages = {"pretrain": PretrainSettings(), "finetune": FinetuneSettings(), settings.stage: settings}
-    task = task_for(model, settings.stage, SimpleNamespace(**stages))
+    task, of_stage = task_for(model, stage, settings), getattr(settings, stage)
     if task is not None:
-        return Trainer(task, settings, options, callbacks).fit(dataset)
-    if settings.epochs:
-        raise InputError(f"{settings.stage}: {type(model).__name__} has no such stage")
+        return Trainer(task, of_stage, options, callbacks).fit(dataset)
+    if of_stage.epochs:
+        raise InputError(f"{stage}: {type(model).__name__} has no such stage")
     return []

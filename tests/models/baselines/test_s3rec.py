@@ -203,7 +203,7 @@ def test_pretraining_learns_a_planted_order_before_any_fine_tuning() -> None:
     model = build(tiny_config("s3rec", **WIDER), WITH_CATEGORIES, seed=1)
     assert isinstance(model, S3Rec)
     assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] < 0.45
-    pretrain(model, CYCLE, PretrainSettings(epochs=20, **(QUICK | {"batch_pairs": 64})), TrainerOptions(device=CPU))
+    pretrain(model, CYCLE, PretrainSettings(epochs=25, **(QUICK | {"batch_pairs": 64})), TrainerOptions(device=CPU))
     assert evaluate(model.pretrained_scorer(), CYCLE, "test")["recall@10"] > 0.6
 
 
@@ -246,3 +246,8 @@ def test_pretraining_without_any_task_is_refused() -> None:
     model = of_the_cycle(aap_weight=0, mip_weight=0, map_weight=0, sp_weight=0)
     with pytest.raises(InputError, match=r"model\.aap_weight and .* are 0"):
         pretrain(model, CYCLE, PretrainSettings(epochs=1), TrainerOptions(device=CPU))
+
+
+def test_pretraining_on_prefixes_is_refused() -> None:
+    with pytest.raises(InputError, match=r"pretrain\.pairs=last: S3-Rec is pre-trained on windows of histories"):
+        pretrain(of_the_cycle(), CYCLE, PretrainSettings(epochs=1, pairs="last"), TrainerOptions(device=CPU))

@@ -74,11 +74,8 @@ class DualGNN(MultimodalGraphModel):
 
     def __init__(self, config: DualGNNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        sizes = (inputs.n_users, config.dim)
-        self.preferences = nn.ParameterDict({name: torch.empty(sizes) for name in self.modalities})  # p
-        self.attention = nn.Parameter(torch.empty(inputs.n_users, len(self.modalities)))  # a
-        for table in (*self.preferences.values(), self.attention):
-            nn.init.xavier_normal_(table)
+        self.preferences = nn.ParameterDict({name: self.draw_user_rows(config.dim) for name in self.modalities})  # p
+        self.attention = nn.Parameter(self.draw_user_rows(len(self.modalities)))  # a
         self.register_buffer("weights", symmetric_weights(self.graph), persistent=False)
         neighbours, shares = co_occurrence(self.graph, config.neighbours)
         self.register_buffer("neighbours", neighbours, persistent=False)

@@ -91,14 +91,13 @@ class GRCN(MultimodalGraphModel):
 
     def __init__(self, config: GRCNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        n_users, n_items, modalities = inputs.n_users, inputs.n_items, len(self.modalities)
-        self.user_embedding = nn.Embedding(n_users, config.dim)
-        self.item_embedding = nn.Embedding(n_items, config.dim)
-        self.preferences = nn.ParameterDict({name: torch.empty(n_users, config.dim) for name in self.modalities})
-        for table in (self.user_embedding.weight, self.item_embedding.weight, *self.preferences.values()):
-            nn.init.xavier_normal_(table)
-        self.user_confidence = nn.Parameter(torch.ones(n_users, modalities))
-        self.item_confidence = nn.Parameter(torch.ones(n_items, modalities))
+        users = self.draw_user_rows(config.dim)
+        self.user_embedding = nn.Embedding.from_pretrained(users, freeze=False)  # type: ignore[no-untyped-call]
+        self.item_embedding = nn.Embedding(inputs.n_items, config.dim)
+        nn.init.xavier_normal_(self.item_embedding.weight)
+        self.preferences = nn.ParameterDict({name: self.draw_user_rows(config.dim) for name in self.modalities})
+        self.user_confidence = nn.Parameter(torch.ones(inputs.n_users, len(self.modalities)))
+        self.item_confidence = nn.Parameter(torch.ones(inputs.n_items, len(self.modalities)))
 
     def network(self, dim_in: int) -> nn.Module:
         return nn.Sequential(nn.Linear(dim_in, self.config.dim), nn.LeakyReLU())

@@ -48,10 +48,10 @@ class LightGCN(GraphModel):
 
     def __init__(self, config: LightGCNConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.user_embedding = nn.Embedding(inputs.n_users, config.dim)
+        users = self.draw_user_rows(config.dim, std=0.1)
+        self.user_embedding = nn.Embedding.from_pretrained(users, freeze=False)  # type: ignore[no-untyped-call]
         self.item_embedding = nn.Embedding(inputs.n_items, config.dim)
-        for table in (self.user_embedding, self.item_embedding):
-            nn.init.normal_(table.weight, std=0.1)
+        nn.init.normal_(self.item_embedding.weight, std=0.1)
         self.register_buffer("weights", symmetric_weights(self.graph), persistent=False)
 
     def propagate(self) -> tuple[Tensor, Tensor]:

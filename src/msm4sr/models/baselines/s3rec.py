@@ -17,7 +17,8 @@ Attributes are the item's categories; an item may have none. If no item has any,
 
 Defaults: the loss weights and the masking probability are those of the authors' code (0.2, 1, 1, 0.5 and 0.2; RecBole
 has 1 and 0.2 for the first two), as are d 64, 2 layers, 2 heads and histories of 50 items. In AAP the paper prints e_i
-where its code, and this, have F_l. Fine-tuning uses cross-entropy over all items; `loss: bce` is the authors'.
+where its code, and this, have F_l. That code always masks the last item of a history; here, as in the paper, it is
+masked as often as others. Fine-tuning uses cross-entropy over all items; `loss: bce` is the authors'.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from msm4sr.models.base import FactorizedScorer, Inputs, Scorer
 from msm4sr.models.baselines.sasrec import IDTransformer, IDTransformerConfig
-from msm4sr.models.layers import initialise
+from msm4sr.models.layers import at_last, initialise
 from msm4sr.models.registry import register_model
 from msm4sr.models.transformer import SEARCH, CausalTransformer
 
@@ -110,5 +111,4 @@ class MaskedNextItem(FactorizedScorer):
         slot = torch.arange(items.shape[1], device=items.device)
         real = slot <= lengths.unsqueeze(1)
         hidden = self.model.encode_bidirectional(items, slot == lengths.unsqueeze(1), real)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), real.sum(dim=1) - 1]
-        return self.model.maps["mip"](last)  # type: ignore[no-any-return]
+        return self.model.maps["mip"](at_last(hidden, lengths + 1))  # type: ignore[no-any-return]

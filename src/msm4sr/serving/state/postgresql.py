@@ -14,15 +14,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from os import dup
 from threading import Event, Timer, local
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psycopg
 from psycopg import Connection
-from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from msm4sr.data.items import Item
 from msm4sr.errors import InputError, first_line
+from msm4sr.postgresql import read_url
 from msm4sr.serving.state.store import (
     COLUMNS,
     FORMAT,
@@ -72,7 +71,6 @@ _BEGIN = f"""
 DEADLINE = 10.0  # seconds for an answer of the database
 AT_ONCE = 500  # rows of a query
 CONNECTIONS = 4  # of a process, besides the one that listens
-HOST = r"(\[[0-9a-fA-F:.%]+\]|[^][:,]*)(:\d+)?"  # with its port
 
 
 class _Transaction(local):
@@ -91,7 +89,7 @@ class PostgreSQLStore:
     at_once = False
 
     def __init__(self, url: str) -> None:
-        self.name, schema, settings = read_url(url)
+        self.name, schema, settings = read_state_url(url)
         self._schema = f'"{schema}"'
         self._connect_with = {
             "connect_timeout": TIMEOUT,
@@ -370,27 +368,13 @@ def _cut(line: socket.socket) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def read_url(url: str) -> tuple[str, str, dict[str, Any]]:
-    """What to call the database in messages, without the password; its schema; and what to connect with.
-
-    Raises InputError, which does not show the URL either, for a wrong one.
-    """
-    try:
-        parts = urlsplit(url)
-        hosts = parts.netloc.rpartition("@")[2]
-        if url.count("@") > ("@" in parts.netloc) or "#" in url or not re.fullmatch(f"{HOST}(,{HOST})*", hosts):
-            raise ValueError  # part of a password would be the host, the path or the database
-        options = dict(parse_qsl(parts.query))
-        schema = options.pop("schema", SCHEMA)
-        settings = conninfo_to_dict(parts._replace(query=urlencode(options, quote_via=quote)).geturl())
-        name = f"postgresql://{hosts}{parts.path}" + f"?schema={schema}" * (schema != SCHEMA)
-    except (ValueError, psycopg.Error):
-        raise InputError(
-            "--state: not the URL of a PostgreSQL database; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
-            "other characters of the password than letters and digits as %XX"
-        ) from None
+def read_state_url(url: str) -> tuple[str, str, dict[str, Any]]:
+    """What to call the database in messages, the schema, and what to connect with. InputError for a wrong URL."""
+    database = read_url(url, "--state", {"schema": SCHEMA})
+    schema = database.own["schema"]
+    name = database.name + f"?schema={schema}" * (schema != SCHEMA)
     if not re.fullmatch("[a-z_][a-z0-9_]{0,62}", schema) or schema == "public" or schema.startswith("pg_"):
         raise InputError(
             f"--state {name}: no schema can have this name; use letters, digits and _, such as ?schema=shop"
         )
-    return name, schema, settings
+    return name, schema, database.settings

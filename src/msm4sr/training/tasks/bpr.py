@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msm4sr.errors import InputError
 from msm4sr.models.graph_model import GraphModel
 from msm4sr.models.layers import take
 from msm4sr.objectives import bayesian_personalised_ranking, squared_length
@@ -73,7 +74,11 @@ def bpr_loss(model: GraphModel, batch: PairBatch) -> Tensor:
 
 @TASKS.register("bpr")
 class BPRTask(Task):
-    """Minimises `bpr_loss`; an epoch has every training interaction once."""
+    """Minimises `bpr_loss`; an epoch has every training interaction once.
+
+    Raises:
+        InputError: the setting `pairs` is "last".
+    """
 
     model: GraphModel
     no_pairs = (
@@ -82,6 +87,11 @@ class BPRTask(Task):
 
     def __init__(self, model: GraphModel, settings: StageSettings) -> None:
         super().__init__(model)
+        if settings.pairs != "all":
+            raise InputError(
+                f"{settings.stage}.pairs={settings.pairs}: {model.label} is trained on users and items, not on "
+                "prefixes; leave it out"
+            )
 
     def forward(self, step: PairBatch) -> Tensor:
         return bpr_loss(self.model, step)

@@ -14,7 +14,7 @@ from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.models.msm4sr import MSM4SR
 from msm4sr.ragged import Ragged
 from msm4sr.training.settings import FinetuneSettings, PretrainSettings, StageSettings
-from msm4sr.training.tasks.multimodal_contrastive import MultimodalContrastiveTask, PretrainStep, pretrain_loss
+from msm4sr.training.tasks.multimodal_contrastive import PretrainStep, check_losses, pretrain_loss
 from msm4sr.training.tasks.next_item import FinetuneStep, NextItemTask
 
 
@@ -61,7 +61,7 @@ class EndToEndTask(NextItemTask):
     With several processes both means are weighted by the pairs of the complete histories.
 
     Raises:
-        InputError: as `MultimodalContrastiveTask`.
+        InputError: as `check_losses`.
     """
 
     pretraining_task: ClassVar[str] = "multimodal_contrastive"
@@ -70,7 +70,7 @@ class EndToEndTask(NextItemTask):
 
     def __init__(self, model: MSM4SR, settings: FinetuneSettings, pretraining: PretrainSettings) -> None:
         super().__init__(model, settings)
-        MultimodalContrastiveTask(model, pretraining)  # checks the settings
+        check_losses(model, pretraining)
         self.pretraining = pretraining
 
     def prepare(self, parts: Sequence[DoubleBatch], rank: int, generator: torch.Generator) -> EndToEndStep:

@@ -195,26 +195,27 @@ def _first(known: Tensor, wanted: Tensor) -> Tensor:
     return place.new_empty(len(wanted)).scatter_reduce(0, column, place, "amin", include_self=False)
 
 
+def check_losses(model: MSM4SR, settings: PretrainSettings) -> None:
+    """Raise InputError if no loss is left: NIP is off, and CMCL is off or has only one modality."""
+    if not settings.nip_weight and (not settings.cmcl_weight or len(model.modalities) == 1):
+        raise InputError(
+            "pretrain.nip_weight is 0 and there is no other loss: CMCL needs pretrain.cmcl_weight > 0 and two "
+            f"modalities (there is {' and '.join(model.modalities)}); skip the stage with pretrain.epochs=0"
+        )
+    if len(model.modalities) == 1:
+        logger.info("pre-training on %s only: no mixup, no contrast between modalities", model.modalities[0])
+
+
 @TASKS.register("multimodal_contrastive")
 class MultimodalContrastiveTask(Task):
-    """Minimises `pretrain_loss`.
-
-    Raises:
-        InputError: no loss is left: NIP is off, and CMCL is off or has only one modality.
-    """
+    """Minimises `pretrain_loss`. Raises InputError as `check_losses`."""
 
     model: MSM4SR
     can_pad = True
 
     def __init__(self, model: MSM4SR, settings: PretrainSettings) -> None:
         super().__init__(model)
-        if not settings.nip_weight and (not settings.cmcl_weight or len(model.modalities) == 1):
-            raise InputError(
-                "pretrain.nip_weight is 0 and there is no other loss: CMCL needs pretrain.cmcl_weight > 0 and two "
-                f"modalities (there is {' and '.join(model.modalities)}); skip the stage with pretrain.epochs=0"
-            )
-        if len(model.modalities) == 1:
-            logger.info("pre-training on %s only: no mixup, no contrast between modalities", model.modalities[0])
+        check_losses(model, settings)
         self.settings, self.drop = settings, settings.drop
         self.sparse_tables = [model.item_embedding]  # pre-training reads none of its rows
 

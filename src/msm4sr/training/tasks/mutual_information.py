@@ -18,6 +18,7 @@ from msm4sr.data.batches import Batch, epoch_batches
 from msm4sr.errors import InputError
 from msm4sr.models.base import Scorer
 from msm4sr.models.baselines.s3rec import S3Rec
+from msm4sr.models.layers import at_last
 from msm4sr.objectives import attribute_mutual_information, contrastive_mutual_information
 from msm4sr.ragged import Ragged
 from msm4sr.training.device import join, shares
@@ -99,20 +100,16 @@ def s3rec_loss(model: S3Rec, step: MaskedWindows) -> Tensor:
     inside, outside = step.inside, real & ~step.inside
 
     rows = torch.cat([items, items, items, step.negative])  # four inputs per history, encoded in one call
+    lengths = real.sum(dim=1)
     hidden = model.encode_bidirectional(rows, torch.cat([masked, inside, outside, outside]), real.repeat(4, 1))
     sequence, context, segment, other = hidden.chunk(4)  # [B, L, D] each
 
     loss = config.mip_weight * masked_items(model, sequence[masked], items[masked], step.absent[masked])
-    loss = loss + config.sp_weight * segment_of(model, *(last(x, real) for x in (context, segment, other)))
+    loss = loss + config.sp_weight * segment_of(model, *(at_last(x, lengths) for x in (context, segment, other)))
     if model.categories.n_categories:
         loss = loss + config.aap_weight * attributes(model, "aap", sequence[real & ~masked], items[real & ~masked])
         loss = loss + config.map_weight * attributes(model, "map", sequence[masked], items[masked])
     return loss / real.sum()
-
-
-def last(hidden: Tensor, real: Tensor) -> Tensor:
-    """The vectors at each history's last position: [B, L, D] to [B, D]."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), real.sum(dim=1) - 1]
 
 
 def attributes(model: S3Rec, task: str, hidden: Tensor, items: Tensor) -> Tensor:
@@ -137,7 +134,7 @@ class MutualInformationTask(Task):
     """Minimises `s3rec_loss`.
 
     Raises:
-        InputError: all weights of the loss are 0.
+        InputError: all weights of the loss are 0; the setting `pairs` is "last".
     """
 
     model: S3Rec
@@ -148,6 +145,11 @@ class MutualInformationTask(Task):
         if not any(getattr(model.config, name) for name in names):
             weights = " and ".join(f"model.{name}" for name in names)
             raise InputError(f"{weights} are 0: there is no loss; skip the stage with pretrain.epochs=0")
+        if settings.pairs != "all":
+            raise InputError(
+                f"{settings.stage}.pairs={settings.pairs}: {model.label} is pre-trained on windows of histories, not "
+                "on prefixes; leave it out"
+            )
         if not model.categories.n_categories:
             logger.info("no item has a category: pre-training without associated and masked attributes")
 
