@@ -121,7 +121,7 @@ def test_padded_steps_have_few_shapes(name: str) -> None:
         steps = [task.prepare([batch], 0, generator()) for batch in batches]
         different.append(len({tuple(shapes_of(step)) for step in steps}))
     assert different[0] > 20
-    assert different[1] < 10
+    assert different[1] <= 10
 
 
 @pytest.mark.parametrize("batch_pairs", [7, 64, 100])
