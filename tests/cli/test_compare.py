@@ -536,3 +536,11 @@ def test_all_cells_are_compared_by_the_same_content_if_one_row_uses_features(
     assert alone.code == 0, alone
     metrics = metrics_of(tmp_path / "alone" / "cells" / shop.name / "popularity" / "seed-0")
     assert "diversity_content@10" not in metrics["beyond_accuracy"]["seen_included"]
+
+
+def test_a_folder_of_settings_that_is_not_there_is_refused(
+    refused: Callable[..., str], ring: Path, tmp_path: Path
+) -> None:
+    said = refused("compare", "comparison", "--data", ring, "--settings", tmp_path / "none", "--out", tmp_path / "grid")
+    assert f"--settings {tmp_path / 'none'}: no such folder" in said
+    assert not (tmp_path / "grid").exists()

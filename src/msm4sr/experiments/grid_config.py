@@ -154,6 +154,8 @@ def _complete(
 
 def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
     """The row with its settings file DATASET/ROW.yaml in `folder`, or that of its model, if it exists."""
+    if not folder.is_dir():
+        raise InputError(f"--settings {folder}: no such folder; give one with files DATASET/ROW.yaml")
     for owner in () if row.settings is not None else (row.name, row.model):
         file = str(folder / "{data}" / f"{owner}.yaml")
         there = [name for name in data if Path(file.replace("{data}", name)).is_file()]
