@@ -21,7 +21,7 @@ from msm4sr.features.store import (
     StoreTables,
     find_stores,
     load_features,
-    locked,
+    locked_store,
     read_contents,
     read_manifest,
     read_missing,
@@ -210,18 +210,18 @@ def test_the_manifest_is_json_and_the_ids_are_in_row_order(tmp_path: Path) -> No
 
 def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from msm4sr.features.store import locked\n"
-        "with locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from msm4sr.features.store import locked_store\n"
+        "with locked_store(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "text"], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "in\n"
     caplog.set_level(logging.INFO, "msm4sr")
     Timer(0.5, holder.kill).start()
-    with locked(tmp_path / "text"):
+    with locked_store(tmp_path / "text"):
         assert holder.wait() == -signal.SIGKILL
         assert caplog.messages == [f"{tmp_path / 'text'}: another process is writing it; waiting"]
-    with locked(tmp_path / "text"):
+    with locked_store(tmp_path / "text"):
         assert len(caplog.messages) == 1
 
 

@@ -86,6 +86,8 @@ def plan_grid(request: GridRequest) -> Grid:
     rows = [row for row in rows if not request.rows or row.name in request.rows]
     data = _data_sets(request.data or [Path(folder) for folder in config.data])
     if request.settings is not None:
+        if not request.settings.is_dir():
+            raise InputError(f"--settings {request.settings}: no such folder; give one with files DATASET/ROW.yaml")
         rows = [_with_file(row, request.settings.absolute(), [entry.name for entry in data]) for row in rows]
     content = {
         "name": config.name or Path(where).stem,
@@ -154,8 +156,6 @@ def _complete(
 
 def _with_file(row: Row, folder: Path, data: Sequence[str]) -> Row:
     """The row with its settings file DATASET/ROW.yaml in `folder`, or that of its model, if it exists."""
-    if not folder.is_dir():
-        raise InputError(f"--settings {folder}: no such folder; give one with files DATASET/ROW.yaml")
     for owner in () if row.settings is not None else (row.name, row.model):
         file = str(folder / "{data}" / f"{owner}.yaml")
         there = [name for name in data if Path(file.replace("{data}", name)).is_file()]

@@ -51,16 +51,16 @@ class Measured:
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of `evaluate_stage`, and "versions"."""
-        result = self._means("rank") | {"seen_excluded": self._means("rank_seen_excluded")}
+        known = self.users.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
+        means: dict[str, dict[str, Any]] = {
+            column: {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in PARTS}
+            for column in ("rank", "rank_seen_excluded")
+        }
+        result = means["rank"] | {"seen_excluded": means["rank_seen_excluded"]}
         if self.temporal:
             result["cold"] = {part: cold_metrics(self.users.filter(pl.col("part") == part)) for part in PARTS}
         result["beyond_accuracy"] = {protocol: sums.metrics() for protocol, sums in self.lists.items()}
         return result | {"versions": versions()}
-
-    def _means(self, column: str) -> dict[str, Any]:
-        """The metrics of each part by the ranks of a column, over the users with training interactions."""
-        known = self.users.filter(pl.col("user_count") > 0).partition_by("part", as_dict=True)
-        return {part: mean_metrics(known[part,][column].to_numpy(), users_of(known[part,])) for part in PARTS}
 
 
 def measure(

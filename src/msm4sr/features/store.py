@@ -239,7 +239,7 @@ def cut_short(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked_store(folder: Path) -> Iterator[None]:
     """One process at a time in this block for this store, by `.NAME.lock` beside it; the others wait."""
     file = folder.parent / f".{folder.name}.lock"
     lock = try_lock(file)

@@ -34,7 +34,7 @@ from msm4sr.features.store import (
     find_current,
     is_current,
     load_features,
-    locked,
+    locked_store,
     mapped_arrays,
     read_contents,
     read_manifest,
@@ -210,7 +210,7 @@ class StoreBuilder:
             return found
         if merge and not self.folder.exists() and not self.chunk_folder.exists():
             raise self._no_shards()  # before a lock file is made
-        with locked(self.folder):
+        with locked_store(self.folder):
             recover(self.folder)
             base = self._open_base()
             plans = self._encode(self._ranges, base, merge)
@@ -231,7 +231,7 @@ class StoreBuilder:
     def build_shard(self, shard: Shard) -> None:
         """Encode the chunks of one shard; `build(merge=True)` joins them when all shards are there."""
         mine = self._ranges[shard.number - 1 :: shard.count]
-        with locked(self.folder):
+        with locked_store(self.folder):
             recover(self.folder)
             base = self._open_base()
         self._encode(mine, base)
