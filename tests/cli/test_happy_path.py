@@ -121,7 +121,12 @@ def test_another_seed_gives_other_metrics(
 
 
 def test_a_stage_can_be_done_again(cli: Cli, copy_of_run: Path, trained: Trained) -> None:
-    assert cli("finetune", copy_of_run).code == 0
+    refusal = cli("finetune", copy_of_run)
+    assert refusal.code == 2
+    assert "already has weights of finetune" in refusal.err
+    assert cli("evaluate", copy_of_run).code == 0  # nothing was lost
+    assert cli("finetune", copy_of_run, "--overwrite").code == 0
+    assert not (copy_of_run / "metrics.json").exists()
     assert cli("evaluate", copy_of_run).code == 0
     assert metrics_of(copy_of_run) == metrics_of(trained.folder)
     stages = [json.loads(line)["stage"] for line in (copy_of_run / "metrics.jsonl").read_text().splitlines()]

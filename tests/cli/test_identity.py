@@ -50,8 +50,8 @@ def test_weights_are_not_measured_on_a_log_that_has_changed(
 ) -> None:
     before = metrics_of(moved)
     without_last(tmp_path / "own" / "toyshop")
-    for command in ("evaluate", "finetune"):
-        message = refused(command, moved)
+    for options in (("evaluate",), ("finetune", "--overwrite")):
+        message = refused(*options[:1], moved, *options[1:])
         assert f"{tmp_path / 'own' / 'toyshop'}: other data than {moved} was begun on: " in message
         assert "interactions is " in message
         assert "make a new run" in message
@@ -72,7 +72,7 @@ def test_damaged_features_are_extracted_again(cli: Cli, moved: Path, tmp_path: P
     ("name", "command", "said"),
     [
         ("checkpoints/finetune.safetensors", "evaluate", "its content does not match its checksum"),
-        ("checkpoints/pretrain.safetensors", "finetune", "its content does not match its checksum"),
+        ("checkpoints/pretrain.safetensors", "finetune --overwrite", "its content does not match its checksum"),
         ("model/model.safetensors", "recommend --history toy-0001", "its content does not match its checksum"),
     ],
 )

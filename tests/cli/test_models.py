@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from calling import Cli, small_items, small_log, write_folder
 
@@ -37,3 +38,14 @@ def test_s3rec_without_categories_reports_the_losses_that_it_drops(cli: Cli, tmp
     called = cli("run", data, "--model", "s3rec", "--out", tmp_path / "run", *SMALL)
     assert called.code == 0, called
     assert "no item has a category: pre-training without associated and masked attributes" in called.out
+
+
+def test_options_that_the_model_does_not_use_are_named(cli: Cli, shop: Path, tmp_path: Path) -> None:
+    vectors = tmp_path / "audio.parquet"
+    pl.DataFrame({"item_id": ["item-0001"], "embedding": [[1.0, 2.0]]}).write_parquet(vectors)
+    options = ("--features", f"audio={vectors}", "--set", "pretrain.epochs=1", "--set", "finetune.epochs=1")
+    called = cli("run", shop, "--model", "lightgcn", "--out", tmp_path / "run", *options)
+    assert called.code == 0, called
+    assert "--set pretrain.epochs=1: has no effect on lightgcn" in called.out
+    assert f"--features audio={vectors}: has no effect on lightgcn" in called.out
+    assert called.out.count("no effect") == 2

@@ -187,5 +187,5 @@ def test_new_weights_remove_the_evaluations_of_the_old_ones(
     cli: Cli, shop: Path, copy_of_run: Path, tmp_path: Path
 ) -> None:
     evaluated(cli, copy_of_run, other_shop(shop, tmp_path / "other", items=40, users=25))
-    assert cli("finetune", copy_of_run).code == 0
+    assert cli("finetune", copy_of_run, "--overwrite").code == 0
     assert not (copy_of_run / "evaluations").exists()

@@ -118,7 +118,7 @@ def test_ctrl_c_in_finetuning_keeps_the_best_epoch_and_evaluation_measures_it(cl
     config = yaml.safe_load((copy_of_run / "config.yaml").read_text())
     config["finetune"] |= yaml.safe_load("\n".join(ENDLESS).replace("=", ": "))
     (copy_of_run / "config.yaml").write_text(yaml.safe_dump(config))
-    process = start("finetune", copy_of_run)
+    process = start("finetune", copy_of_run, "--overwrite")
     _, err = interrupt_after(process, "best so far")
     assert process.returncode == 130
     assert err.strip().startswith(f"interrupted. Run `msm4sr finetune {copy_of_run} --resume` to continue")

@@ -147,14 +147,14 @@ def test_it_is_resumed_and_evaluated_without_the_run_that_it_started_from(
     run = tmp_path / "run"
     assert cli("run", tomorrow, "--out", run, "--warm-start", source).code == 0
     weights, metrics = load_tensors(best_file(run / "checkpoints", "finetune")), metrics_of(run)
-    assert cli("finetune", run).code == 0  # from the same start again
+    assert cli("finetune", run, "--overwrite").code == 0  # from the same start again
     again = load_tensors(best_file(run / "checkpoints", "finetune"))
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
     assert cli("run", tomorrow, "--out", run, "--warm-start", source, "--resume").code == 0
     shutil.rmtree(source)
     assert cli("evaluate", run).code == 0
     assert metrics_of(run) == metrics
-    called = cli("finetune", run)
+    called = cli("finetune", run, "--overwrite")
     assert called.code == 2
     assert f"{source}: no run here" in called.err
 
@@ -196,13 +196,13 @@ def test_a_run_that_cannot_be_continued_is_refused(
     shutil.copytree(shop / "images", other / "images")
     assert "none of its items is in" in refused("run", other, "--out", out, "--warm-start", source)
     assert cli("run", tomorrow, "--out", out, "--warm-start", source).code == 0
-    assert cli("finetune", source).code == 0
+    assert cli("finetune", source, "--overwrite").code == 0
     assert "is not finished; `msm4sr evaluate" in refused(
         "run", tomorrow, "--out", tmp_path / "third", "--warm-start", source
     )
     shutil.rmtree(source)
     assert cli("run", tomorrow, "--out", source, "--warm-start", today).code == 0
-    assert "its model has changed since" in refused("finetune", out)
+    assert "its model has changed since" in refused("finetune", out, "--overwrite")
 
 
 @pytest.mark.slow

@@ -240,7 +240,7 @@ def test_a_device_that_is_not_there(
     config = copy_of_run / "config.yaml"
     config.write_text(config.read_text().replace("accelerator: auto", "accelerator: cuda"))
     for stage in ("pretrain", "finetune"):  # a run that comes from another machine
-        assert "no cuda device found" in refused(stage, copy_of_run)
+        assert "no cuda device found" in refused(*arguments(stage, copy_of_run))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(cli: Cli, data: Path, out: Path) -> None:
@@ -281,7 +281,8 @@ STAGES = ("pretrain", "finetune", "evaluate", "recommend")
 
 
 def arguments(stage: str, run: Path) -> tuple[str | Path, ...]:
-    return (stage, run, "--user", "user-00001") if stage == "recommend" else (stage, run)
+    options = {"pretrain": ("--overwrite",), "finetune": ("--overwrite",), "recommend": ("--user", "user-00001")}
+    return (stage, run, *options.get(stage, ()))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -335,15 +336,16 @@ def test_a_stage_before_its_turn(refused: Refused, copy_of_run: Path) -> None:
         (copy_of_run / "checkpoints" / f"{before}.safetensors").unlink()
         message = refused(stage, copy_of_run)
         assert f"run `msm4sr {before} {copy_of_run}` first" in message
+    assert f"run `msm4sr pretrain {copy_of_run}` first" in refused("evaluate", copy_of_run)
 
 
 @pytest.mark.parametrize(("stage", "before"), [("finetune", "pretrain"), ("evaluate", "finetune")])
 def test_a_checkpoint_cut_short(refused: Refused, copy_of_run: Path, stage: str, before: str) -> None:
     checkpoint = copy_of_run / "checkpoints" / f"{before}.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    message = refused(stage, copy_of_run)
+    message = refused(*arguments(stage, copy_of_run))
     assert f"{checkpoint}: damaged (" in message
-    assert message.endswith(f"run `msm4sr {before} {copy_of_run}` again")
+    assert message.endswith(f"run `msm4sr {before} {copy_of_run} --overwrite`")
 
 
 def test_a_last_checkpoint_cut_short_is_needed_for_resuming_alone(
@@ -351,7 +353,7 @@ def test_a_last_checkpoint_cut_short_is_needed_for_resuming_alone(
 ) -> None:
     checkpoint = copy_of_run / "checkpoints" / "finetune.last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    again = f"run `msm4sr finetune {copy_of_run}` again"
+    again = f"run `msm4sr finetune {copy_of_run} --overwrite`"
     called = cli("evaluate", copy_of_run)
     assert called.code == 0, called
     assert f"{checkpoint}: damaged (" in called.out
@@ -374,7 +376,7 @@ def test_a_checkpoint_of_another_model(refused: Refused, copy_of_run: Path) -> N
     config = copy_of_run / "config.yaml"
     config.write_text(config.read_text().replace("dim: 64", "dim: 32"))
     for stage, before in (("finetune", "pretrain"), ("evaluate", "finetune")):
-        message = refused(stage, copy_of_run)
+        message = refused(*arguments(stage, copy_of_run))
         assert f"{copy_of_run}/checkpoints/{before}.safetensors" in message
         assert "the checkpoint belongs to another training: model.dim is 64 there and 32 now" in message
 

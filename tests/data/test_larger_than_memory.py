@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from amazon_files import dumps, review_2018, review_2023
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msm4sr.data.database import LEAST_MEMORY, parse_memory
+from msm4sr.data.database import LEAST_MEMORY, Database, parse_memory
 from msm4sr.data.preparation.pipeline import prepare
 from msm4sr.data.preparation.reading import INTERACTION_COLUMNS, read_blocks
 from msm4sr.data.preparation.source import PrepareReport, Rules
@@ -176,6 +177,27 @@ def test_an_interrupted_preparation_leaves_nothing(large: Path, tmp_path: Path) 
     assert process.communicate()[1].strip() == "interrupted; nothing was written"
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def repeat(statement: Callable[[], object], timer: threading.Timer) -> None:
+    timer.start()
+    while True:
+        statement()
+
+
+def test_ctrl_c_during_any_statement_is_a_keyboard_interrupt(tmp_path: Path) -> None:
+    """DuckDB itself raises a RuntimeError."""
+    main = threading.get_ident()
+    with Database(tmp_path, LEAST_MEMORY, read=0) as database:
+        for statement in (
+            database.share_memory,
+            partial(database.run, "SELECT 1"),
+            partial(database.count, "range(9)"),
+        ):
+            for number in range(20):
+                timer = threading.Timer(0.001 * number, signal.pthread_kill, (main, signal.SIGINT))
+                with pytest.raises(KeyboardInterrupt):
+                    repeat(statement, timer)
 
 
 @pytest.fixture

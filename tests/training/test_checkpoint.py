@@ -137,7 +137,7 @@ def test_a_state_that_is_not_complete_is_refused_and_names_the_command(
     state = {k: v for k, v in (asdict(TrainingState()) | (change or {})).items() if v is not None or k == "best"}
     file = last_file(checkpoints.folder, "finetune")
     save_tensors({}, file, {"identity": {}} if change is None else {"identity": {}, "state": state})
-    said = f"{file}: damaged (no complete state of a training); run `msm4sr finetune {tmp_path / 'run'}` again"
+    said = f"{file}: damaged (no complete state of a training); run `msm4sr finetune {tmp_path / 'run'} --overwrite`"
     with pytest.raises(InputError, match=re.escape(said)):
         checkpoints.load_last()
     with pytest.raises(InputError, match=re.escape(said)):

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from msm4sr.cli.compare import compare, report
-from msm4sr.cli.console import ConsoleHandler, console, handle_errors
+from msm4sr.cli.console import INTERRUPTED, ConsoleHandler, console, handle_errors
 from msm4sr.cli.data import data, fetch_images
 from msm4sr.cli.demo import demo
 from msm4sr.cli.doctor import doctor
@@ -91,4 +91,7 @@ def main() -> None:
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about what several processes need
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(INTERRUPTED)

@@ -27,6 +27,7 @@ from msm4sr.nodes import Resources
 from msm4sr.progress import Update
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
+NOTHING_WRITTEN = "interrupted; nothing was written"
 
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, highlight=False, soft_wrap=True)

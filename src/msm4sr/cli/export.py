@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from msm4sr.cli.console import Data, RunFolder, console, handle_errors, say_next
+from msm4sr.cli.console import NOTHING_WRITTEN, Data, RunFolder, console, handle_errors, say_next
 from msm4sr.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def export_recbole(
     """Export RecBole's atomic files: NAME.inter, NAME.item and settings for the same protocol. NAME is OUT's name."""
     from msm4sr.data.export import export_recbole
 
-    with handle_errors("interrupted; nothing was written"):
+    with handle_errors(NOTHING_WRITTEN):
         from msm4sr.experiments.settings import resolve_settings
 
         if other := next((change for change in changes or [] if not change.startswith("dataset.")), None):
@@ -56,7 +56,7 @@ def export_recbole(
 @export.command("onnx")
 def export_onnx(run: RunFolder, out: Out) -> None:
     """Export the model of a run: the encoders of items and histories as ONNX, and the embeddings of the catalogue."""
-    with handle_errors("interrupted; nothing was written"):
+    with handle_errors(NOTHING_WRITTEN):
         from msm4sr.experiments.loading import export_run
 
         for path in export_run(run, out):
@@ -68,7 +68,7 @@ def export_csv(data: Data, out: Out) -> None:
     """Export interactions.csv and items.csv."""
     from msm4sr.data.export import export_csv
 
-    with handle_errors("interrupted; nothing was written"):
+    with handle_errors(NOTHING_WRITTEN):
         exported = export_csv(data, out)
         tables = [path for path in exported.files if path.suffix == ".csv"]
         say_next("prepare", "csv", *tables, "DATA", "--images", data, *report_files(exported, "|"))

@@ -13,14 +13,12 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from msm4sr.cli.console import console, handle_errors, say_next
+from msm4sr.cli.console import NOTHING_WRITTEN, console, handle_errors, say_next
 from msm4sr.errors import InputError
 from msm4sr.files import atomic_folder
 
 if TYPE_CHECKING:
     from msm4sr.data.preparation.source import Source
-
-INTERRUPTED = "interrupted; nothing was written"
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Out = Annotated[Path, typer.Argument(help="The folder to create.", metavar="OUT", show_default=False)]
@@ -95,7 +93,7 @@ def prepare_source(
     # Pass on only the given options: a column that the user names must exist, even if it has the default name.
     given = {name: options[name] for name in options if "DEFAULT" not in str(ctx.get_parameter_source(name))}
     rules = source.rules.model_dump() | (dict(LIKE_PAPER) if like_paper else {})
-    with handle_errors(INTERRUPTED):
+    with handle_errors(NOTHING_WRITTEN):
         chosen = _validate(type(source.rules), rules | {name: given.pop(name) for name in rules if name in given})
         limit = None if memory is None else parse_memory(memory)
         report = prepare(_validate(source, given), out, chosen, limit)
@@ -144,7 +142,7 @@ def prepare_toyshop(
     """Generate a small shop with drawn images, whose interactions depend on images, texts and order."""
     from msm4sr.data.toyshop import generate_toyshop, write_toyshop_csv
 
-    with handle_errors(INTERRUPTED):
+    with handle_errors(NOTHING_WRITTEN):
         with atomic_folder(out) as folder:
             (write_toyshop_csv if csv else generate_toyshop)(folder, users=users, items=items, seed=seed)
         console.print(f"toyshop: {out}", markup=False)

@@ -56,6 +56,17 @@ class Request:
             return warm_start_settings(self.source.folder, self.source.settings, self.model, *changes)
         return resolve_settings(self.preset or "best", self.model or "msm4sr", *changes, data=self.data)
 
+    def without_effect(self) -> list[str]:
+        """The given options that the model does not use."""
+        from msm4sr.models.registry import MODELS
+        from msm4sr.training.stages import STAGES
+
+        model = MODELS[self.settings().model.name]
+        absent = tuple(f"{stage}." for stage in STAGES if stage not in model.tasks)
+        unused = [f"--set {change}" for change in self.changes if change.startswith(absent)]
+        embeddings = [f"--features {source}" for source in self.features if "=" in source]
+        return unused + ([] if model.uses_features else embeddings)
+
     def options(self) -> list[str]:
         """The options that were given, for another command about the same run."""
         named = {"--preset": self.preset, "--model": self.model, "--settings": self.file, "--seed": self.seed}

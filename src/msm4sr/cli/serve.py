@@ -132,6 +132,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
     try:
         import uvicorn
 
+        from msm4sr.experiments.run import open_run
         from msm4sr.recommend.index import IndexSettings
         from msm4sr.serving.app import create_app
         from msm4sr.serving.logs import log_errors, logging_to_stderr
@@ -143,6 +144,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
 
     run = options["run"].absolute()
+    open_run(run)  # before the state makes a folder beside it
     try:
         index = IndexSettings.parse(options["index"])
         settings = ServeSettings.model_validate(

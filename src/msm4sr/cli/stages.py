@@ -50,6 +50,8 @@ if TYPE_CHECKING:  # heavy modules are imported by the command that needs them, 
     from msm4sr.training.callbacks import Callback
     from msm4sr.training.device import Device
 
+Again = Annotated[bool, typer.Option("--overwrite", help="Train a stage again that has weights; results are removed.")]
+
 
 def run(
     data: Data,
@@ -163,21 +165,38 @@ def extract(
 
 
 def pretrain(
-    folder: RunFolder, data: MovedData = None, resume: Resume = False, devices: Devices = None, log: Log = None
+    folder: RunFolder,
+    data: MovedData = None,
+    resume: Resume = False,
+    overwrite: Again = False,
+    devices: Devices = None,
+    log: Log = None,
 ) -> None:
-    """The second stage: pre-train on content, from scratch or with --resume. Next: finetune RUN."""
-    _train_one("pretrain", "finetune", folder, data, resume, _device_changes(devices), log)
+    """The second stage: pre-train on content. Next: finetune RUN."""
+    _train_one("pretrain", "finetune", folder, data, resume, overwrite, _device_changes(devices), log)
 
 
 def finetune(
-    folder: RunFolder, data: MovedData = None, resume: Resume = False, devices: Devices = None, log: Log = None
+    folder: RunFolder,
+    data: MovedData = None,
+    resume: Resume = False,
+    overwrite: Again = False,
+    devices: Devices = None,
+    log: Log = None,
 ) -> None:
     """The third stage: fine-tune with item IDs, from the pre-trained weights. Next: evaluate RUN."""
-    _train_one("finetune", "evaluate", folder, data, resume, _device_changes(devices), log)
+    _train_one("finetune", "evaluate", folder, data, resume, overwrite, _device_changes(devices), log)
 
 
 def _train_one(
-    stage: str, following: str, folder: Path, data: Path | None, resume: bool, changes: list[str], log: str | None
+    stage: str,
+    following: str,
+    folder: Path,
+    data: Path | None,
+    resume: bool,
+    overwrite: bool,
+    changes: list[str],
+    log: str | None,
 ) -> None:
     """Train one stage, from the weights of the stage before."""
     with handle_errors(
@@ -188,9 +207,16 @@ def _train_one(
         from msm4sr.experiments.machine import use_threads_of
         from msm4sr.experiments.run import open_run
         from msm4sr.experiments.stages import restore_last
+        from msm4sr.training.checkpoint import best_file
 
         check_logger(log)
         started = open_run(folder, changes, data)
+        _check_resume(resume, overwrite)
+        if not resume and not overwrite and best_file(started.checkpoints, stage).exists():
+            raise InputError(
+                f"{folder}: already has weights of {stage}; --resume completes an interrupted training, --overwrite "
+                "trains the stage again and removes what was made of the old weights"
+            )
         with _locked(folder, started.settings.device):
             if resume:
                 use_threads_of(started.checkpoints, [stage])
@@ -247,8 +273,7 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
     from msm4sr.experiments.run import plan_run, resume_run
     from msm4sr.experiments.stages import describe_data, describe_settings
 
-    if request.resume and request.overwrite:
-        raise InputError("--resume continues a run, --overwrite replaces it: use one of them")
+    _check_resume(request.resume, request.overwrite)
     settings = request.settings()
     folder, precomputed = feature_sources(request.features)
     dataset = load_dataset(request.data, settings.dataset)  # first, so that wrong data is reported before any writing
@@ -260,6 +285,8 @@ def _plan(request: Request) -> tuple[Run, Dataset]:
         planned = plan_run(request.data, request.out, settings, preset, folder, request.overwrite, precomputed)
     describe_data(dataset)
     describe_settings(planned, dataset)
+    for option in request.without_effect():
+        console.print(f"{option}: has no effect on {settings.model.name}", markup=False)
     return planned, dataset
 
 
@@ -275,6 +302,11 @@ def _begin(
         start_warm(planned, dataset, network)
     begin_run(planned, dataset.identity)
     return network
+
+
+def _check_resume(resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("--resume continues an interrupted training, --overwrite starts it again: use one of them")
 
 
 def _device_changes(devices: int | None) -> list[str]:

@@ -61,7 +61,7 @@ class Database:
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
         }.items():
-            self._connection.execute(f"SET {setting} = {quoted(value) if isinstance(value, str) else value}").fetchall()
+            self.run(f"SET {setting} = {quoted(value) if isinstance(value, str) else value}")
         self.share_memory()
 
     def __enter__(self) -> Database:
@@ -74,7 +74,7 @@ class Database:
         """Give DuckDB what the rest of the process leaves."""
         used = _status(Path("/proc/self/status"), "VmRSS") or LEAST_MEMORY // 2
         limit = max(self._memory - used - max(RESERVE[0], int(RESERVE[1] * self._memory)), self._memory // 4)
-        self._connection.execute(f"SET memory_limit = '{limit >> 10} KiB'").fetchall()
+        self.run(f"SET memory_limit = '{limit >> 10} KiB'")
 
     def run(self, query: str) -> list[tuple[Any, ...]]:
         """Execute a statement; the rows of its result."""

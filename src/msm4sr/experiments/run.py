@@ -305,6 +305,9 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
         InputError: there is no run, or its config.yaml is damaged.
     """
     file = folder / "config.yaml"
+    if not file.is_file() and (folder / "interactions.parquet").exists():
+        made = command("run", folder, "--out", "RUN")
+        raise InputError(f"{folder}: prepared data, not a run; {made} makes a run of it")
     if not file.is_file():
         raise InputError(
             f"{folder}: no run here (no config.yaml); {command('run', 'DATA', '--out', folder)} creates one"

@@ -308,9 +308,12 @@ def restore(run: Run, dataset: Dataset, model: Model, stage: str) -> None:
     Raises:
         InputError: the stage has no weights, or was trained with other settings or on other items.
     """
-    file, again = best_file(run.checkpoints, stage), f"run {command(stage, run.folder)} again"
+    file, again = best_file(run.checkpoints, stage), f"run {command(stage, run.folder, '--overwrite')}"
     if not file.exists():
-        raise InputError(f"{run.folder}: {stage} has no trained weights yet; run {command(stage, run.folder)} first")
+        missing = [name for name in _trained_stages(run, model) if not best_file(run.checkpoints, name).exists()]
+        raise InputError(
+            f"{run.folder}: {stage} has no trained weights yet; run {command(missing[0], run.folder)} first"
+        )
     _warn_if_incomplete(run.folder, stage)
     settings: StageSettings = getattr(run.settings.within_budget(), stage)
     identity = stage_identity(model, dataset, settings, run.settings.seed) | run_identity(run, stage)
@@ -365,7 +368,7 @@ def start_from(folder: Path, model: Model) -> None:
     if not file.exists():
         raise InputError(f"pretrain.init_from: {folder} has no pre-trained weights ({file} does not exist)")
     _warn_if_incomplete(folder, "pretrain")
-    weights = mapped_tensors(file, f"run {command('pretrain', folder)} again")
+    weights = mapped_tensors(file, f"run {command('pretrain', folder, '--overwrite')}")
     there = sorted({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     own = {name: weight for name, weight in model.named_parameters() if name not in DATA_SPECIFIC}
     for modality in {name.split(".")[1]: None for name in own if name.startswith("encoders.")}:

@@ -86,7 +86,7 @@ def read_state(checkpoints: Path, stage: str) -> TrainingState | None:
 
 def retrain(checkpoints: Path, stage: str) -> str:
     """How to write the checkpoints of a stage again, as the end of a message."""
-    return f"run `msm4sr {stage} {checkpoints.parent}` again"
+    return f"run `msm4sr {stage} {checkpoints.parent} --overwrite`"
 
 
 def _state_of(file: Path, stage: str, about: Mapping[str, Any]) -> TrainingState:

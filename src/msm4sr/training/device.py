@@ -195,7 +195,7 @@ def is_lost_connection(error: BaseException) -> bool:
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
-def first_is_gone(seconds: float = 10.0) -> bool:
+def first_is_gone(seconds: float = 20.0) -> bool:
     """Whether the first process, if it has started this one, ends within so many seconds."""
     if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():
         return False  # started by a launcher, which collects the output of the processes
