@@ -33,7 +33,7 @@ from msm4sr.cli.console import handle_errors
 from msm4sr.data.schema import read_interactions
 from msm4sr.errors import InputError
 from msm4sr.experiments.model_folder import StoredItems, read_stored_items, write_items
-from msm4sr.experiments.run import begin_run, open_run, plan_run
+from msm4sr.experiments.run import begin_run, open_run, plan_run, write_metrics
 from msm4sr.experiments.settings import resolve_settings
 from msm4sr.models.base import Inputs, as_tensors
 from msm4sr.models.msm4sr import MSM4SRConfig
@@ -66,6 +66,7 @@ def generate_run(folder: Path, items: int, seed: int = 0) -> Path:
     build(settings.model, inputs, seed).eval().save_pretrained(run.folder / "model")
     ids = [str(item) for item in range(items)]
     write_items(run.folder / "model", StoredItems(ids, [f"Item {item}" for item in ids], [[]] * items, [0] * items))
+    write_metrics(run.folder, {})  # only a run that is evaluated to the end is served
     return run.folder
 
 

@@ -376,6 +376,12 @@ def test_a_body_without_a_length_is_bounded_too(client: TestClient) -> None:
 def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
     assert_problem(client.get("/nothing"), 404, "/openapi.json lists")
     assert_problem(client.put("/recommend"), 405, "use POST")
+    several = client.put("/items")
+    assert_problem(several, 405, "/items does not accept PUT; use GET, POST")
+    assert several.headers["allow"] == "GET, POST"
+    assert_problem(client.put("/items/a%2Fb"), 405, "/items/a%2Fb does not accept PUT; use DELETE, GET, PATCH")
+    assert_problem(client.get("/nothing%2Fat/all"), 404, "no such path: /nothing%2Fat/all")
+    assert_problem(client.get("/health/"), 404, "no such path")  # no redirect: an id may end in a slash
 
 
 def test_an_unexpected_error_reveals_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

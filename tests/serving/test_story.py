@@ -123,6 +123,31 @@ def test_a_service_that_cannot_be_reached_is_an_error_and_no_old_list_is_shown(p
     expect(page.locator("#status")).to_be_hidden()
 
 
+def test_a_search_that_fails_shows_no_old_items(page: Page) -> None:
+    page.route("**/items?*", lambda route: route.abort())
+    page.locator("#q").fill("train")
+    expect(page.locator("#found")).to_have_text("The service cannot be reached. Try again later.")
+    expect(page.locator("#catalogue > li")).to_have_count(0)
+    page.unroute("**/items?*")
+    page.locator("#q").fill("")
+    expect(page.locator("#catalogue > li")).to_have_count(60)
+    expect(page.locator("#found")).to_be_hidden()
+
+
+def test_a_removed_item_leaves_the_history(page: Page, server: Server) -> None:
+    added = {"item_id": "soon-gone", "title": "Soon gone", "text": "A red wooden train"}
+    assert server.client.post("/items", data=added).status_code == 201
+    page.reload()
+    pick(page, added["item_id"])
+    expect(page.locator("#what")).to_have_text("Next for you")
+    assert server.client.delete("/items/soon-gone").status_code == 204
+    page.locator("#rules summary").click()
+    page.locator("#diversity").fill("0.5")  # asks again
+    expect(page.locator("#history li")).to_have_count(0)
+    expect(page.locator("#what")).to_have_text("Popular items")
+    expect(page.locator("#recommended .why-line").first).to_have_text("Popular")
+
+
 def test_long_words_do_not_make_a_page_wider(page: Page, server: Server) -> None:
     long = {"item_id": "x" * 200, "title": "y" * 1000, "text": "z" * 2000, "categories": ["c" * 150]}
     assert server.client.post("/items", data=long).status_code == 201
@@ -176,6 +201,18 @@ def test_everything_can_be_reached_by_keyboard(page: Page) -> None:
     expect(page.locator("#history li")).to_have_count(1)
     page.keyboard.press("Tab")
     expect(page.locator("#catalogue .more").first).to_be_focused()
+    recommended(page)
+    page.locator("#recommended button").nth(2).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#history li")).to_have_count(2)
+    recommended(page)
+    expect(page.locator("#recommended button").nth(2)).to_be_focused()
+    page.locator("#history button").last.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#history button")).to_have_count(1)
+    expect(page.locator("#history button")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#q")).to_be_focused()
 
 
 def test_search_that_finds_nothing_says_what_to_do(page: Page) -> None:
@@ -235,8 +272,10 @@ def test_ten_thousand_items_are_loaded_in_slices(browser: Browser, tmp_path: Pat
         page.goto(server.url)
         expect(page.locator("#catalogue > li")).to_have_count(60)
         assert len(page.content()) < 200_000
-        page.locator("#more").click()
+        page.locator("#more").evaluate("button => { button.click(); button.click() }")
         expect(page.locator("#catalogue > li")).to_have_count(120)
+        ids = page.locator("#catalogue > li").evaluate_all("cards => cards.map(card => card.dataset.id)")
+        assert len(set(ids)) == 120
         page.locator("#q").fill("Item 9999")
         expect(page.locator("#catalogue > li")).to_have_count(1)
         pick(page, "9999")

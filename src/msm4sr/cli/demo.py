@@ -38,11 +38,13 @@ def demo(
 
 def _table(done: Demo) -> Table:
     """The test metrics, the best of each in bold."""
+    from msm4sr.reports.tables import places
+
     systems = {name: metrics["test"] for name, metrics in done.metrics.items()}
     title = f"test, {done.dataset.n_users:,} users, all {done.dataset.n_items} items ranked"
     table = Table("system", *(Column(name, justify="right") for name in SHOWN), title=title)
-    best = {name: max(values[name] for values in systems.values()) for name in SHOWN}
-    for system, values in systems.items():
-        cells = (f"[bold]{values[n]:.4f}[/bold]" if values[n] == best[n] else f"{values[n]:.4f}" for n in SHOWN)
+    marks = {name: places([values[name] for values in systems.values()]) for name in SHOWN}
+    for row, (system, values) in enumerate(systems.items()):
+        cells = (f"[bold]{values[n]:.4f}[/bold]" if marks[n][row] == 1 else f"{values[n]:.4f}" for n in SHOWN)
         table.add_row(system, *cells)
     return table

@@ -144,7 +144,6 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         raise InputError(f"{reason}: pip install 'msm4sr[serve]'") from None
 
     run = options["run"].absolute()
-    open_run(run)  # before the state makes a folder beside it
     try:
         index = IndexSettings.parse(options["index"])
         settings = ServeSettings.model_validate(
@@ -166,6 +165,7 @@ def _serve(options: dict[str, Any], host: str, port: int) -> None:
         "proxy_headers": False,  # `Access` reads them
     }
     with logging_to_stderr(settings.log_format), log_errors() if settings.log_format == "json" else nullcontext():
+        open_run(run)  # before the state makes a folder
         app = create_app(settings)
         if settings.workers == 1:
             _announce(settings, f"serving {run} at http://{host}:{port}")

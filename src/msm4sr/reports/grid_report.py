@@ -29,6 +29,7 @@ from msm4sr.reports.tables import (
     main_table,
     metric_name,
     published_table,
+    seen_items,
     software_versions,
     split_settings,
     validation_table,
@@ -153,7 +154,8 @@ def _headline(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
         if share is not None and test is not None:
             verdict = "significant" if test.sign else "not significant"
             detail = f"{signed(share, '.1%')} against {comparison.label(test.against)}: {test.interval}, {verdict}"
-        label = f"{comparison.label(mine)} on {data}, {metric_name(metric)}{comparison.suffix}"
+        protocol = comparison.suffix or f", seen items {seen_items(comparison, mine)}"
+        label = f"{comparison.label(mine)} on {data}, {metric_name(metric)}{protocol}"
         yield label, f"{score.mean:.4f}", detail
 
 
@@ -213,14 +215,18 @@ def _popularity_charts(comparison: Comparison, found: SegmentMetrics) -> list[Pa
 
 
 def _shares(comparison: Comparison, data: str) -> Iterator[Section]:
-    """The charted metric of each model by the share of users in training; nothing if all have the same share."""
+    """The charted metric by the share of users in training; nothing if all have the same share.
+
+    A model has one curve. Variants of it with the same share have a curve each.
+    """
     metric, ours = _charted(comparison), []
     points: dict[str, dict[float, float]] = {}
     for row in comparison.rows:
         for cell in comparison.results.finished(data, row.name)[:1]:
             share = 1 - float(cell.settings.get("dataset.hold_out_users", 0))
-            points.setdefault(row.model, {})[share] = comparison.scores[data, row.name, metric].mean
-            ours += [row.model] if row.name in comparison.results.ours else []
+            name = row.label if share in points.get(row.model, {}) else row.model
+            points.setdefault(name, {})[share] = comparison.scores[data, row.name, metric].mean
+            ours += [name] if row.name in comparison.results.ours else []
     shares = sorted({share for own in points.values() for share in own})
     curves = {
         model: [Curve([(float(shares.index(share)), own[share]) for share in sorted(own)])]
@@ -246,7 +252,7 @@ def _curves(results: GridResults, data: str) -> Iterator[Section]:
         }
         charts.append(panels(f"{metric_name(CHARTED)} on validation", clock, curves, _ours(results)))
     if drawn := [chart for chart in charts if chart is not None]:
-        subtitle = "one line per seed; dashed: an earlier stage; dot: the highest value"
+        subtitle = "one line per seed; dashed: an earlier stage; dot: the highest value; logarithmic horizontal axes"
         yield Section(f"Learning curves, {data}", subtitle, charts=drawn)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from msm4sr.reports.pages.charts import learning_curves
 from msm4sr.reports.pages.page import ExampleUser, render
 from msm4sr.reports.pages.thumbnails import Thumbnails
 from msm4sr.reports.segments import BY_SEGMENT
+from msm4sr.reports.tables import places
 
 EXAMPLES = 6  # users shown
 HEADLINE = ("recall@20", "ndcg@10", "mrr")
@@ -113,12 +113,13 @@ def _data_lines(dataset: Dataset) -> list[tuple[str, str]]:
 
 def run_page(report: RunReport) -> str:
     """The HTML of report.html: data, metrics, comparison, learning curves, example users, settings."""
-    test = next((values for label, values in report.metrics.items() if label.startswith("test")), {})
+    label, test = next(((label, of) for label, of in report.metrics.items() if label.startswith("test")), ("", {}))
     compared = _metric_order(values for _, values in report.comparison)
     return render(
         "run.html.jinja",
         title=report.name,
         report=report,
+        protocol=label.partition(", ")[2],
         headline=[(name, test[name]) for name in HEADLINE if name in test],
         metric_names=_metric_order(report.metrics.values()),
         lists=[
@@ -129,7 +130,7 @@ def run_page(report: RunReport) -> str:
         cutoffs=CUTOFFS,
         by_segment=BY_SEGMENT if report.segments else (),
         compared=compared,
-        best={name: max(values.get(name, -math.inf) for _, values in report.comparison) for name in compared},
+        places={name: places([values.get(name) for _, values in report.comparison]) for name in compared},
         charts=learning_curves(report.epochs),
         effort=_effort(report.epochs),
         thumbnails=Thumbnails(report.folder),

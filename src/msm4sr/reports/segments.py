@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -64,9 +64,8 @@ def _table(comparison: Comparison, data: str, found: SegmentMetrics, name: str) 
     for metric in BY_SEGMENT:
         for segment, users in found.users.items():
             values = [found.metrics.get((row.name, metric, segment)) for row in build.rows]
-            cells = metric_cells([None if value is None else Score((value,)) for value in values])
-            if found.differ:
-                cells = [replace(cell, place=0) for cell in cells]
+            scores = [None if value is None else Score((value,)) for value in values]
+            cells = metric_cells(scores, not found.differ)
             size = "" if found.differ else f" (n={users:,})"
             build.add(Column(f"{segment}{size}", metric_name(metric)), cells)
     note = f"Users by {found.kind} (n: users); test part, means over seeds."

@@ -97,7 +97,7 @@ def markdown(table: Table) -> str:
         texts.append([_plain(row.label), *(_markdown_cell(column, cell) for column, cell in cells)])
     heading, *lines = ("| " + " | ".join(text) + " |\n" for text in texts)
     rule = "|---|" + "".join("---|" if column.words else "--:|" for column in table.columns) + "\n"
-    notes = (f"\n{note}\n" for note in table.notes)
+    notes = (f"\n{_plain(note)}\n" for note in table.notes)
     return "".join([f"**{_plain(table.title)}**\n\n", heading, rule, *lines, *notes])
 
 
@@ -159,11 +159,14 @@ def escape_latex(text: str) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """The table as CSV with full precision, and a column of deviations after each column that has any."""
+    """The table as CSV with full precision, and a column of deviations after each column that has any.
+
+    A number that is missing is an empty field.
+    """
     columns: list[tuple[str, list[object]]] = []
     for number, column in enumerate(table.columns):
         name, cells = f"{column.group} {column.name}".strip(), [row.cells[number] for row in table.rows]
-        columns.append((name, [cell.text if cell.value is None else cell.value for cell in cells]))
+        columns.append((name, [cell.text if column.words else cell.value for cell in cells]))
         if any(cell.deviation is not None for cell in cells):
             columns.append((f"{name} deviation", [cell.deviation for cell in cells]))
     out = io.StringIO()

@@ -51,9 +51,9 @@ def places(values: Sequence[float | None]) -> list[int]:
     return [ranking.index(value) + 1 if value in ranking else 0 for value in shown]
 
 
-def metric_cells(scores: Sequence[Score | None]) -> list[TableCell]:
-    """A column of metrics, with their deviations over seeds, the best and the second marked."""
-    ranking = places([None if score is None else score.mean for score in scores])
+def metric_cells(scores: Sequence[Score | None], comparable: bool = True) -> list[TableCell]:
+    """A column of metrics, with their deviations over seeds; the best and the second marked if they are comparable."""
+    ranking = places([None if score is None or not comparable else score.mean for score in scores])
     return [
         TableCell() if score is None else TableCell(f"{score.mean:.{DIGITS}f}", score.mean, score.deviation, place)
         for score, place in zip(scores, ranking, strict=True)
@@ -87,7 +87,7 @@ def main_table(comparison: Comparison, only: str | None = None) -> Table:
     results = comparison.results
     shown = results.data if only is None else (only,)
     build = TableBuilder(comparison.rows, results)
-    build.add(Column("Seen items", words=True), [TableCell(_seen_items(comparison, row.name)) for row in build.rows])
+    build.add(Column("Seen items", words=True), [TableCell(seen_items(comparison, row.name)) for row in build.rows])
     for data in shown:
         printed = _printed(comparison, data)
         group = data if only is None else "measured here" if printed else ""
@@ -119,7 +119,7 @@ def _printed(comparison: Comparison, data: str) -> list[str]:
     return [metric for metric in comparison.metrics if any((row.name, metric) in paper for row in comparison.rows)]
 
 
-def _seen_items(comparison: Comparison, row: str) -> str:
+def seen_items(comparison: Comparison, row: str) -> str:
     """Whether a row's ranking includes seen items, and what else its runs record of their protocol."""
     if comparison.secondary:
         return "excluded"
@@ -234,7 +234,7 @@ def held_out_table(comparison: Comparison, data: str) -> Table:
             scores = [Score(tuple(cell[among][metric] for cell in found[row.name])) for row in build.rows]
             chance = found[build.rows[0].name][0][f"chance_{among}"][metric]
             column, random = Column(metric_name(metric, short=True), group), TableCell(f"{chance:.{DIGITS}f}", chance)
-            build.add(column, metric_cells(scores), random if same else None)
+            build.add(column, metric_cells(scores, same), random if same else None)
     note = "Rows or seeds differ in the number of held-out items or of their users: they are not comparable."
     if same:
         ((users, items),) = counts
@@ -267,7 +267,7 @@ def cold_table(comparison: Comparison, data: str) -> Table:
                 Score(tuple(part["metrics"][metric] for part in row)) if all(part["metrics"] for part in row) else None
                 for row in parts
             ]
-            build.add(Column(metric_name(metric, short=True), group), metric_cells(scores))
+            build.add(Column(metric_name(metric, short=True), group), metric_cells(scores, len(counts) == 1))
     note = (
         "Test part, what has no training interactions: such users, and such targets of the users of the main table. A "
         "model gives equal scores after an empty history, and to new items whose content it does not read."

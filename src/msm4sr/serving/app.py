@@ -36,15 +36,31 @@ SWITCH_SECONDS = 0.001  # after which a thread that runs Python code lets the ev
 THREADS = 8  # for long requests; more would only wait for the cores, and each keeps memory
 
 
+API_KEY = {
+    "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "Bearer": {"type": "http", "scheme": "bearer"},
+}  # security schemes of OpenAPI, either of which is enough
+
+
 class Api(FastAPI):
-    """FastAPI, but a 422 is described as the problem document that it is."""
+    """FastAPI, but OpenAPI has the API key, the sizes of requests, and a 422 as the problem document that it is."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            schemas = super().openapi()["components"]["schemas"]
+            described, settings = super().openapi(), self.state.service.settings
+            schemas = described["components"]["schemas"]
             schemas["Problem"] = Problem.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            single, several = (schemas[name]["properties"] for name in ("RecommendRequest", "BatchRequest"))
+            single["k"]["maximum"] = several["k"]["maximum"] = settings.max_k
+            single["history"]["anyOf"][0]["maxItems"] = settings.max_history
+            several["histories"]["anyOf"][0]["maxItems"] = settings.max_batch
+            if settings.api_key is not None:
+                described["components"]["securitySchemes"] = API_KEY
+                for operation in (one for path in described["paths"].values() for one in path.values()):
+                    if "401" in operation["responses"]:
+                        operation["security"] = [{name: []} for name in API_KEY]
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -65,6 +81,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         version="1",
         docs_url=None,  # these pages load scripts of other hosts
         redoc_url=None,
+        redirect_slashes=False,  # an id may end in a slash
         lifespan=partial(_lifespan, served, bodies, tracing),
         responses=described(400, 403, 408, 413, 415, 422, 431, 503),
     )

@@ -92,9 +92,10 @@ async def histories_of(request: Request, recommender: Recommender, user_ids: Seq
 
 
 def as_file(request: Request, data: bytes, tag: str, media_type: str, cache: str) -> Response:
-    """A file with its ETag and Cache-Control; 304 for a caller that has it."""
+    """A file with its ETag and Cache-Control; 304 for a caller that has it, whose proxy may have weakened the tag."""
     headers = {"ETag": tag, "Cache-Control": cache}
-    if request.headers.get("if-none-match") == tag:
+    held = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
+    if held & {tag, "*"}:
         return Response(status_code=304, headers=headers)
     return Response(data, media_type=media_type, headers=headers)
 

@@ -8,17 +8,17 @@ from urllib.parse import unquote
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_SLASH = "\x1f"  # in place of a %2F; no id has it
+SLASH = "\x1f"  # in place of a %2F; no id has it
 
 
 class _Segment(Convertor[str]):
     regex = "[^/]+"
 
     def convert(self, value: str) -> str:
-        return value.replace(_SLASH, "/")
+        return value.replace(SLASH, "/")
 
     def to_string(self, value: str) -> str:
-        return value.replace("/", _SLASH)
+        return value.replace("/", SLASH)
 
 
 register_url_convertor("id", _Segment())  # for `{item_id:id}`
@@ -33,5 +33,5 @@ class EncodedSlashes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = scope.get("raw_path") or b""
         if b"%" in raw:
-            scope["path"] = unquote(re.sub("%2f", _SLASH, raw.decode("latin-1"), flags=re.IGNORECASE))
+            scope["path"] = unquote(re.sub("%2f", SLASH, raw.decode("latin-1"), flags=re.IGNORECASE))
         await self.app(scope, receive, send)

@@ -12,11 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from msm4sr.errors import InputError, excerpt
 from msm4sr.recommend.catalogue import ItemExists, UnknownItem
 from msm4sr.recommend.index import IndexUnavailable
 from msm4sr.recommend.users import UnknownUser, UsersUnavailable
+from msm4sr.serving.paths import SLASH
 from msm4sr.serving.state.store import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -79,9 +81,15 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
             return problem(status, str(error))
         case RequestValidationError():
             return problem(422, describe_errors(error.errors()))
+        case HTTPException(status_code=405):
+            methods = _methods(request)
+            detail = f"{_path(request)} does not accept {request.method}; use {methods}"
+            return problem(405, detail, {"Allow": methods})
         case HTTPException():
             return problem(error.status_code, _advice(request, error), dict(error.headers or {}))
-    return problem(503, f"the store of items is not available ({error}); try again later", {"Retry-After": "5"})
+    logger.warning("%s", error)  # it may name files and hosts of the server
+    detail = "the store of items is not available; recommendations continue without changes, try again later"
+    return problem(503, detail, {"Retry-After": "5"})
 
 
 def describe_errors(errors: Sequence[Any]) -> str:
@@ -98,13 +106,20 @@ def _place(location: Sequence[int | str]) -> str:
     return ".".join(str(part) if len(str(part)) <= 60 else excerpt(part) for part in location)
 
 
+def _path(request: Request) -> str:
+    return request.url.path.replace(SLASH, "%2F")
+
+
+def _methods(request: Request) -> str:
+    """The methods that the path of a request accepts."""
+    scopes = [{**request.scope, "method": method} for method in ("DELETE", "GET", "PATCH", "POST")]
+    accepted = (one for one in scopes if any(route.matches(one)[0] is Match.FULL for route in request.app.routes))
+    return ", ".join(one["method"] for one in accepted)
+
+
 def _advice(request: Request, error: HTTPException) -> str:
-    path = request.url.path
     if error.status_code == 404:
-        return f"no such path: {path}; /openapi.json lists all paths"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
-        return f"{path} does not accept {request.method}" + (f"; use {allowed}" if allowed else "")
+        return f"no such path: {_path(request)}; /openapi.json lists all paths"
     if error.status_code == 400 and "parsing" in str(error.detail):
         return "the body cannot be read; send JSON in UTF-8, and new items as multipart/form-data"
     return str(error.detail)

@@ -26,6 +26,8 @@ from msm4sr.recommend.recommender import Recommendation, Recommendations
 from msm4sr.recommend.rules import MAX_BOOST, Rules
 
 Text = Annotated[str, AfterValidator(check_characters)]
+Words = Annotated[str, Field(max_length=200), AfterValidator(check_characters)]
+Modality = Annotated[str, Field(max_length=50), AfterValidator(check_characters)]
 ItemId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(check_characters)]
 # Many ids: their characters are checked in one search, and a list of wrong values is one error.
 ItemIds = Annotated[
@@ -51,7 +53,7 @@ class NewItem(BaseModel):
 class RecommendOptions(BaseModel):
     """How to recommend."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     k: int = Field(10, ge=1, description="Number of items.")
     exclude_seen: bool = Field(True, description="Exclude the items of the history.")
     include_categories: Categories | None = Field(
@@ -76,9 +78,8 @@ class RecommendOptions(BaseModel):
         description="0: in the order of the scores; towards 1: items that are more dissimilar to those before them "
         "(maximal marginal relevance).",
     )
-    by: Text = Field(
+    by: Modality = Field(
         "both",
-        max_length=50,
         description="A modality to score by alone, among the items that have it, such as text or visual; or both.",
     )
     reasons: bool = Field(False, description="Add a short reason to each item.")
@@ -211,6 +212,7 @@ class PageRecommendations:
     reasons: dict[str, Reason | None]
     unknown: list[str]
     history: list[ItemSummary]
+    popular: bool
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,16 @@ from msm4sr.serving.dependencies import (
     check_sizes,
 )
 from msm4sr.serving.problems import Refused, described
-from msm4sr.serving.schemas import FoundItems, ItemChange, ItemDetails, ItemSummary, NewItem, SimilarItems, Text
+from msm4sr.serving.schemas import (
+    FoundItems,
+    ItemChange,
+    ItemDetails,
+    ItemSummary,
+    Modality,
+    NewItem,
+    SimilarItems,
+    Words,
+)
 from msm4sr.serving.service import Service
 from msm4sr.serving.thumbnails import ThumbnailCache
 
@@ -40,7 +49,7 @@ router = APIRouter(prefix="/items", tags=["items"], route_class=BoundedRoute, de
 @router.get("", response_model=FoundItems)
 def list_items(
     service: CurrentService,
-    q: Annotated[Text, Query(max_length=200, description="Words of the title, or the id.")] = "",
+    q: Annotated[Words, Query(description="Words of the title, or the id.")] = "",
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
 ) -> Response:
@@ -91,7 +100,7 @@ def image(
     thumbnails: ThumbnailCache = request.app.state.thumbnails
     if (thumbnail := thumbnails.get(item_id, number, side)) is None:
         raise Refused(404, f"item {item_id[:LONGEST_ID]!r} has no readable image {number}")
-    return as_file(request, *thumbnail, "image/jpeg", "private, max-age=300")
+    return as_file(request, *thumbnail, "image/jpeg", "no-cache")  # an id may have another image soon
 
 
 @router.get("/{item_id:id}/similar", response_model=SimilarItems, responses=described(404))
@@ -99,7 +108,7 @@ def similar(
     item_id: ItemPath,
     service: CurrentService,
     k: Annotated[int, Query(ge=1, description="Number of items.")] = 10,
-    by: Annotated[Text, Query(max_length=50, description="text, visual, both or collaborative.")] = "both",
+    by: Annotated[Modality, Query(description="text, visual, both or collaborative.")] = "both",
 ) -> Response:
     """The items most similar to an item."""
     check_sizes(service.settings, [], k)

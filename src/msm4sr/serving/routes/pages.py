@@ -117,7 +117,9 @@ def recommend(body: RecommendRequest, service: CurrentService) -> Response:
     reasons = {one.item_id: one.reason for one in found.items}
     latest = [] if body.user_id is None else catalogue.known_rows(history)[0][-LATEST:]
     past = [item_summary(catalogue, row, root) for row in latest]
-    return as_json(PageRecommendations(_summaries(catalogue, found.items, root), reasons, found.unknown, past))
+    service.metrics.unknown.inc(len(found.unknown))
+    cards = _summaries(catalogue, found.items, root)
+    return as_json(PageRecommendations(cards, reasons, found.unknown, past, found.popular))
 
 
 @router.get("/static/{name}")

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "items.sqlite"
 MAGIC = b"SQLite format 3\0"  # the start of the file
+CHECK = 1.0  # seconds between checks that the file is still there
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
     item_id TEXT PRIMARY KEY,
@@ -115,7 +116,7 @@ class SQLiteStore:
                 self._drop_without_id()
                 self._renumber()
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
-            self._files = self._identities()
+            self._files, self._checked = self._identities(), time.monotonic()
         except (OSError, sqlite3.Error, StoreUnavailable) as error:
             raise self.unusable(error) from None
 
@@ -136,6 +137,9 @@ class SQLiteStore:
         time.sleep(seconds)
 
     def version(self) -> int:
+        if time.monotonic() > self._checked + CHECK:
+            self._check_file()
+            self._checked = time.monotonic()
         return int(self._read("PRAGMA data_version")[0][0])
 
     def counter(self, name: Counter) -> int:

@@ -54,8 +54,9 @@ const rules = {
 
 function showRules() {
   const chosen = rules.all();
-  $("chips").replaceChildren(
-    ...Object.entries(KINDS).flatMap(([kind, label]) =>
+  redraw(
+    $("chips"),
+    Object.entries(KINDS).flatMap(([kind, label]) =>
       chosen[kind].map((name) => {
         const words = `${label} ${name}`;
         const button = element("button", { type: "button", class: `chip ${kind}`, "aria-label": `Remove: ${words}` }, words);
@@ -99,6 +100,15 @@ function element(name, attributes = {}, ...children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
+}
+
+// Replace the entries of a list. The keyboard's focus stays at its place in the list.
+function redraw(list, entries) {
+  const place = [...list.children].findIndex((one) => one.contains(document.activeElement));
+  list.replaceChildren(...entries);
+  if (place < 0) return;
+  const entry = list.children[Math.min(place, list.children.length - 1)];
+  (entry?.querySelector("button") ?? $("q")).focus({ preventScroll: true });
 }
 
 function tile(card) {
@@ -151,8 +161,9 @@ function show() {
     if (button) button.setAttribute("aria-pressed", ids.has(card.dataset.id));
   }
   if (!$("history")) return;
-  $("history").replaceChildren(
-    ...list.map((one) => {
+  redraw(
+    $("history"),
+    list.map((one) => {
       const button = element("button", { type: "button", title: one.title, "aria-label": `Remove ${one.title}` }, tile(one));
       button.addEventListener("click", () => userHistory.toggle(one));
       return element("li", {}, button);
@@ -163,7 +174,6 @@ function show() {
   $("clear").hidden = list.length === 0;
   $("next").hidden = false;
   $("whose").textContent = userHistory.user() ? `History of user ${userHistory.user()}` : "Your history";
-  $("what").textContent = list.length ? "Next for you" : "Popular items";
   if ($("by")) $("by").hidden = list.length === 0;
   document.querySelector(".picked").classList.toggle("filled", list.length > 0);
   recommend();
@@ -208,12 +218,13 @@ async function recommend() {
     const modality = by();
     const found = await post("/page/recommend", { ...question(), k: SHOWN });
     if (number !== asked) return;
-    $("recommended").replaceChildren(...found.items.map((item) => recommendation(item, found.reasons[item.item_id], modality)));
+    redraw($("recommended"), found.items.map((item) => recommendation(item, found.reasons[item.item_id], modality)));
+    $("what").textContent = found.popular ? "Popular items" : "Next for you";
     say(found.items.length ? "" : "No item fits these rules. Remove one.");
     forget(found.unknown);
   } catch (error) {
     if (number !== asked) return;
-    $("recommended").replaceChildren();
+    redraw($("recommended"), []);
     say(error.message, true);
   } finally {
     if (number === asked) $("recommended").classList.remove("waiting");
@@ -235,21 +246,34 @@ function recommendation(item, reason, modality) {
   return made;
 }
 
-// Forget items of the history that were removed meanwhile.
+// Forget items of the history that were removed meanwhile; a user's other unknown items were never shown.
 function forget(unknown) {
-  if (!unknown.length) return;
   const gone = new Set(unknown);
-  sessionStorage.setItem("history", JSON.stringify(userHistory.all().filter((one) => !gone.has(one.item_id))));
+  const rest = userHistory.all().filter((one) => !gone.has(one.item_id));
+  if (rest.length === userHistory.all().length) return;
+  userHistory.keep(rest, userHistory.user());
 }
 
 // -- the catalogue: search while typing, more items at the end
 
 const catalogue = $("catalogue");
 
+const PAGE = 60; // items of a slice
+
+let filled = 0;
+
 async function fill(search, offset, replace) {
-  const limit = 60;
-  const found = await ask(`/items?${new URLSearchParams({ q: search, offset, limit })}`);
-  if (search !== catalogue.dataset.search) return; // the search has changed meanwhile
+  const number = ++filled; // an outdated answer is not shown
+  let found;
+  try {
+    found = await ask(`/items?${new URLSearchParams({ q: search, offset, limit: PAGE })}`);
+  } catch (error) {
+    if (number !== filled) return;
+    if (replace) catalogue.replaceChildren();
+    $("found").textContent = error.message;
+    return;
+  }
+  if (number !== filled) return;
   const made = found.items.map(itemCard);
   if (replace) catalogue.replaceChildren(...made);
   else catalogue.append(...made);
@@ -265,11 +289,13 @@ async function fill(search, offset, replace) {
 function mark() {
   const ids = new Set(userHistory.all().map((one) => one.item_id));
   for (const card of catalogue.children) card.querySelector(".pick").setAttribute("aria-pressed", ids.has(card.dataset.id));
-  const rest = Number(catalogue.dataset.total) - Number(catalogue.dataset.offset) - 60;
+  const rest = Number(catalogue.dataset.total) - Number(catalogue.dataset.offset) - PAGE;
   const more = element("button", { type: "button", id: "more" }, `More (${Math.max(0, rest).toLocaleString("en")})`);
   more.addEventListener("click", async () => {
     const last = catalogue.lastElementChild;
-    await fill(catalogue.dataset.search, Number(catalogue.dataset.offset) + 60, false);
+    more.disabled = true;
+    await fill(catalogue.dataset.search, Number(catalogue.dataset.offset) + PAGE, false);
+    more.disabled = false; // still there if the service could not be reached
     last?.nextElementSibling?.querySelector(".pick").focus({ preventScroll: true });
   });
   $("pages").replaceChildren(...(rest > 0 ? [more] : []));

@@ -19,17 +19,19 @@ function startDialog(opener, dialog, change, done) {
     event.preventDefault();
     send.disabled = true;
     wrong.textContent = "";
+    let item;
     try {
       const key = form.elements.key?.value;
-      const item = await change(form, key ? { "X-API-Key": key } : {});
-      dialog.close();
-      form.reset();
-      await done(item);
+      item = await change(form, key ? { "X-API-Key": key } : {});
     } catch (error) {
       wrong.textContent = error.message;
+      return;
     } finally {
       send.disabled = false;
     }
+    dialog.close();
+    form.reset();
+    await done(item);
   });
 }
 
@@ -70,7 +72,11 @@ async function announce(item) {
     return;
   }
   await recommend();
-  const found = await post("/recommend", { ...question(), k: RANKED });
+  const found = await post("/recommend", { ...question(), k: RANKED }).catch(() => null);
+  if (!found) {
+    say(`“${item.title}” was added. Its rank is not known: the service did not answer.`, true);
+    return;
+  }
   const rank = found.items.find((one) => one.item_id === item.item_id)?.rank;
   const place = rank ? `rank ${rank} for your history` : `not among the first ${found.items.length} for your history`;
   say(`“${item.title}” was added: ${place}.`);
