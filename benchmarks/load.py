@@ -59,6 +59,7 @@ def start_load(url: str, requests: Sequence[Request], rate: float, seconds: floa
 def read_load(process: Popen[str]) -> Load:
     """Wait for the process and return its result."""
     output, _ = process.communicate()
+    Path(process.args[2]).unlink()  # type: ignore[index, arg-type]
     if process.returncode:
         raise RuntimeError(f"the load generator ended with {process.returncode}")
     return Load(**json.loads(output.splitlines()[-1]))

@@ -1,6 +1,6 @@
 """Soak test of the service: memory, failed requests, and persistence after a kill, while items are added and removed.
 
-    python benchmarks/soak.py --run runs/ml-1m               # 10 minutes; a table, and docs/images/soak.png
+    python benchmarks/soak.py --run runs/ml-1m               # 10 minutes
     python benchmarks/soak.py --run runs/ml-1m --minutes 1   # a smoke test
 
 Locust requests recommendations, reasons, explanations, similar items, batches and pages at a steady rate. An item with
@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import numpy as np
 import typer
-from common import Plot, describe, new_figure, save_figure
+from common import describe
 from load import Request, read_load, start_load
 from PIL import Image
 from service import Server, serving
@@ -124,7 +124,7 @@ def mixed_requests(histories: Sequence[Sequence[str]]) -> list[Request]:
 
 def soak(
     server: Server, histories: Sequence[Sequence[str]], minutes: float, rate: float, every: float
-) -> tuple[list[Sample], CatalogueChanges]:
+) -> CatalogueChanges:
     """Run load and changes, print samples and a summary. Raises InputError if anything failed."""
     items = [item for history in histories for item in history]
     run_items = list(dict.fromkeys(items))[:RUN_ITEMS]
@@ -150,7 +150,7 @@ def soak(
     )
     if result.failed or changes.failed:
         raise InputError("; ".join(["requests failed", *changes.failed[:3]]))
-    return samples, changes
+    return changes
 
 
 def check_persistence(server: Server, changes: CatalogueChanges) -> None:
@@ -181,33 +181,19 @@ def growth(samples: Sequence[Sample]) -> str:
     return f"memory: {late[0].memory:.0f} MiB at half time, {late[-1].memory:.0f} at the end, {slope:+.1f} MiB a minute"
 
 
-def plot(samples: Sequence[Sample], file: Path) -> None:
-    figure = new_figure(7, 3.5)
-    panel = figure.subplots()
-    minutes = [s.seconds / 60 for s in samples]
-    panel.plot(minutes, [s.memory for s in samples], label="allocated")
-    panel.plot(minutes, [s.mapped for s in samples], label="pages of mapped files")
-    panel.legend()
-    panel.set(xlabel="minutes", ylabel="memory of all processes, MiB", ylim=(0, None))
-    panel.grid(alpha=0.3)
-    save_figure(figure, file)
-
-
 def main(
     run: Annotated[Path, typer.Option(help="A finished run of a model that accepts new items.")],
     minutes: Annotated[float, typer.Option(min=0.1)] = 10,
     rate: Annotated[float, typer.Option(min=1, help="Requests per second.")] = 50,
     every: Annotated[float, typer.Option(min=0, help="Seconds between two new items.")] = 1,
     workers: Annotated[int, typer.Option(min=1)] = 2,
-    out: Plot = Path("docs/images/soak.png"),
 ) -> None:
     with handle_errors(), tempfile.TemporaryDirectory() as scratch:
         state, options = Path(scratch) / "state", ("--workers", str(workers))
         print(f"{describe()}; {workers} workers, {rate:g} requests/s, an item every {every:g} s\n")
         with serving(run, state, *options) as server:
-            samples, changes = soak(server, histories_of(run), minutes, rate, every)
+            changes = soak(server, histories_of(run), minutes, rate, every)
             server.kill()
-        plot(samples, out)
         with serving(run, state, *options) as server:
             check_persistence(server, changes)
 

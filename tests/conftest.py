@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from postgresql import PostgreSQL
     from ray.cluster_utils import Cluster
 
-# Cases of a property test in `make test` and in `make test-all`. None may fail because the machine is slow.
+# Cases of a property test: the same ones in each `make test`, others in each `make test-all`. None may fail because the
+# machine is slow.
 for profile, cases in {"fast": 25, "thorough": 200}.items():
     settings.register_profile(
         profile,
         max_examples=cases,
+        derandomize=profile == "fast",
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )

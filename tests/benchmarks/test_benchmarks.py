@@ -181,16 +181,6 @@ def test_both_libraries_train_on_the_same_pairs_and_have_the_same_ranks(shop: Pa
     assert len(re.findall(r"^\| (?:msm4sr|RecBole) \|", done.out, re.M)) == 2
 
 
-def test_paired_compares_a_row_with_the_one_that_it_extends(tmp_path: Path) -> None:
-    grid = write_grid(tmp_path / "grid", ("sasrec", "sasrecm"))
-    write_cell(grid, "sasrec", [3, 30, 30], seen_excluded=[1, 30, 30])
-    write_cell(grid, "sasrecm", [1, 30, 30], seen_excluded=[1, 30, 30])
-    command = [sys.executable, str(ROOT / "benchmarks" / "paired.py"), str(grid), "--pair", "sasrecm:sasrec"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "| shop | included | sasrecm | sasrec | +0.1667 |" in printed
-    assert "| shop | excluded | sasrecm | sasrec | +0.0000 |" in printed
-
-
 def test_the_images_of_a_share_of_the_items_are_removed(tmp_path: Path) -> None:
     names, counts = [f"item-{n}" for n in range(12)], np.array([1, 2, 0, 1] * 3)
     vectors = np.arange(counts.sum(), dtype=np.float32)[:, None].repeat(4, axis=1)

@@ -118,11 +118,10 @@ def test_items_that_were_held_out_are_added_and_counted(cold: tuple[Path, str]) 
 
 @pytest.mark.slow
 def test_the_soak_finds_after_the_kill_what_was_added(cold: tuple[Path, str], tmp_path: Path) -> None:
-    options = ["--run", f"{cold[0]}/run", "--minutes", "0.2", "--rate", "10", "--out", f"{tmp_path}/soak.png"]
+    options = ["--run", f"{cold[0]}/run", "--minutes", "0.2", "--rate", "10"]
     printed = run("soak.py", *options)
     assert ", 0 failed; p50" in printed
     assert re.search(r"after the kill (\d+) of \1 added items are there, \1 are recommended", printed)
-    assert (tmp_path / "soak.png").exists()
 
 
 @pytest.mark.slow

@@ -270,29 +270,6 @@ def test_the_demo_compares_four_systems_and_leaves_a_report(cli: Cli, tmp_path: 
     assert "data:image/jpeg;base64," in html
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        (),
-        ("run",),
-        ("extract",),
-        ("pretrain",),
-        ("finetune",),
-        ("evaluate",),
-        ("recommend",),
-        ("demo",),
-        ("prepare",),
-        ("prepare", "csv"),
-        ("prepare", "toyshop"),
-    ],
-)
-def test_every_command_explains_itself(cli: Cli, command: tuple[str, ...]) -> None:
-    called = cli(*command, "--help")
-    assert called.code == 0
-    assert f"msm4sr {' '.join(command)}".strip() in called.out or f"root {' '.join(command)}".strip() in called.out
-    assert len(called.out) > 200
-
-
 def test_the_entry_point_is_the_one_that_is_tested() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["msm4sr"] == "msm4sr.cli:main"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,9 @@ def test_a_model_of_another_package_runs_and_is_compared(tmp_path: Path, environ
     pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(
         data / "interactions.parquet"
     )
-    assert "markov" in call("run", "--help")
     call("run", data, "--model", "markov", "--out", tmp_path / "run", *QUICK)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["run"]["model"] == "markov"
-    assert "i" in call("recommend", tmp_path / "run", "--user", "u3")
+    assert re.search(r"\bi\d+\b", call("recommend", tmp_path / "run", "--user", "u3"))
     (tmp_path / "two.yaml").write_text("rows: [{name: markov, model: markov}, {name: popularity, model: popularity}]")
     assert "markov" in call("compare", tmp_path / "two.yaml", "--data", data, "--out", tmp_path / "grid", *QUICK)
     assert (tmp_path / "grid" / "cells" / "ring" / "markov" / "seed-0" / "metrics.json").exists()

@@ -6,16 +6,14 @@ import http.client
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from callers import asking, wait_for_more, wait_until
 from service import serving
-from test_server import wait_until
 
 from msm4sr.data.dataset import load_dataset
 
@@ -55,7 +53,7 @@ class Passed(BaseHTTPRequestHandler):
             connection.request("POST", self.path, body, {"Content-Type": self.headers["Content-Type"]})
             answer = connection.getresponse()
             code, content = answer.status, answer.read()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             code, content = 502, b""
         finally:
             connection.close()
@@ -87,28 +85,6 @@ def balancer() -> Iterator[Balancer]:
         yield balancer
         balancer.ended.set()
         balancer.shutdown()
-
-
-@contextmanager
-def asking(make_client: Callable[[], httpx.Client], history: list[str]) -> Iterator[list[int]]:
-    """Four callers, each as fast as it is answered; the statuses of the answers."""
-    stop, answers = threading.Event(), []
-
-    def ask() -> None:
-        with make_client() as client:
-            while not stop.is_set():
-                answers.append(client.post("/recommend", json={"history": history}).status_code)
-
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(4):
-            pool.submit(ask)
-        yield answers
-        stop.set()
-
-
-def wait_for_more(answers: list[int], more: int) -> None:
-    enough = len(answers) + more
-    wait_until(lambda: len(answers) >= enough)
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])

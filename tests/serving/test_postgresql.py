@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from callers import wait_until
 from fastapi.testclient import TestClient
 from postgresql import BIN, PostgreSQL, postgresql
-from test_server import wait_until
 from typer.testing import CliRunner
 
 from msm4sr.cli import app

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from callers import asking, wait_for_more, wait_until
 from proxy import NGINX, Proxy
 from service import Server, serving
-from test_drain import asking, wait_for_more
-from test_server import wait_until
 
 from msm4sr.data.dataset import load_dataset
 

@@ -13,10 +13,10 @@ from random import Random
 
 import httpx2 as httpx
 import pytest
+from callers import wait_until
 from fastapi.testclient import TestClient
 from postgresql import BIN, PostgreSQL, postgresql
 from service import Server
-from test_server import wait_until
 
 from msm4sr.data.dataset import load_dataset
 from msm4sr.serving.app import create_app

@@ -9,10 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import polars as pl
 import psutil
 import pytest
 import uvicorn
+from callers import asking, wait_until
 from service import Server, free_port, serving
 from uvicorn.supervisors.multiprocess import SIGNALS
 
@@ -97,27 +97,6 @@ def test_workers_share_items_and_counters(run_folder: Path, ids: list[str], tmp_
         server.stop()
 
 
-@contextmanager
-def asking(server: Server, history: list[str]) -> Iterator[None]:
-    """Three callers ask during the block, without a pause; every request must be answered."""
-    stop, answers = threading.Event(), []
-
-    def ask() -> None:
-        while not stop.is_set():
-            answers.append(server.client.post("/recommend", json={"history": history}).status_code)
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert set(answers) == {200}
-
-
 def switch(link: Path, run: Path) -> None:
     """Let the link point to another run, in one step."""
     following = link.with_name("next")
@@ -136,14 +115,14 @@ def test_a_newer_run_is_loaded_without_a_failed_request(run_folder: Path, ids: l
             lines: list[str] = server.client.get("/metrics").text.splitlines()
             return next(float(line.split()[1]) for line in lines if line.startswith("msm4sr_reloads_total"))
 
-        with asking(server, [*ids[:2], "n1"]):
+        with asking(partial(httpx.Client, base_url=server.url, timeout=None), [*ids[:2], "n1"]) as answers:
             for count in (1, 2, 3):
                 if count == 2:
                     assert server.client.post("/reload").status_code == 202
                 else:
                     switch(link, Path(shutil.copytree(run_folder, tmp_path / f"copy-{count}")))
-                while reloads() < count:
-                    pass
+                wait_until(lambda count=count: reloads() >= count)  # type: ignore[misc]
+        assert set(answers) == {200}
         assert known(server, "n1")
 
 
@@ -162,13 +141,13 @@ def test_a_run_that_was_continued_at_night_is_loaded_without_a_failed_request(
     log.write_parquet(data / "interactions.parquet")
     with serving(link, tmp_path / "state") as server:
         assert add(server, "n1") == 201
-        with asking(server, [*ids[:8], "n1"]):
+        with asking(partial(httpx.Client, base_url=server.url, timeout=None), [*ids[:8], "n1"]) as answers:
             tonight = tmp_path / "tonight"
             command = [sys.executable, "-m", "msm4sr", "run", str(data), "--out", str(tonight)]
             subprocess.run([*command, "--warm-start", str(run_folder)], check=True, stdout=subprocess.DEVNULL)
             switch(link, tonight)
-            while not known(server, "toy-new"):
-                pass
+            wait_until(lambda: known(server, "toy-new"))
+        assert set(answers) == {200}
         assert [known(server, name) for name in ("n1", ids[4], ids[5])] == [True, True, False]
 
 
@@ -198,13 +177,6 @@ def start(run: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str]
     with (folder / "log").open("w") as log:
         environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
         return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=environment, text=True), port
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def wait_for_log(folder: Path, words: str) -> None:
