@@ -47,8 +47,8 @@ class Api(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            described, settings = super().openapi(), self.state.service.settings
-            schemas = described["components"]["schemas"]
+            document, settings = super().openapi(), self.state.service.settings
+            schemas = document["components"]["schemas"]
             schemas["Problem"] = Problem.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
@@ -57,8 +57,8 @@ class Api(FastAPI):
             single["history"]["anyOf"][0]["maxItems"] = settings.max_history
             several["histories"]["anyOf"][0]["maxItems"] = settings.max_batch
             if settings.api_key is not None:
-                described["components"]["securitySchemes"] = API_KEY
-                for operation in (one for path in described["paths"].values() for one in path.values()):
+                document["components"]["securitySchemes"] = API_KEY
+                for operation in (one for path in document["paths"].values() for one in path.values()):
                     if "401" in operation["responses"]:
                         operation["security"] = [{name: []} for name in API_KEY]
         assert self.openapi_schema is not None
