@@ -215,7 +215,7 @@ def _train_one(
         if not resume and not overwrite and best_file(started.checkpoints, stage).exists():
             raise InputError(
                 f"{folder}: already has weights of {stage}; --resume completes an interrupted training, --overwrite "
-                "trains the stage again and removes what was made of the old weights"
+                "trains the stage again and removes later stages and results"
             )
         with _locked(folder, started.settings.device):
             if resume:

@@ -306,8 +306,8 @@ def open_run(folder: Path, changes: Sequence[str] = (), data: Path | None = None
     """
     file = folder / "config.yaml"
     if not file.is_file() and (folder / "interactions.parquet").exists():
-        made = command("run", folder, "--out", "RUN")
-        raise InputError(f"{folder}: prepared data, not a run; {made} makes a run of it")
+        training = command("run", folder, "--out", "RUN")
+        raise InputError(f"{folder}: prepared data, not a run; {training} trains a model on it")
     if not file.is_file():
         raise InputError(
             f"{folder}: no run here (no config.yaml); {command('run', 'DATA', '--out', folder)} creates one"

@@ -217,7 +217,7 @@ def _popularity_charts(comparison: Comparison, found: SegmentMetrics) -> list[Pa
 def _shares(comparison: Comparison, data: str) -> Iterator[Section]:
     """The charted metric by the share of users in training; nothing if all have the same share.
 
-    A model has one curve. Variants of it with the same share have a curve each.
+    A model has one curve; a second variant with the same share has its own.
     """
     metric, ours = _charted(comparison), []
     points: dict[str, dict[float, float]] = {}

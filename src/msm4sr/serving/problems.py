@@ -88,7 +88,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         case HTTPException():
             return problem(error.status_code, _advice(request, error), dict(error.headers or {}))
     logger.warning("%s", error)  # it may name files and hosts of the server
-    detail = "the store of items is not available; recommendations continue without changes, try again later"
+    detail = "the store of items is not available; recommendations continue, changes can be tried again later"
     return problem(503, detail, {"Retry-After": "5"})
 
 
